@@ -1,0 +1,42 @@
+# The one vocabulary of the project: people, CI and the README call the same targets.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(STAMP) ## set up .venv with everything that demo, test and check need (nothing happens when it stands)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	@touch $@
+
+demo: install ## train both stages on real faces, test on people never seen, write runs/demo/report.html (an earlier run is kept beside it)
+	@if [ -e $(RUN) ]; then mv $(RUN) $(RUN)-$$(date +%Y%m%d-%H%M%S); fi
+	$(BIN)/deocc fit --config configs/inpaint.yaml --run $(RUN)/inpaint
+	$(BIN)/deocc fit --config configs/distill.yaml --run $(RUN)/distill --model.init_args.inpainting_checkpoint $(RUN)/inpaint
+	$(BIN)/deocc test --checkpoint $(RUN)/distill --run $(RUN)
+
+test: install ## run the tests
+	$(BIN)/python -m pytest
+
+check: install ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: install ## measure speed and memory against reference forms, in one run
+	$(BIN)/python bench/bench.py
+
+clean: ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""The batch: its keys, shapes and value ranges, said once.
+
+B is the batch size; H = W = the canonical crop's side in pixels (see `deocc.geometry`). Images are RGB in [-1, 1].
+"""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class FaceBatch(TypedDict):
+    """Clean faces, as a data loader yields them."""
+
+    face: Tensor
+    """(B, 3, H, W) in [-1, 1], the clean face in the canonical crop."""
+    landmarks: Tensor
+    """(B, 5, 2) x, y in pixels of the crop: eye, eye, nose, mouth corner, mouth corner, left to right in the image."""
+    identity: Tensor
+    """(B,) int64, 0 <= identity < number of people of the split."""
+    index: Tensor
+    """(B,) int64, the image's position in its face set."""
+    kind: Tensor
+    """(B,) int64, the occluder's position in `deocc.masking.list_kinds()`; -1 where no occluder lies on the face."""
+    seed: Tensor
+    """(B,) int64, from which everything random about the image's mask follows."""
+
+
+class MaskedFaceBatch(FaceBatch):
+    """Clean faces and their masked twins, as the modules receive them."""
+
+    masked_face: Tensor
+    """(B, 3, H, W) in [-1, 1], equal to `face` wherever `mask` is 0."""
+    mask: Tensor
+    """(B, 1, H, W), 1 = covered, 0 = visible."""

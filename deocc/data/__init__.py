@@ -1,0 +1,7 @@
+"""Face sets, alignment, and the one LightningDataModule."""
+
+from deocc.data.face_set import FaceSet
+from deocc.data.masked_faces import MaskedFaceDataModule
+from deocc.data.orl import OrlFaces
+
+__all__ = ["FaceSet", "MaskedFaceDataModule", "OrlFaces"]

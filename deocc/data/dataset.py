@@ -1,0 +1,117 @@
+"""One item: a face in its canonical crop, with its landmarks, identity, and the kind and seed of its mask."""
+
+from functools import lru_cache
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deocc.data.augmentation import Augmentation
+from deocc.data.face_set import FaceSet, Split
+from deocc.data.sampler import ItemKey, item_seed
+from deocc.geometry import align
+
+
+class FaceItem(TypedDict):
+    """A `deocc.batch.FaceBatch` of one, without the batch dimension."""
+
+    face: Tensor
+    landmarks: Tensor
+    identity: Tensor
+    index: Tensor
+    kind: Tensor
+    seed: Tensor
+
+
+class AlignedFaces:
+    """Canonical crops of a face set, the last thousand kept in memory."""
+
+    def __init__(self, face_set: FaceSet, size: int) -> None:
+        self.face_set, self.size = face_set, size
+        self._cached = lru_cache(maxsize=1000)(self._align)
+
+    def __call__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The face at `index`, (size, size, 3) RGB, and its landmarks there, (5, 2) in pixels.
+
+        Raises:
+            ValueError: the image cannot be read or its landmarks are unusable; the message names the image.
+        """
+        return self._cached(index)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a spawned loader worker needs: no cache."""
+        return {"face_set": self.face_set, "size": self.size}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _align(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        try:
+            face, landmarks = align(self.face_set.image(index), self.face_set.landmarks[index], self.size)
+        except ValueError as error:
+            raise ValueError(f"{self.face_set.names[index]}: {error}") from error
+        return face.add(1).mul(127.5).round().byte().permute(1, 2, 0).contiguous().numpy(), landmarks.numpy()
+
+
+class TrainingFaces(Dataset[FaceItem]):
+    """Augmented training faces; what happens to an item follows from the seed, its position and the epoch alone."""
+
+    def __init__(self, face_set: FaceSet, size: int, augmentation: Augmentation, seed: int) -> None:
+        self.aligned, self.augmentation, self.seed = AlignedFaces(face_set, size), augmentation, seed
+        self.indices = face_set.indices("train")
+        self.identities = _identities(face_set, self.indices)
+
+    def __len__(self) -> int:
+        """The number of training images."""
+        return len(self.indices)
+
+    def __getitem__(self, key: ItemKey) -> FaceItem:
+        """The item of one epoch and position. Its kind is left open (-1): the data module draws it from the seed."""
+        epoch, position = key
+        index = int(self.indices[position])
+        seed = item_seed(self.seed, epoch, index)
+        face, landmarks = self.augmentation(*self.aligned(index), seed)
+        return _item(face, landmarks, int(self.identities[position]), index, -1, seed)
+
+
+class FixedFaces(Dataset[FaceItem]):
+    """Unaugmented faces of some images, each under every one of the given (kind, mask seed) pairs; (-1, 0) leaves the face clean.
+
+    The order is image by image within a pair, so that batches hold one kind where they can. Mask seeds are hashed with the image and a word
+    that training never uses, so no evaluation mask is ever a training mask.
+    """
+
+    def __init__(self, face_set: FaceSet, split: Split, size: int, masks: list[tuple[int, int]]) -> None:
+        self.aligned, self.masks = AlignedFaces(face_set, size), masks
+        self.indices = face_set.indices(split)
+        self.identities = _identities(face_set, self.indices)
+
+    def __len__(self) -> int:
+        """Images times masks."""
+        return len(self.indices) * len(self.masks)
+
+    def __getitem__(self, number: int) -> FaceItem:
+        """The item at `number`: image `number % images` under mask `number // images`."""
+        (kind, mask_seed), position = self.masks[number // len(self.indices)], number % len(self.indices)
+        index = int(self.indices[position])
+        face, landmarks = self.aligned(index)
+        return _item(face, landmarks, int(self.identities[position]), index, kind, item_seed("evaluation", mask_seed, kind, index))
+
+
+def _identities(face_set: FaceSet, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The people of these images, numbered from 0."""
+    return np.unique(face_set.person[indices], return_inverse=True)[1].astype(np.int64)
+
+
+def _item(face: NDArray[np.uint8], landmarks: NDArray[np.float32], identity: int, index: int, kind: int, seed: int) -> FaceItem:
+    return FaceItem(
+        face=torch.tensor(face).permute(2, 0, 1).float() / 127.5 - 1,
+        landmarks=torch.tensor(landmarks),
+        identity=torch.tensor(identity),
+        index=torch.tensor(index),
+        kind=torch.tensor(kind),
+        seed=torch.tensor(seed),
+    )

@@ -1,0 +1,140 @@
+"""The one data module: faces of any face set, masked on the fly on whatever device the batch is."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from deocc.batch import FaceBatch, MaskedFaceBatch
+from deocc.data.augmentation import Augmentation, Strength
+from deocc.data.dataset import FaceItem, FixedFaces, TrainingFaces
+from deocc.data.face_set import FaceSet, Split
+from deocc.data.orl import OrlFaces
+from deocc.data.sampler import EpochSampler
+from deocc.masking import draw_kinds, list_kinds, render
+
+_CLEAN = (-1, 0)
+
+
+class MaskedFaceDataModule(pl.LightningDataModule):
+    """Batches of clean faces and their masked twins (`deocc.batch.MaskedFaceBatch`).
+
+    Training faces are augmented and get a fresh mask every epoch. Validation, test and prediction give two loaders: the clean faces of the
+    split, then the same faces under every kind with every evaluation seed: always the same masks, none of which training ever draws.
+
+    Args:
+        face_set: whose faces; default the embedded ORL faces.
+        size: side of the canonical crop in pixels.
+        batch_size: training images a process and step.
+        eval_batch_size: images a process and step otherwise.
+        kinds: the occluders to train and evaluate with; default all.
+        clean_probability: share of training images that stay unmasked, so that bare faces are learnt too.
+        augmentation: strength of the clean face's augmentation.
+        seed: from which the order, the augmentation and the masks of training follow.
+        val_seeds: evaluation masks a kind and image in validation.
+        test_seeds: the same in test.
+        num_workers: loader processes.
+
+    Raises:
+        ValueError: an unknown kind, or a size, batch size or probability out of range.
+    """
+
+    def __init__(
+        self,
+        face_set: FaceSet | None = None,
+        size: int = 112,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        kinds: Sequence[str] | None = None,
+        clean_probability: float = 0.1,
+        augmentation: Strength = "light",
+        seed: int = 0,
+        val_seeds: Sequence[int] = (100,),
+        test_seeds: Sequence[int] = (1, 2, 3),
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_range("size", size, 32, 1024)
+        _check_range("batch_size", batch_size, 1, 65536)
+        _check_range("clean_probability", clean_probability, 0, 1)
+        self.kinds = tuple(kinds) if kinds is not None else list_kinds()
+        unknown = [kind for kind in self.kinds if kind not in list_kinds()]
+        if unknown or not self.kinds:
+            raise ValueError(f"unknown occluder kinds {unknown}: choose some of {', '.join(list_kinds())}")
+        self.face_set = face_set if face_set is not None else OrlFaces()
+        self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
+        self.clean_probability, self.seed, self.num_workers = clean_probability, seed, num_workers
+        self.augmentation: Strength = augmentation
+        self.eval_seeds: dict[Split, tuple[int, ...]] = {"val": tuple(val_seeds), "test": tuple(test_seeds)}
+
+    @property
+    def num_identities(self) -> int:
+        """The number of training people."""
+        return sum(split == "train" for split in self.face_set.split_of_person.values())
+
+    def train_dataloader(self) -> DataLoader[FaceItem]:
+        """Augmented training faces, shuffled by seed and epoch."""
+        faces = TrainingFaces(self.face_set, self.size, Augmentation(self.augmentation), self.seed)
+        return DataLoader(
+            faces,
+            batch_size=self.batch_size,
+            sampler=EpochSampler(len(faces), self.seed),  # type: ignore[arg-type]  # a sampler of keys, not of positions
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            drop_last=len(faces) >= self.batch_size,
+        )
+
+    def reference_dataloader(self) -> DataLoader[FaceItem]:
+        """The clean training faces, unaugmented and in order: what identity centres are computed from."""
+        return self._fixed("train", [_CLEAN])
+
+    def val_dataloader(self) -> list[DataLoader[FaceItem]]:
+        """Clean, then masked faces of the validation people."""
+        return self._gallery_and_probes("val")
+
+    def test_dataloader(self) -> list[DataLoader[FaceItem]]:
+        """Clean, then masked faces of the test people."""
+        return self._gallery_and_probes("test")
+
+    def predict_dataloader(self) -> DataLoader[FaceItem]:
+        """The masked faces of the test people, one mask a kind."""
+        return self._fixed("test", self._masks(self.eval_seeds["test"][:1]))
+
+    def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
+        """Put the masks on, where the batch now is."""
+        trainer = self.trainer
+        if trainer is not None and trainer.training:
+            batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
+        return mask_batch(batch)
+
+    def provenance(self) -> dict[str, object]:
+        """What an evaluation must carry to be compared with another: the test data's hash and the masks' recipe."""
+        return {
+            "data": type(self.face_set).__name__,
+            "credit": self.face_set.credit,
+            "data_hash": self.face_set.fingerprint("test"),
+            "size": self.size,
+            "kinds": list(self.kinds),
+            "mask_seeds": list(self.eval_seeds["test"]),
+        }
+
+    def _gallery_and_probes(self, split: Split) -> list[DataLoader[FaceItem]]:
+        return [self._fixed(split, [_CLEAN]), self._fixed(split, self._masks(self.eval_seeds[split]))]
+
+    def _masks(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
+        return [(list_kinds().index(kind), seed) for kind in self.kinds for seed in seeds]
+
+    def _fixed(self, split: Split, masks: list[tuple[int, int]]) -> DataLoader[FaceItem]:
+        return DataLoader(FixedFaces(self.face_set, split, self.size, masks), batch_size=self.eval_batch_size, num_workers=self.num_workers)
+
+
+def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:
+    """Render each face's occluder of `kind` from `seed`; kind -1 leaves the face as it is."""
+    masked_face, mask = render(batch["face"], batch["landmarks"], batch["kind"], batch["seed"])
+    return cast(MaskedFaceBatch, {**batch, "masked_face": masked_face, "mask": mask})
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"data.{name} is {value}: choose a value from {low} to {high}")

@@ -1,0 +1,64 @@
+"""Measure the five landmarks of the embedded ORL faces: `python -m deocc.data.measure_landmarks` rewrites `orl_landmarks.csv`.
+
+The detector is MTCNN as shipped, weights included (MIT), by the package facenet-pytorch. Its pins are old, hence the second step:
+`pip install --no-deps facenet-pytorch==2.6.0`. Nothing else in deocc needs it.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from deocc.data.orl import LANDMARKS_FILE, image_paths
+
+_PADDING, _SCALE = 24, 3  # the detector wants a margin around the face and more pixels than the 92 x 112 of an ORL image
+
+
+def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Non-maximum suppression by OpenCV, since torchvision's needs compiled operators that a CPU-only torch may not be able to load."""
+    corners = boxes.numpy()
+    sized = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    return torch.as_tensor(np.array(cv2.dnn.NMSBoxesBatched(sized, scores.tolist(), groups.int().tolist(), 0.0, threshold), dtype=np.int64))
+
+
+def measure(path: Path, detector: Any) -> NDArray[np.float64]:
+    """The five landmarks of one photograph, (5, 2) x, y in its own pixels.
+
+    Raises:
+        RuntimeError: no face was found.
+    """
+    image = np.pad(np.asarray(Image.open(path).convert("RGB")), ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)), mode="edge")
+    side = (image.shape[1] * _SCALE, image.shape[0] * _SCALE)
+    _, scores, points = detector.detect(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC), landmarks=True)
+    if points is None:
+        raise RuntimeError(f"no face found in {path}")
+    found: NDArray[np.float64] = np.asarray(points[int(np.argmax(scores))], dtype=np.float64)
+    return (found + 0.5) / _SCALE - 0.5 - _PADDING
+
+
+def main() -> None:
+    """Measure all images and write the table."""
+    try:
+        from facenet_pytorch import MTCNN
+        from facenet_pytorch.models.utils import detect_face
+    except ImportError as error:
+        raise SystemExit("facenet-pytorch is needed: pip install --no-deps facenet-pytorch==2.6.0") from error
+    detect_face.batched_nms = _suppress
+    detector = MTCNN(min_face_size=60, post_process=False)
+    with LANDMARKS_FILE.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", *(f"{axis}{point}" for point in range(5) for axis in "xy")])
+        for path in image_paths():
+            points = measure(path, detector)
+            writer.writerow([f"{path.parent.name}/{path.stem}", *(f"{value:.2f}" for value in points.reshape(-1))])
+    print(f"wrote {LANDMARKS_FILE}")
+
+
+if __name__ == "__main__":
+    main()

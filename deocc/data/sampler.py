@@ -1,0 +1,52 @@
+"""An epoch's order of images, the same however many processes and workers share it."""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+import torch
+import torch.distributed
+from torch.utils.data import Sampler
+
+ItemKey = tuple[int, int]
+"""The epoch and the position of an item: all that an item's randomness may depend on besides the seed."""
+
+
+def item_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any integers and words, spread evenly and stable across machines and Python versions."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class EpochSampler(Sampler[ItemKey]):
+    """Shuffles by seed and epoch and gives each process its share.
+
+    The epoch travels with the position, so that workers that outlive an epoch know which one they serve. Lightning calls `set_epoch`;
+    its own distributed sampler must stay off (`trainer.use_distributed_sampler: false`, which the shipped configurations set).
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
+        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """This process's number of items: equal in all processes, the order being padded from its start where it does not divide."""
+        return -(-self.length // _processes()[1])
+
+    def __iter__(self) -> Iterator[ItemKey]:
+        """This process's items of the epoch."""
+        rank, processes = _processes()
+        order = list(range(self.length))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(item_seed(self.seed, "order", self.epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        order += order[: len(self) * processes - self.length]
+        return iter([(self.epoch, position) for position in order[rank::processes]])
+
+
+def _processes() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

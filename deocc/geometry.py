@@ -1,0 +1,168 @@
+"""Where a face lies in its crop: templates, similarity alignment, and the differentiable warp between crops.
+
+Wrong alignment is the first cause of numbers that do not reproduce, so every coordinate convention lives here. A template places five
+points (eye, eye, nose, mouth corner, mouth corner, left to right in the image) in a square crop. Pixel coordinates name pixel
+*centres*: the top-left pixel's centre is (0, 0), as in OpenCV's `warpAffine`. Every face is kept in one *canonical* crop, wide enough to
+contain each recogniser's own crop; from it the generator, the teacher and the student take what they need by a constant warp.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """Five points in a square crop of `size` pixels a side, in pixels."""
+
+    size: int
+    points: Points
+
+    def tensor(self, size: int | None = None) -> Tensor:
+        """(5, 2) float32 points, scaled to a crop of `size` pixels a side (default: the template's own size)."""
+        points = torch.tensor(self.points, dtype=torch.float32)
+        return (points + 0.5) * ((size or self.size) / self.size) - 0.5
+
+
+def _canonical() -> Template:
+    """Eye distance 100, crop 350 wide: 150 above the eyes and 200 below contain dlib's chin and ArcFace's forehead. OURS.
+
+    Nose and mouth are the mean of the ArcFace and dlib templates, in eye distances from the point between the eyes.
+    """
+    offsets = ((-0.5, 0.0), (0.5, 0.0), (0.0, 0.563), (-0.446, 1.1), (0.446, 1.1))
+    return Template(350, tuple((175 + 100 * x - 0.5, 150 + 100 * y - 0.5) for x, y in offsets))
+
+
+TEMPLATES: dict[str, Template] = {
+    "canonical": _canonical(),
+    # insightface's published 112 x 112 template, used by ArcFace, CosFace, AdaFace and MagFace.
+    "arcface": Template(112, ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))),
+    # Measured on dlib's 150 x 150 chips (padding 0.25).
+    "dlib": Template(150, ((46.2, 45.6), (100.6, 46.7), (74.7, 76.3), (47.7, 102.7), (99.7, 103.3))),
+    # OURS: FaceNet crops a detector's box, not points; this places the eyes where such a box has them on average.
+    "facenet": Template(160, ((54.0, 62.0), (106.0, 62.0), (80.0, 91.3), (56.8, 119.2), (103.2, 119.2))),
+}
+
+
+def get_template(name: str) -> Template:
+    """The template called `name`.
+
+    Raises:
+        ValueError: no such template; the message lists those that exist.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"unknown face template {name!r}: choose one of {', '.join(sorted(TEMPLATES))}")
+    return TEMPLATES[name]
+
+
+def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
+    """The rotation, scale and shift that bring `source` nearest to `target` in the least-squares sense.
+
+    In the plane a similarity is linear in (a, b, tx, ty): x' = a x - b y + tx, y' = b x + a y + ty, so the least-squares solution is closed
+    and, unlike a general Procrustes solution, can never mirror the face.
+
+    Args:
+        source: (..., P, 2) points, P >= 2 and not all equal.
+        target: (..., P, 2) points.
+
+    Returns:
+        (..., 2, 3) matrix.
+
+    Raises:
+        ValueError: the shapes are not those of points.
+    """
+    if source.shape[-1] != 2 or source.shape[-2:] != target.shape[-2:]:
+        raise ValueError(f"expected points (..., P, 2) of equal count, got {tuple(source.shape)} and {tuple(target.shape)}")
+    source, target = torch.broadcast_tensors(source, target)
+    source_mean, target_mean = source.mean(-2, keepdim=True), target.mean(-2, keepdim=True)
+    p, q = source - source_mean, target - target_mean
+    spread = p.square().sum((-1, -2)).clamp_min(torch.finfo(p.dtype).tiny)
+    a = (p * q).sum((-1, -2)) / spread
+    b = (p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]).sum(-1) / spread
+    linear = torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], -2)
+    shift = target_mean.squeeze(-2) - (linear @ source_mean.squeeze(-2).unsqueeze(-1)).squeeze(-1)
+    return torch.cat([linear, shift.unsqueeze(-1)], -1)
+
+
+def transform_points(points: Tensor, matrix: Tensor) -> Tensor:
+    """Apply (..., 2, 3) matrices to (..., P, 2) points."""
+    return points @ matrix[..., :2].transpose(-1, -2) + matrix[..., 2].unsqueeze(-2)
+
+
+def invert_transform(matrix: Tensor) -> Tensor:
+    """The (..., 2, 3) inverse of (..., 2, 3) affine matrices."""
+    linear = torch.linalg.inv(matrix[..., :2].float())
+    return torch.cat([linear, -(linear @ matrix[..., 2:].float())], -1).to(matrix.dtype)
+
+
+def warp(image: Tensor, matrix: Tensor, size: int) -> Tensor:
+    """Resample images into square crops, differentiably; beyond the image's border its edge pixels are repeated.
+
+    A crop more than 1.5 times coarser than the image is taken from an antialiased smaller copy, since bilinear sampling alone would alias.
+
+    Args:
+        image: (B, C, H, W).
+        matrix: (B, 2, 3) or (2, 3), image pixels to crop pixels.
+        size: side of the crop in pixels.
+
+    Returns:
+        (B, C, size, size).
+    """
+    matrix = matrix.to(device=image.device, dtype=torch.float32).expand(image.shape[0], 2, 3)
+    image, matrix = _shrink(image, matrix)
+    back = invert_transform(matrix)
+    axis = torch.arange(size, device=image.device, dtype=torch.float32)
+    targets = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2)
+    sources = transform_points(targets, back)
+    extent = torch.tensor([image.shape[-1], image.shape[-2]], device=image.device, dtype=torch.float32)
+    grid = ((2 * sources + 1) / extent - 1).reshape(-1, size, size, 2)
+    return F.grid_sample(image, grid.to(image.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _shrink(image: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """An antialiased smaller copy of the images, and the matrices that now fit it, where the crops are much coarser than the images."""
+    scale = float(torch.linalg.det(matrix[:, :, :2]).abs().sqrt().max())
+    if not 0 < scale < 1 / 1.5:
+        return image, matrix
+    height, width = (max(2, round(side * scale)) for side in image.shape[-2:])
+    factor = torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=matrix.device)
+    # Pixel centres: old = factor * new + (factor - 1) / 2.
+    linear, shift = matrix[:, :, :2], matrix[:, :, 2]
+    shifted = shift + (linear @ ((factor - 1) / 2)[:, None]).squeeze(-1)
+    small = F.interpolate(image, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return small, torch.cat([linear * factor, shifted.unsqueeze(-1)], -1)
+
+
+def canonical_to(template: Template, canonical_size: int) -> Tensor:
+    """(2, 3) matrix from pixels of a canonical crop of `canonical_size` a side to pixels of `template`'s crop: a constant per recogniser."""
+    return similarity_transform(TEMPLATES["canonical"].tensor(canonical_size), template.tensor())
+
+
+def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) -> tuple[Tensor, Tensor]:
+    """Cut the canonical crop out of a photograph.
+
+    Args:
+        image: (H, W, 3) RGB.
+        landmarks: (5, 2) x, y in pixels of the image.
+        size: side of the crop in pixels.
+
+    Returns:
+        The face, (3, size, size) in [-1, 1], and its landmarks in the crop, (5, 2) in pixels.
+
+    Raises:
+        ValueError: the image is not (H, W, 3), or the landmarks are not five distinct finite points.
+    """
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected an RGB image of shape (H, W, 3), got {image.shape}")
+    points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float32)
+    if points.shape != (5, 2) or not bool(points.isfinite().all()) or float(points.std(0).max()) < 1e-3:
+        raise ValueError(f"expected five distinct finite landmarks of shape (5, 2), got {points.tolist()}")
+    matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(size))
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()[None] / 127.5 - 1
+    return warp(pixels, matrix, size)[0].clamp(-1, 1), transform_points(points, matrix)
