@@ -140,7 +140,7 @@ def _shrink(image: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def canonical_to(template: Template, canonical_size: int) -> Tensor:
-    """(2, 3) matrix from pixels of a canonical crop of `canonical_size` a side to pixels of `template`'s crop: a constant per recogniser."""
+    """(2, 3) matrix from pixels of a canonical crop of this side to pixels of `template`: a constant per recogniser."""
     return similarity_transform(TEMPLATES["canonical"].tensor(canonical_size), template.tensor())
 
 
@@ -164,5 +164,5 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) 
     if points.shape != (5, 2) or not bool(points.isfinite().all()) or float(points.std(0).max()) < 1e-3:
         raise ValueError(f"expected five distinct finite landmarks of shape (5, 2), got {points.tolist()}")
     matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(size))
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()[None] / 127.5 - 1
+    pixels = torch.tensor(image).permute(2, 0, 1).float()[None] / 127.5 - 1
     return warp(pixels, matrix, size)[0].clamp(-1, 1), transform_points(points, matrix)

@@ -79,7 +79,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return DataLoader(
             faces,
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(faces), self.seed),  # type: ignore[arg-type]  # a sampler of keys, not of positions
+            sampler=EpochSampler(len(faces), self.seed),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             drop_last=len(faces) >= self.batch_size,

@@ -1,0 +1,6 @@
+"""Callbacks: they draw and write from what a step returns and a module keeps."""
+
+from deocc.callbacks.panels import PanelCallback
+from deocc.callbacks.results import ResultsCallback
+
+__all__ = ["PanelCallback", "ResultsCallback"]

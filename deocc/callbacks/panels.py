@@ -1,0 +1,88 @@
+"""Pictures of a fixed batch: clean | masked | mask | completed, to whatever logger there is, and to the run folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from deocc.batch import MaskedFaceBatch
+from deocc.evaluation import panel_image
+from deocc.masking import list_kinds
+
+COLUMNS = {
+    "face": "clean",
+    "masked_face": "masked",
+    "mask": "mask",
+    "completed_face": "completed",
+    "predicted_mask": "predicted mask",
+    "completed_face_predicted_mask": "completed by it",
+}
+"""What a panel shows of a batch and of what a step returned, in this order; what is not there is left out."""
+
+
+class PanelCallback(pl.Callback):
+    """After each validation, draws the first masked face of every kind.
+
+    Draws from the batch and from the mapping that the module's `validation_step` or `test_step` returns, so it fits either stage.
+    """
+
+    def __init__(self, per_kind: int = 1) -> None:
+        """`per_kind`: how many images of each kind."""
+        self.per_kind = per_kind
+        self.rows: list[dict[str, Tensor]] = []
+        self.kinds: list[int] = []
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start a new panel."""
+        self._restart()
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start a new panel."""
+        self._restart()
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the images that are to be shown."""
+        self._keep(outputs, batch)
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep the images that are to be shown."""
+        self._keep(outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the panel, log it, and write it to `panels/` in the run folder."""
+        if self.rows and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False) and trainer.is_global_zero:
+            image = panel_image(*self.panel())
+            folder = Path(trainer.default_root_dir) / "panels"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"step-{trainer.global_step:07d}.png")
+            _log_image(trainer, image)
+
+    def panel(self) -> tuple[dict[str, Tensor], list[str]]:
+        """The images by column title, and the kind of each row."""
+        columns = {title: torch.stack([row[key] for row in self.rows]) for key, title in COLUMNS.items() if key in self.rows[0]}
+        return columns, [list_kinds()[kind] for kind in self.kinds]
+
+    def _restart(self) -> None:
+        self.rows, self.kinds = [], []
+
+    def _keep(self, outputs: Mapping[str, Tensor], batch: MaskedFaceBatch) -> None:
+        shown: dict[str, Any] = {**batch, **(outputs or {})}
+        for position, kind in enumerate(batch["kind"].tolist()):
+            if kind >= 0 and self.kinds.count(kind) < self.per_kind:
+                self.kinds.append(kind)
+                self.rows.append({key: shown[key][position].float().cpu() for key in COLUMNS if key in shown})
+
+
+def _log_image(trainer: pl.Trainer, image: Any) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image("val/panel", [image], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image("val/panel", image, trainer.global_step, dataformats="HWC")

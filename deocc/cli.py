@@ -1,0 +1,61 @@
+"""The one command, `deocc`: light help, clear errors, and the training commands by LightningCLI behind it."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from deocc import __version__
+
+_COMMANDS = {
+    "fit": "train a stage: deocc fit --config configs/inpaint.yaml",
+    "validate": "evaluate a run on the validation people: deocc validate [--checkpoint RUN]",
+    "test": "evaluate a run on the test people, write results.json and report.html: deocc test [--checkpoint RUN]",
+    "predict": "complete and embed the masked test faces: deocc predict [--checkpoint RUN]",
+}
+_TRACEBACK = "DEOCC_TRACEBACK"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `deocc` with the given arguments (default: the command line's).
+
+    Raises:
+        SystemExit: code 2 after one line on bad input; 130 after Ctrl-C. With DEOCC_TRACEBACK=1 the original error is raised instead.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in {"-h", "--help"}:
+        print(_help())
+    elif words[0] == "--version":
+        print(f"deocc {__version__}")
+    elif words[0] not in _COMMANDS:
+        _fail(f"unknown command {words[0]!r}: choose one of {', '.join(_COMMANDS)}")
+    else:
+        _run(words)
+
+
+def _run(words: list[str]) -> None:
+    from deocc.training_cli import run
+
+    try:
+        run(words)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get(_TRACEBACK):
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    line = " ".join(message.split())
+    print(f"deocc: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in _COMMANDS.items())
+    return (
+        "deocc: recognise faces through masks\n\n"
+        f"usage: deocc COMMAND [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]\n\n{commands}\n\n"
+        "`deocc COMMAND --help` lists every key. --config may be given several times; later files and --KEY VALUE win.\n"
+        f"On an error {_TRACEBACK}=1 shows where it arose."
+    )

@@ -1,0 +1,121 @@
+"""Restoration: how near a completed face is to the clean one. PSNR and SSIM per image, on the whole image and on the covered pixels apart.
+
+The visible pixels are pasted back, so whole-image figures flatter whoever covers little: the covered ones compare generators.
+
+[0] Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004: SSIM, window and constants.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+PSNR_CAP = 100.0
+"""dB, what an identical image gets in place of infinity. OURS; an 8-bit image's rounding alone allows no more than 59."""
+SCORES = ("psnr", "ssim", "psnr_covered", "ssim_covered")
+_KINDS = 64  # rows of the sums: kind -1 and up to 63 kinds
+
+
+def psnr(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio per image, 10 log10(4 / mean squared error): the range of values is 2.
+
+    Args:
+        restored: (B, 3, H, W) in [-1, 1].
+        face: (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W), 1 = covered: only these pixels count. None: all.
+
+    Returns:
+        (B,) dB, at most `PSNR_CAP`; NaN where nothing is covered.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check(restored, face, mask)
+    error = (restored.float() - face.float()).square()
+    return (10 * torch.log10(4 / _mean(error, mask))).clamp_max(PSNR_CAP)
+
+
+def ssim(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Structural similarity per image [0], of the images shifted to [0, 1], where its luminance term has the published meaning.
+
+    Args:
+        restored: (B, 3, H, W) in [-1, 1], H and W at least 6.
+        face: (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W), 1 = covered: the similarity map is averaged over these pixels only. Its 11 x 11 windows reach beyond them.
+
+    Returns:
+        (B,) at most 1; NaN where nothing is covered.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check(restored, face, mask)
+    with torch.autocast(restored.device.type, enabled=False):  # variances as differences of squares need float32
+        _, similarity_map = structural_similarity_index_measure(
+            (restored.float() + 1) / 2, (face.float() + 1) / 2, reduction="none", data_range=1.0, return_full_image=True
+        )
+    return _mean(similarity_map, mask)
+
+
+class RestorationMetric(Metric):
+    """Mean PSNR and SSIM over images, in all and by kind of occluder; sums reduce across processes.
+
+    >>> metric = RestorationMetric()
+    >>> face = torch.zeros(2, 3, 16, 16)
+    >>> metric.update(face + 0.2, face, mask=torch.ones(2, 1, 16, 16), kind=torch.tensor([0, 3]))
+    >>> scores = metric.compute()
+    >>> round(scores["mean"]["psnr_covered"], 3), sorted(scores["per_kind"])
+    (20.0, [0, 3])
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", default=torch.zeros(_KINDS, len(SCORES)), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros(_KINDS, len(SCORES)), dist_reduce_fx="sum")
+
+    def update(self, restored: Tensor, face: Tensor, mask: Tensor, kind: Tensor) -> None:
+        """Add a batch: images and masks as in `psnr`, `kind` (B,) int64 from -1. Uncovered images count for the whole-image scores only.
+
+        Raises:
+            ValueError: the shapes do not fit, or a kind is out of range.
+        """
+        if kind.shape != restored.shape[:1] or not bool(((kind >= -1) & (kind < _KINDS - 1)).all()):
+            raise ValueError(f"expected kinds of shape ({len(restored)},) from -1 to {_KINDS - 2}, got {kind.tolist()}")
+        scores = torch.stack([measure(restored, face, area) for area in (None, mask) for measure in (psnr, ssim)], 1)
+        covered = mask.flatten(1).any(1)
+        known = torch.stack([torch.ones_like(covered)] * 2 + [covered] * 2, 1)  # in the order of SCORES
+        self.total.index_add_(0, kind + 1, scores.where(known, 0.0))
+        self.count.index_add_(0, kind + 1, known.to(self.count.dtype))
+
+    def compute(self) -> dict[str, Any]:
+        """`mean`: the scores by name; `per_kind`: the same by kind, for the kinds that were seen. A score of no image is NaN."""
+        seen = self.count[:, 0].nonzero().flatten().tolist()
+        return {
+            "mean": _named(self.total.sum(0), self.count.sum(0)),
+            "per_kind": {row - 1: _named(self.total[row], self.count[row]) for row in seen},
+        }
+
+
+def _named(total: Tensor, count: Tensor) -> dict[str, float]:
+    return dict(zip(SCORES, (total / count).tolist(), strict=True))
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """(B,) mean of (B, 3, H, W) per image, weighted by the mask where there is one."""
+    if mask is None:
+        return values.mean((1, 2, 3))
+    weight = mask.to(values.dtype)
+    return (values.mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+
+
+def _check(restored: Tensor, face: Tensor, mask: Tensor | None) -> None:
+    shapes = [tuple(value.shape) for value in (restored, face, mask) if value is not None]
+    fits = restored.ndim == 4 and face.shape == restored.shape
+    if not fits or (mask is not None and mask.shape != (restored.shape[0], 1, *restored.shape[2:])):
+        raise ValueError(f"expected two images (B, 3, H, W) and a mask (B, 1, H, W), got {' and '.join(map(str, shapes))}")

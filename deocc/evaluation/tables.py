@@ -1,0 +1,107 @@
+"""The results as tables: for the terminal, for a README, and cell by cell for the report. Rates are in percent."""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deocc.evaluation.results import DIFFERENCES, ROWS
+
+Cells = tuple[list[str], list[list[str]]]
+"""The header and the rows."""
+
+MISSING = "n/a"
+"""Stands where there is no number: the column does not apply, or there are too few pairs or images to measure it."""
+
+_COLUMNS = {"eer": "EER %", "auc": "AUC %", "rank1": "rank-1 %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
+_RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered dB", "ssim_covered": "SSIM covered"}
+
+
+def row_cells(results: Mapping[str, Any]) -> Cells:
+    """Every row by its title: the figures against the clean gallery, then the masked-masked EER."""
+    body = [
+        [ROWS[name], *[percent(row.get(column)) for column in _COLUMNS], percent(row.get("masked_masked", {}).get("eer"))]
+        for name, row in results["rows"].items()
+    ]
+    return ["", *_COLUMNS.values(), "masked-masked EER %"], body
+
+
+def difference_cells(results: Mapping[str, Any]) -> Cells:
+    """Every difference in EER, in percentage points, with its 95 % interval."""
+    body = [
+        [f"{ROWS[first]} minus {ROWS[second]}", points(interval["estimate"]), f"{points(interval['low'])} to {points(interval['high'])}"]
+        for name, (first, second) in DIFFERENCES.items()
+        if name in results
+        for interval in [results[name]["eer"]]
+    ]
+    return ["", "EER, points", "95 % interval"], body
+
+
+def kind_cells(results: Mapping[str, Any]) -> Cells:
+    """EER by kind of occluder, a column a row of the comparison."""
+    names = [name for name in results["rows"] if name != "teacher_clean"]
+    body = [[kind, *[percent(part["rows"].get(name, {}).get("eer")) for name in names]] for kind, part in results["per_kind"].items()]
+    return ["EER %", *[ROWS[name] for name in names]], body
+
+
+def restoration_cells(results: Mapping[str, Any]) -> Cells:
+    """Restoration by source of the mask: all kinds together, then each."""
+    groups = {"all kinds": results["restoration"]} | {kind: part["restoration"] for kind, part in results["per_kind"].items()}
+    body = [
+        [f"{kind}, {source.replace('_', ' ')}", *[number(scores.get(column), 3 if "ssim" in column else 2) for column in _RESTORATION]]
+        for kind, sources in groups.items()
+        for source, scores in sources.items()
+    ]
+    return ["", *_RESTORATION.values()], body
+
+
+def summary_table(results: Mapping[str, Any]) -> str:
+    """Rows and differences as aligned plain text, for the terminal."""
+    return "\n".join(_aligned(cells) for cells in (row_cells(results), difference_cells(results)) if cells[1])
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """Rows and differences as Markdown tables."""
+    return "\n".join(_markdown(cells) for cells in (row_cells(results), difference_cells(results)) if cells[1])
+
+
+def percent(value: float | None) -> str:
+    """A rate in percent, two decimals."""
+    return number(None if value is None else 100 * value, 2)
+
+
+def points(value: float | None) -> str:
+    """A difference of rates in percentage points, with its sign."""
+    return MISSING if _unknown(value) else f"{100 * value:+.2f}"  # type: ignore[operator]  # _unknown covers None
+
+
+def number(value: float | None, decimals: int) -> str:
+    """A number, or `MISSING`."""
+    return MISSING if _unknown(value) else f"{value:.{decimals}f}"
+
+
+def _unknown(value: float | None) -> bool:
+    """Whether there is no number: NaN in memory, None once read from a file."""
+    return value is None or not math.isfinite(value)
+
+
+def _aligned(cells: Cells) -> str:
+    header, body = cells
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for position, title in enumerate(header):
+        table.add_column(title, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    text = io.StringIO()
+    Console(file=text, width=500, color_system=None, markup=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _markdown(cells: Cells) -> str:
+    header, body = cells
+    ruler = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, ruler, *body))

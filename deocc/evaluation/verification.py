@@ -1,0 +1,201 @@
+"""Verification: are two faces of the same person? Equal error rate, area under the curve, true accepts at a false accept rate.
+
+A pair is accepted where its similarity is at least the threshold. FAR is the share of pairs of different people that is accepted, TAR the
+share of pairs of one person. Pairs of equal similarity are accepted together, so the curve has one point a distinct similarity. Where a
+rate has no pair to be a share of, it is NaN. A weight (N,) counts a pair that many times.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from deocc.evaluation.embeddings import EmbeddingSet
+
+FALSE_ACCEPT_RATES = {"1e-2": 1e-2, "1e-3": 1e-3}
+"""At which TAR is reported. OURS: below 1e-3 a small test set has too few pairs of different people."""
+
+
+class RocCurve(NamedTuple):
+    """Operating points by falling threshold, T = distinct similarities + 1; the first accepts nothing."""
+
+    far: Tensor
+    """(T,) float64, rising from 0 to 1."""
+    tar: Tensor
+    """(T,) float64, rising from 0 to 1."""
+    threshold: Tensor
+    """(T,) float64, falling from infinity."""
+
+
+class PairScores(NamedTuple):
+    """N compared pairs of faces."""
+
+    similarity: Tensor
+    """(N,) float32."""
+    same: Tensor
+    """(N,) bool, whether both show one person."""
+    first_person: Tensor
+    """(N,) int64, the person of the gallery face, or of the first face of two probes."""
+    second_person: Tensor
+    """(N,) int64, the person of the probe, or of the second face."""
+
+
+def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> RocCurve:
+    """The whole curve, from one sort in float64.
+
+    Raises:
+        ValueError: the shapes are not all (N,), or a similarity is not finite.
+    """
+    _check(similarity, same, weight)
+    score, order = similarity.detach().cpu().double().sort(descending=True)
+    same = same.cpu()[order]
+    weight = torch.ones_like(score) if weight is None else weight.cpu().double()[order]
+    ends = torch.ones_like(same)
+    ends[:-1] = score[1:] != score[:-1]
+    start = torch.zeros(1, dtype=torch.float64)
+    accepted = [torch.cat([start, (weight * chosen).cumsum(0)[ends]]) for chosen in (~same, same)]
+    far, tar = (count / count[-1] for count in accepted)
+    return RocCurve(far, tar, torch.cat([start + torch.inf, score[ends]]))
+
+
+def equal_error_rate(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
+    """The rate at which FAR equals 1 - TAR, on the straight line between the two neighbouring points of the curve.
+
+    >>> equal_error_rate(torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([True, False, True, False]))
+    0.5
+    """
+    curve = roc_curve(similarity, same, weight)
+    return float(curve_equal_error_rate(curve.far, curve.tar))
+
+
+def curve_equal_error_rate(far: Tensor, tar: Tensor) -> Tensor:
+    """The equal error rates of curves (..., T) that start at (0, 0) and end at (1, 1): shape (...)."""
+    excess = far + tar - 1  # FAR - (1 - TAR), rising from -1 to 1
+    after = _first_reaching(excess)
+    before = (after - 1).clamp_min(0)
+    low, high = (excess.gather(-1, place) for place in (before, after))
+    far_low, far_high = (far.gather(-1, place) for place in (before, after))
+    return (far_low - low / (high - low) * (far_high - far_low)).squeeze(-1)
+
+
+def area_under_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
+    """The area under TAR over FAR: the chance that a pair of one person is more similar than one of two, ties counting half."""
+    return _area(roc_curve(similarity, same, weight))
+
+
+def true_accept_rate(similarity: Tensor, same: Tensor, far: float, weight: Tensor | None = None) -> float:
+    """TAR at the lowest threshold whose FAR is at most `far`; NaN where `far` of the pairs of different people is less than one pair.
+
+    Raises:
+        ValueError: `far` is not in (0, 1], or as in `roc_curve`.
+    """
+    return _operating_point(roc_curve(similarity, same, weight), _negatives(same, weight), far)[0]
+
+
+def verification_scores(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> dict[str, float]:
+    """Every figure of this room from one sort: `eer`, `auc`, `tar@1e-2`, `tar@1e-3`, and the thresholds `threshold@eer`, `threshold@1e-2`.
+
+    `threshold@eer` is the highest threshold at which FAR reaches 1 - TAR. `threshold@1e-2` belongs to `tar@1e-2`.
+    """
+    curve, negatives = roc_curve(similarity, same, weight), _negatives(same, weight)
+    points = {name: _operating_point(curve, negatives, far) for name, far in FALSE_ACCEPT_RATES.items()}
+    eer = float(curve_equal_error_rate(curve.far, curve.tar))
+    crossing = float(curve.threshold[_first_reaching(curve.far + curve.tar - 1)])
+    return {
+        "eer": eer,
+        "auc": _area(curve),
+        **{f"tar@{name}": tar for name, (tar, _) in points.items()},
+        "threshold@eer": crossing if eer == eer else float("nan"),
+        "threshold@1e-2": points["1e-2"][1],
+    }
+
+
+def pair_scores(gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
+    """Every gallery face against every probe, except a probe made from the very image; N at most len(gallery) x len(probe)."""
+    return _compare(gallery, probe, gallery.index[:, None] != probe.index[None])
+
+
+def within_scores(members: EmbeddingSet) -> PairScores:
+    """Every unordered pair of two images of one set whose masks are of equal draw (`EmbeddingSet.draw`), whatever their kinds.
+
+    For a gallery, which has one draw, that is every pair of two images. For probes it is masked against masked. Limiting it to one draw
+    (OURS) keeps the number of pairs near (images x kinds)^2 / 2 a draw.
+    """
+    draw = members.draw()
+    parts = [_within(members.take(draw == number)) for number in range(int(draw.max()) + 1)] if len(members) else [_within(members)]
+    return PairScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class VerificationMetric(Metric):
+    """`verification_scores` of all pairs seen by all processes.
+
+    >>> metric = VerificationMetric()
+    >>> metric.update(torch.tensor([0.9, 0.8, 0.3, 0.1]), torch.tensor([True, False, True, False]))
+    >>> metric.compute()["auc"]
+    0.75
+    """
+
+    full_state_update = False
+    similarity: list[Tensor]
+    same: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("similarity", default=[], dist_reduce_fx="cat")
+        self.add_state("same", default=[], dist_reduce_fx="cat")
+
+    def update(self, similarity: Tensor, same: Tensor) -> None:
+        """Add pairs: similarity (N,) and whether both faces show one person, (N,) bool."""
+        _check(similarity, same, None)
+        self.similarity.append(similarity.detach())
+        self.same.append(same)
+
+    def compute(self) -> dict[str, float]:
+        """The scores of every pair seen."""
+        return verification_scores(dim_zero_cat(self.similarity), dim_zero_cat(self.same))
+
+
+def _check(similarity: Tensor, same: Tensor, weight: Tensor | None) -> None:
+    shapes = [tuple(value.shape) for value in (similarity, same, weight) if value is not None]
+    if similarity.ndim != 1 or len(set(shapes)) > 1 or same.dtype != torch.bool:
+        raise ValueError(f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}")
+    if not bool(similarity.isfinite().all()):
+        raise ValueError(f"{int((~similarity.isfinite()).sum())} of {len(similarity)} similarities are not finite: check the embeddings")
+
+
+def _area(curve: RocCurve) -> float:
+    """The area under the curve; that of no pairs, a single point, is NaN and not 0."""
+    return float(torch.trapezoid(curve.tar, curve.far)) if len(curve.far) > 1 else float("nan")
+
+
+def _first_reaching(excess: Tensor) -> Tensor:
+    """(..., 1) the first place along the last axis where `excess` is no longer negative."""
+    return (excess >= 0).int().argmax(-1, keepdim=True)
+
+
+def _operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float, float]:
+    """TAR and threshold at `far`."""
+    if not 0 < far <= 1:
+        raise ValueError(f"a false accept rate of {far} was asked for: choose one above 0 and at most 1")
+    if negatives < (1 - 1e-9) / far:
+        return float("nan"), float("nan")
+    place = int((curve.far <= far * (1 + 1e-12)).sum()) - 1  # rounding must not lose a FAR that equals `far`
+    return float(curve.tar[place]), float(curve.threshold[place])
+
+
+def _negatives(same: Tensor, weight: Tensor | None) -> int:
+    return int((~same if weight is None else ~same & (weight > 0)).sum())
+
+
+def _within(members: EmbeddingSet) -> PairScores:
+    return _compare(members, members, (members.index[:, None] != members.index[None]).triu(1))
+
+
+def _compare(first: EmbeddingSet, second: EmbeddingSet, allowed: Tensor) -> PairScores:
+    """The pairs that are `allowed`, (len(first), len(second)) bool, row by row."""
+    row, column = allowed.nonzero(as_tuple=True)
+    one, other = first.identity[row], second.identity[column]
+    similarity = (first.embedding.float() @ second.embedding.float().T)[row, column]
+    return PairScores(similarity, one == other, one, other)

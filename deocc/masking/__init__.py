@@ -1,0 +1,9 @@
+"""Where an occluder lies and what it looks like: a batched, seeded renderer without files or detectors."""
+
+from deocc.masking.canvas import Canvas, Layer
+from deocc.masking.kind import Kind
+from deocc.masking.registry import draw_kinds, list_kinds, register_kind
+from deocc.masking.renderer import render
+from deocc.masking.texture import register_texture
+
+__all__ = ["Canvas", "Kind", "Layer", "draw_kinds", "list_kinds", "register_kind", "register_texture", "render"]

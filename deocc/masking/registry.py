@@ -1,0 +1,68 @@
+"""Which kinds of occluder there are, and under which number."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deocc.masking.kind import Kind
+from deocc.masking.kinds import BUILT_IN
+from deocc.masking.randomness import uniform
+
+_KINDS: dict[str, Kind] = {kind.name: kind for kind in BUILT_IN}
+
+
+def list_kinds() -> tuple[str, ...]:
+    """Names of all kinds; a kind's position is its number. Kinds registered by the user follow those of the package."""
+    return tuple(_KINDS)
+
+
+def register_kind(kind: Kind) -> None:
+    """Add a kind of occluder after those that exist.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if kind.name in _KINDS:
+        raise ValueError(f"an occluder named {kind.name!r} exists already: choose another name than {', '.join(_KINDS)}")
+    _KINDS[kind.name] = kind
+
+
+def get_kind(number: int) -> Kind:
+    """The kind at the given position of `list_kinds()`."""
+    return list(_KINDS.values())[number]
+
+
+def kind_numbers(names: Sequence[str]) -> list[int]:
+    """Positions of the named kinds in `list_kinds()`.
+
+    Raises:
+        ValueError: a name is unknown; the message lists those allowed.
+    """
+    known = list_kinds()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown occluder {name!r}: choose from {', '.join(known)}")
+    return [known.index(name) for name in names]
+
+
+def draw_kinds(seeds: Tensor, kinds: Sequence[str] | None = None, clean_probability: float = 0.0) -> Tensor:
+    """Choose an occluder for each image from its seed alone.
+
+    Args:
+        seeds: (B,) int64.
+        kinds: names to choose from, all equally likely; None = all of `list_kinds()`.
+        clean_probability: how often an image stays without occluder, in [0, 1].
+
+    Returns:
+        (B,) int64 positions in `list_kinds()`, -1 = no occluder.
+
+    Raises:
+        ValueError: an unknown or no kind, or a probability outside [0, 1].
+    """
+    numbers = kind_numbers(list_kinds() if kinds is None else kinds)
+    if not numbers or not 0 <= clean_probability <= 1:
+        raise ValueError(f"expected at least one kind and 0 <= clean_probability <= 1, got {kinds} and {clean_probability}")
+    choice, clean = uniform(seeds, 2).unbind(1)
+    chosen = torch.tensor(numbers, device=seeds.device)[(choice * len(numbers)).long()]
+    return torch.where(clean < clean_probability, -1, chosen)

@@ -1,0 +1,122 @@
+"""Occluders from a picture: an RGBA PNG laid on the face by five anchor points."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from deocc.masking.canvas import Canvas, Layer, luma
+from deocc.masking.fabrics import shading
+from deocc.masking.frame import FaceFrame
+from deocc.masking.kind import Kind
+from deocc.masking.registry import register_kind
+
+_LEVELS = 5
+"""Copies of the picture, each half the size of the one before, so that a small face does not alias. 2^4 = 16 times smaller is enough."""
+
+
+def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
+    """Add an occluder painted from a PNG file; it follows the face's place, roll, size and foreshortening and takes on its light.
+
+    Args:
+        name: of the new kind.
+        path: a PNG with an alpha channel, 0 where the face shows.
+        anchors: (5, 2) x, y in pixels of the picture where the face's eye, eye, nose, mouth corner and mouth corner come to lie, left to
+            right; they may lie outside the picture.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the picture has no alpha channel or is fully transparent, the anchors are no five finite points, or the name is taken.
+    """
+    texture = Texture(_read(Path(path)), _check(anchors))
+    register_kind(Kind(name, texture.extent, texture))
+
+
+class Texture:
+    """Paints one picture; an instance is what `Kind.paint` calls.
+
+    Args:
+        picture: (4, h, w) RGBA in [0, 1].
+        anchors: see `register_texture`.
+    """
+
+    def __init__(self, picture: Tensor, anchors: Tensor) -> None:
+        self._frame = FaceFrame.from_landmarks(anchors[None])
+        self.extent = self._face_extent(picture.shape[1], picture.shape[2])
+        self._border = 1 << _LEVELS
+        colour = picture[:3] * picture[3:]  # premultiplied, so that transparent pixels lend no colour to their neighbours
+        levels = _pyramid(torch.cat([colour, picture[3:]]), self._border)
+        self._texels = torch.cat([level.flatten(1) for level in levels], 1)
+        sizes = [(level.shape[1], level.shape[2]) for level in levels]
+        starts = [sum(h * w for h, w in sizes[:i]) for i in range(_LEVELS)]
+        self._layout = torch.tensor([(start, h, w) for start, (h, w) in zip(starts, sizes, strict=True)])
+
+    def _face_extent(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The picture's bounding box in face coordinates."""
+        f = self._frame
+        corners = [(x, y) for x in (-1, width) for y in (-1, height)]
+        u = [float(f.ux * x + f.uy * y + f.u0) for x, y in corners]
+        v = [float(f.vx * x + f.vy * y + f.v0) for x, y in corners]
+        return min(u), min(v), max(u), max(v)
+
+    def __call__(self, canvas: Canvas) -> Layer:
+        """Sample the picture bilinearly at every pixel's face coordinates."""
+        f = FaceFrame(*(column.to(canvas.x.device) for column in self._frame))
+        level = self._level(f.unit / canvas.frame.unit)
+        shrink = 1 / (1 << level).float()
+        x = canvas.affine(f.xu * shrink, f.xv * shrink, (f.x0 + self._border + 0.5) * shrink - 0.5)
+        y = canvas.affine(f.yu * shrink, f.yv * shrink, (f.y0 + self._border + 0.5) * shrink - 0.5)
+        colour, alpha = self._sample(x, y, level)
+        lit = shading(canvas, canvas.u, 0.0).unsqueeze(1)
+        if canvas.channels == 1:
+            colour = luma(colour)[:, None]
+        alpha = torch.where(alpha < 1 / 255, 0.0, alpha)
+        return Layer(alpha, (colour / alpha.clamp_min(1 / 255).unsqueeze(1) * lit).clamp(0, 1))
+
+    def _level(self, ratio: Tensor) -> Tensor:
+        """(N, 1, 1) int64, how often to halve the picture, whose pixels are `ratio` times finer than the face's."""
+        bounds = torch.tensor([1.5 * 2**level for level in range(_LEVELS - 1)], device=ratio.device)
+        return (ratio > bounds).sum(-1, keepdim=True)
+
+    def _sample(self, x: Tensor, y: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, h, w) premultiplied colour and (N, h, w) alpha at texel coordinates of a level; beyond it lies its border."""
+        start, height, width = self._layout.to(x.device)[level].unbind(-1)
+        x, y = torch.minimum(x.clamp_min(0), width - 1.001), torch.minimum(y.clamp_min(0), height - 1.001)
+        left, top = x.floor(), y.floor()
+        index, right, down = start + top.long() * width + left.long(), x - left, y - top
+        texels = self._texels.to(x.device)
+        upper = texels[:, index] * (1 - right) + texels[:, index + 1] * right
+        lower = texels[:, index + width] * (1 - right) + texels[:, index + width + 1] * right
+        sampled = upper * (1 - down) + lower * down
+        return sampled[:3].transpose(0, 1), sampled[3]
+
+
+def _pyramid(picture: Tensor, border: int) -> list[Tensor]:
+    """The (4, h, w) picture with a transparent border, and its halved copies; sides are multiples of the border, so halving stays exact."""
+    height, width = picture.shape[1:]
+    levels = [F.pad(picture, (border, border + -width % border, border, border + -height % border))]
+    for _ in range(_LEVELS - 1):
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    return levels
+
+
+def _read(path: Path) -> Tensor:
+    """(4, h, w) RGBA in [0, 1]."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no texture at {path.resolve()}: give the path of an RGBA PNG")
+    with Image.open(path) as image:
+        if "A" not in image.getbands():
+            raise ValueError(f"{path} has no alpha channel (mode {image.mode}): save it as an RGBA PNG, transparent where the face shows")
+        pixels = np.array(image.convert("RGBA"))
+    if not pixels[..., 3].any():
+        raise ValueError(f"{path} is transparent everywhere: an occluder must cover something")
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def _check(anchors: Tensor) -> Tensor:
+    if anchors.shape != (5, 2) or not bool(anchors.isfinite().all()):
+        raise ValueError(f"expected five finite anchors (5, 2) in pixels of the picture, got {anchors.tolist()}")
+    return anchors.float()

@@ -1,0 +1,29 @@
+"""Networks: pure `nn.Module`s, tensors in and out."""
+
+from deocc.networks.adaptation import Projection, widen_stem
+from deocc.networks.averaging import WeightAverage
+from deocc.networks.deoccluder import Deoccluder
+from deocc.networks.discriminator import GlobalLocalDiscriminator, PatchDiscriminator
+from deocc.networks.embedder import Embedder, create_embedder, list_embedders
+from deocc.networks.embedder_spec import EmbedderSpec
+from deocc.networks.generator import Generator, complete, compose
+from deocc.networks.segmenter import MaskSegmenter
+from deocc.networks.student import Student
+
+__all__ = [
+    "Deoccluder",
+    "Embedder",
+    "EmbedderSpec",
+    "Generator",
+    "GlobalLocalDiscriminator",
+    "MaskSegmenter",
+    "PatchDiscriminator",
+    "Projection",
+    "Student",
+    "WeightAverage",
+    "complete",
+    "compose",
+    "create_embedder",
+    "list_embedders",
+    "widen_stem",
+]

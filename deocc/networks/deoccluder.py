@@ -1,0 +1,85 @@
+"""Stage 1 as stage 2 sees it: a frozen pair of segmenter and generator, rebuilt from a stage-1 checkpoint."""
+
+import pickle
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from deocc.networks.generator import Generator, complete
+from deocc.networks.segmenter import MaskSegmenter
+
+GENERATOR_PREFIX, SEGMENTER_PREFIX = "average.module.", "segmenter."
+"""Where a stage-1 checkpoint keeps the running average of the generator, and the segmenter."""
+
+
+class Deoccluder(nn.Module):
+    """Completes masked faces, and predicts their masks where none is given. Frozen."""
+
+    def __init__(self, generator: dict[str, Any], segmenter: dict[str, Any]) -> None:
+        """Build both networks from their `config`, with random weights."""
+        super().__init__()
+        self.generator = Generator(**generator)
+        self.segmenter = MaskSegmenter(**segmenter)
+        self.requires_grad_(False).eval()
+
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """What rebuilds it: `Deoccluder(**config)`."""
+        return {"generator": dict(self.generator.config), "segmenter": dict(self.segmenter.config)}
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Self:
+        """Load the running average of the generator and the segmenter from a stage-1 checkpoint.
+
+        Raises:
+            FileNotFoundError: no file there.
+            ValueError: the file is no checkpoint, or one of another stage.
+        """
+        checkpoint = read_checkpoint(path)
+        if checkpoint.get("stage") != "inpainting":
+            raise ValueError(
+                f"{path} is a checkpoint of the stage {checkpoint.get('stage', 'unknown')!r}, not of 'inpainting': give a stage-1 run"
+            )
+        settings, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        deoccluder = cls({"width": settings["width"], "attention": settings["attention"]}, {"width": settings["segmenter_width"]})
+        deoccluder.generator.load_state_dict(_below(state, GENERATOR_PREFIX))
+        deoccluder.segmenter.load_state_dict(_below(state, SEGMENTER_PREFIX))
+        return deoccluder
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def predict_mask(self, masked_face: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 1, H, W), 1 = covered."""
+        return self.segmenter.predict_mask(masked_face)
+
+    @torch.no_grad()
+    def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
+        """Masked face (B, 3, H, W) in [-1, 1] and mask (B, 1, H, W) -> completed face (B, 3, H, W) in [-1, 1]."""
+        return complete(self.generator, masked_face, mask)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: no file there.
+        ValueError: the file is damaged or no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else") from error
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
+        raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
+    return content
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,213 @@
+"""Recognisers behind one door: canonical face crop in, embedding out.
+
+Each recogniser wants its own crop, size, colours and normalisation; `Embedder` takes them from the canonical crop by a constant,
+differentiable warp, so that gradients reach whatever completed the face. To add a recogniser, write one file with a `build` function
+like those of this folder and name it in `_BUILDERS` (README, "Adding a recogniser").
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from deocc.geometry import Template, canonical_to, get_template, warp
+from deocc.networks import dlib_resnet, inception_resnet, iresnet, onnx_embedder, timm_backbone
+from deocc.networks.embedder_spec import Colour, EmbedderSpec, Recogniser, Triple
+
+_BUILDERS: dict[str, Callable[[str, str | None, bool], Recogniser]] = {
+    "dlib_resnet": dlib_resnet.build,
+    "inception_resnet_v1": inception_resnet.build,
+    **dict.fromkeys(iresnet.BLOCKS, iresnet.build),
+    "onnx": onnx_embedder.build,
+    "timm/": timm_backbone.build,
+}
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A network that knows its own sections."""
+
+    def parts(self) -> list[nn.Module]:
+        """Sections in forward order; the last one is the head, possibly without parameters."""
+
+
+class Embedder(nn.Module):
+    """A recogniser that takes canonical crops."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, recogniser: Recogniser) -> None:
+        """Wrap a network.
+
+        Args:
+            name: under which `create_embedder` knows it.
+            recogniser: the network, what it expects, and what is known of its weights.
+
+        Raises:
+            ValueError: the network does not take images of the declared size, or gives no (B, D).
+        """
+        super().__init__()
+        self.name = name
+        self.spec = recogniser.spec
+        self.network = recogniser.network
+        self.pretrained = recogniser.pretrained
+        self.differentiable = recogniser.differentiable
+        self.frozen = False
+        self.extra_channels = 0
+        self.input_size = self.spec.size
+        self.template = _scaled(get_template(self.spec.template), self.spec.size)
+        # Not persistent: they belong to the recogniser's declaration, not to its weights.
+        self.register_buffer("mean", torch.tensor(self.spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.spec.std).view(3, 1, 1), persistent=False)
+        self.embedding_dim = _embedding_dim(name, self.network, self.spec)
+        if not self.differentiable:
+            self.freeze()
+
+    def forward(self, face: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Embed faces.
+
+        Args:
+            face: (B, 3, S, S) RGB in [-1, 1], canonical crops of any side.
+            extra: (B, E, S, S) further input channels such as a mask, passed on as they are; exactly where `widen_stem` added E of them.
+
+        Returns:
+            (B, D) raw embeddings, of any length.
+
+        Raises:
+            ValueError: the shapes are not these.
+        """
+        return self.embed_crop(*self.crop(face, extra))
+
+    def crop(self, face: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Arguments as for `forward`, cut to the recogniser's own template: (B, 3 or E, input_size, input_size), ranges unchanged."""
+        self._check(face, extra)
+        # In float32, because half precision cannot even tell the pixels of a crop apart.
+        channels = face.float() if extra is None else torch.cat([face.float(), extra.float()], 1)
+        cropped = warp(channels, canonical_to(self.template, face.shape[-1]), self.input_size)
+        return cropped[:, :3], None if extra is None else cropped[:, 3:]
+
+    def embed_crop(self, crop: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Embed what `crop` returns: RGB in [-1, 1] and extra channels, already in the recogniser's own template -> (B, D)."""
+        pixels = (crop + 1) * 127.5
+        if self.spec.color == "bgr":
+            pixels = pixels.flip(1)
+        channels = (pixels - self.mean) / self.std
+        if extra is not None:
+            channels = torch.cat([channels, extra], 1)
+        embedding: Tensor = self.network(channels.to(self.mean.dtype))
+        return embedding
+
+    def freeze(self) -> Self:
+        """Fix the weights, and stay in evaluation mode whatever mode a parent is put into. Returns itself."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, without effect once frozen."""
+        return super().train(mode and not self.frozen)
+
+    def trainable_tail(self, blocks: int) -> list[nn.Parameter]:
+        """Parameters of the last `blocks` sections before the head, and of the head.
+
+        Raises:
+            ValueError: the network has not that many sections.
+        """
+        parts = self.network.parts() if isinstance(self.network, HasParts) else _parts(self.network)
+        if not 0 <= blocks < len(parts):
+            raise ValueError(f"{self.name} has {len(parts) - 1} blocks before its head, got blocks={blocks}")
+        return [parameter for part in parts[len(parts) - 1 - blocks :] for parameter in part.parameters()]
+
+    def _check(self, face: Tensor, extra: Tensor | None) -> None:
+        if face.ndim != 4 or face.shape[1] != 3 or face.shape[2] != face.shape[3]:
+            raise ValueError(f"expected canonical face crops of shape (B, 3, S, S), got {tuple(face.shape)}")
+        expected = (face.shape[0], self.extra_channels, *face.shape[2:])
+        if extra is None and self.extra_channels:
+            raise ValueError(f"{self.name} was widened by {self.extra_channels} channels: pass extra of shape {expected}")
+        if extra is not None and extra.shape != expected:
+            raise ValueError(f"{self.name} takes extra channels of shape {expected}, got {tuple(extra.shape)}: see widen_stem")
+
+
+def _scaled(template: Template, size: int) -> Template:
+    if size == template.size:
+        return template
+    return Template(size, tuple((float(x), float(y)) for x, y in template.tensor(size)))
+
+
+def _parts(network: nn.Module) -> list[nn.Module]:
+    """Children with parameters, a Sequential counting as its members, and an empty head."""
+    children = [part for child in network.children() for part in (child if isinstance(child, nn.Sequential) else [child])]
+    return [part for part in children if any(True for _ in part.parameters())] + [nn.Identity()]
+
+
+@torch.no_grad()
+def _embedding_dim(name: str, network: nn.Module, spec: EmbedderSpec) -> int:
+    """D, found by a dry run, which also proves that the network takes what `spec` declares."""
+    training = network.training
+    try:
+        output = network.eval()(torch.zeros(1, 3, spec.size, spec.size))
+    except Exception as error:  # foreign networks raise what they like
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{name} does not take images of {spec.size} x {spec.size} pixels ({reason}): choose another size") from None
+    finally:
+        network.train(training)
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise ValueError(
+            f"{name} must map (1, 3, {spec.size}, {spec.size}) to one embedding (1, D): give a network without further outputs"
+        )
+    return output.shape[1]
+
+
+def list_embedders() -> tuple[str, ...]:
+    """Names that `create_embedder` takes; one that ends with "/" is followed by a name of that family, as in "timm/resnet18"."""
+    return tuple(_BUILDERS)
+
+
+def create_embedder(
+    name: str,
+    weights: str | None = None,
+    *,
+    pretrained: bool = True,
+    template: str | None = None,
+    size: int | None = None,
+    color: Colour | None = None,
+    mean: Triple | None = None,
+    std: Triple | None = None,
+) -> Embedder:
+    """Build a recogniser.
+
+    Args:
+        name: one of `list_embedders()`.
+        weights: path of its weights; None = those that an installed package ships (dlib_resnet), else random ones; "timm" lets a network
+            of timm download its own.
+        pretrained: False = random weights in any case.
+        template: face template instead of the recogniser's own; the following likewise.
+        size: side of the network's input in pixels.
+        color: order of the channels.
+        mean: what to subtract from values in 0..255, a number a channel in the network's order.
+        std: what to divide by then.
+
+    Returns:
+        The embedder; its attribute `pretrained` tells whether weights were loaded.
+
+    Raises:
+        ValueError: unknown name or option, or weights that do not fit.
+        FileNotFoundError: no weights where they should be.
+        ImportError: the recogniser needs a package that is not installed.
+    """
+    if weights is not None and not pretrained:
+        raise ValueError(f"weights={weights!r} and pretrained=False contradict each other: give one of the two")
+    recogniser = _builder(name)(name, weights, pretrained)
+    given: dict[str, Any] = {"template": template, "size": size, "color": color, "mean": mean, "std": std}
+    changed = {key: value for key, value in given.items() if value is not None}
+    return Embedder(name, replace(recogniser, spec=replace(recogniser.spec, **changed)))
+
+
+def _builder(name: str) -> Callable[[str, str | None, bool], Recogniser]:
+    family = f"{name.split('/')[0]}/" if "/" in name else name
+    if family not in _BUILDERS:
+        raise ValueError(f"unknown embedder {name!r}: choose one of {', '.join(list_embedders())}")
+    return _BUILDERS[family]

@@ -1,0 +1,98 @@
+"""Reading weight files: where to look, what to accept, and one clear line where they do not fit."""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+# Names under which training scripts save the network inside a larger dictionary.
+_CONTAINERS = ("state_dict", "model_state_dict", "state_dict_backbone", "model", "backbone", "net")
+# What wrappers (DataParallel, Lightning modules, `Embedder`) put before the network's own names.
+_PREFIXES = ("module.", "backbone.", "model.", "network.", "_orig_mod.")
+
+
+def find_weights(path: str | Path, remedy: str) -> Path:
+    """The file at `path`.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where it was looked for and ends with `remedy`.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights file at {file.absolute()}: {remedy}")
+    return file
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a `.safetensors` file or of a file that `torch.save` wrote, wherever in it they lie.
+
+    Only plain tensors are read, since unpickling anything else may run code.
+
+    Raises:
+        ValueError: the file is damaged, or holds no named tensors.
+    """
+    try:
+        content: Any = (
+            safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{path} is damaged or holds more than plain tensors ({reason}): save its state_dict alone, or get it again"
+        ) from None
+    for name in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
+    if not state:
+        raise ValueError(f"{path} holds no named tensors: give a file that holds a network's state_dict")
+    return state
+
+
+def strip_prefixes(state: Mapping[str, Tensor], known: Iterable[str] = ()) -> dict[str, Tensor]:
+    """`state` without what wrappers put before a network's names; names that are `known` stay as they are."""
+    known = set(known)
+    return {_stripped(key, known): value for key, value in state.items()}
+
+
+def _stripped(key: str, known: set[str]) -> str:
+    while key not in known:
+        prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None)
+        if prefix is None:
+            break
+        key = key.removeprefix(prefix)
+    return key
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, ignored: tuple[str, ...] = ()) -> None:
+    """Copy named tensors into `network`.
+
+    Args:
+        network: whose names and shapes must all be met.
+        state: named tensors, possibly with the prefixes of wrappers.
+        source: where they come from, for the message.
+        ignored: beginnings of names that the network does not have and may be left out, such as a classifier's.
+
+    Raises:
+        ValueError: names are missing or unexpected, or shapes differ; the message shows the first three of each.
+    """
+    wanted = network.state_dict()
+    found = {key: value for key, value in strip_prefixes(state, wanted).items() if key in wanted or not key.startswith(ignored)}
+    # PyTorch before 0.4.1 saved no counters of batches, and nothing at inference depends on them.
+    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in found if key not in wanted]
+    misshaped = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    if any(problems.values()):
+        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
+        raise ValueError(f"the weights in {source} do not fit {type(network).__name__} ({listed}): give the file of this architecture")
+    network.load_state_dict(found, strict=False)

@@ -1,0 +1,58 @@
+"""Where runs lie on disk. A run is a folder: `config.yaml`, `metrics.csv`, `checkpoints/`, and what `deocc test` writes beside them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("runs")
+"""Where runs are looked for and written unless told otherwise, under the working directory."""
+CONFIG, CHECKPOINTS, RESULTS, REPORT = "config.yaml", "checkpoints", "results.json", "report.html"
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted` if no run lies there yet, else the first of `wanted-2`, `wanted-3`, ... that is free: a run is never overwritten."""
+    candidates = [wanted, *(wanted.with_name(f"{wanted.name}-{number}") for number in range(2, 10_000))]
+    return next(folder for folder in candidates if not (folder / CONFIG).exists() and not (folder / CHECKPOINTS).exists())
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint file belongs to: the folder above `checkpoints/`, or the file's own folder where it lies elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
+
+
+def find_checkpoint(where: str | Path) -> Path:
+    """The checkpoint file at `where`, or the one to use of the run folder at `where`: the best, else the last.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    path = Path(where)
+    if path.is_file():
+        return path
+    found = _checkpoints(path)
+    if not found:
+        looked = f"looked for the file {path} and for {path / CHECKPOINTS}/*.ckpt"
+        raise FileNotFoundError(f"no checkpoint at {path}: {looked}; train one with `deocc fit --config configs/...` or give another path")
+    return found[0]
+
+
+def newest_run(monitored: str, root: Path = ROOT) -> Path:
+    """The newest run folder below `root` whose configuration mentions `monitored`, such as the name of a module.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    runs = [path.parent for path in root.glob(f"**/{CONFIG}") if _checkpoints(path.parent) and monitored in path.read_text()]
+    if not runs:
+        raise FileNotFoundError(f"no trained {monitored} below {root.absolute()}: train one first with `deocc fit`, or give a checkpoint")
+    return max(runs, key=lambda run: (run / CONFIG).stat().st_mtime)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, best first: `best*.ckpt` by age, then `last.ckpt`, then any other."""
+
+    def order() -> Iterator[Path]:
+        folder = run / CHECKPOINTS
+        for pattern in ("best*.ckpt", "last*.ckpt", "*.ckpt"):
+            yield from sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+
+    return list(dict.fromkeys(order()))

@@ -1,0 +1,128 @@
+"""LightningCLI for deocc: where a run's files go, which checkpoint is meant, and errors that say what to do."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytorch_lightning as pl
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from deocc import runs
+from deocc.data import MaskedFaceDataModule
+
+_EVALUATIONS = ("validate", "test", "predict")
+_NEWEST = "newest"
+
+
+class DeoccCLI(LightningCLI):
+    """One YAML names a module, the data and the trainer; `--run` names the folder that everything is written to."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add `--run`."""
+        parser.add_argument("--run", type=str, default=str(runs.ROOT / "unnamed"), help="The folder that this run writes to.")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder, point the trainer, its loggers and its checkpoints to it, and find the stage-1 run."""
+        config = self.config[self.subcommand]
+        folder = Path(config.run)
+        if self.subcommand == "fit" and not config.get("ckpt_path"):
+            folder = runs.free_folder(folder)
+        config.run = str(folder)
+        print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
+        _place(config.trainer, folder)
+        if self.subcommand == "fit":
+            _choose_stage1(config.model)
+
+
+def run(arguments: list[str]) -> None:
+    """Run one LightningCLI command, such as `["fit", "--config", "configs/inpaint.yaml"]`.
+
+    Raises:
+        ValueError: a key or value that no configuration may hold.
+        FileNotFoundError: a configuration or checkpoint that is not there.
+    """
+    _quieten()
+    try:
+        DeoccCLI(
+            pl.LightningModule,
+            MaskedFaceDataModule,
+            subclass_mode_model=True,
+            save_config_callback=SaveConfigCallback if arguments[0] == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False},
+            parser_kwargs={command: {"exit_on_error": False} for command in ("fit", *_EVALUATIONS)} | {"exit_on_error": False},
+            args=_resolve_checkpoint(arguments),
+        )
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+
+
+def _resolve_checkpoint(arguments: list[str]) -> list[str]:
+    """Replace `--checkpoint RUN_OR_FILE` of an evaluation (default: the newest run) by that run's configuration and checkpoint file."""
+    command, *words = arguments
+    if command not in _EVALUATIONS or {"-h", "--help"} & set(words) or any(word.startswith("--ckpt_path") for word in words):
+        return arguments
+    where, words = _take(words, "--checkpoint")
+    if where is None:
+        where = str(runs.newest_run("deocc.modules."))
+        print(f"deocc {command}: no --checkpoint given, taking the newest run, {where}", flush=True)
+    checkpoint = runs.find_checkpoint(where)
+    folder = runs.run_folder_of(checkpoint)
+    if not (folder / runs.CONFIG).is_file():
+        raise FileNotFoundError(f"{checkpoint} has no {runs.CONFIG} in its run folder {folder}: give a run that `deocc fit` wrote")
+    return [command, "--config", str(folder / runs.CONFIG), "--run", str(folder), "--ckpt_path", str(checkpoint), *words]
+
+
+def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of `option VALUE` or `option=VALUE`, and the words without it."""
+    for number, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1], words[:number] + words[number + 1 :]
+        if word == option:
+            if number + 1 == len(words):
+                raise ValueError(f"{option} needs a value: a run folder or a checkpoint file")
+            return words[number + 1], words[:number] + words[number + 2 :]
+    return None, words
+
+
+def _place(trainer: Any, folder: Path) -> None:
+    """Make the run folder the root of whatever the trainer writes."""
+    trainer.default_root_dir = str(folder)
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    for logger in loggers:
+        if hasattr(logger, "init_args"):
+            logger.init_args.save_dir = str(folder)
+            if "WandbLogger" in logger.class_path:
+                _prepare_wandb(folder)
+            else:
+                logger.init_args.name, logger.init_args.version = "", ""
+    for callback in trainer.callbacks or []:
+        if "ModelCheckpoint" in callback.class_path:
+            callback.init_args.dirpath = str(folder / runs.CHECKPOINTS)
+
+
+def _prepare_wandb(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder where its own is missing
+    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").is_file()):
+        os.environ["WANDB_MODE"] = "offline"
+        print(f"deocc: no W&B key, logging offline to {folder / 'wandb'}; `wandb login`, then `wandb sync` uploads it", flush=True)
+
+
+def _choose_stage1(model: Any) -> None:
+    wanted = model.init_args.get("inpainting_checkpoint")
+    if wanted == _NEWEST:
+        wanted = runs.newest_run("InpaintingModule")
+        print(f"deocc fit: de-occlusion by the newest stage-1 run, {wanted}", flush=True)
+    if wanted is not None:
+        model.init_args.inpainting_checkpoint = str(runs.find_checkpoint(wanted))
+
+
+def _quieten() -> None:
+    """Silence what a user can do nothing about: Lightning's tips and its calls of deprecated jsonargparse functions."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|jsonargparse|torch\.utils)")

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, pair_scores, paired_bootstrap_eer
+
+
+def _slow_replicates(first: PairScores, second: PairScores, replicates: int, seed: int) -> list[float]:
+    """The weighted equal error rates, pair by pair, for the people that the fast form draws."""
+    people = torch.cat([first.first_person, first.second_person]).unique().tolist()
+    drawn = torch.randint(len(people), (replicates, len(people)), generator=torch.Generator().manual_seed(seed)).tolist()
+    differences = []
+    for draw in drawn:
+        count = {person: draw.count(position) for position, person in enumerate(people)}
+        weight = [
+            count[i] if i == j else count[i] * count[j]
+            for i, j in zip(first.first_person.tolist(), first.second_person.tolist(), strict=True)
+        ]
+        rates = [equal_error_rate(pairs.similarity, pairs.same, torch.tensor(weight)) for pairs in (first, second)]
+        differences.append(rates[0] - rates[1])
+    return differences
+
+
+@pytest.mark.parametrize("bins", [None, 400])
+def test_interval_equals_the_exact_one(make_sets, monkeypatch: pytest.MonkeyPatch, bins: int | None) -> None:
+    first, second = pair_scores(*make_sets(4.0, seed=1)), pair_scores(*make_sets(5.0, seed=2))
+    if bins is not None:
+        monkeypatch.setattr(bootstrap, "_BINS", bins)  # so few that bins hold several pairs
+    interval = paired_bootstrap_eer(first, second, replicates=60, seed=4)
+    slow = _slow_replicates(first, second, 60, seed=4)
+    tolerance = 1e-9 if bins is None else 2e-3
+    assert np.std(slow) > 0.01
+    assert interval.mean == pytest.approx(np.mean(slow), abs=tolerance)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=tolerance)
+    assert interval.estimate == equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
+
+
+def test_bins_of_a_large_test_shift_the_interval_by_less_than_1e_4() -> None:
+    generator = torch.Generator().manual_seed(0)
+    people, number = 16, 120_000
+    one, other = (torch.randint(people, (number,), generator=generator) for _ in range(2))
+    other = torch.where(torch.rand(number, generator=generator) < 0.1, one, other)
+    spread = torch.randn(people, generator=generator) * 0.3
+
+    def scores(gain: float) -> PairScores:
+        similarity = torch.randn(number, generator=generator) + (one == other) * (gain + spread[one])
+        return PairScores(similarity, one == other, one, other)
+
+    first, second = scores(2.0), scores(1.5)
+    interval = paired_bootstrap_eer(first, second, replicates=8, seed=1)
+    slow = _slow_replicates(first, second, 8, seed=1)
+    assert [interval.mean, interval.low, interval.high] == pytest.approx([np.mean(slow), *np.quantile(slow, [0.025, 0.975])], abs=1e-4)
+
+
+def test_a_system_does_not_differ_from_itself(make_sets) -> None:
+    pairs = pair_scores(*make_sets(4.0))
+    assert tuple(paired_bootstrap_eer(pairs, pairs, replicates=20)) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_seed_decides_the_interval(make_sets) -> None:
+    first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
+    assert paired_bootstrap_eer(first, second, 30, seed=1) == paired_bootstrap_eer(first, second, 30, seed=1)
+    assert paired_bootstrap_eer(first, second, 30, seed=1) != paired_bootstrap_eer(first, second, 30, seed=2)
+
+
+def test_replicates_of_a_single_person_are_left_out(make_sets) -> None:
+    gallery, probe = make_sets(4.0)
+    two: list[EmbeddingSet] = [members.take(members.identity < 2) for members in (gallery, probe)]
+    interval = paired_bootstrap_eer(pair_scores(*two), pair_scores(*two), replicates=40)
+    assert (interval.low, interval.high) == (0.0, 0.0)
+
+
+def test_different_pairs_too_few_people_and_no_replicates_are_refused(make_sets) -> None:
+    gallery, probe = make_sets(4.0)
+    pairs = pair_scores(gallery, probe)
+    with pytest.raises(ValueError, match="different pairs"):
+        paired_bootstrap_eer(pairs, pair_scores(gallery, probe.take(torch.arange(len(probe) - 1))))
+    with pytest.raises(ValueError, match="replicates is 0"):
+        paired_bootstrap_eer(pairs, pairs, replicates=0)
+    alone = pair_scores(*(members.take(members.identity == 0) for members in (gallery, probe)))
+    with pytest.raises(ValueError, match="1 people"):
+        paired_bootstrap_eer(alone, alone)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from deocc.evaluation import EmbeddingBank, EmbeddingSet
+
+
+def _add(bank: EmbeddingBank, members: EmbeddingSet) -> None:
+    bank.update(members.embedding, members.identity, members.index, members.kind, members.seed)
+
+
+def _fields(members: EmbeddingSet) -> list[tuple[int, ...]]:
+    return torch.stack([members.index, members.kind, members.seed, members.identity], 1).tolist()
+
+
+def test_bank_keeps_each_face_once_and_the_order_of_batches_does_not_matter(make_sets) -> None:
+    _, probe = make_sets(1.0)
+    order = torch.randperm(len(probe), generator=torch.Generator().manual_seed(0))
+    shuffled, plain = EmbeddingBank(), EmbeddingBank()
+    for part in order.split(17):
+        _add(shuffled, probe.take(part))
+    _add(shuffled, probe.take(order[:9]))  # what a distributed sampler repeats
+    _add(plain, probe)
+    assert len(shuffled.compute()) == len(probe)
+    assert _fields(shuffled.compute()) == _fields(plain.compute()) == sorted(_fields(probe))
+    torch.testing.assert_close(shuffled.compute().embedding, plain.compute().embedding)
+
+
+def test_bank_keeps_the_first_of_a_repeated_face() -> None:
+    bank, one = EmbeddingBank(), torch.tensor([1])
+    for row in ([1.0, 0.0], [0.0, 1.0]):
+        bank.update(torch.tensor([row]), one, one, one, one)
+    bank.update(torch.tensor([[1.0, 0.0]]), one, one + 1, one, one)
+    assert bank.compute().embedding.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_bank_of_fewer_than_two_faces_says_so() -> None:
+    bank, one = EmbeddingBank(), torch.tensor([1])
+    bank.update(torch.tensor([[1.0, 0.0]]), one, one, one, one)
+    with pytest.raises(ValueError, match="fewer than two faces"):
+        bank.compute()
+
+
+def test_bank_holds_full_precision_of_half_precision_embeddings() -> None:
+    bank, ids = EmbeddingBank(), torch.arange(2)
+    bank.update(torch.eye(2, dtype=torch.bfloat16), ids, ids, ids, ids)
+    assert bank.compute().embedding.dtype == torch.float32
+
+
+def test_select_takes_one_kind(make_sets) -> None:
+    _, probe = make_sets(1.0)
+    chosen = probe.select(kind=1)
+    assert len(chosen) == int((probe.kind == 1).sum()) > 0
+    assert set(chosen.kind.tolist()) == {1}
+
+
+def test_draws_number_the_masks_of_an_image_and_kind_by_seed() -> None:
+    index, kind, seed = (torch.tensor(column) for column in ([7, 7, 7, 3, 7], [0, 0, 1, 0, 0], [50, 20, 90, 10, 30]))
+    members = EmbeddingSet(torch.eye(5), index, index, kind, seed)
+    assert members.draw().tolist() == [2, 0, 0, 0, 1]
+
+
+def test_lengths_that_differ_are_refused() -> None:
+    two, three = torch.arange(2), torch.arange(3)
+    with pytest.raises(ValueError, match="shape"):
+        EmbeddingSet(torch.eye(3), three, two, three, three)
+
+
+@pytest.mark.parametrize("row", [[2.0, 0.0], [float("nan"), 0.0], [0.0, 0.0]])
+def test_embeddings_that_are_not_unit_vectors_are_refused(row: list[float]) -> None:
+    ids = torch.arange(2)
+    with pytest.raises(ValueError, match="1 of 2 embeddings are not finite unit vectors"):
+        EmbeddingSet(torch.tensor([[1.0, 0.0], row]), ids, ids, ids, ids)

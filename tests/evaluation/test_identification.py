@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from deocc.evaluation import EmbeddingSet, cmc, rank1
+
+
+def _set(angles: list[float], identity: list[int], index: list[int]) -> EmbeddingSet:
+    radians = torch.tensor(angles).deg2rad()
+    ids = torch.zeros(len(index), dtype=torch.int64)
+    return EmbeddingSet(torch.stack([radians.cos(), radians.sin()], 1), torch.tensor(identity), torch.tensor(index), ids, ids)
+
+
+def test_rank1_of_a_case_worked_by_hand() -> None:
+    # Gallery after one image a person: 0 at 0 degrees (index 1, not 4), 1 at 90, 2 at 180.
+    gallery = _set([60, 180, 0, 90], [0, 2, 0, 1], [4, 3, 1, 2])
+    probe = _set([10, 50, 100, 170, 5], [0, 0, 1, 1, 0], [4, 5, 6, 7, 1])  # right, wrong, right, wrong, left out: the gallery's own image
+    assert rank1(gallery, probe) == pytest.approx(0.5)
+    assert cmc(gallery, probe, 3).tolist() == pytest.approx([0.5, 1.0, 1.0])
+
+
+def test_cmc_equals_a_loop_over_sorted_gallery_faces(make_sets) -> None:
+    gallery, probe = make_sets(3.0)
+    first = {int(p): min(i for i in range(len(gallery)) if gallery.identity[i] == p) for p in gallery.identity}
+    used = {int(gallery.index[i]) for i in first.values()}
+    ranks = []
+    for j in range(len(probe)):
+        if int(probe.index[j]) not in used:
+            order = sorted(first, key=lambda p: -float(gallery.embedding[first[p]] @ probe.embedding[j]))
+            ranks.append(order.index(int(probe.identity[j])) + 1)
+    expected = [sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 2, 3, 4, 5, 6)]
+    assert 0.2 < expected[0] < 0.95
+    assert cmc(gallery, probe, 6).tolist() == pytest.approx(expected)
+
+
+def test_a_recogniser_that_maps_all_faces_to_one_point_finds_nobody(make_sets) -> None:
+    gallery, probe = make_sets(1.0)
+    gallery.embedding[:] = torch.nn.functional.one_hot(torch.tensor(0), 16)
+    probe.embedding[:] = gallery.embedding[0]
+    assert rank1(gallery, probe) == 0.0
+
+
+def test_a_probe_whose_person_is_not_in_the_gallery_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 people of the probes \\(first: 9\\)"):
+        rank1(_set([0], [0], [0]), _set([0], [9], [1]))
+
+
+def test_k_below_one_is_refused(make_sets) -> None:
+    with pytest.raises(ValueError, match="k is 0"):
+        cmc(*make_sets(1.0), k=0)

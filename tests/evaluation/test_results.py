@@ -1,0 +1,147 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from deocc.evaluation import (
+    EmbeddingSet,
+    build_results,
+    equal_error_rate,
+    markdown_table,
+    pair_scores,
+    rank1,
+    results,
+    score_row,
+    summary_table,
+    within_scores,
+    write_results,
+)
+from deocc.evaluation.results import DIFFERENCES, ROWS
+from deocc.evaluation.tables import difference_cells
+
+KINDS = ("cloth", "hand", "never_seen")
+SCORES = {"psnr": 25.0, "ssim": 0.8, "psnr_covered": 18.0, "ssim_covered": math.nan}
+RESTORATION = {"given_mask": {"mean": SCORES, "per_kind": {0: SCORES, 1: SCORES}}}
+PROVENANCE = {"command": "deocc test", "mask_seeds": [1, 2, 3], "run": Path("runs/demo")}
+
+
+@pytest.fixture
+def built(make_sets) -> dict:
+    """Results of a test with every row."""
+    gallery, masked = make_sets(3.0)
+    gallery_student, student = make_sets(0.5, dimension=12)
+    probes = {name: student if name.startswith("student") else masked for name in reversed(ROWS) if name != "teacher_clean"}
+    return build_results(gallery, gallery_student, probes, RESTORATION, KINDS, PROVENANCE, replicates=20)
+
+
+def test_results_hold_every_row_difference_kind_and_the_provenance(built: dict) -> None:
+    assert list(built["rows"]) == list(ROWS)
+    assert {"command", "mask_seeds", "run", "people", "images", "rows", "restoration", "per_kind", *DIFFERENCES} == set(built)
+    assert (built["people"], built["images"]) == (6, 30)
+    assert list(built["per_kind"]) == ["cloth", "hand"]
+    for part in built["per_kind"].values():
+        assert list(part["rows"]) == [name for name in ROWS if name != "teacher_clean"]
+        assert part["restoration"] == {"given_mask": SCORES}
+    for name in DIFFERENCES:
+        assert set(built[name]["eer"]) == {"estimate", "mean", "low", "high"}
+
+
+def test_each_number_is_that_of_its_own_protocol(built: dict, make_sets) -> None:
+    gallery, masked = make_sets(3.0)
+    gallery_student, student = make_sets(0.5, dimension=12)
+    row = built["rows"]["student"]
+    assert row["eer"] == equal_error_rate(*pair_scores(gallery_student, student)[:2])
+    assert row["rank1"] == rank1(gallery_student, student)
+    assert row["masked_masked"]["eer"] == equal_error_rate(*within_scores(student)[:2])
+    assert set(row["masked_masked"]) == {"eer", "auc", "tar@1e-2", "tar@1e-3"}
+    assert built["rows"]["teacher_clean"]["eer"] == equal_error_rate(*within_scores(gallery)[:2])
+    assert built["per_kind"]["hand"]["rows"]["teacher_masked"]["eer"] == equal_error_rate(*pair_scores(gallery, masked.select(1))[:2])
+    difference = built["student_minus_teacher_masked"]["eer"]
+    assert difference["estimate"] == pytest.approx(row["eer"] - built["rows"]["teacher_masked"]["eer"])
+    assert difference["low"] <= difference["mean"] <= difference["high"] < 0
+
+
+def test_a_stage_1_test_yields_the_teachers_rows_only(make_sets) -> None:
+    gallery, masked = make_sets(3.0)
+    built = build_results(gallery, None, {"teacher_masked": masked, "teacher_completed": masked}, RESTORATION, KINDS, {}, replicates=5)
+    assert list(built["rows"]) == ["teacher_clean", "teacher_masked", "teacher_completed"]
+    assert set(DIFFERENCES) & set(built) == {"teacher_completed_minus_teacher_masked"}
+
+
+def test_a_kind_that_only_some_rows_saw_has_no_numbers_in_the_others(make_sets) -> None:
+    gallery, masked = make_sets(3.0)
+    probes = {"teacher_masked": masked, "teacher_completed": masked.select(0)}
+    with pytest.raises(ValueError, match="different pairs"):
+        build_results(gallery, None, probes, {}, KINDS, {}, replicates=5)
+    row = score_row(gallery, masked.select(9))
+    assert math.isnan(row["eer"])
+    assert math.isnan(row["rank1"])
+
+
+def test_too_many_pairs_are_limited_to_the_first_people_with_all_of_their_pairs(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, probe = make_sets(3.0)
+    whole = score_row(gallery, probe)
+    monkeypatch.setattr(results, "MAX_PAIRS", len(gallery) * len(probe) // 4)
+    part = score_row(gallery, probe)
+    few: list[EmbeddingSet] = [members.take(members.identity < 3) for members in (gallery, probe)]
+    assert (whole["people"], part["people"]) == (6, 3)
+    assert part["eer"] == equal_error_rate(*pair_scores(*few)[:2])
+    assert part["pairs"]["same"] * 2 == whole["pairs"]["same"]
+    assert part["rank1"] == whole["rank1"]
+
+
+@pytest.mark.parametrize(
+    ("probe_names", "provenance", "message"),
+    [
+        (["teacher_clean"], {}, "unknown rows teacher_clean"),
+        (["student"], {}, "without its gallery"),
+        (["teacher_masked"], {"rows": 1}, "provenance holds rows"),
+        (["teacher_masked"], {}, "kind 1 was evaluated but only 1 kinds are named"),
+    ],
+)
+def test_results_that_cannot_be_built_say_why(make_sets, probe_names: list[str], provenance: dict, message: str) -> None:
+    gallery, masked = make_sets(3.0)
+    with pytest.raises(ValueError, match=message):
+        build_results(gallery, None, dict.fromkeys(probe_names, masked), {}, KINDS[:1], provenance)
+
+
+def test_the_file_is_strict_json_with_null_for_what_is_not_a_number(built: dict, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    write_results(path, built | {"hash": torch.tensor([1, 2])})
+    read = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert read["restoration"]["given_mask"]["ssim_covered"] is None
+    assert read["rows"]["student"]["eer"] == built["rows"]["student"]["eer"]
+    assert (read["run"], read["hash"]) == ("runs/demo", [1, 2])
+    assert [item.name for item in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_results(path, {"a": 1})
+    loop: dict = {}
+    loop["self"] = loop
+    with pytest.raises(RecursionError):
+        write_results(path, loop)
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_tables_show_rates_in_percent_and_say_what_is_missing(built: dict, tmp_path: Path) -> None:
+    built["rows"]["student"].update({"eer": 0.01234, "tar@1e-3": math.nan})
+    lines = [line for line in summary_table(built).splitlines() if line.startswith("student, completed ")]
+    assert lines[0].split()[2] == "1.23"
+    assert "n/a" in lines[0]
+    assert all(title in summary_table(built) and title in markdown_table(built) for title in ROWS.values())
+    write_results(tmp_path / "results.json", built)
+    assert markdown_table(json.loads((tmp_path / "results.json").read_text())) == markdown_table(built)
+
+
+def test_columns_of_the_plain_table_are_aligned(built: dict) -> None:
+    head = summary_table(built).split("\n\n")[0].splitlines()
+    assert len({len(line) for line in head}) == 1
+
+
+def test_differences_carry_their_sign_in_points(built: dict) -> None:
+    built["student_minus_teacher_masked"]["eer"] = {"estimate": -0.05, "mean": -0.05, "low": -0.075, "high": 0.01}
+    assert difference_cells(built)[1][1][1:] == ["-5.00", "-7.50 to +1.00"]

@@ -1,0 +1,115 @@
+"""The margins against their definition by the angle, their safety at both ends of the cosine, and the classifier."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deocc.losses import IdentityLoss, identity_loss, margin_logits
+from tests import oracles
+
+MARGINS = [("softmax", 0.0), ("cosface", 0.35), ("arcface", 0.5), ("arcface", 1.2)]
+
+
+def cosines(count: int, people: int, seed: int) -> Tensor:
+    return 2 * torch.rand(count, people, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+
+
+@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
+def test_the_loss_equals_the_definition_by_the_angle(margin_type: str, margin: float) -> None:
+    cosine, identity = cosines(40, 6, 0), [n % 6 for n in range(40)]
+    found = identity_loss(cosine, torch.tensor(identity), margin_type, margin, scale=8.0)
+    assert float(found) == pytest.approx(oracles.identity_loss(cosine, identity, margin_type, margin, 8.0), rel=1e-6)
+
+
+@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
+def test_only_the_true_identity_pays_the_margin(margin_type: str, margin: float) -> None:
+    cosine, identity = cosines(5, 4, 1), torch.tensor([0, 3, 2, 1, 1])
+    logits = margin_logits(cosine, identity, margin_type, margin)
+    others = F.one_hot(identity, 4) == 0
+    assert torch.equal(logits[others], cosine[others])
+    expected = [oracles.margin_cosine(float(c), margin_type, margin) for c in cosine[~others]]
+    torch.testing.assert_close(logits[~others], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.5, 1.5])
+def test_arcface_falls_with_the_angle_beyond_pi_as_before(margin: float) -> None:
+    cosine = torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos()[:, None]
+    own = margin_logits(cosine, torch.zeros(len(cosine), dtype=torch.long), "arcface", margin)[:, 0]
+    assert (own.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
+def test_the_gradient_is_bounded_at_and_just_beyond_both_ends_of_the_cosine(margin_type: str, margin: float) -> None:
+    cosine = torch.tensor([[1.0], [-1.0], [1 + 1e-6], [-1 - 1e-6], [1 - 1e-7], [-1 + 1e-7]], requires_grad=True)
+    logits = margin_logits(cosine, torch.zeros(6, dtype=torch.long), margin_type, margin)
+    (slope,) = torch.autograd.grad(logits.sum(), cosine)
+    assert logits.isfinite().all()
+    assert slope.abs().max() < 5e3
+
+
+@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
+def test_gradcheck(margin_type: str, margin: float) -> None:
+    cosine = (0.9 * cosines(6, 4, 2)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda c: identity_loss(c, torch.tensor([0, 1, 2, 3, 0, 1]), margin_type, margin, 4.0), cosine)
+
+
+def test_the_classifier_ignores_lengths_and_autocast() -> None:
+    torch.manual_seed(0)
+    loss, embedding, identity = IdentityLoss(5, 8, "arcface", 0.5, 16.0), torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    value = loss(embedding, identity)
+    torch.testing.assert_close(loss(10 * embedding, identity), value)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(embedding, identity), value)
+    with torch.no_grad():
+        loss.weight.mul_(3)
+    torch.testing.assert_close(loss(embedding, identity), value)
+
+
+def test_cosines_are_those_of_embedding_and_weight() -> None:
+    loss, embedding = IdentityLoss(3, 4), torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    expected = F.cosine_similarity(embedding[:, None], loss.weight[None], dim=2)
+    torch.testing.assert_close(loss.cosine(embedding), expected)
+
+
+def test_initialised_from_the_centres_every_centre_is_its_own_identity() -> None:
+    loss, centers = IdentityLoss(6, 16, scale=64.0), torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
+    loss.initialise(centers)
+    torch.testing.assert_close(loss.cosine(centers).diagonal(), torch.ones(6))
+    assert float(loss(centers, torch.arange(6)).detach()) < 1e-3
+    assert loss.weight.requires_grad
+    assert loss.weight.data_ptr() != centers.data_ptr()
+
+
+def test_both_embedding_and_classifier_learn() -> None:
+    loss, embedding = IdentityLoss(3, 4), torch.ones(2, 4, requires_grad=True)
+    loss(embedding, torch.tensor([0, 2])).backward()
+    assert embedding.grad is not None
+    assert embedding.grad.any()
+    assert loss.weight.grad is not None
+    assert loss.weight.grad.any()
+
+
+def test_an_unknown_margin_type_is_refused_with_the_allowed_ones() -> None:
+    with pytest.raises(ValueError, match="'sphereface': choose one of softmax, cosface, arcface"):
+        IdentityLoss(3, 4, "sphereface")
+    with pytest.raises(ValueError, match="choose one of"):
+        margin_logits(torch.zeros(1, 2), torch.tensor([0]), "triplet", 0.0)
+
+
+def test_values_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"arcface needs a margin in \[0, 1.571\), got 2"):
+        IdentityLoss(3, 4, "arcface", 2.0)
+    with pytest.raises(ValueError, match="scale must be positive, got 0"):
+        IdentityLoss(3, 4, scale=0.0)
+    with pytest.raises(ValueError, match="must be positive, got 0 and 4"):
+        IdentityLoss(0, 4)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(4,\)"):
+        margin_logits(torch.zeros(2, 3), torch.zeros(4, dtype=torch.long), "softmax", 0.0)
+    with pytest.raises(ValueError, match=r"\(3, 4\), got \(3, 5\)"):
+        IdentityLoss(3, 4).initialise(torch.zeros(3, 5))

@@ -1,0 +1,277 @@
+"""The relational losses against loops over their definitions, their invariances, and the defects known of the public code."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deocc.losses import (
+    InstanceRelationLoss,
+    PairRelationLoss,
+    PredictionRelationLoss,
+    TripletRelationLoss,
+    instance_relation_loss,
+    pair_relation_loss,
+    prediction_relation_loss,
+    triplet_relation_loss,
+)
+from deocc.losses.distances import distances, squared_distances
+from tests import oracles
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+RELATIONS = pytest.mark.parametrize(
+    ("loss", "oracle"), [(pair_relation_loss, oracles.pair_relation), (triplet_relation_loss, oracles.triplet_relation)]
+)
+BATCH_LOSSES = pytest.mark.parametrize("loss", [pair_relation_loss, triplet_relation_loss])
+
+
+def embeddings(count: int, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
+
+
+def gradient(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
+    student = student.detach().requires_grad_()
+    return torch.autograd.grad(loss(student, teacher), student)[0]
+
+
+def rotation(dim: int, seed: int) -> Tensor:
+    orthogonal: Tensor = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed))).Q
+    return orthogonal
+
+
+@RELATIONS
+@pytest.mark.parametrize(("student_dim", "teacher_dim"), [(5, 5), (3, 9)])
+def test_value_and_gradient_equal_the_loop_over_the_definition(loss: Loss, oracle: Loss, student_dim: int, teacher_dim: int) -> None:
+    student, teacher = embeddings(8, student_dim, 0), embeddings(8, teacher_dim, 1)
+    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
+    expected = gradient(oracle, student, teacher)
+    assert (gradient(loss, student, teacher) - expected).norm() < 1e-4 * expected.norm()
+
+
+@RELATIONS
+def test_large_differences_reach_the_linear_part_of_huber(loss: Loss, oracle: Loss) -> None:
+    student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.1], [50.0, 0.0]])
+    teacher = torch.tensor([[0.0, 0.0], [30.0, 0.0], [-40.0, 0.0], [0.0, 1.0]])
+    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
+    expected = gradient(oracle, student, teacher)
+    assert (gradient(loss, student, teacher) - expected).norm() < 1e-4 * expected.norm()
+
+
+@BATCH_LOSSES
+def test_gradcheck_in_float64(loss: Loss) -> None:
+    student, teacher = embeddings(6, 4, 2, torch.float64).requires_grad_(), embeddings(6, 3, 3, torch.float64)
+    assert loss(student, teacher).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student)
+
+
+@BATCH_LOSSES
+def test_rotation_shift_and_scale_of_either_space_change_nothing(loss: Loss) -> None:
+    student, teacher = embeddings(9, 6, 4), embeddings(9, 6, 5)
+    moved_student, moved_teacher = 7 * student @ rotation(6, 0) + 3, 1e-4 * teacher @ rotation(6, 1) - 2e-4
+    assert float(loss(moved_student, moved_teacher)) == pytest.approx(float(loss(student, teacher)), rel=1e-4)
+
+
+@BATCH_LOSSES
+def test_a_rotated_shifted_scaled_teacher_is_matched_perfectly(loss: Loss) -> None:
+    teacher = embeddings(9, 6, 6)
+    assert float(loss(teacher, teacher)) == 0
+    assert float(loss(5 * teacher @ rotation(6, 2) + 1, teacher)) == pytest.approx(0, abs=1e-10)
+
+
+@BATCH_LOSSES
+def test_permuting_the_batch_permutes_the_gradient_and_keeps_the_value(loss: Loss) -> None:
+    student, teacher, order = embeddings(7, 5, 7), embeddings(7, 5, 8), torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    assert float(loss(student[order], teacher[order])) == pytest.approx(float(loss(student, teacher)), rel=1e-5)
+    torch.testing.assert_close(gradient(loss, student[order], teacher[order]), gradient(loss, student, teacher)[order])
+    assert float(loss(student[order], teacher)) != pytest.approx(float(loss(student, teacher)), rel=1e-3)
+
+
+@RELATIONS
+def test_duplicates_equal_the_definition_with_coincident_vertices_left_out(loss: Loss, oracle: Loss) -> None:
+    student, teacher = embeddings(7, 5, 9), embeddings(7, 5, 10)
+    student[3], student[4], teacher[6] = student[0], student[0], teacher[1]
+    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
+
+
+@BATCH_LOSSES
+@pytest.mark.parametrize("gap", [0.0, 1e-7, 1e-5, 1e-4, 1e-3, 3e-3])
+def test_duplicates_and_near_duplicates_give_a_bounded_gradient(loss: Loss, gap: float) -> None:
+    student, teacher = embeddings(16, 32, 11), embeddings(16, 32, 12)
+    student[1] = student[0] + gap * embeddings(1, 32, 13)[0]
+    found = gradient(loss, student, teacher)
+    assert found.isfinite().all()
+    assert found.norm() < 20
+
+
+@BATCH_LOSSES
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_too_small_for_a_relation_give_zero_and_zero_gradient(loss: Loss, count: int) -> None:
+    student, teacher = embeddings(count, 4, 14), embeddings(count, 4, 15)
+    assert float(loss(student, teacher)) == pytest.approx(0, abs=1e-12)  # of two images every relative distance is 1
+    torch.testing.assert_close(gradient(loss, student, teacher), torch.zeros(count, 4))
+
+
+@BATCH_LOSSES
+def test_a_batch_of_one_image_repeated_gives_zero_and_zero_gradient(loss: Loss) -> None:
+    student, teacher = embeddings(1, 4, 14).expand(5, 4), embeddings(1, 4, 15).expand(5, 4)
+    assert float(loss(student, teacher)) == 0
+    assert not gradient(loss, student, teacher).any()
+
+
+@BATCH_LOSSES
+def test_a_nan_embedding_is_not_hidden(loss: Loss) -> None:
+    student = embeddings(5, 4, 16)
+    student[2, 1] = math.nan
+    assert math.isnan(float(loss(student, embeddings(5, 4, 17))))
+
+
+@BATCH_LOSSES
+def test_autocast_changes_neither_value_nor_gradient(loss: Loss) -> None:
+    student, teacher = embeddings(8, 16, 18), embeddings(8, 16, 19)
+    value, slope = loss(student, teacher), gradient(loss, student, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(student, teacher), value)
+        assert torch.equal(gradient(loss, student, teacher), slope)
+
+
+@pytest.mark.parametrize("cosine", [0.99, 0.999, 0.9999])
+def test_distances_of_close_embeddings_are_right_under_autocast(cosine: float) -> None:
+    batch = embeddings(32, 512, 20)
+    across = F.normalize(batch[1] - (batch[1] @ batch[0]) * batch[0], dim=0)
+    batch[1] = cosine * batch[0] + math.sqrt(1 - cosine**2) * across
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = float(distances(squared_distances(batch))[0, 1])
+    assert found == pytest.approx(float((batch[0].double() - batch[1].double()).norm()), rel=1e-6)
+    assert found == pytest.approx(math.sqrt(2 - 2 * cosine), rel=1e-3)
+
+
+def test_a_distance_of_zero_has_a_gradient_of_zero() -> None:
+    squared = torch.tensor([[0.0, 4.0], [4.0, 0.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(distances(squared)[0, 1] + distances(squared)[1, 1], squared)
+    assert torch.equal(slope, torch.tensor([[0.0, 0.25], [0.0, 0.0]]))
+
+
+@RELATIONS
+def test_batches_of_close_embeddings_agree_with_the_definition(loss: Loss, oracle: Loss) -> None:
+    student, teacher = (F.normalize(embeddings(1, 16, 21) + 0.002 * embeddings(8, 16, seed), dim=1) for seed in (22, 23))
+    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-4)
+
+
+@BATCH_LOSSES
+def test_half_precision_embeddings_give_a_float32_loss_and_a_gradient_of_their_own_type(loss: Loss) -> None:
+    student, teacher = embeddings(6, 4, 24).bfloat16(), embeddings(6, 4, 25).bfloat16()
+    assert loss(student, teacher).dtype == torch.float32
+    assert gradient(loss, student, teacher).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 10, 100])
+def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
+    student, teacher = embeddings(10, 8, 26, torch.float64), embeddings(10, 8, 27, torch.float64)
+    whole = TripletRelationLoss(chunk_size=10)
+    torch.testing.assert_close(triplet_relation_loss(student, teacher, chunk_size), whole(student, teacher))
+    torch.testing.assert_close(gradient(TripletRelationLoss(chunk_size), student, teacher), gradient(whole, student, teacher))
+
+
+def test_the_triplet_loss_keeps_no_more_than_a_few_batch_squares_for_the_backward_pass() -> None:
+    sizes: list[int] = []
+    student, teacher = embeddings(40, 300, 28).requires_grad_(), embeddings(40, 300, 29)
+
+    def note(saved: Tensor) -> Tensor:
+        sizes.append(saved.numel())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        triplet_relation_loss(student, teacher)
+    assert max(sizes) <= max(40 * 40, 40 * 300)
+
+
+@pytest.mark.parametrize("loss", [pair_relation_loss, triplet_relation_loss, instance_relation_loss])
+def test_the_teacher_takes_no_gradient(loss: Loss) -> None:
+    student, teacher = embeddings(5, 4, 30).requires_grad_(), embeddings(5, 4, 31).requires_grad_()
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.any()
+
+
+@BATCH_LOSSES
+def test_batches_of_different_size_are_refused_with_both_shapes(loss: Loss) -> None:
+    with pytest.raises(ValueError, match=r"\(4, 8\) and \(5, 8\)"):
+        loss(embeddings(4, 8, 0), embeddings(5, 8, 0))
+    with pytest.raises(ValueError, match=r"\(4, 8, 1\)"):
+        loss(embeddings(4, 8, 0)[..., None], embeddings(4, 8, 0))
+
+
+def test_a_chunk_size_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk_size"):
+        triplet_relation_loss(embeddings(4, 8, 0), embeddings(4, 8, 0), chunk_size=0)
+
+
+def test_the_hard_instance_loss_is_the_mean_squared_distance() -> None:
+    student, teacher = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert float(instance_relation_loss(student, teacher)) == pytest.approx((2 + 4) / 2)
+    assert float(instance_relation_loss(teacher, teacher)) == 0
+
+
+@pytest.mark.parametrize(("normalize", "target"), [(True, [math.sqrt(0.1), math.sqrt(0.9)]), (False, [0.25, 0.75])])
+def test_the_soft_target_lies_between_embedding_and_centre(normalize: bool, target: list[float]) -> None:
+    teacher, centers = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    loss = InstanceRelationLoss(beta=0.25, normalize=normalize)
+    assert float(loss(torch.tensor([target]), teacher, centers)) == pytest.approx(0, abs=1e-12)
+    assert float(loss(teacher, teacher, centers)) > 0.05
+
+
+def test_at_beta_one_only_the_centre_counts() -> None:
+    student, teacher, centers = embeddings(4, 3, 32), embeddings(4, 3, 33), embeddings(4, 3, 34)
+    soft = instance_relation_loss(student, teacher, centers, beta=1.0)
+    torch.testing.assert_close(soft, instance_relation_loss(student, centers))
+
+
+def test_the_instance_loss_passes_gradcheck() -> None:
+    student, teacher, centers = (embeddings(4, 3, seed, torch.float64) for seed in (35, 36, 37))
+    assert torch.autograd.gradcheck(lambda s: instance_relation_loss(s, teacher, centers, 0.5), student.requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"beta": 0.5}, "needs the identity centres"),
+        ({"beta": 1.5}, r"\[0, 1\], got 1.5"),
+        ({"beta": 0.5, "centers": torch.zeros(7, 3)}, r"\(4, 3\), got \(7, 3\)"),
+        ({"teacher": torch.zeros(4, 2)}, r"\(4, 3\) and \(4, 2\)"),
+    ],
+)
+def test_instance_arguments_that_do_not_fit_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        instance_relation_loss(**{"student": torch.zeros(4, 3), "teacher": torch.zeros(4, 3), **arguments})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="beta"):
+        InstanceRelationLoss(beta=-0.1)
+
+
+@pytest.mark.parametrize(("scale", "temperature"), [(1.0, 1.0), (16.0, 4.0)])
+def test_the_prediction_loss_equals_the_loop_over_the_definition(scale: float, temperature: float) -> None:
+    student, teacher, centers = embeddings(5, 4, 38), embeddings(5, 4, 39), embeddings(3, 4, 40)
+    loss = PredictionRelationLoss(scale, temperature)
+    expected = oracles.prediction_relation(student, teacher, centers, scale, temperature)
+    assert float(loss(student, teacher, centers)) == pytest.approx(expected, rel=1e-5)
+    assert float(loss(teacher, teacher, centers)) == pytest.approx(0, abs=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert float(loss(student, teacher, centers)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_prediction_arguments_that_do_not_fit_are_refused() -> None:
+    student, centers = embeddings(5, 4, 41), embeddings(3, 4, 42)
+    with pytest.raises(ValueError, match=r"\(K, 4\), got \(3, 2\)"):
+        prediction_relation_loss(student, student, centers[:, :2], 1.0, 1.0)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        PredictionRelationLoss(1.0, 0.0)
+
+
+def test_module_and_function_agree() -> None:
+    student, teacher = embeddings(6, 4, 43), embeddings(6, 4, 44)
+    assert torch.equal(PairRelationLoss()(student, teacher), pair_relation_loss(student, teacher))
+    assert torch.equal(TripletRelationLoss()(student, teacher), triplet_relation_loss(student, teacher))
+    assert torch.equal(InstanceRelationLoss()(student, teacher), instance_relation_loss(student, teacher))

@@ -1,0 +1,99 @@
+"""Slow, independent twins of the package's fast code: plain loops over the definitions, in float64."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def huber(difference: Tensor) -> Tensor:
+    """Huber_1 of a scalar."""
+    size = difference.abs()
+    return size**2 / 2 if float(size.detach()) <= 1 else size - 0.5
+
+
+def pair_relation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over ordered pairs of different images of Huber_1 of the relative distances' difference."""
+    student, teacher = student.double(), teacher.double()
+    pairs = [(i, j) for i in range(len(student)) for j in range(len(student)) if i != j]
+    ours = [_length(student[i] - student[j]) for i, j in pairs]
+    theirs = [_length(teacher[i] - teacher[j]) for i, j in pairs]
+    our_mean, their_mean = sum(ours) / len(pairs), sum(theirs) / len(pairs)
+    return sum((huber(a / our_mean - b / their_mean) for a, b in zip(ours, theirs, strict=True)), torch.zeros(())) / len(pairs)
+
+
+def triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over ordered triples of three different images of Huber_1 of the angle cosines' difference; coincident vertices add 0."""
+    student, teacher = student.double(), teacher.double()
+    total, count, size = torch.zeros((), dtype=torch.float64), 0, range(len(student))
+    for i, j, k in ((i, j, k) for i in size for j in size for k in size if len({i, j, k}) == 3):
+        count += 1
+        arms = [embedding[other] - embedding[i] for embedding in (student, teacher) for other in (j, k)]
+        if all(float(arm.detach().norm()) > 0 for arm in arms):
+            total = total + huber(_angle_cosine(arms[0], arms[1]) - _angle_cosine(arms[2], arms[3]))
+    return total / count
+
+
+def prediction_relation(student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float) -> float:
+    """T^2 KL(teacher || student) of softened centre predictions, mean over the batch."""
+    total = 0.0
+    for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = (_softmax([scale * _dot(e, c) / temperature for c in centers.tolist()]) for e in (theirs, ours))
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+def margin_cosine(cosine: float, margin_type: str, margin: float) -> float:
+    """The true identity's cosine after its margin, by way of the angle itself."""
+    if margin_type == "softmax":
+        return cosine
+    if margin_type == "cosface":
+        return cosine - margin
+    theta = math.acos(cosine)
+    return math.cos(theta + margin) if theta + margin <= math.pi else cosine - margin * math.sin(margin)
+
+
+def identity_loss(cosine: Tensor, identity: Sequence[int], margin_type: str, margin: float, scale: float) -> float:
+    """Cross-entropy of scaled cosines with a margin, mean over the batch."""
+    total = 0.0
+    for row, own in zip(cosine.tolist(), identity, strict=True):
+        logits = [scale * (margin_cosine(value, margin_type, margin) if k == own else value) for k, value in enumerate(row)]
+        total -= math.log(_softmax(logits)[own])
+    return total / len(identity)
+
+
+def masked_l1(generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float, visible_weight: float) -> float:
+    """Pixel by pixel: each image's mean over its covered and over its visible pixels, then the means over images that have any."""
+    result = 0.0
+    for weight, wanted in ((covered_weight, 1.0), (visible_weight, 0.0)):
+        means = []
+        for b in range(len(face)):
+            errors = [
+                abs(float(generated_face[b, c, y, x]) - float(face[b, c, y, x]))
+                for c in range(face.shape[1])
+                for y in range(face.shape[2])
+                for x in range(face.shape[3])
+                if float(mask[b, 0, y, x]) == wanted
+            ]
+            means += [sum(errors) / len(errors)] if errors else []
+        result += weight * sum(means) / len(means) if means else 0.0
+    return result
+
+
+def _length(vector: Tensor) -> Tensor:
+    return vector.square().sum().sqrt()
+
+
+def _angle_cosine(first: Tensor, second: Tensor) -> Tensor:
+    return (first * second).sum() / (_length(first) * _length(second))
+
+
+def _dot(first: Sequence[float], second: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(first, second, strict=True))
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    largest = max(logits)
+    exponentials = [math.exp(logit - largest) for logit in logits]
+    return [exponential / sum(exponentials) for exponential in exponentials]
