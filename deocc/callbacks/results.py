@@ -14,6 +14,7 @@ from deocc import runs
 from deocc.callbacks.panels import PanelCallback
 from deocc.evaluation import (
     EmbeddingSet,
+    flat_scores,
     loss_figure,
     pair_scores,
     panel_figure,
@@ -41,7 +42,7 @@ class ResultsCallback(pl.Callback):
         write_results(folder / runs.RESULTS, results)
         figures = _figures(trainer, getattr(pl_module, "embeddings", {}))
         write_report(folder / runs.REPORT, results, figures)
-        _log_figures(trainer, figures)
+        _log(trainer, results, figures)
         print(summary_table(results))
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
 
@@ -73,8 +74,12 @@ def _figures(trainer: pl.Trainer, embeddings: dict[str, EmbeddingSet]) -> dict[s
     return figures
 
 
-def _log_figures(trainer: pl.Trainer, figures: dict[str, Figure]) -> None:
+def _log(trainer: pl.Trainer, results: dict[str, Any], figures: dict[str, Figure]) -> None:
+    """The rows to every logger, the figures to W&B."""
     for logger in trainer.loggers:
+        for row, scores in results["rows"].items():
+            logger.log_metrics(flat_scores(scores, f"test/{row}"), step=trainer.global_step)
+        logger.save()
         if isinstance(logger, WandbLogger):
             import wandb
 

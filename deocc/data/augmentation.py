@@ -49,5 +49,7 @@ def _transforms(strength: Strength) -> list[A.BasicTransform]:
         A.Affine(scale=(0.92, 1.08), translate_percent=(-0.03, 0.03), rotate=(-8, 8), shear=(-4, 4), p=0.9, **edge),
         A.RandomBrightnessContrast(0.3, 0.3, p=0.8),
         A.RandomGamma((70, 140), p=0.5),
-        A.OneOf([A.GaussianBlur((3, 5)), A.Downscale((0.5, 0.9)), A.ImageCompression((40, 95)), A.GaussNoise((0.01, 0.05))], p=0.4),
+        A.OneOf(
+            [A.GaussianBlur((3, 5)), A.Downscale((0.5, 0.9)), A.ImageCompression(quality_range=(40, 95)), A.GaussNoise((0.01, 0.05))], p=0.4
+        ),
     ]

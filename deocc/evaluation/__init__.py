@@ -6,8 +6,8 @@ from deocc.evaluation.figures import loss_figure, panel_figure, panel_image, png
 from deocc.evaluation.identification import cmc, rank1
 from deocc.evaluation.report import write_report
 from deocc.evaluation.restoration import RestorationMetric, psnr, ssim
-from deocc.evaluation.results import build_results, clean_row, score_row, write_results
-from deocc.evaluation.tables import markdown_table, summary_table
+from deocc.evaluation.results import build_restoration_results, build_results, clean_row, score_row, write_results
+from deocc.evaluation.tables import flat_scores, markdown_table, summary_table
 from deocc.evaluation.verification import (
     PairScores,
     RocCurve,
@@ -30,10 +30,12 @@ __all__ = [
     "RocCurve",
     "VerificationMetric",
     "area_under_curve",
+    "build_restoration_results",
     "build_results",
     "clean_row",
     "cmc",
     "equal_error_rate",
+    "flat_scores",
     "loss_figure",
     "markdown_table",
     "pair_scores",

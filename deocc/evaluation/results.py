@@ -110,6 +110,17 @@ def build_results(
     }
 
 
+def build_restoration_results(restoration: Restoration, kinds: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """As `build_results`, of a test that embedded nothing: no rows, no differences.
+
+    Raises:
+        ValueError: a kind without a name, or provenance that would overwrite a result.
+    """
+    _check({}, None, provenance)
+    means = {source: scores["mean"] for source, scores in restoration.items()}
+    return {**provenance, "rows": {}, "restoration": means, "per_kind": _per_kind({}, restoration, kinds)}
+
+
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write JSON, whole or not at all. What is not a finite number becomes null; a path becomes text."""
     path = Path(path)

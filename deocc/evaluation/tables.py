@@ -60,13 +60,24 @@ def restoration_cells(results: Mapping[str, Any]) -> Cells:
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
-    """Rows and differences as aligned plain text, for the terminal."""
-    return "\n".join(_aligned(cells) for cells in (row_cells(results), difference_cells(results)) if cells[1])
+    """Rows, differences and restoration as aligned plain text, for the terminal."""
+    return "\n".join(_aligned(cells) for cells in _summary(results))
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """Rows and differences as Markdown tables."""
-    return "\n".join(_markdown(cells) for cells in (row_cells(results), difference_cells(results)) if cells[1])
+    """Rows, differences and restoration as Markdown tables."""
+    return "\n".join(_markdown(cells) for cells in _summary(results))
+
+
+def _summary(results: Mapping[str, Any]) -> list[Cells]:
+    """The tables that have rows; restoration over all kinds only."""
+    restoration = restoration_cells({"restoration": results["restoration"], "per_kind": {}})
+    return [cells for cells in (row_cells(results), difference_cells(results), restoration) if cells[1]]
+
+
+def flat_scores(scores: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The plain numbers of one row or mean, named `prefix/name`, for a logger."""
+    return {f"{prefix}/{name}": float(value) for name, value in scores.items() if isinstance(value, int | float)}
 
 
 def percent(value: float | None) -> str:

@@ -1,6 +1,5 @@
 """What an evaluation of stage 2 collects: teacher and student, on masked and on completed faces, by given and by predicted mask."""
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -51,8 +50,3 @@ class Comparison(nn.Module):
 def centred(raw: Tensor, center: Tensor) -> Tensor:
     """(B, D) raw embeddings -> unit vectors (raw - center) / |raw - center|, in float32 whatever the autocast state."""
     return F.normalize(raw.float() - center, dim=1)
-
-
-def flat(scores: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The plain numbers of one level of a results mapping, named `prefix/name`, for a logger."""
-    return {f"{prefix}/{name}": float(value) for name, value in scores.items() if isinstance(value, int | float)}

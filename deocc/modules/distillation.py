@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import build_results, score_row
+from deocc.evaluation import build_results, flat_scores, score_row
 from deocc.losses import IdentityLoss, InstanceRelationLoss, PairRelationLoss, PredictionRelationLoss, TripletRelationLoss
 from deocc.masking import list_kinds
-from deocc.modules.comparison import Comparison, centred, flat
+from deocc.modules.comparison import Comparison, centred
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.schedule import warmup_cosine
 from deocc.networks import create_embedder
@@ -149,9 +149,9 @@ class DistillationModule(pl.LightningModule):
         embeddings, restoration = self.comparison.collect()
         if not self.trainer.sanity_checking:
             for row in embeddings.keys() - {"gallery_teacher", "gallery_student"}:
-                self.log_dict(flat(score_row(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row]), f"val/{row}"))
+                self.log_dict(flat_scores(score_row(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row]), f"val/{row}"))
             for source, scores in restoration.items():
-                self.log_dict(flat(scores["mean"], f"val/{source}"))
+                self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
 
     def on_test_epoch_end(self) -> None:
         """Put the results together; `deocc.callbacks` writes them down."""
@@ -160,8 +160,6 @@ class DistillationModule(pl.LightningModule):
         teacher, student = (embeddings.pop(f"gallery_{name}") for name in ("teacher", "student"))
         provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
         self.results = build_results(teacher, student, embeddings, restoration, list_kinds(), provenance)
-        for row, scores in self.results["rows"].items():
-            self.log_dict(flat(scores, f"test/{row}"))
 
     def setup(self, stage: str) -> None:
         """Build the classifier, whose size the data decide."""

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import RestorationMetric
+from deocc.evaluation import RestorationMetric, build_restoration_results, flat_scores
 from deocc.losses import (
     discriminator_loss,
     generator_loss,
@@ -27,6 +27,7 @@ from deocc.losses import (
     mask_segmentation_loss,
     masked_l1_loss,
 )
+from deocc.masking import list_kinds
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.schedule import warmup_cosine
 from deocc.networks.discriminator import GlobalLocalDiscriminator
@@ -104,7 +105,8 @@ class InpaintingModule(pl.LightningModule):
         self.average.update_parameters(self.generator)
         for scheduler in schedulers:
             scheduler.step()
-        self.log_dict({f"train/{name}_loss": value for name, value in losses.items()}, prog_bar=True)
+        self.log("train/loss", losses["generator"], prog_bar=True)
+        self.log_dict({f"train/{name}_loss": value for name, value in losses.items() if name != "generator"})
         self.log_dict({f"train/{name}_term": value.detach() for name, value in terms.items()})
         return {"completed_face": completed_face.detach()}
 
@@ -127,11 +129,13 @@ class InpaintingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the restoration."""
-        self._log_restoration("val")
+        for source, scores in self._collect_restoration().items():
+            self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
 
     def on_test_epoch_end(self) -> None:
-        """Log the restoration and keep it for the results file."""
-        self.results = {"restoration": self._log_restoration("test")}
+        """Put the results together; `deocc.callbacks` writes them down."""
+        provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
+        self.results = build_restoration_results(self._collect_restoration(), list_kinds(), provenance)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which stage this is, and leave out the teacher: its weights are not ours to spread and are loaded anew."""
@@ -210,12 +214,11 @@ class InpaintingModule(pl.LightningModule):
             cast(RestorationMetric, self.restoration[source]).update(face, batch["face"], batch["mask"], batch["kind"])
         return {"completed_face": completed_face, "predicted_mask": predicted_mask}
 
-    def _log_restoration(self, stage: str) -> dict[str, Any]:
-        restoration: dict[str, Any] = {}
-        for source, metric in self.restoration.items():
-            restoration[source] = cast(RestorationMetric, metric).compute()
+    def _collect_restoration(self) -> dict[str, Any]:
+        """The restoration by source of the mask since the last call."""
+        restoration = {source: cast(RestorationMetric, metric).compute() for source, metric in self.restoration.items()}
+        for metric in self.restoration.values():
             cast(RestorationMetric, metric).reset()
-            self.log_dict({f"{stage}/{source}/{name}": value for name, value in restoration[source]["mean"].items()})
         return restoration
 
 

@@ -75,7 +75,7 @@ class Generator(nn.Module):
         merged = F.interpolate(self.merge(torch.cat(branches, 1)), scale_factor=2.0, mode="nearest")
         full = self.decoder_half(torch.cat([merged, half], 1))
         image = self.to_image(torch.cat([full, visible], 1))
-        return torch.tanh(image[..., : mask.shape[-2], : mask.shape[-1]])
+        return _grey_where_grey(torch.tanh(image[..., : mask.shape[-2], : mask.shape[-1]]), visible)
 
     def attend(self, masked_face: Tensor, mask: Tensor) -> Tensor:
         """Where the attention branch looks, for display.
@@ -106,6 +106,13 @@ class Generator(nn.Module):
         quarter: Tensor = self.encoder_quarter(half)
         position = F.interpolate(self.position, quarter.shape[-2:], mode="bilinear", align_corners=False)
         return half, self.fill(quarter + position)
+
+
+def _grey_where_grey(generated: Tensor, visible: Tensor) -> Tensor:
+    """Complete a grey photograph in grey, image by image, as `deocc.masking.render` paints on it: colour there would only be a trace."""
+    red, green, blue = visible[:, 0], visible[:, 1], visible[:, 2]
+    grey = ((red == green) & (green == blue)).flatten(1).all(1)[:, None, None, None]
+    return torch.where(grey, generated.mean(1, keepdim=True), generated)
 
 
 def compose(masked_face: Tensor, generated: Tensor, mask: Tensor) -> Tensor:
