@@ -22,11 +22,13 @@ _declared: list[object] = []  # a torch Library withdraws its operators when it 
 class _TorchvisionGuard(importlib.abc.MetaPathFinder):
     """Declares torchvision's operators at the moment torchvision is first looked for, so that `import deocc` needs no torch."""
 
+    asked = False
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname == "torchvision":
-            sys.meta_path.remove(self)
+        if fullname == "torchvision" and not self.asked:
+            self.asked = True  # a finder that removed itself here would make the import system skip the next one
             _declare_torchvision_operators()
         return None
 

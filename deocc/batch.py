@@ -17,6 +17,10 @@ class FaceBatch(TypedDict):
     """(B, 5, 2) x, y in pixels of the crop: eye, eye, nose, mouth corner, mouth corner, left to right in the image."""
     identity: Tensor
     """(B,) int64, 0 <= identity < number of people of the split."""
+    other_identity: Tensor
+    """(B, 2) int64, whose faces are blended into this one; equal to `identity` where none are."""
+    other_share: Tensor
+    """(B, 2) float32 >= 0, the shares of these other faces, at most 2/3 together; 0 outside training."""
     index: Tensor
     """(B,) int64, the image's position in its face set."""
     kind: Tensor

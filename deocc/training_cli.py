@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,19 @@ def run(arguments: list[str]) -> None:
             parser_kwargs={command: {"exit_on_error": False} for command in ("fit", *_EVALUATIONS)} | {"exit_on_error": False},
             args=_resolve_checkpoint(arguments),
         )
-    except jsonargparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(_innermost(str(error))) from error
+
+
+def _innermost(message: str) -> str:
+    """What jsonargparse says of the key or value itself, without the types and namespaces that it tried on the way."""
+    text = " ".join(message.split())
+    for _ in range(3):
+        inner = re.search(r"Errors: - (.*?)(?: - Expected a <class 'NoneType'>| Given value type:|$)", text)
+        text = inner.group(1) if inner else text
+    if "not accepted" in text or "unrecognized" in text:
+        text += "; --print_config in place of it lists every key"
+    return re.sub(r"Problem with given class_path '([\w.]+)': ", r"\1: ", text).replace("typing.", "")
 
 
 def _resolve_checkpoint(arguments: list[str]) -> list[str]:

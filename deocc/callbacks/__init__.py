@@ -1,6 +1,7 @@
 """Callbacks: they draw and write from what a step returns and a module keeps."""
 
 from deocc.callbacks.panels import PanelCallback
+from deocc.callbacks.predictions import PredictionCallback
 from deocc.callbacks.results import ResultsCallback
 
-__all__ = ["PanelCallback", "ResultsCallback"]
+__all__ = ["PanelCallback", "PredictionCallback", "ResultsCallback"]

@@ -1,7 +1,7 @@
 """One item: a face in its canonical crop, with its landmarks, identity, and the kind and seed of its mask."""
 
 from functools import lru_cache
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ class FaceItem(TypedDict):
     face: Tensor
     landmarks: Tensor
     identity: Tensor
+    other_identity: Tensor
+    other_share: Tensor
     index: Tensor
     kind: Tensor
     seed: Tensor
@@ -57,10 +59,21 @@ class AlignedFaces:
 
 
 class TrainingFaces(Dataset[FaceItem]):
-    """Augmented training faces; what happens to an item follows from the seed, its position and the epoch alone."""
+    """Augmented training faces; what happens to an item follows from the seed, its position and the epoch alone.
 
-    def __init__(self, face_set: FaceSet, size: int, augmentation: Augmentation, seed: int) -> None:
-        self.aligned, self.augmentation, self.seed = AlignedFaces(face_set, size), augmentation, seed
+    A share of them is blended with the aligned faces of two other images. The teacher can embed such a face like any other, so that the
+    student learns its relations on far more identities than the training set holds (OURS, after mixup [0]).
+
+    [0] Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+    """
+
+    def __init__(self, face_set: FaceSet, size: int, augmentation: Augmentation, seed: int, blend_probability: float = 0.0) -> None:
+        self.aligned, self.augmentation, self.seed, self.blend_probability = (
+            AlignedFaces(face_set, size),
+            augmentation,
+            seed,
+            blend_probability,
+        )
         self.indices = face_set.indices("train")
         self.identities = _identities(face_set, self.indices)
 
@@ -71,10 +84,28 @@ class TrainingFaces(Dataset[FaceItem]):
     def __getitem__(self, key: ItemKey) -> FaceItem:
         """The item of one epoch and position. Its kind is left open (-1): the data module draws it from the seed."""
         epoch, position = key
-        index = int(self.indices[position])
-        seed = item_seed(self.seed, epoch, index)
-        face, landmarks = self.augmentation(*self.aligned(index), seed)
-        return _item(face, landmarks, int(self.identities[position]), index, -1, seed)
+        seed = item_seed(self.seed, epoch, int(self.indices[position]))
+        face, landmarks = self._augmented(position, seed)
+        others, shares = self._partners(position, seed)
+        if any(shares):
+            parts = [(face, landmarks), *[self._augmented(other, item_seed(seed, other)) for other in others]]
+            weights = (1 - sum(shares), *shares)
+            blended = sum(weight * part[0].astype(np.float32) for weight, part in zip(weights, parts, strict=True))
+            face = np.asarray(blended).round().astype(np.uint8)
+            landmarks = np.asarray(sum(weight * part[1] for weight, part in zip(weights, parts, strict=True)))
+        people = _People(self.identities[position], self.identities[others], shares)
+        return _item(face, landmarks, people, int(self.indices[position]), -1, seed)
+
+    def _augmented(self, position: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        return self.augmentation(*self.aligned(int(self.indices[position])), seed)
+
+    def _partners(self, position: int, seed: int) -> tuple[list[int], tuple[float, float]]:
+        """The positions of the faces to blend in, and their shares; the item itself and 0 where nothing is blended."""
+        generator = np.random.default_rng(item_seed(seed, "blend"))
+        if generator.random() >= self.blend_probability:
+            return [position] * 2, (0.0, 0.0)
+        first, second = generator.uniform(0, 0.5), generator.uniform(0, 1 / 3)
+        return generator.integers(len(self), size=2).tolist(), (first * (1 - second), second)
 
 
 class FixedFaces(Dataset[FaceItem]):
@@ -98,7 +129,9 @@ class FixedFaces(Dataset[FaceItem]):
         (kind, mask_seed), position = self.masks[number // len(self.indices)], number % len(self.indices)
         index = int(self.indices[position])
         face, landmarks = self.aligned(index)
-        return _item(face, landmarks, int(self.identities[position]), index, kind, item_seed("evaluation", mask_seed, kind, index))
+        identity = self.identities[position]
+        people = _People(identity, np.repeat(identity, 2), (0.0, 0.0))
+        return _item(face, landmarks, people, index, kind, item_seed("evaluation", mask_seed, kind, index))
 
 
 def _identities(face_set: FaceSet, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -106,11 +139,19 @@ def _identities(face_set: FaceSet, indices: NDArray[np.int64]) -> NDArray[np.int
     return np.unique(face_set.person[indices], return_inverse=True)[1].astype(np.int64)
 
 
-def _item(face: NDArray[np.uint8], landmarks: NDArray[np.float32], identity: int, index: int, kind: int, seed: int) -> FaceItem:
+class _People(NamedTuple):
+    identity: np.int64
+    others: NDArray[np.int64]
+    shares: tuple[float, float]
+
+
+def _item(face: NDArray[np.uint8], landmarks: NDArray[np.float32], people: _People, index: int, kind: int, seed: int) -> FaceItem:
     return FaceItem(
         face=torch.tensor(face).permute(2, 0, 1).float() / 127.5 - 1,
-        landmarks=torch.tensor(landmarks),
-        identity=torch.tensor(identity),
+        landmarks=torch.tensor(landmarks, dtype=torch.float32),
+        identity=torch.tensor(int(people.identity)),
+        other_identity=torch.tensor(people.others.tolist()),
+        other_share=torch.tensor(people.shares, dtype=torch.float32),
         index=torch.tensor(index),
         kind=torch.tensor(kind),
         seed=torch.tensor(seed),

@@ -1,5 +1,6 @@
 """The one data module: faces of any face set, masked on the fly on whatever device the batch is."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import cast
 
@@ -31,6 +32,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         kinds: the occluders to train and evaluate with; default all.
         clean_probability: share of training images that stay unmasked, so that bare faces are learnt too.
         augmentation: strength of the clean face's augmentation.
+        blend_probability: share of training images that are blended with two others.
         seed: from which the order, the augmentation and the masks of training follow.
         val_seeds: evaluation masks a kind and image in validation.
         test_seeds: the same in test.
@@ -49,6 +51,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         kinds: Sequence[str] | None = None,
         clean_probability: float = 0.1,
         augmentation: Strength = "light",
+        blend_probability: float = 0.0,
         seed: int = 0,
         val_seeds: Sequence[int] = (100,),
         test_seeds: Sequence[int] = (1, 2, 3),
@@ -57,7 +60,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         super().__init__()
         _check_range("size", size, 32, 1024)
         _check_range("batch_size", batch_size, 1, 65536)
+        _check_range("eval_batch_size", eval_batch_size, 1, 65536)
         _check_range("clean_probability", clean_probability, 0, 1)
+        _check_range("blend_probability", blend_probability, 0, 1)
         self.kinds = tuple(kinds) if kinds is not None else list_kinds()
         unknown = [kind for kind in self.kinds if kind not in list_kinds()]
         if unknown or not self.kinds:
@@ -66,6 +71,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
         self.clean_probability, self.seed, self.num_workers = clean_probability, seed, num_workers
         self.augmentation: Strength = augmentation
+        self.blend_probability = blend_probability
         self.eval_seeds: dict[Split, tuple[int, ...]] = {"val": tuple(val_seeds), "test": tuple(test_seeds)}
 
     @property
@@ -75,14 +81,15 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[FaceItem]:
         """Augmented training faces, shuffled by seed and epoch."""
-        faces = TrainingFaces(self.face_set, self.size, Augmentation(self.augmentation), self.seed)
+        faces = TrainingFaces(self.face_set, self.size, Augmentation(self.augmentation, self.size), self.seed, self.blend_probability)
+        sampler = EpochSampler(len(faces), self.seed)
         return DataLoader(
             faces,
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(faces), self.seed),
+            sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            drop_last=len(faces) >= self.batch_size,
+            drop_last=len(sampler) >= self.batch_size,
         )
 
     def reference_dataloader(self) -> DataLoader[FaceItem]:
@@ -109,7 +116,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return mask_batch(batch)
 
     def provenance(self) -> dict[str, object]:
-        """What an evaluation must carry to be compared with another: the test data's hash and the masks' recipe."""
+        """What an evaluation must carry to be compared with another: the hashes of test data and masks."""
         return {
             "data": type(self.face_set).__name__,
             "credit": self.face_set.credit,
@@ -117,7 +124,15 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             "size": self.size,
             "kinds": list(self.kinds),
             "mask_seeds": list(self.eval_seeds["test"]),
+            "manifest_hash": self._manifest_hash(),
         }
+
+    def _manifest_hash(self) -> str:
+        """A hash of every evaluation mask as it is rendered, so that a changed renderer is noticed as well as a changed seed."""
+        digest = hashlib.sha256()
+        for batch in self._fixed("test", self._masks(self.eval_seeds["test"])):
+            digest.update(mask_batch(batch)["mask"].bool().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _gallery_and_probes(self, split: Split) -> list[DataLoader[FaceItem]]:
         return [self._fixed(split, [_CLEAN]), self._fixed(split, self._masks(self.eval_seeds[split]))]

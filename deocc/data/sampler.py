@@ -42,8 +42,8 @@ class EpochSampler(Sampler[ItemKey]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(item_seed(self.seed, "order", self.epoch))
             order = torch.randperm(self.length, generator=generator).tolist()
-        order += order[: len(self) * processes - self.length]
-        return iter([(self.epoch, position) for position in order[rank::processes]])
+        padded = [order[place % self.length] for place in range(len(self) * processes)]
+        return iter([(self.epoch, position) for position in padded[rank::processes]])
 
 
 def _processes() -> tuple[int, int]:

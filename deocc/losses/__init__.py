@@ -2,7 +2,7 @@
 
 from deocc.losses.adversarial import DiscriminatorLoss, GeneratorLoss, discriminator_loss, generator_loss, gradient_penalty
 from deocc.losses.identity import IdentityLoss, identity_loss, margin_logits
-from deocc.losses.perceptual import PerceptualLoss, perceptual_loss
+from deocc.losses.perceptual import PerceptualLoss, feature_distance, perceptual_loss
 from deocc.losses.reconstruction import MaskedL1Loss, masked_l1_loss
 from deocc.losses.relational import (
     InstanceRelationLoss,
@@ -28,6 +28,7 @@ __all__ = [
     "PredictionRelationLoss",
     "TripletRelationLoss",
     "discriminator_loss",
+    "feature_distance",
     "generator_loss",
     "gradient_penalty",
     "identity_loss",

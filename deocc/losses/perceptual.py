@@ -2,11 +2,12 @@
 
 With f_l the feature maps, each divided by its length over channels at every place,
 
-    L = mean_l mean |f_l(c) - f_l(y)|
+    L = mean_l mean_places |f_l(c) - f_l(y)|^2
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385, names no such term: it is OURS and optional.
 [1] Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
-[2] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018: channels of unit length.
+[2] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018: channels of unit length, squared
+    distances summed over them and averaged over places (there with learned weights a channel, here with equal ones).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +21,28 @@ from deocc.losses.precision import widen
 Features = Callable[[Tensor], Sequence[Tensor] | Tensor]
 
 
+def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
+    """Mean over maps and places of the squared distance of channel-normalised features; each map counts the same.
+
+    Args:
+        completed: feature maps (B, C_l, ...) of the completed faces; take the gradient.
+        clean: those of the clean faces, in the same order; take none.
+
+    Returns:
+        Scalar in [0, 4].
+
+    Raises:
+        ValueError: no maps, or shapes that differ.
+    """
+    shapes = [[tuple(item.shape) for item in maps] for maps in (completed, clean)]
+    if not completed or shapes[0] != shapes[1]:
+        raise ValueError(f"expected feature maps of equal shapes of completed and clean faces, got {shapes[0]} and {shapes[1]}")
+    pairs = zip(completed, clean, strict=True)
+    return torch.stack([(_unit(ours) - _unit(theirs.detach())).square().sum(1).mean() for ours, theirs in pairs]).mean()
+
+
 def perceptual_loss(features: Features, completed_face: Tensor, face: Tensor) -> Tensor:
-    """Mean l1 distance of channel-normalised features, each map of equal weight.
+    """`feature_distance` through a feature network.
 
     Args:
         features: images (B, 3, H, W) in [-1, 1] to one feature tensor (B, C, ...) or a sequence of them.
@@ -37,9 +58,8 @@ def perceptual_loss(features: Features, completed_face: Tensor, face: Tensor) ->
     if completed_face.shape != face.shape:
         raise ValueError(f"expected completed and clean faces of one shape, got {tuple(completed_face.shape)} and {tuple(face.shape)}")
     with torch.no_grad():
-        targets = _maps(features, face)
-    pairs = zip(_maps(features, completed_face), targets, strict=True)
-    return torch.stack([F.l1_loss(ours, target) for ours, target in pairs]).mean()
+        targets = _listed(features(face))
+    return feature_distance(_listed(features(completed_face)), targets)
 
 
 class PerceptualLoss(nn.Module):
@@ -64,7 +84,10 @@ class PerceptualLoss(nn.Module):
         return perceptual_loss(self.network, completed_face, face)
 
 
-def _maps(features: Features, image: Tensor) -> list[Tensor]:
-    """The image's feature maps, each of unit length over its channels."""
-    output = features(image)
-    return [F.normalize(widen(item), dim=1) for item in ([output] if isinstance(output, Tensor) else output)]
+def _listed(output: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    return [output] if isinstance(output, Tensor) else output
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Of unit length over the channels."""
+    return F.normalize(widen(features), dim=1)

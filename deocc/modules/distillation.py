@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -17,17 +17,18 @@ from torch.optim import AdamW
 
 from deocc.batch import MaskedFaceBatch
 from deocc.evaluation import build_results, flat_scores, score_row
-from deocc.losses import IdentityLoss, InstanceRelationLoss, PairRelationLoss, PredictionRelationLoss, TripletRelationLoss
+from deocc.losses import IdentityLoss, InstanceRelationLoss, PairRelationLoss, PredictionRelationLoss, TripletRelationLoss, margin_logits
 from deocc.masking import list_kinds
 from deocc.modules.comparison import Comparison, centred
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.schedule import warmup_cosine
-from deocc.networks import create_embedder
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
+from deocc.networks.embedder import create_embedder, create_teacher
 from deocc.networks.student import Student, StudentInput
 
 STAGE = "distillation"
+MarginType = Literal["softmax", "cosface", "arcface"]
 _SEED_STEPS = 1000  # a share is kept to a thousandth
 _CLASSIFIER_RATE = 10.0  # the classifier is new, the rest of the student is pretrained
 
@@ -85,7 +86,7 @@ class DistillationModule(pl.LightningModule):
         triplet_weight: float = 1.0,
         prediction_weight: float = 0.0,
         temperature: float = 4.0,
-        margin_type: str = "cosface",
+        margin_type: MarginType = "cosface",
         margin: float = 0.2,
         scale: float = 16.0,
         learning_rate: float = 3e-5,
@@ -95,7 +96,7 @@ class DistillationModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.teacher = create_embedder(teacher, weights=teacher_weights).freeze()
+        self.teacher = create_teacher(teacher, teacher_weights)
         start = create_embedder(student or teacher, weights=student_weights if student else (student_weights or teacher_weights))
         self.student = Student(start, self.teacher.embedding_dim, student_input, mask_channel)
         self.average = WeightAverage(self.student, ema_decay, interpolation)
@@ -119,7 +120,7 @@ class DistillationModule(pl.LightningModule):
         student = centred(self.student(batch["masked_face"], completed_face, mask), self.center)
         with torch.no_grad():
             teacher = centred(self.teacher(batch["face"]), self.center)
-        terms = self._terms(student, teacher, batch["identity"])
+        terms = self._terms(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}_term": term.detach() for name, term in terms.items()})
@@ -206,17 +207,31 @@ class DistillationModule(pl.LightningModule):
         if "classifier.weight" in state:
             self._build_classifier(len(state["classifier.weight"]))
 
-    def _terms(self, student: Tensor, teacher: Tensor, identity: Tensor) -> dict[str, Tensor]:
+    def _terms(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> dict[str, Tensor]:
         """The weighted losses whose weight is not 0."""
         losses: dict[str, Callable[[], Tensor]] = {
-            "identity": lambda: cast(IdentityLoss, self.classifier)(student, identity),
-            "instance": lambda: self.instance(student, teacher, self.identity_centers[identity]),
+            "identity": lambda: self._identity_term(student, batch),
+            "instance": lambda: self.instance(student, teacher, self._own_centers(batch)),
             "pair": lambda: self.pair(student, teacher),
             "triplet": lambda: self.triplet(student, teacher),
             "prediction": lambda: self.prediction(student, teacher, self.identity_centers),
         }
         weights = {name: self.hparams[f"{name}_weight"] for name in losses}
         return {name: weights[name] * loss() for name, loss in losses.items() if weights[name] > 0}
+
+    def _identity_term(self, student: Tensor, batch: MaskedFaceBatch) -> Tensor:
+        """Cross-entropy over the training identities; a blended face belongs to all of its people by their shares."""
+        cosine = cast(IdentityLoss, self.classifier).cosine(student)
+        losses = [self._cross_entropy(cosine, identity) for identity in _people(batch).T]
+        return (torch.stack(losses, 1) * _shares(batch)).sum(1).mean()
+
+    def _cross_entropy(self, cosine: Tensor, identity: Tensor) -> Tensor:
+        logits = margin_logits(cosine, identity, self.hparams["margin_type"], self.hparams["margin"])
+        return F.cross_entropy(self.hparams["scale"] * logits, identity, reduction="none")
+
+    def _own_centers(self, batch: MaskedFaceBatch) -> Tensor:
+        """(B, D), each sample's identity centre, between its people's where faces are blended."""
+        return F.normalize((self.identity_centers[_people(batch)] * _shares(batch)[:, :, None]).sum(1), dim=1)
 
     def _embed_batch(self, batch: MaskedFaceBatch, dataloader_idx: int, predicted: bool) -> dict[str, Tensor]:
         face, masked_face = batch["face"], batch["masked_face"]
@@ -282,3 +297,13 @@ class DistillationModule(pl.LightningModule):
         self.identity_centers = F.normalize(unit, dim=1)
         if self.classifier is not None:
             self.classifier.initialise(self.identity_centers)
+
+
+def _people(batch: MaskedFaceBatch) -> Tensor:
+    """(B, 3), whose faces a face is made of."""
+    return torch.cat([batch["identity"][:, None], batch["other_identity"]], 1)
+
+
+def _shares(batch: MaskedFaceBatch) -> Tensor:
+    """(B, 3), by which shares; they sum to 1."""
+    return torch.cat([1 - batch["other_share"].sum(1, keepdim=True), batch["other_share"]], 1)

@@ -7,7 +7,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +21,7 @@ from deocc.batch import MaskedFaceBatch
 from deocc.evaluation import RestorationMetric, build_restoration_results, flat_scores
 from deocc.losses import (
     discriminator_loss,
+    feature_distance,
     generator_loss,
     gradient_penalty,
     instance_relation_loss,
@@ -31,7 +32,7 @@ from deocc.masking import list_kinds
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.schedule import warmup_cosine
 from deocc.networks.discriminator import GlobalLocalDiscriminator
-from deocc.networks.embedder import create_embedder
+from deocc.networks.embedder import create_teacher
 from deocc.networks.generator import Generator, compose
 from deocc.networks.segmenter import MaskSegmenter
 
@@ -50,8 +51,9 @@ class InpaintingModule(pl.LightningModule):
         adversarial: "hinge", or "wgan" with gradient penalty.
         reconstruction_weight: weight of the masked l1 term.
         adversarial_weight: weight of the generator's adversarial term; 0 builds no discriminators.
-        identity_weight: weight of |T(completed) - T(face)|^2; 0 builds no teacher.
-        teacher: the recogniser of the identity term, a name of `deocc.networks.list_embedders`.
+        identity_weight: weight of |T(completed) - T(face)|^2 over raw embeddings.
+        perceptual_weight: weight of the distance between the teacher's feature maps of completed and clean face.
+        teacher: the recogniser of these two terms, a name of `deocc.networks.list_embedders`; not built where both weights are 0.
         teacher_weights: its weights file; default what its package ships.
         learning_rate: peak, of generator and segmenter.
         discriminator_learning_rate: peak, of the discriminators.
@@ -65,10 +67,11 @@ class InpaintingModule(pl.LightningModule):
         attention: bool = True,
         discriminator_width: int = 24,
         segmenter_width: int = 16,
-        adversarial: str = "hinge",
+        adversarial: Literal["hinge", "wgan"] = "hinge",
         reconstruction_weight: float = 1.0,
         adversarial_weight: float = 0.01,
-        identity_weight: float = 1.0,
+        identity_weight: float = 2.0,
+        perceptual_weight: float = 4.0,
         teacher: str = "dlib_resnet",
         teacher_weights: str | None = None,
         learning_rate: float = 1e-3,
@@ -83,7 +86,7 @@ class InpaintingModule(pl.LightningModule):
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.segmenter = MaskSegmenter(width=segmenter_width)
         self.discriminator = GlobalLocalDiscriminator(width=discriminator_width) if adversarial_weight > 0 else None
-        self.teacher = create_embedder(teacher, weights=teacher_weights).freeze() if identity_weight > 0 else None
+        self.teacher = create_teacher(teacher, teacher_weights) if identity_weight + perceptual_weight > 0 else None
         self.restoration = nn.ModuleDict({"given_mask": RestorationMetric(), "predicted_mask": RestorationMetric()})
 
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
@@ -186,8 +189,10 @@ class InpaintingModule(pl.LightningModule):
             terms["adversarial"] = weights["adversarial_weight"] * adversarial
         if self.teacher is not None:
             with torch.no_grad():
-                target = self.teacher(face)
-            terms["identity"] = weights["identity_weight"] * instance_relation_loss(self.teacher(completed_face), target)
+                clean, clean_maps = self.teacher.embed_with_features(face)
+            completed, completed_maps = self.teacher.embed_with_features(completed_face)
+            terms["identity"] = weights["identity_weight"] * instance_relation_loss(completed, clean)
+            terms["perceptual"] = weights["perceptual_weight"] * feature_distance(completed_maps, clean_maps)
         return terms
 
     @contextmanager

@@ -4,7 +4,7 @@ from deocc.networks.adaptation import Projection, widen_stem
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.discriminator import GlobalLocalDiscriminator, PatchDiscriminator
-from deocc.networks.embedder import Embedder, create_embedder, list_embedders
+from deocc.networks.embedder import Embedder, create_embedder, create_teacher, list_embedders
 from deocc.networks.embedder_spec import EmbedderSpec
 from deocc.networks.generator import Generator, complete, compose
 from deocc.networks.segmenter import MaskSegmenter
@@ -24,6 +24,7 @@ __all__ = [
     "complete",
     "compose",
     "create_embedder",
+    "create_teacher",
     "list_embedders",
     "widen_stem",
 ]

@@ -100,6 +100,17 @@ class Embedder(nn.Module):
         embedding: Tensor = self.network(channels.to(self.mean.dtype))
         return embedding
 
+    def embed_with_features(self, face: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As `forward`, and the feature maps (B, C, h, w) after every section of the network but the head, early ones first."""
+        maps: list[Tensor] = []
+        hooks = [part.register_forward_hook(lambda _module, _input, output: maps.append(output)) for part in self._sections()[:-1]]
+        try:
+            embedding = self(face)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return embedding, [features for features in maps if features.ndim == 4]
+
     def freeze(self) -> Self:
         """Fix the weights, and stay in evaluation mode whatever mode a parent is put into. Returns itself."""
         self.frozen = True
@@ -116,10 +127,13 @@ class Embedder(nn.Module):
         Raises:
             ValueError: the network has not that many sections.
         """
-        parts = self.network.parts() if isinstance(self.network, HasParts) else _parts(self.network)
+        parts = self._sections()
         if not 0 <= blocks < len(parts):
             raise ValueError(f"{self.name} has {len(parts) - 1} blocks before its head, got blocks={blocks}")
         return [parameter for part in parts[len(parts) - 1 - blocks :] for parameter in part.parameters()]
+
+    def _sections(self) -> list[nn.Module]:
+        return self.network.parts() if isinstance(self.network, HasParts) else _parts(self.network)
 
     def _check(self, face: Tensor, extra: Tensor | None) -> None:
         if face.ndim != 4 or face.shape[1] != 3 or face.shape[2] != face.shape[3]:
@@ -129,6 +143,18 @@ class Embedder(nn.Module):
             raise ValueError(f"{self.name} was widened by {self.extra_channels} channels: pass extra of shape {expected}")
         if extra is not None and extra.shape != expected:
             raise ValueError(f"{self.name} takes extra channels of shape {expected}, got {tuple(extra.shape)}: see widen_stem")
+
+
+def create_teacher(name: str, weights: str | None) -> Embedder:
+    """A frozen recogniser with trained weights; arguments and errors as for `create_embedder`.
+
+    Raises:
+        ValueError: also where no weights are known, since random ones can teach nothing.
+    """
+    teacher = create_embedder(name, weights=weights)
+    if not teacher.pretrained:
+        raise ValueError(f"the teacher {name!r} needs trained weights: give the path of a weights file as model.init_args.teacher_weights")
+    return teacher.freeze()
 
 
 def _scaled(template: Template, size: int) -> Template:

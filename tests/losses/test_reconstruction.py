@@ -59,11 +59,11 @@ def test_masked_l1_refuses_shapes_that_do_not_fit() -> None:
         masked_l1_loss(face[:1], face, face[:, :1])
 
 
-def test_the_perceptual_loss_is_the_mean_over_maps_of_the_l1_of_unit_channels() -> None:
+def test_the_perceptual_loss_is_the_mean_over_maps_of_the_squared_distance_of_unit_channels() -> None:
     face, completed = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
     face[:, 0], completed[:, 1] = 5, 0.1
-    assert float(perceptual_loss(lambda image: image, completed, face)) == pytest.approx(2 / 3)
-    assert float(perceptual_loss(lambda image: [image, image[:, :1] + 1], completed, face)) == pytest.approx(1 / 3)
+    assert float(perceptual_loss(lambda image: image, completed, face)) == pytest.approx(2)
+    assert float(perceptual_loss(lambda image: [image, image[:, :1] + 1], completed, face)) == pytest.approx(1)
     assert float(perceptual_loss(lambda image: image, 3 * face, face)) == 0
 
 

@@ -1,0 +1,91 @@
+"""Any folder of faces, `person/image`, that are cropped to a known template already: no landmarks file and no detector is needed."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deocc.data.face_set import SPLITS, FaceSet, Split
+from deocc.data.images import IMAGE_SUFFIXES, read_image, read_size
+from deocc.data.sampler import item_seed
+from deocc.geometry import Template, get_template
+
+
+class FolderFaces(FaceSet):
+    """Square aligned crops, one folder a person; an image's landmarks are the template's points scaled to the image.
+
+    Which split a person belongs to follows from a hash of the folder's name, so adding people moves nobody. The shares are therefore
+    kept on average only.
+
+    Args:
+        root: the folder that holds a folder a person.
+        aligned: the template that the crops were made with, a name of `deocc.geometry.TEMPLATES`.
+        train: share of the people to train on.
+        val: share of the people to validate on; the rest are tested on.
+        seed: another seed splits the people otherwise.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in its subfolders.
+        ValueError: an unknown template, shares that leave a split nothing, a split without a person, or an image that is not square.
+    """
+
+    def __init__(self, root: str, aligned: str = "arcface", train: float = 0.6, val: float = 0.1, seed: int = 0) -> None:
+        template = get_template(aligned)
+        if not (train > 0 and val > 0 and train + val < 1):
+            raise ValueError(f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share")
+        self.root = Path(root)
+        self._paths = _image_paths(self.root)
+        self.names = [path.relative_to(self.root).as_posix() for path in self._paths]
+        people, self.person = np.unique([path.parent.name for path in self._paths], return_inverse=True)
+        self.split_of_person = dict(enumerate(_split_people(people.tolist(), train, val, seed)))
+        self.landmarks = np.stack([_landmarks(path, template) for path in self._paths])
+
+    @property
+    def credit(self) -> str:
+        """The folder's name: whose faces they are only its owner knows."""
+        return f"face crops of the folder {self.root.resolve().name}"
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """The crop at `index`, (H, H, 3) RGB.
+
+        Raises:
+            ValueError: the file is not a readable image; the message names it.
+        """
+        return read_image(self._paths[index])
+
+
+def _image_paths(root: Path) -> list[Path]:
+    """All images, by person and file name."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder at {root.absolute()}: give the folder that holds one folder of face crops a person")
+    paths = sorted(path for path in root.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        looked = f"looked for PERSON/IMAGE with the endings {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise FileNotFoundError(f"no image below {root.absolute()}: {looked}; put each person's face crops into a folder of their own")
+    return paths
+
+
+def _split(person: str, train: float, val: float, seed: int) -> Split:
+    place = item_seed(seed, "split", person) / 2**63
+    if place < train:
+        return "train"
+    return "val" if place < train + val else "test"
+
+
+def _split_people(people: list[str], train: float, val: float, seed: int) -> list[Split]:
+    """The split of each person, or an error that names a seed under which no split is empty."""
+    splits = [_split(name, train, val, seed) for name in people]
+    empty = [split for split in SPLITS if split not in splits]
+    if empty:
+        found = f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed})"
+        better = (other for other in range(1000) if {_split(name, train, val, other) for name in people} == set(SPLITS))
+        advice = next((f"set seed to {other}" for other in better), "at least 3 are needed: add people or change the shares")
+        raise ValueError(f"{found}: {advice}")
+    return splits
+
+
+def _landmarks(path: Path, template: Template) -> NDArray[np.float64]:
+    width, height = read_size(path)
+    if width != height:
+        raise ValueError(f"{path} is {width} x {height} pixels: aligned crops are square, so align it or remove it")
+    return template.tensor(width).double().numpy()

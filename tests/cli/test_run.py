@@ -1,0 +1,108 @@
+"""Whole commands on real faces: what a run leaves behind, resuming, and what an evaluation writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deocc import runs
+from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1, run_deocc
+
+ROWS = ("teacher_clean", "teacher_masked", "teacher_completed", "teacher_completed_predicted_mask", "student", "student_predicted_mask")
+FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]"]
+INPAINT = ["fit", "--config", str(ROOT / "configs/inpaint.yaml")]
+
+
+def test_a_run_folder_holds_what_is_needed_to_go_on(stage1: Path, stage2: Path) -> None:
+    for folder in (stage1, stage2):
+        assert (folder / runs.CONFIG).is_file() and (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.fixture(scope="module")
+def tested(stage2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tested")
+    run_deocc("test", "--checkpoint", str(stage2), "--run", str(folder), *SMALL, *FEW)
+    return folder
+
+
+def test_results_json_holds_what_it_promises(tested: Path) -> None:
+    results = json.loads((tested / runs.RESULTS).read_text())
+    assert tuple(results["rows"]) == ROWS
+    for name, row in results["rows"].items():
+        assert {"eer", "auc", "rank1", "tar@1e-2", "tar@1e-3"} <= set(row), name
+        assert 0 <= row["eer"] <= 1
+    interval = results["student_minus_teacher_masked"]["eer"]
+    assert interval["low"] <= interval["mean"] <= interval["high"]
+    assert set(results["restoration"]) == {"given_mask", "predicted_mask"}
+    assert set(results["per_kind"]) == {"surgical", "sunglasses"}
+    assert set(results["per_kind"]["surgical"]["rows"]) == set(ROWS[1:])
+    assert {"command", "checkpoint", "versions", "data_hash", "manifest_hash", "mask_seeds", "credit"} <= set(results)
+
+
+def test_the_test_people_are_those_that_training_never_saw(tested: Path) -> None:
+    results = json.loads((tested / runs.RESULTS).read_text())
+    assert results["people"] == 16 and results["images"] == 160
+
+
+def test_the_report_stands_alone(tested: Path) -> None:
+    text = (tested / runs.REPORT).read_text()
+    assert "AT&amp;T Laboratories Cambridge" in text and "data:image/png;base64," in text
+    assert 'src="http' not in text and 'href="http' not in text
+
+
+def test_testing_twice_gives_the_same_figures(tested: Path, stage2: Path, tmp_path: Path) -> None:
+    run_deocc("test", "--checkpoint", str(stage2), "--run", str(tmp_path), *SMALL, *FEW)
+    first, second = (json.loads((folder / runs.RESULTS).read_text()) for folder in (tested, tmp_path))
+    assert first["rows"] == second["rows"] and first["manifest_hash"] == second["manifest_hash"]
+
+
+def test_stage_1_is_tested_for_restoration(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_deocc("test", "--checkpoint", str(stage1), "--run", str(tmp_path), *SMALL, *FEW)
+    results = json.loads((tmp_path / runs.RESULTS).read_text())
+    assert results["rows"] == {} and 0 < results["restoration"]["given_mask"]["psnr_covered"] < 40
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_the_newest_run_is_taken_and_named(
+    stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(stage2)
+    monkeypatch.chdir(tmp_path)
+    run_deocc("validate", *SMALL, "--trainer.limit_val_batches", "2", "--run", str(tmp_path / "out"))
+    assert "taking the newest run, runs/mine" in capsys.readouterr().out
+
+
+def test_predict_writes_sheets_and_embeddings(stage2: Path, tmp_path: Path) -> None:
+    run_deocc("predict", "--checkpoint", str(stage2), "--run", str(tmp_path), *SMALL, *FEW, "--trainer.limit_predict_batches", "1")
+    arrays = np.load(tmp_path / "predictions" / "embeddings-0.npz")
+    assert arrays["embedding"].shape == (8, 128)
+    assert np.allclose(np.linalg.norm(arrays["embedding"], axis=1), 1, atol=1e-5)
+    assert (tmp_path / "predictions" / "sheet-0-0000.png").is_file()
+
+
+def test_a_second_fit_never_overwrites_the_first(stage1: Path) -> None:
+    before = (stage1 / "checkpoints" / "last.ckpt").read_bytes()
+    run_deocc(*INPAINT, "--run", str(stage1), *SMALL, *TINY_STAGE1, *ONE_STEP)
+    assert (stage1.with_name(f"{stage1.name}-2") / "checkpoints" / "last.ckpt").is_file()
+    assert (stage1 / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["inpaint", "distill"])
+def test_two_epochs_equal_one_and_a_resumed_one(stage: str, stage1: Path, tmp_path: Path) -> None:
+    """Weights, optimiser, averages, learning rate, order, augmentation and masks all go on where they were."""
+    own = TINY_STAGE1 if stage == "inpaint" else ["--model.init_args.inpainting_checkpoint", str(stage1)]
+    words = ["fit", "--config", str(ROOT / f"configs/{stage}.yaml"), *SMALL, *own]
+    words += ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0", "--trainer.max_epochs", "2"]
+    through, halved = tmp_path / "through", tmp_path / "halved"
+    run_deocc(*words, "--run", str(through))
+    run_deocc(*words, "--run", str(halved), "--trainer.callbacks+", "tests.cli.stopping.StopAfterFirstEpoch")
+    last = halved / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["epoch"] == 0
+    run_deocc(*words, "--run", str(halved), "--ckpt_path", str(last))
+    ours, theirs = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (through, halved))
+    assert theirs["global_step"] == ours["global_step"]
+    for key, value in ours["state_dict"].items():
+        assert torch.equal(value, theirs["state_dict"][key]), key

@@ -1,0 +1,50 @@
+"""What several rooms' tests share: the command line, run in this process, and small trained runs of either stage."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from deocc.cli import main
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--data.size", "64", "--data.batch_size", "4", "--data.eval_batch_size", "8", "--trainer.enable_progress_bar", "false"]
+TINY_STAGE1 = [f"--model.init_args.{name}={value}" for name, value in {"width": 8, "discriminator_width": 8, "segmenter_width": 8}.items()]
+ONE_STEP = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0"]
+
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> Iterator[None]:
+    """Small tensors are not worth a second thread, and results must not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_deocc(*words: str) -> None:
+    """Run `deocc` in this process, from the repository's root, as a person would."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's, about loaders without workers and logging intervals
+        main(list(words))
+
+
+@pytest.fixture(scope="session")
+def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny stage 1, trained for a step on real faces."""
+    folder = tmp_path_factory.mktemp("runs") / "inpaint"
+    run_deocc("fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--run", str(folder), *SMALL, *TINY_STAGE1, *ONE_STEP)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage2(stage1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a stage 2 trained for a step on top of `stage1`."""
+    folder = tmp_path_factory.mktemp("runs") / "distill"
+    chosen = ["--model.init_args.inpainting_checkpoint", str(stage1)]
+    run_deocc("fit", "--config", str(ROOT / "configs/distill.yaml"), "--run", str(folder), *SMALL, *chosen, *ONE_STEP)
+    return folder

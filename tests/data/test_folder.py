@@ -1,0 +1,126 @@
+"""Plain folders of aligned crops: who goes where, lazily read images, and errors that say what to do."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deocc.data import FolderFaces, MaskedFaceDataModule
+from deocc.data.face_set import SPLITS
+from deocc.geometry import TEMPLATES
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """A function (people, images=2, size=(56, 56)) that draws random crops and returns their root."""
+
+    def make(people: int, images: int = 2, size: tuple[int, int] = (56, 56)) -> Path:
+        generator = np.random.default_rng(people)
+        for person in range(people):
+            folder = tmp_path / f"person{person:02d}"
+            folder.mkdir(exist_ok=True)
+            for number in range(images):
+                Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        return tmp_path
+
+    return make
+
+
+def test_images_are_named_by_person_and_file_in_a_fixed_order(make_folder: MakeFolder) -> None:
+    root = make_folder(12)
+    (root / "person00" / "notes.txt").write_text("not an image")
+    faces = FolderFaces(str(root), seed=1)
+    assert faces.names == [f"person{person:02d}/{number}.png" for person in range(12) for number in range(2)]
+    assert faces.person.tolist() == [person for person in range(12) for _ in range(2)]
+    np.testing.assert_array_equal(faces.image(3), np.asarray(Image.open(root / "person01" / "1.png")))
+
+
+def test_landmarks_are_the_template_scaled_to_the_image(make_folder: MakeFolder) -> None:
+    root = make_folder(12)
+    expected = (np.array(TEMPLATES["arcface"].points) + 0.5) / 2 - 0.5  # 112 to 56 pixels
+    np.testing.assert_allclose(FolderFaces(str(root), seed=1).landmarks, np.stack([expected] * 24), atol=1e-4)
+    assert not np.allclose(FolderFaces(str(root), aligned="dlib", seed=1).landmarks[0], expected, atol=0.5)
+
+
+def test_every_person_lies_in_one_split_and_adding_people_moves_nobody(make_folder: MakeFolder) -> None:
+    before = _people(FolderFaces(str(make_folder(20)), seed=1))
+    after = _people(FolderFaces(str(make_folder(60)), seed=1))
+    assert set(after.values()) == set(SPLITS)
+    assert before == {name: after[name] for name in before}
+    assert 20 < sum(split == "train" for split in after.values()) < 50
+
+
+def test_another_seed_splits_otherwise(make_folder: MakeFolder) -> None:
+    root = str(make_folder(30))
+    assert _people(FolderFaces(root, val=0.2, seed=0)) != _people(FolderFaces(root, val=0.2, seed=1))
+
+
+def _people(faces: FolderFaces) -> dict[str, str]:
+    return {name.split("/")[0]: faces.split_of_person[int(person)] for name, person in zip(faces.names, faces.person, strict=True)}
+
+
+def test_the_data_module_takes_a_folder(make_folder: MakeFolder) -> None:
+    module = MaskedFaceDataModule(FolderFaces(str(make_folder(20)), aligned="canonical", seed=1), size=56, batch_size=4)
+    batch = next(iter(module.train_dataloader()))
+    assert batch["face"].shape == (4, 3, 56, 56)
+    clean = next(iter(module.reference_dataloader()))
+    photograph = torch.tensor(module.face_set.image(int(clean["index"][0]))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(clean["face"][0], photograph, atol=1e-2, rtol=0)  # same template and size: nothing moves
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_missing_or_empty_root_says_what_was_looked_for_and_where(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty" / "person").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no (folder at|image below) .*" + folder + r": (give|looked for PERSON/IMAGE)"):
+        FolderFaces(str(tmp_path / folder))
+
+
+def test_too_few_people_are_refused_with_how_many_are_needed(make_folder: MakeFolder) -> None:
+    with pytest.raises(ValueError, match=r"of 2 people none falls into .*: at least 3 are needed: add people") as error:
+        FolderFaces(str(make_folder(2)))
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_split_is_refused_with_a_seed_that_fills_it(make_folder: MakeFolder) -> None:
+    root = str(make_folder(20))
+    with pytest.raises(ValueError, match=r"of 20 people none falls into val \(train 0\.6, val 0\.1, seed 0\): set seed to 1$"):
+        FolderFaces(root)
+    assert set(_people(FolderFaces(root, seed=1)).values()) == set(SPLITS)
+
+
+@pytest.mark.parametrize(("train", "val"), [(0.9, 0.1), (0.0, 0.1), (0.5, 0.0), (1.2, -0.3)])
+def test_shares_that_leave_a_split_nothing_are_refused(tmp_path: Path, train: float, val: float) -> None:
+    with pytest.raises(ValueError, match="choose shares above 0 whose sum is below 1"):
+        FolderFaces(str(tmp_path), train=train, val=val)
+
+
+def test_an_unknown_template_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown face template 'mtcnn'"):
+        FolderFaces(str(tmp_path), aligned="mtcnn")
+
+
+def test_an_image_that_is_not_square_is_named(make_folder: MakeFolder) -> None:
+    root = make_folder(20)
+    make_folder(1, images=1, size=(40, 56))
+    with pytest.raises(ValueError, match=r"person00/0\.png is 40 x 56 pixels: aligned crops are square"):
+        FolderFaces(str(root), seed=1)
+
+
+def test_a_file_that_is_no_image_is_named(make_folder: MakeFolder) -> None:
+    root = make_folder(20)
+    (root / "person07" / "1.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"cannot read .*person07/1\.png as an image"):
+        FolderFaces(str(root), seed=1)
+
+
+def test_a_truncated_image_is_named_when_it_is_read_and_not_before(make_folder: MakeFolder) -> None:
+    path = make_folder(20) / "person07" / "1.png"
+    path.write_bytes(path.read_bytes()[:3000])
+    faces = FolderFaces(str(path.parents[1]), seed=1)
+    with pytest.raises(ValueError, match=r"cannot read .*person07/1\.png as an image"):
+        faces.image(15)

@@ -1,0 +1,207 @@
+"""The data module: who is where, which masks are drawn when, and that workers change nothing."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from deocc.batch import MaskedFaceBatch
+from deocc.data import FaceSet, MaskedFaceDataModule
+from deocc.data.dataset import FaceItem
+from deocc.masking import list_kinds
+
+
+def _module(faces: FaceSet, **changes: Any) -> MaskedFaceDataModule:
+    return MaskedFaceDataModule(faces, **{"size": 48, "batch_size": 4, "eval_batch_size": 5, **changes})
+
+
+def _batches(module: MaskedFaceDataModule, loader: DataLoader[FaceItem], training: bool = False) -> list[MaskedFaceBatch]:
+    """What a module receives of one epoch."""
+    module.trainer = cast(pl.Trainer, SimpleNamespace(training=training))
+    return [module.on_after_batch_transfer(batch, 0) for batch in loader]
+
+
+def _training_epoch(module: MaskedFaceDataModule, epoch: int, loader: DataLoader[FaceItem] | None = None) -> list[MaskedFaceBatch]:
+    loader = loader or module.train_dataloader()
+    cast(Any, loader.sampler).set_epoch(epoch)
+    return _batches(module, loader, training=True)
+
+
+def _column(batches: list[MaskedFaceBatch], key: str) -> Tensor:
+    return torch.cat([cast(dict[str, Tensor], batch)[key] for batch in batches])
+
+
+def _same(first: list[MaskedFaceBatch], second: list[MaskedFaceBatch]) -> bool:
+    return first[0].keys() == second[0].keys() and all(torch.equal(_column(first, key), _column(second, key)) for key in first[0])
+
+
+def _splits(faces: FaceSet, batches: list[MaskedFaceBatch]) -> set[str]:
+    return {faces.split_of_person[int(faces.person[index])] for index in _column(batches, "index").tolist()}
+
+
+def test_a_training_batch_is_what_the_batch_promises(tiny_faces: FaceSet) -> None:
+    batches = _training_epoch(_module(tiny_faces, clean_probability=0.0), 0)
+    assert len(batches) == 3
+    for batch in batches:
+        assert batch["face"].shape == batch["masked_face"].shape == (4, 3, 48, 48)
+        assert batch["mask"].shape == (4, 1, 48, 48)
+        assert set(batch["mask"].unique().tolist()) == {0.0, 1.0}
+        visible = (batch["mask"] == 0).expand_as(batch["face"])
+        assert torch.equal(batch["face"][visible], batch["masked_face"][visible])
+        assert batch["mask"].flatten(1).any(1).all()
+
+
+def test_two_workers_give_bit_for_bit_what_none_gives_in_every_epoch(tiny_faces: FaceSet) -> None:
+    alone, shared = _module(tiny_faces), _module(tiny_faces, num_workers=2)
+    loaders = alone.train_dataloader(), shared.train_dataloader()
+    for epoch in (0, 1):  # the workers outlive the first epoch
+        assert _same(_training_epoch(alone, epoch, loaders[0]), _training_epoch(shared, epoch, loaders[1]))
+
+
+def test_every_epoch_draws_new_faces_and_masks_and_the_seed_repeats_them(tiny_faces: FaceSet) -> None:
+    first, second = (_training_epoch(_module(tiny_faces), epoch) for epoch in (0, 1))
+    assert not set(_column(first, "seed").tolist()) & set(_column(second, "seed").tolist())
+    assert not torch.equal(_column(first, "mask"), _column(second, "mask"))
+    assert _same(first, _training_epoch(_module(tiny_faces), 0))
+    assert not torch.equal(_column(first, "seed"), _column(_training_epoch(_module(tiny_faces, seed=1), 0), "seed"))
+
+
+def test_lightning_turns_the_epochs_and_training_alone_draws_kinds(tiny_faces: FaceSet) -> None:
+    class Recorder(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+            self.training_seeds: list[int] = []
+            self.clean_masks: list[float] = []
+
+        def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> Tensor:
+            self.training_seeds += batch["seed"].tolist()
+            assert batch["mask"].any()
+            return self.weight * 0
+
+        def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int) -> None:
+            if dataloader_idx == 0:
+                self.clean_masks.append(float(batch["mask"].sum()))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module, recorder = _module(tiny_faces, clean_probability=0.0), Recorder()
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    pl.Trainer(max_epochs=2, accelerator="cpu", use_distributed_sampler=False, **quiet).fit(recorder, datamodule=module)
+    expected = [seed for epoch in (0, 1) for seed in _column(_training_epoch(_module(tiny_faces), epoch), "seed").tolist()]
+    assert recorder.training_seeds == expected
+    assert set(recorder.clean_masks) == {0.0}
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_masks_are_always_the_same_and_never_those_of_training(tiny_faces: FaceSet, split: str) -> None:
+    loaders = [getattr(_module(tiny_faces, seed=seed), f"{split}_dataloader")() for seed in (0, 1)]
+    first, second = (_batches(_module(tiny_faces), masked) for _, masked in loaders)
+    assert _same(first, second)
+    assert _column(first, "mask").flatten(1).any(1).all()
+    trained = {int(seed) for epoch in range(5) for seed in _column(_training_epoch(_module(tiny_faces), epoch), "seed")}
+    assert not trained & set(_column(first, "seed").tolist())
+
+
+def test_evaluation_has_every_image_under_every_kind_and_seed(tiny_faces: FaceSet) -> None:
+    module = _module(tiny_faces, test_seeds=(1, 2))
+    masked = _batches(module, module.test_dataloader()[1])
+    pairs = list(zip(_column(masked, "index").tolist(), _column(masked, "kind").tolist(), strict=True))
+    wanted = [(index, kind) for index in tiny_faces.indices("test").tolist() for kind in range(len(list_kinds()))]
+    assert sorted(pairs) == sorted(wanted * 2)
+    assert len(set(_column(masked, "seed").tolist())) == len(pairs)
+
+
+def test_the_clean_loader_covers_nothing(tiny_faces: FaceSet) -> None:
+    module = _module(tiny_faces)
+    for loader in (module.val_dataloader()[0], module.test_dataloader()[0], module.reference_dataloader()):
+        batches = _batches(module, loader)
+        assert not _column(batches, "mask").any()
+        assert torch.equal(_column(batches, "face"), _column(batches, "masked_face"))
+
+
+def test_prediction_takes_the_test_people_under_one_mask_a_kind(tiny_faces: FaceSet) -> None:
+    module = _module(tiny_faces, kinds=("box", "hand"))
+    batches = _batches(module, module.predict_dataloader())
+    assert len(_column(batches, "index")) == 2 * len(tiny_faces.indices("test"))
+    assert _splits(tiny_faces, batches) == {"test"}
+
+
+def test_no_person_crosses_from_one_split_into_another(tiny_faces: FaceSet) -> None:
+    module = _module(tiny_faces)
+    trained = _training_epoch(module, 0)
+    assert _splits(tiny_faces, trained) == _splits(tiny_faces, _batches(module, module.reference_dataloader())) == {"train"}
+    assert all(_splits(tiny_faces, _batches(module, loader)) == {"val"} for loader in module.val_dataloader())
+    assert all(_splits(tiny_faces, _batches(module, loader)) == {"test"} for loader in module.test_dataloader())
+
+
+def test_identities_of_training_count_from_zero(tiny_faces: FaceSet) -> None:
+    module = _module(tiny_faces)
+    reference = _batches(module, module.reference_dataloader())
+    assert set(_column(reference, "identity").tolist()) == set(range(module.num_identities)) == {0, 1, 2, 3}
+    people = dict(zip(_column(reference, "index").tolist(), _column(reference, "identity").tolist(), strict=True))
+    trained = _training_epoch(module, 0)
+    assert all(people[index] == own for index, own in zip(*(_column(trained, key).tolist() for key in ("index", "identity")), strict=True))
+
+
+def test_only_the_chosen_kinds_appear(tiny_faces: FaceSet) -> None:
+    module = _module(tiny_faces, kinds=("box", "hand"), clean_probability=0.0)
+    wanted = {list_kinds().index(kind) for kind in ("box", "hand")}
+    trained = {int(kind) for epoch in range(3) for kind in _column(_training_epoch(module, epoch), "kind")}
+    assert trained == set(_column(_batches(module, module.val_dataloader()[1]), "kind").tolist()) == wanted
+
+
+def test_clean_probability_one_leaves_every_training_face_bare(tiny_faces: FaceSet) -> None:
+    assert not _column(_training_epoch(_module(tiny_faces, clean_probability=1.0), 0), "mask").any()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_with_fewer_images_than_a_batch_still_trains(
+    tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: processes > 1)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
+    assert len(_training_epoch(_module(tiny_faces, batch_size=10), 0)) == 1  # 12 images, 6 a process where there are two
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kinds": ("beard",)}, r"unknown occluder kinds \['beard'\]: choose some of surgical"),
+        ({"kinds": ()}, "choose some of surgical"),
+        ({"size": 8}, "data.size is 8: choose a value from 32 to 1024"),
+        ({"size": 4096}, "data.size is 4096"),
+        ({"batch_size": 0}, "data.batch_size is 0"),
+        ({"eval_batch_size": 0}, "data.eval_batch_size is 0"),
+        ({"clean_probability": 1.1}, "data.clean_probability is 1.1: choose a value from 0 to 1"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(tiny_faces: FaceSet, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        _module(tiny_faces, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_provenance_identifies_the_test_data_and_the_masks(tiny_faces: FaceSet) -> None:
+    provenance = _module(tiny_faces).provenance()
+    assert set(provenance) == {"data", "credit", "data_hash", "size", "kinds", "mask_seeds"}
+    assert provenance == _module(tiny_faces, seed=9).provenance()
+    brightness = cast(Any, tiny_faces).brightness
+    brightness[tiny_faces.indices("train")[0]] += 1
+    assert _module(tiny_faces).provenance() == provenance
+    brightness[tiny_faces.indices("test")[0]] += 1
+    assert _module(tiny_faces).provenance()["data_hash"] != provenance["data_hash"]
+
+
+def test_the_default_is_the_embedded_faces_at_112_pixels() -> None:
+    module = MaskedFaceDataModule(batch_size=2)
+    module.trainer = cast(pl.Trainer, SimpleNamespace(training=True))
+    batch = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
+    assert batch["masked_face"].shape == (2, 3, 112, 112)
+    assert module.num_identities == 20

@@ -1,0 +1,147 @@
+"""Stage 2: which parameters learn, where the targets come from, what the average and the checkpoint hold."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from deocc.data import MaskedFaceDataModule
+from deocc.modules import DistillationModule, InpaintingModule
+from deocc.networks import Student, create_embedder
+from deocc.networks.averaging import WeightAverage
+from tests.modules.test_inpainting import SMALL, faces, fit, moved, snapshot, trainer_for
+
+
+class _Data(MaskedFaceDataModule):
+    """Twenty people, small crops, one small batch an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(size=64, batch_size=4, eval_batch_size=8, kinds=("surgical", "sunglasses"))
+
+
+def distil(folder: Path, steps: int = 1, **settings: Any) -> DistillationModule:
+    module = DistillationModule(**{"student_input": "masked", **settings})
+    trainer = trainer_for(folder, limit_train_batches=steps, limit_val_batches=0)
+    trainer.fit(module, datamodule=_Data())
+    return module
+
+
+@pytest.fixture(scope="module")
+def inpainting_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("stage1")
+    trainer = fit(InpaintingModule(**SMALL, identity_weight=0, perceptual_weight=0, adversarial_weight=0), folder, steps=1)
+    trainer.save_checkpoint(folder / "a.ckpt")
+    return str(folder / "a.ckpt")
+
+
+def test_only_the_student_learns(inpainting_checkpoint: str, tmp_path: Path) -> None:
+    module = DistillationModule(inpainting_checkpoint=inpainting_checkpoint)
+    assert module.deoccluder is not None
+    frozen = {"teacher": snapshot(module.teacher), "deoccluder": snapshot(module.deoccluder)}
+    student = snapshot(module.student)
+    trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=_Data())
+    assert moved(module.student, student)
+    assert not moved(module.teacher, frozen["teacher"]) and not moved(module.deoccluder, frozen["deoccluder"])
+
+
+def test_the_centres_are_the_teachers_over_clean_training_faces(tmp_path: Path) -> None:
+    module = distil(tmp_path)
+    data = _Data()
+    raw, identity = [], []
+    for batch in data.reference_dataloader():
+        raw.append(module.teacher(batch["face"]))
+        identity.append(batch["identity"])
+    people, embeddings = torch.cat(identity), torch.cat(raw).detach()
+    center = torch.stack([embeddings[people == person].mean(0) for person in range(20)]).mean(0)
+    assert torch.allclose(module.center, center, atol=1e-5)
+    expected = [normalize(normalize(embeddings[people == person] - center, dim=1).mean(0), dim=0) for person in range(20)]
+    assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["identity", "instance", "pair", "triplet", "prediction"])
+def test_each_loss_alone_trains_and_a_weight_of_zero_leaves_it_out(name: str, tmp_path: Path) -> None:
+    weights = {f"{other}_weight": float(other == name) for other in ("identity", "instance", "pair", "triplet", "prediction")}
+    module = distil(tmp_path, **weights)
+    assert moved(module.student, snapshot(DistillationModule(student_input="masked").student))
+    terms = module._terms(torch.eye(128)[:3], torch.eye(128)[:3], faces())
+    assert list(terms) == [name]
+    assert (module.classifier is not None) == (name == "identity")
+
+
+def test_training_the_last_blocks_leaves_the_first_alone(tmp_path: Path) -> None:
+    module = distil(tmp_path, trainable_blocks=2)
+    start = create_embedder("dlib_resnet")
+    moved_blocks = [
+        moved(block, snapshot(old)) for block, old in zip(module.student.embedder.network.blocks, start.network.blocks, strict=True)
+    ]
+    assert moved_blocks == [False] * 12 + [True] * 2
+
+
+@pytest.mark.parametrize("interpolation", [1.0, 0.5])
+def test_the_weight_average_follows_its_recursion(interpolation: float) -> None:
+    network = torch.nn.Linear(3, 2)
+    start = copy.deepcopy(network)
+    average = WeightAverage(network, decay=0.9, interpolation=interpolation)
+    expected = start.weight.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            network.weight += 1
+        average.update(network)
+        decay = min(0.9, step / (step + 9))
+        target = start.weight + interpolation * (network.weight - start.weight)
+        expected = decay * expected + (1 - decay) * target.detach()
+    assert torch.allclose(average.network.weight, expected, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("student_input", "mask_channel", "channels"), [("completed", False, 3), ("completed", True, 4), ("both", True, 7)]
+)
+def test_a_widened_student_starts_as_its_embedder(student_input: Any, mask_channel: bool, channels: int) -> None:
+    batch = faces()
+    completed = torch.flip(batch["face"], (-1,))
+    student = Student(create_embedder("dlib_resnet"), 128, student_input, mask_channel)
+    assert student.embedder.network.stem[0].in_channels == channels
+    assert torch.allclose(student(batch["masked_face"], completed, batch["mask"]), create_embedder("dlib_resnet")(completed), atol=1e-6)
+
+
+def test_the_student_on_masked_input_does_not_see_the_completion() -> None:
+    batch = faces()
+    student = Student(create_embedder("dlib_resnet"), 128, "masked")
+    outputs = [student(batch["masked_face"], completed, batch["mask"]) for completed in (batch["face"], -batch["face"])]
+    assert torch.equal(*outputs)
+
+
+def test_another_students_dimension_is_projected(tmp_path: Path) -> None:
+    module = distil(tmp_path, student="timm/resnet18", identity_weight=1.0)
+    assert module.student.projection.map.weight.shape == (128, 512)
+    assert module(faces()["masked_face"], faces()["mask"]).shape == (3, 128)
+
+
+def test_a_checkpoint_holds_all_but_the_teacher(inpainting_checkpoint: str, tmp_path: Path) -> None:
+    module = DistillationModule(inpainting_checkpoint=inpainting_checkpoint, identity_weight=1.0, student_input="both", mask_channel=True)
+    trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(module, datamodule=_Data())
+    trainer.save_checkpoint(tmp_path / "b.ckpt")
+    content = torch.load(tmp_path / "b.ckpt", weights_only=True)
+    assert not [key for key in content["state_dict"] if key.startswith("teacher.")]
+    Path(inpainting_checkpoint).rename(tmp_path / "moved away")
+    try:
+        again = DistillationModule.load_from_checkpoint(tmp_path / "b.ckpt", map_location="cpu", inpainting_checkpoint=None)
+    finally:
+        (tmp_path / "moved away").rename(inpainting_checkpoint)
+    batch = faces()
+    for mask in (batch["mask"], None):
+        assert torch.equal(again(batch["masked_face"], mask), module(batch["masked_face"], mask))
+
+
+def test_embeddings_are_unit_vectors(tmp_path: Path) -> None:
+    module = distil(tmp_path)
+    assert torch.allclose(module(faces()["masked_face"], faces()["mask"]).norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_no_mask_and_no_deoccluder_is_refused() -> None:
+    with pytest.raises(ValueError, match="inpainting_checkpoint"):
+        DistillationModule(student_input="masked")(faces()["masked_face"])
