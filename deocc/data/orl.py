@@ -7,6 +7,7 @@ The images are not ours to redistribute and are not in this repository; the land
 import csv
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from deocc.data.images import read_image
 
 LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
 _PEOPLE, _IMAGES = 40, 10
-_LAST_TRAIN, _LAST_VAL = 20, 24  # people 1-20 train, 21-24 validation, 25-40 test, once and for all
+_LAST_VAL = 24  # people 25-40 are the test people, once and for all
+_LAST_TRAIN = {"standard": 20, "development": 16}
 
 
 def image_paths() -> list[Path]:
@@ -37,24 +39,29 @@ def image_paths() -> list[Path]:
 
 
 class OrlFaces(FaceSet):
-    """40 people x 10 frontal grey images of 92 x 112 pixels; identities 0-39 are the database's people 1-40."""
+    """40 people x 10 frontal grey images of 92 x 112 pixels; identities 0-39 are the database's people 1-40.
+
+    Args:
+        split: "standard" trains on people 1-20 and validates on 21-24; "development" trains on 1-16 and validates on 17-24, so that choices
+            are made on more people. Both keep 25-40 for the test.
+    """
 
     credit = "ORL database of faces, AT&T Laboratories Cambridge"
 
-    def __init__(self) -> None:
+    def __init__(self, split: Literal["standard", "development"] = "standard") -> None:
         self._paths = image_paths()
         self.names = [f"{path.parent.name}/{path.stem}" for path in self._paths]
         self.landmarks = _read_landmarks(self.names)
         self.person = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
-        self.split_of_person = {person: _split(person + 1) for person in range(_PEOPLE)}
+        self.split_of_person = {person: _split(person + 1, _LAST_TRAIN[split]) for person in range(_PEOPLE)}
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """The photograph at `index`: (112, 92, 3), its three channels equal."""
         return read_image(self._paths[index])
 
 
-def _split(number: int) -> Split:
-    if number <= _LAST_TRAIN:
+def _split(number: int, last_train: int) -> Split:
+    if number <= last_train:
         return "train"
     return "val" if number <= _LAST_VAL else "test"
 

@@ -24,7 +24,7 @@ class TinyFaces(FaceSet):
 
     def image(self, index: int) -> NDArray[np.uint8]:
         ramp = np.linspace(0, 50, _SIDE)[None, :, None] + np.linspace(-50, 0, _SIDE)[:, None, None]
-        return (self.brightness[index] + ramp).clip(0, 255).astype(np.uint8)
+        return np.asarray(self.brightness[index] + ramp).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ def _dot_near(image: NDArray[np.uint8], point: NDArray[np.float32]) -> NDArray[n
     return np.array([columns.mean() + left, rows.mean() + top])
 
 
-@pytest.mark.parametrize(("strength", "tolerance"), [("none", 0.3), ("light", 0.6), ("strong", 1.2)])
+# albumentations cuts the landmarks of an elastic warp down to whole pixels, in x and in y.
+@pytest.mark.parametrize(("strength", "tolerance"), [("none", 0.3), ("light", 0.6), ("strong", 0.6 + 2**0.5)])
 def test_landmarks_follow_the_pixels(dotted: NDArray[np.uint8], strength: Strength, tolerance: float) -> None:
     augmentation = Augmentation(strength, _SIZE)
     for seed in range(20):

@@ -190,7 +190,7 @@ def test_bad_values_are_refused_in_one_line(tiny_faces: FaceSet, changes: dict[s
 
 def test_provenance_identifies_the_test_data_and_the_masks(tiny_faces: FaceSet) -> None:
     provenance = _module(tiny_faces).provenance()
-    assert set(provenance) == {"data", "credit", "data_hash", "size", "kinds", "mask_seeds"}
+    assert set(provenance) == {"data", "credit", "data_hash", "size", "kinds", "mask_seeds", "manifest_hash"}
     assert provenance == _module(tiny_faces, seed=9).provenance()
     brightness = cast(Any, tiny_faces).brightness
     brightness[tiny_faces.indices("train")[0]] += 1
