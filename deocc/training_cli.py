@@ -37,6 +37,11 @@ class DeoccCLI(LightningCLI):
         if self.subcommand == "fit":
             _choose_stage1(config.model)
 
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        if self.trainer.is_global_zero:
+            print(f"deocc fit: done; go on with `deocc test --checkpoint {self.config[self.subcommand].run}`", flush=True)
+
 
 def run(arguments: list[str]) -> None:
     """Run one LightningCLI command, such as `["fit", "--config", "configs/inpaint.yaml"]`.

@@ -10,7 +10,9 @@ from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
 
 README = (ROOT / "README.md").read_text()
 LINES = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-COMMANDS = sorted({line for line in LINES if line.startswith("deocc ")} | set(re.findall(r"`(deocc fit [^`]+)`", README.replace("\n  ", " "))))
+COMMANDS = sorted(
+    {line for line in LINES if line.startswith("deocc ")} | set(re.findall(r"`(deocc fit [^`]+)`", README.replace("\n  ", " ")))
+)
 TARGETS = sorted(set(re.findall(r"\bmake ([a-z]+)", README)))
 
 

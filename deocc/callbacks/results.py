@@ -1,4 +1,4 @@
-"""What a test leaves behind: results.json, report.html, and a table in the terminal."""
+"""What a test leaves behind: results.json, report.html, panel.png, and a table in the terminal."""
 
 import shlex
 import sys
@@ -27,6 +27,7 @@ from deocc.evaluation import (
 )
 from deocc.evaluation.results import ROWS
 
+_PANEL = "Test people: clean, masked, completed"
 _PACKAGES = ("deocc", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "timm", "numpy")
 
 
@@ -34,7 +35,7 @@ class ResultsCallback(pl.Callback):
     """Writes down the `results` that a module leaves after its test, with ROC curves of its `embeddings` where it has them."""
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write both files to the run folder and print the table."""
+        """Write the files to the run folder and print the table."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         results = {**cast(dict[str, Any], pl_module.results), **_provenance(trainer)}
@@ -42,6 +43,8 @@ class ResultsCallback(pl.Callback):
         write_results(folder / runs.RESULTS, results)
         figures = _figures(trainer, getattr(pl_module, "embeddings", {}))
         write_report(folder / runs.REPORT, results, figures)
+        if _PANEL in figures:
+            figures[_PANEL].savefig(folder / "panel.png")
         _log(trainer, results, figures)
         print(summary_table(results))
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
@@ -60,7 +63,7 @@ def _figures(trainer: pl.Trainer, embeddings: dict[str, EmbeddingSet]) -> dict[s
     figures: dict[str, Figure] = {}
     panels = [callback for callback in trainer.callbacks if isinstance(callback, PanelCallback) and callback.rows]  # type: ignore[attr-defined]
     for callback in panels:
-        figures["Test people: clean, masked, completed"] = panel_figure(*callback.panel())
+        figures[_PANEL] = panel_figure(*callback.panel())
     scores = {row: pair_scores(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row]) for row in ROWS if row in embeddings}
     if scores:
         curves = {ROWS[row]: roc_curve(pairs.similarity, pairs.same) for row, pairs in scores.items()}

@@ -1,5 +1,6 @@
 """One item: a face in its canonical crop, with its landmarks, identity, and the kind and seed of its mask."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypedDict
 
@@ -85,19 +86,16 @@ class TrainingFaces(Dataset[FaceItem]):
         """The item of one epoch and position. Its kind is left open (-1): the data module draws it from the seed."""
         epoch, position = key
         seed = item_seed(self.seed, epoch, int(self.indices[position]))
-        face, landmarks = self._augmented(position, seed)
         others, shares = self._partners(position, seed)
-        if any(shares):
-            parts = [(face, landmarks), *[self._augmented(other, item_seed(seed, other)) for other in others]]
-            weights = (1 - sum(shares), *shares)
-            blended = sum(weight * part[0].astype(np.float32) for weight, part in zip(weights, parts, strict=True))
-            face = np.asarray(blended).round().astype(np.uint8)
-            landmarks = np.asarray(sum(weight * part[1] for weight, part in zip(weights, parts, strict=True)))
+        face, landmarks = self.augmentation(*self._blend([position, *others], (1 - sum(shares), *shares)), seed)
         people = _People(self.identities[position], self.identities[others], shares)
         return _item(face, landmarks, people, int(self.indices[position]), -1, seed)
 
-    def _augmented(self, position: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        return self.augmentation(*self.aligned(int(self.indices[position])), seed)
+    def _blend(self, positions: list[int], weights: Sequence[float]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The weighted mean of faces and of landmarks."""
+        parts = [(weight, *self.aligned(int(self.indices[at]))) for weight, at in zip(weights, positions, strict=True) if weight > 0]
+        face = np.sum([weight * image.astype(np.float32) for weight, image, _ in parts], axis=0)
+        return face.round().astype(np.uint8), np.sum([weight * landmarks for weight, _, landmarks in parts], axis=0, dtype=np.float32)
 
     def _partners(self, position: int, seed: int) -> tuple[list[int], tuple[float, float]]:
         """The positions of the faces to blend in, and their shares; the item itself and 0 where nothing is blended."""

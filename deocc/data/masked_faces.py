@@ -81,7 +81,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[FaceItem]:
         """Augmented training faces, shuffled by seed and epoch."""
-        faces = TrainingFaces(self.face_set, self.size, Augmentation(self.augmentation, self.size), self.seed, self.blend_probability)
+        faces = TrainingFaces(self.face_set, self.size, Augmentation(self.augmentation), self.seed, self.blend_probability)
         sampler = EpochSampler(len(faces), self.seed)
         return DataLoader(
             faces,

@@ -16,7 +16,7 @@ _SIZE = 48
 
 
 def _training(faces: FaceSet, seed: int = 0) -> TrainingFaces:
-    return TrainingFaces(faces, _SIZE, Augmentation("light", _SIZE), seed)
+    return TrainingFaces(faces, _SIZE, Augmentation("light"), seed)
 
 
 def _check(item: FaceItem) -> None:
