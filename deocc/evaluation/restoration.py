@@ -5,7 +5,7 @@ The visible pixels are pasted back, so whole-image figures flatter whoever cover
 [0] Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004: SSIM, window and constants.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,11 +52,16 @@ def ssim(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
         ValueError: the shapes do not fit.
     """
     _check(restored, face, mask)
+    return _mean(_ssim_map(restored, face), mask)
+
+
+def _ssim_map(restored: Tensor, face: Tensor) -> Tensor:
+    """(B, 3, H, W) structural similarity of every place."""
     with torch.autocast(restored.device.type, enabled=False):  # variances as differences of squares need float32
         _, similarity_map = structural_similarity_index_measure(
             (restored.float() + 1) / 2, (face.float() + 1) / 2, reduction="none", data_range=1.0, return_full_image=True
         )
-    return _mean(similarity_map, mask)
+    return cast(Tensor, similarity_map)
 
 
 class RestorationMetric(Metric):
@@ -87,7 +92,10 @@ class RestorationMetric(Metric):
         """
         if kind.shape != restored.shape[:1] or not bool(((kind >= -1) & (kind < _KINDS - 1)).all()):
             raise ValueError(f"expected kinds of shape ({len(restored)},) from -1 to {_KINDS - 2}, got {kind.tolist()}")
-        scores = torch.stack([measure(restored, face, area) for area in (None, mask) for measure in (psnr, ssim)], 1)
+        _check(restored, face, mask)
+        similarity_map = _ssim_map(restored, face)  # once for both areas: it takes longer than the completion itself
+        columns = [column for area in (None, mask) for column in (psnr(restored, face, area), _mean(similarity_map, area))]
+        scores = torch.stack(columns, 1)
         covered = mask.flatten(1).any(1)
         known = torch.stack([torch.ones_like(covered)] * 2 + [covered] * 2, 1)  # in the order of SCORES
         self.total.index_add_(0, kind + 1, scores.where(known, 0.0))
