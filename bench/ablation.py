@@ -1,7 +1,7 @@
 """What helps, on the validation people: `make ablation` trains each variant of `configs/ablation/` and prints one table.
 
-Each variant is a `deocc fit` of its own below `runs/ablation/`; one that is already there is not trained again, so an interrupted ablation goes
-on where it stopped. The split is the development one (16 people train, 8 validate); test people are not touched.
+Each variant is a `deocc fit` of its own below `runs/ablation/`; one that is already there is not trained again, so an interrupted
+ablation goes on where it stopped. The split is the development one (16 people train, 8 validate); test people are not touched.
 """
 
 import csv
