@@ -10,7 +10,7 @@ _COMMANDS = {
     "fit": "train a stage: deocc fit --config configs/inpaint.yaml",
     "validate": "evaluate a run on the validation people: deocc validate [--checkpoint RUN]",
     "test": "evaluate a run on the test people, write results.json and report.html: deocc test [--checkpoint RUN]",
-    "predict": "complete and embed the masked test faces: deocc predict [--checkpoint RUN]",
+    "predict": "complete and embed masked validation faces: deocc predict [--checkpoint RUN]",
 }
 _TRACEBACK = "DEOCC_TRACEBACK"
 
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
-    from deocc.training_cli import run
+    from deocc.training_cli import explain, run
 
     try:
         run(words)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get(_TRACEBACK):
             raise
-        _fail(str(error))
+        _fail(explain(str(error)))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path("runs")
 """Where runs are looked for and written unless told otherwise, under the working directory."""
 CONFIG, CHECKPOINTS, RESULTS, REPORT = "config.yaml", "checkpoints", "results.json", "report.html"
+_DEPTH = 4  # how far below the root a run may lie; `**` would be unbounded, but does not enter folders that are links
 
 
 def free_folder(wanted: Path) -> Path:
@@ -36,12 +37,13 @@ def find_checkpoint(where: str | Path) -> Path:
 
 
 def newest_run(monitored: str, root: Path = ROOT) -> Path:
-    """The newest run folder below `root` whose configuration mentions `monitored`, such as the name of a module.
+    """The newest run folder below `root` (four levels, links included) whose configuration mentions `monitored`, such as a module's name.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    runs = [path.parent for path in root.glob(f"**/{CONFIG}") if _checkpoints(path.parent) and monitored in path.read_text()]
+    files = [path for depth in range(1, _DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
+    runs = [path.parent for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
     if not runs:
         raise FileNotFoundError(f"no trained {monitored} below {root.absolute()}: train one first with `deocc fit`, or give a checkpoint")
     return max(runs, key=lambda run: (run / CONFIG).stat().st_mtime)

@@ -1,7 +1,6 @@
 """LightningCLI for deocc: where a run's files go, which checkpoint is meant, and errors that say what to do."""
 
 import logging
-import os
 import re
 import warnings
 from pathlib import Path
@@ -9,13 +8,17 @@ from typing import Any
 
 import jsonargparse
 import pytorch_lightning as pl
+import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from deocc import runs
+from deocc.callbacks.loggers import place_loggers
 from deocc.data import MaskedFaceDataModule
+from deocc.networks.deoccluder import read_checkpoint
 
 _EVALUATIONS = ("validate", "test", "predict")
-_NEWEST = "newest"
+_NEWEST, _FROM_CHECKPOINT = "newest", "from_checkpoint"
 
 
 class DeoccCLI(LightningCLI):
@@ -27,15 +30,29 @@ class DeoccCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder, point the trainer, its loggers and its checkpoints to it, and find the stage-1 run."""
-        config = self.config[self.subcommand]
-        folder = Path(config.run)
-        if self.subcommand == "fit" and not config.get("ckpt_path"):
-            folder = runs.free_folder(folder)
+        config, fitting = self.config[self.subcommand], self.subcommand == "fit"
+        checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)  # a damaged one gets its clear line here
+        folder = _writable(Path(config.run), checkpoint) if fitting else Path(config.run)
         config.run = str(folder)
         print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
         _place(config.trainer, folder)
-        if self.subcommand == "fit":
+        home = folder if fitting or checkpoint is None else runs.run_folder_of(checkpoint)
+        place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home)
+        if checkpoint is None:
             _choose_stage1(config.model)
+        elif config.model.init_args.get("inpainting_checkpoint") is not None:
+            config.model.init_args.inpainting_checkpoint = _FROM_CHECKPOINT
+
+    def after_instantiate_classes(self) -> None:
+        """Let the saved configuration of a resumed run go on naming the stage 1 that it started from."""
+        config = self.config[self.subcommand]
+        if config.model.init_args.get("inpainting_checkpoint") == _FROM_CHECKPOINT:
+            config.model.init_args.inpainting_checkpoint = _recorded_stage1(runs.run_folder_of(Path(config.ckpt_path)))
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: LightningCLI would put the checkpoint's hyperparameters over the configuration and over the command line."""
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -61,14 +78,20 @@ def run(arguments: list[str]) -> None:
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False},
             parser_kwargs={command: {"exit_on_error": False} for command in ("fit", *_EVALUATIONS)} | {"exit_on_error": False},
-            args=_resolve_checkpoint(arguments),
+            args=_resume_in_place(_resolve_checkpoint(arguments)),
         )
-    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(_innermost(str(error))) from error
+    except (jsonargparse.ArgumentError, MisconfigurationException) as error:
+        raise ValueError(str(error)) from error
 
 
-def _innermost(message: str) -> str:
-    """What jsonargparse says of the key or value itself, without the types and namespaces that it tried on the way."""
+def explain(message: str) -> str:
+    """The heart of an error's message, in one line.
+
+    Of jsonargparse's, what it says of the key or value itself, without the types and namespaces that it tried on the way. Of one from a
+    loader's worker, which quotes the worker's whole traceback, what that ended with.
+    """
+    if "Original Traceback" in message:
+        message = re.split(r"\n[\w.]+(?:Error|Exception): ", message)[-1]
     text = " ".join(message.split())
     for _ in range(3):
         inner = re.search(r"Errors: - (.*?)(?: - Expected a <class 'NoneType'>| Given value type:|$)", text)
@@ -106,27 +129,29 @@ def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
     return None, words
 
 
+def _resume_in_place(arguments: list[str]) -> list[str]:
+    """Let `fit --ckpt_path FILE` without `--run` write on in the run that the file belongs to, not in the one that the YAML names."""
+    command, *words = arguments
+    file = _take(words, "--ckpt_path")[0] if command == "fit" else None
+    if file is None or _take(words, "--run")[0] is not None:
+        return arguments
+    folder = runs.run_folder_of(Path(file))
+    return [*arguments, "--run", str(folder)] if (folder / runs.CONFIG).is_file() else arguments
+
+
+def _writable(wanted: Path, checkpoint: Path | None) -> Path:
+    """The folder that a fit writes to: the resumed run's own, else one in which no run lies."""
+    if checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve():
+        return wanted
+    return runs.free_folder(wanted)
+
+
 def _place(trainer: Any, folder: Path) -> None:
     """Make the run folder the root of whatever the trainer writes."""
     trainer.default_root_dir = str(folder)
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    for logger in loggers:
-        if hasattr(logger, "init_args"):
-            logger.init_args.save_dir = str(folder)
-            if "WandbLogger" in logger.class_path:
-                _prepare_wandb(folder)
-            else:
-                logger.init_args.name, logger.init_args.version = "", ""
     for callback in trainer.callbacks or []:
         if "ModelCheckpoint" in callback.class_path:
             callback.init_args.dirpath = str(folder / runs.CHECKPOINTS)
-
-
-def _prepare_wandb(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder where its own is missing
-    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").is_file()):
-        os.environ["WANDB_MODE"] = "offline"
-        print(f"deocc: no W&B key, logging offline to {folder / 'wandb'}; `wandb login`, then `wandb sync` uploads it", flush=True)
 
 
 def _choose_stage1(model: Any) -> None:
@@ -136,6 +161,13 @@ def _choose_stage1(model: Any) -> None:
         print(f"deocc fit: de-occlusion by the newest stage-1 run, {wanted}", flush=True)
     if wanted is not None:
         model.init_args.inpainting_checkpoint = str(runs.find_checkpoint(wanted))
+
+
+def _recorded_stage1(run: Path) -> str:
+    """The stage-1 checkpoint that the configuration of a stage-2 run names, where it has one."""
+    file = run / runs.CONFIG
+    recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get("inpainting_checkpoint") if file.is_file() else None
+    return str(recorded or _FROM_CHECKPOINT)
 
 
 def _quieten() -> None:

@@ -4,8 +4,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deocc.cli import main
 
@@ -13,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--data.size", "64", "--data.batch_size", "4", "--data.eval_batch_size", "8", "--trainer.enable_progress_bar", "false"]
 TINY_STAGE1 = [f"--model.init_args.{name}={value}" for name, value in {"width": 8, "discriminator_width": 8, "segmenter_width": 8}.items()]
 ONE_STEP = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0"]
+ONE_STEP += ["--trainer.log_every_n_steps", "1"]
 
 Run = Callable[..., None]
 
@@ -31,6 +34,17 @@ def run_deocc(*words: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's, about loaders without workers and logging intervals
         main(list(words))
+
+
+def draw_folder(root: Path) -> Path:
+    """A `person/image` tree of noise, as `deocc.data.FolderFaces` reads it."""
+    generator = np.random.default_rng(0)
+    for person in range(12):
+        for image in range(2):
+            path = root / f"person{person}" / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (112, 112, 3), dtype=np.uint8)).save(path)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Callbacks: they draw and write from what a step returns and a module keeps."""
+"""Callbacks and loggers: they draw and write from what a step returns and a module keeps."""
 
+from deocc.callbacks.loggers import MetricsLogger
 from deocc.callbacks.panels import PanelCallback
 from deocc.callbacks.predictions import PredictionCallback
 from deocc.callbacks.results import ResultsCallback
 
-__all__ = ["PanelCallback", "PredictionCallback", "ResultsCallback"]
+__all__ = ["MetricsLogger", "PanelCallback", "PredictionCallback", "ResultsCallback"]

@@ -1,5 +1,6 @@
 """What a test leaves behind: results.json, report.html, panel.png, and a table in the terminal."""
 
+import os
 import shlex
 import sys
 from importlib.metadata import version
@@ -38,7 +39,7 @@ class ResultsCallback(pl.Callback):
         """Write the files to the run folder and print the table."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        results = {**cast(dict[str, Any], pl_module.results), **_provenance(trainer)}
+        results = {**cast(dict[str, Any], pl_module.results), **_provenance(trainer, pl_module)}
         folder = Path(trainer.default_root_dir)
         write_results(folder / runs.RESULTS, results)
         figures = _figures(trainer, getattr(pl_module, "embeddings", {}))
@@ -50,9 +51,12 @@ class ResultsCallback(pl.Callback):
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
 
 
-def _provenance(trainer: pl.Trainer) -> dict[str, Any]:
+def _provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "module": type(pl_module).__name__,
+        "settings": dict(pl_module.hparams),
+        "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
         "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         "versions": {name: version(name) for name in _PACKAGES},
     }

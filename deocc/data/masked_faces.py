@@ -105,8 +105,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return self._gallery_and_probes("test")
 
     def predict_dataloader(self) -> DataLoader[FaceItem]:
-        """The masked faces of the test people, one mask a kind."""
-        return self._fixed("test", self._masks(self.eval_seeds["test"][:1]))
+        """The masked faces of the validation people, one mask a kind: test people are for the test alone."""
+        return self._fixed("val", self._masks(self.eval_seeds["val"][:1]))
 
     def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Put the masks on, where the batch now is."""
@@ -121,6 +121,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             "data": type(self.face_set).__name__,
             "credit": self.face_set.credit,
             "data_hash": self.face_set.fingerprint("test"),
+            "training_data_hash": self.face_set.fingerprint("train"),
+            "data_seed": self.seed,
             "size": self.size,
             "kinds": list(self.kinds),
             "mask_seeds": list(self.eval_seeds["test"]),

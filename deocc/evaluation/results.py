@@ -20,10 +20,11 @@ ROWS = {
     "teacher_masked": "teacher, masked",
     "teacher_completed": "teacher, completed",
     "teacher_completed_predicted_mask": "teacher, completed, predicted mask",
-    "student": "student, completed",
-    "student_predicted_mask": "student, completed, predicted mask",
+    "student": "student (given mask)",
+    "student_predicted_mask": "student (predicted mask)",
 }
-"""Every row that a test may yield, in order, with its title. Completion is given the true mask unless the title says otherwise."""
+"""Every row that a test may yield, in order, with its title. The mask is the given one unless the title says otherwise. What the student
+sees by it, a completed face or the masked one, is a setting of the run."""
 
 DIFFERENCES = {
     "teacher_completed_minus_teacher_masked": ("teacher_completed", "teacher_masked"),

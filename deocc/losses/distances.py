@@ -52,7 +52,7 @@ def distances(squared: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
 
 
-def angle_difference(student: Tensor, teacher: Tensor, chunk_size: int | None = None) -> Tensor:
+def angle_difference(student: Tensor, teacher: Tensor, chunk_size: int | None = None, vertices: slice | None = None) -> Tensor:
     """Huber_1 of the difference of two batches' angle cosines, mean over all ordered triples of three different images.
 
     A triple in which an image coincides with the vertex (see `COINCIDENT`), in either batch, has no angle and adds nothing.
@@ -61,9 +61,10 @@ def angle_difference(student: Tensor, teacher: Tensor, chunk_size: int | None = 
         student: (B, B) squared distances, in units of their own mean; takes the gradient.
         teacher: (B, B) squared distances, in units of their own mean, of the same type; takes none.
         chunk_size: vertices taken at a time; None picks it from B and the device.
+        vertices: the images at which angles are taken; None takes all.
 
     Returns:
-        Scalar of the same type; 0 for fewer than three images.
+        Scalar of the same type, the sum at these vertices over the number of all triples; 0 for fewer than three images.
 
     Raises:
         ValueError: the chunk size is not positive.
@@ -73,8 +74,9 @@ def angle_difference(student: Tensor, teacher: Tensor, chunk_size: int | None = 
     if chunk_size is None:
         budget = CHUNK_ELEMENTS.get(student.device.type, DEVICE_CHUNK_ELEMENTS)
         chunk_size = max(1, budget // max(1, student.numel()))
+    taken = range(len(student))[vertices or slice(None)]
     with torch.autocast(student.device.type, enabled=False):
-        loss: Tensor = _AngleDifference.apply(student, teacher.detach(), chunk_size)  # type: ignore[no-untyped-call]
+        loss: Tensor = _AngleDifference.apply(student, teacher.detach(), taken, chunk_size)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -82,13 +84,14 @@ class _AngleDifference(torch.autograd.Function):
     """The mean and, in the same pass, its gradient with respect to the student's squared distances."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, chunk_size: int) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, vertices: range, chunk_size: int) -> Tensor:
         B = len(student)
         apart = (student > COINCIDENT) & (teacher > COINCIDENT)
         inverse_student, inverse_teacher = (torch.where(apart, s.rsqrt(), torch.zeros_like(s)) for s in (student, teacher))
         total, gradient = student.new_zeros(()), torch.zeros_like(student)
-        for start in range(0, B, chunk_size):
-            rows = slice(start, start + chunk_size)
+        for start in range(0, len(vertices), chunk_size):
+            chunk = vertices[start : start + chunk_size]
+            rows = slice(chunk.start, chunk.stop, chunk.step)
             difference, weight = _chunk(student, inverse_student, rows)
             difference -= _chunk(teacher, inverse_teacher, rows)[0]  # 0 at j = k, where both cosines are 1
             slope = difference.clamp(-1, 1)
@@ -101,9 +104,9 @@ class _AngleDifference(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None
+        return upstream * gradient, None, None, None
 
 
 def _chunk(squared: Tensor, inverse: Tensor, rows: slice) -> tuple[Tensor, Tensor]:

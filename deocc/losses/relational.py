@@ -77,7 +77,7 @@ def pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (F.huber_loss(ours, theirs, reduction="sum") / pairs).to(loss_dtype(student))
 
 
-def triplet_relation_loss(student: Tensor, teacher: Tensor, chunk_size: int | None = None) -> Tensor:
+def triplet_relation_loss(student: Tensor, teacher: Tensor, chunk_size: int | None = None, vertices: slice | None = None) -> Tensor:
     """RKD-A [1]: cosines of the angles at every vertex, compared over all ordered triples of three different images.
 
     Does not change when either space is rotated, shifted or scaled. Memory is O(B^2). A triple in which an image coincides with the vertex
@@ -87,6 +87,8 @@ def triplet_relation_loss(student: Tensor, teacher: Tensor, chunk_size: int | No
         student: (B, D).
         teacher: (B, D'), the same images in the same order; the dimension may differ.
         chunk_size: vertices taken at a time, for memory against speed; None picks it from B and the device. Does not change the value.
+        vertices: the images at which angles are taken, between all images; None takes all. The losses at slices that cover the batch once
+            sum to the whole one.
 
     Returns:
         Scalar; 0 for one or two images. Differentiable once.
@@ -97,7 +99,7 @@ def triplet_relation_loss(student: Tensor, teacher: Tensor, chunk_size: int | No
     _check_shapes(student, teacher)
     dtype = loss_dtype(student)
     ours, theirs = (_relative_squares(embedding).to(dtype) for embedding in (student, teacher.detach()))
-    return angle_difference(ours, theirs, chunk_size)
+    return angle_difference(ours, theirs, chunk_size, vertices)
 
 
 def prediction_relation_loss(student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float) -> Tensor:

@@ -6,7 +6,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -30,13 +29,16 @@ from deocc.losses import (
 )
 from deocc.masking import list_kinds
 from deocc.modules.frozen import check_stage, leave_out, put_back
+from deocc.modules.precision import outside_autocast
 from deocc.modules.schedule import warmup_cosine
+from deocc.modules.terms import check_weights, weighted_terms
 from deocc.networks.discriminator import GlobalLocalDiscriminator
-from deocc.networks.embedder import create_teacher
+from deocc.networks.embedder import create_teacher, read_options
 from deocc.networks.generator import Generator, compose
 from deocc.networks.segmenter import MaskSegmenter
 
 STAGE = "inpainting"
+_SHIFT = 3  # pixels either way; the teacher's first layers step by four
 _GRADIENT_PENALTY_WEIGHT = 10.0  # of WGAN-GP: Gulrajani et al., NeurIPS 2017
 
 
@@ -55,10 +57,15 @@ class InpaintingModule(pl.LightningModule):
         perceptual_weight: weight of the distance between the teacher's feature maps of completed and clean face.
         teacher: the recogniser of these two terms, a name of `deocc.networks.list_embedders`; not built where both weights are 0.
         teacher_weights: its weights file; default what its package ships.
-        learning_rate: peak, of generator and segmenter.
+        teacher_options: its template, size, color, mean and std, where they are not what `create_embedder` takes for granted.
+        learning_rate: peak, of the generator.
+        segmenter_learning_rate: peak, of the segmenter.
         discriminator_learning_rate: peak, of the discriminators.
         ema_decay: of the generator's running average, per step.
         gradient_clip: largest gradient norm, of generator with segmenter and of the discriminators apart.
+
+    Raises:
+        ValueError: weights below 0 or all 0, or a teacher without weights or through which no gradient passes.
     """
 
     def __init__(
@@ -74,21 +81,30 @@ class InpaintingModule(pl.LightningModule):
         perceptual_weight: float = 4.0,
         teacher: str = "dlib_resnet",
         teacher_weights: str | None = None,
+        teacher_options: dict[str, Any] | None = None,
         learning_rate: float = 1e-3,
+        segmenter_learning_rate: float = 3e-3,
         discriminator_learning_rate: float = 4e-4,
         ema_decay: float = 0.98,
         gradient_clip: float = 1.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_weights(self.hparams, ("reconstruction", "adversarial", "identity", "perceptual"))
         self.automatic_optimization = False
         self.generator = Generator(width=width, attention=attention)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.segmenter = MaskSegmenter(width=segmenter_width)
         self.discriminator = GlobalLocalDiscriminator(width=discriminator_width) if adversarial_weight > 0 else None
-        self.teacher = create_teacher(teacher, teacher_weights) if identity_weight + perceptual_weight > 0 else None
+        taught = max(identity_weight, perceptual_weight) > 0
+        self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options)) if taught else None
+        if self.teacher is not None and not self.teacher.differentiable:
+            raise ValueError(
+                f"no gradient passes through the teacher {teacher!r}: take another, or identity_weight and perceptual_weight 0"
+            )
         self.restoration = nn.ModuleDict({"given_mask": RestorationMetric(), "predicted_mask": RestorationMetric()})
 
+    @outside_autocast
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
         """The completed face, (B, 3, H, W) in [-1, 1], by the generator's running average."""
         return compose(masked_face, self.average(masked_face, mask), mask)
@@ -125,6 +141,7 @@ class InpaintingModule(pl.LightningModule):
         """As in validation."""
         return self._evaluation_step(batch, dataloader_idx)
 
+    @outside_autocast
     def predict_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Predicted mask and completed face."""
         mask = self.segmenter.predict_mask(batch["masked_face"])
@@ -157,8 +174,9 @@ class InpaintingModule(pl.LightningModule):
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         """Adam for generator and segmenter, Adam for the discriminators; both rates fall over the training."""
         betas = (0.5, 0.99)  # a low first momentum is usual for GANs
-        trained = chain(self.generator.parameters(), self.segmenter.parameters())
-        optimizers: list[Optimizer] = [Adam(trained, lr=self.hparams["learning_rate"], betas=betas)]
+        generator = {"params": list(self.generator.parameters()), "lr": self.hparams["learning_rate"]}
+        segmenter = {"params": list(self.segmenter.parameters()), "lr": self.hparams["segmenter_learning_rate"]}
+        optimizers: list[Optimizer] = [Adam([generator, segmenter], betas=betas)]
         if self.discriminator is not None:
             optimizers.append(Adam(self.discriminator.parameters(), lr=self.hparams["discriminator_learning_rate"], betas=betas))
         steps = int(self.trainer.estimated_stepping_batches)
@@ -173,27 +191,38 @@ class InpaintingModule(pl.LightningModule):
             def judge(face: Tensor) -> Tensor:
                 return torch.cat([logits.flatten(1) for logits in discriminator(face, mask)], 1)
 
-            loss = loss + _GRADIENT_PENALTY_WEIGHT * gradient_penalty(judge, batch["face"], completed_face)
+            draws = torch.Generator(self.device).manual_seed(int(batch["seed"].sum()))
+            loss = loss + _GRADIENT_PENALTY_WEIGHT * gradient_penalty(judge, batch["face"], completed_face, draws)
         return loss
 
     def _generator_terms(self, batch: MaskedFaceBatch, generated: Tensor, completed_face: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of generator and segmenter."""
-        weights, face, mask = self.hparams, batch["face"], batch["mask"]
-        terms = {
-            "reconstruction": weights["reconstruction_weight"] * masked_l1_loss(generated, face, mask),
-            "segmentation": mask_segmentation_loss(self.segmenter(batch["masked_face"]), mask),
+        """The weighted terms of generator and segmenter; a term whose weight is 0 is not computed."""
+        face, mask = batch["face"], batch["mask"]
+        losses: dict[str, Callable[[], Tensor]] = {
+            "reconstruction": lambda: masked_l1_loss(generated, face, mask),
+            "adversarial": lambda: self._adversarial_loss(completed_face, mask),
+            **self._teacher_losses(face, completed_face),
         }
-        if self.discriminator is not None:
-            logits = self.discriminator(completed_face, mask)
-            adversarial = torch.stack([generator_loss(x, weights["adversarial"]) for x in logits]).sum()
-            terms["adversarial"] = weights["adversarial_weight"] * adversarial
-        if self.teacher is not None:
-            with torch.no_grad():
-                clean, clean_maps = self.teacher.embed_with_features(face)
-            completed, completed_maps = self.teacher.embed_with_features(completed_face)
-            terms["identity"] = weights["identity_weight"] * instance_relation_loss(completed, clean)
-            terms["perceptual"] = weights["perceptual_weight"] * feature_distance(completed_maps, clean_maps)
-        return terms
+        segmentation = mask_segmentation_loss(self.segmenter(batch["masked_face"]), mask)
+        return weighted_terms(self.hparams, losses) | {"segmentation": segmentation}
+
+    def _adversarial_loss(self, completed_face: Tensor, mask: Tensor) -> Tensor:
+        logits = cast(nn.Module, self.discriminator)(completed_face, mask)
+        return torch.stack([generator_loss(x, self.hparams["adversarial"]) for x in logits]).sum()
+
+    def _teacher_losses(self, face: Tensor, completed_face: Tensor) -> dict[str, Callable[[], Tensor]]:
+        """Identity and perceptual loss; empty where there is no teacher."""
+        if self.teacher is None:
+            return {}
+        # Shifted alike, by other pixels every step, so that no pattern pays which only suits the grid on which the teacher samples.
+        shift = tuple(number - _SHIFT for number in divmod(self.global_step % (2 * _SHIFT + 1) ** 2, 2 * _SHIFT + 1))
+        with torch.no_grad():
+            clean, clean_maps = self.teacher.embed_with_features(face.roll(shift, (2, 3)))
+        completed, completed_maps = self.teacher.embed_with_features(completed_face.roll(shift, (2, 3)))
+        return {
+            "identity": lambda: instance_relation_loss(completed, clean),
+            "perceptual": lambda: feature_distance(completed_maps, clean_maps),
+        }
 
     @contextmanager
     def _descent(self, optimizer: LightningOptimizer) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -209,6 +238,7 @@ class InpaintingModule(pl.LightningModule):
         yield descend
         self.untoggle_optimizer(optimizer)
 
+    @outside_autocast
     def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int) -> dict[str, Tensor]:
         if dataloader_idx == 0:
             return {}

@@ -18,15 +18,22 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
         raise ValueError(
             f"{embedder.name} can be widened once, by at least 1 channel: it has {embedder.extra_channels}, got {extra_channels}"
         )
-    stems = [module for module in embedder.network.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3]
-    if not stems or stems[0].groups != 1:
+    convolutions = ((name, module) for name, module in embedder.network.named_modules() if isinstance(module, nn.Conv2d))
+    name, stem = next(((name, module) for name, module in convolutions if module.in_channels == 3), ("", None))
+    if stem is None or stem.groups != 1:
         raise ValueError(f"{embedder.name} has no convolution of three channels to widen: choose another student")
-    stem = stems[0]
     zeros = stem.weight.new_zeros(stem.out_channels, extra_channels, *stem.kernel_size)
     stem.weight = nn.Parameter(torch.cat([stem.weight.detach(), zeros], 1), requires_grad=stem.weight.requires_grad)
     stem.in_channels += extra_channels
-    embedder.extra_channels = extra_channels
+    embedder.extra_channels, embedder.widened_layer = extra_channels, name
     return embedder
+
+
+def widened_weights(embedder: Embedder) -> list[nn.Parameter]:
+    """The weight of the convolution that `widen_stem` changed; empty where it changed none."""
+    if embedder.widened_layer is None:
+        return []
+    return [embedder.network.get_parameter(f"{embedder.widened_layer}.weight".removeprefix("."))]
 
 
 class Projection(nn.Module):
@@ -40,6 +47,9 @@ class Projection(nn.Module):
         self.map = nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim, bias=False)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(..., in_dim) -> (..., out_dim)."""
-        projected: Tensor = self.map(embedding)
+        """(..., in_dim) -> (..., out_dim), outside autocast, which would round the embeddings (see `Embedder`)."""
+        if isinstance(self.map, nn.Identity):
+            return embedding
+        with torch.autocast(embedding.device.type, enabled=False):
+            projected: Tensor = self.map(embedding.to(self.map.weight.dtype))
         return projected

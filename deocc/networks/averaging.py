@@ -11,7 +11,8 @@ class WeightAverage(nn.Module):
     """A frozen copy whose weights follow w <- decay w + (1 - decay) (start + interpolation (current - start)).
 
     With interpolation 1 this is the exponential moving average. Below 1 the average stays between the pretrained start and the trained
-    weights, which keeps more of what the start knew about people that the training set lacks [0].
+    weights, which keeps more of what the start knew about people that the training set lacks [0]. Buffers, such as the running statistics
+    of batch normalisation, are averages themselves and do not follow but equal start + interpolation (current - start).
 
     [0] Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022: interpolating the weights of start and end.
     """
@@ -41,6 +42,13 @@ class WeightAverage(nn.Module):
         for average, current, start in zip(self.network.parameters(), network.parameters(), starts, strict=True):
             target = current if self.start is None else torch.lerp(start, current, self.interpolation)
             average.lerp_(target, 1 - decay)
+        self._copy_buffers(network)
+
+    def _copy_buffers(self, network: nn.Module) -> None:
+        starts = self.start.buffers() if self.start is not None else self.network.buffers()
+        for average, current, start in zip(self.network.buffers(), network.buffers(), starts, strict=True):
+            between = self.start is not None and average.is_floating_point()  # counters have no value between two others
+            average.copy_(torch.lerp(start, current, self.interpolation) if between else current)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""

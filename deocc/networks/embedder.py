@@ -5,11 +5,12 @@ differentiable warp, so that gradients reach whatever completed the face. To add
 like those of this folder and name it in `_BUILDERS` (README, "Adding a recogniser").
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.geometry import Template, canonical_to, get_template, warp
@@ -24,6 +25,14 @@ _BUILDERS: dict[str, Callable[[str, str | None, bool], Recogniser]] = {
     "timm/": timm_backbone.build,
 }
 
+_OPTIONS = {
+    "template": "the name of a face template",
+    "size": "a whole number of pixels",
+    "color": "rgb or bgr",
+    "mean": "three numbers",
+    "std": "three numbers",
+}
+
 
 @runtime_checkable
 class HasParts(Protocol):
@@ -34,7 +43,11 @@ class HasParts(Protocol):
 
 
 class Embedder(nn.Module):
-    """A recogniser that takes canonical crops."""
+    """A recogniser that takes canonical crops.
+
+    Under autocast, the linear layers of its head are computed in the precision of their weights all the same: embeddings of different
+    people can be alike to 0.86, and what tells them apart would be rounded away in bfloat16.
+    """
 
     mean: Tensor
     std: Tensor
@@ -57,12 +70,16 @@ class Embedder(nn.Module):
         self.differentiable = recogniser.differentiable
         self.frozen = False
         self.extra_channels = 0
+        self.widened_layer: str | None = None
         self.input_size = self.spec.size
         self.template = _scaled(get_template(self.spec.template), self.spec.size)
         # Not persistent: they belong to the recogniser's declaration, not to its weights.
-        self.register_buffer("mean", torch.tensor(self.spec.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.spec.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.spec.mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.spec.std, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.embedding_dim = _embedding_dim(name, self.network, self.spec)
+        for layer in self._sections()[-1].modules():
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_hook(_outside_autocast)
         if not self.differentiable:
             self.freeze()
 
@@ -145,16 +162,45 @@ class Embedder(nn.Module):
             raise ValueError(f"{self.name} takes extra channels of shape {expected}, got {tuple(extra.shape)}: see widen_stem")
 
 
-def create_teacher(name: str, weights: str | None) -> Embedder:
+def create_teacher(name: str, weights: str | None = None, **options: Any) -> Embedder:
     """A frozen recogniser with trained weights; arguments and errors as for `create_embedder`.
 
     Raises:
         ValueError: also where no weights are known, since random ones can teach nothing.
     """
-    teacher = create_embedder(name, weights=weights)
+    teacher = create_embedder(name, weights, **options)
     if not teacher.pretrained:
         raise ValueError(f"the teacher {name!r} needs trained weights: give the path of a weights file as model.init_args.teacher_weights")
     return teacher.freeze()
+
+
+def read_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of `create_embedder` from a configuration file; None = no options.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type than it takes; ranges are checked by `EmbedderSpec`.
+    """
+    options = dict(options or {})
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise ValueError(f"unknown recogniser option {name!r}: choose among {', '.join(_OPTIONS)}")
+        if value is not None and not _fits(name, value):
+            raise ValueError(f"the recogniser option {name} is {_OPTIONS[name]}, got {value!r}")
+    return options
+
+
+def _fits(option: str, value: Any) -> bool:
+    if option in ("mean", "std"):
+        return isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+    return isinstance(value, int if option == "size" else str)
+
+
+def _outside_autocast(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A forward hook: what `layer` gives in the precision of its weights, where autocast has rounded it."""
+    if output.dtype == layer.weight.dtype:
+        return output
+    with torch.autocast(output.device.type, enabled=False):
+        return F.linear(inputs[0].to(layer.weight.dtype), layer.weight, layer.bias)
 
 
 def _scaled(template: Template, size: int) -> Template:

@@ -49,7 +49,7 @@ class MaskSegmenter(nn.Module):
         logits: Tensor = self.to_logits(self.up_half(torch.cat([_double(up), half], 1)))
         return logits[..., : face.shape[-2], : face.shape[-1]]
 
-    def predict_mask(self, face: Tensor, threshold: float = 0.5, dilation: int = 2) -> Tensor:
+    def predict_mask(self, face: Tensor, threshold: float = 0.5, dilation: int = 1) -> Tensor:
         """The mask to hand to the generator; not differentiable.
 
         Args:

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from deocc.networks.adaptation import Projection, widen_stem
+from deocc.networks.adaptation import Projection, widen_stem, widened_weights
 from deocc.networks.embedder import Embedder
 
 StudentInput = Literal["completed", "masked", "both"]
@@ -41,6 +41,11 @@ class Student(nn.Module):
         """Whether the completed face is looked at."""
         return self.student_input != "masked"
 
+    @property
+    def needs_mask(self) -> bool:
+        """Whether the embedding depends on the mask, by the completion or as a channel."""
+        return self.needs_completion or self.mask_channel
+
     def forward(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         """Masked and completed face (B, 3, H, W) in [-1, 1], mask (B, 1, H, W) -> raw embedding (B, out_dim)."""
         extra = [masked_face] * (self.student_input == "both") + [mask] * self.mask_channel
@@ -56,5 +61,5 @@ class Student(nn.Module):
         """
         if blocks is None:
             return list(self.parameters())
-        tail = self.embedder.trainable_tail(blocks)
-        return [*tail, *self.projection.parameters()]
+        chosen = [*self.embedder.trainable_tail(blocks), *widened_weights(self.embedder), *self.projection.parameters()]
+        return list(dict.fromkeys(chosen))  # with all blocks, the stem is among them already

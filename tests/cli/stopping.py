@@ -3,9 +3,12 @@
 import pytorch_lightning as pl
 
 
-class StopAfterFirstEpoch(pl.Callback):
-    """Stops once the first epoch's checkpoint is written; the schedule still reckons with all epochs."""
+class BreakInSecondEpoch(pl.Callback):
+    """Fails in the midst of the second epoch, as a machine that is switched off; the schedule reckons with all epochs."""
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask for the stop."""
-        trainer.should_stop = True
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Fail."""
+        if trainer.current_epoch == 1:
+            raise OSError("the machine was switched off")

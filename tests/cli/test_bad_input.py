@@ -1,14 +1,17 @@
 """Bad input gets one clear line that says what to do, exit code 2, and no traceback."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from deocc import runs
 from deocc.cli import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL, TINY_STAGE1, draw_folder
 
 INPAINT, DISTILL = (["fit", "--config", str(ROOT / "configs" / name)] for name in ("inpaint.yaml", "distill.yaml"))
+ALONE = ["--model.init_args.inpainting_checkpoint", "null", "--model.init_args.student_input", "masked"]
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -35,12 +38,13 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ([*INPAINT, "--model.init_args.teacher_weights", "nowhere.dat"], ["nowhere.dat"]),
         ([*INPAINT, "--model.init_args.adversarial", "lsgan"], ["lsgan", "hinge", "wgan"]),
         ([*INPAINT, "--data.kinds", "[surgical, veil]"], ["veil", "surgical", "strokes"]),
+        ([*INPAINT, "--trainer.gradient_clip_val", "1"], ["gradient_clip_val", "manual optimization"]),
         ([*INPAINT, "--data.size", "8"], ["8", "32"]),
         ([*INPAINT, "--data.augmentation", "wild"], ["wild", "light"]),
         ([*DISTILL, "--model.init_args.inpainting_checkpoint", "nowhere"], ["nowhere", "deocc fit"]),
-        ([*DISTILL, "--model.init_args.inpainting_checkpoint", "null", "--model.init_args.margin_type", "sphere"], ["sphere", "cosface"]),
-        ([*DISTILL, "--model.init_args.inpainting_checkpoint", "null", "--model.init_args.beta", "2"], ["beta", "2"]),
-        ([*DISTILL, "--model.init_args.inpainting_checkpoint", "null", "--model.init_args.student_input", "naked"], ["naked", "completed"]),
+        ([*DISTILL, *ALONE, "--model.init_args.margin_type", "sphere"], ["sphere", "cosface"]),
+        ([*DISTILL, *ALONE, "--model.init_args.beta", "2"], ["beta", "2"]),
+        ([*DISTILL, *ALONE, "--model.init_args.student_input", "naked"], ["naked", "completed"]),
         (["test", "--checkpoint", "nowhere"], ["nowhere"]),
         (["test", "--checkpoint"], ["--checkpoint", "run folder"]),
     ],
@@ -75,6 +79,38 @@ def test_a_damaged_checkpoint(content: bytes, tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
     assert "broken.ckpt" in complaint(capsys, *DISTILL, "--model.init_args.inpainting_checkpoint", str(path))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what this machine has")
+def test_an_accelerator_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "gpu" in complaint(capsys, *INPAINT, "--trainer.accelerator", "gpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken"])
+@pytest.mark.parametrize(
+    "words", [["test", "--checkpoint", "run"], [*INPAINT, "--ckpt_path", "run/checkpoints/last.ckpt"]], ids=["test", "fit"]
+)
+def test_a_damaged_checkpoint_of_a_run(
+    words: list[str], content: bytes, stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run/checkpoints").mkdir(parents=True)
+    shutil.copy(stage1 / runs.CONFIG, Path("run") / runs.CONFIG)
+    Path("run/checkpoints/last.ckpt").write_bytes(content)
+    line = complaint(capsys, *words)
+    assert "run/checkpoints/last.ckpt" in line and "damaged" in line
+
+
+def test_an_unreadable_image_in_a_loader_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in draw_folder(Path("faces")).glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:5000])
+    overlay = ["--config", str(ROOT / "configs/data/folder.yaml"), "--data.num_workers", "2", "--trainer.fast_dev_run", "true"]
+    line = complaint(capsys, *INPAINT, *overlay, *SMALL, *TINY_STAGE1)
+    assert "Traceback" not in line and ".png" in line and line.startswith(("deocc: person", "deocc: faces/person")), line
 
 
 def test_a_pickle_in_a_checkpoint_is_not_executed(

@@ -125,11 +125,11 @@ def test_the_clean_loader_covers_nothing(tiny_faces: FaceSet) -> None:
         assert torch.equal(_column(batches, "face"), _column(batches, "masked_face"))
 
 
-def test_prediction_takes_the_test_people_under_one_mask_a_kind(tiny_faces: FaceSet) -> None:
+def test_prediction_takes_the_validation_people_under_one_mask_a_kind(tiny_faces: FaceSet) -> None:
     module = _module(tiny_faces, kinds=("box", "hand"))
     batches = _batches(module, module.predict_dataloader())
-    assert len(_column(batches, "index")) == 2 * len(tiny_faces.indices("test"))
-    assert _splits(tiny_faces, batches) == {"test"}
+    assert len(_column(batches, "index")) == 2 * len(tiny_faces.indices("val"))
+    assert _splits(tiny_faces, batches) == {"val"}
 
 
 def test_no_person_crosses_from_one_split_into_another(tiny_faces: FaceSet) -> None:
@@ -190,11 +190,14 @@ def test_bad_values_are_refused_in_one_line(tiny_faces: FaceSet, changes: dict[s
 
 def test_provenance_identifies_the_test_data_and_the_masks(tiny_faces: FaceSet) -> None:
     provenance = _module(tiny_faces).provenance()
-    assert set(provenance) == {"data", "credit", "data_hash", "size", "kinds", "mask_seeds", "manifest_hash"}
-    assert provenance == _module(tiny_faces, seed=9).provenance()
+    hashes = {"data_hash", "training_data_hash", "manifest_hash"}
+    assert set(provenance) == {"data", "credit", "data_seed", "size", "kinds", "mask_seeds", *hashes}
+    assert len({provenance[name] for name in hashes}) == 3
+    assert provenance | {"data_seed": 9} == _module(tiny_faces, seed=9).provenance()
     brightness = cast(Any, tiny_faces).brightness
     brightness[tiny_faces.indices("train")[0]] += 1
-    assert _module(tiny_faces).provenance() == provenance
+    changed = _module(tiny_faces).provenance()
+    assert [name for name in provenance if changed[name] != provenance[name]] == ["training_data_hash"]
     brightness[tiny_faces.indices("test")[0]] += 1
     assert _module(tiny_faces).provenance()["data_hash"] != provenance["data_hash"]
 

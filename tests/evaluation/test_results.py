@@ -129,8 +129,8 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 def test_tables_show_rates_in_percent_and_say_what_is_missing(built: dict, tmp_path: Path) -> None:
     built["rows"]["student"].update({"eer": 0.01234, "tar@1e-3": math.nan})
-    lines = [line for line in summary_table(built).splitlines() if line.startswith("student, completed ")]
-    assert lines[0].split()[2] == "1.23"
+    lines = [line for line in summary_table(built).splitlines() if line.startswith("student (given mask)")]
+    assert lines[0].split()[3] == "1.23"
     assert "n/a" in lines[0]
     assert all(title in summary_table(built) and title in markdown_table(built) for title in ROWS.values())
     write_results(tmp_path / "results.json", built)

@@ -120,21 +120,25 @@ def test_another_students_dimension_is_projected(tmp_path: Path) -> None:
     assert module(faces()["masked_face"], faces()["mask"]).shape == (3, 128)
 
 
-def test_a_checkpoint_holds_all_but_the_teacher(inpainting_checkpoint: str, tmp_path: Path) -> None:
-    module = DistillationModule(inpainting_checkpoint=inpainting_checkpoint, identity_weight=1.0, student_input="both", mask_channel=True)
+def test_a_checkpoint_holds_all_but_the_teacher_and_its_copy(inpainting_checkpoint: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"identity_weight": 1.0, "student_input": "both", "mask_channel": True, "interpolation": 0.5}
+    module = DistillationModule(inpainting_checkpoint, **settings)
     trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0)
     trainer.fit(module, datamodule=_Data())
     trainer.save_checkpoint(tmp_path / "b.ckpt")
     content = torch.load(tmp_path / "b.ckpt", weights_only=True)
-    assert not [key for key in content["state_dict"] if key.startswith("teacher.")]
+    assert not [key for key in content["state_dict"] if key.startswith(("teacher.", "average.start."))]
+    assert inpainting_checkpoint not in str(content["hyper_parameters"])
     Path(inpainting_checkpoint).rename(tmp_path / "moved away")
     try:
-        again = DistillationModule.load_from_checkpoint(tmp_path / "b.ckpt", map_location="cpu", inpainting_checkpoint=None)
+        again = DistillationModule.load_from_checkpoint(tmp_path / "b.ckpt", map_location="cpu")
     finally:
         (tmp_path / "moved away").rename(inpainting_checkpoint)
     batch = faces()
     for mask in (batch["mask"], None):
         assert torch.equal(again(batch["masked_face"], mask), module(batch["masked_face"], mask))
+    states = [dict(kept.average.start.named_parameters()) for kept in (again, module) if kept.average.start is not None]
+    assert len(states) == 2 and all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
 def test_embeddings_are_unit_vectors(tmp_path: Path) -> None:
@@ -142,6 +146,39 @@ def test_embeddings_are_unit_vectors(tmp_path: Path) -> None:
     assert torch.allclose(module(faces()["masked_face"], faces()["mask"]).norm(dim=1), torch.ones(3), atol=1e-5)
 
 
-def test_no_mask_and_no_deoccluder_is_refused() -> None:
-    with pytest.raises(ValueError, match="inpainting_checkpoint"):
-        DistillationModule(student_input="masked")(faces()["masked_face"])
+def test_without_a_deoccluder_a_mask_is_needed_by_a_student_that_sees_it_only() -> None:
+    batch = faces()
+    with pytest.raises(ValueError, match="no mask given, and no de-occluder"):
+        DistillationModule(student_input="masked", mask_channel=True)(batch["masked_face"])
+    module = DistillationModule(student_input="masked")
+    expected = module(batch["masked_face"], batch["mask"])
+    assert torch.equal(module(batch["masked_face"]), expected)
+    predicted = module.predict_step(batch, 0)
+    assert torch.equal(predicted["embedding"], expected) and torch.equal(predicted["completed_face"], batch["masked_face"])
+    assert predicted["mask"].shape == batch["mask"].shape and not predicted["mask"].any()
+
+
+def test_prediction_completes_once(inpainting_checkpoint: str) -> None:
+    module = DistillationModule(inpainting_checkpoint)
+    assert module.deoccluder is not None
+    completions: list[torch.Tensor] = []
+    module.deoccluder.register_forward_hook(lambda _module, _inputs, output: completions.append(output))
+    predicted = module.predict_step(faces(), 0)
+    assert len(completions) == 1 and torch.equal(predicted["completed_face"], completions[0])
+    assert torch.equal(predicted["embedding"], module(faces()["masked_face"], predicted["mask"]))
+
+
+def test_a_student_on_masked_input_is_trained_without_completing_anything(inpainting_checkpoint: str) -> None:
+    module = DistillationModule(inpainting_checkpoint, student_input="masked", instance_weight=0)
+    assert module.deoccluder is not None
+    module.deoccluder.register_forward_pre_hook(lambda _module, _inputs: pytest.fail("completed"))
+    assert module.training_step(faces(), 0)["loss"].isfinite()
+    assert module(faces()["masked_face"]).shape == (3, 128)
+
+
+def test_the_new_channels_learn_where_only_the_last_blocks_are_trained(inpainting_checkpoint: str, tmp_path: Path) -> None:
+    module = DistillationModule(inpainting_checkpoint, student_input="both", mask_channel=True, trainable_blocks=1)
+    trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=_Data())
+    network: Any = module.student.embedder.network
+    assert network.stem[0].weight[:, 3:].abs().amax((0, 2, 3)).gt(0).all()  # each of the four started at 0
+    assert not moved(network.blocks[3], snapshot(create_embedder("dlib_resnet").network.blocks[3]))  # type: ignore[union-attr, index]

@@ -1,5 +1,6 @@
 """Stage 1: what is trained, what is not, and what a checkpoint holds."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ SMALL = {"width": 8, "discriminator_width": 8, "segmenter_width": 8}
 
 def faces(number: int = 3, size: int = 64) -> MaskedFaceBatch:
     generator = torch.Generator().manual_seed(0)
-    face = torch.rand(number, 3, size, size, generator=generator) * 2 - 1
+    face = torch.nn.functional.interpolate(torch.rand(number, 3, 4, 4, generator=generator) * 2 - 1, (size, size), mode="bilinear")
     masked_face, mask = render(face, None, "surgical", torch.arange(number))
     numbers = torch.arange(number)
     kind = torch.zeros(number, dtype=torch.int64)
@@ -100,7 +101,7 @@ def test_the_loss_falls_on_one_batch(tmp_path: Path) -> None:
     module = InpaintingModule(**SMALL, adversarial_weight=0, identity_weight=0, perceptual_weight=0, learning_rate=3e-3)
     batch = faces()
     before = _error(module, batch)
-    fit(module, tmp_path, steps=30, batch=batch)
+    fit(module, tmp_path, steps=40, batch=batch)
     assert _error(module, batch) < 0.8 * before
 
 
@@ -125,6 +126,25 @@ def test_a_checkpoint_rebuilds_the_deoccluder_without_the_teachers_weights(tmp_p
     assert torch.equal(deoccluder(batch["masked_face"], batch["mask"]), module(batch["masked_face"], batch["mask"]))
     again = InpaintingModule.load_from_checkpoint(tmp_path / "a.ckpt", map_location="cpu")
     assert torch.equal(again(batch["masked_face"], batch["mask"]), module(batch["masked_face"], batch["mask"]))
+
+
+@pytest.mark.parametrize("name", ["identity", "perceptual"])
+def test_the_teachers_two_losses_are_computed_apart(name: str) -> None:
+    module = InpaintingModule(**SMALL, adversarial_weight=0, **{"identity_weight": 0, "perceptual_weight": 0, f"{name}_weight": 1})
+    batch = faces()
+    generated = module.generator(batch["masked_face"], batch["mask"])
+    assert set(module._generator_terms(batch, generated, generated)) == {"reconstruction", "segmentation", name}
+
+
+def test_the_gradient_penalty_draws_from_the_batchs_seeds_and_no_global() -> None:
+    module = InpaintingModule(**SMALL, adversarial="wgan", identity_weight=0, perceptual_weight=0)
+    batch = faces()
+    losses = []
+    for global_seed, seed in ((1, batch["seed"]), (2, batch["seed"]), (2, batch["seed"] + 1)):
+        torch.manual_seed(global_seed)
+        fresh = copy.deepcopy(module)  # spectral normalisation changes the discriminators at every call
+        losses.append(fresh._discriminator_loss({**batch, "seed": seed}, -batch["face"]))  # type: ignore[typeddict-item]
+    assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[1], losses[2])
 
 
 @torch.no_grad()

@@ -1,0 +1,40 @@
+"""Blended training faces: of which people a face is made, and where its identity centre lies."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deocc.batch import MaskedFaceBatch
+from deocc.losses import IdentityLoss, margin_logits
+
+
+def people(batch: MaskedFaceBatch) -> Tensor:
+    """(B, 3), whose faces a face is made of."""
+    return torch.cat([batch["identity"][:, None], batch["other_identity"]], 1)
+
+
+def shares(batch: MaskedFaceBatch) -> Tensor:
+    """(B, 3), by which shares; they sum to 1."""
+    return torch.cat([1 - batch["other_share"].sum(1, keepdim=True), batch["other_share"]], 1)
+
+
+def own_centers(identity_centers: Tensor, batch: MaskedFaceBatch) -> Tensor:
+    """(B, D) unit vectors, each sample's centre of (K, D) identity centres, between its people's where faces are blended."""
+    return F.normalize((identity_centers[people(batch)] * shares(batch)[:, :, None]).sum(1), dim=1)
+
+
+def blended_identity_loss(classifier: IdentityLoss, embedding: Tensor, batch: MaskedFaceBatch) -> Tensor:
+    """Cross-entropy over the training identities, a scalar; a blended face belongs to all of its people by their shares.
+
+    Args:
+        classifier: holds the identities' weights, the margin and the scale.
+        embedding: (B, D) unit vectors.
+        batch: whose faces they are.
+    """
+    cosine = classifier.cosine(embedding)
+
+    def cross_entropy(identity: Tensor) -> Tensor:
+        logits = margin_logits(cosine, identity, classifier.margin_type, classifier.margin)
+        return F.cross_entropy(classifier.scale * logits, identity, reduction="none")
+
+    return (torch.stack([cross_entropy(identity) for identity in people(batch).T], 1) * shares(batch)).sum(1).mean()
