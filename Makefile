@@ -1,5 +1,5 @@
 # The one vocabulary of the project: people, CI and the README call the same targets.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -21,19 +21,18 @@ FOLDER = Path("runs/ablation")  # below the repository
 DONE = "done"
 DEVELOPMENT = ("--config", "configs/data/orl_development.yaml")
 
-STAGE1 = {"inpaint": (), "inpaint_without_teacher": ("inpaint_without_teacher",), "inpaint_plain_faces": ("plain_faces",)}
+STAGE1 = {"inpaint": (), "inpaint_without_teacher": ("inpaint_without_teacher",)}
 """Stage 1 by name, and its overlays."""
 
 STAGE2 = {
     "all_terms": ("all terms", "inpaint", ()),
     "masked": ("masked input, no completion", "inpaint", ("masked",)),
-    "both": ("completed and masked input, and the mask", "inpaint", ("both",)),
-    "without_teacher": ("completed by a stage 1 without the teacher's terms", "inpaint_without_teacher", ()),
     "plain_faces": ("no blended faces in stage 2", "inpaint", ("plain_faces",)),
-    "plain_faces_both_stages": ("no blended faces in either stage", "inpaint_plain_faces", ("plain_faces",)),
     "task_only": ("identity task loss alone", "inpaint", ("task_only",)),
     "instance_hard": ("instance relation alone, hard", "inpaint", ("instance_hard",)),
     "instance_soft": ("instance relation alone, soft (beta 0.5)", "inpaint", ("instance_soft",)),
+    "both": ("completed and masked input, and the mask", "inpaint", ("both",)),
+    "without_teacher": ("completed by a stage 1 without the teacher's terms", "inpaint_without_teacher", ()),
     "last_blocks": ("only the last three blocks trained", "inpaint", ("last_blocks",)),
 }
 """Stage 2 by name: its title in the table, the stage 1 that it uses, and its overlays."""
@@ -98,7 +97,8 @@ def main() -> None:
     for line in table_lines(parser.parse_args().seeds):
         print(line, flush=True)
         lines.append(line)
-    (ROOT / FOLDER / "table.md").write_text("\n".join(lines) + "\n")
+        (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
+        (ROOT / FOLDER / "table.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
