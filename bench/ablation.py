@@ -31,6 +31,7 @@ STAGE2 = {
     "task_only": ("identity task loss alone", "inpaint", ("task_only",)),
     "instance_hard": ("instance relation alone, hard", "inpaint", ("instance_hard",)),
     "instance_soft": ("instance relation alone, soft (beta 0.5)", "inpaint", ("instance_soft",)),
+    "identity_first": ("all terms, identity term foremost", "inpaint", ("identity_first",)),
     "both": ("completed and masked input, and the mask", "inpaint", ("both",)),
     "without_teacher": ("completed by a stage 1 without the teacher's terms", "inpaint_without_teacher", ()),
     "last_blocks": ("only the last three blocks trained", "inpaint", ("last_blocks",)),
