@@ -1,5 +1,6 @@
 """LightningCLI for deocc: where a run's files go, which checkpoint is meant, and errors that say what to do."""
 
+import gc
 import logging
 import re
 import warnings
@@ -8,6 +9,8 @@ from typing import Any
 
 import jsonargparse
 import pytorch_lightning as pl
+import torch
+import torch.distributed
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -82,6 +85,7 @@ def run(arguments: list[str]) -> None:
         )
     except (jsonargparse.ArgumentError, MisconfigurationException) as error:
         raise ValueError(str(error)) from error
+    _leave_processes()
 
 
 def explain(message: str) -> str:
@@ -168,6 +172,13 @@ def _recorded_stage1(run: Path) -> str:
     file = run / runs.CONFIG
     recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get("inpainting_checkpoint") if file.is_file() else None
     return str(recorded or _FROM_CHECKPOINT)
+
+
+def _leave_processes() -> None:
+    """End the process group while the interpreter is whole: gloo's threads abort a process that is taken down with them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # DDP's modules lie in cycles that hold the group
+        torch.distributed.destroy_process_group()
 
 
 def _quieten() -> None:
