@@ -3,7 +3,7 @@
 B is the batch size; H = W = the canonical crop's side in pixels (see `deocc.geometry`). Images are RGB in [-1, 1].
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -34,5 +34,6 @@ class MaskedFaceBatch(FaceBatch):
 
     masked_face: Tensor
     """(B, 3, H, W) in [-1, 1], equal to `face` wherever `mask` is 0."""
-    mask: Tensor
-    """(B, 1, H, W), 1 = covered, 0 = visible."""
+    mask: NotRequired[Tensor]
+    """(B, 1, H, W), 1 = covered, 0 = visible. Absent where the occluders are real, so that nobody knows what they cover; `face` is then the
+    occluded face itself."""

@@ -10,6 +10,7 @@ _COMMANDS = {
     "fit": "train a stage: deocc fit --config configs/inpaint.yaml",
     "validate": "evaluate a run on the validation people: deocc validate [--checkpoint RUN]",
     "test": "evaluate a run on the test people, write results.json and report.html: deocc test [--checkpoint RUN]",
+    "ablate": "train and compare the variants of a plan: deocc ablate --config configs/ablation/paper.yaml",
     "predict": "complete and embed masked validation faces: deocc predict [--checkpoint RUN]",
 }
 _TRACEBACK = "DEOCC_TRACEBACK"
@@ -36,7 +37,12 @@ def _run(words: list[str]) -> None:
     from deocc.training_cli import explain, run
 
     try:
-        run(words)
+        if words[0] == "ablate":
+            from deocc.apps.ablation import main as ablate
+
+            ablate(words[1:])
+        else:
+            run(words)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get(_TRACEBACK):
             raise

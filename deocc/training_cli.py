@@ -13,9 +13,10 @@ import torch
 import torch.distributed
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from deocc import runs
+from deocc.callbacks.dashboard import DashboardConfigCallback
 from deocc.callbacks.loggers import place_loggers
 from deocc.data import MaskedFaceDataModule
 from deocc.networks.deoccluder import read_checkpoint
@@ -42,7 +43,7 @@ class DeoccCLI(LightningCLI):
         print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
         _place(config.trainer, folder)
         home = folder if fitting or checkpoint is None else runs.run_folder_of(checkpoint)
-        place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home)
+        place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
         if checkpoint is None:
             _choose_stage1(config.model)
         elif config.model.init_args.get("inpainting_checkpoint") is not None:
@@ -76,7 +77,7 @@ def run(arguments: list[str]) -> None:
             pl.LightningModule,
             MaskedFaceDataModule,
             subclass_mode_model=True,
-            save_config_callback=SaveConfigCallback if arguments[0] == "fit" else None,
+            save_config_callback=DashboardConfigCallback if arguments[0] == "fit" else None,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False},

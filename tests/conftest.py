@@ -11,6 +11,9 @@ from PIL import Image
 
 from deocc.cli import main
 
+# Typing keeps the first of Union[int, float] and Union[float, int] for both: Lightning's must come before those of scikit-learn and scipy.
+import pytorch_lightning  # isort: skip  # noqa: F401
+
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data.size", "64", "--data.batch_size", "4", "--data.eval_batch_size", "8", "--trainer.enable_progress_bar", "false"]
 TINY_STAGE1 = [f"--model.init_args.{name}={value}" for name, value in {"width": 8, "discriminator_width": 8, "segmenter_width": 8}.items()]
@@ -27,6 +30,14 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Detected landmarks of tests stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEOCC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def run_deocc(*words: str) -> None:

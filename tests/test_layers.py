@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).parents[1] / "deocc"
 _ORDER: tuple[set[str], ...] = (
     {"_environment", "_version"},
     {"__init__", "batch", "geometry", "runs"},
-    {"networks", "losses", "masking", "evaluation"},
+    {"networks", "losses", "masking", "evaluation", "detection"},
     {"data"},
     {"modules", "callbacks"},
     {"apps"},

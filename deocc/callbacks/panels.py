@@ -1,4 +1,4 @@
-"""Pictures of a fixed batch: clean | masked | mask | completed, to whatever logger there is, and to the run folder."""
+"""Pictures of a fixed batch: clean | masked | mask | completed, to the run folder and, to be stepped through, to the dashboards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from deocc.batch import MaskedFaceBatch
+from deocc.callbacks.dashboard import log_image, logged_step, shows_images
 from deocc.evaluation import panel_image
 from deocc.masking import list_kinds
 
@@ -56,18 +56,28 @@ class PanelCallback(pl.Callback):
         self._keep(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the panel, log it, and write it to `panels/` in the run folder."""
+        """Write the panel to `panels/` in the run folder; log it as `val/panel`, and each kind of occluder as `val/face/KIND`."""
         if self.rows and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False) and trainer.is_global_zero:
             image = panel_image(*self.panel())
             folder = Path(trainer.default_root_dir) / "panels"
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"step-{trainer.global_step:07d}.png")
-            _log_image(trainer, image)
+            Image.fromarray(image).save(folder / f"step-{logged_step(trainer):07d}.png")
+            if shows_images(trainer):
+                log_image(trainer, "val/panel", image)
+                self._log_faces(trainer)
 
     def panel(self) -> tuple[dict[str, Tensor], list[str]]:
         """The images by column title, and the kind of each row."""
         columns = {title: torch.stack([row[key] for row in self.rows]) for key, title in COLUMNS.items() if key in self.rows[0]}
         return columns, [list_kinds()[kind] for kind in self.kinds]
+
+    def _log_faces(self, trainer: pl.Trainer) -> None:
+        """A picture a kind, which stays legible in a dashboard's narrow panels."""
+        columns, labels = self.panel()
+        for kind in dict.fromkeys(labels):
+            chosen = torch.tensor([label == kind for label in labels])
+            strip = panel_image({title: images[chosen] for title, images in columns.items()}, [kind] * int(chosen.sum()))
+            log_image(trainer, f"val/face/{kind}", strip)
 
     def _restart(self) -> None:
         self.rows, self.kinds = [], []
@@ -78,11 +88,3 @@ class PanelCallback(pl.Callback):
             if kind >= 0 and self.kinds.count(kind) < self.per_kind:
                 self.kinds.append(kind)
                 self.rows.append({key: shown[key][position].float().cpu() for key in COLUMNS if key in shown})
-
-
-def _log_image(trainer: pl.Trainer, image: Any) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image("val/panel", [image], step=trainer.global_step)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image("val/panel", image, trainer.global_step, dataformats="HWC")

@@ -1,4 +1,4 @@
-"""What a test leaves behind: results.json, report.html, panel.png, and a table in the terminal."""
+"""What a test leaves behind: results.json, scores.npz, masks.csv, report.html, panel.png, a table in the terminal, and the dashboards'."""
 
 import os
 import shlex
@@ -9,15 +9,16 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
-from pytorch_lightning.loggers import WandbLogger
 
 from deocc import runs
+from deocc.callbacks.dashboard import log_figure, log_table, logged_step
 from deocc.callbacks.panels import PanelCallback
 from deocc.evaluation import (
     EmbeddingSet,
+    PairScores,
+    cmc_figure,
     flat_scores,
     loss_figure,
-    pair_scores,
     panel_figure,
     roc_curve,
     roc_figure,
@@ -25,15 +26,31 @@ from deocc.evaluation import (
     summary_table,
     write_report,
     write_results,
+    write_scores,
 )
 from deocc.evaluation.results import ROWS
+from deocc.evaluation.scores import SCORES
+from deocc.evaluation.tables import Cells, difference_cells, is_listed, kind_cells, restoration_cells, row_cells, setting_cells
 
+MANIFEST = "masks.csv"
+"""The file in a run folder that says which occluder lay on which test image by which seed."""
 _PANEL = "Test people: clean, masked, completed"
+_ROC = "Verification: clean gallery against masked probes"
+_SCORES = "Similarities of the student"
+_RANKS = "Identification: the person is among the most similar"
+_TRAINING = "Training"
+# A dashboard has the training's curves already.
+_KEYS = {
+    _PANEL: "test/panel",
+    _ROC: "test/roc",
+    _SCORES: "test/scores",
+    _RANKS: "test/cmc",
+}
 _PACKAGES = ("deocc", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "timm", "numpy")
 
 
 class ResultsCallback(pl.Callback):
-    """Writes down the `results` that a module leaves after its test, with ROC curves of its `embeddings` where it has them."""
+    """Writes down the `results` that a module leaves after its test, and the scores of its `embeddings` where it has them."""
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files to the run folder and print the table."""
@@ -42,7 +59,11 @@ class ResultsCallback(pl.Callback):
         results = {**cast(dict[str, Any], pl_module.results), **_provenance(trainer, pl_module)}
         folder = Path(trainer.default_root_dir)
         write_results(folder / runs.RESULTS, results)
-        figures = _figures(trainer, getattr(pl_module, "embeddings", {}))
+        scores = _scores(trainer, getattr(pl_module, "embeddings", {}))
+        if scores:
+            write_scores(folder / SCORES, scores)
+        trainer.datamodule.write_manifest(folder / MANIFEST)  # type: ignore[attr-defined]
+        figures = _figures(trainer, results, scores)
         write_report(folder / runs.REPORT, results, figures)
         if _PANEL in figures:
             figures[_PANEL].savefig(folder / "panel.png")
@@ -62,32 +83,61 @@ def _provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str,
     }
 
 
-def _figures(trainer: pl.Trainer, embeddings: dict[str, EmbeddingSet]) -> dict[str, Figure]:
-    """Panel, ROC curves, histogram of the student's scores, and the loss curves of the training behind the checkpoint."""
+def _figures(trainer: pl.Trainer, results: dict[str, Any], scores: dict[str, PairScores]) -> dict[str, Figure]:
+    """Panel, ROC and CMC curves, histogram of the student's scores, and the loss curves of the training behind the checkpoint."""
     figures: dict[str, Figure] = {}
     panels = [callback for callback in trainer.callbacks if isinstance(callback, PanelCallback) and callback.rows]  # type: ignore[attr-defined]
     for callback in panels:
         figures[_PANEL] = panel_figure(*callback.panel())
-    scores = {row: pair_scores(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row]) for row in ROWS if row in embeddings}
-    if scores:
-        curves = {ROWS[row]: roc_curve(pairs.similarity, pairs.same) for row, pairs in scores.items()}
-        figures["Verification: clean gallery against masked probes"] = roc_figure({title: curve[:2] for title, curve in curves.items()})
-    if "student" in scores:
-        figures["Similarities of the student"] = score_histogram(scores["student"].similarity, scores["student"].same)
+    figures |= _score_figures(scores)
+    if ranks := {ROWS[name]: row["cmc"] for name, row in results["rows"].items() if "cmc" in row}:
+        figures[_RANKS] = cmc_figure(ranks)
     if trainer.ckpt_path:
         metrics = runs.run_folder_of(Path(trainer.ckpt_path)) / "metrics.csv"
         if metrics.is_file():
-            figures["Training"] = loss_figure(metrics)
+            figures[_TRAINING] = loss_figure(metrics)
+    return figures
+
+
+def _scores(trainer: pl.Trainer, embeddings: dict[str, EmbeddingSet]) -> dict[str, PairScores]:
+    """By row, the pairs that the test compared."""
+    rows = [row for row in ROWS if row in embeddings]
+    if not rows:
+        return {}
+    protocol = trainer.datamodule.protocol  # type: ignore[attr-defined]
+    return {row: protocol.cross(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row]) for row in rows}
+
+
+def _score_figures(scores: dict[str, PairScores]) -> dict[str, Figure]:
+    curves = {ROWS[row]: roc_curve(pairs.similarity, pairs.same)[:2] for row, pairs in scores.items()}
+    figures = {_ROC: roc_figure(curves)} if curves else {}
+    student = scores.get("student", scores.get("student_predicted_mask"))
+    if student is not None:
+        figures[_SCORES] = score_histogram(student.similarity, student.same)
     return figures
 
 
 def _log(trainer: pl.Trainer, results: dict[str, Any], figures: dict[str, Figure]) -> None:
-    """The rows to every logger, the figures to W&B."""
+    """The numbers to every logger; figures and tables to the dashboards."""
+    numbers = {name: value for row, scores in results["rows"].items() for name, value in flat_scores(scores, f"test/{row}").items()}
+    for source, scores in results["restoration"].items():
+        numbers |= flat_scores(scores, f"test/{source}")
     for logger in trainer.loggers:
-        for row, scores in results["rows"].items():
-            logger.log_metrics(flat_scores(scores, f"test/{row}"), step=trainer.global_step)
+        logger.log_metrics(numbers, step=logged_step(trainer))
+    for caption, key in _KEYS.items():
+        if caption in figures:
+            log_figure(trainer, key, figures[caption])
+    for key, cells in _tables(results).items():
+        if cells[1]:
+            log_table(trainer, f"test/{key}", cells)
+    for logger in trainer.loggers:
         logger.save()
-        if isinstance(logger, WandbLogger):
-            import wandb
 
-            logger.experiment.log({f"test/{caption}": wandb.Image(figure) for caption, figure in figures.items()})
+
+def _tables(results: dict[str, Any]) -> dict[str, Cells]:
+    return {
+        "recognition": setting_cells(results) if is_listed(results) else row_cells(results),
+        "differences": difference_cells(results),
+        "by_kind": kind_cells(results),
+        "restoration": restoration_cells(results),
+    }

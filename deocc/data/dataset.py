@@ -15,6 +15,9 @@ from deocc.data.face_set import FaceSet, Split
 from deocc.data.sampler import ItemKey, item_seed
 from deocc.geometry import align
 
+CLEAN, REAL = (-1, 0), (-2, 0)
+"""In place of a kind and a mask seed: the face as it is, taken for bare; the face as it is, under the occluder that it shows."""
+
 
 class FaceItem(TypedDict):
     """A `deocc.batch.FaceBatch` of one, without the batch dimension."""
@@ -75,7 +78,7 @@ class TrainingFaces(Dataset[FaceItem]):
             seed,
             blend_probability,
         )
-        self.indices = face_set.indices("train")
+        self.indices = face_set.bare("train")
         self.identities = _identities(face_set, self.indices)
 
     def __len__(self) -> int:
@@ -107,16 +110,19 @@ class TrainingFaces(Dataset[FaceItem]):
 
 
 class FixedFaces(Dataset[FaceItem]):
-    """Unaugmented faces of some images, each under every one of the given (kind, mask seed) pairs; (-1, 0) leaves the face clean.
+    """Unaugmented faces at `indices`, each under every one of the given (kind, mask seed) pairs; `CLEAN` leaves the face as it is.
+
+    `REAL` in place of a pair names the occluder that the image itself shows. Identities are numbered within the split.
 
     The order is image by image within a pair, so that batches hold one kind where they can. Mask seeds are hashed with the image and a word
     that training never uses, so no evaluation mask is ever a training mask.
     """
 
-    def __init__(self, face_set: FaceSet, split: Split, size: int, masks: list[tuple[int, int]]) -> None:
-        self.aligned, self.masks = AlignedFaces(face_set, size), masks
-        self.indices = face_set.indices(split)
-        self.identities = _identities(face_set, self.indices)
+    def __init__(self, face_set: FaceSet, split: Split, size: int, masks: list[tuple[int, int]], indices: NDArray[np.int64]) -> None:
+        self.aligned, self.masks, self.indices = AlignedFaces(face_set, size), masks, indices
+        people = np.unique(face_set.person[face_set.indices(split)])
+        self.identities = np.searchsorted(people, face_set.person[indices]).astype(np.int64)
+        self.occluder = face_set.occluder
 
     def __len__(self) -> int:
         """Images times masks."""
@@ -124,12 +130,18 @@ class FixedFaces(Dataset[FaceItem]):
 
     def __getitem__(self, number: int) -> FaceItem:
         """The item at `number`: image `number % images` under mask `number // images`."""
-        (kind, mask_seed), position = self.masks[number // len(self.indices)], number % len(self.indices)
-        index = int(self.indices[position])
+        position = number % len(self.indices)
+        index, identity = int(self.indices[position]), self.identities[position]
+        kind, seed = self.mask_of(number)
         face, landmarks = self.aligned(index)
-        identity = self.identities[position]
         people = _People(identity, np.repeat(identity, 2), (0.0, 0.0))
-        return _item(face, landmarks, people, index, kind, item_seed("evaluation", mask_seed, kind, index))
+        return _item(face, landmarks, people, index, kind, seed)
+
+    def mask_of(self, number: int) -> tuple[int, int]:
+        """The kind of occluder and the seed of the item at `number`; no image is read."""
+        mask, index = self.masks[number // len(self.indices)], int(self.indices[number % len(self.indices)])
+        kind = mask[0] if mask != REAL or self.occluder is None else int(self.occluder[index])
+        return kind, item_seed("evaluation", mask[1], kind, index)
 
 
 def _identities(face_set: FaceSet, indices: NDArray[np.int64]) -> NDArray[np.int64]:

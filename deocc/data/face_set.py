@@ -2,10 +2,13 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deocc.evaluation.protocol import AllPairs
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -21,12 +24,19 @@ class FaceSet(ABC):
         landmarks: (N, 5, 2) x, y in pixels of the image.
         person: (N,) int64, the identity of each image.
         split_of_person: the split of each identity.
+        person_names: the name of each identity, where the set knows names.
+        protocol: what a test compares.
+        occluder: None where every face is bare and masks are rendered; else (N,) the position in `deocc.masking.list_kinds()` of the real
+            occluder that an image shows, -1 for a bare face. Nothing is rendered on such a set's faces in a test.
     """
 
-    names: list[str]
+    names: Sequence[str]
     landmarks: NDArray[np.float64]
     person: NDArray[np.int64]
     split_of_person: dict[int, Split]
+    person_names: Sequence[str] | None = None
+    protocol: AllPairs = AllPairs()
+    occluder: NDArray[np.int64] | None = None
 
     @abstractmethod
     def image(self, index: int) -> NDArray[np.uint8]:
@@ -50,12 +60,26 @@ class FaceSet(ABC):
         people = [person for person, its_split in self.split_of_person.items() if its_split == split]
         return np.flatnonzero(np.isin(self.person, people)).astype(np.int64)
 
+    def bare(self, split: Split) -> NDArray[np.int64]:
+        """The positions of the split's images that show no real occluder."""
+        indices = self.indices(split)
+        return indices if self.occluder is None else indices[self.occluder[indices] < 0]
+
+    def occluded(self, split: Split) -> NDArray[np.int64]:
+        """The positions of the split's images that show a real occluder."""
+        indices = self.indices(split)
+        return indices[:0] if self.occluder is None else indices[self.occluder[indices] >= 0]
+
+    def content(self, index: int) -> bytes:
+        """What `fingerprint` takes of an image: its pixels. A set too large to be read whole may take less, and says so."""
+        return self.image(index).tobytes()
+
     def fingerprint(self, split: Split) -> str:
-        """A hash of the split's names, landmarks, identities and pixels: two runs with equal hashes saw the same data."""
+        """A hash of the split's names, landmarks, identities and images (`content`): two runs with equal hashes saw the same data."""
         digest = hashlib.sha256()
         for index in self.indices(split):
             digest.update(self.names[index].encode())
             digest.update(np.round(self.landmarks[index], 2).tobytes())
             digest.update(np.int64(self.person[index]).tobytes())
-            digest.update(self.image(int(index)).tobytes())
+            digest.update(self.content(int(index)))
         return digest.hexdigest()[:16]

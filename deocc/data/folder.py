@@ -38,7 +38,7 @@ class FolderFaces(FaceSet):
         self.names = [path.relative_to(self.root).as_posix() for path in self._paths]
         people, self.person = np.unique([path.parent.name for path in self._paths], return_inverse=True)
         self.split_of_person = dict(enumerate(_split_people(people.tolist(), train, val, seed)))
-        self.landmarks = np.stack([_landmarks(path, template) for path in self._paths])
+        self.landmarks = np.stack([template_landmarks(path, template) for path in self._paths])
 
     @property
     def credit(self) -> str:
@@ -84,7 +84,12 @@ def _split_people(people: list[str], train: float, val: float, seed: int) -> lis
     return splits
 
 
-def _landmarks(path: Path, template: Template) -> NDArray[np.float64]:
+def template_landmarks(path: Path, template: Template) -> NDArray[np.float64]:
+    """(5, 2) the template's points, scaled to the square image at `path`.
+
+    Raises:
+        ValueError: the image is not square.
+    """
     width, height = read_size(path)
     if width != height:
         raise ValueError(f"{path} is {width} x {height} pixels: aligned crops are square, so align it or remove it")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ValueError: the file is not an image, is cut short, or is a decompression bomb.
     """
     with _opened(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return _upright(image)
+
+
+def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode an image file's bytes as `read_image` would; `name` is what errors call it.
+
+    Raises:
+        ValueError: the bytes are not an image, are cut short, or are a decompression bomb.
+    """
+    with _decoded(BytesIO(data), name) as image:
+        return _upright(image)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -33,12 +44,23 @@ def read_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
+def _upright(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}")
+    with _decoded(path, str(path)) as image:
+        yield image
+
+
+@contextmanager
+def _decoded(source: Path | BytesIO, name: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             yield image
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as an image ({error}): replace the file or remove it") from error
+        reason = str(error).replace(repr(source), "its bytes")
+        raise ValueError(f"cannot read {name} as an image ({reason}): replace the file or remove it") from error

@@ -1,28 +1,32 @@
 """The one data module: faces of any face set, masked on the fly on whatever device the batch is."""
 
-import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytorch_lightning as pl
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data.augmentation import Augmentation, Strength
-from deocc.data.dataset import FaceItem, FixedFaces, TrainingFaces
+from deocc.data.dataset import CLEAN, REAL, FaceItem, FixedFaces, TrainingFaces
 from deocc.data.face_set import FaceSet, Split
+from deocc.data.manifest import manifest_hash, write_manifest
 from deocc.data.orl import OrlFaces
 from deocc.data.sampler import EpochSampler
+from deocc.evaluation.protocol import AllPairs
 from deocc.masking import draw_kinds, list_kinds, render
-
-_CLEAN = (-1, 0)
 
 
 class MaskedFaceDataModule(pl.LightningDataModule):
     """Batches of clean faces and their masked twins (`deocc.batch.MaskedFaceBatch`).
 
     Training faces are augmented and get a fresh mask every epoch. Validation, test and prediction give two loaders: the clean faces of the
-    split, then the same faces under every kind with every evaluation seed: always the same masks, none of which training ever draws.
+    split, then the same faces under every kind with every evaluation seed: always the same masks, none of which training ever draws. Of a
+    set whose faces show real occluders, bare faces come first, then occluded ones, as they are and without a mask. A test embeds the images
+    that the face set's protocol names.
 
     Args:
         face_set: whose faces; default the embedded ORL faces.
@@ -34,6 +38,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         augmentation: strength of the clean face's augmentation.
         blend_probability: share of training images that are blended with two others.
         seed: from which the order, the augmentation and the masks of training follow.
+        val_people: validate on so many people at most, those of the lowest numbers; None: on all of the split.
         val_seeds: evaluation masks a kind and image in validation.
         test_seeds: the same in test.
         num_workers: loader processes.
@@ -53,6 +58,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         augmentation: Strength = "light",
         blend_probability: float = 0.0,
         seed: int = 0,
+        val_people: int | None = None,
         val_seeds: Sequence[int] = (100,),
         test_seeds: Sequence[int] = (1, 2, 3),
         num_workers: int = 0,
@@ -71,7 +77,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
         self.clean_probability, self.seed, self.num_workers = clean_probability, seed, num_workers
         self.augmentation: Strength = augmentation
-        self.blend_probability = blend_probability
+        self.blend_probability, self.val_people = blend_probability, val_people
         self.eval_seeds: dict[Split, tuple[int, ...]] = {"val": tuple(val_seeds), "test": tuple(test_seeds)}
 
     @property
@@ -80,7 +86,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return sum(split == "train" for split in self.face_set.split_of_person.values())
 
     def train_dataloader(self) -> DataLoader[FaceItem]:
-        """Augmented training faces, shuffled by seed and epoch."""
+        """Augmented training faces, shuffled by seed and epoch.
+
+        Raises:
+            ValueError: the face set has nobody to train on.
+        """
+        if len(self.face_set.bare("train")) == 0:
+            raise ValueError(f"{type(self.face_set).__name__} has nobody to train on, it is for tests: choose another data.face_set")
         faces = TrainingFaces(self.face_set, self.size, Augmentation(self.augmentation), self.seed, self.blend_probability)
         sampler = EpochSampler(len(faces), self.seed)
         return DataLoader(
@@ -94,25 +106,27 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def reference_dataloader(self) -> DataLoader[FaceItem]:
         """The clean training faces, unaugmented and in order: what identity centres are computed from."""
-        return self._fixed("train", [_CLEAN])
+        return self._loader(self._faces("train", [CLEAN]))
 
     def val_dataloader(self) -> list[DataLoader[FaceItem]]:
         """Clean, then masked faces of the validation people."""
-        return self._gallery_and_probes("val")
+        return [self._loader(self._gallery("val")), self._loader(self._probes("val"))]
 
     def test_dataloader(self) -> list[DataLoader[FaceItem]]:
         """Clean, then masked faces of the test people."""
-        return self._gallery_and_probes("test")
+        return [self._loader(self._gallery("test")), self._loader(self._probes("test"))]
 
     def predict_dataloader(self) -> DataLoader[FaceItem]:
         """The masked faces of the validation people, one mask a kind: test people are for the test alone."""
-        return self._fixed("val", self._masks(self.eval_seeds["val"][:1]))
+        return self._loader(self._faces("val", self._masks(self.eval_seeds["val"][:1])))
 
     def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Put the masks on, where the batch now is."""
         trainer = self.trainer
         if trainer is not None and trainer.training:
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
+        elif self.face_set.occluder is not None and bool((batch["kind"] >= 0).any()):
+            return cast(MaskedFaceBatch, {**batch, "masked_face": batch["face"]})
         return mask_batch(batch)
 
     def provenance(self) -> dict[str, object]:
@@ -126,24 +140,44 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             "size": self.size,
             "kinds": list(self.kinds),
             "mask_seeds": list(self.eval_seeds["test"]),
-            "manifest_hash": self._manifest_hash(),
+            "manifest_hash": manifest_hash(self._probes("test")),
         }
 
-    def _manifest_hash(self) -> str:
-        """A hash of every evaluation mask as it is rendered, so that a changed renderer is noticed as well as a changed seed."""
-        digest = hashlib.sha256()
-        for batch in self._fixed("test", self._masks(self.eval_seeds["test"])):
-            digest.update(mask_batch(batch)["mask"].bool().numpy().tobytes())
-        return digest.hexdigest()[:16]
+    def write_manifest(self, path: Path) -> None:
+        """Write down which occluder lies on which test image by which seed."""
+        write_manifest(path, self._probes("test"))
 
-    def _gallery_and_probes(self, split: Split) -> list[DataLoader[FaceItem]]:
-        return [self._fixed(split, [_CLEAN]), self._fixed(split, self._masks(self.eval_seeds[split]))]
+    @property
+    def protocol(self) -> AllPairs:
+        """What a test compares."""
+        return self.face_set.protocol
+
+    def _gallery(self, split: Split) -> FixedFaces:
+        return self._faces(split, [CLEAN])
+
+    def _probes(self, split: Split) -> FixedFaces:
+        if self.face_set.occluder is not None:
+            return FixedFaces(self.face_set, split, self.size, [REAL], self._chosen(split, self.face_set.occluded(split)))
+        return self._faces(split, self._masks(self.eval_seeds[split]))
 
     def _masks(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
         return [(list_kinds().index(kind), seed) for kind in self.kinds for seed in seeds]
 
-    def _fixed(self, split: Split, masks: list[tuple[int, int]]) -> DataLoader[FaceItem]:
-        return DataLoader(FixedFaces(self.face_set, split, self.size, masks), batch_size=self.eval_batch_size, num_workers=self.num_workers)
+    def _faces(self, split: Split, masks: list[tuple[int, int]]) -> FixedFaces:
+        return FixedFaces(self.face_set, split, self.size, masks, self._chosen(split, self.face_set.bare(split)))
+
+    def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of these images those that the protocol names, in a test; those of as many people as asked for, in validation."""
+        images = self.face_set.protocol.images
+        if split == "test" and images is not None:
+            return np.intersect1d(indices, images)
+        if split == "val" and self.val_people is not None:
+            people = np.unique(self.face_set.person[indices])[: self.val_people]
+            return indices[np.isin(self.face_set.person[indices], people)]
+        return indices
+
+    def _loader(self, faces: FixedFaces) -> DataLoader[FaceItem]:
+        return DataLoader(faces, batch_size=self.eval_batch_size, num_workers=self.num_workers)
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:

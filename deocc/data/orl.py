@@ -19,6 +19,7 @@ LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
 _PEOPLE, _IMAGES = 40, 10
 _LAST_VAL = 24  # people 25-40 are the test people, once and for all
 _LAST_TRAIN = {"standard": 20, "development": 16}
+FOLDS = 5
 
 
 def image_paths() -> list[Path]:
@@ -44,16 +45,26 @@ class OrlFaces(FaceSet):
     Args:
         split: "standard" trains on people 1-20 and validates on 21-24; "development" trains on 1-16 and validates on 17-24, so that choices
             are made on more people. Both keep 25-40 for the test.
+        fold: one of five folds in place of `split`: person n is tested in fold (n - 1) % 5, so that each is tested once. Of the others two
+            validate and 30 train.
+
+    Raises:
+        FileNotFoundError: the package that ships the images is not installed, or is incomplete.
+        ValueError: no such fold.
     """
 
     credit = "ORL database of faces, AT&T Laboratories Cambridge"
 
-    def __init__(self, split: Literal["standard", "development"] = "standard") -> None:
+    def __init__(self, split: Literal["standard", "development"] = "standard", fold: int | None = None) -> None:
+        if fold is not None and fold not in range(FOLDS):
+            raise ValueError(f"fold is {fold}: choose one from 0 to {FOLDS - 1}, or none")
         self._paths = image_paths()
         self.names = [f"{path.parent.name}/{path.stem}" for path in self._paths]
         self.landmarks = _read_landmarks(self.names)
         self.person = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
-        self.split_of_person = {person: _split(person + 1, _LAST_TRAIN[split]) for person in range(_PEOPLE)}
+        self.split_of_person = {
+            person: _split(person + 1, _LAST_TRAIN[split]) if fold is None else _split_in_fold(person, fold) for person in range(_PEOPLE)
+        }
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """The photograph at `index`: (112, 92, 3), its three channels equal."""
@@ -64,6 +75,13 @@ def _split(number: int, last_train: int) -> Split:
     if number <= last_train:
         return "train"
     return "val" if number <= _LAST_VAL else "test"
+
+
+def _split_in_fold(person: int, fold: int) -> Split:
+    """The first two people of the next fold validate."""
+    if person % FOLDS == fold:
+        return "test"
+    return "val" if person in {(fold + 1) % FOLDS, (fold + 1) % FOLDS + FOLDS} else "train"
 
 
 def _read_landmarks(names: list[str]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ twice that, each similarity has its own bin and the result is exact. Else a rate
 more than the share of the pairs in that bin; `tests/evaluation/test_bootstrap.py` holds the interval to the exact one within 1e-4.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,17 +44,49 @@ def paired_bootstrap_eer(first: PairScores, second: PairScores, replicates: int 
     Raises:
         ValueError: the pairs differ, `replicates` is below 1, or there are fewer than two people.
     """
-    people, positions = torch.unique(torch.stack([first.first_person, first.second_person]), return_inverse=True)
-    _check(first, second, replicates, len(people))
+    return paired_bootstrap_mean_eer([first], [second], replicates, seed)
+
+
+def paired_bootstrap_mean_eer(
+    firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
+) -> Interval:
+    """The mean over folds of the difference that `paired_bootstrap_eer` takes.
+
+    Folds hold different people and were scored by models of their own, whose thresholds need not agree: each has its own equal error rate.
+    A replicate draws people within every fold, as many as it has, and takes the mean over folds; it is left out where a fold drew one
+    person only.
+
+    Args:
+        firsts: the pairs of each fold, scored by one system.
+        seconds: the same by the other.
+        replicates: of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as in `paired_bootstrap_eer` for any fold, or the numbers of folds differ or are 0.
+    """
+    if not firsts or len(firsts) != len(seconds):
+        raise ValueError(
+            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: give the same folds of both, one at least"
+        )
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
-    counts = torch.zeros(replicates, len(people), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-    difference = _replicate_rates(first, positions, counts) - _replicate_rates(second, positions, counts)
+    folds = [_fold_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)]
+    estimate = sum(estimate for estimate, _ in folds) / len(folds)
+    difference = torch.stack([drawn for _, drawn in folds]).mean(0)
     difference = difference[~difference.isnan()]
-    estimate = equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
     if len(difference) == 0:
         return Interval(estimate, *[float("nan")] * 3)
     return Interval(estimate, float(difference.mean()), float(difference.quantile(_LOW)), float(difference.quantile(_HIGH)))
+
+
+def _fold_differences(first: PairScores, second: PairScores, replicates: int, generator: torch.Generator) -> tuple[float, Tensor]:
+    """The difference on the people as they are, and (R,) on drawn people; NaN where one person was drawn only."""
+    people, positions = torch.unique(torch.stack([first.first_person, first.second_person]), return_inverse=True)
+    _check(first, second, replicates, len(people))
+    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
+    counts = torch.zeros(replicates, len(people), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    estimate = equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
+    return estimate, _replicate_rates(first, positions, counts) - _replicate_rates(second, positions, counts)
 
 
 def _replicate_rates(scores: PairScores, positions: Tensor, counts: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-_FIELDS = ("embedding", "identity", "index", "kind", "seed")
+_FIELDS = ("embedding", "identity", "index", "kind", "seed", "coverage")
 _UNIT_TOLERANCE = 1e-2  # a norm computed in bfloat16 is off by up to 2^-8
 
 
@@ -30,9 +30,13 @@ class EmbeddingSet:
     """(N,) int64, the occluder's position in the list of kinds; -1 where none lies on the face."""
     seed: Tensor
     """(N,) int64, from which the image's mask follows."""
+    coverage: Tensor = None  # type: ignore[assignment]  # __post_init__ puts a tensor there
+    """(N,) float32 in [0, 1], the share of the crop that the mask covers; NaN where it is unknown, by default everywhere."""
 
     def __post_init__(self) -> None:
-        """Check the contract."""
+        """Fill in an unknown coverage and check the contract."""
+        if self.coverage is None:
+            self.coverage = _unknown(self.embedding)
         shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
         if self.embedding.ndim != 2 or any(shapes[name] != shapes["embedding"][:1] for name in _FIELDS[1:]):
             raise ValueError(f"expected embeddings (N, D) and {', '.join(_FIELDS[1:])} of shape (N,), got {shapes}")
@@ -88,15 +92,19 @@ class EmbeddingBank(Metric):
     index: list[Tensor]
     kind: list[Tensor]
     seed: list[Tensor]
+    coverage: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in _FIELDS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, embedding: Tensor, identity: Tensor, index: Tensor, kind: Tensor, seed: Tensor) -> None:
-        """Add a batch; shapes as in `EmbeddingSet`."""
-        for name, value in zip(_FIELDS, (embedding.float(), identity, index, kind, seed), strict=True):
+    def update(
+        self, embedding: Tensor, identity: Tensor, index: Tensor, kind: Tensor, seed: Tensor, coverage: Tensor | None = None
+    ) -> None:
+        """Add a batch; shapes as in `EmbeddingSet`. A coverage of None is unknown."""
+        coverage = _unknown(embedding) if coverage is None else coverage.float()
+        for name, value in zip(_FIELDS, (embedding.float(), identity, index, kind, seed, coverage), strict=True):
             getattr(self, name).append(value.detach())
 
     def compute(self) -> EmbeddingSet:
@@ -105,10 +113,15 @@ class EmbeddingBank(Metric):
         Raises:
             ValueError: fewer than two faces were seen, so that nothing can be compared.
         """
-        if not self.embedding or len(members := self._members()) < 2:
+        if len(self.embedding) == 0 or len(members := self._members()) < 2:  # a list, or one tensor once processes were merged
             raise ValueError("fewer than two faces were embedded: evaluate on at least two images")
         return members
 
     def _members(self) -> EmbeddingSet:
         states = {name: dim_zero_cat(cast(list[Tensor], getattr(self, name))).cpu() for name in _FIELDS}
         return EmbeddingSet(**states).deduplicated()
+
+
+def _unknown(embedding: Tensor) -> Tensor:
+    """(N,) NaN: coverages that nobody gave."""
+    return torch.full((len(embedding),), torch.nan, device=embedding.device)

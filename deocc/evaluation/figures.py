@@ -42,6 +42,18 @@ def roc_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     return figure
 
 
+def cmc_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Cumulative match characteristics: by title, the share of probes whose person is among the 1, 2, ... most similar."""
+    figure, axes = _figure(7, 4)
+    for position, (title, shares) in enumerate(curves.items()):
+        ranks = range(1, len(shares) + 1)
+        style = _STYLES[position % len(_STYLES)]
+        axes.plot(ranks, shares, label=title, color=_colour(position), linestyle=style, marker="o", markersize=3)
+    axes.set(xlabel="rank", ylabel="share of probes identified")
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
 def score_histogram(similarity: Tensor, same: Tensor, threshold: float | None = None) -> Figure:
     """How the similarities (N,) of pairs of one person and of two spread, each kind's area being 1; `threshold` is marked."""
     figure, axes = _figure(7, 3.6)

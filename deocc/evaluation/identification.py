@@ -1,4 +1,6 @@
-"""Identification: which person of the gallery is it? One clean gallery image a person, as in protocol 2 of the AR evaluations."""
+"""Identification: which person of the gallery is it? By one clean gallery image a person or by several, as in protocols 2 and 1 on AR."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,25 +15,27 @@ def rank1(gallery: EmbeddingSet, probe: EmbeddingSet) -> float:
     return float(cmc(gallery, probe, 1)[0])
 
 
-def cmc(gallery: EmbeddingSet, probe: EmbeddingSet, k: int) -> Tensor:
-    """Cumulative match characteristic: the share of probes whose person is among the 1, 2, ..., `k` most similar gallery faces.
+def cmc(gallery: EmbeddingSet, probe: EmbeddingSet, k: int, images: Literal["first", "all"] = "first") -> Tensor:
+    """Cumulative match characteristic: the share of probes whose person is among the 1, 2, ..., `k` most similar of the gallery.
 
-    Each person is represented by the clean image of the lowest index; probes made from that very image are left out. Another person's face
-    that is equally similar counts as more similar, so that a recogniser that maps all faces to one point finds nobody.
+    With the images "first", each person is represented by the clean image of the lowest index; with "all", by every one, and is as similar
+    as the most similar of them. Probes made from an image that represents a person are left out. Another person who is equally similar
+    counts as more similar, so that a recogniser that maps all faces to one point finds nobody.
 
     Returns:
         (k,) float64; NaN where no probe remains.
 
     Raises:
-        ValueError: `k` is below 1, or a probe's person is not in the gallery.
+        ValueError: `k` is below 1, `images` is another word, or a probe's person is not in the gallery.
     """
     if k < 1:
         raise ValueError(f"k is {k}: choose 1 or more")
-    one_each = _one_image_each(gallery)
-    missing = set(probe.identity.tolist()) - set(one_each.identity.tolist())
-    if missing:
+    if images not in ("first", "all"):
+        raise ValueError(f'images is "{images}": choose "first" (one gallery image a person) or "all"')
+    if missing := set(probe.identity.tolist()) - set(gallery.identity.tolist()):
         raise ValueError(f"{len(missing)} people of the probes (first: {min(missing)}) have no gallery face: add one clean image of each")
-    rank = _ranks(one_each, probe.take(~torch.isin(probe.index, one_each.index)))
+    chosen = _one_image_each(gallery) if images == "first" else gallery
+    rank = _ranks(chosen, probe.take(~torch.isin(probe.index, chosen.index)))
     return torch.stack([(rank <= place).double().mean() for place in range(1, k + 1)])
 
 
@@ -45,10 +49,17 @@ def _one_image_each(gallery: EmbeddingSet) -> EmbeddingSet:
 
 
 def _ranks(gallery: EmbeddingSet, probe: EmbeddingSet) -> Tensor:
-    """(N,) the place, from 1, of each probe's person in a gallery that is sorted by person and holds each once."""
-    place = torch.searchsorted(gallery.identity, probe.identity)
+    """(N,) the place, from 1, of each probe's person among the people of the gallery."""
+    people, person = torch.unique(gallery.identity, return_inverse=True)
+    place = torch.searchsorted(people, probe.identity)
     chunks = zip(torch.split(probe.embedding.float(), _CHUNK), torch.split(place, _CHUNK), strict=True)
-    return torch.cat([_rank(embedding @ gallery.embedding.float().T, own) for embedding, own in chunks])
+    return torch.cat([_rank(_by_person(embedding @ gallery.embedding.float().T, person), own) for embedding, own in chunks])
+
+
+def _by_person(similarity: Tensor, person: Tensor) -> Tensor:
+    """(N, people) the largest similarity to an image of each person, from (N, images) and each image's person from 0."""
+    nobody = similarity.new_full((len(similarity), int(person.max()) + 1), -torch.inf)
+    return nobody.scatter_reduce(1, person.expand_as(similarity), similarity, "amax")
 
 
 def _rank(similarity: Tensor, own: Tensor) -> Tensor:

@@ -11,13 +11,32 @@ from matplotlib.figure import Figure
 
 from deocc.evaluation.figures import png_bytes
 from deocc.evaluation.results import KEYS
-from deocc.evaluation.tables import difference_cells, kind_cells, restoration_cells, row_cells
+from deocc.evaluation.tables import (
+    coverage_cells,
+    difference_cells,
+    is_listed,
+    kind_cells,
+    restoration_cells,
+    row_cells,
+    setting_cells,
+    tar_cells,
+)
 
 DATA_LIMITS = {
     "OrlFaces": "The ORL database shows 40 people, grey, frontal, photographed in one laboratory. It shows that the system learns; it says "
     "nothing about faces in the wild, about other cameras, or about how fairly people of different groups are treated.",
 }
 """What the numbers of a data set do not say, by the name that the provenance gives it under `data`."""
+
+COMPARED = {
+    "AllPairs": "Each clean image is a gallery face; each probe is one of these images under a synthetic occluder, compared with every "
+    "gallery face but its own image.",
+    "ListedPairs": "The pairs of a list are compared, with the first face clean and the second under a synthetic occluder, or with both "
+    "under occluders of one kind.",
+    "Galleries": "Probes show real occluders, whose masks are predicted, and are compared with bare gallery faces. Protocol 1 has several "
+    "gallery images a person, protocol 2 one.",
+}
+"""What was compared, by the name of the protocol."""
 
 _OTHER_DATA = "The numbers hold for this data set. They say nothing about other cameras, other people, or how fairly groups are treated."
 
@@ -37,6 +56,7 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
         tables=_tables(results),
         figures={caption: base64.b64encode(png_bytes(figure)).decode() for caption, figure in figures.items()},
         provenance={key: value for key, value in results.items() if key not in KEYS},
+        compared=COMPARED.get(str(results.get("protocol")), ""),
         limit=DATA_LIMITS.get(str(results.get("data")), _OTHER_DATA),
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -46,9 +66,11 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
 def _tables(results: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Those that have rows, by caption."""
     tables = {
-        "Recognition": row_cells(results),
+        "Recognition": setting_cells(results) if is_listed(results) else row_cells(results),
+        "True accepts by false accept rate": tar_cells(results),
         "Differences in equal error rate": difference_cells(results),
         "By kind of occluder": kind_cells(results),
+        "By coverage: equal error rate in %": coverage_cells(results),
         "Restoration": restoration_cells(results),
     }
     return {caption: cells for caption, cells in tables.items() if cells[1]}

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from deocc.evaluation.kind_means import KindMeans
 
 PSNR_CAP = 100.0
 """dB, what an identical image gets in place of infinity. OURS; an 8-bit image's rounding alone allows no more than 59."""
 SCORES = ("psnr", "ssim", "psnr_covered", "ssim_covered")
-_KINDS = 64  # rows of the sums: kind -1 and up to 63 kinds
 
 
 def psnr(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -32,7 +32,7 @@ def psnr(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the shapes do not fit.
     """
-    _check(restored, face, mask)
+    check_images(restored, face, mask)
     error = (restored.float() - face.float()).square()
     return (10 * torch.log10(4 / _mean(error, mask))).clamp_max(PSNR_CAP)
 
@@ -51,7 +51,7 @@ def ssim(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the shapes do not fit.
     """
-    _check(restored, face, mask)
+    check_images(restored, face, mask)
     return _mean(_ssim_map(restored, face), mask)
 
 
@@ -64,7 +64,7 @@ def _ssim_map(restored: Tensor, face: Tensor) -> Tensor:
     return cast(Tensor, similarity_map)
 
 
-class RestorationMetric(Metric):
+class RestorationMetric(KindMeans):
     """Mean PSNR and SSIM over images, in all and by kind of occluder; sums reduce across processes.
 
     >>> metric = RestorationMetric()
@@ -75,14 +75,8 @@ class RestorationMetric(Metric):
     (20.0, [0, 3])
     """
 
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", default=torch.zeros(_KINDS, len(SCORES)), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.zeros(_KINDS, len(SCORES)), dist_reduce_fx="sum")
+        super().__init__(SCORES, **kwargs)
 
     def update(self, restored: Tensor, face: Tensor, mask: Tensor, kind: Tensor) -> None:
         """Add a batch: images and masks as in `psnr`, `kind` (B,) int64 from -1. Uncovered images count for the whole-image scores only.
@@ -90,28 +84,11 @@ class RestorationMetric(Metric):
         Raises:
             ValueError: the shapes do not fit, or a kind is out of range.
         """
-        if kind.shape != restored.shape[:1] or not bool(((kind >= -1) & (kind < _KINDS - 1)).all()):
-            raise ValueError(f"expected kinds of shape ({len(restored)},) from -1 to {_KINDS - 2}, got {kind.tolist()}")
-        _check(restored, face, mask)
+        check_images(restored, face, mask)
         similarity_map = _ssim_map(restored, face)  # once for both areas: it takes longer than the completion itself
         columns = [column for area in (None, mask) for column in (psnr(restored, face, area), _mean(similarity_map, area))]
-        scores = torch.stack(columns, 1)
         covered = mask.flatten(1).any(1)
-        known = torch.stack([torch.ones_like(covered)] * 2 + [covered] * 2, 1)  # in the order of SCORES
-        self.total.index_add_(0, kind + 1, scores.where(known, 0.0))
-        self.count.index_add_(0, kind + 1, known.to(self.count.dtype))
-
-    def compute(self) -> dict[str, Any]:
-        """`mean`: the scores by name; `per_kind`: the same by kind, for the kinds that were seen. A score of no image is NaN."""
-        seen = self.count[:, 0].nonzero().flatten().tolist()
-        return {
-            "mean": _named(self.total.sum(0), self.count.sum(0)),
-            "per_kind": {row - 1: _named(self.total[row], self.count[row]) for row in seen},
-        }
-
-
-def _named(total: Tensor, count: Tensor) -> dict[str, float]:
-    return dict(zip(SCORES, (total / count).tolist(), strict=True))
+        self.add(torch.stack(columns, 1), torch.stack([torch.ones_like(covered)] * 2 + [covered] * 2, 1), kind)
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -122,7 +99,12 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values.mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
 
 
-def _check(restored: Tensor, face: Tensor, mask: Tensor | None) -> None:
+def check_images(restored: Tensor, face: Tensor, mask: Tensor | None) -> None:
+    """Refuse images and masks that do not fit each other.
+
+    Raises:
+        ValueError: the shapes are not (B, 3, H, W) twice and (B, 1, H, W).
+    """
     shapes = [tuple(value.shape) for value in (restored, face, mask) if value is not None]
     fits = restored.ndim == 4 and face.shape == restored.shape
     if not fits or (mask is not None and mask.shape != (restored.shape[0], 1, *restored.shape[2:])):

@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from deocc.evaluation.bootstrap import paired_bootstrap_eer
+from deocc.evaluation.coverage import by_coverage, decile_edges
 from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.identification import rank1
-from deocc.evaluation.verification import PairScores, pair_scores, verification_scores, within_scores
+from deocc.evaluation.folds import fold_accuracy
+from deocc.evaluation.intervals import tar_intervals
+from deocc.evaluation.protocol import AllPairs
+from deocc.evaluation.verification import PairScores, equal_error_rate, verification_scores
 
 ROWS = {
     "teacher_clean": "teacher, clean",
     "teacher_masked": "teacher, masked",
     "teacher_completed": "teacher, completed",
     "teacher_completed_predicted_mask": "teacher, completed, predicted mask",
+    "student_clean": "student, clean",
     "student": "student (given mask)",
     "student_predicted_mask": "student (predicted mask)",
 }
@@ -34,35 +38,35 @@ DIFFERENCES = {
 }
 """Which rows are subtracted from which."""
 
-KEYS = ("people", "images", "rows", *DIFFERENCES, "restoration", "per_kind")
+KEYS = ("people", "images", "protocol", "rows", *DIFFERENCES, "restoration", "per_kind", "per_coverage")
 """What `build_results` writes beside the provenance."""
 
-MAX_PAIRS = 5_000_000
-"""Pairs scored in a comparison. OURS: some 200 MB; the embedded faces need 1.4 million at most."""
-
-_MASKED = ("eer", "auc", "tar@1e-2", "tar@1e-3")
+_CLEAN = ("teacher_clean", "student_clean")
+_MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
 
 Restoration = Mapping[str, Mapping[str, Any]]
 """By the source of the mask ("given_mask", "predicted_mask"): what `RestorationMetric.compute` returned."""
 
 
-def clean_row(gallery: EmbeddingSet) -> dict[str, Any]:
-    """The ceiling: clean against clean, every unordered pair of two images; rank-1 as in `score_row`."""
-    return {**_scores(within_scores(_some_people(gallery, _square(gallery)))), "rank1": rank1(gallery, gallery)}
+def clean_row(gallery: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
+    """The ceiling: clean against clean, as the protocol's `within` says; identification as in `score_row`."""
+    protocol = protocol or AllPairs()
+    return {**_scores(protocol.within(gallery)), **protocol.identify(gallery, gallery)}
 
 
-def score_row(gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
+def score_row(gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
     """One row: a recogniser's clean gallery against its probes.
 
-    `eer`, `auc`, `tar@...` and thresholds: every gallery face against every probe of another image. `rank1`: one clean image a person.
-    `masked_masked`: every two probes of different images and equal draw (`within_scores`). `pairs`: how many of each sort stand behind
-    the first. Where a comparison would take more than `MAX_PAIRS`, the people of the lowest numbers are scored, as many as fit.
+    `eer`, `auc`, `tar@...` and thresholds of the pairs that the protocol (default: all pairs) compares clean with masked, `accuracy` where
+    it has folds; `tar_intervals`; what its `identify` gives; `masked_masked`: the pairs that it compares masked with masked. `pairs`: how
+    many of each sort stand behind the first.
     """
-    masked = verification_scores(*within_scores(_some_people(probe, _square(probe)))[:2])
+    protocol = protocol or AllPairs()
+    masked = _scores(protocol.within(probe))
     return {
-        **_scores(_pairs(gallery, probe)),
-        "rank1": rank1(gallery, probe),
-        "masked_masked": {name: masked[name] for name in _MASKED},
+        **_scores(protocol.cross(gallery, probe)),
+        **protocol.identify(gallery, probe),
+        "masked_masked": {name: masked[name] for name in _MASKED if name in masked},
     }
 
 
@@ -73,6 +77,7 @@ def build_results(
     restoration: Restoration,
     kinds: Sequence[str],
     provenance: Mapping[str, Any],
+    protocol: AllPairs | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -81,33 +86,40 @@ def build_results(
     Args:
         gallery_teacher: the teacher's embeddings of the clean faces.
         gallery_student: the student's; None where no student was tested.
-        probes: by row of `ROWS`, without "teacher_clean"; those that were evaluated.
+        probes: by row of `ROWS`, without the clean ones; those that were evaluated.
         restoration: by source of the mask.
         kinds: names of the occluders, in the order in which `EmbeddingSet.kind` counts them.
         provenance: command, seeds, versions, hashes; its keys stand beside those of `KEYS`.
+        protocol: what is compared; default every face with every other.
         replicates: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
-        `people` and `images` of the gallery; `rows` by name; each of `DIFFERENCES` whose rows are there, as {"eer": interval};
-        `restoration` by source; `per_kind` by name, each with its `rows` and `restoration`; the provenance.
+        `people` and `images` of the gallery; the name of the `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as
+        {"eer": interval}; `restoration` by source; `per_kind` by name, each with its `rows` and `restoration`; `per_coverage`, the rows by
+        how much of the crop is covered, in tenths of the probes; the provenance.
 
     Raises:
         ValueError: an unknown row, a student's row without a gallery, a kind without a name, provenance that would overwrite a result, or
             rows to be subtracted that scored different probes.
     """
+    protocol = protocol or AllPairs()
     _check(probes, gallery_student, provenance)
     galleries = {name: gallery_student if name.startswith("student") else gallery_teacher for name in probes}
     ordered = {name: (gallery, probes[name]) for name in ROWS if (gallery := galleries.get(name)) is not None}
-    rows = {"teacher_clean": clean_row(gallery_teacher)} | {name: score_row(*sets) for name, sets in ordered.items()}
+    clean = {"teacher_clean": gallery_teacher} | ({"student_clean": gallery_student} if gallery_student is not None else {})
+    scored = {name: clean_row(gallery, protocol) for name, gallery in clean.items()}
+    scored |= {name: score_row(*sets, protocol) for name, sets in ordered.items()}
     return {
         **provenance,
         "people": len(torch.unique(gallery_teacher.identity)),
         "images": len(gallery_teacher),
-        "rows": rows,
-        **_differences(ordered, replicates, seed),
+        "protocol": type(protocol).__name__,
+        "rows": {name: scored[name] for name in ROWS if name in scored},
+        **_differences(ordered, protocol, replicates, seed),
         "restoration": {source: scores["mean"] for source, scores in restoration.items()},
-        "per_kind": _per_kind(ordered, restoration, kinds),
+        "per_kind": _per_kind(ordered, protocol, restoration, kinds),
+        "per_coverage": _per_coverage(ordered, protocol),
     }
 
 
@@ -119,7 +131,7 @@ def build_restoration_results(restoration: Restoration, kinds: Sequence[str], pr
     """
     _check({}, None, provenance)
     means = {source: scores["mean"] for source, scores in restoration.items()}
-    return {**provenance, "rows": {}, "restoration": means, "per_kind": _per_kind({}, restoration, kinds)}
+    return {**provenance, "rows": {}, "restoration": means, "per_kind": _per_kind({}, AllPairs(), restoration, kinds)}
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
@@ -134,35 +146,19 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
 
 def _scores(pairs: PairScores) -> dict[str, Any]:
     genuine = int(pairs.same.sum())
+    accuracy = {} if pairs.fold is None else {"accuracy": fold_accuracy(pairs)._asdict()}
     return {
         **verification_scores(pairs.similarity, pairs.same),
+        **accuracy,
+        "tar_intervals": tar_intervals(pairs.similarity, pairs.same),
         "pairs": {"same": genuine, "different": len(pairs.same) - genuine},
         "people": len(torch.unique(torch.cat([pairs.first_person, pairs.second_person]))),
     }
 
 
-def _pairs(gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
-    """Gallery against probes, of as many people as `MAX_PAIRS` allows."""
-    number = len(gallery) * len(probe)
-    return pair_scores(_some_people(gallery, number), _some_people(probe, number))
-
-
-def _square(members: EmbeddingSet) -> int:
-    """The number of pairs that `within_scores` would compare, its diagonal and both orders not yet taken out."""
-    return int(torch.bincount(members.draw()).square().sum()) // 2
-
-
-def _some_people(members: EmbeddingSet, pairs: int) -> EmbeddingSet:
-    """All members if `pairs` is not too many, else those of the lowest-numbered people: pairs grow with the square of the people."""
-    if pairs <= MAX_PAIRS:
-        return members
-    people = torch.unique(members.identity)
-    return members.take(torch.isin(members.identity, people[: max(2, int(len(people) * math.sqrt(MAX_PAIRS / pairs)))]))
-
-
-def _differences(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], replicates: int, seed: int) -> dict[str, Any]:
+def _differences(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protocol: AllPairs, replicates: int, seed: int) -> dict[str, Any]:
     wanted = {name: both for name, both in DIFFERENCES.items() if set(both) <= set(rows)}
-    pairs = {name: _pairs(*rows[name]) for name in {name for both in wanted.values() for name in both}}
+    pairs = {name: protocol.cross(*rows[name]) for name in {name for both in wanted.values() for name in both}}
     return {
         name: {"eer": paired_bootstrap_eer(pairs[first], pairs[second], replicates, seed)._asdict()}
         for name, (first, second) in wanted.items()
@@ -170,7 +166,7 @@ def _differences(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], replicat
 
 
 def _per_kind(
-    rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], restoration: Restoration, kinds: Sequence[str]
+    rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protocol: AllPairs, restoration: Restoration, kinds: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """The rows and the restoration of each kind that was seen."""
     seen = {kind for _, probe in rows.values() for kind in probe.kind.tolist()} | {
@@ -180,15 +176,36 @@ def _per_kind(
         raise ValueError(f"kind {max(seen)} was evaluated but only {len(kinds)} kinds are named: give all names, in order")
     return {
         kinds[kind]: {
-            "rows": {name: score_row(gallery, probe.select(kind)) for name, (gallery, probe) in rows.items()},
+            "rows": {name: score_row(gallery, probe.select(kind), protocol) for name, (gallery, probe) in rows.items()},
             "restoration": {source: scores["per_kind"][kind] for source, scores in restoration.items() if kind in scores["per_kind"]},
         }
         for kind in sorted(seen - {-1})
     }
 
 
+def _per_coverage(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protocol: AllPairs) -> list[dict[str, Any]]:
+    """For each tenth of the probes by rising coverage: `low` and `high` coverage and by row its `eer`; empty where no coverage is known."""
+    if not rows:
+        return []
+    edges = decile_edges(next(iter(rows.values()))[1].coverage)
+    parts = {name: (gallery, by_coverage(probe, edges)) for name, (gallery, probe) in rows.items()}
+    deciles = sorted({decile for _, tenths in parts.values() for decile in tenths})
+
+    def error(gallery: EmbeddingSet, probe: EmbeddingSet) -> float:
+        return equal_error_rate(*protocol.cross(gallery, probe)[:2])
+
+    return [
+        {
+            "low": float(edges[decile]),
+            "high": float(edges[decile + 1]),
+            "rows": {name: {"eer": error(gallery, tenths[decile])} for name, (gallery, tenths) in parts.items() if decile in tenths},
+        }
+        for decile in deciles
+    ]
+
+
 def _check(probes: Mapping[str, EmbeddingSet], gallery_student: EmbeddingSet | None, provenance: Mapping[str, Any]) -> None:
-    allowed = [name for name in ROWS if name != "teacher_clean"]
+    allowed = [name for name in ROWS if name not in _CLEAN]
     unknown = [name for name in probes if name not in allowed]
     if unknown:
         raise ValueError(f"unknown rows {', '.join(unknown)}: choose among {', '.join(allowed)}")

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich import box
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deocc.evaluation.results import DIFFERENCES, ROWS
+from deocc.evaluation.verification import FALSE_ACCEPT_RATES
 
 Cells = tuple[list[str], list[list[str]]]
 """The header and the rows."""
@@ -22,12 +23,44 @@ _RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered
 
 
 def row_cells(results: Mapping[str, Any]) -> Cells:
-    """Every row by its title: the figures against the clean gallery, then the masked-masked EER."""
+    """Every row by its title: the figures against the clean gallery, rank-1 by each named gallery, the masked-masked EER."""
+    galleries = sorted({column for row in results["rows"].values() for column in row if column.startswith("rank1_")})
+    columns = _COLUMNS | {column: f"rank-1 % {column.removeprefix('rank1_')}" for column in galleries}
     body = [
-        [ROWS[name], *[percent(row.get(column)) for column in _COLUMNS], percent(row.get("masked_masked", {}).get("eer"))]
+        [ROWS[name], *[percent(row.get(column)) for column in columns], percent(row.get("masked_masked", {}).get("eer"))]
         for name, row in results["rows"].items()
     ]
-    return ["", *_COLUMNS.values(), "masked-masked EER %"], body
+    return ["", *columns.values(), "masked-masked EER %"], body
+
+
+def setting_cells(results: Mapping[str, Any]) -> Cells:
+    """Of a test on listed pairs: every row in each setting, clean-clean, clean-masked and masked-masked, with the accuracy over folds."""
+    body = [
+        [ROWS[name], setting, _accuracy(scores), percent(scores["eer"]), percent(scores["auc"])]
+        + [_share_or_lack(scores["tar_intervals"][rate]) for rate in FALSE_ACCEPT_RATES]
+        for name, setting, scores in _settings(results)
+    ]
+    return ["", "setting", "accuracy % ± standard error", "EER %", "AUC %", *[f"TAR@{rate} %" for rate in FALSE_ACCEPT_RATES]], body
+
+
+def tar_cells(results: Mapping[str, Any]) -> Cells:
+    """TAR at each FAR with its 95 % interval, or why there is none."""
+    body = [
+        [ROWS[name], setting, *[_rate(scores["tar_intervals"][rate]) for rate in FALSE_ACCEPT_RATES]]
+        for name, setting, scores in _settings(results)
+    ]
+    return ["", "setting", *[f"TAR@{rate} %" for rate in FALSE_ACCEPT_RATES]], body
+
+
+def coverage_cells(results: Mapping[str, Any]) -> Cells:
+    """EER by how much of the crop is covered, a column a row of the comparison."""
+    seen = {name for part in results.get("per_coverage", []) for name in part["rows"]}
+    names = [name for name in ROWS if name in seen]
+    body = [
+        [f"{percent(part['low'])} to {percent(part['high'])}", *[percent(part["rows"].get(name, {}).get("eer")) for name in names]]
+        for part in results.get("per_coverage", [])
+    ]
+    return ["covered % of the crop", *[ROWS[name] for name in names]], body
 
 
 def difference_cells(results: Mapping[str, Any]) -> Cells:
@@ -43,7 +76,7 @@ def difference_cells(results: Mapping[str, Any]) -> Cells:
 
 def kind_cells(results: Mapping[str, Any]) -> Cells:
     """EER by kind of occluder, a column a row of the comparison."""
-    names = [name for name in results["rows"] if name != "teacher_clean"]
+    names = [name for name in results["rows"] if not name.endswith("_clean")]
     body = [[kind, *[percent(part["rows"].get(name, {}).get("eer")) for name in names]] for kind, part in results["per_kind"].items()]
     return ["EER %", *[ROWS[name] for name in names]], body
 
@@ -66,18 +99,51 @@ def summary_table(results: Mapping[str, Any]) -> str:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """Rows, differences and restoration as Markdown tables."""
-    return "\n".join(_markdown(cells) for cells in _summary(results))
+    return "\n".join(markdown_cells(cells) for cells in _summary(results))
 
 
 def _summary(results: Mapping[str, Any]) -> list[Cells]:
     """The tables that have rows; restoration over all kinds only."""
     restoration = restoration_cells({"restoration": results["restoration"], "per_kind": {}})
-    return [cells for cells in (row_cells(results), difference_cells(results), restoration) if cells[1]]
+    recognition = setting_cells(results) if is_listed(results) else row_cells(results)
+    return [cells for cells in (recognition, difference_cells(results), restoration) if cells[1]]
+
+
+def is_listed(results: Mapping[str, Any]) -> bool:
+    """Whether the test compared listed pairs, in folds."""
+    return any("accuracy" in row for row in results["rows"].values())
+
+
+def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Row, setting and scores."""
+    for name, row in results["rows"].items():
+        shown = "completed" if "completed" in name else "masked"  # what a student is shown is a setting of its run
+        yield name, "clean-clean" if name.endswith("_clean") else f"clean-{shown}", row
+        if row.get("masked_masked"):
+            yield name, f"{shown}-{shown}", row["masked_masked"]
+
+
+def _accuracy(scores: Mapping[str, Any]) -> str:
+    accuracy = scores.get("accuracy", {})
+    mean, error = accuracy.get("mean"), accuracy.get("standard_error")
+    return MISSING if _unknown(mean) else f"{percent(mean)} ± {percent(error)}"
+
+
+def _share_or_lack(interval: Mapping[str, Any]) -> str:
+    """The rate, or what the pairs lack to support one."""
+    return str(interval["reason"]).partition(":")[0] if _unknown(interval["tar"]) else percent(interval["tar"])
+
+
+def _rate(interval: Mapping[str, Any]) -> str:
+    if _unknown(interval["tar"]):
+        return str(interval["reason"])
+    return f"{percent(interval['tar'])} ({percent(interval['low'])} to {percent(interval['high'])})"
 
 
 def flat_scores(scores: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The plain numbers of one row or mean, named `prefix/name`, for a logger."""
-    return {f"{prefix}/{name}": float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    """The plain numbers of one row or mean, named `prefix/name`, for a logger; of an accuracy over folds its mean."""
+    plain = {**scores, "accuracy": scores["accuracy"]["mean"]} if "accuracy" in scores else scores
+    return {f"{prefix}/{name}": float(value) for name, value in plain.items() if isinstance(value, int | float)}
 
 
 def percent(value: float | None) -> str:
@@ -112,7 +178,8 @@ def _aligned(cells: Cells) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def _markdown(cells: Cells) -> str:
+def markdown_cells(cells: Cells) -> str:
+    """One table in Markdown."""
     header, body = cells
     ruler = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ruler, *body))

@@ -5,6 +5,7 @@ share of pairs of one person. Pairs of equal similarity are accepted together, s
 rate has no pair to be a share of, it is NaN. A weight (N,) counts a pair that many times.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from deocc.evaluation.embeddings import EmbeddingSet
 
-FALSE_ACCEPT_RATES = {"1e-2": 1e-2, "1e-3": 1e-3}
-"""At which TAR is reported. OURS: below 1e-3 a small test set has too few pairs of different people."""
+FALSE_ACCEPT_RATES = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
+"""At which TAR is reported. OURS."""
 
 
 class RocCurve(NamedTuple):
@@ -40,6 +41,8 @@ class PairScores(NamedTuple):
     """(N,) int64, the person of the gallery face, or of the first face of two probes."""
     second_person: Tensor
     """(N,) int64, the person of the probe, or of the second face."""
+    fold: Tensor | None = None
+    """(N,) int64, the fold of each pair; None where the protocol has no folds."""
 
 
 def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> RocCurve:
@@ -48,7 +51,7 @@ def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) ->
     Raises:
         ValueError: the shapes are not all (N,), or a similarity is not finite.
     """
-    _check(similarity, same, weight)
+    check_pairs(similarity, same, weight)
     score, order = similarity.detach().cpu().double().sort(descending=True)
     same = same.cpu()[order]
     weight = torch.ones_like(score) if weight is None else weight.cpu().double()[order]
@@ -91,16 +94,17 @@ def true_accept_rate(similarity: Tensor, same: Tensor, far: float, weight: Tenso
     Raises:
         ValueError: `far` is not in (0, 1], or as in `roc_curve`.
     """
-    return _operating_point(roc_curve(similarity, same, weight), _negatives(same, weight), far)[0]
+    return operating_point(roc_curve(similarity, same, weight), _negatives(same, weight), far)[0]
 
 
 def verification_scores(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> dict[str, float]:
-    """Every figure of this room from one sort: `eer`, `auc`, `tar@1e-2`, `tar@1e-3`, and the thresholds `threshold@eer`, `threshold@1e-2`.
+    """Every figure of this file from one sort: `eer`, `auc`, `tar@1e-1` to `tar@1e-4`, the thresholds `threshold@eer`, `threshold@1e-2`.
 
-    `threshold@eer` is the highest threshold at which FAR reaches 1 - TAR. `threshold@1e-2` belongs to `tar@1e-2`.
+    A `tar@...` is NaN where the pairs cannot support it, see `true_accept_rate`. `threshold@eer` is the highest threshold at which FAR
+    reaches 1 - TAR. `threshold@1e-2` belongs to `tar@1e-2`.
     """
     curve, negatives = roc_curve(similarity, same, weight), _negatives(same, weight)
-    points = {name: _operating_point(curve, negatives, far) for name, far in FALSE_ACCEPT_RATES.items()}
+    points = {name: operating_point(curve, negatives, far) for name, far in FALSE_ACCEPT_RATES.items()}
     eer = float(curve_equal_error_rate(curve.far, curve.tar))
     crossing = float(curve.threshold[_first_reaching(curve.far + curve.tar - 1)])
     return {
@@ -110,6 +114,42 @@ def verification_scores(similarity: Tensor, same: Tensor, weight: Tensor | None 
         "threshold@eer": crossing if eer == eer else float("nan"),
         "threshold@1e-2": points["1e-2"][1],
     }
+
+
+def operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float, float]:
+    """TAR and threshold at `far`, as `true_accept_rate` defines them, on a curve that `negatives` pairs of different people made.
+
+    Raises:
+        ValueError: `far` is not in (0, 1].
+    """
+    if negatives < negatives_needed(far):
+        return float("nan"), float("nan")
+    place = int((curve.far <= far * (1 + 1e-12)).sum()) - 1  # rounding must not lose a FAR that equals `far`
+    return float(curve.tar[place]), float(curve.threshold[place])
+
+
+def negatives_needed(far: float) -> int:
+    """The number of pairs of different people of which `far` is one pair.
+
+    Raises:
+        ValueError: `far` is not in (0, 1].
+    """
+    if not 0 < far <= 1:
+        raise ValueError(f"a false accept rate of {far} was asked for: choose one above 0 and at most 1")
+    return math.ceil((1 - 1e-9) / far)
+
+
+def check_pairs(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> None:
+    """Refuse pairs that cannot be scored.
+
+    Raises:
+        ValueError: the shapes are not all (N,), `same` is not bool, or a similarity is not finite.
+    """
+    shapes = [tuple(value.shape) for value in (similarity, same, weight) if value is not None]
+    if similarity.ndim != 1 or len(set(shapes)) > 1 or same.dtype != torch.bool:
+        raise ValueError(f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}")
+    if not bool(similarity.isfinite().all()):
+        raise ValueError(f"{int((~similarity.isfinite()).sum())} of {len(similarity)} similarities are not finite: check the embeddings")
 
 
 def pair_scores(gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
@@ -125,7 +165,7 @@ def within_scores(members: EmbeddingSet) -> PairScores:
     """
     draw = members.draw()
     parts = [_within(members.take(draw == number)) for number in range(int(draw.max()) + 1)] if len(members) else [_within(members)]
-    return PairScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return PairScores(*(torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True)))  # the fold is None
 
 
 class VerificationMetric(Metric):
@@ -148,21 +188,13 @@ class VerificationMetric(Metric):
 
     def update(self, similarity: Tensor, same: Tensor) -> None:
         """Add pairs: similarity (N,) and whether both faces show one person, (N,) bool."""
-        _check(similarity, same, None)
+        check_pairs(similarity, same)
         self.similarity.append(similarity.detach())
         self.same.append(same)
 
     def compute(self) -> dict[str, float]:
         """The scores of every pair seen."""
         return verification_scores(dim_zero_cat(self.similarity), dim_zero_cat(self.same))
-
-
-def _check(similarity: Tensor, same: Tensor, weight: Tensor | None) -> None:
-    shapes = [tuple(value.shape) for value in (similarity, same, weight) if value is not None]
-    if similarity.ndim != 1 or len(set(shapes)) > 1 or same.dtype != torch.bool:
-        raise ValueError(f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}")
-    if not bool(similarity.isfinite().all()):
-        raise ValueError(f"{int((~similarity.isfinite()).sum())} of {len(similarity)} similarities are not finite: check the embeddings")
 
 
 def _area(curve: RocCurve) -> float:
@@ -173,16 +205,6 @@ def _area(curve: RocCurve) -> float:
 def _first_reaching(excess: Tensor) -> Tensor:
     """(..., 1) the first place along the last axis where `excess` is no longer negative."""
     return (excess >= 0).int().argmax(-1, keepdim=True)
-
-
-def _operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float, float]:
-    """TAR and threshold at `far`."""
-    if not 0 < far <= 1:
-        raise ValueError(f"a false accept rate of {far} was asked for: choose one above 0 and at most 1")
-    if negatives < (1 - 1e-9) / far:
-        return float("nan"), float("nan")
-    place = int((curve.far <= far * (1 + 1e-12)).sum()) - 1  # rounding must not lose a FAR that equals `far`
-    return float(curve.tar[place]), float(curve.threshold[place])
 
 
 def _negatives(same: Tensor, weight: Tensor | None) -> int:

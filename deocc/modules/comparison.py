@@ -26,7 +26,9 @@ class Comparison(nn.Module):
         """Add a batch's embeddings, (B, D) unit vectors, to one of `GALLERIES` or `PROBES`."""
         self.seen.add(row)
         bank = cast(EmbeddingBank, self.banks[row])
-        bank.update(embedding, batch["identity"], batch["index"], batch["kind"], batch["seed"])
+        mask = cast(MaskedFaceBatch, batch).get("mask")
+        coverage = mask.mean((1, 2, 3)) if mask is not None else None
+        bank.update(embedding, batch["identity"], batch["index"], batch["kind"], batch["seed"], coverage)
 
     def add_restoration(self, source: str, completed_face: Tensor, batch: MaskedFaceBatch) -> None:
         """Add a batch's completed faces, (B, 3, H, W) in [-1, 1], to one of `SOURCES`."""

@@ -22,7 +22,7 @@ from deocc.modules.comparison import Comparison, centred
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.recognition import FROM_CHECKPOINT, RecognitionModule
 from deocc.modules.schedule import warmup_cosine
-from deocc.modules.terms import check_weights, weighted_terms
+from deocc.modules.terms import check_weights, gradient_norms, weighted_terms
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedder import create_embedder, create_teacher, read_options
@@ -75,6 +75,7 @@ class DistillationModule(RecognitionModule):
     """
 
     identity_centers: Tensor
+    _pulling: tuple[dict[str, Tensor], Tensor]
 
     def __init__(
         self,
@@ -141,7 +142,15 @@ class DistillationModule(RecognitionModule):
         loss = torch.stack(list(terms.values())).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log_dict({f"train/{name}_term": term.detach() for name, term in terms.items()}, sync_dist=True)
+        self._pulling = (terms, student)
         return {"loss": loss, "completed_face": completed_face.detach()}
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Log how hard each term pulls at the embeddings, at the steps that are logged."""
+        terms, student = self._pulling
+        if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self.log_dict({f"train/{name}_gradient": norm for name, norm in gradient_norms(terms, student).items()}, sync_dist=True)
+        del self._pulling  # the graph is not needed beyond this step
 
     def on_train_batch_end(self, outputs: Any, batch: MaskedFaceBatch, batch_idx: int) -> None:
         """Let the average follow, where the optimiser has stepped (not so while gradients accumulate)."""

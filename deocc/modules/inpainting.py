@@ -242,6 +242,11 @@ class InpaintingModule(pl.LightningModule):
     def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int) -> dict[str, Tensor]:
         if dataloader_idx == 0:
             return {}
+        if "mask" not in batch:
+            raise ValueError(
+                "these faces carry real occluders, of which neither mask nor clean face is known: stage 1 cannot be measured on them; "
+                "test a stage-2 run"
+            )
         predicted_mask = self.segmenter.predict_mask(batch["masked_face"])
         completed_face = self(batch["masked_face"], batch["mask"])
         restored = {"given_mask": completed_face, "predicted_mask": self(batch["masked_face"], predicted_mask)}

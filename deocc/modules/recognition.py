@@ -39,11 +39,11 @@ class RecognitionModule(pl.LightningModule):
         return self._embed_student(masked_face, self._shown(masked_face, mask), mask)
 
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Embed clean faces (the first loader), then masked ones by their given masks."""
+        """Embed clean faces (the first loader), then masked ones by their given masks where they are known, else by predicted ones."""
         return self._embed_batch(batch, dataloader_idx, predicted=False)
 
     def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """As in validation, by given and by predicted masks."""
+        """Embed clean faces, then masked ones by given masks, where they are known, and by predicted masks."""
         return self._embed_batch(batch, dataloader_idx, predicted=True)
 
     @outside_autocast
@@ -59,7 +59,8 @@ class RecognitionModule(pl.LightningModule):
         embeddings, restoration = self.comparison.collect()
         if not self.trainer.sanity_checking:
             for row in embeddings.keys() - {"gallery_teacher", "gallery_student"}:
-                self.log_dict(flat_scores(score_row(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row]), f"val/{row}"))
+                scores = score_row(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row])
+                self.log_dict(flat_scores(scores, f"val/{row}"))
             for source, scores in restoration.items():
                 self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
 
@@ -68,8 +69,8 @@ class RecognitionModule(pl.LightningModule):
         embeddings, restoration = self.comparison.collect()
         self.embeddings = dict(embeddings)
         teacher, student = (embeddings.pop(f"gallery_{name}") for name in ("teacher", "student"))
-        provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
-        self.results = build_results(teacher, student, embeddings, restoration, list_kinds(), provenance)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.results = build_results(teacher, student, embeddings, restoration, list_kinds(), data.provenance(), data.protocol)
 
     @outside_autocast
     def _embed_batch(self, batch: MaskedFaceBatch, dataloader_idx: int, predicted: bool) -> dict[str, Tensor]:
@@ -79,8 +80,11 @@ class RecognitionModule(pl.LightningModule):
             self.comparison.add("gallery_student", self(face, _no_mask(face)), batch)
             return {}
         self.comparison.add("teacher_masked", self._embed_teacher(masked_face), batch)
-        shown = self._embed_completed(batch, batch["mask"], "given_mask", "")
-        if predicted and self.deoccluder is not None:
+        shown: dict[str, Tensor] = {}
+        known = "mask" in batch
+        if known or self.deoccluder is None:
+            shown = self._embed_completed(batch, batch["mask"] if known else self._predicted_mask(masked_face), "given_mask", "")
+        if (predicted or not known) and self.deoccluder is not None:
             mask = self._predicted_mask(masked_face)
             shown |= {"predicted_mask": mask} | self._embed_completed(batch, mask, "predicted_mask", "_predicted_mask")
         return shown
@@ -92,7 +96,8 @@ class RecognitionModule(pl.LightningModule):
         if self.deoccluder is None:
             return {}
         self.comparison.add(f"teacher_completed{suffix}", self._embed_teacher(completed_face), batch)
-        self.comparison.add_restoration(source, completed_face, batch)
+        if "mask" in batch:
+            self.comparison.add_restoration(source, completed_face, batch)
         return {f"completed_face{suffix}": completed_face}
 
     @outside_autocast

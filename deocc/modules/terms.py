@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -18,3 +19,13 @@ def weighted_terms(settings: Mapping[str, Any], losses: Mapping[str, Callable[[]
     """By name, every loss times its weight `TERM_weight` of `settings`; where that is 0, the loss is not computed."""
     weights = {name: settings[f"{name}_weight"] for name in losses}
     return {name: weights[name] * loss() for name, loss in losses.items() if weights[name] > 0}
+
+
+def gradient_norms(terms: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+    """How hard each term pulls at the embeddings: the mean over the batch of the norm of its gradient.
+
+    Args:
+        terms: scalars that `embedding`, (B, D), leads to; their graph stays for the backward pass.
+    """
+    gradients = {name: torch.autograd.grad(term, embedding, retain_graph=True)[0] for name, term in terms.items()}
+    return {name: gradient.float().norm(dim=1).mean() for name, gradient in gradients.items()}

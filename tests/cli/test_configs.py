@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from deocc.networks import create_embedder
 from tests.conftest import ROOT, SMALL, TINY_STAGE1, draw_folder, run_deocc
@@ -16,14 +17,19 @@ ELSEWHERE = {
     "trainer/ddp.yaml": "tests/cli/test_processes.py runs it, with two processes",
     "logger/wandb.yaml": "tests/cli/test_loggers.py runs it, with a real logger",
     "logger/tensorboard.yaml": "tests/cli/test_loggers.py runs it, with a real logger",
+    "ablation/paper.yaml": "tests/apps/ runs it: a plan of `deocc ablate`",
+    **{f"data/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("celeba", "record", "pairs", "bin")},
+    **{f"paper/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("inpaint", "distill", "lfw", "ar")},
 }
+NO_GPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
+"""What of an overlay for GPUs cannot be tried without them."""
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Weights files such as people own, with random numbers in them, by the overlay that asks for them."""
+    """Weights files such as people own, with random numbers in them, by the name of the recogniser."""
     folder = tmp_path_factory.mktemp("weights")
-    return {"arcface": _state(folder, "iresnet50"), "facenet": _state(folder, "inception_resnet_v1"), "onnx": _onnx(folder)}
+    return {"iresnet50": _state(folder, "iresnet50"), "inception_resnet_v1": _state(folder, "inception_resnet_v1"), "onnx": _onnx(folder)}
 
 
 def _state(folder: Path, name: str) -> str:
@@ -58,7 +64,9 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _further_words(overlay: Path, weights: dict[str, str], noise: Path) -> list[str]:
     """What the overlay's first comment asks the user to add, and the data where the overlay leaves them open."""
-    words = ["--model.init_args.teacher_weights", weights[overlay.stem]] if overlay.parent.name == "teacher" else []
+    teacher = yaml.safe_load(overlay.read_text()).get("model", {}).get("init_args", {}).get("teacher")
+    words = ["--model.init_args.teacher_weights", weights[teacher]] if teacher in weights else []
+    words += NO_GPU if overlay.stem in {"gpu", "gpus", "nodes"} else []
     if overlay.parent.name != "data":
         words += ["--data.face_set", "deocc.data.FolderFaces"]
     if overlay.parent.name != "data" or overlay.stem == "folder":

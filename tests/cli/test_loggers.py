@@ -1,18 +1,101 @@
-"""Weights & Biases without an account, and a metrics.csv whatever else is logged to."""
+"""Weights & Biases without an account, TensorBoard, and a metrics.csv whatever else is logged to, by what they leave on disk."""
 
+import io
+import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import wandb
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 
-from tests.conftest import ROOT, SMALL, run_deocc
+from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
 
 ONE_KIND = ["--data.kinds", "[surgical]", "--data.test_seeds", "[1]"]
 SHORT = [*SMALL, *ONE_KIND, "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "2"]
 SHORT += ["--trainer.log_every_n_steps", "1", "--trainer.check_val_every_n_epoch", "1"]
+STEP = "trainer/global_step"
+_HEADER, _BLOCK, _FRAME = 7, 32768, 7  # of a W&B log, which is a LevelDB log: bytes before the first block, of a block, of a chunk's frame
+_WHOLE, _LAST = 1, 4  # the chunk types that end a record
+
+
+@dataclass
+class OfflineRun:
+    """What W&B recorded of one command, as `wandb sync` would upload it."""
+
+    folder: Path
+    run: RunRecord = field(default_factory=RunRecord)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+
+    def logged(self, key: str) -> dict[str, Any]:
+        """The row of history in which a key was logged last."""
+        return [row for row in self.history if key in row][-1]
+
+    def picture(self, key: str) -> NDArray[np.uint8]:
+        """The last picture of a key, from the file that its row of history names."""
+        (name,) = self.logged(key)[key]["filenames"]
+        return np.array(Image.open(self.folder / "files" / name))
+
+    def table(self, key: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "files" / self.logged(key)[key]["path"]).read_text())
+        return content
+
+
+def read_records(log: bytes) -> Iterator[Record]:
+    """The records of a W&B log, without what has not been written to its end."""
+    position, content = _HEADER, b""
+    while position + _FRAME <= len(log):
+        if (left := _BLOCK - position % _BLOCK) < _FRAME:
+            position += left
+            continue
+        length, kind = int.from_bytes(log[position + 4 : position + 6], "little"), log[position + 6]
+        position += _FRAME
+        content += log[position : position + length]
+        position += length
+        if kind in (_WHOLE, _LAST) and position <= len(log):
+            yield Record.FromString(content)
+            content = b""
+
+
+def put(items: Any, target: dict[str, Any]) -> None:
+    """Write the items of a record to the dictionary that they belong to; a nested key names the way to its value."""
+    for item in items:
+        *way, last = item.nested_key or [item.key]
+        place = target
+        for name in way:
+            place = place.setdefault(name, {})
+        place[last] = json.loads(item.value_json)
+
+
+def read_run(file: Path) -> OfflineRun:
+    found = OfflineRun(file.parent)
+    for record in read_records(file.read_bytes()):
+        match record.WhichOneof("record_type"):
+            case "run":
+                found.run = record.run
+                put(record.run.config.update, found.config)
+            case "config":
+                put(record.config.update, found.config)
+            case "summary":
+                put(record.summary.update, found.summary)
+            case "history":
+                found.history.append({})
+                put(record.history.item, found.history[-1])
+            case "exit":
+                found.ended = True
+    return found
 
 
 @pytest.fixture
@@ -27,58 +110,91 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wandb.finish()
 
 
-def run_apart(*words: str) -> None:
-    """Run `deocc` as in a process of its own, whose end ends its W&B run."""
+def run_recorded(run: Path, *words: str) -> OfflineRun:
+    """Run `deocc` as in a process of its own, whose end ends its W&B run, and read what W&B recorded.
+
+    It writes in a process of its own, after `finish` has returned, so this waits for the last record.
+    """
+    before = set(run.glob("wandb/offline-run-*/*.wandb"))
     run_deocc(*words)
     wandb.finish()
-
-
-def newest_records(run: Path, *needles: bytes) -> bytes:
-    """What W&B recorded last. It writes in a process of its own, after `finish` has returned, so this waits for the needles."""
+    (file,) = set(run.glob("wandb/offline-run-*/*.wandb")) - before
     for _ in range(100):
-        records = list(offline_runs(run).values())[-1]
-        if all(needle in records for needle in needles):
-            break
+        if (found := read_run(file)).ended:
+            return found
         time.sleep(0.1)
-    return records
+    raise AssertionError(f"{file} has no end after ten seconds")
 
 
-def offline_runs(run: Path) -> dict[str, bytes]:
-    """The records of each offline W&B run in a run folder, oldest first, by the folder, whose name ends with the W&B id."""
-    return {
-        path.parent.name: path.read_bytes()
-        for path in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
-    }
+def columns(sheet: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8]:
+    """Some columns of a panel of 64-pixel faces, as `deocc.evaluation.panel_figure` lays them out."""
+    return sheet[24:, 110 + 68 * first : 110 + 68 * last]
 
 
 def test_wandb_without_a_key_keeps_losses_panels_and_test_results_offline(
     home: Path, stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "group" / "name"
     fit = ["fit", "--config", str(ROOT / "configs/distill.yaml"), "--config", str(ROOT / "configs/logger/wandb.yaml"), *SHORT]
     fit += ["--model.init_args.inpainting_checkpoint", str(stage1)]
-    run_apart(*fit, "--run", str(run), "--trainer.max_epochs", "1")
+    trained = run_recorded(run, *fit, "--run", str(run), "--trainer.max_epochs", "1")
     assert f"logging offline to {run / 'wandb'}" in capsys.readouterr().out
-    wanted = (b"train/loss", b"val/student/eer", b"val/panel")
-    assert [needle for needle in wanted if needle not in newest_records(run, *wanted)] == []
-    assert list(run.glob("wandb/offline-run-*/files/media/images/val/panel_*.png"))
+    check_training(trained, run)
     assert "train/loss" in (run / "metrics.csv").read_text()
 
-    run_apart("test", "--checkpoint", str(run), *SMALL, *ONE_KIND, "--trainer.limit_test_batches", "4")
-    wanted = (b"test/student/eer", b"test/Verification")
-    assert [needle for needle in wanted if needle not in newest_records(run, *wanted)] == []
-    assert any("Verification" in path.name for path in run.glob("wandb/offline-run-*/files/media/images/test/*.png"))
+    words = ["test", "--checkpoint", str(run), *SMALL, *ONE_KIND, "--trainer.limit_test_batches", "4"]
+    tested = run_recorded(run, *words)
+    check_test(tested, json.loads((run / "results.json").read_text()))
 
-    run_apart(*fit, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "2")
-    names = list(offline_runs(run))
-    assert len(names) == 3 and len({name.rsplit("-", 1)[-1] for name in names}) == 1, "every part goes on in the one W&B run"
+    resumed = run_recorded(run, *fit, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "2")
+    check_second_panel(trained, resumed)
+    for part in (trained, tested, resumed):
+        assert part.run.run_id == trained.run.run_id, "every part goes on in the one W&B run"
+        assert (part.run.display_name, part.run.run_group, part.run.job_type) == ("name", "group", "distill")
 
 
-def test_tensorboard_beside_metrics_csv(stage1: Path, tmp_path: Path) -> None:
+def check_training(found: OfflineRun, run: Path) -> None:
+    row = found.logged("train/loss")
+    assert row["train/loss"] == pytest.approx(sum(row[f"train/{term}_term"] for term in ("identity", "instance", "pair", "triplet")))
+    assert all(row[f"train/{term}_gradient"] > 0 for term in ("identity", "instance", "pair", "triplet"))
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert {key: found.config[key] for key in written} == written, "the whole configuration is W&B's"
+    for name in ("eer", "rank1"):
+        value = found.logged(f"val/student/{name}")[f"val/student/{name}"]
+        assert found.summary[f"val/student/{name}"] == {"min" if name == "eer" else "max": value, "last": value}
+    assert found.logged("val/panel")[STEP] == found.logged("val/student/eer")[STEP]
+    np.testing.assert_array_equal(found.picture("val/panel"), np.array(Image.open(run / "panels" / "step-0000000.png")))
+    np.testing.assert_array_equal(found.picture("val/face/surgical"), found.picture("val/panel"))  # the only kind
+
+
+def check_test(found: OfflineRun, results: dict[str, Any]) -> None:
+    student = results["rows"]["student"]
+    assert found.logged("test/student/eer")["test/student/eer"] == student["eer"]
+    table = found.table("test/recognition")
+    cells = dict(zip(table["columns"], *[row for row in table["data"] if row[0] == "student (given mask)"], strict=True))
+    assert cells["EER %"] == pytest.approx(100 * student["eer"], abs=0.005)
+    for key in ("test/roc", "test/scores", "test/panel"):
+        assert found.picture(key).std() > 10, f"{key} is blank"
+
+
+def check_second_panel(first: OfflineRun, second: OfflineRun) -> None:
+    """The same faces under the same masks, a step later."""
+    assert (first.logged("val/panel")[STEP], second.logged("val/panel")[STEP]) == (0, 1)
+    before, after = first.picture("val/panel"), second.picture("val/panel")
+    np.testing.assert_array_equal(columns(before, 0, 3), columns(after, 0, 3))
+
+
+def test_tensorboard_beside_metrics_csv(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    fit = ["fit", "--config", str(ROOT / "configs/distill.yaml"), "--config", str(ROOT / "configs/logger/tensorboard.yaml"), *SHORT]
-    fit += ["--model.init_args.inpainting_checkpoint", str(stage1), "--trainer.max_epochs", "1"]
-    run_deocc(*fit, "--run", str(run))
-    (events,) = run.glob("events.out.tfevents.*")
-    assert b"train/loss" in events.read_bytes() and b"val/panel" in events.read_bytes()
+    fit = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--config", str(ROOT / "configs/logger/tensorboard.yaml"), *SHORT]
+    run_deocc(*fit, *TINY_STAGE1, "--trainer.max_epochs", "1", "--run", str(run))
+    events = EventAccumulator(str(run))
+    events.Reload()
+    (loss,), (score,), (panel,) = events.Scalars("train/loss"), events.Scalars("val/given_mask/psnr"), events.Images("val/panel")
+    assert panel.step == score.step == loss.step == 0, "a step is a batch, though two optimisers step in it"
+    sheet = np.array(Image.open(io.BytesIO(panel.encoded_image_string)))
+    np.testing.assert_array_equal(sheet, np.array(Image.open(run / "panels" / "step-0000000.png")))
+    (text,) = events.Tensors("config/text_summary")
+    shown = text.tensor_proto.string_val[0].decode().removeprefix("```yaml\n").removesuffix("```")
+    assert yaml.safe_load(shown) == yaml.safe_load((run / "config.yaml").read_text())
     assert "train/loss" in (run / "metrics.csv").read_text()

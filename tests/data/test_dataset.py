@@ -49,7 +49,7 @@ def test_a_training_item_follows_from_seed_epoch_and_position_alone(tiny_faces: 
 
 
 def test_fixed_items_go_through_the_images_under_one_mask_after_the_other(tiny_faces: FaceSet) -> None:
-    dataset = FixedFaces(tiny_faces, "test", _SIZE, [(-1, 0), (3, 7)])
+    dataset = FixedFaces(tiny_faces, "test", _SIZE, [(-1, 0), (3, 7)], tiny_faces.indices("test"))
     items = [dataset[number] for number in range(len(dataset))]
     indices = tiny_faces.indices("test").tolist()
     assert [int(item["index"]) for item in items] == indices * 2
@@ -61,7 +61,7 @@ def test_fixed_items_go_through_the_images_under_one_mask_after_the_other(tiny_f
 
 
 def test_a_fixed_face_is_the_aligned_photograph_to_half_a_grey_level(tiny_faces: FaceSet) -> None:
-    item = FixedFaces(tiny_faces, "val", _SIZE, [(-1, 0)])[1]
+    item = FixedFaces(tiny_faces, "val", _SIZE, [(-1, 0)], tiny_faces.indices("val"))[1]
     index = int(item["index"])
     face, landmarks = align(tiny_faces.image(index), tiny_faces.landmarks[index], _SIZE)
     torch.testing.assert_close(item["face"], face, atol=0.51 / 127.5, rtol=0)

@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, pair_scores, paired_bootstrap_eer
+from deocc.evaluation.bootstrap import paired_bootstrap_mean_eer
 
 
-def _slow_replicates(first: PairScores, second: PairScores, replicates: int, seed: int) -> list[float]:
+def _slow_replicates(first: PairScores, second: PairScores, replicates: int, seed: int | torch.Generator) -> list[float]:
     """The weighted equal error rates, pair by pair, for the people that the fast form draws."""
     people = torch.cat([first.first_person, first.second_person]).unique().tolist()
-    drawn = torch.randint(len(people), (replicates, len(people)), generator=torch.Generator().manual_seed(seed)).tolist()
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator).tolist()
     differences = []
     for draw in drawn:
         count = {person: draw.count(position) for position, person in enumerate(people)}
@@ -50,6 +52,35 @@ def test_bins_of_a_large_test_shift_the_interval_by_less_than_1e_4() -> None:
     interval = paired_bootstrap_eer(first, second, replicates=8, seed=1)
     slow = _slow_replicates(first, second, 8, seed=1)
     assert [interval.mean, interval.low, interval.high] == pytest.approx([np.mean(slow), *np.quantile(slow, [0.025, 0.975])], abs=1e-4)
+
+
+def _two_folds(make_sets, noise: float, seed: int) -> list[PairScores]:
+    """Of different people: 0 to 2 and 3 to 5."""
+    parts = [[members.take((members.identity < 3) == lower) for members in make_sets(noise, seed=seed)] for lower in (True, False)]
+    return [pair_scores(*sets) for sets in parts]
+
+
+def test_interval_of_a_mean_over_folds_equals_the_slow_one(make_sets) -> None:
+    firsts, seconds = _two_folds(make_sets, 4.0, seed=1), _two_folds(make_sets, 5.0, seed=2)
+    interval = paired_bootstrap_mean_eer(firsts, seconds, replicates=60, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    folds = [_slow_replicates(first, second, 60, generator) for first, second in zip(firsts, seconds, strict=True)]
+    slow = np.mean(folds, axis=0)
+    slow = slow[~np.isnan(slow)]
+    assert 30 < len(slow) < 60  # of three people, one in nine draws shows one only
+    assert interval.mean == pytest.approx(np.mean(slow), abs=1e-9)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=1e-9)
+    rates = [[equal_error_rate(pairs.similarity, pairs.same) for pairs in system] for system in (firsts, seconds)]
+    assert interval.estimate == pytest.approx(np.mean(rates[0]) - np.mean(rates[1]), abs=1e-12)
+
+
+def test_folds_that_do_not_match_are_refused(make_sets) -> None:
+    folds = _two_folds(make_sets, 4.0, seed=1)
+    for firsts, seconds in (([], []), (folds, folds[:1])):
+        with pytest.raises(ValueError, match="same folds of both"):
+            paired_bootstrap_mean_eer(firsts, seconds)
+    with pytest.raises(ValueError, match="different pairs"):
+        paired_bootstrap_mean_eer(folds, folds[::-1])
 
 
 def test_a_system_does_not_differ_from_itself(make_sets) -> None:

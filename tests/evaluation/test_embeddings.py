@@ -53,6 +53,17 @@ def test_select_takes_one_kind(make_sets) -> None:
     assert set(chosen.kind.tolist()) == {1}
 
 
+def test_coverage_stays_with_its_face_and_is_unknown_where_nobody_gave_it() -> None:
+    bank, ids = EmbeddingBank(), torch.tensor([3, 1])
+    bank.update(torch.eye(2), ids, ids, ids, ids, coverage=torch.tensor([0.3, 0.1], dtype=torch.float64))
+    bank.update(torch.eye(2), ids + 10, ids + 10, ids, ids)
+    bank.update(torch.eye(2), ids, ids, ids, ids, coverage=torch.tensor([0.5, 0.6]))  # repeated: the first stays
+    members = bank.compute()
+    assert members.coverage.dtype == torch.float32
+    torch.testing.assert_close(members.coverage, torch.tensor([0.1, 0.3, torch.nan, torch.nan]), equal_nan=True)
+    torch.testing.assert_close(members.select(kind=3).coverage, torch.tensor([0.3, torch.nan]), equal_nan=True)
+
+
 def test_draws_number_the_masks_of_an_image_and_kind_by_seed() -> None:
     index, kind, seed = (torch.tensor(column) for column in ([7, 7, 7, 3, 7], [0, 0, 1, 0, 0], [50, 20, 90, 10, 30]))
     members = EmbeddingSet(torch.eye(5), index, index, kind, seed)

@@ -32,6 +32,34 @@ def test_cmc_equals_a_loop_over_sorted_gallery_faces(make_sets) -> None:
     assert cmc(gallery, probe, 6).tolist() == pytest.approx(expected)
 
 
+def test_cmc_by_all_images_equals_a_loop_over_the_nearest_image_of_each_person(make_sets) -> None:
+    gallery, probe = make_sets(3.0)
+    several = gallery.take(gallery.index % 5 < 3)  # probes of the other two images remain
+    ranks = []
+    for j in range(len(probe)):
+        if int(probe.index[j]) not in several.index.tolist():
+            nearest: dict[int, float] = {}
+            for i, person in enumerate(several.identity.tolist()):
+                nearest[person] = max(nearest.get(person, -2.0), float(several.embedding[i] @ probe.embedding[j]))
+            ranks.append(sorted(nearest, key=lambda p: -nearest[p]).index(int(probe.identity[j])) + 1)
+    assert len(ranks) == len(probe) * 2 // 5
+    expected = [sum(rank <= k for rank in ranks) / len(ranks) for k in range(1, 7)]
+    assert 0.2 < expected[0] < 0.95
+    assert cmc(several, probe, 6, images="all").tolist() == pytest.approx(expected)
+
+
+def test_all_images_of_a_person_find_him_where_the_first_does_not() -> None:
+    gallery = _set([0, 90, 60], [0, 0, 1], [0, 1, 2])
+    probe = _set([80], [0], [3])
+    assert float(cmc(gallery, probe, 1)[0]) == 0.0
+    assert float(cmc(gallery, probe, 1, images="all")[0]) == 1.0
+
+
+def test_another_word_for_the_images_is_refused(make_sets) -> None:
+    with pytest.raises(ValueError, match='images is "mean"'):
+        cmc(*make_sets(1.0), k=1, images="mean")  # type: ignore[arg-type]
+
+
 def test_a_recogniser_that_maps_all_faces_to_one_point_finds_nobody(make_sets) -> None:
     gallery, probe = make_sets(1.0)
     gallery.embedding[:] = torch.nn.functional.one_hot(torch.tensor(0), 16)

@@ -171,6 +171,20 @@ def test_within_scores_of_a_gallery_are_all_pairs_of_images(make_sets) -> None:
     assert len(within_scores(gallery).similarity) == len(gallery) * (len(gallery) - 1) // 2
 
 
+def test_pairs_that_no_list_put_into_folds_have_none(make_sets) -> None:
+    gallery, probe = make_sets(1.0)
+    assert pair_scores(gallery, probe).fold is within_scores(probe).fold is None
+
+
+def test_scores_give_the_true_accept_rate_at_each_false_accept_rate() -> None:
+    similarity, same, _ = _pairs(2000, decimals=4)
+    scores = verification_scores(similarity, same)
+    rates = [true_accept_rate(similarity, same, far) for far in (1e-1, 1e-2, 1e-3)]
+    assert [scores[f"tar@{name}"] for name in ("1e-1", "1e-2", "1e-3")] == rates
+    assert rates == sorted(rates, reverse=True)
+    assert math.isnan(scores["tar@1e-4"])  # 1,400 pairs of different people
+
+
 def test_within_scores_of_an_empty_set_are_empty(make_sets) -> None:
     nobody: EmbeddingSet = make_sets(1.0)[0].select(kind=9)
     assert len(within_scores(nobody).similarity) == 0

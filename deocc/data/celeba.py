@@ -1,0 +1,208 @@
+"""CelebA, read where it lies: 202,599 images of 10,177 people, with the set's own landmarks, identities and partition.
+
+Liu et al., "Deep Learning Face Attributes in the Wild", ICCV 2015. It is for non-commercial research; nothing of it is in this
+repository.
+"""
+
+import re
+import warnings
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deocc.data.archive import ImageStore, open_images
+from deocc.data.face_set import SPLITS, FaceSet, Split
+from deocc.data.images import IMAGE_SUFFIXES
+from deocc.data.missing import missing_set
+from deocc.data.overlap import name_key, read_people, shared_people
+
+Images = Literal["aligned", "in_the_wild"]
+
+_FOLDERS: Final = {"aligned": "img_align_celeba", "in_the_wild": "img_celeba"}
+_LANDMARKS: Final = {"aligned": "list_landmarks_align_celeba", "in_the_wild": "list_landmarks_celeba"}
+_IDENTITIES, _PARTITION = "identity_CelebA", "list_eval_partition"
+_PLACES: Final = ("", "Anno", "Eval", "Img")
+_ADVICE: Final = (
+    "get them from CelebA's home page at the Multimedia Laboratory of the Chinese University of Hong Kong (copies with .csv lists lack "
+    "identity_CelebA.txt) and put them there or into its folders Anno, Eval and Img, .7z archives unpacked"
+)
+_NAME: Final = "U32"  # the set's names have ten characters
+
+
+class _Rows(NamedTuple):
+    """What the lists say of the images, ascending by name."""
+
+    names: NDArray[np.str_]
+    """(N,) file names."""
+    identity: NDArray[np.int64]
+    """(N,) the set's own number of each person."""
+    landmarks: NDArray[np.float64]
+    """(N, 5, 2)."""
+    partition: NDArray[np.int64]
+    """(N,) 0 training, 1 validation, 2 test: positions in `SPLITS`."""
+
+
+class CelebaFaces(FaceSet):
+    """CelebA's images and landmarks, split by its official partition into training, validation and test.
+
+    Lists are found in `root` or its subfolders `Anno` and `Eval`, as `.txt` of the release or `.csv` of the widespread copies; images there
+    or in `Img`, as a folder (nested once more in one of its name, as some copies are) or as the zip of the release. Landmarks are taken to
+    name pixel centres counted from 0 (OURS: the release does not say).
+
+    Should the partition give one person's images to several splits, the person belongs to the split with most of them, the earlier one of
+    equals, and the images in the other splits are left out, with a warning (OURS): so no image leaves its official split.
+
+    Args:
+        root: the set's folder.
+        images: "aligned" are 178 x 218 crops; "in_the_wild" the photographs they were cut from, of any size.
+        exclude: a list of people (LFW's `people.txt` or `lfw-names.txt`) who must not be trained or validated on; needs `names`.
+        names: who is who: lines `IMAGE NAME` or `IDENTITY NAME`. No such list is part of the release. A person's first name in it counts.
+
+    Attributes:
+        person: (N,) identities, numbered from 0 in the order of the set's own numbers.
+        person_names: the name of each identity, `CelebA identity NUMBER` where none is known; None without `names`.
+        excluded: the names of the people that `exclude` left out.
+
+    Raises:
+        FileNotFoundError: lists, rows of a list or images are missing; the message says which and where to get them.
+        ValueError: a list or zip cannot be read, `images` is unknown, `exclude` stands without `names`, or a split has no person.
+    """
+
+    credit = "CelebA, Z. Liu, P. Luo, X. Wang, X. Tang, ICCV 2015; for non-commercial research only"
+
+    def __init__(self, root: str, images: Images = "aligned", exclude: str | None = None, names: str | None = None) -> None:
+        if images not in _FOLDERS:
+            raise ValueError(f"unknown CelebA images {images!r}: choose one of {', '.join(_FOLDERS)}")
+        if exclude is not None and names is None:
+            raise ValueError("exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME")
+        self._store, rows = _find(Path(root), images)
+        numbers, person = np.unique(rows.identity, return_inverse=True)
+        split_of_person, kept = _split_people(person, rows.partition)
+        known = {} if names is None else _read_names(Path(names), rows.names, person, numbers)
+        out = [] if exclude is None else _find_excluded(Path(exclude), known, split_of_person)
+        kept &= ~np.isin(person, out)
+        self.names, self.landmarks, self.person = rows.names[kept].tolist(), rows.landmarks[kept], person[kept].astype(np.int64)
+        self.split_of_person = {int(at): SPLITS[split_of_person[at]] for at in np.unique(self.person)}
+        _check_splits(self.split_of_person, Path(root))
+        self.excluded = [known[at] for at in out]
+        if names is not None:
+            self.person_names = [known.get(at, f"CelebA identity {number}") for at, number in enumerate(numbers)]
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """The photograph at `index`: (H, W, 3) RGB, 218 x 178 where aligned.
+
+        Raises:
+            ValueError: the file is not a readable image; the message names it.
+        """
+        return self._store.read(self.names[index])
+
+    def content(self, index: int) -> bytes:
+        """The file's size and name, not its pixels: 202,599 images would take minutes to read. Equal in a folder and in the zip."""
+        return f"{self._store.size(self.names[index])} {self.names[index]}".encode()
+
+
+def _find(root: Path, images: Images) -> tuple[ImageStore, _Rows]:
+    """The image files and what the lists say of them, or an error that names every part that is not there."""
+    wanted = [_IDENTITIES, _LANDMARKS[images], _PARTITION]
+    paths = [_list_path(root, name) for name in wanted]
+    store = open_images(root, _FOLDERS[images], _PLACES)
+    missing = [f"{name}.txt" for name, path in zip(wanted, paths, strict=True) if path is None]
+    missing += [] if store else [f"{_FOLDERS[images]}/ or {_FOLDERS[images]}.zip"]
+    if missing or store is None:
+        raise missing_set("parts of CelebA", root, missing, len(wanted) + 1, _ADVICE)
+    rows = _join(*(_read_list(path, width) for path, width in zip(paths, (1, 10, 1), strict=True) if path is not None))
+    absent = np.setdiff1d(rows.names, np.array(store.names(), dtype=_NAME))
+    if len(absent):
+        raise missing_set("CelebA images", store.path, absent.tolist(), len(rows.names), _ADVICE)
+    return store, rows
+
+
+def _list_path(root: Path, name: str) -> Path | None:
+    paths = (root / place / f"{name}{suffix}" for suffix in (".txt", ".csv") for place in _PLACES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read_list(path: Path, width: int) -> tuple[Path, NDArray[np.void]]:
+    """The rows of a list, ascending by image name: its `name` and `width` numbers as `values`."""
+    try:
+        header, promised = _read_header(path)
+        layout = np.dtype([("name", _NAME), ("values", np.float64, (width,))])
+        delimiter = "," if path.suffix == ".csv" else None
+        rows = np.loadtxt(path, layout, comments=None, delimiter=delimiter, skiprows=header, encoding="utf-8-sig", ndmin=1)
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} ({error}): it may be half copied or altered, get it again") from error
+    if len(rows) < promised:
+        raise FileNotFoundError(f"{path} announces {promised:,} images and has {len(rows):,}: {_ADVICE}")
+    order = np.unique(rows["name"], return_index=True)[1]
+    if len(order) < len(rows):
+        raise ValueError(f"{path} names {len(rows) - len(order):,} images twice: get it again")
+    return path, rows[order]
+
+
+def _read_header(path: Path) -> tuple[int, int]:
+    """How many lines stand before the first image (none, a line of names, or also the number of images), and that number or 0."""
+    with path.open(encoding="utf-8-sig") as file:
+        lines = list(islice(file, 3))
+    first = [re.split(r"[\s,]", line, maxsplit=1)[0] for line in lines]
+    header = next((at for at, word in enumerate(first) if Path(word).suffix.lower() in IMAGE_SUFFIXES), None)
+    if header is None:
+        raise ValueError("no line begins with an image's name")
+    return header, int(first[0]) if first[0].isdigit() else 0
+
+
+def _join(*lists: tuple[Path, NDArray[np.void]]) -> _Rows:
+    """The lists side by side; an image that one of them knows has to be in all."""
+    names = np.unique(np.concatenate([rows["name"] for _, rows in lists]))
+    for path, rows in lists:
+        absent = np.setdiff1d(names, rows["name"], assume_unique=True)
+        if len(absent):
+            raise missing_set(f"rows of {path.name}", path.parent, absent.tolist(), len(names), _ADVICE)
+    identity, landmarks, partition = (rows["values"] for _, rows in lists)
+    if not np.isin(partition, range(len(SPLITS))).all():
+        raise ValueError(f"{lists[2][0]} holds other numbers than 0 (train), 1 (validation) and 2 (test): get it again")
+    return _Rows(names, identity[:, 0].astype(np.int64), landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64))
+
+
+def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The split of each person, as a position in `SPLITS`, and which images lie in their person's split."""
+    counts = np.bincount(person * len(SPLITS) + partition, minlength=(person.max() + 1) * len(SPLITS))
+    split_of_person = counts.reshape(-1, len(SPLITS)).argmax(1)
+    kept = partition == split_of_person[person]
+    if not kept.all():
+        found = f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits"
+        warnings.warn(f"{found}: {np.sum(~kept):,} images outside the split with most of their person's are left out", stacklevel=3)
+    return split_of_person, kept
+
+
+def _read_names(path: Path, images: NDArray[np.str_], person: NDArray[np.intp], numbers: NDArray[np.int64]) -> dict[int, str]:
+    """The name of each person, by position in `numbers`, where the file knows it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no list of names at {path.absolute()}: give a text file of lines IMAGE NAME or IDENTITY NAME")
+    place = dict(zip(images.tolist(), person.tolist(), strict=True)) | {str(number): at for at, number in enumerate(numbers)}
+    known: dict[int, str] = {}
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        key, *name = re.split(r"[\s,]+", line.strip(), maxsplit=1)
+        if key in place and name and name_key(name[0]):
+            known.setdefault(place[key], name[0].strip())
+    if not known:
+        raise ValueError(f"{path} names nobody in CelebA: its lines have to be IMAGE NAME or IDENTITY NAME, such as '000001.jpg Jane Doe'")
+    return known
+
+
+def _find_excluded(path: Path, known: dict[int, str], split_of_person: NDArray[np.intp]) -> list[int]:
+    """The training and validation people whom the list at `path` names too."""
+    tested = SPLITS.index("test")
+    unnamed = sum(split != tested and at not in known for at, split in enumerate(split_of_person.tolist()))
+    if unnamed:
+        warnings.warn(f"{unnamed:,} training and validation people have no name: whether {path} holds them cannot be told", stacklevel=3)
+    shared = {name_key(name) for name in shared_people(known.values(), read_people(path))}
+    return [at for at, name in sorted(known.items()) if split_of_person[at] != tested and name_key(name) in shared]
+
+
+def _check_splits(split_of_person: dict[int, Split], root: Path) -> None:
+    empty = [split for split in SPLITS if split not in split_of_person.values()]
+    if empty:
+        raise ValueError(f"CelebA in {root.absolute()} leaves nobody for {' and '.join(empty)}: check {_PARTITION} and the excluded people")

@@ -1,0 +1,179 @@
+"""Landmarks of a set that has none of its own: found by a detector once, then read from a file.
+
+The file is `CACHE/landmarks/HASH.npz`, CACHE the environment's DEOCC_CACHE or `~/.cache/deocc`.
+"""
+
+import hashlib
+import os
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from deocc.detection import Detection, Detector, create_detector
+from deocc.detection.weights_file import given_file
+from deocc.geometry import TEMPLATES
+
+_VERSION: Final = 1  # raised when a detector's landmarks change, so that old files are not taken for new ones
+_SAVE_EVERY: Final = 500  # images: seconds of work to lose, and at CelebA's size some 16 MB to write each time
+_SHOWN: Final = 3
+
+
+def detected_landmarks(
+    names: Sequence[str], image: Callable[[int], NDArray[np.uint8]], key: str, detector: str = "dlib", weights: str | None = None
+) -> NDArray[np.float64]:
+    """The five landmarks of every image, by a detector or from an earlier call's file; interrupted work goes on where it stopped.
+
+    Of several faces in an image the one counts whose box has the largest side times 1 - d, d being the distance of its centre from the
+    image's centre in half diagonals (OURS: data sets centre the person they name). An image in which no face is found keeps its place in
+    the set, with the mean landmarks of the set's images of its size, else with those of the canonical template in its middle (OURS); a
+    warning names such images. Warnings also tell of a file that cannot be read or a folder that cannot be written to; the work goes on.
+
+    Args:
+        names: one name an image.
+        image: the photograph at a position, (H, W, 3) RGB.
+        key: what else tells this set from another of equal names, such as a hash of its files.
+        detector: a name of `deocc.detection.list_detectors()`.
+        weights: the detector's weights file; None for the packaged one.
+
+    Returns:
+        (N, 5, 2) x, y in pixels of each image.
+
+    Raises:
+        ImportError: a package that the detector needs is not installed, and there is something to detect.
+        FileNotFoundError: there is no such weights file.
+        ValueError: unknown detector, unusable weights, or an image that cannot be read.
+    """
+    path = _cache_folder() / "landmarks" / f"{_hash(names, key, detector, weights)}.npz"
+    state = _read(path, len(names))
+    if not state.done.all():
+        _complete(state, image, create_detector(detector, weights), path)
+    return _filled(state, names)
+
+
+@dataclass
+class _State:
+    """What is known of N images."""
+
+    landmarks: NDArray[np.float64]
+    """(N, 5, 2) in pixels; NaN where no face is known."""
+    size: NDArray[np.int64]
+    """(N, 2) width and height in pixels; 0 where the image has not been looked at."""
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """(N,) which images have been looked at."""
+        return self.size[:, 0] > 0
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
+
+
+def _hash(names: Sequence[str], key: str, detector: str, weights: str | None) -> str:
+    """A hash of all that the landmarks follow from."""
+    digest = hashlib.sha256(repr((_VERSION, key, detector, list(names))).encode())
+    if weights is not None:
+        with given_file(weights).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _read(path: Path, number: int) -> _State:
+    """The file's state, or one in which nothing is known."""
+    fresh = _State(np.full((number, 5, 2), np.nan), np.zeros((number, 2), np.int64))
+    try:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:  # given a path, NumPy leaves a cut file open
+            state = _State(file["landmarks"], file["size"])
+        if (state.landmarks.shape, state.size.shape) != (fresh.landmarks.shape, fresh.size.shape):
+            raise ValueError(f"it holds {state.landmarks.shape} landmarks in place of {fresh.landmarks.shape}")
+    except (FileNotFoundError, NotADirectoryError):
+        return fresh
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        warnings.warn(f"cannot read the landmarks in {path} ({_reason(error)}): faces are detected again", stacklevel=3)
+        return fresh
+    return state
+
+
+def _write(path: Path, state: _State) -> bool:
+    """Replace the file as a whole, so that no process ever reads half of one; False, with a warning, where that is not possible."""
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                np.savez(file, landmarks=state.landmarks, size=state.size)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        advice = "set DEOCC_CACHE to a folder that can be written to, or they are detected again next time"
+        warnings.warn(f"cannot keep landmarks in {path.parent} ({_reason(error)}): {advice}", stacklevel=4)
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _complete(state: _State, image: Callable[[int], NDArray[np.uint8]], detector: Detector, path: Path) -> None:
+    """Look at the images that have not been looked at, and keep what was found, also when stopped."""
+    kept = path.is_file() or _write(path, state)  # so that hours do not pass before an unusable folder is told
+    pending = np.flatnonzero(~state.done).tolist()
+    try:
+        for number, index in enumerate(track(pending, "finding faces", console=Console(stderr=True), transient=True), 1):
+            photograph = image(index)
+            faces = detector.detect(photograph)
+            height, width = photograph.shape[:2]
+            if faces:
+                state.landmarks[index] = _main_face(faces, width, height).landmarks
+            state.size[index] = width, height
+            if kept and number % _SAVE_EVERY == 0:
+                kept = _write(path, state)
+    finally:
+        if kept:
+            _write(path, state)
+
+
+def _main_face(faces: list[Detection], width: int, height: int) -> Detection:
+    """The largest face near the centre of an image of this size."""
+    centre, half_diagonal = np.array([width - 1, height - 1]) / 2, np.hypot(width, height) / 2
+
+    def weight(face: Detection) -> float:
+        corners = face.box.reshape(2, 2)
+        distance = np.linalg.norm(corners.mean(0) - centre) / half_diagonal
+        return float(np.sqrt(np.prod(corners[1] - corners[0])) * (1 - distance))
+
+    return max(faces, key=weight)
+
+
+def _filled(state: _State, names: Sequence[str]) -> NDArray[np.float64]:
+    """(N, 5, 2) landmarks, with a place for the faces that were not found."""
+    found = np.isfinite(state.landmarks).all((1, 2))
+    lost = np.flatnonzero(~found)
+    if len(lost) == 0:
+        return state.landmarks
+    shown = ", ".join([*(names[index] for index in lost[:_SHOWN]), *(["..."] if len(lost) > _SHOWN else [])])
+    warnings.warn(f"no face found in {len(lost):,} of {len(names):,} images ({shown}): a mean face's landmarks stand in", stacklevel=3)
+    landmarks = state.landmarks.copy()
+    for size in np.unique(state.size[lost], axis=0):
+        same = (state.size == size).all(1)
+        known = landmarks[same & found]
+        landmarks[same & ~found] = known.mean(0) if len(known) else _template(*size.tolist())
+    return landmarks
+
+
+def _template(width: int, height: int) -> NDArray[np.float64]:
+    """(5, 2) landmarks of the canonical crop, as large as fits and in the middle of an image of this size."""
+    template, side = TEMPLATES["canonical"], min(width, height)
+    scaled = (np.array(template.points) + 0.5) * (side / template.size) - 0.5
+    return scaled + (np.array([width, height]) - side) / 2

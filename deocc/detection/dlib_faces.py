@@ -1,0 +1,85 @@
+"""What dlib's two detectors share: image sizes, and five landmarks out of the 68-point predictor.
+
+[0] Kazemi and Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees", CVPR 2014: the predictor's method.
+[1] Sagonas et al., "300 Faces In-The-Wild Challenge: database and results", Image and Vision Computing, 2016: its training set and the
+    numbering of its points, here counted from 0. The set's terms ask for non-commercial use.
+"""
+
+import importlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deocc.detection.detector import Detection, Detector, enlarge, shrink
+from deocc.detection.weights_file import REMEDY, packaged_file
+
+PREDICTOR_FILE: Final = "shape_predictor_68_face_landmarks.dat"
+_PREDICTOR_POINTS: Final = 68
+
+_SMALL: Final = 160
+"""An image whose shorter side is below this is looked at in double size: the detectors' smallest face is some 80 pixels wide. OURS."""
+
+_LARGE: Final = 1600
+"""A longer side is shrunk to this, which bounds time and memory and leaves faces of a twentieth of the picture to be found. OURS."""
+
+
+def import_dlib() -> Any:
+    """The module dlib.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module("dlib")
+    except ImportError as error:
+        raise ImportError(f"dlib's face detectors need the package dlib-bin, which is not installed: {REMEDY}") from error
+
+
+def read_weights(reader: Callable[[str], Any], path: Path) -> Any:
+    """What dlib's `reader` makes of a file.
+
+    Raises:
+        ValueError: it cannot read it.
+    """
+    try:
+        return reader(str(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file") from None
+
+
+class DlibDetector(Detector):
+    """Boxes by a subclass, five landmarks by the 68-point predictor.
+
+    The eyes are the means of their six points each, the nose is its tip, the mouth's corners are its outer ones [1]. OURS; the 5-point
+    predictor, which is free of the training set's terms, has no point of the mouth.
+    """
+
+    def __init__(self, predictor: Path | None = None) -> None:
+        self._dlib = import_dlib()
+        path = predictor or packaged_file(PREDICTOR_FILE)
+        self._predictor = read_weights(self._dlib.shape_predictor, path)
+        points = self._predictor(np.zeros((8, 8, 3), np.uint8), self._dlib.rectangle(0, 0, 7, 7)).num_parts
+        if points != _PREDICTOR_POINTS:
+            raise ValueError(f"{path} predicts {points} points, expected {_PREDICTOR_POINTS}: give a {PREDICTOR_FILE}")
+
+    @abstractmethod
+    def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
+        """dlib rectangles in pixels of the image, however often it is looked at in double size, and their scores."""
+
+    def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
+        smaller, factors = shrink(image, _LARGE)
+        for rectangle, score in self._boxes(smaller, int(min(smaller.shape[:2]) < _SMALL)):
+            corners = np.array([[rectangle.left(), rectangle.top()], [rectangle.right(), rectangle.bottom()]], dtype=np.float64)
+            box = enlarge(corners, factors).reshape(-1)
+            yield Detection(box, self._landmarks(image, box), float(score))
+
+    def _landmarks(self, image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Measured on the image in its full size, since the predictor rounds to whole pixels."""
+        shape = self._predictor(image, self._dlib.rectangle(*(round(side) for side in box.tolist())))
+        points = np.array([[point.x, point.y] for point in shape.parts()], dtype=np.float64)
+        return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])

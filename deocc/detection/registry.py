@@ -1,0 +1,38 @@
+"""Which detectors there are."""
+
+import inspect
+from typing import Any
+
+from deocc.detection.detector import Detector
+from deocc.detection.dlib_cnn import DlibCnnDetector
+from deocc.detection.dlib_hog import DlibHogDetector
+from deocc.detection.yunet import YunetDetector
+
+_DETECTORS: dict[str, type[Detector]] = {detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, YunetDetector)}
+
+
+def list_detectors() -> tuple[str, ...]:
+    """Names of all detectors."""
+    return tuple(_DETECTORS)
+
+
+def create_detector(name: str = "dlib", weights: str | None = None, **options: Any) -> Detector:
+    """The detector called `name`.
+
+    Args:
+        name: one of `list_detectors()`.
+        weights: path of its weights file; None for the one that an installed package ships. "yunet" needs a path.
+        options: further arguments of the detector's class.
+
+    Raises:
+        ImportError: a package that the detector needs is not installed.
+        FileNotFoundError: there is no such weights file.
+        ValueError: no such detector or option, or unusable weights; the message lists what is allowed.
+    """
+    if name not in _DETECTORS:
+        raise ValueError(f"unknown face detector {name!r}: choose one of {', '.join(_DETECTORS)}")
+    known = [option for option in inspect.signature(_DETECTORS[name]).parameters if option != "weights"]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"face detector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(known) or 'none'}")
+    return _DETECTORS[name](weights, **options)

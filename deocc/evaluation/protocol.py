@@ -1,0 +1,159 @@
+"""What a test compares: every face with every other, the pairs of a list in folds, or probes with given galleries.
+
+A protocol speaks of images by their position in the face set. `cross` compares clean with masked faces, `within` the members of one set
+with each other: of a gallery, clean with clean; of probes, masked with masked.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.identification import cmc, rank1
+from deocc.evaluation.verification import PairScores, pair_scores, within_scores
+
+MAX_PAIRS = 5_000_000
+"""Pairs that `AllPairs` scores in a comparison. OURS: some 200 MB; the embedded faces need 1.4 million at most."""
+
+_PLACES = 20
+"""Ranks of a CMC curve."""
+
+
+class AllPairs:
+    """Every face against every other but the ones made from the same image; rank-1 with one clean image a person."""
+
+    images: NDArray[np.int64] | None = None
+    """The positions of the images to embed, ascending; None for all of the split."""
+
+    def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
+        """Clean gallery faces against masked probes of other images.
+
+        Where that would be more than `MAX_PAIRS`, the people of the lowest numbers are scored, as many as fit.
+        """
+        number = len(gallery) * len(probe)
+        return pair_scores(_some_people(gallery, number), _some_people(probe, number))
+
+    def within(self, members: EmbeddingSet) -> PairScores:
+        """Every two members of different images and equal draw (`EmbeddingSet.draw`); people are left out as in `cross`."""
+        return within_scores(_some_people(members, _square(members)))
+
+    def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
+        """`rank1` and `cmc`, the share of probes whose person is among the 1, 2, ... most similar gallery faces."""
+        people = len(torch.unique(gallery.identity))
+        return {"rank1": rank1(gallery, probe), "cmc": cmc(gallery, probe, min(_PLACES, people)).tolist()}
+
+
+class ListedPairs(AllPairs):
+    """The pairs of a list, as of LFW, CFP-FP, AgeDB or MFR2.
+
+    `cross` compares the clean first face of a pair with the masked second one; `within` two masked faces of equal kind and draw. Which face
+    is masked is OURS: the paper does not tell. There is no identification.
+
+    Args:
+        first: (N,) positions of the first images in the face set.
+        second: (N,) positions of the second images.
+        same: (N,) bool, whether both show one person.
+        fold: (N,) fold numbers from 0, for a threshold chosen on the other folds; all 0 where the list has none.
+
+    Raises:
+        ValueError: the shapes are not all (N,), or N is 0.
+    """
+
+    def __init__(self, first: NDArray[np.int64], second: NDArray[np.int64], same: NDArray[np.bool_], fold: NDArray[np.int64]) -> None:
+        shapes = {array.shape for array in (first, second, same, fold)}
+        if len(shapes) != 1 or len(first.shape) != 1 or len(first) == 0:
+            raise ValueError(f"expected first, second, same and fold of one shape (N,) with N above 0, got {sorted(shapes)}")
+        self.first, self.second, self.same, self.fold = (torch.as_tensor(array) for array in (first, second, same, fold))
+        self.images = np.unique(np.concatenate([first, second])).astype(np.int64)
+
+    def __len__(self) -> int:
+        """N, the number of pairs."""
+        return len(self.first)
+
+    def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
+        """The listed pairs under every mask of the second face; pairs with a face that was not embedded are left out."""
+        return self._joined((gallery, part) for part in _same_mask(probe))
+
+    def within(self, members: EmbeddingSet) -> PairScores:
+        """The listed pairs, both faces from `members`, under masks of equal kind and draw."""
+        return self._joined((part, part) for part in _same_mask(members))
+
+    def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
+        """Nothing: a list of pairs has no gallery."""
+        return {}
+
+    def _joined(self, sides: Iterator[tuple[EmbeddingSet, EmbeddingSet]]) -> PairScores:
+        parts = [self._listed(first, second) for first, second in sides] or [_NO_PAIRS]
+        return PairScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _listed(self, first: EmbeddingSet, second: EmbeddingSet) -> PairScores:
+        """The pairs between two sets that hold each image once at most."""
+        size = int(max(first.index.max(), second.index.max(), self.first.max(), self.second.max())) + 1
+        one, other = _places(first, size)[self.first], _places(second, size)[self.second]
+        there = (one >= 0) & (other >= 0)
+        one, other = one[there], other[there]
+        similarity = (first.embedding[one].float() * second.embedding[other].float()).sum(1)
+        return PairScores(similarity, self.same[there], first.identity[one], second.identity[other], self.fold[there])
+
+
+class Galleries(AllPairs):
+    """Probes with real occluders against named galleries, as on AR: protocol 1 has several clean images a person, protocol 2 one.
+
+    Args:
+        galleries: by the protocol's name, the positions of its gallery images in the face set. The first one is the row's `rank1`.
+
+    Raises:
+        ValueError: no gallery, or an empty one.
+    """
+
+    def __init__(self, galleries: Mapping[str, NDArray[np.int64]]) -> None:
+        if not galleries or any(len(positions) == 0 for positions in galleries.values()):
+            raise ValueError(f"expected galleries with images, got { ({name: len(where) for name, where in galleries.items()}) }")
+        self.galleries = {name: torch.as_tensor(positions) for name, positions in galleries.items()}
+
+    def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
+        """`rank1` and `cmc` with the first gallery, and `rank1_NAME` and `cmc_NAME` with each."""
+        scores: dict[str, Any] = {}
+        for name, positions in self.galleries.items():
+            chosen = gallery.take(torch.isin(gallery.index, positions))
+            places = min(_PLACES, len(torch.unique(chosen.identity)))
+            curve = cmc(chosen, probe, places, images="all").tolist()
+            scores |= {f"rank1_{name}": curve[0], f"cmc_{name}": curve}
+        first = next(iter(self.galleries))
+        return {"rank1": scores[f"rank1_{first}"], "cmc": scores[f"cmc_{first}"], **scores}
+
+
+_NONE = torch.zeros(0, dtype=torch.int64)
+_NO_PAIRS = PairScores(torch.zeros(0), _NONE.bool(), _NONE, _NONE, _NONE)
+
+
+def _same_mask(members: EmbeddingSet) -> Iterator[EmbeddingSet]:
+    """The members by kind and draw: parts in which each image stands once."""
+    draw = members.draw()
+    for kind, number in torch.unique(torch.stack([members.kind, draw], 1), dim=0).tolist():
+        yield members.take((members.kind == kind) & (draw == number))
+
+
+def _places(members: EmbeddingSet, size: int) -> Tensor:
+    """(size,) the row of each image in `members`; -1 for one that is not there."""
+    places = torch.full((size,), -1)
+    places[members.index] = torch.arange(len(members))
+    return places
+
+
+def _square(members: EmbeddingSet) -> int:
+    """The number of pairs that `within_scores` would compare, its diagonal and both orders not yet taken out."""
+    return int(torch.bincount(members.draw()).square().sum()) // 2
+
+
+def _some_people(members: EmbeddingSet, pairs: int) -> EmbeddingSet:
+    """All members if `pairs` is not too many, else those of the lowest-numbered people: pairs grow with the square of the people."""
+    if pairs <= MAX_PAIRS:
+        return members
+    people = torch.unique(members.identity)
+    return members.take(torch.isin(members.identity, people[: max(2, int(len(people) * math.sqrt(MAX_PAIRS / pairs)))]))

@@ -1,0 +1,50 @@
+"""The pair scores behind a results file, kept so that runs can be compared pair by pair: McNemar and paired bootstrap need them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from deocc.evaluation.verification import PairScores
+
+SCORES = "scores.npz"
+"""The file's name in a run folder."""
+
+_SHARED = ("same", "first_person", "second_person", "fold")
+
+
+def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:
+    """Write each row's similarities (N,) float32, and once what the rows have in common: `same`, the persons and the folds of the pairs.
+
+    Raises:
+        ValueError: the rows scored different pairs.
+    """
+    first = next(iter(scores.values()))
+    for row, pairs in scores.items():
+        if len(pairs.same) != len(first.same) or not bool((pairs.same == first.same).all()):
+            raise ValueError(f"row {row} scored other pairs than the first row: evaluate all rows on the same probes")
+    fold = first.fold if first.fold is not None else torch.zeros_like(first.first_person)
+    shared = dict(zip(_SHARED, (first.same, first.first_person, first.second_person, fold), strict=True))
+    arrays = {**shared, **{f"row/{row}": pairs.similarity for row, pairs in scores.items()}}
+    np.savez_compressed(path, **cast(Any, {name: tensor.numpy() for name, tensor in arrays.items()}))
+
+
+def read_scores(path: str | Path) -> dict[str, PairScores]:
+    """What `write_scores` wrote, by row.
+
+    Raises:
+        FileNotFoundError: no file there.
+        ValueError: it is not such a file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no pair scores at {path}: `deocc test` writes them into its run folder")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        same, first, second, fold = (arrays[name] for name in _SHARED)
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise ValueError(f"cannot read {path} as pair scores ({error}): run `deocc test` again") from error
+    rows = {name.removeprefix("row/"): values for name, values in arrays.items() if name.startswith("row/")}
+    return {row: PairScores(similarity, same, first, second, fold) for row, similarity in rows.items()}

@@ -1,0 +1,41 @@
+"""A small plan, and the stand-in for the command that it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.apps.stand_in import Program, install
+
+PLAN: dict[str, Any] = {
+    "jobs": 2,
+    "seeds": [0],
+    "folds": 2,
+    "stage1": {"configs": ["one.yaml"], "overlay": {"trainer": {"max_epochs": 3}}},
+    "stage2": {"configs": ["two.yaml"]},
+    "variants": {"task": {"model": {"init_args": {"pair_weight": 0.0}}}, "masked": {}},
+    "rows": {
+        "a": {"title": "clean", "row": "teacher_clean"},
+        "b": {"title": "teacher", "row": "teacher_masked"},
+        "d": {"title": "student", "row": "student", "variant": "task"},
+        "i": {"title": "masked", "row": "student", "variant": "masked"},
+    },
+    "compare": [["d", "b"], ["i", "b"]],
+}
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Program:
+    """The stand-in, with `PLAN` and its configuration files in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("one.yaml").write_text("model: {class_path: One}\n")
+    Path("two.yaml").write_text("model: {class_path: Two}\n")
+    write_plan()
+    return install(monkeypatch)
+
+
+def write_plan(**changes: Any) -> list[str]:
+    """Write `plan.yaml` in the working directory; the words that name it."""
+    Path("plan.yaml").write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+    return ["--config", "plan.yaml", "--run", "out"]

@@ -1,0 +1,152 @@
+"""What is trained when: in order, once, on from where it broke off, anew after a change, and whatever fails alone."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deocc.apps.ablation import Job, list_jobs, main, read_plan, run_jobs
+from tests.apps.conftest import write_plan
+from tests.apps.stand_in import Program
+
+ALL = {f"{name}-fold{fold}-seed0 {action}" for name in ("task", "masked") for fold in (0, 1) for action in ("fit", "test")}
+ALL |= {"inpaint-fold0-seed0 fit", "inpaint-fold1-seed0 fit"}
+
+
+def again(program: Program, words: list[str]) -> set[str]:
+    """What a further `deocc ablate` starts."""
+    program.started.clear()
+    main(words)
+    return set(program.started)
+
+
+def test_each_runs_once_and_after_what_it_needs(program: Program) -> None:
+    main(write_plan())
+    assert len(program.started) == len(ALL) and set(program.started) == ALL
+    place = {name: number for number, name in enumerate(program.started)}
+    for fold in (0, 1):
+        for variant in ("task", "masked"):
+            assert place[f"inpaint-fold{fold}-seed0 fit"] < place[f"{variant}-fold{fold}-seed0 fit"]
+            assert place[f"{variant}-fold{fold}-seed0 fit"] < place[f"{variant}-fold{fold}-seed0 test"]
+    assert again(program, write_plan()) == set()
+
+
+def test_the_commands_name_fold_seed_overlays_and_stage_1(program: Program) -> None:
+    main([*write_plan(), "--seeds", "0", "10"])
+    assert len(program.started) == 2 * len(ALL)
+    command = program.commands["task-fold1-seed10 fit"]
+    assert command[2:] == [
+        "--config=two.yaml",
+        "--config=out/overlays/stage2.yaml",
+        "--config=out/overlays/variant-task.yaml",
+        "--run=out/task-fold1-seed10",
+        "--data.face_set.init_args.fold=1",
+        "--seed_everything=11",
+        "--data.seed=11",
+        "--model.init_args.inpainting_checkpoint=out/inpaint-fold1-seed10",
+        "--trainer.enable_progress_bar=false",
+    ]
+    assert program.commands["inpaint-fold0-seed0 fit"][2:4] == ["--config=one.yaml", "--config=out/overlays/stage1.yaml"]
+    assert Path("out/overlays/stage1.yaml").read_text() == "trainer:\n  max_epochs: 3\n"
+
+
+def test_without_folds_the_split_of_the_face_set_is_kept(program: Program) -> None:
+    main(write_plan(folds=None))
+    assert "masked-seed0 test" in program.started
+    assert not any("fold=" in word for command in program.commands.values() for word in command)
+
+
+def test_what_broke_off_goes_on_from_its_checkpoint_or_begins_anew(program: Program) -> None:
+    program.failing = {"task-fold0-seed0 fit": "broke"}
+    with pytest.raises(RuntimeError):
+        main(write_plan())
+    program.failing = {}
+    assert again(program, write_plan()) == {"task-fold0-seed0 fit", "task-fold0-seed0 test"}
+    assert program.commands["task-fold0-seed0 fit"][-1] == "--ckpt_path=out/task-fold0-seed0/checkpoints/last.ckpt"
+    for name in ("checkpoints/last.ckpt", "fit.done", "test.done"):
+        Path("out/task-fold0-seed0", name).unlink()
+    Path("out/task-fold0-seed0/debris").touch()
+    assert again(program, write_plan()) == {"task-fold0-seed0 fit", "task-fold0-seed0 test"}
+    assert not any(word.startswith("--ckpt_path") for word in program.commands["task-fold0-seed0 fit"])
+    assert not Path("out/task-fold0-seed0/debris").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "retrained"),
+    [
+        ({"variants": {"task": {"model": {"init_args": {"pair_weight": 1.0}}}, "masked": {}}}, {name for name in ALL if "task" in name}),
+        ({"stage2": {"configs": ["two.yaml"], "overlay": {"trainer": {"max_epochs": 1}}}}, {name for name in ALL if "inpaint" not in name}),
+        ({"stage1": {"configs": ["one.yaml"]}}, ALL),
+        ({"jobs": 1, "compare": []}, set()),
+        ({"wandb": True, "rows": {"a": {"title": "other", "row": "student"}}, "compare": []}, set()),
+    ],
+    ids=["variant", "stage2", "stage1", "schedule", "presentation"],
+)
+def test_a_changed_plan_retrains_what_it_changes(
+    program: Program, changes: dict[str, Any], retrained: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deocc.apps.ablation.report.log_outcome", lambda *_: None)
+    main(write_plan())
+    assert again(program, write_plan(**changes)) == retrained
+    for name in retrained:
+        assert not any(word.startswith("--ckpt_path") for word in program.commands[name]), "went on from weights of another plan"
+
+
+def test_a_changed_configuration_file_retrains_too(program: Program) -> None:
+    main(write_plan())
+    Path("two.yaml").write_text("model: {class_path: Three}\n")
+    assert again(program, write_plan()) == {name for name in ALL if "inpaint" not in name}
+
+
+def test_a_failing_run_does_not_stop_the_others(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    program.failing = {"inpaint-fold0-seed0 fit": "deocc: no room left"}
+    with pytest.raises(RuntimeError) as error:
+        main(write_plan())
+    assert set(program.started) == {name for name in ALL if "fold1" in name} | {"inpaint-fold0-seed0 fit"}
+    text = str(error.value)
+    assert "\n" not in text and text.startswith("5 of 10 runs are missing, first inpaint-fold0-seed0 fit (exit code 1, ")
+    assert "fit.log: deocc: no room left)" in text and "masked-fold0-seed0 test" in text
+    assert "| (b) teacher | n/a, 1 of 2 runs |" in Path("out/table.md").read_text()
+    assert "[5/10] " in capsys.readouterr().out
+
+
+class Interrupted(Program):
+    """Ends at once but for one command, which goes on until it is ended from outside."""
+
+    child: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, command: list[str], log: Path, at_once: int) -> Any:
+        if log.parent.name != "task-fold0-seed0":
+            return super().__call__(command, log, at_once)
+        self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        os.kill(os.getpid(), 15)  # as `kill` or a scheduler would; Ctrl-C raises the same
+        return self.child
+
+
+def test_an_interrupt_leaves_no_child_and_marks_nothing_done(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted = Interrupted()
+    monkeypatch.setattr("deocc.apps.ablation.runner._start", interrupted)
+    plan = read_plan(write_plan())
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(list_jobs(plan), plan.jobs)
+    assert interrupted.child is not None and interrupted.child.poll() is not None
+    assert not Path("out/task-fold0-seed0/fit.done").exists()
+
+
+def test_real_children_run_side_by_side_with_their_share_of_the_cores(tmp_path: Path) -> None:
+    """Each waits for the file that the other writes, so neither could end alone."""
+    code = "import os, sys, time\nopen(sys.argv[1], 'w').write(os.environ['OMP_NUM_THREADS'])\n"
+    code += "while not os.path.exists(sys.argv[2]): time.sleep(0.01)\nprint('met')"
+    files = [str(tmp_path / name) for name in ("first", "second")]
+    jobs = [
+        Job((sys.executable, "-c", code, one, other), tmp_path / f"job{number}", "fit", "same")
+        for number, (one, other) in enumerate([files, files[::-1]])
+    ]
+    begun = time.monotonic()
+    assert run_jobs(jobs, 2) == {} and time.monotonic() - begun < 60
+    assert all((job.folder / "fit.log").read_text() == "met\n" for job in jobs)
+    assert {Path(file).read_text() for file in files} == {str(max(1, (os.cpu_count() or 1) // 2))}

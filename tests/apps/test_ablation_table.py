@@ -1,0 +1,186 @@
+"""The table's numbers against ones worked out by hand, and what is said of them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL.Image import Image
+
+from deocc.apps.ablation import main
+from deocc.apps.ablation.figures import bar_figure, loss_figure, read_curves
+from deocc.apps.ablation.statistics import Outcome, compare, decisions, mean_and_deviation, row_figures, verdict
+from deocc.apps.ablation.tables import conclusions
+from deocc.evaluation import PairScores, equal_error_rate, mcnemar, paired_bootstrap_mean_eer
+from tests.apps.conftest import write_plan
+from tests.apps.stand_in import SAME, STUDENT, TEACHER, Program, pairs
+
+
+def outcome(fold: int, seed: int, similarity: list[float], eer: float = 0.25) -> Outcome:
+    return Outcome(fold, seed, {"people": 2, "rows": {"student": {"eer": eer, "rank1": 1.0}}}, {"student": pairs(similarity)})
+
+
+def test_a_fold_is_decided_by_the_threshold_of_the_others() -> None:
+    """Fold 0's own pairs part at 0.7, but fold 1's, all 0.3 lower, at 0.5: so fold 0's third pair, 0.6, is wrongly accepted."""
+    shifted = [0.6, 0.5, 0.3, -0.1, -0.2]
+    tests = [outcome(0, 0, STUDENT), outcome(1, 0, shifted), outcome(0, 1, STUDENT)]
+    first, second, alone = decisions(tests, "student")
+    assert first is not None and first.tolist() == [True, True, False, True, True]
+    assert second is not None and second.tolist() == [False, False, True, True, True], "fold 0 accepts from 0.8 on"
+    assert alone is None, "another seed's fold is no other fold of this one"
+    accuracy = row_figures(tests, "student")["accuracy"]
+    assert accuracy[:2] == [pytest.approx((1 + 2 / 3) / 2), pytest.approx((0 + 1) / 2)] and accuracy[2] is None
+
+
+def test_several_other_folds_are_pooled() -> None:
+    """Fold 1 alone has its equal error at 0.36, fold 2 alone at 0.4, both together at 0.38."""
+    scores = [[0.37, 0.9, 0.39, 0.1, 0.1], [0.9, 0.36, 0.38, 0.1, 0.1], [0.8, 0.2, 0.5, 0.4, 0.1]]
+    first = decisions([outcome(fold, 0, similarity) for fold, similarity in enumerate(scores)], "student")[0]
+    assert first is not None and first.tolist() == [False, True, False, True, True]
+
+
+def test_mean_and_deviation_are_over_all_runs_and_unknown_where_one_is() -> None:
+    assert mean_and_deviation([0.1, 0.3]) == (pytest.approx(0.2), pytest.approx(math.sqrt(0.02)))
+    assert mean_and_deviation([0.1]) == (0.1, None)
+    assert mean_and_deviation([0.1, None]) == (None, None) == mean_and_deviation([0.1, float("nan")])
+
+
+def noisy(seed: int, noise: float) -> PairScores:
+    """Every pair of 6 people x 4 faces; the noise hides who is who."""
+    generator = torch.Generator().manual_seed(seed)
+    person = torch.arange(6).repeat_interleave(4)
+    row, column = torch.triu_indices(24, 24, 1)
+    same = person[row] == person[column]
+    return PairScores(same + noise * torch.randn(len(row), generator=generator), same, person[row], person[column])
+
+
+def run(fold: int, seed: int, scores: PairScores) -> Outcome:
+    return Outcome(fold, seed, {"rows": {}}, {"student": scores})
+
+
+def test_one_seed_is_compared_by_the_bootstrap_over_folds_and_by_mcnemar_over_all_pairs() -> None:
+    firsts, seconds = [noisy(1, 0.4), noisy(2, 0.4)], [noisy(3, 0.9), noisy(4, 0.9)]
+    runs = [[run(fold, 0, scores) for fold, scores in enumerate(some)] for some in (firsts, seconds)]
+    found = compare(runs[0], "student", runs[1], "student", 200)
+    assert found["eer"] == pytest.approx(paired_bootstrap_mean_eer(firsts, seconds, 200, 0)._asdict())
+    by_hand = [equal_error_rate(*one[:2]) - equal_error_rate(*other[:2]) for one, other in zip(firsts, seconds, strict=True)]
+    assert found["eer"]["estimate"] == pytest.approx(sum(by_hand) / 2) and found["eer"]["estimate"] < 0
+    right = [torch.cat([part for part in decisions(some, "student") if part is not None]) for some in runs]
+    assert found["mcnemar"] == mcnemar(*right)._asdict() and found["mcnemar"]["first_only"] > found["mcnemar"]["second_only"]
+
+
+def test_of_several_seeds_the_ends_are_averaged_and_the_larger_p_value_stands() -> None:
+    parts = {
+        seed: [[run(fold, seed, noisy(10 * seed + fold + add, noise)) for fold in (0, 1)] for add, noise in ((0, 0.5), (5, 0.6 + seed))]
+        for seed in (0, 1)
+    }
+    alone = [compare(first, "student", second, "student", 100) for first, second in parts.values()]
+    together = compare(*[item for place in (0, 1) for item in (parts[0][place] + parts[1][place], "student")], 100)  # type: ignore[arg-type]
+    for name, value in together["eer"].items():
+        assert value == pytest.approx(sum(one["eer"][name] for one in alone) / 2)
+    assert together["mcnemar"] == max((one["mcnemar"] for one in alone), key=lambda outcome: outcome["p_value"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(-2, -1, "better"), (1, 2, "worse"), (-1, 1, "cannot be told apart"), (0, 1, "cannot be told apart")]
+)
+def test_an_interval_that_holds_zero_says_nothing(low: float, high: float, said: str) -> None:
+    assert verdict({"low": low, "high": high}) == said
+
+
+def test_the_table_of_known_runs(program: Program) -> None:
+    """Each person's EER by hand: the teacher's pairs cross once (1/3), the student's not at all; its results name 10 and 12 %."""
+    main(write_plan())
+    table = Path("out/table.md").read_text()
+    assert table.startswith("4 people of OrlFaces, 2 folds over people, each person tested once, one seed (0); ")
+    assert "| (a) clean | 11.00 ± 1.41 | n/a | n/a | 50.00 ± 0.00 | 75.00 ± 0.00 | n/a |" in table
+    assert "| (d) student | 11.00 ± 1.41 | 11.00 ± 1.41 | 100.00 ± 0.00 |" in table
+    assert "| (b) teacher | 11.00 ± 1.41 | n/a | 83.33 ± 0.00 |" in table
+    assert "| d - b | -33.33 | -33.33 to -33.33 | better | 2 | 0 | 0.5 |" in table
+    assert "| i - b | +0.00 | +0.00 to +0.00 | cannot be told apart | 0 | 0 | 1 |" in table
+    assert "does not contain zero: the first is better" in table and "1 of 2 intervals do not contain zero" in table
+    assert equal_error_rate(torch.tensor(TEACHER), torch.tensor(SAME)) == pytest.approx(1 / 3)
+
+
+def test_what_is_written_says_where_it_comes_from_and_loads_nothing(program: Program) -> None:
+    main(write_plan())
+    written = json.loads(Path("out/ablation.json").read_text())
+    assert written["plan"]["stage1"]["overlay"] == {"trainer": {"max_epochs": 3}}
+    assert set(written["runs"]) == {f"{name}-fold{fold}-seed0" for name in ("task", "masked") for fold in (0, 1)}
+    assert written["runs"]["task-fold1-seed0"]["command"] == "deocc test out/task-fold1-seed0"
+    assert written["rows"]["d"]["figures"]["eer"]["values"] == pytest.approx([0.1, 0.12])
+    html = Path("out/ablation.html").read_text()
+    assert "(d) student" in html and html.count("data:image/png;base64,") == 2 and "http" not in html
+    assert "40 people, grey, frontal" in html and "deocc test out/task-fold1-seed0" in html
+    assert {path.name for path in Path("out").glob("*.*g")} == {"bars.png", "bars.svg", "losses.png", "losses.svg"}
+
+
+def test_without_folds_nothing_is_decided_but_the_interval_stands(program: Program) -> None:
+    main(write_plan(folds=None))
+    table = Path("out/table.md").read_text()
+    assert "| (d) student | 10.00 | 10.00 | n/a |" in table, "one run has no deviation"
+    assert "| d - b | -33.33 | -33.33 to -33.33 | better | n/a | n/a | n/a |" in table
+
+
+def test_nothing_known_is_nothing_said() -> None:
+    empty = {"comparisons": [{"first": "a", "second": "b", "runs": 0, "of": 2}], "people": 0, "seeds": [0], "rows": {}}
+    assert conclusions(empty) == ["No comparison is complete, so nothing can be concluded."]
+
+
+def test_curves_are_the_mean_over_runs_and_only_of_terms(program: Program) -> None:
+    main(write_plan())
+    files = [Path(f"out/task-fold{fold}-seed0/metrics.csv") for fold in (0, 1)]
+    curves = read_curves({"task": [*files, Path("gone.csv")], "none": []})
+    assert curves == {"task": {"instance": {4: 1.5, 9: 3.5}}, "none": {}}
+    axes = loss_figure(curves).axes
+    assert len(axes) == 1 and axes[0].lines[0].get_xydata().tolist() == [[4, 1.5], [9, 3.5]]  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="no loss terms were logged"):
+        loss_figure({"none": {}})
+
+
+def test_a_bar_a_row_and_a_dot_a_run(program: Program) -> None:
+    main(write_plan())
+    axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["(a) clean", "(b) teacher", "(d) student", "(i) masked"]
+    assert [round(bar.get_width(), 2) for bar in axes[1].patches] == [11.0] * 4  # type: ignore[attr-defined]
+    assert len(axes[0].patches) == 3, "the clean row has no accuracy and so no bar"
+
+
+def test_without_accuracies_there_is_no_panel_of_them(program: Program) -> None:
+    main(write_plan(folds=None))
+    assert [axes.get_xlabel() for axes in bar_figure(json.loads(Path("out/ablation.json").read_text())).axes] == ["EER %"]
+
+
+class FakeLogger:
+    """Keeps what W&B would get."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.tables: dict[str, list[list[str]]] = {}
+        self.images: list[str] = []
+        logged.append(self)
+
+    def log_table(self, key: str, columns: list[str], data: list[list[str]]) -> None:
+        self.tables[key] = [columns, *data]
+
+    def log_image(self, key: str, images: list[Image]) -> None:
+        self.images += [key for image in images if image.size[0] > 100]
+
+
+logged: list[FakeLogger] = []
+
+
+def test_one_summary_run_joins_the_group_of_the_trainings(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("deocc.apps.ablation.dashboard.WandbRunLogger", FakeLogger)
+    logged.clear()
+    main([*write_plan(), "--wandb"])
+    (summary,) = logged
+    settings = {key: summary.settings[key] for key in ("project", "name", "group", "job_type", "save_dir")}
+    assert settings == {"project": "deocc", "name": "summary", "group": "out", "job_type": "ablation", "save_dir": "out/summary"}
+    assert [row[0] for row in summary.tables["ablation/rows"]] == ["row", "(a) clean", "(b) teacher", "(d) student", "(i) masked"]
+    assert [row[0] for row in summary.tables["ablation/comparisons"]] == ["row", "d - b", "i - b"]
+    assert summary.images == ["ablation/bars", "ablation/losses"]
+    assert "--config=out/overlays/wandb.yaml" in program.commands["inpaint-fold0-seed0 fit"]

@@ -1,0 +1,90 @@
+"""The configurations of the paper's experiments and of every data set, through the real command line, on the sets' fake twins."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
+from tests.fake_sets.ar import write_ar
+from tests.fake_sets.bin_file import write_bin_file
+from tests.fake_sets.celeba import write_celeba
+from tests.fake_sets.lfw import write_lfw
+from tests.fake_sets.pair_list import write_pair_list
+from tests.fake_sets.record_file import write_record_file
+
+PAPER, DATA = ROOT / "configs/paper", ROOT / "configs/data"
+QUICK = [*SMALL, "--trainer.fast_dev_run", "true", "--trainer.precision", "32-true", "--data.num_workers", "0"]
+ONE_KIND = ["--data.kinds", "[surgical]"]
+
+
+@pytest.fixture(scope="module")
+def celeba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_celeba(tmp_path_factory.mktemp("celeba"))
+
+
+@pytest.fixture(scope="module")
+def lfw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten folds of six pairs."""
+    return write_lfw(tmp_path_factory.mktemp("lfw"))
+
+
+@pytest.mark.parametrize("stage", ["inpaint", "distill"])
+def test_a_stage_of_the_paper_trains_on_celeba(stage: str, celeba: Path, stage1: Path, tmp_path: Path) -> None:
+    own = TINY_STAGE1 if stage == "inpaint" else ["--model.init_args.inpainting_checkpoint", str(stage1)]
+    words = ["fit", "--config", str(PAPER / f"{stage}.yaml"), "--run", str(tmp_path / "run"), *QUICK, *own]
+    run_deocc(*words, "--data.face_set.init_args.root", str(celeba))
+
+
+def test_lfw_gives_the_table_of_four_settings(lfw: Path, stage2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["test", "--checkpoint", str(stage2), "--config", str(PAPER / "lfw.yaml"), "--run", str(tmp_path), *SMALL, *ONE_KIND]
+    run_deocc(*words, "--data.face_set.init_args.root", str(lfw))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["protocol"] == "ListedPairs" and results["data"] == "LfwFaces"
+    for row in ("teacher_clean", "student_clean", "teacher_masked", "teacher_completed", "student"):
+        assert len(results["rows"][row]["accuracy"]["accuracies"]) == 10 and results["rows"][row]["pairs"]["same"] == 30
+    assert "accuracy" in results["rows"]["student"]["masked_masked"]
+    assert "not enough negatives" in results["rows"]["student"]["tar_intervals"]["1e-4"]["reason"]
+    table = capsys.readouterr().out
+    assert all(words in table for words in ("clean-clean", "clean-masked", "masked-masked", "teacher, completed", "accuracy %"))
+    assert (tmp_path / "masks.csv").read_text().count("surgical") == 70 and "clean-masked" in (tmp_path / "report.html").read_text()
+
+
+def test_ar_gives_ranks_by_both_galleries_with_predicted_masks_alone(stage2: Path, tmp_path: Path) -> None:
+    root = write_ar(tmp_path / "ar", size=(240, 180))
+    words = ["test", "--checkpoint", str(stage2), "--config", str(PAPER / "ar.yaml"), "--run", str(tmp_path / "out"), *SMALL]
+    run_deocc(*words, "--data.face_set.init_args.root", str(root))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["per_kind"]) == {"sunglasses", "scarf"} and results["restoration"] == {}
+    assert {"student_predicted_mask", "teacher_completed_predicted_mask"} < set(results["rows"]) and "student" not in results["rows"]
+    row = results["rows"]["student_predicted_mask"]
+    assert {"rank1_protocol1", "rank1_protocol2", "cmc_protocol1"} < set(row) and row["rank1"] == row["rank1_protocol2"]
+
+
+@pytest.mark.parametrize("name", ["celeba", "record"])
+def test_a_data_set_to_train_on(name: str, celeba: Path, tmp_path: Path) -> None:
+    chosen = {"celeba": ["root", str(celeba)]}.get(name) or ["rec", str(write_record_file(tmp_path, people=40, images=2))]
+    words = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--config", str(DATA / f"{name}.yaml"), "--run", str(tmp_path / "run")]
+    shares = ["--data.face_set.init_args.train=0.5", "--data.face_set.init_args.val=0.2"] if name == "record" else []
+    run_deocc(*words, *QUICK, *TINY_STAGE1, f"--data.face_set.init_args.{chosen[0]}", chosen[1], *shares)
+
+
+@pytest.mark.parametrize("name", ["pairs", "bin"])
+def test_a_data_set_to_test_on(name: str, stage2: Path, tmp_path: Path) -> None:
+    if name == "pairs":
+        write_pair_list(tmp_path)
+        (listed,) = tmp_path.glob("*.txt")
+        chosen = ["root", str(tmp_path), "pairs", str(listed), "aligned", "arcface"]
+    else:
+        write_bin_file(tmp_path / "pairs.bin")
+        chosen = ["path", str(tmp_path / "pairs.bin")]
+    words = ["test", "--checkpoint", str(stage2), "--config", str(DATA / f"{name}.yaml"), "--run", str(tmp_path / "out"), *SMALL, *ONE_KIND]
+    run_deocc(*words, *[f"--data.face_set.init_args.{key}={value}" for key, value in zip(chosen[::2], chosen[1::2], strict=True)])
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["protocol"] == "ListedPairs"
+
+
+def test_a_set_for_tests_cannot_be_trained_on(lfw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--config", str(PAPER / "lfw.yaml"), "--run", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        run_deocc(*words, *QUICK, *TINY_STAGE1, "--data.face_set.init_args.root", str(lfw))
+    assert "LfwFaces has nobody to train on" in capsys.readouterr().err

@@ -1,0 +1,294 @@
+"""CelebA in each of its layouts: the same faces, the official split, and one clear line for every way in which a copy can be incomplete."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from deocc.data.celeba import CelebaFaces
+from deocc.data.face_set import SPLITS, Split
+from deocc.data.masked_faces import MaskedFaceDataModule
+from deocc.geometry import TEMPLATES, align
+from tests.fake_sets.celeba import Layout, write_celeba
+from tests.fake_sets.faces import orl_face
+
+_NUMBERS = [1000 - 7 * person for person in range(8)]  # the twin's identity number of each ORL person
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, Path]:
+    """Every layout, drawn once; tests that change files take a copy."""
+    layouts: tuple[Layout, ...] = ("official", "zip", "csv", "in_the_wild")
+    return {layout: write_celeba(tmp_path_factory.mktemp(layout), layout=layout) for layout in layouts}
+
+
+@pytest.fixture
+def copied(drawn: dict[Layout, Path], tmp_path: Path) -> Write:
+    """A function (layout="official") that copies a set and returns the copy's root."""
+    return lambda layout="official": shutil.copytree(drawn[layout], tmp_path / "celeba")
+
+
+@pytest.fixture(scope="module")
+def faces(drawn: dict[Layout, Path]) -> CelebaFaces:
+    return CelebaFaces(str(drawn["official"]))
+
+
+def _numbers(faces: CelebaFaces, split: Split) -> set[int]:
+    """The identity numbers of a split's people."""
+    return {sorted(_NUMBERS)[person] for person in faces.person[faces.indices(split)].tolist()}
+
+
+def _edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+
+def test_an_image_shows_the_person_of_its_identity(faces: CelebaFaces) -> None:
+    assert faces.names == [f"{number:06d}.jpg" for number in range(1, 33)]
+    assert faces.person_names is None
+    for index in (0, 5, 17, 31):
+        person = _NUMBERS.index(sorted(_NUMBERS)[faces.person[index]])
+        candidates = [orl_face(person, image, 178, 218)[0] for image in range(4)]
+        image = faces.image(index)
+        assert image.shape == (218, 178, 3)
+        assert min(float(np.abs(image.astype(float) - candidate).mean()) for candidate in candidates) < 3  # what JPEG loses
+
+
+@pytest.mark.parametrize("layout", ["zip", "csv"])
+def test_every_layout_of_the_aligned_images_holds_the_same_faces(drawn: dict[Layout, Path], faces: CelebaFaces, layout: Layout) -> None:
+    other = CelebaFaces(str(drawn[layout]))
+    assert (other.names, other.split_of_person) == (faces.names, faces.split_of_person)
+    np.testing.assert_array_equal(other.person, faces.person)
+    np.testing.assert_array_equal(other.landmarks, faces.landmarks)
+    np.testing.assert_array_equal(other.image(9), faces.image(9))
+    assert [other.fingerprint(split) for split in SPLITS] == [faces.fingerprint(split) for split in SPLITS]
+
+
+@pytest.mark.parametrize("place", ["", "Img"])
+def test_images_may_lie_beside_the_lists_or_in_img(copied: Write, faces: CelebaFaces, place: str) -> None:
+    root = copied()
+    (root / "Img" / "img_align_celeba").rename(root / "elsewhere")
+    (root / "elsewhere").rename(root / place / "img_align_celeba")
+    assert CelebaFaces(str(root)).fingerprint("train") == faces.fingerprint("train")
+
+
+def test_photographs_in_the_wild_have_their_own_sizes_and_landmarks(drawn: dict[Layout, Path], faces: CelebaFaces) -> None:
+    wild = CelebaFaces(str(drawn["in_the_wild"]), images="in_the_wild")
+    assert {wild.image(index).shape for index in range(len(wild))} == {(300 - 10 * image, 260 + 20 * image, 3) for image in range(4)}
+    np.testing.assert_array_equal(wild.person, faces.person)
+    # The same ORL picture lies in both, larger here: the canonical crops agree.
+    for index in (0, 6, 20):
+        one, other = (align(faces_.image(index), faces_.landmarks[index], 64)[0] for faces_ in (faces, wild))
+        assert float((one - other)[:, 8:56, 8:56].abs().mean()) < 0.06
+
+
+def test_landmarks_are_those_of_the_list_and_lie_where_the_canonical_crop_wants_them(faces: CelebaFaces) -> None:
+    first = orl_face(0, 0, 178, 218)[1]
+    np.testing.assert_array_equal(faces.landmarks[0], first.round())
+    template = TEMPLATES["canonical"].tensor(64)
+    for index in range(len(faces)):
+        points = align(faces.image(index), faces.landmarks[index], 64)[1]
+        assert float((points - template).abs().max()) < 5  # heads are turned a little
+
+
+def test_the_official_partition_is_the_split(faces: CelebaFaces) -> None:
+    train, val, test = (_numbers(faces, split) for split in SPLITS)
+    assert (train, val, test) == (set(_NUMBERS[:4]), set(_NUMBERS[4:6]), set(_NUMBERS[6:]))
+    assert [faces.indices(split).tolist() for split in SPLITS] == [list(range(16)), list(range(16, 24)), list(range(24, 32))]
+
+
+def test_a_person_with_one_image_is_kept(tmp_path: Path) -> None:
+    faces = CelebaFaces(str(write_celeba(tmp_path, people=4, images=1)))
+    assert np.bincount(faces.person).tolist() == [1, 1, 1, 1]
+
+
+def test_images_outside_the_split_of_most_of_their_persons_are_left_out_with_a_warning(copied: Write) -> None:
+    root = copied()
+    partition = root / "Eval" / "list_eval_partition.txt"
+    # 1 and 5 are two of a training person's four images, moved to test and validation: two stay, so the person does. 26 and 28 are two of a
+    # test person's four, moved to training: two against two, and training is the earlier split.
+    moved = {"000001.jpg": 2, "000005.jpg": 1, "000026.jpg": 0, "000028.jpg": 0}
+    _edit(partition, lambda lines: [f"{line.split()[0]} {moved.get(line.split()[0], line.split()[1])}" for line in lines])
+    message = "spreads 2 people over several splits: 4 images outside the split with most of their person's are left out"
+    with pytest.warns(UserWarning, match=message):
+        faces = CelebaFaces(str(root))
+    assert set(range(1, 33)) - {int(name[:6]) for name in faces.names} == {1, 5, 30, 32}
+    assert _numbers(faces, "train") == {*_NUMBERS[:4], _NUMBERS[7]}
+    assert _numbers(faces, "test") == {_NUMBERS[6]}
+    assert len(faces.landmarks) == len(faces.person) == len(faces) == 28
+
+
+@pytest.mark.parametrize("layout", ["official", "zip"])
+def test_content_is_the_files_size_and_name(drawn: dict[Layout, Path], layout: Layout) -> None:
+    file = drawn["official"] / "Img" / "img_align_celeba" / "000003.jpg"
+    assert CelebaFaces(str(drawn[layout])).content(2) == f"{file.stat().st_size} 000003.jpg".encode()
+
+
+def test_an_exchanged_image_changes_the_fingerprint_of_its_split_alone(copied: Write, faces: CelebaFaces) -> None:
+    root = copied()
+    Image.new("RGB", (178, 218)).save(root / "Img" / "img_align_celeba" / "000001.jpg")
+    other = CelebaFaces(str(root))
+    assert [other.fingerprint(split) == faces.fingerprint(split) for split in SPLITS] == [False, True, True]
+
+
+# Copies that are not complete
+
+
+def _refusal(root: Path, error: type[Exception] = FileNotFoundError, **arguments: Any) -> str:
+    with pytest.raises(error) as caught:
+        CelebaFaces(str(root), **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_where_nothing_is_every_part_is_asked_for(tmp_path: Path, made: bool) -> None:
+    root = tmp_path / "celeba"
+    if made:
+        root.mkdir()
+    message = _refusal(root)
+    three = "identity_CelebA.txt, list_landmarks_align_celeba.txt, list_eval_partition.txt, ..."
+    assert message.startswith(f"4 of 4 parts of CelebA are missing in {root} ({three}): get ")
+    assert "home page" in message and "http" not in message
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("Anno/identity_CelebA.txt", "identity_CelebA.txt"),
+        ("Anno/list_landmarks_align_celeba.txt", "list_landmarks_align_celeba.txt"),
+        ("Eval/list_eval_partition.txt", "list_eval_partition.txt"),
+        ("Img/img_align_celeba", "img_align_celeba/ or img_align_celeba.zip"),
+    ],
+)
+def test_a_missing_part_is_named(copied: Write, part: str, named: str) -> None:
+    root = copied()
+    (root / part).rename(root / "aside")
+    assert _refusal(root).startswith(f"1 of 4 parts of CelebA is missing in {root} ({named}): get ")
+
+
+def test_aligned_images_are_no_substitute_for_those_in_the_wild(drawn: dict[Layout, Path]) -> None:
+    assert "2 of 4 parts of CelebA are missing" in _refusal(drawn["official"], images="in_the_wild")
+
+
+def test_missing_images_are_counted_and_the_first_three_named(copied: Write) -> None:
+    root = copied()
+    for number in (4, 7, 20, 21, 32):
+        (root / "Img" / "img_align_celeba" / f"{number:06d}.jpg").unlink()
+    expected = f"5 of 32 CelebA images are missing in {root}/Img/img_align_celeba (000004.jpg, 000007.jpg, 000020.jpg, ...): get "
+    assert _refusal(root).startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["Anno/identity_CelebA.txt", "Eval/list_eval_partition.txt"])
+def test_a_list_that_ends_early_is_told_from_the_others(copied: Write, name: str) -> None:
+    root = copied()
+    _edit(root / name, lambda lines: lines[:30])
+    path = root / name
+    assert _refusal(root).startswith(f"2 of 32 rows of {path.name} are missing in {path.parent} (000031.jpg, 000032.jpg): get ")
+
+
+def test_landmarks_that_end_early_are_told_from_their_own_first_line(copied: Write) -> None:
+    root = copied()
+    _edit(root / "Anno" / "list_landmarks_align_celeba.txt", lambda lines: lines[:22])
+    assert "list_landmarks_align_celeba.txt announces 32 images and has 20: get " in _refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("Anno/identity_CelebA.txt", lambda lines: [], r"identity_CelebA.txt (no line begins with an image's name): it may be half copied"),
+        ("Anno/identity_CelebA.txt", lambda lines: [*lines[:-1], "000032.jpg"], "it may be half copied or altered, get it again"),
+        ("Anno/identity_CelebA.txt", lambda lines: [*lines, lines[3]], "identity_CelebA.txt names 1 images twice: get it again"),
+        (
+            "Anno/list_landmarks_align_celeba.txt",
+            lambda lines: [*lines[:9], lines[9][:20], *lines[10:]],
+            "it may be half copied or altered",
+        ),
+        ("Eval/list_eval_partition.txt", lambda lines: ["000001.jpg 3", *lines[1:]], "other numbers than 0 (train), 1 (validation) and 2"),
+        (
+            "Eval/list_eval_partition.txt",
+            lambda lines: [line[:-1] + "0" for line in lines],
+            "leaves nobody for val and test: check list_eval",
+        ),
+    ],
+)
+def test_a_damaged_list_is_refused_in_one_line(copied: Write, name: str, change: Callable[[list[str]], list[str]], message: str) -> None:
+    root = copied()
+    _edit(root / name, change)
+    assert message in _refusal(root, ValueError)
+
+
+def test_a_zip_that_was_cut_short_is_refused(copied: Write) -> None:
+    root = copied("zip")
+    path = root / "img_align_celeba.zip"
+    path.write_bytes(path.read_bytes()[:-500])
+    assert "img_align_celeba.zip as a zip" in _refusal(root, ValueError)
+
+
+def test_a_cut_image_is_named_when_it_is_read(copied: Write) -> None:
+    root = copied()
+    path = root / "Img" / "img_align_celeba" / "000002.jpg"
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(ValueError, match=r"cannot read .*000002\.jpg as an image"):
+        CelebaFaces(str(root)).image(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": "cropped"}, "unknown CelebA images 'cropped': choose one of aligned, in_the_wild"),
+        ({"exclude": "people.txt"}, "exclude needs names: CelebA numbers its people"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(drawn: dict[Layout, Path], arguments: dict[str, str], message: str) -> None:
+    assert message in _refusal(drawn["official"], ValueError, **arguments)
+
+
+# Through the data module
+
+
+def _batches(module: MaskedFaceDataModule, loader: Any, training: bool) -> list[Any]:
+    module.trainer = cast(pl.Trainer, SimpleNamespace(training=training, world_size=1))
+    return [module.on_after_batch_transfer(batch, 0) for batch in loader]
+
+
+def test_the_data_module_trains_and_tests_on_celeba(faces: CelebaFaces) -> None:
+    module = MaskedFaceDataModule(faces, size=64, batch_size=4, eval_batch_size=8, kinds=["surgical"], clean_probability=0, test_seeds=[1])
+    assert module.num_identities == 4
+    train = _batches(module, module.train_dataloader(), True)
+    assert sum(len(batch["index"]) for batch in train) == 16
+    assert set(torch.cat([batch["identity"] for batch in train]).tolist()) == {0, 1, 2, 3}
+    masked = _batches(module, module.test_dataloader()[1], False)
+    assert sorted(torch.cat([batch["index"] for batch in masked]).tolist()) == list(range(24, 32))
+    for batch in [*train, *masked]:
+        assert batch["face"].shape == (len(batch["index"]), 3, 64, 64)
+        assert bool((batch["mask"].flatten(1).sum(1) > 0).all())
+        assert torch.equal(batch["face"] * (1 - batch["mask"]), batch["masked_face"] * (1 - batch["mask"]))
+
+
+def test_a_set_survives_pickling(drawn: dict[Layout, Path]) -> None:
+    for layout in ("official", "zip"):
+        faces = CelebaFaces(str(drawn[layout]))
+        again: CelebaFaces = pickle.loads(pickle.dumps(faces))
+        np.testing.assert_array_equal(again.image(11), faces.image(11))
+        assert again.fingerprint("val") == faces.fingerprint("val")
+
+
+def test_two_forked_loader_workers_read_the_zip_as_one_process_does(drawn: dict[Layout, Path]) -> None:
+    faces = CelebaFaces(str(drawn["zip"]))
+
+    def read(indices: list[int]) -> torch.Tensor:
+        return torch.stack([torch.tensor(faces.image(index)) for index in indices])
+
+    loader: DataLoader[int] = DataLoader(cast(Any, range(32)), batch_size=2, num_workers=2, collate_fn=read, multiprocessing_context="fork")
+    assert torch.equal(torch.cat(list(loader)), read(list(range(32))))

@@ -1,0 +1,212 @@
+"""LFW in the layouts of its copies: pairs and folds by the lists, people by name, and errors that say what is missing or wrong."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from deocc.data import FaceSet, MaskedFaceDataModule, landmark_cache, pair_list
+from deocc.data.lfw import LfwFaces
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.protocol import ListedPairs
+from deocc.geometry import TEMPLATES
+from tests.fake_sets.faces import orl_face
+from tests.fake_sets.lfw import Copy, write_lfw
+
+
+@pytest.fixture(autouse=True)
+def _without_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Landmarks of the template: what a detector finds has its own test."""
+    points = TEMPLATES["canonical"].tensor(250).double().numpy()
+    monkeypatch.setattr(pair_list, "detected_landmarks", lambda names, *_: np.stack([points] * len(names)))
+
+
+def _listed(faces: FaceSet) -> list[tuple[str, str, bool, int]]:
+    protocol = faces.protocol
+    assert isinstance(protocol, ListedPairs)
+    columns = (protocol.first.tolist(), protocol.second.tolist(), protocol.same.tolist(), protocol.fold.tolist())
+    return [(faces.names[first], faces.names[second], same, fold) for first, second, same, fold in zip(*columns, strict=True)]
+
+
+def _file(name: str, number: str | int) -> str:
+    return f"{name}/{name}_{int(number):04d}.jpg"
+
+
+@pytest.mark.parametrize("copy", get_args(Copy))
+def test_every_copy_is_found_from_its_image_folder_and_from_above(tmp_path: Path, copy: Copy) -> None:
+    above = write_lfw(tmp_path, copy, folds=2, pairs=2, size=40)
+    images = next(above.glob("lfw*"))
+    roots = [above, images, *([tmp_path] if copy == "sklearn" else [])]
+    found = [LfwFaces(str(root)) for root in roots]
+    assert {tuple(faces.names) for faces in found} == {tuple(sorted(path.relative_to(images).as_posix() for path in images.glob("*/*")))}
+    assert all(_listed(faces) == _listed(found[0]) for faces in found)
+    assert found[0].image(0).shape == (40, 40, 3)
+
+
+def test_a_nested_copy_with_the_list_inside_the_image_folder_is_found(tmp_path: Path) -> None:
+    write_lfw(tmp_path / "lfw-deepfunneled", "deepfunneled", folds=2, size=40)
+    inner = tmp_path / "lfw-deepfunneled"
+    (inner / "pairs.txt").rename(inner / "lfw-deepfunneled" / "pairs.txt")
+    assert len(LfwFaces(str(tmp_path)).protocol) == 12  # type: ignore[arg-type]
+
+
+def test_pairs_labels_and_folds_are_those_of_the_list(tmp_path: Path) -> None:
+    root = write_lfw(tmp_path, folds=3, pairs=4, size=40)
+    expected = []
+    for place, line in enumerate((root / "pairs.txt").read_text().splitlines()[1:]):
+        words = line.split("\t")
+        same = place % 8 < 4
+        assert len(words) == (3 if same else 4)
+        expected.append((_file(words[0], words[1]), _file(words[0] if same else words[2], words[-1]), same, place // 8))
+    faces = LfwFaces(str(root))
+    assert _listed(faces) == expected
+    protocol = faces.protocol
+    assert isinstance(protocol, ListedPairs)
+    assert torch.equal(protocol.same, torch.from_numpy(faces.person)[protocol.first] == torch.from_numpy(faces.person)[protocol.second])
+
+
+def test_only_images_of_the_list_are_in_the_set_and_all_are_test_people_with_names(tmp_path: Path) -> None:
+    root = write_lfw(tmp_path, folds=2, pairs=3, size=40)
+    shutil.copytree(root / "lfw" / "Some_Person_00", root / "lfw" / "Unpaired_Person_00")
+    faces = LfwFaces(str(root))
+    assert len(faces) == len(set(faces.names)) == len(faces.indices("test"))
+    assert faces.person_names is not None
+    assert [faces.person_names[person] for person in faces.person] == [name.split("/")[0] for name in faces.names]
+    assert set(faces.split_of_person) == set(range(len(faces.person_names)))
+    assert "Unpaired_Person_00" not in faces.person_names
+
+
+def test_a_list_of_one_fold_is_read(tmp_path: Path) -> None:
+    root = write_lfw(tmp_path, folds=1, pairs=5, size=40)
+    listed = _listed(LfwFaces(str(root), pairs="pairsDevTest.txt"))
+    assert [(same, fold) for *_, same, fold in listed] == [(True, 0)] * 5 + [(False, 0)] * 5
+
+
+def test_the_content_of_the_fingerprint_is_names_and_sizes_and_landmarks_are_kept_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+
+    def record(names: Sequence[str], image: object, key: str, detector: str, weights: str | None) -> np.ndarray:
+        keys.append((key, detector, weights))
+        return np.zeros((len(names), 5, 2))
+
+    monkeypatch.setattr(pair_list, "detected_landmarks", record)
+    root = write_lfw(tmp_path, folds=2, pairs=2, size=40)
+    before, again = (LfwFaces(str(root), detector="dlib", detector_weights="w").fingerprint("test") for _ in range(2))
+    path = root / "lfw" / LfwFaces(str(root)).names[3]
+    path.write_bytes(path.read_bytes() + b"\0")
+    after = LfwFaces(str(root)).fingerprint("test")
+    assert before == again != after
+    assert keys[0] == keys[1]
+    assert keys[0][1:] == ("dlib", "w")
+    assert keys[1][0] == keys[2][0] != keys[3][0]
+
+
+def test_the_detector_finds_the_faces_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_list, "detected_landmarks", landmark_cache.detected_landmarks)
+    monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))
+    root = write_lfw(tmp_path, folds=2, pairs=1)
+    faces = LfwFaces(str(root))
+    people = [(int(name[-11:-9]), int(name[-8:-4]) - 1) for name in faces.names]
+    known = np.stack([orl_face(person, image, 250, 250)[1] for person, image in people])
+    assert np.abs(faces.landmarks - known).max() < 12  # detectors differ by less than an eighth of the eyes' distance
+    monkeypatch.setattr(LfwFaces, "image", None)  # a second set reads what the first one kept
+    np.testing.assert_array_equal(LfwFaces(str(root)).landmarks, faces.landmarks)
+
+
+def test_the_protocol_scores_each_listed_pair_of_embedded_faces(tmp_path: Path) -> None:
+    faces = LfwFaces(str(write_lfw(tmp_path, folds=2, pairs=3, size=40)))
+    order = np.random.default_rng(0).permutation(len(faces))
+    vectors = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(1).normal(size=(len(faces), 8))), dim=1)
+    index = torch.from_numpy(order)
+    none = torch.zeros(len(faces), dtype=torch.int64)
+    members = EmbeddingSet(vectors[index], torch.from_numpy(faces.person)[index], index, none - 1, none)
+    scores = faces.protocol.cross(members, members)
+    place = {name: number for number, name in enumerate(faces.names)}
+    expected = [float(vectors[place[first]] @ vectors[place[second]]) for first, second, *_ in _listed(faces)]
+    np.testing.assert_allclose(scores.similarity.numpy(), expected, atol=1e-6)
+    assert scores.same.tolist() == [same for *_, same, _ in _listed(faces)]
+
+
+def test_the_data_module_tests_on_the_listed_images_and_trains_on_nobody(tmp_path: Path) -> None:
+    faces = LfwFaces(str(write_lfw(tmp_path, folds=2, pairs=2, size=64)))
+    module = MaskedFaceDataModule(faces, size=64, kinds=("surgical",), test_seeds=(1,), eval_batch_size=4)
+    clean, masked = module.test_dataloader()
+    seen = torch.cat([batch["index"] for batch in clean])
+    assert seen.tolist() == list(range(len(faces)))
+    masked_batch = module.on_after_batch_transfer(next(iter(masked)), 0)
+    assert masked_batch["mask"].flatten(1).any(1).all()
+    with pytest.raises(ValueError, match="LfwFaces has nobody to train on"):
+        module.train_dataloader()
+
+
+def test_missing_images_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
+    root = write_lfw(tmp_path, folds=2, pairs=3, size=40)
+    total = len(LfwFaces(str(root)))
+    shutil.rmtree(root / "lfw" / "Some_Person_00")
+    shutil.rmtree(root / "lfw" / "Some_Person_20")
+    pattern = rf"^4 of {total} LFW images are missing in .*lfw \(Some_Person_00/Some_Person_00_0001.jpg, .*, \.\.\.\): get .* Amherst"
+    with pytest.raises(FileNotFoundError, match=pattern) as error:
+        LfwFaces(str(root))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"), [("lfw", r"no LFW images in .*: looked for NAME/NAME_0001\.jpg"), ("pairs.txt", "no LFW list")]
+)
+def test_without_images_or_list_the_error_says_where_it_looked(tmp_path: Path, gone: str, message: str) -> None:
+    root = write_lfw(tmp_path, folds=2, pairs=1, size=40)
+    (root / gone).rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=message + r".*University of Massachusetts, Amherst"):
+        LfwFaces(str(root))
+
+
+def test_two_copies_below_one_root_are_refused(tmp_path: Path) -> None:
+    write_lfw(tmp_path, "original", folds=2, pairs=1, size=40)
+    root = write_lfw(tmp_path, "funneled", folds=2, pairs=1, size=40)
+    with pytest.raises(ValueError, match=r"several copies of LFW \(.*lfw, .*lfw_funneled\): give the folder of one"):
+        LfwFaces(str(root))
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (0, "ten folds", r"pairs\.txt:1: expected a header 'FOLDS PAIRS' or 'PAIRS', got 'ten folds'"),
+        (0, "0\t2", r"pairs\.txt:1: expected a header"),
+        (0, "2\t3", r"announces 2 x 2 x 3 pairs, but 8 follow"),
+        (1, "Some_Person_00\t1", r"pairs\.txt:2: expected NAME A B, got"),
+        (2, "Some_Person_00\t1\tSome_Person_01\t2", r"pairs\.txt:3: expected NAME A B, got"),
+        (3, "Some_Person_00\t1\t2", r"pairs\.txt:4: expected NAME A OTHER B, got"),
+        (5, "Some_Person_20\tone\t2", r"pairs\.txt:6: expected NAME A B"),
+        (1, "../../etc\t1\t2", r"pairs\.txt:2: '\.\./\.\./etc/.*' leads out of the set's folder"),
+        (5, "Some_Person_00\t1\t2", r"pairs\.txt:6: Some_Person_00 is not among the people of fold 1 in .*people\.txt"),
+    ],
+)
+def test_a_wrong_line_is_named_by_file_and_number(tmp_path: Path, line: int, text: str, message: str) -> None:
+    path = write_lfw(tmp_path, folds=2, pairs=2, size=40) / "pairs.txt"
+    lines = path.read_text().splitlines()
+    lines[line] = text
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=message) as error:
+        LfwFaces(str(path.parent))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2\n1\nSome_Person_00\t2\n", r"people\.txt has 1 folds and .*pairs\.txt has 2"),
+        ("Some_Person_00\t2\n", r"people\.txt:1: expected NAME IMAGES below"),
+        ("2\n1\nSome_Person_00 2 3\n", r"people\.txt:3: expected NAME IMAGES below"),
+    ],
+)
+def test_a_list_of_people_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    root = write_lfw(tmp_path, folds=2, pairs=2, size=40)
+    (root / "people.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        LfwFaces(str(root))

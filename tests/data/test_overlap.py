@@ -1,0 +1,146 @@
+"""People are found in two sets however each writes their names, and nobody else is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deocc.data.celeba import CelebaFaces
+from deocc.data.face_set import Split
+from deocc.data.masked_faces import MaskedFaceDataModule
+from deocc.data.overlap import name_key, read_people, shared_people
+from tests.fake_sets.celeba import write_celeba
+
+_NUMBERS = [1000 - 7 * person for person in range(8)]  # the CelebA twin's identity number of each ORL person
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_celeba(tmp_path_factory.mktemp("celeba"))
+
+
+@pytest.fixture(scope="module")
+def faces(root: Path) -> CelebaFaces:
+    return CelebaFaces(str(root))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("George_W_Bush", "George W. Bush"),
+        ("Penélope Cruz", "Penelope_Cruz"),
+        ("Pene\u0301lope Cruz", "PEN\u00c9LOPE CRUZ"),  # an accent of its own, and one in the letter
+        ("Jean-Claude Van Damme", "jean claude van damme"),
+        ("Catherine O'Hara", "Catherine_OHara"),
+        ("J.K. Rowling", "J. K. Rowling"),
+        ("Lech Wałęsa", "Lech_Walesa"),
+        ("Søren Straße", "Soren_Strasse"),
+    ],
+)
+def test_one_name_in_two_spellings_has_one_key(one: str, other: str) -> None:
+    assert name_key(one) == name_key(other) != ""
+
+
+@pytest.mark.parametrize(("one", "other"), [("Ann Lee", "Anna Lee"), ("Louis XIV", "Louis XV"), ("王菲", "王非"), ("Ann 1", "Ann 2")])
+def test_different_names_have_different_keys(one: str, other: str) -> None:
+    assert name_key(one) != name_key(other)
+
+
+def test_shared_people_are_those_of_the_first_set_in_its_order_and_spelling_each_once() -> None:
+    first = ["Zoe B", "George W. Bush", "Ann Lee", "zoe_b", "Someone Else"]
+    assert shared_people(first, ["ann_lee", "Zoë B.", "Nobody"]) == ["Zoe B", "Ann Lee"]
+
+
+def test_names_without_a_letter_match_nobody() -> None:
+    assert shared_people(["...", "Ann"], ["_", "Bob"]) == []
+
+
+def test_counts_and_numbers_of_lfws_lists_are_no_names(tmp_path: Path) -> None:
+    path = tmp_path / "people.txt"
+    path.write_text("2\n2\nAaron_Eckhart\t1\n50_Cent\t3\n\n1\nZoë Ball 2\nNoCount\n", encoding="utf-8")
+    assert read_people(path) == ["Aaron_Eckhart", "50_Cent", "Zoë Ball", "NoCount"]
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"10\n601\n", "holds no name: give"), (b"Zo\xeb Ball\n", "is not text in UTF-8")])
+def test_a_list_without_names_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "people.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_people(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_list_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no list of people at .*people\.txt: give a text file"):
+        read_people(tmp_path / "people.txt")
+
+
+def _numbers(faces: CelebaFaces, split: Split) -> set[int]:
+    """The identity numbers of a split's people."""
+    return {sorted(_NUMBERS)[person] for person in faces.person[faces.indices(split)].tolist()}
+
+
+def _names_file(path: Path, form: str, faces: CelebaFaces) -> Path:
+    """Who is who: person n of ORL is called `Jané D. NTH`, by the image or by the identity."""
+    by_number = {number: f"Jané D. {'ABCDEFGH'[person]}th" for person, number in enumerate(_NUMBERS)}
+    rows = [(str(number), name) for number, name in by_number.items()]
+    if form == "image":
+        rows = [(name, by_number[sorted(_NUMBERS)[person]]) for name, person in zip(faces.names, faces.person.tolist(), strict=True)]
+    path.write_text("".join(f"{key} {name}\n" for key, name in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("form", ["image", "identity"])
+def test_people_of_another_set_are_neither_trained_nor_validated_on(root: Path, faces: CelebaFaces, tmp_path: Path, form: str) -> None:
+    people = tmp_path / "people.txt"
+    people.write_text("1\n4\nJane_D_BTH\t3\nJane_D_Fth\t1\nJane_D_Hth\t1\nSomeone_Else\t2\n")
+    names = _names_file(tmp_path / "names.txt", form, faces)
+    chosen = CelebaFaces(str(root), exclude=str(people), names=str(names))
+    assert chosen.excluded == ["Jané D. Fth", "Jané D. Bth"]
+    assert _numbers(chosen, "train") == {_NUMBERS[0], _NUMBERS[2], _NUMBERS[3]}
+    assert _numbers(chosen, "val") == {_NUMBERS[4]}
+    assert _numbers(chosen, "test") == set(_NUMBERS[6:])  # H is tested, not learnt from
+    assert len(chosen) == 24
+    assert chosen.person_names is not None
+    assert [chosen.person_names[person] for person in chosen.person[:3]] == ["Jané D. Ath", "Jané D. Cth", "Jané D. Dth"]
+    assert MaskedFaceDataModule(chosen, size=64).num_identities == 3
+    position = chosen.names.index("000003.jpg")
+    np.testing.assert_array_equal(chosen.image(position), faces.image(2))
+    np.testing.assert_array_equal(chosen.landmarks[position], faces.landmarks[2])
+
+
+def test_people_without_a_name_are_warned_of(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "people.txt").write_text("Ann\nBob\n")
+    (tmp_path / "names.txt").write_text("key name\n1000 Ann\n958 Bob\n")  # ORL's persons 0 (train) and 6 (test)
+    with pytest.warns(UserWarning, match="5 training and validation people have no name: whether .*people.txt holds them cannot be told"):
+        chosen = CelebaFaces(str(root), exclude=str(tmp_path / "people.txt"), names=str(tmp_path / "names.txt"))
+    assert chosen.excluded == ["Ann"]
+    assert chosen.person_names is not None
+    assert chosen.person_names[1:3] == ["Bob", "CelebA identity 965"]
+
+
+def test_names_alone_exclude_nobody(root: Path, faces: CelebaFaces, tmp_path: Path) -> None:
+    named = CelebaFaces(str(root), names=str(_names_file(tmp_path / "names.txt", "identity", faces)))
+    assert (len(named), named.excluded) == (32, [])
+    assert named.person_names is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "exclude", "error", "message"),
+    [
+        ("nowhere.txt", None, FileNotFoundError, "nowhere.txt: give a text file of lines IMAGE NAME or IDENTITY NAME"),
+        ("others.txt", None, ValueError, "others.txt names nobody in CelebA: its lines have to be"),
+        ("names.txt", "nowhere.txt", FileNotFoundError, "no list of people at"),
+        ("names.txt", "everybody.txt", ValueError, "leaves nobody for train and val: check"),
+    ],
+)
+def test_unusable_lists_of_names_are_refused_in_one_line(
+    root: Path, faces: CelebaFaces, tmp_path: Path, names: str, exclude: str | None, error: type[Exception], message: str
+) -> None:
+    _names_file(tmp_path / "names.txt", "identity", faces)
+    (tmp_path / "others.txt").write_text("1 Ann\n2 Bob\n")
+    (tmp_path / "everybody.txt").write_text("".join(f"Jane_D_{letter}th\n" for letter in "abcdefgh"))
+    with pytest.raises(error) as caught:
+        CelebaFaces(str(root), names=str(tmp_path / names), exclude=exclude and str(tmp_path / exclude))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,202 @@
+"""Pair lists of any form: columns, labels, folds and people, paths that stay inside, and malformed lines by their number."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.model_selection import KFold
+
+from deocc.data import MaskedFaceDataModule, pair_list
+from deocc.data.pair_list import PairListFaces, contiguous_folds
+from deocc.evaluation.protocol import ListedPairs
+from deocc.geometry import TEMPLATES
+from tests.fake_sets.pair_list import write_pair_list
+
+
+def _faces(path: Path) -> PairListFaces:
+    return PairListFaces(str(path.parent), str(path), aligned="arcface")
+
+
+def _protocol(faces: PairListFaces) -> ListedPairs:
+    assert isinstance(faces.protocol, ListedPairs)
+    return faces.protocol
+
+
+def _write(root: Path, *lines: str) -> Path:
+    """A list with these lines, and a picture at every path that they name."""
+    for word in {word for line in lines for word in line.split() if word.endswith(".png")}:
+        (root / word).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (56, 56)).save(root / word)
+    path = root / "list.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def _groups(faces: PairListFaces) -> set[frozenset[str]]:
+    """Who is one person with whom."""
+    return {frozenset(np.array(faces.names)[faces.person == person]) for person in set(faces.person.tolist())}
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ", "])
+def test_paths_and_labels_are_read_whatever_separates_them(tmp_path: Path, separator: str) -> None:
+    faces = _faces(write_pair_list(tmp_path, people=3, separator=separator))
+    names, protocol = faces.names, _protocol(faces)
+    assert names == [f"person{person:02d}/person{person:02d}_000{image}.png" for person in range(3) for image in (1, 2)]
+    assert protocol.first.tolist() == [0, 0, 2, 2, 4, 4]
+    assert protocol.second.tolist() == [1, 3, 3, 5, 5, 1]
+    assert protocol.same.tolist() == [True, False] * 3
+    np.testing.assert_array_equal(faces.image(2), np.asarray(Image.open(tmp_path / names[2])))
+
+
+def test_the_numbered_form_of_lfw_gives_the_same_pairs(tmp_path: Path) -> None:
+    paths, numbered = (_faces(write_pair_list(tmp_path / form, form)) for form in ("paths", "numbered"))  # type: ignore[arg-type]
+    assert paths.names == numbered.names
+    for column in ("first", "second", "same", "fold"):
+        assert getattr(_protocol(paths), column).tolist() == getattr(_protocol(numbered), column).tolist()
+
+
+def test_paths_may_hold_spaces_where_tabs_or_commas_separate(tmp_path: Path) -> None:
+    (tmp_path / "one person").mkdir()
+    for name in ("a b.png", "c.png"):
+        Image.new("RGB", (56, 56)).save(tmp_path / "one person" / name)
+    (tmp_path / "list.txt").write_text("one person/a b.png\t./one person//c.png\tsame\n")
+    assert _faces(tmp_path / "list.txt").names == ["one person/a b.png", "one person/c.png"]
+
+
+@pytest.mark.parametrize(("label", "same"), [("1", True), ("same", True), ("Same", True), ("0", False), ("-1", False), ("diff", False)])
+def test_labels(tmp_path: Path, label: str, same: bool) -> None:
+    assert _protocol(_faces(_write(tmp_path, f"p/a.png q/b.png {label}"))).same.tolist() == [same]
+
+
+def test_folds_of_a_fourth_column_count_from_zero(tmp_path: Path) -> None:
+    assert _protocol(_faces(write_pair_list(tmp_path, "folds"))).fold.tolist() == [0, 0, 1, 1] * 2
+
+
+@pytest.mark.parametrize(("header", "folds"), [("2 1", [0, 0, 1, 1]), ("4", [0] * 4), ("10 300", [0] * 4), ("", [0] * 4)])
+def test_a_header_gives_the_folds_where_it_fits_the_list(tmp_path: Path, header: str, folds: list[int]) -> None:
+    path = write_pair_list(tmp_path, "numbered", people=2)
+    path.write_text(f"{header}\n{path.read_text()}")
+    assert _protocol(_faces(path)).fold.tolist() == folds
+
+
+@pytest.mark.parametrize("pairs", [10, 11, 19, 20, 57])
+def test_folds_without_a_column_are_those_of_kfold(pairs: int) -> None:
+    expected = np.empty(pairs, dtype=np.int64)
+    for fold, (_, members) in enumerate(KFold(10).split(np.arange(pairs))):
+        expected[members] = fold
+    np.testing.assert_array_equal(contiguous_folds(pairs), expected)
+
+
+@pytest.mark.parametrize("pairs", [1, 9])
+def test_fewer_than_ten_pairs_are_one_fold(pairs: int) -> None:
+    assert contiguous_folds(pairs).tolist() == [0] * pairs
+
+
+def test_a_folder_is_a_person_and_all_are_test_people(tmp_path: Path) -> None:
+    faces = _faces(write_pair_list(tmp_path, people=3))
+    assert faces.person.tolist() == [0, 0, 1, 1, 2, 2]
+    assert faces.person_names == ["person00", "person01", "person02"]
+    assert faces.indices("test").tolist() == list(range(6))
+
+
+def test_a_same_pair_makes_one_person_of_two_folders(tmp_path: Path) -> None:
+    faces = _faces(_write(tmp_path, "p/a.png q/b.png 1", "q/c.png r/d.png same", "s/e.png p/f.png 0"))
+    assert _groups(faces) == {frozenset({"p/a.png", "q/b.png", "q/c.png", "r/d.png", "p/f.png"}), frozenset({"s/e.png"})}
+    assert faces.person_names == ["p", "s"]
+
+
+def test_a_folder_with_a_different_pair_and_the_root_itself_name_nobody(tmp_path: Path) -> None:
+    faces = _faces(_write(tmp_path, "all/a.png all/b.png 0", "all/a.png all/c.png 1", "d.png p/f.png 0", "e.png p/g.png 0"))
+    together = [{"all/a.png", "all/c.png"}, {"all/b.png"}, {"d.png"}, {"e.png"}, {"p/f.png", "p/g.png"}]
+    assert _groups(faces) == {frozenset(group) for group in together}
+
+
+def test_landmarks_of_aligned_images_are_the_template_scaled(tmp_path: Path) -> None:
+    faces = _faces(_write(tmp_path, "p/a.png p/b.png 1"))
+    np.testing.assert_allclose(faces.landmarks[1], (np.array(TEMPLATES["arcface"].points) + 0.5) / 2 - 0.5, atol=1e-4)
+
+
+def test_landmarks_of_other_images_are_detected_once_under_names_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def record(*values: object) -> np.ndarray:
+        calls.append(values)
+        return np.full((2, 5, 2), 7.0)
+
+    monkeypatch.setattr(pair_list, "detected_landmarks", record)
+    path = _write(tmp_path, "p/a.png p/b.png 1")
+    faces = PairListFaces(str(tmp_path), str(path), detector="mtcnn", detector_weights="w")
+    assert (faces.landmarks == 7).all()
+    (names, image, key, *rest), _ = calls[0], PairListFaces(str(tmp_path), str(path))
+    assert names == ["p/a.png", "p/b.png"]
+    assert image(0).shape == (56, 56, 3)  # type: ignore[operator]
+    assert rest == ["mtcnn", "w"]
+    assert calls[1][2:] == (key, "dlib", None)
+
+
+def test_the_data_module_embeds_the_listed_images(tmp_path: Path) -> None:
+    faces = _faces(write_pair_list(tmp_path, people=2))
+    module = MaskedFaceDataModule(faces, size=64, kinds=("surgical", "hand"), test_seeds=(1,))
+    clean, masked = (torch_batch for loader in module.test_dataloader() for torch_batch in loader)
+    assert clean["index"].tolist() == [0, 1, 2, 3]
+    assert masked["index"].tolist() == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("p/a.png p/b.png", "expected IMAGE IMAGE LABEL"),
+        ("p/a.png p/b.png maybe", "expected IMAGE IMAGE LABEL"),
+        ("p/a.png p/b.png 1 first", "expected IMAGE IMAGE LABEL"),
+        ("p/a.png p/b.png 1 1 1", "expected IMAGE IMAGE LABEL"),
+        ("p/a.png,,1", "expected IMAGE IMAGE LABEL"),
+        ("p/a.png ../b.png 1", r"'\.\./b\.png' leads out of the set's folder"),
+        ("p/a.png p/../../b.png 1", "leads out of the set's folder"),
+        ("/etc/passwd p/a.png 1", "'/etc/passwd' leads out"),
+        ("C:\\secret.png p/a.png 1", "leads out"),
+        ("..\\b.png p/a.png 1", "leads out"),
+        ("../p 1 2", "leads out"),
+        ("p/a.png ./p//a.png 1", "'p/a.png' is paired with itself"),
+        ("p/a.png p/b.png 1 2", "a fold on some lines and none on others"),
+    ],
+)
+def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: str, message: str) -> None:
+    path = _write(tmp_path, "p/a.png p/b.png 1", "")
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    with pytest.raises(ValueError, match=rf"^.*list\.txt:3: .*{message}") as error:
+        _faces(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"4\n", "holds no pair"), (b"\xff\xfe\x00", "is not UTF-8 text")])
+def test_a_list_without_pairs_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        _faces(tmp_path / "list.txt")
+
+
+def test_a_missing_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no list at .*list\.txt: give a text file"):
+        _faces(tmp_path / "list.txt")
+
+
+def test_missing_images_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
+    path = write_pair_list(tmp_path, "numbered", people=4)
+    for person in (0, 2):
+        for image in (tmp_path / f"person{person:02d}").iterdir():
+            image.unlink()
+    with pytest.raises(FileNotFoundError, match=r"4 of 8 images of pairs\.txt are missing .*00_0001\.jpg, .*\.\.\.\): give the folder"):
+        _faces(path)
+
+
+def test_an_aligned_image_that_is_not_square_is_named(tmp_path: Path) -> None:
+    path = _write(tmp_path, "p/a.png p/b.png 1")
+    Image.new("RGB", (40, 56)).save(tmp_path / "p/b.png")
+    with pytest.raises(ValueError, match=r"b\.png is 40 x 56 pixels"):
+        _faces(path)
+
+
+def test_an_unknown_template_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown face template 'mtcnn'"):
+        PairListFaces(str(tmp_path), "nowhere", aligned="mtcnn")
