@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench ablation clean
+.PHONY: help install demo test check bench ablation choices clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,8 +37,11 @@ check: install ## lint, types, tests
 bench: install ## measure speed and memory against reference forms, in one run
 	$(BIN)/python bench/bench.py
 
-ablation: install ## train every variant of configs/ablation and compare them on the validation people (about half an hour)
-	$(BIN)/python bench/ablation.py
+ablation: install ## the rows of the paper's ablation on the embedded faces, by five folds: runs/ablation (about an hour; resumes)
+	$(BIN)/deocc ablate --config configs/ablation/paper.yaml
+
+choices: install ## train the overlays of configs/ablation and compare them on the validation people (about half an hour)
+	$(BIN)/python bench/choices.py
 
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

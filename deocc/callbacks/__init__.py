@@ -2,7 +2,8 @@
 
 from deocc.callbacks.loggers import MetricsLogger
 from deocc.callbacks.panels import PanelCallback
+from deocc.callbacks.perceptual import PerceptualCallback
 from deocc.callbacks.predictions import PredictionCallback
 from deocc.callbacks.results import ResultsCallback
 
-__all__ = ["MetricsLogger", "PanelCallback", "PredictionCallback", "ResultsCallback"]
+__all__ = ["MetricsLogger", "PanelCallback", "PerceptualCallback", "PredictionCallback", "ResultsCallback"]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from deocc import runs
 from deocc.callbacks.dashboard import log_figure, log_table, logged_step
 from deocc.callbacks.panels import PanelCallback
+from deocc.callbacks.perceptual import PerceptualCallback
 from deocc.evaluation import (
     EmbeddingSet,
     PairScores,
@@ -57,6 +58,7 @@ class ResultsCallback(pl.Callback):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         results = {**cast(dict[str, Any], pl_module.results), **_provenance(trainer, pl_module)}
+        _add_perceptual(trainer, results)
         folder = Path(trainer.default_root_dir)
         write_results(folder / runs.RESULTS, results)
         scores = _scores(trainer, getattr(pl_module, "embeddings", {}))
@@ -70,6 +72,14 @@ class ResultsCallback(pl.Callback):
         _log(trainer, results, figures)
         print(summary_table(results))
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
+
+
+def _add_perceptual(trainer: pl.Trainer, results: dict[str, Any]) -> None:
+    """What the network of a `PerceptualCallback` saw, beside PSNR and SSIM."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, PerceptualCallback):
+            for source, scores in callback.scores.items():
+                results["restoration"][source] |= scores
 
 
 def _provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

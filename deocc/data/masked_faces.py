@@ -15,7 +15,7 @@ from deocc.data.dataset import CLEAN, REAL, FaceItem, FixedFaces, TrainingFaces
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.manifest import manifest_hash, write_manifest
 from deocc.data.orl import OrlFaces
-from deocc.data.sampler import EpochSampler
+from deocc.data.sampler import EpochSampler, ShareSampler
 from deocc.evaluation.protocol import AllPairs
 from deocc.masking import draw_kinds, list_kinds, render
 
@@ -105,8 +105,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         )
 
     def reference_dataloader(self) -> DataLoader[FaceItem]:
-        """The clean training faces, unaugmented and in order: what identity centres are computed from."""
-        return self._loader(self._faces("train", [CLEAN]))
+        """The clean training faces, unaugmented and in order, all in every process: what identity centres are computed from."""
+        return self._loader(self._faces("train", [CLEAN]), shared=False)
 
     def val_dataloader(self) -> list[DataLoader[FaceItem]]:
         """Clean, then masked faces of the validation people."""
@@ -176,8 +176,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             return indices[np.isin(self.face_set.person[indices], people)]
         return indices
 
-    def _loader(self, faces: FixedFaces) -> DataLoader[FaceItem]:
-        return DataLoader(faces, batch_size=self.eval_batch_size, num_workers=self.num_workers)
+    def _loader(self, faces: FixedFaces, shared: bool = True) -> DataLoader[FaceItem]:
+        share = ShareSampler(len(faces)) if shared else None
+        return DataLoader(faces, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers)
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:

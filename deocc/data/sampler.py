@@ -46,6 +46,28 @@ class EpochSampler(Sampler[ItemKey]):
         return iter([(self.epoch, position) for position in padded[rank::processes]])
 
 
+class ShareSampler(Sampler[int]):
+    """This process's share of an evaluation: every item once over all processes, so that shares may differ by one.
+
+    A process that would have none repeats the first item, since metrics cannot gather from a process that saw nothing.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        """The share's number of items."""
+        return len(self._share())
+
+    def __iter__(self) -> Iterator[int]:
+        """The share's items, ascending."""
+        return iter(self._share())
+
+    def _share(self) -> range:
+        rank, processes = _processes()
+        return range(rank, self.length, processes) or range(min(1, self.length))
+
+
 def _processes() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -19,6 +19,7 @@ MISSING = "n/a"
 """Stands where there is no number: the column does not apply, or there are too few pairs or images to measure it."""
 
 _COLUMNS = {"eer": "EER %", "auc": "AUC %", "rank1": "rank-1 %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
+_PERCEPTUAL = {"perceptual": "LPIPS form", "perceptual_covered": "LPIPS form covered", "frechet": "FID form", "kernel": "KID form"}
 _RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered dB", "ssim_covered": "SSIM covered"}
 
 
@@ -83,13 +84,15 @@ def kind_cells(results: Mapping[str, Any]) -> Cells:
 
 def restoration_cells(results: Mapping[str, Any]) -> Cells:
     """Restoration by source of the mask: all kinds together, then each."""
+    seen = {column for sources in results["restoration"].values() for column in sources}
+    columns = _RESTORATION | {column: title for column, title in _PERCEPTUAL.items() if column in seen}
     groups = {"all kinds": results["restoration"]} | {kind: part["restoration"] for kind, part in results["per_kind"].items()}
     body = [
-        [f"{kind}, {source.replace('_', ' ')}", *[number(scores.get(column), 3 if "ssim" in column else 2) for column in _RESTORATION]]
+        [f"{kind}, {source.replace('_', ' ')}", *[_restored(column, scores.get(column)) for column in columns]]
         for kind, sources in groups.items()
         for source, scores in sources.items()
     ]
-    return ["", *_RESTORATION.values()], body
+    return ["", *columns.values()], body
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
@@ -159,6 +162,13 @@ def points(value: float | None) -> str:
 def number(value: float | None, decimals: int) -> str:
     """A number, or `MISSING`."""
     return MISSING if _unknown(value) else f"{value:.{decimals}f}"
+
+
+def _restored(column: str, value: float | None) -> str:
+    """A figure of the restoration; those of a network's features may be small or large."""
+    if column in _PERCEPTUAL:
+        return MISSING if _unknown(value) else f"{value:.4g}"
+    return number(value, 3 if "ssim" in column else 2)
 
 
 def _unknown(value: float | None) -> bool:

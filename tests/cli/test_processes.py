@@ -1,5 +1,6 @@
 """Two processes on one machine, started as a person would, do what one does with the batch of both."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,18 @@ def test_two_processes_take_the_step_that_one_takes(stage: str, tolerance: float
         assert (ours - theirs).norm() < tolerance * ours.norm()
     if stage == "distill":
         assert all(torch.allclose(value, two["state_dict"][key], rtol=0, atol=1e-5) for key, value in one["state_dict"].items())
+
+
+def test_two_processes_share_a_test_and_find_what_one_finds(stage2: Path, tmp_path: Path) -> None:
+    few = ["--data.kinds", "[surgical]", "--data.test_seeds", "[1]", "--data.face_set.init_args.fold", "0"]
+    words = ["test", "--checkpoint", str(stage2), *SMALL, *few, "--trainer.accelerator", "cpu"]
+    run_deocc(*words, "--run", str(tmp_path / "1"))
+    apart = [*words, "--run", str(tmp_path / "2"), "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    command = [str(Path(sys.executable).with_name("deocc")), *apart]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in "12")
+    for row, scores in one["rows"].items():
+        assert two["rows"][row]["pairs"] == scores["pairs"]
+        assert two["rows"][row]["eer"] == pytest.approx(scores["eer"], abs=2e-3)  # batches of other sizes round otherwise
+    assert two["restoration"]["given_mask"] == pytest.approx(one["restoration"]["given_mask"], rel=1e-4)

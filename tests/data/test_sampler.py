@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch.distributed
 
-from deocc.data.sampler import EpochSampler, ItemKey, item_seed
+from deocc.data.sampler import EpochSampler, ItemKey, ShareSampler, item_seed
 
 
 def _order(monkeypatch: pytest.MonkeyPatch, length: int, rank: int, processes: int) -> list[ItemKey]:
@@ -68,3 +68,18 @@ def test_item_seeds_of_neighbours_neither_collide_nor_share_bits() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     shares = [sum(seed >> bit & 1 for seed in seeds) / len(seeds) for bit in range(63)]
     assert all(abs(share - 0.5) < 0.04 for share in shares)  # five standard deviations of 4096 fair coins
+
+
+@pytest.mark.parametrize(("length", "processes"), [(7, 2), (10, 4), (6, 1), (2, 5)])
+def test_an_evaluation_is_shared_out_without_repeating_anything_but_to_who_would_have_nothing(
+    monkeypatch: pytest.MonkeyPatch, length: int, processes: int
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
+    shares = []
+    for rank in range(processes):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(list(ShareSampler(length)))
+        assert len(ShareSampler(length)) == len(shares[-1])
+    seen = sorted(position for share in shares for position in share)
+    assert seen == sorted([*range(length), *[0] * max(0, processes - length)])

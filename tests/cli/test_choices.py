@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench import ablation
+from bench import choices
 from tests.conftest import ROOT
 
 
@@ -27,8 +27,8 @@ class Trainings:
         if run.name == self.fails_at:
             raise subprocess.CalledProcessError(1, command)
         figure = 0.1 + 0.02 * int(self._value(command, "--data.seed"))
-        values = [str(figure)] * len(ablation.COLUMNS)
-        (run / "metrics.csv").write_text(",".join(f"val/{name}" for name in ablation.COLUMNS) + "\n" + ",".join(values) + "\n")
+        values = [str(figure)] * len(choices.COLUMNS)
+        (run / "metrics.csv").write_text(",".join(f"val/{name}" for name in choices.COLUMNS) + "\n" + ",".join(values) + "\n")
 
     def runs(self) -> list[str]:
         return [self._value(command, "--run") for command in self.commands]
@@ -41,14 +41,14 @@ class Trainings:
 @pytest.fixture
 def trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainings:
     fake = Trainings(tmp_path)
-    monkeypatch.setattr(ablation, "ROOT", tmp_path)
-    monkeypatch.setattr(ablation.subprocess, "run", fake)
+    monkeypatch.setattr(choices, "ROOT", tmp_path)
+    monkeypatch.setattr(choices.subprocess, "run", fake)
     return fake
 
 
 def ablate(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr("sys.argv", ["ablation.py", *words])
-    ablation.main()
+    monkeypatch.setattr("sys.argv", ["choices.py", *words])
+    choices.main()
 
 
 def test_what_broke_off_is_trained_anew_and_what_ended_is_not(trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,29 +57,29 @@ def test_what_broke_off_is_trained_anew_and_what_ended_is_not(trainings: Trainin
         ablate(monkeypatch)
     trainings.fails_at = ""
     ablate(monkeypatch)
-    expected = {f"runs/ablation/0/{name}" for name in [*ablation.STAGE1, *(f"distill_{name}" for name in ablation.STAGE2)]}
+    expected = {f"runs/choices/0/{name}" for name in [*choices.STAGE1, *(f"distill_{name}" for name in choices.STAGE2)]}
     assert set(trainings.runs()) == expected
-    assert [run for run in expected if trainings.runs().count(run) > 1] == ["runs/ablation/0/distill_masked"]
+    assert [run for run in expected if trainings.runs().count(run) > 1] == ["runs/choices/0/distill_masked"]
 
 
 def test_one_seed_is_said_to_be_one(
     trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ablate(monkeypatch)
-    text = (tmp_path / "runs/ablation/table.md").read_text()
+    text = (tmp_path / "runs/choices/table.md").read_text()
     assert "one seed (0)" in text and "| all terms | 10.00 |" in text and "±" not in text
     assert capsys.readouterr().out == text
 
 
 def test_several_seeds_give_mean_and_deviation(trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ablate(monkeypatch, "--seeds", "0", "1")
-    assert "2 seeds (0, 1)" in (tmp_path / "runs/ablation/table.md").read_text()
-    assert "| all terms | 11.00 ± 1.41 |" in (tmp_path / "runs/ablation/table.md").read_text()
+    assert "2 seeds (0, 1)" in (tmp_path / "runs/choices/table.md").read_text()
+    assert "| all terms | 11.00 ± 1.41 |" in (tmp_path / "runs/choices/table.md").read_text()
     for command in trainings.commands:
         seed = trainings._value(command, "--run").split("/")[-2]
         assert trainings._value(command, "--data.seed") == trainings._value(command, "--seed_everything") == seed
 
 
 def test_every_overlay_exists() -> None:
-    variants: list[Any] = [*ablation.STAGE1.values(), *(overlays for _, _, overlays in ablation.STAGE2.values())]
+    variants: list[Any] = [*choices.STAGE1.values(), *(overlays for _, _, overlays in choices.STAGE2.values())]
     assert all((ROOT / f"configs/ablation/{name}.yaml").is_file() for overlays in variants for name in overlays)

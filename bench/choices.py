@@ -1,10 +1,10 @@
-"""What helps, on the validation people: `make ablation` trains each variant of `configs/ablation/` and prints one table.
+"""What helps, on the validation people: `make choices` trains each variant of `configs/ablation/` and prints one table.
 
-Each variant and seed is a `deocc fit` of its own, `runs/ablation/SEED/VARIANT`. One that ended well is marked with a file `done` and not
-trained again; one that did not is deleted and begins anew, so an interrupted ablation goes on where it stopped. The split is the
-development one (16 people train, 8 validate); test people are not touched. The table goes to the terminal and to `runs/ablation/table.md`.
+Each variant and seed is a `deocc fit` of its own, `runs/choices/SEED/VARIANT`. One that ended well is marked with a file `done` and not
+trained again; one that did not is deleted and begins anew, so what was interrupted goes on where it stopped. The split is the
+development one (16 people train, 8 validate); test people are not touched. The table goes to the terminal and to `runs/choices/table.md`.
 
-`python bench/ablation.py --seeds 0 1 2` trains every variant with several seeds and gives mean and standard deviation.
+`python bench/choices.py --seeds 0 1 2` trains every variant with several seeds and gives mean and standard deviation.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOLDER = Path("runs/ablation")  # below the repository
+FOLDER = Path("runs/choices")  # below the repository
 DONE = "done"
 DEVELOPMENT = ("--config", "configs/data/orl_development.yaml")
 

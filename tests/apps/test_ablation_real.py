@@ -1,0 +1,43 @@
+"""A whole ablation, as small as can be, with real trainings and tests in processes of their own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, run_deocc
+
+TINY = {"data": {"size": 64, "batch_size": 4, "kinds": ["surgical"], "test_seeds": [1]}, "trainer": {"max_epochs": 1}}
+SHORT = {**TINY, "trainer": {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0, "log_every_n_steps": 1}}
+SMALL_NETWORKS = {"model": {"init_args": {"width": 8, "discriminator_width": 8, "segmenter_width": 8}}}
+PLAN = {
+    "jobs": 2,
+    "stage1": {"configs": ["configs/inpaint.yaml"], "overlay": SHORT | SMALL_NETWORKS},
+    "stage2": {"configs": ["configs/distill.yaml"], "overlay": SHORT},
+    "variants": {"task": {"model": {"init_args": {"instance_weight": 0.0, "pair_weight": 0.0, "triplet_weight": 0.0}}}},
+    "rows": {
+        "b": {"title": "teacher, masked input", "row": "teacher_masked"},
+        "d": {"title": "student, completed: task only", "row": "student", "variant": "task"},
+    },
+    "compare": [["d", "b"]],
+}
+
+
+def test_a_plan_is_trained_tested_and_compared_and_not_trained_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    words = ["ablate", "--config", "plan.yaml", "--run", "runs/small"]
+    run_deocc(*words)
+    assert "0 of 3 runs are done, 3 to go" in capsys.readouterr().out
+    run_deocc(*words)
+    assert "3 of 3 runs are done, 0 to go" in capsys.readouterr().out
+    run = tmp_path / "runs/small"
+    assert "student, completed: task only" in (run / "table.md").read_text()
+    assert {f"{name}.{kind}" for name in ("bars", "losses") for kind in ("png", "svg")} <= {path.name for path in run.iterdir()}
+    tested = json.loads((run / "task-seed0" / "results.json").read_text())
+    assert f"{100 * tested['rows']['student']['eer']:.2f}" in (run / "table.md").read_text()
+    assert (run / "ablation.html").is_file() and (run / "ablation.json").is_file()
