@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("runs")
 """Where runs are looked for and written unless told otherwise, under the working directory."""
@@ -18,6 +19,18 @@ def free_folder(wanted: Path) -> Path:
 def run_folder_of(checkpoint: Path) -> Path:
     """The run that a checkpoint file belongs to: the folder above `checkpoints/`, or the file's own folder where it lies elsewhere."""
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
+
+
+def face_set_of(run: Path) -> tuple[str | None, dict[str, Any]]:
+    """The class name and the settings of the face set in a run's configuration; None and nothing where it has no configuration."""
+    import yaml  # here, since the light commands do without
+
+    file = run / CONFIG
+    entry = yaml.safe_load(file.read_text())["data"].get("face_set") if file.is_file() else None
+    if entry is None:
+        return ("OrlFaces" if file.is_file() else None), {}
+    settings = {} if isinstance(entry, str) else dict(entry.get("init_args") or {})
+    return str(entry if isinstance(entry, str) else entry["class_path"]).rsplit(".", 1)[-1], settings
 
 
 def find_checkpoint(where: str | Path) -> Path:

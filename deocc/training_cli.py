@@ -22,6 +22,7 @@ from deocc.data import MaskedFaceDataModule
 from deocc.networks.deoccluder import read_checkpoint
 
 _EVALUATIONS = ("validate", "test", "predict")
+_OF_OTHER_DATA = "test-"
 _NEWEST, _FROM_CHECKPOINT = "newest", "from_checkpoint"
 
 
@@ -38,11 +39,11 @@ class DeoccCLI(LightningCLI):
         checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None
         if checkpoint is not None:
             read_checkpoint(checkpoint)  # a damaged one gets its clear line here
-        folder = _writable(Path(config.run), checkpoint) if fitting else Path(config.run)
+        folder = _writable(Path(config.run), checkpoint) if fitting else _evaluation_folder(config, checkpoint)
         config.run = str(folder)
         print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
         _place(config.trainer, folder)
-        home = folder if fitting or checkpoint is None else runs.run_folder_of(checkpoint)
+        home = folder if fitting or checkpoint is None or folder.name.startswith(_OF_OTHER_DATA) else runs.run_folder_of(checkpoint)
         place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
         if checkpoint is None:
             _choose_stage1(config.model)
@@ -149,6 +150,20 @@ def _writable(wanted: Path, checkpoint: Path | None) -> Path:
     if checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve():
         return wanted
     return runs.free_folder(wanted)
+
+
+def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
+    """The run's folder, or one in it that is named after the face set, where that is not the one of the run and no folder was asked for.
+
+    So a test on LFW does not replace that on the run's own people.
+    """
+    wanted = Path(config.run)
+    if checkpoint is None or wanted.resolve() != runs.run_folder_of(checkpoint).resolve():
+        return wanted
+    face_set = config.data.get("face_set")
+    name = "OrlFaces" if face_set is None else str(face_set.class_path).rsplit(".", 1)[-1]
+    own = runs.face_set_of(wanted)[0]
+    return wanted if own in (None, name) else wanted / f"{_OF_OTHER_DATA}{name.removesuffix('Faces').lower()}"
 
 
 def _place(trainer: Any, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Where a run logs to: always `metrics.csv` in its folder, which the report draws its loss curves from, and what the configuration adds."""
 
+import contextlib
 import csv
 import os
 import secrets
@@ -160,5 +161,9 @@ def _wandb_id(home: Path) -> str:
     path = home / "wandb" / WANDB_ID
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"r{secrets.token_hex(4)}")  # the letter keeps a parser from reading 269e7080 as a number
+        draft = path.with_name(f"{WANDB_ID}.{secrets.token_hex(8)}")
+        draft.write_text(f"r{secrets.token_hex(4)}")  # the letter keeps a parser from reading 269e7080 as a number
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)  # of several processes the first one names the run
+        draft.unlink()
     return path.read_text()

@@ -74,6 +74,14 @@ class ResultsCallback(pl.Callback):
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
 
 
+def _training_data(trainer: pl.Trainer) -> dict[str, Any]:
+    """The face set that the configuration of the tested run names, and its settings; nothing where there is no such file."""
+    if not trainer.ckpt_path:
+        return {}
+    face_set, settings = runs.face_set_of(runs.run_folder_of(Path(trainer.ckpt_path)))
+    return {"trained_on": face_set, "trained_on_settings": settings}
+
+
 def _add_perceptual(trainer: pl.Trainer, results: dict[str, Any]) -> None:
     """What the network of a `PerceptualCallback` saw, beside PSNR and SSIM."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -89,6 +97,7 @@ def _provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str,
         "settings": dict(pl_module.hparams),
         "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
         "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+        **_training_data(trainer),
         "versions": {name: version(name) for name in _PACKAGES},
     }
 

@@ -19,6 +19,10 @@ CLEAN, REAL = (-1, 0), (-2, 0)
 """In place of a kind and a mask seed: the face as it is, taken for bare; the face as it is, under the occluder that it shows."""
 
 
+KEPT = 500
+"""Aligned faces that a loader worker keeps in memory: 100 MB at 256 pixels."""
+
+
 class FaceItem(TypedDict):
     """A `deocc.batch.FaceBatch` of one, without the batch dimension."""
 
@@ -33,11 +37,11 @@ class FaceItem(TypedDict):
 
 
 class AlignedFaces:
-    """Canonical crops of a face set, the last thousand kept in memory."""
+    """Canonical crops of a face set, the last so many kept in memory."""
 
-    def __init__(self, face_set: FaceSet, size: int) -> None:
-        self.face_set, self.size = face_set, size
-        self._cached = lru_cache(maxsize=1000)(self._align)
+    def __init__(self, face_set: FaceSet, size: int, kept: int) -> None:
+        self.face_set, self.size, self.kept = face_set, size, kept
+        self._cached = lru_cache(maxsize=kept)(self._align)
 
     def __call__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The face at `index`, (size, size, 3) RGB, and its landmarks there, (5, 2) in pixels.
@@ -49,7 +53,7 @@ class AlignedFaces:
 
     def __getstate__(self) -> dict[str, object]:
         """What a spawned loader worker needs: no cache."""
-        return {"face_set": self.face_set, "size": self.size}
+        return {"face_set": self.face_set, "size": self.size, "kept": self.kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -72,13 +76,10 @@ class TrainingFaces(Dataset[FaceItem]):
     """
 
     def __init__(self, face_set: FaceSet, size: int, augmentation: Augmentation, seed: int, blend_probability: float = 0.0) -> None:
-        self.aligned, self.augmentation, self.seed, self.blend_probability = (
-            AlignedFaces(face_set, size),
-            augmentation,
-            seed,
-            blend_probability,
-        )
+        self.augmentation, self.seed, self.blend_probability = augmentation, seed, blend_probability
         self.indices = face_set.bare("train")
+        # Of a shuffled set that does not fit, hardly a face is asked for again in time.
+        self.aligned = AlignedFaces(face_set, size, KEPT if len(self.indices) <= KEPT else 0)
         self.identities = _identities(face_set, self.indices)
 
     def __len__(self) -> int:
@@ -114,12 +115,13 @@ class FixedFaces(Dataset[FaceItem]):
 
     `REAL` in place of a pair names the occluder that the image itself shows. Identities are numbered within the split.
 
-    The order is image by image within a pair, so that batches hold one kind where they can. Mask seeds are hashed with the image and a word
+    The order is image by image within a pair, so that batches hold one kind where they can; a set of more than `KEPT` images goes in blocks
+    of that many, so that an image is read once and not once a mask. Mask seeds are hashed with the image and a word
     that training never uses, so no evaluation mask is ever a training mask.
     """
 
     def __init__(self, face_set: FaceSet, split: Split, size: int, masks: list[tuple[int, int]], indices: NDArray[np.int64]) -> None:
-        self.aligned, self.masks, self.indices = AlignedFaces(face_set, size), masks, indices
+        self.aligned, self.masks, self.indices = AlignedFaces(face_set, size, KEPT), masks, indices
         people = np.unique(face_set.person[face_set.indices(split)])
         self.identities = np.searchsorted(people, face_set.person[indices]).astype(np.int64)
         self.occluder = face_set.occluder
@@ -129,19 +131,29 @@ class FixedFaces(Dataset[FaceItem]):
         return len(self.indices) * len(self.masks)
 
     def __getitem__(self, number: int) -> FaceItem:
-        """The item at `number`: image `number % images` under mask `number // images`."""
-        position = number % len(self.indices)
+        """The item at `number`."""
+        position, _ = self._place(number)
         index, identity = int(self.indices[position]), self.identities[position]
         kind, seed = self.mask_of(number)
         face, landmarks = self.aligned(index)
         people = _People(identity, np.repeat(identity, 2), (0.0, 0.0))
         return _item(face, landmarks, people, index, kind, seed)
 
+    def index_of(self, number: int) -> int:
+        """The image of the item at `number`, as its position in the face set."""
+        return int(self.indices[self._place(number)[0]])
+
     def mask_of(self, number: int) -> tuple[int, int]:
         """The kind of occluder and the seed of the item at `number`; no image is read."""
-        mask, index = self.masks[number // len(self.indices)], int(self.indices[number % len(self.indices)])
+        mask, index = self.masks[self._place(number)[1]], self.index_of(number)
         kind = mask[0] if mask != REAL or self.occluder is None else int(self.occluder[index])
         return kind, item_seed("evaluation", mask[1], kind, index)
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The position in `indices` and the number of the mask of an item."""
+        block, within = divmod(number, KEPT * len(self.masks))
+        size = min(KEPT, len(self.indices) - block * KEPT)
+        return block * KEPT + within % size, within // size
 
 
 def _identities(face_set: FaceSet, indices: NDArray[np.int64]) -> NDArray[np.int64]:

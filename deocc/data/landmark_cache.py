@@ -8,12 +8,14 @@ import os
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -52,10 +54,13 @@ def detected_landmarks(
         FileNotFoundError: there is no such weights file.
         ValueError: unknown detector, unusable weights, or an image that cannot be read.
     """
-    path = _cache_folder() / "landmarks" / f"{_hash(names, key, detector, weights)}.npz"
+    path = cache_folder() / "landmarks" / f"{_hash(names, key, detector, weights)}.npz"
     state = _read(path, len(names))
     if not state.done.all():
-        _complete(state, image, create_detector(detector, weights), path)
+        with _alone(path):
+            state = _read(path, len(names))  # another process may have found them meanwhile
+            if not state.done.all():
+                _complete(state, image, create_detector(detector, weights), path)
     return _filled(state, names)
 
 
@@ -74,8 +79,25 @@ class _State:
         return self.size[:, 0] > 0
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where what takes long to find is kept: the environment's DEOCC_CACHE or `~/.cache/deocc`."""
     return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time finds what belongs into this file; the others wait. Without, where the folder cannot be written to."""
+    lock = FileLock(path.parents[1] / "locks" / f"{path.stem}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _hash(names: Sequence[str], key: str, detector: str, weights: str | None) -> str:

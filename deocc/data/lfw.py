@@ -4,6 +4,7 @@ Credit: G. B. Huang, M. Ramesh, T. Berg, E. Learned-Miller, "Labeled Faces in th
 Unconstrained Environments", University of Massachusetts, Amherst, Technical Report 07-49, 2007. File formats: the README of the set.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -115,15 +116,17 @@ def _person(name: str) -> str:
 
 
 def _check_people(path: Path, pairs: Sequence[Pair], people_path: Path, folds: int) -> None:
-    """Refuse pairs whose people are not those of their fold."""
+    """Warn of pairs whose people are not those of their fold: lists of two copies, perhaps, so that folds share people."""
     people = _read_people(people_path)
     if len(people) != folds:
-        raise ValueError(f"{people_path} has {len(people)} folds and {path} has {folds}: take both from one copy of LFW")
+        warnings.warn(f"{people_path} has {len(people)} folds and {path} has {folds}: take both from one copy of LFW", stacklevel=3)
+        return
     for pair in pairs:
         stranger = {_person(pair.first), _person(pair.second)} - people[pair.fold or 0]
         if stranger:
             where = f"is not among the people of fold {pair.fold} in {people_path}"
-            raise ValueError(f"{path}:{pair.line}: {min(stranger)} {where}: take both from one copy of LFW")
+            warnings.warn(f"{path}:{pair.line}: {min(stranger)} {where}: take both from one copy of LFW", stacklevel=3)
+            return
 
 
 def _read_people(path: Path) -> list[set[str]]:

@@ -21,7 +21,7 @@ def manifest_rows(probes: FixedFaces) -> Iterator[Row]:
     names, kinds = probes.aligned.face_set.names, list_kinds()
     for number in range(len(probes)):
         kind, seed = probes.mask_of(number)
-        yield names[int(probes.indices[number % len(probes.indices)])], kinds[kind], seed
+        yield names[probes.index_of(number)], kinds[kind], seed
 
 
 def manifest_hash(probes: FixedFaces) -> str:

@@ -130,12 +130,12 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return mask_batch(batch)
 
     def provenance(self) -> dict[str, object]:
-        """What an evaluation must carry to be compared with another: the hashes of test data and masks."""
+        """What an evaluation must carry to be compared with another: hashes of test data, masks and the set's own training people."""
         return {
             "data": type(self.face_set).__name__,
             "credit": self.face_set.credit,
             "data_hash": self.face_set.fingerprint("test"),
-            "training_data_hash": self.face_set.fingerprint("train"),
+            "training_data_hash": self.face_set.fingerprint("train") if len(self.face_set.bare("train")) else None,
             "data_seed": self.seed,
             "size": self.size,
             "kinds": list(self.kinds),

@@ -12,7 +12,6 @@ none either [2].
 """
 
 import hashlib
-import os
 import uuid
 import warnings
 import zipfile
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from deocc.data.landmark_cache import cache_folder
 from deocc.data.missing import missing_set
 
 _MAGIC: Final = 0xCED7230A
@@ -188,8 +188,7 @@ def _keep(index: RecordIndex, cached: Path) -> None:
 
 def _cache_file(file: RecordFile, idx: Path) -> Path:
     digest = hashlib.sha256(f"{file.path.name} {file.path.stat().st_size}\n".encode() + idx.read_bytes()).hexdigest()
-    folder = Path(os.environ.get("DEOCC_CACHE") or Path.home() / ".cache" / "deocc")
-    return folder.expanduser() / "records" / f"{digest[:32]}.npz"
+    return cache_folder() / "records" / f"{digest[:32]}.npz"
 
 
 def _read_idx(file: RecordFile, idx: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -42,7 +42,9 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Bounds:
     return Bounds(max(0.0, middle - half), min(1.0, middle + half))
 
 
-def tar_intervals(similarity: Tensor, same: Tensor, fars: Mapping[str, float] = FALSE_ACCEPT_RATES) -> dict[str, dict[str, float | str]]:
+def tar_intervals(
+    similarity: Tensor, same: Tensor, fars: Mapping[str, float] = FALSE_ACCEPT_RATES, repeats: float = 1
+) -> dict[str, dict[str, float | str]]:
     """`true_accept_rate` at each of `fars` with its 95 % interval by `wilson` over the pairs of one person.
 
     The interval takes the threshold as given and the pairs as independent. They are not, since each person enters many: it is too narrow,
@@ -52,6 +54,8 @@ def tar_intervals(similarity: Tensor, same: Tensor, fars: Mapping[str, float] = 
         similarity: (N,).
         same: (N,) bool, whether a pair shows one person.
         fars: false accept rates in (0, 1], by the names that the answer has.
+        repeats: how many of the pairs show the same two images under other masks. They tell little more than one of them would, so each such
+            group counts as one pair, both for what the pairs can support and for the interval.
 
     Returns:
         By name `tar`, `low` and `high`; or, where the pairs cannot support it, `tar` as NaN and the `reason`.
@@ -59,14 +63,14 @@ def tar_intervals(similarity: Tensor, same: Tensor, fars: Mapping[str, float] = 
     Raises:
         ValueError: a rate is not in (0, 1], or as in `roc_curve`.
     """
-    curve, positives = roc_curve(similarity, same), int(same.sum())
-    negatives = len(same) - positives
+    curve, positives = roc_curve(similarity, same), round(int(same.sum()) / repeats)
+    negatives = round(int((~same).sum()) / repeats)
     answers: dict[str, dict[str, float | str]] = {}
     for name, far in fars.items():
         if reason := _lacking(positives, negatives, negatives_needed(far)):
             answers[name] = {"tar": math.nan, "reason": reason}
         else:
-            tar, _ = operating_point(curve, negatives, far)
+            tar, _ = operating_point(curve, int((~same).sum()), far)
             answers[name] = {"tar": tar, **wilson(round(tar * positives), positives)._asdict()}
     return answers
 

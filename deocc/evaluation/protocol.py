@@ -18,7 +18,7 @@ from deocc.evaluation.identification import cmc, rank1
 from deocc.evaluation.verification import PairScores, pair_scores, within_scores
 
 MAX_PAIRS = 5_000_000
-"""Pairs that `AllPairs` scores in a comparison. OURS: some 200 MB; the embedded faces need 1.4 million at most."""
+"""Pairs that `AllPairs` scores in a comparison. OURS: some 200 MB; the embedded faces need 1.5 million at most."""
 
 _PLACES = 20
 """Ranks of a CMC curve."""
@@ -30,17 +30,33 @@ class AllPairs:
     images: NDArray[np.int64] | None = None
     """The positions of the images to embed, ascending; None for all of the split."""
 
-    def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
-        """Clean gallery faces against masked probes of other images.
+    def narrow(self, embeddings: Mapping[str, EmbeddingSet]) -> dict[str, EmbeddingSet]:
+        """The people of the lowest numbers, as many as keep every comparison below `MAX_PAIRS`; the same for all rows, so that they compare.
 
-        Where that would be more than `MAX_PAIRS`, the people of the lowest numbers are scored, as many as fit.
+        Args:
+            embeddings: galleries and probes of a test, by any name.
         """
-        number = len(gallery) * len(probe)
-        return pair_scores(_some_people(gallery, number), _some_people(probe, number))
+        people = torch.unique(torch.cat([members.identity for members in embeddings.values()]))
+        sizes = [len(members) for members in embeddings.values() if not bool((members.kind >= 0).any())]
+        crossed = max(sizes, default=0) * max(len(members) for members in embeddings.values())
+        pairs = max([crossed, *(_square(members) for members in embeddings.values())])
+        if pairs <= MAX_PAIRS:
+            return dict(embeddings)
+        kept = people[: max(2, int(len(people) * math.sqrt(MAX_PAIRS / pairs)))]
+        return {name: members.take(torch.isin(members.identity, kept)) for name, members in embeddings.items()}
+
+    def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
+        """Clean gallery faces against masked probes of other images."""
+        return pair_scores(gallery, probe)
 
     def within(self, members: EmbeddingSet) -> PairScores:
-        """Every two members of different images and equal draw (`EmbeddingSet.draw`); people are left out as in `cross`."""
-        return within_scores(_some_people(members, _square(members)))
+        """Every two members of different images and equal draw (`EmbeddingSet.draw`)."""
+        return within_scores(members)
+
+    def repeats(self, members: EmbeddingSet) -> tuple[float, float]:
+        """How many times `cross`, and `within`, compare the same two images under other masks, where `members` are the probes."""
+        masks, draws = _masks(members)
+        return masks, masks**2 / draws
 
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
         """`rank1` and `cmc`, the share of probes whose person is among the 1, 2, ... most similar gallery faces."""
@@ -78,6 +94,15 @@ class ListedPairs(AllPairs):
     def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
         """The listed pairs under every mask of the second face; pairs with a face that was not embedded are left out."""
         return self._joined((gallery, part) for part in _same_mask(probe))
+
+    def narrow(self, embeddings: Mapping[str, EmbeddingSet]) -> dict[str, EmbeddingSet]:
+        """Everybody: a list is as long as it is."""
+        return dict(embeddings)
+
+    def repeats(self, members: EmbeddingSet) -> tuple[float, float]:
+        """As in `AllPairs`; both faces of `within` carry one kind and draw."""
+        masks, _ = _masks(members)
+        return masks, masks
 
     def within(self, members: EmbeddingSet) -> PairScores:
         """The listed pairs, both faces from `members`, under masks of equal kind and draw."""
@@ -146,14 +171,13 @@ def _places(members: EmbeddingSet, size: int) -> Tensor:
     return places
 
 
+def _masks(members: EmbeddingSet) -> tuple[float, float]:
+    """The mean number of masks an image carries, and of draws a kind."""
+    images = max(1, len(torch.unique(members.index)))
+    kinds = max(1, len(torch.unique(torch.stack([members.index, members.kind], 1), dim=0)))
+    return max(1.0, len(members) / images), max(1.0, len(members) / kinds)
+
+
 def _square(members: EmbeddingSet) -> int:
     """The number of pairs that `within_scores` would compare, its diagonal and both orders not yet taken out."""
     return int(torch.bincount(members.draw()).square().sum()) // 2
-
-
-def _some_people(members: EmbeddingSet, pairs: int) -> EmbeddingSet:
-    """All members if `pairs` is not too many, else those of the lowest-numbered people: pairs grow with the square of the people."""
-    if pairs <= MAX_PAIRS:
-        return members
-    people = torch.unique(members.identity)
-    return members.take(torch.isin(members.identity, people[: max(2, int(len(people) * math.sqrt(MAX_PAIRS / pairs)))]))

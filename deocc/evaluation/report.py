@@ -57,10 +57,19 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
         figures={caption: base64.b64encode(png_bytes(figure)).decode() for caption, figure in figures.items()},
         provenance={key: value for key, value in results.items() if key not in KEYS},
         compared=COMPARED.get(str(results.get("protocol")), ""),
+        trained_elsewhere=_trained_elsewhere(results),
         limit=DATA_LIMITS.get(str(results.get("data")), _OTHER_DATA),
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def _trained_elsewhere(results: Mapping[str, Any]) -> str:
+    """What to say of a test on another set than was trained on."""
+    trained, tested = results.get("trained_on"), results.get("data")
+    if not trained or trained == tested:
+        return ""
+    return f"Trained on {trained}, tested on {tested}: whether people of one are in the other is not known here unless they were excluded."
 
 
 def _tables(results: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:

@@ -34,11 +34,13 @@ DIFFERENCES = {
     "teacher_completed_minus_teacher_masked": ("teacher_completed", "teacher_masked"),
     "student_minus_teacher_masked": ("student", "teacher_masked"),
     "student_minus_teacher_completed": ("student", "teacher_completed"),
+    "teacher_completed_predicted_mask_minus_teacher_masked": ("teacher_completed_predicted_mask", "teacher_masked"),
     "student_predicted_mask_minus_teacher_masked": ("student_predicted_mask", "teacher_masked"),
+    "student_predicted_mask_minus_teacher_completed_predicted_mask": ("student_predicted_mask", "teacher_completed_predicted_mask"),
 }
 """Which rows are subtracted from which."""
 
-KEYS = ("people", "images", "protocol", "rows", *DIFFERENCES, "restoration", "per_kind", "per_coverage")
+KEYS = ("people", "people_left_out", "images", "protocol", "rows", *DIFFERENCES, "restoration", "per_kind", "per_coverage")
 """What `build_results` writes beside the provenance."""
 
 _CLEAN = ("teacher_clean", "student_clean")
@@ -51,7 +53,7 @@ Restoration = Mapping[str, Mapping[str, Any]]
 def clean_row(gallery: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
     """The ceiling: clean against clean, as the protocol's `within` says; identification as in `score_row`."""
     protocol = protocol or AllPairs()
-    return {**_scores(protocol.within(gallery)), **protocol.identify(gallery, gallery)}
+    return {**_scores(protocol.within(gallery), protocol.repeats(gallery)[1]), **protocol.identify(gallery, gallery)}
 
 
 def score_row(gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
@@ -62,9 +64,10 @@ def score_row(gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | N
     many of each sort stand behind the first.
     """
     protocol = protocol or AllPairs()
-    masked = _scores(protocol.within(probe))
+    crossed, repeated = protocol.repeats(probe)
+    masked = _scores(protocol.within(probe), repeated)
     return {
-        **_scores(protocol.cross(gallery, probe)),
+        **_scores(protocol.cross(gallery, probe), crossed),
         **protocol.identify(gallery, probe),
         "masked_masked": {name: masked[name] for name in _MASKED if name in masked},
     }
@@ -95,7 +98,7 @@ def build_results(
         seed: of the bootstrap.
 
     Returns:
-        `people` and `images` of the gallery; the name of the `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as
+        `people` and `images` of the gallery that were scored, `people_left_out`, whose pairs would have been too many; the name of the `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as
         {"eer": interval}; `restoration` by source; `per_kind` by name, each with its `rows` and `restoration`; `per_coverage`, the rows by
         how much of the crop is covered, in tenths of the probes; the provenance.
 
@@ -105,6 +108,11 @@ def build_results(
     """
     protocol = protocol or AllPairs()
     _check(probes, gallery_student, provenance)
+    everybody = len(torch.unique(gallery_teacher.identity))
+    students = {} if gallery_student is None else {"student": gallery_student}
+    narrowed = protocol.narrow({"teacher": gallery_teacher, **students, **{f"probe {name}": probe for name, probe in probes.items()}})
+    gallery_teacher, gallery_student = narrowed["teacher"], narrowed.get("student")
+    probes = {name: narrowed[f"probe {name}"] for name in probes}
     galleries = {name: gallery_student if name.startswith("student") else gallery_teacher for name in probes}
     ordered = {name: (gallery, probes[name]) for name in ROWS if (gallery := galleries.get(name)) is not None}
     clean = {"teacher_clean": gallery_teacher} | ({"student_clean": gallery_student} if gallery_student is not None else {})
@@ -113,6 +121,7 @@ def build_results(
     return {
         **provenance,
         "people": len(torch.unique(gallery_teacher.identity)),
+        "people_left_out": everybody - len(torch.unique(gallery_teacher.identity)),
         "images": len(gallery_teacher),
         "protocol": type(protocol).__name__,
         "rows": {name: scored[name] for name in ROWS if name in scored},
@@ -144,13 +153,16 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _scores(pairs: PairScores) -> dict[str, Any]:
+def _scores(pairs: PairScores, repeats: float) -> dict[str, Any]:
+    """Figures of pairs of which so many show the same two images; a rate that the images cannot support is NaN."""
     genuine = int(pairs.same.sum())
     accuracy = {} if pairs.fold is None else {"accuracy": fold_accuracy(pairs)._asdict()}
+    intervals = tar_intervals(pairs.similarity, pairs.same, repeats=repeats)
     return {
         **verification_scores(pairs.similarity, pairs.same),
+        **{f"tar@{name}": interval["tar"] for name, interval in intervals.items()},
         **accuracy,
-        "tar_intervals": tar_intervals(pairs.similarity, pairs.same),
+        "tar_intervals": intervals,
         "pairs": {"same": genuine, "different": len(pairs.same) - genuine},
         "people": len(torch.unique(torch.cat([pairs.first_person, pairs.second_person]))),
     }

@@ -1,6 +1,6 @@
 """The pair scores behind a results file, kept so that runs can be compared pair by pair: McNemar and paired bootstrap need them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,8 +31,8 @@ def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:
     np.savez_compressed(path, **cast(Any, {name: tensor.numpy() for name, tensor in arrays.items()}))
 
 
-def read_scores(path: str | Path) -> dict[str, PairScores]:
-    """What `write_scores` wrote, by row.
+def read_scores(path: str | Path, rows: Collection[str] | None = None) -> dict[str, PairScores]:
+    """What `write_scores` wrote, by row; of `rows` only those that are there, where they are given.
 
     Raises:
         FileNotFoundError: no file there.
@@ -42,9 +42,10 @@ def read_scores(path: str | Path) -> dict[str, PairScores]:
         raise FileNotFoundError(f"no pair scores at {path}: `deocc test` writes them into its run folder")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+            wanted = [name for name in file.files if rows is None or name in _SHARED or name.removeprefix("row/") in rows]
+            arrays = {name: torch.from_numpy(file[name]) for name in wanted}
         same, first, second, fold = (arrays[name] for name in _SHARED)
     except (ValueError, KeyError, OSError, EOFError) as error:
         raise ValueError(f"cannot read {path} as pair scores ({error}): run `deocc test` again") from error
-    rows = {name.removeprefix("row/"): values for name, values in arrays.items() if name.startswith("row/")}
-    return {row: PairScores(similarity, same, first, second, fold) for row, similarity in rows.items()}
+    found = {name.removeprefix("row/"): values for name, values in arrays.items() if name.startswith("row/")}
+    return {row: PairScores(similarity, same, first, second, fold) for row, similarity in found.items()}

@@ -25,8 +25,7 @@ _RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered
 
 def row_cells(results: Mapping[str, Any]) -> Cells:
     """Every row by its title: the figures against the clean gallery, rank-1 by each named gallery, the masked-masked EER."""
-    galleries = sorted({column for row in results["rows"].values() for column in row if column.startswith("rank1_")})
-    columns = _COLUMNS | {column: f"rank-1 % {column.removeprefix('rank1_')}" for column in galleries}
+    columns = _COLUMNS | {column: f"rank-1 % {column.removeprefix('rank1_')}" for column in _galleries(results)}
     body = [
         [ROWS[name], *[percent(row.get(column)) for column in columns], percent(row.get("masked_masked", {}).get("eer"))]
         for name, row in results["rows"].items()
@@ -76,10 +75,15 @@ def difference_cells(results: Mapping[str, Any]) -> Cells:
 
 
 def kind_cells(results: Mapping[str, Any]) -> Cells:
-    """EER by kind of occluder, a column a row of the comparison."""
+    """EER by kind of occluder, a column a row of the comparison; then rank-1 by each named gallery."""
     names = [name for name in results["rows"] if not name.endswith("_clean")]
-    body = [[kind, *[percent(part["rows"].get(name, {}).get("eer")) for name in names]] for kind, part in results["per_kind"].items()]
-    return ["EER %", *[ROWS[name] for name in names]], body
+    figures = {"eer": "EER %", **{name: f"rank-1 % {name.removeprefix('rank1_')}" for name in _galleries(results)}}
+    body = [
+        [f"{kind}, {title}", *[percent(part["rows"].get(name, {}).get(figure)) for name in names]]
+        for figure, title in figures.items()
+        for kind, part in results["per_kind"].items()
+    ]
+    return ["", *[ROWS[name] for name in names]], body
 
 
 def restoration_cells(results: Mapping[str, Any]) -> Cells:
@@ -115,6 +119,11 @@ def _summary(results: Mapping[str, Any]) -> list[Cells]:
 def is_listed(results: Mapping[str, Any]) -> bool:
     """Whether the test compared listed pairs, in folds."""
     return any("accuracy" in row for row in results["rows"].values())
+
+
+def _galleries(results: Mapping[str, Any]) -> list[str]:
+    """The figures `rank1_NAME` of the galleries that the protocol names."""
+    return sorted({column for row in results["rows"].values() for column in row if column.startswith("rank1_")})
 
 
 def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

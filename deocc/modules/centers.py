@@ -26,10 +26,14 @@ def identity_centers(teacher: Embedder, batches: Iterable[FaceBatch], device: to
     raw, identity = [], []
     with torch.autocast(device.type, enabled=False):
         for batch in batches:
-            raw.append(teacher(batch["face"].to(device)).float())
-            identity.append(batch["identity"].to(device))
-    embeddings, people = torch.cat(raw), torch.cat(identity)
-    sums = torch.zeros(int(people.max()) + 1, embeddings.shape[1], device=device).index_add_(0, people, embeddings)
+            raw.append(teacher(batch["face"].to(device)).float().cpu())  # millions of them would not fit beside the networks
+            identity.append(batch["identity"].cpu())
+    people = torch.cat(identity)
+    sums = torch.zeros(int(people.max()) + 1, raw[0].shape[1])
+    for embeddings, owners in zip(raw, identity, strict=True):
+        sums.index_add_(0, owners, embeddings)
     center = (sums / torch.bincount(people)[:, None]).mean(0)
-    directions = torch.zeros_like(sums).index_add_(0, people, centred(embeddings, center))
-    return center, F.normalize(directions, dim=1)
+    directions = torch.zeros_like(sums)
+    for embeddings, owners in zip(raw, identity, strict=True):
+        directions.index_add_(0, owners, centred(embeddings, center))
+    return center.to(device), F.normalize(directions, dim=1).to(device)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import build_results, flat_scores, score_row
+from deocc.evaluation import AllPairs, build_results, flat_scores, score_row
 from deocc.masking import list_kinds
 from deocc.modules.comparison import Comparison, centred
 from deocc.modules.precision import outside_autocast
@@ -58,6 +58,7 @@ class RecognitionModule(pl.LightningModule):
         """Log verification and identification of teacher and student on the validation people."""
         embeddings, restoration = self.comparison.collect()
         if not self.trainer.sanity_checking:
+            embeddings = AllPairs().narrow(embeddings)
             for row in embeddings.keys() - {"gallery_teacher", "gallery_student"}:
                 scores = score_row(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row])
                 self.log_dict(flat_scores(scores, f"val/{row}"))
@@ -67,9 +68,9 @@ class RecognitionModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Put the results together; `deocc.callbacks` writes them down."""
         embeddings, restoration = self.comparison.collect()
-        self.embeddings = dict(embeddings)
-        teacher, student = (embeddings.pop(f"gallery_{name}") for name in ("teacher", "student"))
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.embeddings = data.protocol.narrow(embeddings)
+        teacher, student = (embeddings.pop(f"gallery_{name}") for name in ("teacher", "student"))
         self.results = build_results(teacher, student, embeddings, restoration, list_kinds(), data.provenance(), data.protocol)
 
     @outside_autocast

@@ -52,9 +52,13 @@ def test_lfw_gives_the_table_of_four_settings(lfw: Path, stage2: Path, tmp_path:
 
 def test_ar_gives_ranks_by_both_galleries_with_predicted_masks_alone(stage2: Path, tmp_path: Path) -> None:
     root = write_ar(tmp_path / "ar", size=(240, 180))
-    words = ["test", "--checkpoint", str(stage2), "--config", str(PAPER / "ar.yaml"), "--run", str(tmp_path / "out"), *SMALL]
+    words = ["test", "--checkpoint", str(stage2), "--config", str(PAPER / "ar.yaml"), *SMALL]
     run_deocc(*words, "--data.face_set.init_args.root", str(root))
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((stage2 / "test-ar" / "results.json").read_text())  # not over a test on the run's own people
+    assert (results["trained_on"], results["data"], results["training_data_hash"]) == ("OrlFaces", "ArFaces", None)
+    report = (stage2 / "test-ar" / "report.html").read_text()
+    assert "Trained on OrlFaces, tested on ArFaces" in report and "occluders are rendered" not in report
+    assert "scarf, rank-1 % protocol1" in report
     assert set(results["per_kind"]) == {"sunglasses", "scarf"} and results["restoration"] == {}
     assert {"student_predicted_mask", "teacher_completed_predicted_mask"} < set(results["rows"]) and "student" not in results["rows"]
     row = results["rows"]["student_predicted_mask"]

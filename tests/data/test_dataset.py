@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from deocc.data import FaceSet
+from deocc.data import dataset as dataset_file
 from deocc.data.augmentation import Augmentation
 from deocc.data.dataset import AlignedFaces, FaceItem, FixedFaces, TrainingFaces
 from deocc.geometry import TEMPLATES, align
@@ -75,11 +76,20 @@ def test_an_unusable_image_is_named(tiny_faces: FaceSet, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(tiny_faces, "image", grey)
     with pytest.raises(ValueError, match=r"p2/2: expected an RGB image"):
-        AlignedFaces(tiny_faces, _SIZE)(2)
+        AlignedFaces(tiny_faces, _SIZE, 10)(2)
 
 
 def test_aligned_faces_travel_to_a_spawned_worker(tiny_faces: FaceSet) -> None:
-    here = AlignedFaces(tiny_faces, _SIZE)
+    here = AlignedFaces(tiny_faces, _SIZE, 10)
     here(0)
     there = pickle.loads(pickle.dumps(here))
     np.testing.assert_array_equal(there(0)[0], here(0)[0])
+
+
+def test_of_a_large_set_every_image_is_asked_for_by_all_its_masks_in_turn(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_file, "KEPT", 4)
+    masks = [(0, 1), (1, 1), (2, 1)]
+    faces = FixedFaces(tiny_faces, "train", _SIZE, masks, tiny_faces.indices("train")[:10])
+    order = [(faces.index_of(number), faces.mask_of(number)[0]) for number in range(len(faces))]
+    blocks = [tiny_faces.indices("train")[start : start + 4][: 10 - start].tolist() for start in (0, 4, 8)]
+    assert order == [(index, kind) for block in blocks for kind in (0, 1, 2) for index in block]

@@ -184,7 +184,6 @@ def test_two_copies_below_one_root_are_refused(tmp_path: Path) -> None:
         (3, "Some_Person_00\t1\t2", r"pairs\.txt:4: expected NAME A OTHER B, got"),
         (5, "Some_Person_20\tone\t2", r"pairs\.txt:6: expected NAME A B"),
         (1, "../../etc\t1\t2", r"pairs\.txt:2: '\.\./\.\./etc/.*' leads out of the set's folder"),
-        (5, "Some_Person_00\t1\t2", r"pairs\.txt:6: Some_Person_00 is not among the people of fold 1 in .*people\.txt"),
     ],
 )
 def test_a_wrong_line_is_named_by_file_and_number(tmp_path: Path, line: int, text: str, message: str) -> None:
@@ -198,9 +197,25 @@ def test_a_wrong_line_is_named_by_file_and_number(tmp_path: Path, line: int, tex
 
 
 @pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("pairs", r"pairs\.txt:6: Some_Person_00 is not among the people of fold 1 in .*people\.txt"),
+        ("people", r"people\.txt has 1 folds and .*pairs\.txt has 2"),
+    ],
+)
+def test_people_who_do_not_fit_the_folds_are_told(tmp_path: Path, changed: str, message: str) -> None:
+    root = write_lfw(tmp_path, folds=2, pairs=2, size=40)
+    lines = (root / "pairs.txt").read_text().splitlines()
+    lines[5] = "Some_Person_00\t1\t2"
+    text = {"pairs": "\n".join(lines), "people": "2\n1\nSome_Person_00\t2\n"}[changed]
+    (root / f"{changed}.txt").write_text(text)
+    with pytest.warns(UserWarning, match=message):
+        LfwFaces(str(root))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("2\n1\nSome_Person_00\t2\n", r"people\.txt has 1 folds and .*pairs\.txt has 2"),
         ("Some_Person_00\t2\n", r"people\.txt:1: expected NAME IMAGES below"),
         ("2\n1\nSome_Person_00 2 3\n", r"people\.txt:3: expected NAME IMAGES below"),
     ],

@@ -8,6 +8,7 @@ import torch
 from deocc.evaluation import (
     EmbeddingSet,
     build_results,
+    clean_row,
     equal_error_rate,
     markdown_table,
     pair_scores,
@@ -84,14 +85,23 @@ def test_a_kind_that_only_some_rows_saw_has_no_numbers_in_the_others(make_sets) 
 
 def test_too_many_pairs_are_limited_to_the_first_people_with_all_of_their_pairs(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, probe = make_sets(3.0)
-    whole = score_row(gallery, probe)
     monkeypatch.setattr(protocol, "MAX_PAIRS", len(gallery) * len(probe) // 4)
-    part = score_row(gallery, probe)
+    built = build_results(gallery, None, {"teacher_masked": probe}, {}, KINDS, {}, replicates=5)
     few: list[EmbeddingSet] = [members.take(members.identity < 3) for members in (gallery, probe)]
-    assert (whole["people"], part["people"]) == (6, 3)
-    assert part["eer"] == equal_error_rate(*pair_scores(*few)[:2])
-    assert part["pairs"]["same"] * 2 == whole["pairs"]["same"]
-    assert part["rank1"] == whole["rank1"]
+    assert (built["people"], built["people_left_out"]) == (3, 3)
+    for scores, expected in ((built["rows"]["teacher_masked"], score_row(*few)), (built["rows"]["teacher_clean"], clean_row(few[0]))):
+        assert all(scores[name] == expected[name] for name in ("eer", "auc", "rank1", "pairs", "people"))
+    assert built["per_kind"]["hand"]["rows"]["teacher_masked"]["eer"] == score_row(few[0], few[1].select(1))["eer"]
+
+
+def test_several_masks_of_one_pair_of_images_support_no_more_than_one(make_sets) -> None:
+    gallery, probe = make_sets(3.0)
+    intervals = score_row(gallery, probe)["tar_intervals"]
+    different = 30 * 25  # pairs of images of two people, in either order
+    assert intervals["1e-3"]["reason"] == f"not enough negatives: {different}, 1000 needed"
+    alone = score_row(gallery, probe.select(0).take(torch.arange(30)))["tar_intervals"]
+    spans = [part["1e-1"]["high"] - part["1e-1"]["low"] for part in (intervals, alone)]
+    assert 0.7 < spans[0] / spans[1] < 1.4
 
 
 @pytest.mark.parametrize(
