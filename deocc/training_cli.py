@@ -120,7 +120,7 @@ def _resolve_checkpoint(arguments: list[str]) -> list[str]:
     folder = runs.run_folder_of(checkpoint)
     if not (folder / runs.CONFIG).is_file():
         raise FileNotFoundError(f"{checkpoint} has no {runs.CONFIG} in its run folder {folder}: give a run that `deocc fit` wrote")
-    return [command, "--config", str(folder / runs.CONFIG), "--run", str(folder), "--ckpt_path", str(checkpoint), *words]
+    return [command, "--config", str(folder / runs.CONFIG), "--run", _FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *words]
 
 
 def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
@@ -157,9 +157,9 @@ def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
 
     So a test on LFW does not replace that on the run's own people.
     """
-    wanted = Path(config.run)
-    if checkpoint is None or wanted.resolve() != runs.run_folder_of(checkpoint).resolve():
-        return wanted
+    if checkpoint is None or config.run != _FROM_CHECKPOINT:
+        return Path(config.run)
+    wanted = runs.run_folder_of(checkpoint)
     face_set = config.data.get("face_set")
     name = "OrlFaces" if face_set is None else str(face_set.class_path).rsplit(".", 1)[-1]
     own = runs.face_set_of(wanted)[0]

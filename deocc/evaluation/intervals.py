@@ -54,8 +54,8 @@ def tar_intervals(
         similarity: (N,).
         same: (N,) bool, whether a pair shows one person.
         fars: false accept rates in (0, 1], by the names that the answer has.
-        repeats: how many of the pairs show the same two images under other masks. They tell little more than one of them would, so each such
-            group counts as one pair, both for what the pairs can support and for the interval.
+        repeats: how many of the pairs show the same two images under other masks. They tell little more than one of them would, so each
+            such group counts as one pair, both for what the pairs can support and for the interval.
 
     Returns:
         By name `tar`, `low` and `high`; or, where the pairs cannot support it, `tar` as NaN and the `reason`.

@@ -31,7 +31,7 @@ class AllPairs:
     """The positions of the images to embed, ascending; None for all of the split."""
 
     def narrow(self, embeddings: Mapping[str, EmbeddingSet]) -> dict[str, EmbeddingSet]:
-        """The people of the lowest numbers, as many as keep every comparison below `MAX_PAIRS`; the same for all rows, so that they compare.
+        """The people of the lowest numbers, as many as keep every comparison below `MAX_PAIRS`; the same in all rows, which so compare.
 
         Args:
             embeddings: galleries and probes of a test, by any name.

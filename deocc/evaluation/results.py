@@ -98,9 +98,10 @@ def build_results(
         seed: of the bootstrap.
 
     Returns:
-        `people` and `images` of the gallery that were scored, `people_left_out`, whose pairs would have been too many; the name of the `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as
-        {"eer": interval}; `restoration` by source; `per_kind` by name, each with its `rows` and `restoration`; `per_coverage`, the rows by
-        how much of the crop is covered, in tenths of the probes; the provenance.
+        `people` and `images` of the gallery that were scored, `people_left_out`, whose pairs would have been too many; the name of the
+        `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as {"eer": interval}; `restoration` by source; `per_kind` by
+        name, each with its `rows` and `restoration`; `per_coverage`, the rows by how much of the crop is covered, in tenths of the probes;
+        the provenance.
 
     Raises:
         ValueError: an unknown row, a student's row without a gallery, a kind without a name, provenance that would overwrite a result, or

@@ -31,6 +31,7 @@ def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Program:
     monkeypatch.chdir(tmp_path)
     Path("one.yaml").write_text("model: {class_path: One}\n")
     Path("two.yaml").write_text("model: {class_path: Two}\n")
+    Path("three.yaml").write_text("data: {batch_size: 1}\n")
     write_plan()
     return install(monkeypatch)
 

@@ -1,6 +1,7 @@
 """Stands in for `deocc fit` and `deocc test`: writes what each would leave behind, with numbers that are known, and fails where told to."""
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,23 @@ class Program:
     """Takes the place of `runner._start`."""
 
     def __init__(self) -> None:
+        self.folds: list[int] | None = None
+        """The folds of the pairs, where the protocol has any."""
         self.started: list[str] = []
         self.commands: dict[str, list[str]] = {}
+        self.environments: dict[str, Mapping[str, str]] = {}
         self.failing: dict[str, str] = {}
         """The last line of the log by `FOLDER ACTION`."""
         self.scores: dict[str, list[float]] = {"masked": TEACHER}
         """A student's similarities by variant; `STUDENT` where there are none."""
 
-    def __call__(self, command: list[str], log: Path, at_once: int) -> Any:
+    def __call__(self, command: list[str], log: Path, environment: Mapping[str, str], keep: Collection[int]) -> Any:
         action = command[1]
         folder = Path(_value(command, "--run" if action == "fit" else "--checkpoint"))
         name = f"{folder.name} {action}"
         self.started.append(name)
         self.commands[name] = command
+        self.environments[name] = environment
         (folder / "checkpoints").mkdir(exist_ok=True)
         if action == "fit":
             (folder / "checkpoints" / "last.ckpt").touch()
@@ -71,13 +76,13 @@ class Program:
         names = ["teacher_clean", *rows, "student_predicted_mask"]
         provenance = {"people": 2, "data": "OrlFaces", "credit": "us", "command": f"deocc test {folder}", "versions": {"torch": "2"}}
         (folder / "results.json").write_text(json.dumps({**provenance, "rows": dict.fromkeys(names, figures)}))
-        write_scores(folder / "scores.npz", {name: pairs(similarity) for name, similarity in rows.items()})
+        write_scores(folder / "scores.npz", {name: pairs(similarity, self.folds) for name, similarity in rows.items()})
 
 
-def pairs(similarity: list[float]) -> PairScores:
+def pairs(similarity: list[float], folds: list[int] | None = None) -> PairScores:
     """Five pairs of two people."""
     first, second = (torch.tensor(people) for people in PEOPLE)
-    return PairScores(torch.tensor(similarity), torch.tensor(SAME), first, second)
+    return PairScores(torch.tensor(similarity), torch.tensor(SAME), first, second, None if folds is None else torch.tensor(folds))
 
 
 def install(monkeypatch: Any) -> Program:

@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deocc.apps.ablation import Job, list_jobs, main, read_plan, run_jobs
+from deocc.apps.ablation.devices import choose_device
+from deocc.apps.ablation.lock import locked
 from tests.apps.conftest import write_plan
 from tests.apps.stand_in import Program
 
@@ -75,6 +78,138 @@ def test_what_broke_off_goes_on_from_its_checkpoint_or_begins_anew(program: Prog
     assert not Path("out/task-fold0-seed0/debris").exists()
 
 
+def test_no_run_is_ever_deleted(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    main(write_plan())
+    for number in (1, 2):
+        Path("out/task-fold0-seed0/mine").write_text(str(number))
+        Path("two.yaml").write_text(f"model: {{class_path: Two{number}}}\n")
+        capsys.readouterr()
+        main(write_plan())
+        assert "task-fold0-seed0 fit begins anew: " in capsys.readouterr().out
+    for number in (1, 2):
+        kept = Path(f"out/task-fold0-seed0.replaced-{number}")
+        assert (kept / "mine").read_text() == str(number) and (kept / "checkpoints/last.ckpt").is_file()
+    assert not Path("out/task-fold0-seed0/mine").exists() and not Path("out/inpaint-fold0-seed0.replaced-1").exists()
+
+
+def test_a_changed_test_is_made_again_without_training(program: Program) -> None:
+    main(write_plan())
+    tests = {name for name in ALL if name.endswith("test")}
+    assert again(program, write_plan(test={"configs": ["three.yaml"], "overlay": {"data": {"size": 64}}})) == tests
+    words = ["--config=three.yaml", "--config=out/overlays/test.yaml", "--run=out/task-fold0-seed0"]
+    command = program.commands["task-fold0-seed0 test"]
+    assert command[1:] == ["test", "--checkpoint", "out/task-fold0-seed0", *words, "--trainer.enable_progress_bar=false"]
+    assert Path("out/overlays/test.yaml").read_text() == "data:\n  size: 64\n"
+    Path("three.yaml").write_text("data: {batch_size: 2}\n")
+    assert again(program, write_plan(test={"configs": ["three.yaml"], "overlay": {"data": {"size": 64}}})) == tests
+    assert again(program, write_plan()) == tests
+
+
+@pytest.mark.parametrize("name", ["results.json", "scores.npz"])
+def test_results_changed_by_hand_are_told_and_made_again(name: str, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    main(write_plan())
+    with Path("out/task-fold1-seed0", name).open("ab") as file:
+        file.write(b" ")
+    assert again(program, write_plan()) == {"task-fold1-seed0 test"}
+    assert f"task-fold1-seed0 test is run again: {name} in out/task-fold1-seed0 changed since it wrote them" in capsys.readouterr().out
+    Path("out/task-fold1-seed0", name).unlink()
+    assert again(program, write_plan()) == {"task-fold1-seed0 test"}
+    assert again(program, write_plan()) == set()
+
+
+def test_a_test_that_ended_before_hashes_were_kept_stays_done(program: Program) -> None:
+    main(write_plan())
+    for mark in Path("out").glob("*/test.done"):
+        mark.write_text(mark.read_text().splitlines()[0])
+    assert again(program, write_plan()) == set()
+    Path("out/task-fold0-seed0/results.json").unlink()
+    assert again(program, write_plan()) == {"task-fold0-seed0 test"}
+
+
+def test_a_test_that_leaves_no_results_has_failed(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_test", lambda folder: None)
+    with pytest.raises(RuntimeError, match=r"4 of 10 runs .*ended well, but left no results\.json in out/task-fold0-seed0"):
+        main(write_plan())
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from deocc.apps.ablation import Job, run_jobs
+from deocc.apps.ablation.lock import locked
+with locked(Path(sys.argv[1])) as lock:
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    run_jobs([Job((sys.executable, "-c", code), Path(sys.argv[1], "job"), "fit", "same")], 1, [lock])
+"""
+
+
+def test_a_folder_takes_one_runner_and_its_orphans_keep_it(program: Program, tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.DEVNULL)
+    log = tmp_path / "out/job/fit.log"
+    try:
+        _wait_for(lambda: log.is_file() and log.read_text() == "up\n")
+        with pytest.raises(RuntimeError, match=rf"^out is in use by another `deocc ablate` \(process {holder.pid}, or a run that it left"):
+            main(write_plan())
+        children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
+        (orphan,) = (int(number) for number in children.read_text().split())
+        holder.kill()
+        holder.wait()
+        with pytest.raises(RuntimeError, match="is in use"):
+            main(write_plan())
+        assert program.started == [] and not Path("out/overlays").exists()
+        os.kill(orphan, 9)
+        _wait_for(lambda: _is_free(Path("out")))
+    finally:
+        holder.kill()
+    main(write_plan())
+    assert set(program.started) == ALL
+
+
+def _is_free(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return True
+    except RuntimeError:
+        return False
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.02)
+
+
+def test_jobs_side_by_side_have_a_gpu_each(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    main(write_plan())
+    assert {program.environments[f"inpaint-fold{fold}-seed0 fit"]["CUDA_VISIBLE_DEVICES"] for fold in (0, 1)} == {"0", "1"}
+    assert choose_device(["0", "1", "2"], ["0", "2"]) == "1" and choose_device(["0", "1"], ["0", "1", "1"]) == "0"
+    assert choose_device([], []) is None
+
+
+@pytest.mark.parametrize(("count", "jobs", "visible"), [(1, 2, None), (2, 1, None), (2, 2, "3")], ids=["one GPU", "one job", "the user's"])
+def test_nothing_is_shared_out_where_nothing_need_be(
+    count: int, jobs: int, visible: str | None, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    main([*write_plan(), "--jobs", str(jobs)])
+    assert {environment.get("CUDA_VISIBLE_DEVICES") for environment in program.environments.values()} == {visible}
+
+
+def test_a_child_does_not_take_the_place_of_the_runner_in_a_group(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = ["SLURM_NTASKS", "SLURM_JOB_NAME", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"]
+    for name in [*foreign, "RANKING"]:
+        monkeypatch.setenv(name, "1")
+    main(write_plan())
+    environment = program.environments["inpaint-fold0-seed0 fit"]
+    assert not set(foreign) & set(environment) and environment["RANKING"] == "1" and environment["PATH"] == os.environ["PATH"]
+
+
 @pytest.mark.parametrize(
     ("changes", "retrained"),
     [
@@ -119,9 +254,9 @@ class Interrupted(Program):
 
     child: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, command: list[str], log: Path, at_once: int) -> Any:
+    def __call__(self, command: list[str], log: Path, environment: Mapping[str, str], keep: Collection[int]) -> Any:
         if log.parent.name != "task-fold0-seed0":
-            return super().__call__(command, log, at_once)
+            return super().__call__(command, log, environment, keep)
         self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         os.kill(os.getpid(), 15)  # as `kill` or a scheduler would; Ctrl-C raises the same
         return self.child

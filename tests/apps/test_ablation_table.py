@@ -13,13 +13,13 @@ from deocc.apps.ablation import main
 from deocc.apps.ablation.figures import bar_figure, loss_figure, read_curves
 from deocc.apps.ablation.statistics import Outcome, compare, decisions, mean_and_deviation, row_figures, verdict
 from deocc.apps.ablation.tables import conclusions
-from deocc.evaluation import PairScores, equal_error_rate, mcnemar, paired_bootstrap_mean_eer
+from deocc.evaluation import PairScores, equal_error_rate, fold_accuracy, mcnemar, paired_bootstrap_mean_eer, read_scores
 from tests.apps.conftest import write_plan
 from tests.apps.stand_in import SAME, STUDENT, TEACHER, Program, pairs
 
 
 def outcome(fold: int, seed: int, similarity: list[float], eer: float = 0.25) -> Outcome:
-    return Outcome(fold, seed, {"people": 2, "rows": {"student": {"eer": eer, "rank1": 1.0}}}, {"student": pairs(similarity)})
+    return Outcome(fold, seed, {"people": 2, "rows": {"student": {"eer": eer, "rank1": 1.0}}}, {"student": pairs(similarity)}.get)
 
 
 def test_a_fold_is_decided_by_the_threshold_of_the_others() -> None:
@@ -57,13 +57,14 @@ def noisy(seed: int, noise: float) -> PairScores:
 
 
 def run(fold: int, seed: int, scores: PairScores) -> Outcome:
-    return Outcome(fold, seed, {"rows": {}}, {"student": scores})
+    return Outcome(fold, seed, {"rows": {}}, {"student": scores}.get)
 
 
 def test_one_seed_is_compared_by_the_bootstrap_over_folds_and_by_mcnemar_over_all_pairs() -> None:
     firsts, seconds = [noisy(1, 0.4), noisy(2, 0.4)], [noisy(3, 0.9), noisy(4, 0.9)]
     runs = [[run(fold, 0, scores) for fold, scores in enumerate(some)] for some in (firsts, seconds)]
     found = compare(runs[0], "student", runs[1], "student", 200)
+    assert found is not None
     assert found["eer"] == pytest.approx(paired_bootstrap_mean_eer(firsts, seconds, 200, 0)._asdict())
     by_hand = [equal_error_rate(*one[:2]) - equal_error_rate(*other[:2]) for one, other in zip(firsts, seconds, strict=True)]
     assert found["eer"]["estimate"] == pytest.approx(sum(by_hand) / 2) and found["eer"]["estimate"] < 0
@@ -76,11 +77,13 @@ def test_of_several_seeds_the_ends_are_averaged_and_the_larger_p_value_stands() 
         seed: [[run(fold, seed, noisy(10 * seed + fold + add, noise)) for fold in (0, 1)] for add, noise in ((0, 0.5), (5, 0.6 + seed))]
         for seed in (0, 1)
     }
-    alone = [compare(first, "student", second, "student", 100) for first, second in parts.values()]
+    alone = [found for first, second in parts.values() if (found := compare(first, "student", second, "student", 100))]
     together = compare(*[item for place in (0, 1) for item in (parts[0][place] + parts[1][place], "student")], 100)  # type: ignore[arg-type]
+    assert together is not None and len(alone) == 2
     for name, value in together["eer"].items():
         assert value == pytest.approx(sum(one["eer"][name] for one in alone) / 2)
     assert together["mcnemar"] == max((one["mcnemar"] for one in alone), key=lambda outcome: outcome["p_value"])
+    assert alone[together["mcnemar_seed"]]["mcnemar"] == together["mcnemar"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,66 @@ def test_without_folds_nothing_is_decided_but_the_interval_stands(program: Progr
     table = Path("out/table.md").read_text()
     assert "| (d) student | 10.00 | 10.00 | n/a |" in table, "one run has no deviation"
     assert "| d - b | -33.33 | -33.33 to -33.33 | better | n/a | n/a | n/a |" in table
+
+
+def test_folds_of_pairs_decide_within_each_test(program: Program) -> None:
+    """By hand. Fold 0 has the pairs 0 and 2, fold 1 the others: the student's part at 0.5 and at 0.75, the teacher's at 0.3 and 0.75.
+
+    So of the student all are right but the third pair, 0.6, and of the teacher that one and the second, 0.4: accuracies of 3/4 and 7/12.
+    """
+    program.folds = [0, 1, 0, 1, 1]
+    program.scores = {}
+    main([*write_plan(folds=None), "--seeds", "0", "1"])
+    table = Path("out/table.md").read_text()
+    assert table.startswith("2 people of OrlFaces, 2 folds of pairs, 2 seeds (0, 1); ")
+    assert "| accuracy % |" in table and "under the threshold that is best on the other folds" in table and "alanced" not in table
+    student, teacher = (fold_accuracy(pairs(similarity, program.folds)).mean for similarity in (STUDENT, TEACHER))
+    assert (student, teacher) == (pytest.approx(3 / 4), pytest.approx(7 / 12))
+    assert (
+        "| (d) student | 10.00 ± 0.00 | 10.00 ± 0.00 | 75.00 ± 0.00 |" in table
+        and "| (b) teacher | 10.00 ± 0.00 | n/a | 58.33 ± 0.00 |" in table
+    )
+    assert "| d - b | -33.33 | -33.33 to -33.33 | better | 1 | 0 | 1 (seed 0) |" in table
+    assert "Of the 2 seeds the one with the largest p-value is shown, and named beside it." in table
+    axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
+    assert [part.get_xlabel() for part in axes] == ["accuracy %", "EER %"]
+
+
+def test_a_clean_row_has_the_accuracy_of_its_test(program: Program) -> None:
+    """Its pairs are not among the scores."""
+    results = {"rows": {"teacher_clean": {"accuracy": {"mean": 0.75}}}}
+    assert row_figures([Outcome(None, 0, results, {}.get)], "teacher_clean")["accuracy"] == [0.75]
+    assert row_figures([Outcome(0, 0, results, {}.get)], "teacher_clean")["accuracy"] == [None], "a fold of people has another accuracy"
+
+
+def test_the_accuracy_over_folds_of_people_is_called_balanced(program: Program) -> None:
+    main(write_plan())
+    table = Path("out/table.md").read_text()
+    assert "| balanced accuracy % |" in table and "at the threshold of equal error of all other folds" in table and "seeds" not in table
+    axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
+    assert [part.get_xlabel() for part in axes] == ["balanced accuracy %", "EER %"]
+
+
+def test_the_numbers_are_written_before_a_figure_is_drawn(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("deocc.apps.ablation.report.bar_figure", fail)
+    with pytest.raises(RuntimeError, match="no font"):
+        main(write_plan())
+    assert "(d) student" in Path("out/table.md").read_text() and json.loads(Path("out/ablation.json").read_text())["rows"]
+
+
+def test_of_the_scores_only_the_rows_in_question_are_read(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def reading(path: Path, rows: list[str]) -> dict[str, PairScores]:
+        asked.append(rows)
+        return read_scores(path, rows=rows)
+
+    monkeypatch.setattr("deocc.apps.ablation.summary.read_scores", reading)
+    main(write_plan(rows={"b": {"title": "teacher", "row": "teacher_masked"}}, compare=[]))
+    assert asked and all(rows == ["teacher_masked"] for rows in asked)
 
 
 def test_nothing_known_is_nothing_said() -> None:

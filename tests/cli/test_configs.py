@@ -18,6 +18,7 @@ ELSEWHERE = {
     "logger/wandb.yaml": "tests/cli/test_loggers.py runs it, with a real logger",
     "logger/tensorboard.yaml": "tests/cli/test_loggers.py runs it, with a real logger",
     "ablation/paper.yaml": "tests/apps/ runs it: a plan of `deocc ablate`",
+    "paper/ablation.yaml": "tests/apps/ parses all its commands: a plan of `deocc ablate`",
     **{f"data/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("celeba", "record", "pairs", "bin")},
     **{f"paper/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("inpaint", "distill", "lfw", "ar")},
 }

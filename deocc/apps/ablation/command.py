@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from deocc.apps.ablation.jobs import list_jobs, write_overlays
+from deocc.apps.ablation.lock import locked
 from deocc.apps.ablation.plan import read_plan
 from deocc.apps.ablation.report import write_outcome
 from deocc.apps.ablation.runner import run_jobs
@@ -15,14 +16,15 @@ def main(words: Sequence[str]) -> None:
     Raises:
         ValueError: the plan holds what it may not.
         FileNotFoundError: a file that it names is not there.
-        RuntimeError: some runs failed; the others ended, and what is known is written.
+        RuntimeError: some runs failed; the others ended, and what is known is written. Or another `deocc ablate` is at work in the folder.
         KeyboardInterrupt: after Ctrl-C, once no child is left.
     """
     plan = read_plan(words)
-    write_overlays(plan)
-    jobs = list_jobs(plan)
-    failed = run_jobs(jobs, plan.jobs)
-    write_outcome(plan, summarise(plan, read_tests(plan, jobs)))
+    with locked(plan.run) as lock:
+        write_overlays(plan)
+        jobs = list_jobs(plan)
+        failed = run_jobs(jobs, plan.jobs, [lock])
+        write_outcome(plan, summarise(plan, read_tests(plan, jobs)))
     if failed:
         name, reason = next(iter(failed.items()))
         others = f"; missing too: {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""

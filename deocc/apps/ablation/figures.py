@@ -1,4 +1,7 @@
-"""The two figures of the ablation: bars after the paper's LFW accuracy figure, loss curves after its figure of losses by loss setting."""
+"""The two figures of the ablation: bars in the manner of the paper's LFW accuracy figure, and loss curves in that of its losses by setting.
+
+OURS is what they measure: the data, the equal error rate and, over folds of people, a balanced accuracy.
+"""
 
 import csv
 import math
@@ -9,10 +12,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deocc.apps.ablation.tables import column_titles
 from deocc.evaluation.figures import COLOURS
 
 _STYLES = ("-", "--", "-.", ":")
-_BARS = {"accuracy": "accuracy %", "eer": "EER %"}
+_BARS = ("accuracy", "eer")
 _PREFIX, _SUFFIX = "train/", "_term"
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -29,13 +33,13 @@ def bar_figure(summary: Mapping[str, Any]) -> Figure:
     for part, name in zip(axes, known, strict=True):
         for place, figures in enumerate(rows.values()):
             _draw_bar(part, place, figures[name], COLOURS[0] if name == "accuracy" else COLOURS[1])
-        part.set_xlabel(_BARS[name])
+        part.set_xlabel(column_titles(summary)[name])
         part.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), labels, fontsize=9)
     axes[0].invert_yaxis()
     if "accuracy" in known:
         lowest = min(value for figures in rows.values() for value in figures["accuracy"]["values"] if value is not None)
-        axes[0].set_xlim(max(0.0, math.floor(20 * lowest - 1) * 5), 100)  # as the paper's figure, not from zero
+        axes[0].set_xlim(max(0.0, math.floor(20 * lowest - 1) * 5), 100)  # in the manner of the paper's figure, not from zero
     return figure
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import yaml
 
-from deocc.apps.ablation.plan import Plan, Stage
+from deocc.apps.ablation.plan import STAGE1, Plan, Stage
 
-STAGE1 = "inpaint"
 WANDB = {"trainer": {"logger": {"class_path": "deocc.callbacks.loggers.WandbRunLogger", "init_args": {"project": "deocc"}}}}
 """An overlay. The logger names the W&B run after the run's folder, and its group after the folder above."""
 
@@ -67,7 +66,7 @@ def write_overlays(plan: Plan) -> None:
 
 
 def _overlays(plan: Plan) -> dict[str, Mapping[str, Any]]:
-    stages = {"stage1": plan.stage1.overlay, "stage2": plan.stage2.overlay}
+    stages = {"stage1": plan.stage1.overlay, "stage2": plan.stage2.overlay} | ({"test": plan.test.overlay} if plan.test.overlay else {})
     variants = {f"variant-{name}": overlay for name, overlay in plan.variants.items()}
     return {**stages, **variants, **({"wandb": WANDB} if plan.wandb else {})}
 
@@ -82,8 +81,17 @@ def _jobs(plan: Plan, fold: int | None, seed: int) -> Iterator[Job]:
     for name in plan.variants:
         second = _fit(plan, plan.stage2, name, ["stage2", f"variant-{name}"], fold, seed, (first,))
         yield second
-        words = ("--checkpoint", str(second.folder), "--trainer.enable_progress_bar", "false")
-        yield Job((*_program(), "test", *words), second.folder, "test", _hash(["test", second.fingerprint]), (second,))
+        yield _test(plan, second)
+
+
+def _test(plan: Plan, fit: Job) -> Job:
+    """The test of a training; `--run` keeps its files in the training's folder, whatever face set it is on."""
+    stage = plan.test
+    files = [*stage.configs, *([str(_overlay_file(plan, "test"))] if stage.overlay else [])]
+    words = ["--checkpoint", str(fit.folder), *(f"--config={file}" for file in files), f"--run={fit.folder}"]
+    changes = [_contents(stage), stage.overlay] if files else []
+    fingerprint = _hash(["test", fit.fingerprint, *changes])
+    return Job((*_program(), "test", *words, "--trainer.enable_progress_bar=false"), fit.folder, "test", fingerprint, (fit,))
 
 
 def _fit(plan: Plan, stage: Stage, name: str, overlays: list[str], fold: int | None, seed: int, after: tuple[Job, ...]) -> Job:
@@ -92,10 +100,13 @@ def _fit(plan: Plan, stage: Stage, name: str, overlays: list[str], fold: int | N
     settings = _settings(fold, seed)
     before = [f"--model.init_args.inpainting_checkpoint={job.folder}" for job in after]
     words = [*(f"--config={file}" for file in files), f"--run={folder}", *settings, *before, "--trainer.enable_progress_bar=false"]
-    contents = [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in stage.configs]
     changes = [_overlays(plan)[overlay] for overlay in overlays]  # logging to W&B changes no outcome
-    fingerprint = _hash(["fit", contents, changes, settings, [job.fingerprint for job in after]])
+    fingerprint = _hash(["fit", _contents(stage), changes, settings, [job.fingerprint for job in after]])
     return Job((*_program(), "fit", *words), folder, "fit", fingerprint, after)
+
+
+def _contents(stage: Stage) -> list[Any]:
+    return [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in stage.configs]
 
 
 def _settings(fold: int | None, seed: int) -> list[str]:

@@ -24,10 +24,13 @@ _CAPTIONS = {
 
 
 def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
-    """Write all files of a summary, print the table, and log it where the plan asks for that."""
-    figures = _figures(plan, summary)
+    """Write all files of a summary, print the table, and log it where the plan asks for that.
+
+    The numbers are on disk before a figure is drawn, lest they be lost with it.
+    """
     write_results(plan.run / "ablation.json", {"plan": asdict(plan), **summary})
     (plan.run / "table.md").write_text(tables.markdown(summary), encoding="utf-8")
+    figures = _figures(plan, summary)
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             figure.savefig(plan.run / f"{name}.{kind}")
@@ -45,8 +48,8 @@ def report_html(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> st
     return template.render(
         introduction=tables.introduction(summary),
         tables=[
-            ("Rows", *tables.row_cells(summary), tables.NOTES[0]),
-            ("Differences in equal error rate", *tables.comparison_cells(summary), tables.NOTES[1]),
+            ("Rows", *tables.row_cells(summary), tables.row_note(summary)),
+            ("Differences in equal error rate", *tables.comparison_cells(summary), tables.comparison_note(summary)),
         ],
         conclusions=tables.conclusions(summary),
         limit=DATA_LIMITS.get(str(summary["data"])),

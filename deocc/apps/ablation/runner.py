@@ -1,20 +1,23 @@
 """Runs the jobs, several at a time; what ended well is not run again, and what broke off goes on where it was.
 
-In a run's folder `ACTION.started` holds the job's fingerprint from its start and `ACTION.done` from its good end; `ACTION.log` its output.
+In a run's folder `ACTION.log` holds the job's output, `ACTION.started` and `ACTION.done` what `deocc.apps.ablation.marks` says. A run that
+cannot go on is never deleted: its folder is kept as `NAME.replaced-N`.
 """
 
-import os
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from deocc import runs
+from deocc.apps.ablation.devices import child_environment, choose_device, list_devices
 from deocc.apps.ablation.jobs import Job
+from deocc.apps.ablation.marks import altered_files, is_begun, is_done, mark_done, mark_started
 
 _POLL = 0.2  # seconds
 _GRACE = 10.0  # seconds that a child has to end itself
@@ -23,15 +26,25 @@ _LINE = 300  # characters of a log line that a message shows
 Process = subprocess.Popen[bytes]
 
 
-def is_done(job: Job) -> bool:
-    """Whether the job, with all that it depends on as it is now, has ended well."""
-    return _holds(_mark(job, "done"), job.fingerprint)
+class _Child(NamedTuple):
+    """A job that runs."""
+
+    process: Process
+    begun: float
+    """When, in seconds of `time.monotonic`."""
+    device: str | None
+    """The GPU that it was given, where they are shared out."""
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
+def run_jobs(jobs: Sequence[Job], at_once: int, keep: Collection[int] = ()) -> dict[str, str]:
     """Run every job that is not done, `at_once` at a time, each after those it needs; a line a job on the terminal.
 
-    A failing job does not stop the others.
+    A failing job does not stop the others. Where the machine has several GPUs, jobs that run side by side are spread over them.
+
+    Args:
+        jobs: those that others need first.
+        at_once: how many run at a time.
+        keep: file descriptors that the children keep open, such as a lock's.
 
     Returns:
         By the name of a job that did not end well: the reason, in one line.
@@ -40,15 +53,17 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once every child is ended.
     """
     waiting = [job for job in jobs if not is_done(job)]
+    _tell_altered(waiting)
     print(f"deocc ablate: {len(jobs) - len(waiting)} of {len(jobs)} runs are done, {len(waiting)} to go", flush=True)
     failed: dict[str, str] = {}
-    running: dict[Job, tuple[Process, float]] = {}
+    running: dict[Job, _Child] = {}
+    devices = list_devices(at_once)
     begun, ended = time.monotonic(), len(jobs) - len(waiting)
     with _children(running) as check_interrupt:
         while waiting or running:
             check_interrupt()
             _give_up(waiting, running, failed)
-            _start_ready(waiting, running, at_once)
+            _start_ready(waiting, running, at_once, devices, keep)
             for job, seconds in _collect(running, failed):
                 ended += 1
                 print(
@@ -68,52 +83,77 @@ def _give_up(waiting: list[Job], running: Collection[Job], failed: dict[str, str
             failed[job.name] = f"needs {lost[0]}"
 
 
-def _start_ready(waiting: list[Job], running: dict[Job, tuple[Process, float]], at_once: int) -> None:
+def _tell_altered(waiting: Sequence[Job]) -> None:
+    for job in waiting:
+        if names := altered_files(job):
+            print(f"{job.name} is run again: {' and '.join(names)} in {job.folder} changed since it wrote them", flush=True)
+
+
+def _start_ready(waiting: list[Job], running: dict[Job, _Child], at_once: int, devices: Sequence[str], keep: Collection[int]) -> None:
     for job in list(waiting):
         if len(running) < at_once and all(is_done(other) for other in job.after):
             waiting.remove(job)
             words = _prepare(job)
-            running[job] = (_start([*job.command, *words], job.folder / f"{job.action}.log", at_once), time.monotonic())
+            device = choose_device(devices, [child.device for child in running.values()])
+            process = _start([*job.command, *words], job.folder / f"{job.action}.log", child_environment(at_once, device), keep)
+            running[job] = _Child(process, time.monotonic(), device)
 
 
 def _prepare(job: Job) -> list[str]:
     """Make the folder ready; the words that let a broken training go on."""
-    if job.action == "fit":
+    words: list[str] = []
+    if job.action == "fit" and job.folder.exists():
         last = job.folder / runs.CHECKPOINTS / "last.ckpt"
-        if last.is_file() and _holds(_mark(job, "started"), job.fingerprint):
-            return [f"--ckpt_path={last}"]
-        if job.folder.exists():
-            shutil.rmtree(job.folder)
+        if last.is_file() and is_begun(job):
+            words = [f"--ckpt_path={last}"]
+        else:
+            _set_aside(job)
     job.folder.mkdir(parents=True, exist_ok=True)
-    _mark(job, "started").write_text(job.fingerprint)
-    return []
+    mark_started(job)
+    return words
 
 
-def _start(command: list[str], log: Path, at_once: int) -> Process:
-    """Start the command apart from the terminal's Ctrl-C, with its share of the cores."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+def _set_aside(job: Job) -> None:
+    """Rename the folder; a rename leaves no moment at which a run is half gone."""
+    names = (job.folder.with_name(f"{job.folder.name}.replaced-{number}") for number in count(1))
+    kept = next(path for path in names if not path.exists())
+    reason = "it broke off before its first checkpoint" if is_begun(job) else "it is of another plan or other configuration files"
+    job.folder.rename(kept)
+    print(f"{job.name} begins anew: what lay in {job.folder} is kept as {kept.name}, for {reason}", flush=True)
+
+
+def _start(command: list[str], log: Path, environment: Mapping[str, str], keep: Collection[int]) -> Process:
+    """Start the command apart from the terminal's Ctrl-C."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=keep,
         )
 
 
-def _collect(running: dict[Job, tuple[Process, float]], failed: dict[str, str]) -> list[tuple[Job, float]]:
+def _collect(running: dict[Job, _Child], failed: dict[str, str]) -> list[tuple[Job, float]]:
     """The jobs that have ended, with their seconds; waits a moment where none has."""
-    ended = [(job, begun) for job, (process, begun) in running.items() if process.poll() is not None]
+    ended = [(job, child) for job, child in running.items() if child.process.poll() is not None]
     if not ended:
         time.sleep(_POLL)
-    for job, _ in ended:
-        process, _ = running.pop(job)
-        if process.returncode == 0:
-            _mark(job, "done").write_text(job.fingerprint)
-        else:
-            failed[job.name] = f"exit code {process.returncode}, {_last_line(job.folder / f'{job.action}.log')}"
-    return [(job, time.monotonic() - begun) for job, begun in ended]
+    for job, child in ended:
+        del running[job]
+        if child.process.returncode != 0:
+            failed[job.name] = f"exit code {child.process.returncode}, {_last_line(job.folder / f'{job.action}.log')}"
+            continue
+        mark_done(job)
+        if lost := altered_files(job):
+            failed[job.name] = f"ended well, but left no {lost[0]} in {job.folder}"
+    return [(job, time.monotonic() - child.begun) for job, child in ended]
 
 
 @contextmanager
-def _children(running: Mapping[Job, tuple[Process, float]]) -> Iterator[Callable[[], None]]:
+def _children(running: Mapping[Job, _Child]) -> Iterator[Callable[[], None]]:
     """Gives what raises KeyboardInterrupt once Ctrl-C or SIGTERM came, and ends the children at the end.
 
     They have sessions of their own and would go on. A signal is only noted when it comes, lest it fall between a child's start and its
@@ -132,10 +172,10 @@ def _children(running: Mapping[Job, tuple[Process, float]]) -> Iterator[Callable
     try:
         yield check
     finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            _reap(process)
+        for child in running.values():
+            child.process.terminate()
+        for child in running.values():
+            _reap(child.process)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -150,14 +190,6 @@ def _reap(process: Process) -> None:
 
 def _outcome(job: Job, failed: dict[str, str]) -> str:
     return f"{job.name} FAILED ({failed[job.name]})" if job.name in failed else f"{job.name} done"
-
-
-def _mark(job: Job, state: str) -> Path:
-    return job.folder / f"{job.action}.{state}"
-
-
-def _holds(file: Path, text: str) -> bool:
-    return file.is_file() and file.read_text() == text
 
 
 def _last_line(log: Path) -> str:

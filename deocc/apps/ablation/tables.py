@@ -15,15 +15,40 @@ _COLUMNS = {
     "tar@1e-2": "TAR@1e-2 %",
 }
 
-NOTES = (
-    "EER: the rate at which false accepts equal false rejects; lower is better. Accuracy: the mean of the rates of true accepts and true "
-    "rejects at the threshold of equal error of all other folds. Rank-1: the nearest of one clean image a person is the right one. "
-    "TAR@1e-2: true accepts where 1 % of the pairs of different people are accepted. n/a: does not apply, or is not known.",
-    "The interval is the 95 % range of a paired bootstrap over people within each fold. McNemar's test counts the decisions that only one "
-    "of the two got right. It takes pairs for independent, but many pairs share one person, so its p-value tends to be too small: the "
-    "interval is the one to trust.",
+_EER = "EER: the rate at which false accepts equal false rejects; lower is better."
+_OTHERS = (
+    "Rank-1: the nearest of one clean image a person is the right one. "
+    "TAR@1e-2: true accepts where 1 % of the pairs of different people are accepted. n/a: does not apply, or is not known."
 )
-"""Below the rows, and below the comparisons."""
+
+
+def column_titles(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What each figure is called. "accuracy" alone stands for that of LFW's protocol, which is not balanced."""
+    return _COLUMNS if _by_pair_folds(summary) else {**_COLUMNS, "accuracy": "balanced accuracy %"}
+
+
+def row_note(summary: Mapping[str, Any]) -> str:
+    """What stands below the rows: how each figure is measured."""
+    accuracy = (
+        f"Accuracy: the share of right decisions on each of the {summary['pair_folds']} folds of pairs under the threshold that is best "
+        "on the other folds, mean over folds."
+        if _by_pair_folds(summary)
+        else "Balanced accuracy: the mean of the rates of true accepts and true rejects at the threshold of equal error of all other folds."
+    )
+    return f"{_EER} {accuracy} {_OTHERS}"
+
+
+def comparison_note(summary: Mapping[str, Any]) -> str:
+    """What stands below the comparisons: how interval and test come about."""
+    people = "people" if summary["folds"] is None else "people within each fold"
+    seeds = len(summary["seeds"])
+    ends = "" if seeds == 1 else f", its ends the means of the {seeds} seeds' ends"
+    shown = "" if seeds == 1 else f" Of the {seeds} seeds the one with the largest p-value is shown, and named beside it."
+    return (
+        f"The interval is the 95 % range of a paired bootstrap over {people}{ends}. McNemar's test counts the decisions that only one of "
+        f"the two got right.{shown} It takes pairs for independent, but many pairs share one person, so its p-value tends to be too small: "
+        "the interval is the one to trust."
+    )
 
 
 def row_cells(summary: Mapping[str, Any]) -> Cells:
@@ -32,13 +57,14 @@ def row_cells(summary: Mapping[str, Any]) -> Cells:
         [f"({letter}) {row['title']}", *([_figure(row, name) for name in _COLUMNS] if "figures" in row else _unfinished(row))]
         for letter, row in summary["rows"].items()
     ]
-    return ["", *_COLUMNS.values()], body
+    return ["", *column_titles(summary).values()], body
 
 
 def comparison_cells(summary: Mapping[str, Any]) -> Cells:
     """The differences in EER with their intervals, what they allow to say, and McNemar's test."""
     header = ["", "EER, points", "95 % interval", "the first is", "right: first only", "second only", "McNemar p"]
-    return header, [[f"{pair['first']} - {pair['second']}", *_difference(pair)] for pair in summary["comparisons"]]
+    name_seed = len(summary["seeds"]) > 1
+    return header, [[f"{pair['first']} - {pair['second']}", *_difference(pair, name_seed)] for pair in summary["comparisons"]]
 
 
 def conclusions(summary: Mapping[str, Any]) -> list[str]:
@@ -52,15 +78,25 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """Both tables with their notes and the conclusions."""
     rows, pairs = (markdown_cells(cells) for cells in (row_cells(summary), comparison_cells(summary)))
     bullets = "".join(f"- {line}\n" for line in conclusions(summary))
-    return f"{introduction(summary)}\n\n{rows}\n{NOTES[0]}\n\n{pairs}\n{NOTES[1]}\n\n{bullets}"
+    return f"{introduction(summary)}\n\n{rows}\n{row_note(summary)}\n\n{pairs}\n{comparison_note(summary)}\n\n{bullets}"
 
 
 def introduction(summary: Mapping[str, Any]) -> str:
     """What was tested how often."""
     seeds = ", ".join(str(seed) for seed in summary["seeds"])
-    split = "the split of the face set" if summary["folds"] is None else f"{summary['folds']} folds over people, each person tested once"
     count = "one seed" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} seeds"
-    return f"{summary['people']} people of {summary['data'] or 'no data'}, {split}, {count} ({seeds}); mean ± standard deviation over runs."
+    tested = f"{summary['people']} people of {summary['data'] or 'no data'}, {_split(summary)}"
+    return f"{tested}, {count} ({seeds}); mean ± standard deviation over runs."
+
+
+def _by_pair_folds(summary: Mapping[str, Any]) -> bool:
+    return (summary["pair_folds"] or 1) > 1
+
+
+def _split(summary: Mapping[str, Any]) -> str:
+    if summary["folds"] is not None:
+        return f"{summary['folds']} folds over people, each person tested once"
+    return f"{summary['pair_folds']} folds of pairs" if _by_pair_folds(summary) else "the split of the face set"
 
 
 def _figure(row: Mapping[str, Any], name: str) -> str:
@@ -73,12 +109,24 @@ def _unfinished(entry: Mapping[str, Any], cells: int = len(_COLUMNS)) -> list[st
     return [reason, *[MISSING] * (cells - 1)]
 
 
-def _difference(pair: Mapping[str, Any]) -> list[str]:
+def _difference(pair: Mapping[str, Any], name_seed: bool) -> list[str]:
     if "eer" not in pair:
         return _unfinished(pair, 6)
-    interval, test = pair["eer"], pair["mcnemar"]
-    decided = [MISSING] * 3 if test is None else [str(test["first_only"]), str(test["second_only"]), f"{test['p_value']:.2g}"]
-    return [points(interval["estimate"]), f"{points(interval['low'])} to {points(interval['high'])}", pair["verdict"], *decided]
+    interval = pair["eer"]
+    return [
+        points(interval["estimate"]),
+        f"{points(interval['low'])} to {points(interval['high'])}",
+        pair["verdict"],
+        *_decided(pair, name_seed),
+    ]
+
+
+def _decided(pair: Mapping[str, Any], name_seed: bool) -> list[str]:
+    test = pair["mcnemar"]
+    if test is None:
+        return [MISSING] * 3
+    seed = f" (seed {pair['mcnemar_seed']})" if name_seed else ""
+    return [str(test["first_only"]), str(test["second_only"]), f"{test['p_value']:.2g}{seed}"]
 
 
 def _sentence(summary: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
