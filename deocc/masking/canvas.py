@@ -2,6 +2,7 @@
 
 Exact arithmetic: per pixel only +, -, *, /, sqrt, floor, round, abs, minimum, maximum and where are used. IEEE rounds each in one way, so
 a pixel has the same value in any batch, window or thread; vectorised sines, fused `lerp` or `addcmul`, and sums promise no such thing.
+Maps are changed in place where they were just made, which spares memory and its traffic; a canvas's own `u`, `v` and `grain` never are.
 """
 
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ def luma(colour: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _grain_tile(device: torch.device) -> Tensor:
-    """(_TILE * _TILE,) noise in [-1, 1), the same in every process."""
-    return uniform(torch.arange(_TILE, device=device), _TILE).flatten() * 2 - 1
+def _grain_tiles(device: torch.device, rows: int, columns: int) -> Tensor:
+    """(rows * _TILE, columns * _TILE): one tile of noise in [-1, 1), repeated; the same in every process."""
+    return (uniform(torch.arange(_TILE, device=device), _TILE) * 2 - 1).repeat(rows, columns)
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,21 @@ class Canvas:
 
     def affine(self, along_u: float | Tensor, along_v: float | Tensor, offset: float | Tensor) -> Tensor:
         """(N, h, w): along_u * u + along_v * v + offset, each (N, 1, 1) or a number; cheap, since linear in x and y."""
-        f = self.frame
-        kx = along_u * f.ux + along_v * f.vx
-        ky = along_u * f.uy + along_v * f.vy
-        k0 = along_u * f.u0 + along_v * f.v0 + offset
-        return (kx * self.x + k0) + ky * self.y[:, None]
+        kx, ky, k0 = _weighted_sum(along_u, self._u_row, along_v, self._v_row).unbind(0)
+        return (kx * self.x + (k0 + offset)) + ky * self._y_column
+
+    @cached_property
+    def _u_row(self) -> Tensor:
+        """(3, N, 1, 1): what x, y and 1 are weighed with to give u."""
+        return torch.stack([self.frame.ux, self.frame.uy, self.frame.u0])
+
+    @cached_property
+    def _v_row(self) -> Tensor:
+        return torch.stack([self.frame.vx, self.frame.vy, self.frame.v0])
+
+    @cached_property
+    def _y_column(self) -> Tensor:
+        return self.y[:, None]
 
     def posed_u(self, shift: float) -> Tensor:
         """(N, h, w): u as it would be on the frontal face, so that outlines follow the head's yaw.
@@ -98,22 +109,31 @@ class Canvas:
         """
         yaw = self.frame.yaw
         w = self.affine(1.0, 0.0, -shift * yaw)
-        return w / (1 - (1.2 * yaw).clamp(-0.35, 0.35) * w).clamp_min(0.25)
+        return w.div_((1 - (1.2 * yaw).clamp(-0.35, 0.35) * w).clamp_min_(0.25))
 
     def cover(self, distance: Tensor) -> Tensor:
         """Alpha of a shape from its signed distance (negative inside, in eye distances), its edge as soft as a lens would make it."""
-        return (0.5 - distance * self._sharpness).clamp(0, 1)
+        return (distance * self._fall).add_(0.5).clamp_(0, 1)
 
     @cached_property
-    def _sharpness(self) -> Tensor:
-        """(N, 1, 1) rise of alpha per eye distance: edges are 1 to 1.8 pixels wide, so that no single sharpness gives occluders away."""
-        return self.frame.unit / self.draws.between(1.0, 1.8)
+    def _fall(self) -> Tensor:
+        """(N, 1, 1) change of alpha per eye distance: edges are 1 to 1.8 pixels wide, so that no single sharpness gives occluders away."""
+        return -(self.frame.unit / self.draws.between(1.0, 1.8))
 
-    def line(self, distance: Tensor, width: Tensor | float) -> Tensor:
-        """Strength in [0, 1] of a soft line of half-width `width` where `distance` is 0, never thinner than a pixel but then fainter."""
-        pixel = 1 / self.frame.unit
-        wide = (pixel * 0.75).clamp_min(width)
-        return (1 - distance.abs() / wide).clamp_min(0) * (width / wide)
+    def line(self, distance: Tensor, width: float, strength: float | Tensor = 1.0) -> Tensor:
+        """A soft line of half-width `width` where `distance` is 0, never thinner than a pixel but then fainter.
+
+        Returns:
+            (N, h, w) from 0 beside the line to `strength` in its middle.
+        """
+        wide = self._pixel.clamp_min(width)
+        peak = (width / wide) * strength
+        return (peak - distance.abs().mul_(peak / wide)).clamp_min_(0)
+
+    @cached_property
+    def _pixel(self) -> Tensor:
+        """(N, 1, 1) the least half-width of a line, three quarters of a pixel in eye distances."""
+        return 0.75 / self.frame.unit
 
     def paint(self, colour: Tensor) -> Tensor:
         """(N, C, 1, 1) from (N, 3) colours; on grey faces their brightness, since a hue would give the occluder away."""
@@ -124,7 +144,16 @@ class Canvas:
     @cached_property
     def grain(self) -> Tensor:
         """(N, h, w) sensor-like noise in [-1, 1], different for every seed: a tile of random numbers at a random place."""
-        tile = _grain_tile(self.x.device)
-        row = (self.y + (self.draws.unit() * _TILE).floor()).long().transpose(1, 2) % _TILE
-        column = (self.x + (self.draws.unit() * _TILE).floor()).long() % _TILE
-        return tile[(row * _TILE) + column]
+        height, width = len(self.y), len(self.x)
+        tiles = _grain_tiles(self.x.device, height // _TILE + 2, width // _TILE + 2)
+        row = ((self.draws.unit() * _TILE).floor() + self.y[0]).long()[:, 0, 0] % _TILE
+        column = ((self.draws.unit() * _TILE).floor() + self.x[0]).long()[:, 0, 0] % _TILE
+        return tiles.unfold(0, height, 1).unfold(1, width, 1)[row, column]
+
+
+def _weighted_sum(a: float | Tensor, p: Tensor, b: float | Tensor, q: Tensor) -> Tensor:
+    """a p + b q; weights of 0 and 1, the most frequent, cost nothing."""
+    if isinstance(a, float) and a == 0:
+        return q if isinstance(b, float) and b == 1 else b * q
+    first = p if isinstance(a, float) and a == 1 else a * p
+    return first if isinstance(b, float) and b == 0 else first + b * q

@@ -8,8 +8,8 @@ from deocc.masking.randomness import Draws
 
 def wave(phase: Tensor) -> Tensor:
     """A periodic wave in [0, 1], period 1, peak at integers: a smoothstepped triangle, near (1 + cos 2 pi t) / 2 without its cost."""
-    t = (phase - phase.floor() - 0.5).abs() * 2
-    return t * t * (3 - 2 * t)
+    t = (phase - phase.floor()).sub_(0.5).abs_()
+    return (t * t).mul_(3 - 4 * t).mul_(4)
 
 
 def shading(canvas: Canvas, u: Tensor, bulge: float, rows: float = 0.0) -> Tensor:
@@ -23,8 +23,8 @@ def shading(canvas: Canvas, u: Tensor, bulge: float, rows: float = 0.0) -> Tenso
     """
     slope = canvas.light.slope
     base = exposure(canvas)
-    column = base - (u * u) * (bulge * base)
-    return column + (u.clamp(-1.5, 1.5) * (slope * base)) + canvas.affine(0.0, -rows * base, 0.6 * rows * base)
+    column = (u * u).mul_(-bulge * base).add_(u.clamp(-1.5, 1.5).mul_(slope * base))
+    return column.add_(canvas.affine(0.0, -rows * base, (0.6 * rows + 1) * base))
 
 
 def exposure(canvas: Canvas) -> Tensor:
@@ -46,14 +46,19 @@ def print_pattern(canvas: Canvas, draws: Draws) -> Tensor:
     p = canvas.affine(frequency, frequency * diagonal, draws.unit())
     q = canvas.affine(-frequency * diagonal, frequency, draws.unit())
     bend = 0.5 * blotches
-    first = wave(p + bend * wave(q * 0.7))
-    second = wave(q + bend * (first + wave(p * 0.37)))
-    sharp = 1 + 5 * (stripes + checks)
-    first = ((first - 0.5) * sharp + 0.5).clamp(0, 1) * (stripes + 0.5 * (checks + dots + blotches))
-    second = ((second - 0.5) * sharp + 0.5).clamp(0, 1) * (0.5 * (checks + dots + blotches))
+    first = wave(wave(q * 0.7).mul_(bend).add_(p))
+    second = wave(wave(p * 0.37).add_(first).mul_(bend).add_(q))
     spots = dots + blotches
+    crossed = 0.5 * (checks + spots)
+    first = _sharpened(first, stripes + checks).mul_(stripes + crossed)
+    second = _sharpened(second, stripes + checks).mul_(crossed)
     threshold = 0.72 * dots + 0.5 * blotches
-    return ((first + second - threshold) * (1 + 9 * spots)).clamp(0, 1)
+    return first.add_(second).sub_(threshold).mul_(1 + 9 * spots).clamp_(0, 1)
+
+
+def _sharpened(ramp: Tensor, hard: Tensor) -> Tensor:
+    """A wave as it is where `hard` is 0, six times steeper round its middle where it is 1; in place."""
+    return ramp.mul_(1 + 5 * hard).sub_(2.5 * hard).clamp_(0, 1)
 
 
 def _within(value: Tensor, low: float, high: float) -> Tensor:
@@ -62,11 +67,12 @@ def _within(value: Tensor, low: float, high: float) -> Tensor:
 
 def tinted(canvas: Canvas, first: Tensor, second: Tensor, share: Tensor, shade: Tensor) -> Tensor:
     """(N, C, h, w): `share` (N, h, w) of the second colour in the first, times `shade`, plus grain; colours are (N, C, 1, 1)."""
-    lit = (shade + 0.03 * canvas.grain).unsqueeze(1)
-    return ((first + (second - first) * share.unsqueeze(1)) * lit).clamp(0, 1)
+    lit = (0.03 * canvas.grain).add_(shade).unsqueeze(1)
+    return ((second - first) * share.unsqueeze(1)).add_(first).mul_(lit).clamp_(0, 1)
 
 
 def weave(canvas: Canvas, u: Tensor, v: Tensor, threads: Tensor) -> Tensor:
     """(N, h, w) in [0, 1], a knit of `threads` per eye distance that fades out where pixels are too coarse to show it."""
     visible = ((canvas.frame.unit / threads - 1.5) * 0.5).clamp(0, 1)
-    return (wave(u * threads) * wave(v * threads + 0.5 * u * threads) - 0.25) * visible
+    along = u * threads
+    return wave((v * threads).add_(0.5 * along)).mul_(wave(along)).sub_(0.25).mul_(visible)

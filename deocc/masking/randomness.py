@@ -5,6 +5,7 @@ and every number is the same on any device, in any order, in any batch.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -56,29 +57,45 @@ class Draws:
     Args:
         seeds: (N,) int64.
         stream: see `uniform`.
-        block: the first numbers of the stream, if they are known already.
+        block: the first numbers of the stream, (64, N, 1, 1), if they are known already.
     """
 
     def __init__(self, seeds: Tensor, stream: int = 1, block: Tensor | None = None) -> None:
         self._seeds, self._stream, self._used = seeds, stream, 0
-        self._block = uniform(seeds, _BLOCK, stream) if block is None else block
+        self._block = self._numbers() if block is None else block
 
     def take(self, index: slice) -> "Draws":
         """The unused stream of some of the images."""
-        return Draws(self._seeds[index], self._stream, self._block[index])
+        return Draws(self._seeds[index], self._stream, self._block[:, index])
 
     def unit(self) -> Tensor:
         """(N, 1, 1) in [0, 1)."""
-        if self._used and self._used % _BLOCK == 0:
-            self._stream += 1 << 32
-            self._block = uniform(self._seeds, _BLOCK, self._stream)
-        column = self._block[:, self._used % _BLOCK]
+        if self._used == _BLOCK:
+            self._stream, self._used = self._stream + (1 << 32), 0
+            self._block = self._numbers()
         self._used += 1
-        return column[:, None, None]
+        return self._block[self._used - 1]
 
-    def between(self, low: float | Tensor, high: float | Tensor) -> Tensor:
+    def _numbers(self) -> Tensor:
+        """(64, N, 1, 1): the stream's next numbers."""
+        return uniform(self._seeds, _BLOCK, self._stream).t().contiguous()[:, :, None, None]
+
+    def between(self, low: float, high: float) -> Tensor:
         """(N, 1, 1) in [low, high)."""
         return self.unit() * (high - low) + low
+
+    def between_each(self, *ranges: tuple[float, float]) -> tuple[Tensor, ...]:
+        """What `between` gives for one range after the other, for the price of one."""
+        stop = self._used + len(ranges)
+        if stop > _BLOCK:
+            return tuple(self.between(low, high) for low, high in ranges)
+        numbers, self._used = self._block[self._used : stop], stop
+        spans, lows = _spans_and_lows(ranges, numbers.device)
+        return (numbers * spans + lows).unbind(0)
+
+    def colour(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """(N, 3), three numbers in [low, high)."""
+        return torch.cat(self.between_each(*[(low, high)] * 3), 1)[:, :, 0]
 
     def sign(self) -> Tensor:
         """(N, 1, 1), -1 or 1."""
@@ -92,3 +109,11 @@ class Draws:
         """(N, C): one of the rows, all equally likely."""
         table = torch.tensor(options, device=self._seeds.device)
         return table[(self.unit()[:, 0, 0] * len(options)).long()]
+
+
+@lru_cache(maxsize=256)
+def _spans_and_lows(ranges: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """high - low and low of each range, (K, 1, 1, 1)."""
+    columns = zip(*[(high - low, low) for low, high in ranges], strict=True)
+    spans, lows = (torch.tensor(column, device=device)[:, None, None, None] for column in columns)
+    return spans, lows

@@ -70,8 +70,9 @@ def test_every_command_of_the_paper_plan_parses(
     monkeypatch.chdir(ROOT)
     plan = read_plan(["--config", "configs/ablation/paper.yaml", "--run", str(tmp_path), "--wandb", "--folds", "2"])
     write_overlays(plan)
-    fits = [job for job in list_jobs(plan) if job.action == "fit"]
-    for job in fits[: 1 + len(plan.variants)]:
+    fits = [job for job in list_jobs(plan) if job.action == "fit" and job.folder.name.endswith("fold0-seed0")]
+    assert len(fits) == 1 + len(plan.variants)
+    for job in fits:
         with pytest.raises(SystemExit) as end:
             run_deocc(*job.command[1:], "--print_config")
         shown = capsys.readouterr().out

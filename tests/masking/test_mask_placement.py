@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from deocc.geometry import TEMPLATES, similarity_transform, transform_points
-from deocc.masking import render
+from deocc.masking import list_kinds, register_kind, render
 from deocc.masking.frame import FaceFrame
+from deocc.masking.registry import get_kind
 
 MakeFaces = Callable[..., Tensor]
 
@@ -79,6 +81,16 @@ def test_coverage_stays_in_the_kind_s_range(kind: str, least: float, most: float
     _, masks = render(make_faces(1, SIZE).expand(300, -1, -1, -1), None, kind, torch.arange(300))
     coverage = masks.mean((1, 2, 3))
     assert least < coverage.min() and coverage.max() < most
+
+
+@pytest.mark.parametrize("kind", ["surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes"])
+def test_an_extent_holds_all_that_its_kind_paints(kind: str, own_kinds: None, make_faces: MakeFaces) -> None:
+    """The same kind painted over the whole image, on small frontal and turned heads, covers not one pixel more."""
+    points = _turn(FACE, 0, 0.5).expand(512, 5, 2).clone()
+    points[::2, 2, 0] += torch.linspace(-12, 12, 256)
+    faces, seeds = make_faces(1, SIZE).expand(512, -1, -1, -1), torch.arange(512)
+    register_kind(replace(get_kind(list_kinds().index(kind)), name="everywhere", extent=None))
+    assert torch.equal(render(faces, points, kind, seeds)[1], render(faces, points, "everywhere", seeds)[1])
 
 
 def test_a_turned_head_shifts_its_mask_to_the_nose_and_narrows_the_far_side(make_faces: MakeFaces) -> None:

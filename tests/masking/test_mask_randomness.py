@@ -56,3 +56,15 @@ def test_draw_kinds_follows_the_seed_and_the_probabilities() -> None:
 def test_draw_kinds_refuses_what_it_cannot_draw(kinds: tuple[str, ...], clean: float) -> None:
     with pytest.raises(ValueError, match=r"kind|unknown occluder 'beard': choose from surgical"):
         draw_kinds(torch.arange(2), kinds, clean)
+
+
+@pytest.mark.parametrize("used", [0, 62, 64])
+def test_several_ranges_at_once_give_what_they_give_one_by_one(used: int) -> None:
+    """Also where the stream's blocks of 64 numbers end."""
+    ranges = ((0.1, 0.7), (-3.0, 2.0), (0.0, 1.0))
+    one, other = Draws(torch.arange(5)), Draws(torch.arange(5))
+    for draws in (one, other):
+        for _ in range(used):
+            draws.unit()
+    assert all(torch.equal(a, one.between(*bounds)) for a, bounds in zip(other.between_each(*ranges), ranges, strict=True))
+    assert torch.equal(torch.cat([one.unit() for _ in range(3)], 1)[:, :, 0], other.colour())

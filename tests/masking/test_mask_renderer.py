@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deocc.geometry import TEMPLATES
 from deocc.masking import Canvas, Kind, Layer, list_kinds, register_kind, render
+from deocc.masking.randomness import uniform
 
 MakeFaces = Callable[..., Tensor]
 
@@ -142,6 +143,35 @@ def test_wrong_input_is_refused_with_one_clear_line(change: dict[str, object], m
     with pytest.raises(ValueError, match=message) as error:
         render(**(given | change))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_colours_that_are_no_numbers_never_reach_a_visible_pixel(own_kinds: None, make_faces: MakeFaces) -> None:
+    def paint(canvas: Canvas) -> Layer:
+        alpha = (canvas.v.abs() < 0.2).float()
+        return Layer(alpha, (0.5 / alpha - 0.5 / alpha + 0.5)[:, None].expand(-1, canvas.channels, -1, -1))
+
+    register_kind(Kind("band", None, paint))
+    faces = make_faces(2)
+    faces[:, :, :8] = -0.0
+    masked, masks = render(faces, None, "band", torch.arange(2))
+    assert masks.any() and torch.equal(masked, torch.where(masks == 1, 0.0, faces))
+    assert masked[:, :, :8].signbit().all()
+
+
+def test_grain_is_one_tile_repeated_and_shifted_by_the_seed(own_kinds: None) -> None:
+    """On 150 x 140 pixels, more than the tile's 128, against its definition pixel by pixel."""
+    grains = []
+
+    def paint(canvas: Canvas) -> Layer:
+        grains.append(canvas.grain)
+        return Layer(torch.ones_like(canvas.u), canvas.grain[:, None])
+
+    register_kind(Kind("noise", None, paint))
+    seeds = torch.arange(2)
+    render(torch.zeros(2, 3, 150, 140), torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) * 140, "noise", seeds)
+    tile, places = uniform(torch.arange(128), 128) * 2 - 1, (uniform(seeds, 2, stream=1) * 128).long().tolist()
+    for grain, (top, left) in zip(grains[0], places, strict=True):
+        assert all(grain[y, x] == tile[(y + top) % 128, (x + left) % 128] for y in (0, 77, 127, 149) for x in (0, 127, 139))
 
 
 def test_a_kind_of_ones_own_is_painted_and_numbered_last(own_kinds: None, make_faces: MakeFaces) -> None:

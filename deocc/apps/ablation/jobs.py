@@ -54,8 +54,9 @@ def run_folder(plan: Plan, name: str, fold: int | None, seed: int) -> Path:
 
 
 def list_jobs(plan: Plan) -> list[Job]:
-    """Every job, those that others need first. Stage 1 is trained once a fold and seed and shared by all variants."""
-    return [job for fold, seed in fold_seeds(plan) for job in _jobs(plan, fold, seed)]
+    """Every job, the stage 1 of every fold and seed first, so that no core waits for one later; all variants share it."""
+    jobs = [job for fold, seed in fold_seeds(plan) for job in _jobs(plan, fold, seed)]
+    return sorted(jobs, key=lambda job: bool(job.after))
 
 
 def write_overlays(plan: Plan) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deocc.masking.canvas import Canvas, Layer
 from deocc.masking.kind import Kind
-from deocc.masking.outlines import capsule, rounded_box, smooth_min
+from deocc.masking.outlines import capsule, norm, rounded_box, smooth_min
 from deocc.masking.randomness import Draws
 
 _PITCH = 0.228
@@ -28,20 +28,21 @@ class _Fingers(NamedTuple):
 def _paint(canvas: Canvas) -> Layer:
     draws = canvas.draws
     p, q = _hand_coordinates(canvas, draws)
-    q = q + p * p * draws.between(-0.08, 0.08)
+    q.add_((p * p).mul_(draws.between(-0.08, 0.08)))
     fingers = _fingers(p, q, draws)
     back = _back(p, q, draws)
     hand = smooth_min(fingers.distance, back, 0.05)
     shade = _relief(canvas, fingers, p, back, hand)
     tone = canvas.paint(canvas.light.skin) * draws.between(0.88, 1.10).unsqueeze(1)
-    light = shade * (1 + canvas.u.clamp(-1.5, 1.5) * (canvas.light.slope * 0.7)) + canvas.grain * 0.025
-    return Layer(canvas.cover(hand), (tone * light.unsqueeze(1)).clamp(0, 1))
+    side = canvas.u.clamp(-1.5, 1.5).mul_(canvas.light.slope * 0.7).add_(1)
+    light = shade.mul_(side).add_(canvas.grain * 0.025)
+    return Layer(canvas.cover(hand), (tone * light.unsqueeze(1)).clamp_(0, 1))
 
 
 def _hand_coordinates(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
     """p from the knuckles to the fingertips, q across from the little finger to the index; from either side, flat to nearly upright."""
-    side, mirror, size = draws.sign(), draws.sign(), draws.between(1.0, 1.25)
-    steep = draws.between(-0.5, 0.95)
+    side, mirror = draws.sign(), draws.sign()
+    size, steep = draws.between_each((1.0, 1.25), (-0.5, 0.95))
     length = (1 + steep * steep).sqrt()
     cos, sin = side / (length * size), steep / (length * size)
     cu, cv = draws.between(-0.2, 0.2) - 0.25 * side / length, draws.between(1.05, 1.3) + 0.25 * steep / length
@@ -52,13 +53,14 @@ def _hand_coordinates(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
 
 def _fingers(p: Tensor, q: Tensor, draws: Draws) -> _Fingers:
     """Four capsules, one to a band of q, so that one evaluation serves all: the number of the band gives the length."""
-    spread, radius, reach = draws.between(-0.04, 0.22), draws.between(0.100, 0.114), draws.between(0.92, 1.08)
-    place = q / (1 + p.clamp_min(0) * spread) * (1 / _PITCH) + 1.5
-    number = place.round().clamp(0, 3)  # 0 = little finger, 3 = index
-    tip = p - (0.62 + number * (0.25 - 0.065 * number)) * reach
-    across = (place - number) * _PITCH
-    along = (tip + radius).clamp_min(0)
-    return _Fingers((along * along + across * across).sqrt() - radius, across / radius, tip)
+    spread, radius, reach = draws.between_each((-0.04, 0.22), (0.100, 0.114), (0.92, 1.08))
+    place = (q / p.clamp_min(0).mul_(spread).add_(1)).mul_(1 / _PITCH).add_(1.5)
+    number = place.round().clamp_(0, 3)  # 0 = little finger, 3 = index
+    across = place.sub_(number).mul_(_PITCH)
+    length = (0.25 - 0.065 * number).mul_(number).add_(0.62).mul_(reach)
+    tip = p - length
+    distance = norm((tip + radius).clamp_min_(0), across).sub_(radius)
+    return _Fingers(distance, across.div_(radius), tip)
 
 
 def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
@@ -66,22 +68,26 @@ def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
     turn = draws.between(0.1, 0.5)
     length = (1 + turn * turn).sqrt()
     x, y = p + 0.5, q - 0.33
-    thumb = capsule((x * turn + y) / length, (x - y * turn) / length, 0.55) - 0.12
-    wrist = torch.maximum(q.abs() - 0.32, p + 0.7)
+    thumb = capsule((x * turn).add_(y).div_(length), (x - y * turn).div_(length), 0.55).sub_(0.12)
+    wrist = torch.maximum(q.abs().sub_(0.32), p + 0.7)
     return smooth_min(smooth_min(rounded_box(p + 0.42, q, 0.48, 0.44, 0.2), wrist, 0.2), thumb, 0.12)
 
 
 def _relief(canvas: Canvas, fingers: _Fingers, p: Tensor, back: Tensor, hand: Tensor) -> Tensor:
     """(N, h, w) brightness: round fingers with gaps, creases over the joints and nails, knuckles, and a rim that turns away."""
-    finger = (p * 6 + 0.2).clamp(0, 1)
-    roundness = (1 - fingers.across * fingers.across).clamp(-0.2, 1)
-    gaps = canvas.line(fingers.distance, 0.03) * 0.30
-    joints = (canvas.line(fingers.tip + 0.30, 0.022) + canvas.line(fingers.tip + 0.52, 0.022)) * 0.10
-    nail_x, nail_y = fingers.across * 1.5, (fingers.tip + 0.11) * 11
-    nails = ((1 - nail_x * nail_x - nail_y * nail_y) * 4).clamp(0, 1) * 0.10
-    knuckles = (1 - (p + 0.02).abs() * 5).clamp_min(0) * roundness * 0.10
-    edge = ((back + 0.12).clamp(0, 0.12) * 0.5 + 0.02) * (1 - finger)
-    return 0.94 + finger * (roundness * 0.14 - gaps - joints + nails) + knuckles - edge - (hand + 0.1).clamp_min(0) * 1.6
+    across, tip = fingers.across, fingers.tip
+    across2 = across * across
+    roundness = (1 - across2).clamp_(-0.2, 1)
+    gaps = canvas.line(fingers.distance, 0.03, 0.30)
+    joints = canvas.line((tip + 0.41).abs_().sub_(0.11), 0.022, 0.10)  # at 0.30 and at 0.52 from the tip
+    height = (tip + 0.11).mul_(11)
+    nails = across2.mul_(-9).sub_(height.mul_(height).mul_(4)).add_(4).clamp_(0, 1).mul_(0.10)
+    knuckles = (p + 0.02).abs_().mul_(-0.5).add_(0.10).clamp_min_(0).mul_(roundness)
+    finger = (p * 6).add_(0.2).clamp_(0, 1)
+    edge = (back + 0.12).clamp_(0, 0.12).mul_(0.5).add_(0.02).mul_(1 - finger)
+    rim = (hand + 0.1).clamp_min_(0).mul_(1.6)
+    relief = roundness.mul_(0.14).sub_(gaps).sub_(joints).add_(nails).mul_(finger)
+    return relief.add_(0.94).add_(knuckles).sub_(edge).sub_(rim)
 
 
-HAND = Kind("hand", (-4.0, -0.5, 4.0, 4.0), _paint)
+HAND = Kind("hand", None, _paint)

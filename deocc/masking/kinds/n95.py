@@ -16,7 +16,7 @@ _STRAPS = ((0.95, 0.85, 0.35), (0.92, 0.92, 0.9), (0.15, 0.15, 0.17))
 def _paint(canvas: Canvas) -> Layer:
     draws, u, v = canvas.draws, canvas.posed_u(0.45), canvas.v
     cup = _cup(u, v, draws)
-    shade = shading(canvas, u, 0.30, 0.14) + _relief(canvas, u, v, cup, draws)
+    shade = shading(canvas, u, 0.30, 0.14).add_(_relief(canvas, u, v, cup, draws))
     body = canvas.cover(cup)
     straps = _straps(canvas, u.abs(), draws)
     colours = canvas.paint(draws.pick(_STRAPS)), canvas.paint(draws.pick(_COLOURS))
@@ -25,30 +25,31 @@ def _paint(canvas: Canvas) -> Layer:
 
 def _cup(u: Tensor, v: Tensor, draws: Draws) -> Tensor:
     """Signed distance to the cup: a dome over the nose, widest at the mouth, ending under the chin."""
-    nose, chin, half = draws.between(0.22, 0.36), draws.between(1.72, 1.92), draws.between(0.80, 0.92)
-    lean = draws.between(-0.05, 0.05)
-    u2 = u * u
-    top = nose + (u2 / (u2 + 0.22)) * draws.between(0.40, 0.55) + u * lean
-    bottom = chin - u2 * (0.42 + 0.25 * u2) + u * lean
+    nose, chin, half, lean, fall = draws.between_each((0.22, 0.36), (1.72, 1.92), (0.80, 0.92), (-0.05, 0.05), (0.40, 0.55))
+    u2, leaning = u * u, u * lean
+    top = (u2 / (u2 + 0.22)).mul_(fall).add_(nose).add_(leaning)
+    bottom = (chin - (0.25 * u2).add_(0.42).mul_(u2)).add_(leaning)
     return smooth_max(smooth_max(top - v, v - bottom, 0.25), u.abs() - half, 0.3)
 
 
 def _relief(canvas: Canvas, u: Tensor, v: Tensor, cup: Tensor, draws: Draws) -> Tensor:
     """Light on the dome, two embossed rings or a welded cross seam, the flat rim and the metal clip, as additions to the shade."""
-    rim = canvas.line(cup + 0.07, 0.02) * 0.16
-    ring = canvas.line(cup + draws.between(0.2, 0.26), 0.035)
-    ridge = canvas.line(canvas.affine(0.0, 1.0, -draws.between(0.95, 1.15)) + 0.28 * u * u, 0.035) * draws.chance(0.6)
-    inner = ring * (cup < 0).float()
-    clip = canvas.line(cup + 0.13, 0.045) * (1 - u.abs() * 2.6).clamp(0, 0.3) * (v < 0.9).float()
-    dome = (cup + 0.6).clamp(0, 0.6)
-    return ridge * -0.12 - inner * 0.10 - rim + clip * 0.5 - dome * dome * 0.45
+    depth, height = draws.between_each((0.2, 0.26), (0.95, 1.15))
+    rim = canvas.line(cup + 0.07, 0.02, 0.16)
+    ring = canvas.line(cup + depth, 0.035, 0.10)
+    ridge = canvas.line(canvas.affine(0.0, 1.0, -height).add_((u * u).mul_(0.28)), 0.035, 0.12 * draws.chance(0.6))
+    clip = canvas.line(cup + 0.13, 0.045, 0.5).mul_(u.abs().mul_(-2.6).add_(1).clamp_(0, 0.3)).mul_(v.clone().lt_(0.9))
+    dome = (cup + 0.6).clamp_(0, 0.6)
+    return clip.sub_(ridge).sub_(ring).sub_(rim).sub_(dome.mul_(dome).mul_(0.45))
 
 
 def _straps(canvas: Canvas, side: Tensor, draws: Draws) -> Tensor:
     """Signed distance to the two straps: one rises over the ears, one runs below them."""
-    upper = (canvas.affine(0.0, 1.0, -draws.between(0.85, 0.95)) + 0.85 * (side - 0.72)).abs() * 0.76
-    lower = (canvas.affine(0.0, 1.0, -draws.between(1.26, 1.36)) + 0.15 * (side - 0.72)).abs()
-    return torch.maximum(torch.minimum(upper, lower) - 0.032, torch.maximum(0.66 - side, side - 1.22))
+    over, under = draws.between_each((0.85, 0.95), (1.26, 1.36))
+    out = side - 0.72
+    upper = canvas.affine(0.0, 1.0, -over).add_(0.85 * out).abs_().mul_(0.76)
+    lower = canvas.affine(0.0, 1.0, -under).add_(out.mul_(0.15)).abs_()
+    return torch.maximum(torch.minimum(upper, lower).sub_(0.032), torch.maximum(0.66 - side, side - 1.22))
 
 
-N95 = Kind("n95", (-2.4, -0.1, 2.4, 2.1), _paint)
+N95 = Kind("n95", (-2.4, 0.1, 2.4, 2.02), _paint)

@@ -13,22 +13,23 @@ _FRAMES = ((0.06, 0.06, 0.07), (0.06, 0.06, 0.07), (0.30, 0.19, 0.10), (0.75, 0.
 
 def _paint(canvas: Canvas) -> Layer:
     draws, u = canvas.draws, canvas.posed_u(0.0)
-    v = canvas.affine(draws.between(-0.05, 0.05), 1.0, -draws.between(0.0, 0.1))
+    tilt, shift, width, height = draws.between_each((-0.05, 0.05), (0.0, 0.1), (0.36, 0.43), (0.24, 0.36))
+    drop, gap, squareness, rim = draws.between_each((0.0, 0.25), (0.08, 0.13), (0.0, 1.0), (0.02, 0.05))
+    v = canvas.affine(tilt, 1.0, -shift)
     side = u.abs()
-    width, height = draws.between(0.36, 0.43), draws.between(0.24, 0.36)
-    drop = draws.between(0.0, 0.25)  # aviators narrow towards the cheeks
-    x = (side - (width + draws.between(0.08, 0.13))) / width + v * drop
+    x = (side - (width + gap)).div_(width).add_(v * drop)  # aviators narrow towards the cheeks
     y = v / height
-    lens = (superellipse(x, y, draws.between(0.0, 1.0)) - 1) * (width * 0.8)
-    rim = draws.between(0.02, 0.05)
-    frame = torch.minimum(lens.abs() - rim, _bars(side, v, width, height, rim))
+    lens = superellipse(x, y, squareness).sub_(1).mul_(width * 0.8)
+    frame = torch.minimum(lens.abs().sub_(rim), _bars(side, v, width, height, rim))
     return _compose(canvas, lens, frame, (u, x, y))
 
 
 def _bars(side: Tensor, v: Tensor, width: Tensor, height: Tensor, rim: Tensor) -> Tensor:
     """Signed distance to the bridge over the nose and the temples towards the ears."""
-    bridge = torch.maximum((v + 0.3 * height - 0.6 * side * side).abs() - rim, side - 0.2)
-    temple = torch.maximum((v + 0.35 * height).abs() - 1.3 * rim, (side - 1.2).clamp_min(2 * width + 0.06 - side))
+    bridge = (v + 0.3 * height).sub_((0.6 * side).mul_(side)).abs_().sub_(rim)
+    bridge = torch.maximum(bridge, side - 0.2)
+    ends = torch.maximum(side - 1.2, 2 * width + 0.06 - side)
+    temple = torch.maximum((v + 0.35 * height).abs_().sub_(1.3 * rim), ends)
     return torch.minimum(bridge, temple)
 
 
@@ -37,16 +38,23 @@ def _compose(canvas: Canvas, lens: Tensor, frame: Tensor, place: tuple[Tensor, T
     draws, (u, x, y) = canvas.draws, place
     tint, metal = canvas.paint(draws.pick(_TINTS)), canvas.paint(draws.pick(_FRAMES))
     clear = draws.chance(0.4) * draws.between(0.05, 0.22)
-    glass = canvas.cover(lens) * (1 - clear * (0.5 + 0.5 * y).clamp(0, 1))
+    seen = (0.5 + 0.5 * y).clamp_(0, 1).mul_(-clear).add_(1)
+    glass = canvas.cover(lens).mul_(seen)
     rimmed = canvas.cover(frame)
-    sky = (0.25 - 0.35 * y).clamp_min(0) * draws.between(0.05, 0.30)
-    slant = (x + y * draws.between(0.3, 0.9) - draws.between(-0.5, 0.4)).abs()
-    streak = (1 - slant * draws.between(2.5, 5.0)).clamp(0, 0.5) * draws.between(0.05, 0.35)
-    gloss = (sky + streak) * (0.5 + canvas.light.level) + 0.012 * canvas.grain
-    shine = (0.85 + 0.3 * (0.5 - y.abs())).clamp(0.6, 1.1) * (1 + u.clamp(-1, 1) * canvas.light.slope)
-    inside = tint + gloss.unsqueeze(1)
-    colour = inside + (metal * shine.unsqueeze(1) - inside) * rimmed.unsqueeze(1)
-    return Layer(torch.maximum(glass, rimmed), colour.clamp(0, 1))
+    gloss = _gloss(canvas, x, y)
+    shine = y.abs().mul_(-0.3).add_(1).clamp_(0.6, 1.1).mul_(u.clamp(-1, 1).mul_(canvas.light.slope).add_(1))
+    colour = metal * shine.mul_(rimmed).unsqueeze(1)
+    colour += (tint + gloss.unsqueeze(1)).mul_((1 - rimmed).unsqueeze(1))
+    return Layer(torch.maximum(glass, rimmed), colour.clamp_(0, 1))
 
 
-SUNGLASSES = Kind("sunglasses", (-2.3, -0.6, 2.3, 0.7), _paint)
+def _gloss(canvas: Canvas, x: Tensor, y: Tensor) -> Tensor:
+    """(N, h, w) what the glass reflects: the sky from above, a slanted streak, and grain."""
+    sky, slope, place, narrow, streak = canvas.draws.between_each((0.05, 0.30), (0.3, 0.9), (-0.5, 0.4), (2.5, 5.0), (0.05, 0.35))
+    light = 0.5 + canvas.light.level
+    slant = (y * slope).add_(x).sub_(place).abs_()
+    streaks = slant.mul_(-narrow).add_(1).clamp_(0, 0.5).mul_(streak * light)
+    return streaks.add_((0.25 - 0.35 * y).clamp_min_(0).mul_(sky * light)).add_(0.012 * canvas.grain)
+
+
+SUNGLASSES = Kind("sunglasses", (-2.3, -0.54, 2.3, 0.66), _paint)
