@@ -17,6 +17,7 @@ COMMANDS = sorted(
 ELSEWHERE = {
     "deocc test --config configs/paper/": "tests/cli/test_paper.py runs it, on a fake twin",
     "deocc ablate": "tests/apps/test_ablation_real.py runs a small one",
+    "deocc fit --config configs/distill.yaml --config ": "tests/cli/test_configs.py or test_loggers.py runs it, as it runs every overlay",
 }
 """By how a command begins, where it is run, because it needs data or time that this test has not."""
 TARGETS = sorted(set(re.findall(r"\bmake ([a-z]+)", README)))
