@@ -155,15 +155,17 @@ def _writable(wanted: Path, checkpoint: Path | None) -> Path:
 def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
     """The run's folder, or one in it that is named after the face set, where that is not the one of the run and no folder was asked for.
 
-    So a test on LFW does not replace that on the run's own people.
+    So a test on LFW, or on another folder of faces, does not replace that on the run's own people.
     """
     if checkpoint is None or config.run != _FROM_CHECKPOINT:
         return Path(config.run)
     wanted = runs.run_folder_of(checkpoint)
     face_set = config.data.get("face_set")
     name = "OrlFaces" if face_set is None else str(face_set.class_path).rsplit(".", 1)[-1]
-    own = runs.face_set_of(wanted)[0]
-    return wanted if own in (None, name) else wanted / f"{_OF_OTHER_DATA}{name.removesuffix('Faces').lower()}"
+    settings = {} if face_set is None else dict(face_set.get("init_args") or {})
+    own_name, own_settings = runs.face_set_of(wanted)
+    same = own_name in (None, name) and all(settings[key] == value for key, value in own_settings.items() if key in settings)
+    return wanted if same else wanted / f"{_OF_OTHER_DATA}{name.removesuffix('Faces').lower()}"
 
 
 def _place(trainer: Any, folder: Path) -> None:

@@ -18,7 +18,7 @@ from deocc.evaluation.identification import cmc, rank1
 from deocc.evaluation.verification import PairScores, pair_scores, within_scores
 
 MAX_PAIRS = 5_000_000
-"""Pairs that `AllPairs` scores in a comparison. OURS: some 200 MB; the embedded faces need 1.5 million at most."""
+"""Pairs that `AllPairs` scores in a comparison. OURS: some 200 MB; the embedded faces need 2.5 million at most."""
 
 _PLACES = 20
 """Ranks of a CMC curve."""

@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from jsonargparse import Namespace
 
+from deocc.training_cli import _evaluation_folder
 from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
 from tests.fake_sets.ar import write_ar
 from tests.fake_sets.bin_file import write_bin_file
@@ -92,3 +96,16 @@ def test_a_set_for_tests_cannot_be_trained_on(lfw: Path, tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         run_deocc(*words, *QUICK, *TINY_STAGE1, "--data.face_set.init_args.root", str(lfw))
     assert "LfwFaces has nobody to train on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changed", "folder"), [({}, ""), ({"fold": 1}, "test-orl"), ({"class_path": "deocc.data.LfwFaces"}, "test-lfw")])
+def test_results_on_other_faces_stay_apart(changed: dict[str, Any], folder: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    own = {"class_path": "deocc.data.OrlFaces", "init_args": {"split": "standard", "fold": None}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"face_set": own}}))
+    settings = {**own["init_args"], "fold": changed.get("fold")} if "class_path" not in changed else {"root": "data/lfw"}
+    face_set = Namespace(class_path=changed.get("class_path", own["class_path"]), init_args=Namespace(**settings))
+    config = Namespace(run="from_checkpoint", data=Namespace(face_set=face_set))
+    assert _evaluation_folder(config, tmp_path / "checkpoints" / "last.ckpt") == tmp_path / folder
+    config.run = str(tmp_path / "elsewhere")
+    assert _evaluation_folder(config, tmp_path / "checkpoints" / "last.ckpt") == tmp_path / "elsewhere"
