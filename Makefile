@@ -26,13 +26,13 @@ demo: install ## train both stages on real faces, test on people never seen, wri
 	$(BIN)/deocc test --checkpoint $(RUN)/distill --run $(RUN)
 
 test: install ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: install ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 bench: install ## measure speed and memory against reference forms, in one run
 	$(BIN)/python bench/bench.py
