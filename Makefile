@@ -35,7 +35,7 @@ check: install ## lint, types, tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 bench: install ## measure speed and memory against reference forms, in one run
-	$(BIN)/python bench/bench.py
+	$(BIN)/python -m bench.bench
 
 ablation: install ## the rows of the paper's ablation on the embedded faces, by five folds: runs/ablation (about an hour; resumes)
 	$(BIN)/deocc ablate --config configs/ablation/paper.yaml

@@ -60,25 +60,30 @@ def gathered_pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return pair_relation_loss(gather_embeddings(student), gather_embeddings(teacher.detach()))
 
 
-def gathered_triplet_relation_loss(student: Tensor, teacher: Tensor, chunk_size: int | None = None) -> Tensor:
+def gathered_triplet_relation_loss(
+    student: Tensor, teacher: Tensor, chunk_size: int | None = None, max_vertices: int | None = None, turn: int = 0
+) -> Tensor:
     """`triplet_relation_loss` over the images of all processes, each taking the angles at its own images.
 
     Args:
         student: (B, D), this process's.
         teacher: (B, D'), of the same images.
         chunk_size: see `triplet_relation_loss`.
+        max_vertices: estimate from so many of this process's images at most, W times as many in all; None takes them all.
+        turn: which share of them to take, see `triplet_relation_loss`; processes may differ in it.
 
     Returns:
-        Scalar, W times this process's share; its mean over processes is the loss.
+        Scalar, W times this process's share; its mean over processes is the loss, or its estimate.
 
     Raises:
-        ValueError: student and teacher, or the processes, differ in batch size, or the chunk size is not positive.
+        ValueError: student and teacher, or the processes, differ in batch size, or the chunk size or the number of vertices is not
+            positive.
     """
     rank, processes = _place()
     B = len(student)
     own = slice(rank * B, (rank + 1) * B)
     joined = gather_embeddings(student), gather_embeddings(teacher.detach())
-    return processes * triplet_relation_loss(*joined, chunk_size, own)
+    return processes * triplet_relation_loss(*joined, chunk_size, own, max_vertices, turn)
 
 
 class _Gather(torch.autograd.Function):

@@ -17,6 +17,8 @@ embedding that arrives in bf16 has lost its close distances already, so take emb
 [2] Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: the softened KL and its factor T^2.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,29 +79,43 @@ def pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (F.huber_loss(ours, theirs, reduction="sum") / pairs).to(loss_dtype(student))
 
 
-def triplet_relation_loss(student: Tensor, teacher: Tensor, chunk_size: int | None = None, vertices: slice | None = None) -> Tensor:
+def triplet_relation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    chunk_size: int | None = None,
+    vertices: slice | None = None,
+    max_vertices: int | None = None,
+    turn: int = 0,
+) -> Tensor:
     """RKD-A [1]: cosines of the angles at every vertex, compared over all ordered triples of three different images.
 
     Does not change when either space is rotated, shifted or scaled. Memory is O(B^2). A triple in which an image coincides with the vertex
     has no angle and adds nothing, which bounds the gradient (see `deocc.losses.distances.COINCIDENT`).
 
+    Time is O(B^3); `max_vertices` makes it O(V B^2) by an unbiased estimate (OURS). The vertices fall into n = ceil(B / V) interleaved
+    shares, and the estimate is n times the sum at one of them: over n consecutive turns, or a turn drawn evenly, its mean is the whole loss
+    and the mean of its gradients is the whole gradient, exactly.
+
     Args:
         student: (B, D).
         teacher: (B, D'), the same images in the same order; the dimension may differ.
         chunk_size: vertices taken at a time, for memory against speed; None picks it from B and the device. Does not change the value.
-        vertices: the images at which angles are taken, between all images; None takes all. The losses at slices that cover the batch once
-            sum to the whole one.
+        vertices: the images, a forward slice, at which angles are taken, between all images; None takes all. The losses at slices that
+            cover the batch once sum to the whole one.
+        max_vertices: estimate from so many of these vertices at most; None takes them all.
+        turn: which share of them to take, counted round; for instance the number of the training step.
 
     Returns:
         Scalar; 0 for one or two images. Differentiable once.
 
     Raises:
-        ValueError: the batches differ in size, or the chunk size is not positive.
+        ValueError: the batches differ in size, or the chunk size or the number of vertices is not positive.
     """
     _check_shapes(student, teacher)
+    taken, shares = _share_of_vertices(len(student), vertices, max_vertices, turn)
     dtype = loss_dtype(student)
     ours, theirs = (_relative_squares(embedding).to(dtype) for embedding in (student, teacher.detach()))
-    return angle_difference(ours, theirs, chunk_size, vertices)
+    return shares * angle_difference(ours, theirs, chunk_size, taken)
 
 
 def prediction_relation_loss(student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float) -> Tensor:
@@ -157,15 +173,15 @@ class PairRelationLoss(nn.Module):
 
 
 class TripletRelationLoss(nn.Module):
-    """`triplet_relation_loss` with a fixed chunk size."""
+    """`triplet_relation_loss` with a fixed chunk size and number of vertices."""
 
-    def __init__(self, chunk_size: int | None = None) -> None:
+    def __init__(self, chunk_size: int | None = None, max_vertices: int | None = None) -> None:
         super().__init__()
-        self.chunk_size = chunk_size
+        self.chunk_size, self.max_vertices = chunk_size, max_vertices
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, turn: int = 0) -> Tensor:
         """See `triplet_relation_loss`."""
-        return triplet_relation_loss(student, teacher, self.chunk_size)
+        return triplet_relation_loss(student, teacher, self.chunk_size, max_vertices=self.max_vertices, turn=turn)
 
 
 class PredictionRelationLoss(nn.Module):
@@ -195,6 +211,18 @@ def _relative_squares(embedding: Tensor) -> Tensor:
     """(B, B) squared distances divided by their mean, which is taken as constant: angles do not depend on it."""
     squared = squared_distances(embedding)
     return squared / squared.detach().mean().clamp_min(torch.finfo(squared.dtype).tiny)
+
+
+def _share_of_vertices(size: int, vertices: slice | None, max_vertices: int | None, turn: int) -> tuple[slice | None, int]:
+    """Every n-th of a batch's vertices, at most `max_vertices`, and n; raise ValueError unless that is a positive number or None."""
+    if max_vertices is None:
+        return vertices, 1
+    if max_vertices < 1:
+        raise ValueError(f"max_vertices must be a positive number of vertices or None, got {max_vertices}")
+    among = range(size)[vertices or slice(None)]
+    shares = max(1, math.ceil(len(among) / max_vertices))
+    taken = among[turn % shares :: shares]
+    return slice(taken.start, taken.stop, taken.step), shares
 
 
 def _check_shapes(student: Tensor, teacher: Tensor, same_dimension: bool = False) -> None:

@@ -59,6 +59,7 @@ class DistillationModule(RecognitionModule):
         beta: 0 = hard instance relation, 1 = towards the identity's centre only.
         pair_weight: weight of the pair relation (distances).
         triplet_weight: weight of the triplet relation (angles).
+        triplet_vertices: take the angles at so many of a process's images a step at most, in turn; None takes all.
         prediction_weight: weight of the prediction relation.
         temperature: of the prediction relation.
         margin_type: of the identity loss: "softmax", "cosface" or "arcface".
@@ -95,6 +96,7 @@ class DistillationModule(RecognitionModule):
         beta: float = 0.0,
         pair_weight: float = 1.0,
         triplet_weight: float = 1.0,
+        triplet_vertices: int | None = None,
         prediction_weight: float = 0.0,
         temperature: float = 4.0,
         margin_type: MarginType = "cosface",
@@ -222,7 +224,9 @@ class DistillationModule(RecognitionModule):
             "identity": lambda: blended_identity_loss(cast(IdentityLoss, self.classifier), student, batch),
             "instance": lambda: self.instance(student, teacher, own_centers(self.identity_centers, batch)),
             "pair": lambda: gathered_pair_relation_loss(student, teacher),
-            "triplet": lambda: gathered_triplet_relation_loss(student, teacher),
+            "triplet": lambda: gathered_triplet_relation_loss(
+                student, teacher, max_vertices=self.hparams["triplet_vertices"], turn=self.global_step
+            ),
             "prediction": lambda: self.prediction(student, teacher, self.identity_centers),
         }
         return weighted_terms(self.hparams, losses)

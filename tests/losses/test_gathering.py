@@ -4,6 +4,7 @@ import gc
 import os
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from deocc.losses import (
     triplet_relation_loss,
 )
 
-PROCESSES, BATCH, LIMIT = 2, 4, 120  # LIMIT in seconds, after which a hang is a failure
+PROCESSES, BATCH, MOST_VERTICES, TURNS, LIMIT = 2, 4, 3, 2, 120  # LIMIT in seconds, after which a hang is a failure
 GATHERED = {"pair": gathered_pair_relation_loss, "triplet": gathered_triplet_relation_loss}
 PLAIN = {"pair": pair_relation_loss, "triplet": triplet_relation_loss}
 RELATIONS = pytest.mark.parametrize("name", ["pair", "triplet"])
@@ -70,6 +71,10 @@ def one_process(rank: int, folder: str) -> None:
         outcome[f"ddp {name}"] = measure(loss, DistributedDataParallel(network()), images, teacher)
         outcome[f"ungathered {name}"] = measure(PLAIN[name], network(), images, teacher)
         outcome[f"uneven {name}"] = refusal(loss, images[rank:], teacher[rank:])
+    for turn in range(TURNS):
+        outcome[f"turn {turn}"] = measure(
+            partial(gathered_triplet_relation_loss, max_vertices=MOST_VERTICES, turn=turn), network(), images, teacher
+        )
     leaf = images.T.contiguous().T.requires_grad_()  # not contiguous
     joined = gather_embeddings(leaf)
     ((rank + 1) * joined * SLOPES).sum().backward()
@@ -135,6 +140,22 @@ def test_every_process_has_the_whole_pair_loss_and_its_own_share_of_the_triplet_
         own = slice(rank * BATCH, (rank + 1) * BATCH)
         assert_close(outcome["triplet"]["value"], PROCESSES * triplet_relation_loss(student, TEACHER, vertices=own))
     assert abs(outcomes[0]["triplet"]["value"] - outcomes[1]["triplet"]["value"]) > 1e-3
+
+
+def test_estimates_from_some_vertices_average_over_turns_and_processes_to_one_process_on_the_joined_batch(outcomes: list[Outcome]) -> None:
+    expected = measure(triplet_relation_loss, network(), IMAGES, TEACHER)
+    for key in ("value", "gradient"):
+        assert_close(torch.stack([mean(outcomes, f"turn {turn}", key) for turn in range(TURNS)]).mean(0), expected[key])
+        assert (mean(outcomes, "turn 0", key) - expected[key]).norm() > 1e-3 * expected[key].norm()
+
+
+def test_every_process_estimates_from_its_own_images_alone(outcomes: list[Outcome]) -> None:
+    student = network()(IMAGES).detach()
+    for rank, outcome in enumerate(outcomes):
+        for turn in range(TURNS):
+            taken = slice(rank * BATCH + turn, (rank + 1) * BATCH, TURNS)
+            share = triplet_relation_loss(student, TEACHER, vertices=taken)
+            assert_close(outcome[f"turn {turn}"]["value"], PROCESSES * TURNS * share)
 
 
 def test_gathering_keeps_the_order_and_sums_the_gradients_of_all_processes(outcomes: list[Outcome]) -> None:

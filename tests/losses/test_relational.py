@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.relations import textbook_triplet_relation
 from deocc.losses import (
     InstanceRelationLoss,
     PairRelationLoss,
@@ -49,6 +50,15 @@ def test_value_and_gradient_equal_the_loop_over_the_definition(loss: Loss, oracl
     assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
     expected = gradient(oracle, student, teacher)
     assert (gradient(loss, student, teacher) - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_triplet_value_and_gradient_equal_the_textbook_form_at_the_sizes_of_a_training(size: int) -> None:
+    student, teacher = embeddings(size, 512, 45), embeddings(size, 512, 46)
+    expected = textbook_triplet_relation(student.double(), teacher.double())
+    assert float(triplet_relation_loss(student, teacher)) == pytest.approx(float(expected), rel=1e-5)
+    slope = gradient(lambda s, t: textbook_triplet_relation(s.double(), t.double()), student, teacher)
+    assert (gradient(triplet_relation_loss, student, teacher) - slope).norm() < 1e-4 * slope.norm()
 
 
 @RELATIONS
@@ -175,6 +185,17 @@ def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
     torch.testing.assert_close(gradient(TripletRelationLoss(chunk_size), student, teacher), gradient(whole, student, teacher))
 
 
+@pytest.mark.parametrize("elements", [1, 30, 250])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_the_size_of_a_piece_changes_nothing(elements: int, chunk_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = embeddings(10, 8, 26, torch.float64), embeddings(10, 8, 27, torch.float64)
+    loss = TripletRelationLoss(chunk_size)
+    value, slope = loss(student, teacher), gradient(loss, student, teacher)
+    monkeypatch.setattr("deocc.losses.distances.CHUNK_ELEMENTS", {"cpu": elements})
+    torch.testing.assert_close(loss(student, teacher), value)
+    torch.testing.assert_close(gradient(loss, student, teacher), slope)
+
+
 def test_the_triplet_loss_keeps_no_more_than_a_few_batch_squares_for_the_backward_pass() -> None:
     sizes: list[int] = []
     student, teacher = embeddings(40, 300, 28).requires_grad_(), embeddings(40, 300, 29)
@@ -203,6 +224,47 @@ def test_batches_of_different_size_are_refused_with_both_shapes(loss: Loss) -> N
         loss(embeddings(4, 8, 0), embeddings(5, 8, 0))
     with pytest.raises(ValueError, match=r"\(4, 8, 1\)"):
         loss(embeddings(4, 8, 0)[..., None], embeddings(4, 8, 0))
+
+
+@pytest.mark.parametrize(
+    ("vertices", "max_vertices", "turns"), [(None, 1, 10), (None, 3, 4), (None, 4, 3), (slice(2, 9), 3, 3), (None, 99, 1)]
+)
+def test_estimates_from_some_vertices_average_to_the_whole_loss_and_gradient(vertices: slice | None, max_vertices: int, turns: int) -> None:
+    student, teacher = embeddings(10, 5, 26, torch.float64), embeddings(10, 5, 27, torch.float64)
+
+    def estimate(turn: int) -> Loss:
+        return lambda s, t: triplet_relation_loss(s, t, None, vertices, max_vertices, turn)
+
+    values = [float(estimate(turn)(student, teacher)) for turn in range(turns)]
+    slopes = [gradient(estimate(turn), student, teacher) for turn in range(turns)]
+    assert len(set(values)) == turns, "every turn takes vertices of its own"
+    assert sum(values) / turns == pytest.approx(float(triplet_relation_loss(student, teacher, vertices=vertices)), rel=1e-12)
+    whole = gradient(lambda s, t: triplet_relation_loss(s, t, vertices=vertices), student, teacher)
+    torch.testing.assert_close(torch.stack(slopes).mean(0), whole)
+    assert float(estimate(turns + 1)(student, teacher)) == values[1 % turns], "turns are counted round"
+
+
+def test_an_estimate_is_the_scaled_sum_over_a_share_of_the_vertices() -> None:
+    student, teacher = embeddings(7, 5, 26, torch.float64), embeddings(7, 5, 27, torch.float64)
+    size = range(7)
+
+    def cosine(e: Tensor, i: int, j: int, k: int) -> Tensor:
+        return F.cosine_similarity(e[j] - e[i], e[k] - e[i], dim=0)
+
+    def at(vertices: list[int]) -> float:
+        """By the definition: the sum over the triples with their angle at these vertices, over the number of all triples."""
+        triples = [(i, j, k) for i in vertices for j in size for k in size if len({i, j, k}) == 3]
+        return sum(float(oracles.huber(cosine(student, *t) - cosine(teacher, *t))) for t in triples) / (7 * 6 * 5)
+
+    module = TripletRelationLoss(max_vertices=3)
+    assert [float(module(student, teacher, turn)) for turn in (0, 1, 2)] == pytest.approx(
+        [3 * at([0, 3, 6]), 3 * at([1, 4]), 3 * at([2, 5])], rel=1e-12
+    )
+
+
+def test_a_number_of_vertices_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_vertices must be a positive number of vertices or None, got 0"):
+        triplet_relation_loss(embeddings(4, 8, 0), embeddings(4, 8, 0), max_vertices=0)
 
 
 def test_a_chunk_size_of_zero_is_refused() -> None:

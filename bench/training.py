@@ -1,0 +1,172 @@
+"""The training step of either stage under Lightning, against the bare loop over the same networks, losses, optimiser and batches."""
+
+import logging
+import math
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from bench.bare_distillation import BareDistillation
+from bench.bare_inpainting import BareInpainting
+from bench.measuring import Row, in_own_process, median_ratio, peak_mebibytes
+from deocc.batch import FaceBatch, MaskedFaceBatch
+from deocc.data import MaskedFaceDataModule
+from deocc.data.masked_faces import mask_batch
+from deocc.masking import draw_kinds
+from deocc.modules import DistillationModule, InpaintingModule
+from deocc.networks.deoccluder import Deoccluder
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+Stage = Literal["inpaint", "distill"]
+Module = InpaintingModule | DistillationModule
+Bare = BareInpainting | BareDistillation
+CACHED, STEPS, MEMORY_STEPS = 4, 16, 3  # batches made beforehand; pairs of steps that are timed; steps whose memory is taken
+
+
+class Setting(NamedTuple):
+    """A configuration, read from `configs/`, with what a test makes smaller."""
+
+    stage: Stage
+    model: dict[str, Any]
+    data: dict[str, Any]
+    trainer: dict[str, Any]
+
+
+class CachedBatches(pl.LightningDataModule):
+    """Training batches made beforehand, over and over, so that no loading is measured."""
+
+    def __init__(self, data: MaskedFaceDataModule, steps: int) -> None:
+        super().__init__()
+        self.num_identities, self.reference_dataloader = data.num_identities, data.reference_dataloader
+        batches = [masked(batch, data) for batch, _ in zip(data.train_dataloader(), range(min(CACHED, steps)), strict=False)]
+        self.batches = [batches[step % len(batches)] for step in range(steps)]
+
+    def train_dataloader(self) -> DataLoader[MaskedFaceBatch]:
+        """The batches as they are."""
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+
+
+TrainingData = MaskedFaceDataModule | CachedBatches
+
+
+class Alternation(pl.Callback):
+    """Takes a bare step after every one of the trainer's, on the same batch, and times both; the first pair is a warm-up."""
+
+    def __init__(self) -> None:
+        self.ours: list[float] = []
+        self.reference: list[float] = []
+        self.bare: Bare
+        self._left: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Copy the networks before either has moved."""
+        self.bare = bare_loop(cast(Module, pl_module), int(trainer.estimated_stepping_batches))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MaskedFaceBatch, batch_idx: int
+    ) -> None:
+        """All that the trainer does between two calls is its own time, loading too."""
+        came = time.perf_counter()
+        self.bare.step(batch)
+        if self._left is not None:
+            self.ours.append(came - self._left)
+            self.reference.append(time.perf_counter() - came)
+        self._left = time.perf_counter()
+
+
+def against_bare_loop(stage: Stage, loading: bool) -> Row:
+    """Images a second under Lightning and in the bare loop, which never loads."""
+    setting = read_setting(stage)
+    ours, reference = in_own_process(times, setting, loading, STEPS)
+    size = setting.data["batch_size"]
+    row: Row = {
+        "what": f"{stage}.yaml, a step of {size} images" + (", loading and masking included" if loading else ""),
+        "unit": "images/s",
+        "ours": size / statistics.median(ours),
+        "reference": size / statistics.median(reference),
+        "ratio": median_ratio(reference, ours),
+    }
+    if not loading:
+        row["ours_mib"], row["reference_mib"] = in_own_process(trainer_peak, setting), in_own_process(bare_peak, setting)
+    return row
+
+
+def times(setting: Setting, loading: bool, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of so many steps of the trainer and of the bare loop, in turn."""
+    pairs = Alternation()
+    source = MaskedFaceDataModule(**setting.data)
+    data = source if loading else CachedBatches(source, steps + 1)
+    fit(build_module(setting), data, setting, steps + 1, pairs)
+    return pairs.ours[:steps], pairs.reference[:steps]
+
+
+def trainer_peak(setting: Setting) -> float:
+    """MiB that a short training under Lightning takes beyond its networks and batches."""
+    module, data = build_module(setting), CachedBatches(MaskedFaceDataModule(**setting.data), MEMORY_STEPS)
+    return peak_mebibytes(lambda: fit(module, data, setting, MEMORY_STEPS))
+
+
+def bare_peak(setting: Setting) -> float:
+    """MiB that as many bare steps take beyond the networks and batches."""
+    module, data = build_module(setting), CachedBatches(MaskedFaceDataModule(**setting.data), MEMORY_STEPS)
+    if isinstance(module, DistillationModule):
+        give_centres(module, data.num_identities)
+    bare = bare_loop(module.train(), MEMORY_STEPS)
+    return peak_mebibytes(lambda: [bare.step(batch) for batch in data.batches])
+
+
+def fit(module: pl.LightningModule, data: TrainingData, setting: Setting, steps: int, *callbacks: pl.Callback) -> None:
+    """Train for at least so many steps as the configuration says, but keep and show nothing."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    batches = min(steps, len(data.train_dataloader()))
+    length: dict[str, Any] = {"limit_train_batches": batches, "max_epochs": math.ceil(steps / batches), "limit_val_batches": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # loaders without workers, metrics without a logger
+        trainer = pl.Trainer(**setting.trainer, **quiet, **length, accelerator="cpu", callbacks=[*callbacks])
+        trainer.fit(module, datamodule=data)
+
+
+def read_setting(stage: Stage) -> Setting:
+    """What `configs/STAGE.yaml` says of model, data and trainer; callbacks and length of training are left out."""
+    config = yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text())
+    kept = ("precision", "gradient_clip_val", "log_every_n_steps", "use_distributed_sampler")
+    trainer = {name: value for name, value in config["trainer"].items() if name in kept}
+    data = {name: value for name, value in config["data"].items() if name != "face_set"}
+    return Setting(stage, config["model"]["init_args"], data, trainer)
+
+
+def build_module(setting: Setting) -> Module:
+    """The stage's module; stage 2 gets a de-occluder of stage 1's size and of random weights, which is as fast as a trained one."""
+    torch.manual_seed(0)
+    if setting.stage == "inpaint":
+        return InpaintingModule(**setting.model)
+    module = DistillationModule(**{**setting.model, "inpainting_checkpoint": "from_checkpoint"})
+    stage1 = read_setting("inpaint").model
+    module.deoccluder = Deoccluder({"width": stage1["width"], "attention": stage1["attention"]}, {"width": stage1["segmenter_width"]})
+    module.awaits_deoccluder = False
+    return module
+
+
+def bare_loop(module: Module, steps: int) -> Bare:
+    """The stage's bare loop over copies of a module's networks."""
+    return BareInpainting(module, steps) if isinstance(module, InpaintingModule) else BareDistillation(module, steps)
+
+
+def give_centres(module: DistillationModule, num_identities: int) -> None:
+    """Random identity centres, where no trainer has computed them, and the classifier."""
+    module.identity_centers = torch.randn(num_identities, module.teacher.embedding_dim)
+    module._build_classifier(num_identities)
+
+
+def masked(batch: FaceBatch, data: MaskedFaceDataModule) -> MaskedFaceBatch:
+    """Masks as training draws them."""
+    batch["kind"] = draw_kinds(batch["seed"], data.kinds, data.clean_probability)
+    return mask_batch(batch)

@@ -1,0 +1,73 @@
+"""The bare loops do the very work that the modules do under Lightning: after a few steps their weights are the same."""
+
+import copy
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from bench.training import Alternation, CachedBatches, Setting, Stage, bare_peak, build_module, fit, read_setting, times
+from deocc.data import MaskedFaceDataModule
+
+STEPS = 3
+SMALL_MODEL: dict[Stage, dict[str, Any]] = {"inpaint": {"width": 8, "discriminator_width": 8, "segmenter_width": 8}, "distill": {}}
+TRAINED: dict[Stage, tuple[str, ...]] = {
+    "inpaint": ("generator", "segmenter", "discriminator", "average"),
+    "distill": ("student", "classifier", "average"),
+}
+STAGES = pytest.mark.parametrize("stage", ["inpaint", "distill"])
+
+
+class Watched(Alternation):
+    """Remembers where the bare loop started."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.start = copy.deepcopy({name: getattr(self.bare, name) for name in TRAINED[stage_of(pl_module)]})
+
+
+def stage_of(module: pl.LightningModule) -> Stage:
+    return "distill" if hasattr(module, "student") else "inpaint"
+
+
+def small(stage: Stage) -> Setting:
+    setting = read_setting(stage)
+    return setting._replace(model=setting.model | SMALL_MODEL[stage], data=setting.data | {"size": 64, "batch_size": 4})
+
+
+def weights(network: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@STAGES
+def test_the_bare_loop_ends_with_the_weights_of_the_trainer(stage: Stage) -> None:
+    setting, pairs = small(stage), Watched()
+    module = build_module(setting)
+    fit(module, CachedBatches(MaskedFaceDataModule(**setting.data), STEPS), setting, STEPS, pairs)
+    for name in TRAINED[stage]:
+        bare, trained, start = (weights(network) for network in (getattr(pairs.bare, name), getattr(module, name), pairs.start[name]))
+        moved = (trained - start).norm()
+        assert moved > 0
+        assert (bare - trained).norm() < 1e-2 * moved, name
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_as_many_pairs_of_steps_are_timed_as_asked_for(loading: bool) -> None:
+    ours, reference = times(small("inpaint"), loading, 2)
+    assert len(ours) == len(reference) == 2
+    assert min(*ours, *reference) > 0
+
+
+@STAGES
+def test_the_bare_loop_runs_without_a_trainer(stage: Stage) -> None:
+    assert bare_peak(small(stage)) >= 0
+
+
+def test_cached_batches_are_masked_and_come_round_again() -> None:
+    data = CachedBatches(MaskedFaceDataModule(size=64, batch_size=4, clean_probability=0.0), 6)
+    batches = list(data.train_dataloader())
+    assert len(batches) == 6
+    assert batches[0]["face"] is batches[4]["face"]
+    assert batches[0]["mask"].flatten(1).any(1).all()
