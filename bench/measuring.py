@@ -4,6 +4,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NotRequired, ParamSpec, TypedDict, TypeVar
 
@@ -29,8 +30,8 @@ class Row(TypedDict):
 
 def in_own_process(function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
     """The function's result, from a fresh interpreter: no other measurement's memory, threads or caches are in it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments, options)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a Pool's process may not start loader workers
+        return pool.submit(function, *arguments, **options).result()
 
 
 def paired_seconds(ours: Call, reference: Call, pairs: int) -> tuple[list[float], list[float]]:

@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -44,7 +45,12 @@ class CachedBatches(pl.LightningDataModule):
 
     def __init__(self, data: MaskedFaceDataModule, steps: int) -> None:
         super().__init__()
-        self.num_identities, self.reference_dataloader = data.num_identities, data.reference_dataloader
+        self.num_identities, self.training_identity = data.num_identities, data.training_identity
+        self.plain_views, self.training_fingerprint, self.reference_dataloader = (
+            data.plain_views,
+            data.training_fingerprint,
+            data.reference_dataloader,
+        )
         batches = [masked(batch, data) for batch, _ in zip(data.train_dataloader(), range(min(CACHED, steps)), strict=False)]
         self.batches = [batches[step % len(batches)] for step in range(steps)]
 
@@ -57,9 +63,11 @@ TrainingData = MaskedFaceDataModule | CachedBatches
 
 
 class Alternation(pl.Callback):
-    """Takes a bare step after every one of the trainer's, on the same batch, and times both; the first pair is a warm-up."""
+    """Takes a bare step after every one of the trainer's and times both; the first pair is a warm-up."""
 
-    def __init__(self) -> None:
+    def __init__(self, batches: Iterator[MaskedFaceBatch] | None = None) -> None:
+        """`batches`: what the bare loop loads, in its time; None gives it the trainer's."""
+        self.batches = batches
         self.ours: list[float] = []
         self.reference: list[float] = []
         self.bare: Bare
@@ -74,7 +82,7 @@ class Alternation(pl.Callback):
     ) -> None:
         """All that the trainer does between two calls is its own time, loading too."""
         came = time.perf_counter()
-        self.bare.step(batch)
+        self.bare.step(batch if self.batches is None else next(self.batches))
         if self._left is not None:
             self.ours.append(came - self._left)
             self.reference.append(time.perf_counter() - came)
@@ -82,7 +90,7 @@ class Alternation(pl.Callback):
 
 
 def against_bare_loop(stage: Stage, loading: bool) -> Row:
-    """Images a second under Lightning and in the bare loop, which never loads."""
+    """Images a second under Lightning and in the bare loop, either with batches made beforehand or both loading their own."""
     setting = read_setting(stage)
     ours, reference = in_own_process(times, setting, loading, STEPS)
     size = setting.data["batch_size"]
@@ -100,11 +108,18 @@ def against_bare_loop(stage: Stage, loading: bool) -> Row:
 
 def times(setting: Setting, loading: bool, steps: int) -> tuple[list[float], list[float]]:
     """Seconds of so many steps of the trainer and of the bare loop, in turn."""
-    pairs = Alternation()
     source = MaskedFaceDataModule(**setting.data)
+    pairs = Alternation(loaded(source) if loading else None)
     data = source if loading else CachedBatches(source, steps + 1)
     fit(build_module(setting), data, setting, steps + 1, pairs)
     return pairs.ours[:steps], pairs.reference[:steps]
+
+
+def loaded(data: MaskedFaceDataModule) -> Iterator[MaskedFaceBatch]:
+    """Training batches from a loader of their own, without end."""
+    while True:
+        for batch in data.train_dataloader():
+            yield masked(batch, data)
 
 
 def trainer_peak(setting: Setting) -> float:

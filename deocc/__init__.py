@@ -4,9 +4,19 @@ An implementation of "Look Through Masks: Towards Masked Face Recognition with D
 Importing the package is light: torch and its relatives are imported by the room that needs them.
 """
 
+import importlib
+from typing import Any
+
 from deocc import _environment
 from deocc._version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "load"]
 
 _environment.prepare()
+
+
+def __getattr__(name: str) -> Any:
+    """`deocc.load`, which is `deocc.apps.pipeline.load`, imported when it is first asked for."""
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("deocc.apps.pipeline").load

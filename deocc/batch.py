@@ -23,6 +23,8 @@ class FaceBatch(TypedDict):
     """(B, 2) float32 >= 0, the shares of these other faces, at most 2/3 together; 0 outside training."""
     index: Tensor
     """(B,) int64, the image's position in its face set."""
+    flipped: Tensor
+    """(B,) bool, whether training mirrored the aligned face; False outside training."""
     kind: Tensor
     """(B,) int64, the occluder's position in `deocc.masking.list_kinds()`; -1 where no occluder lies on the face."""
     seed: Tensor
@@ -37,3 +39,5 @@ class MaskedFaceBatch(FaceBatch):
     mask: NotRequired[Tensor]
     """(B, 1, H, W), 1 = covered, 0 = visible. Absent where the occluders are real, so that nobody knows what they cover; `face` is then the
     occluded face itself."""
+    teacher_embedding: NotRequired[Tensor]
+    """(B, D) float32, what stage 2's teacher gives for `face`, of any length. Only in training, where it is known beforehand."""

@@ -1,18 +1,24 @@
 """The one command, `deocc`: light help, clear errors, and the training commands by LightningCLI behind it."""
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from deocc import __version__
 
-_COMMANDS = {
+_TRAINING = {
     "fit": "train a stage: deocc fit --config configs/inpaint.yaml",
     "validate": "evaluate a run on the validation people: deocc validate [--checkpoint RUN]",
     "test": "evaluate a run on the test people, write results.json and report.html: deocc test [--checkpoint RUN]",
-    "ablate": "train and compare the variants of a plan: deocc ablate --config configs/ablation/paper.yaml",
     "predict": "complete and embed masked validation faces: deocc predict [--checkpoint RUN]",
 }
+_APPS = {
+    "ablate": "train and compare the variants of a plan: deocc ablate --config configs/ablation/paper.yaml",
+    "mask": "put masks on photos: deocc mask PHOTOS... --kind surgical --out DIR",
+}
+_COMMANDS = _TRAINING | _APPS
+_ROOMS = {"ablate": "deocc.apps.ablation"}  # where an app's name is not its command's
 _TRACEBACK = "DEOCC_TRACEBACK"
 
 
@@ -34,21 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
-    from deocc.training_cli import explain, run
-
     try:
-        if words[0] == "ablate":
-            from deocc.apps.ablation import main as ablate
-
-            ablate(words[1:])
+        if words[0] in _APPS:
+            code = importlib.import_module(_ROOMS.get(words[0], f"deocc.apps.{words[0]}")).main(words[1:])
         else:
-            run(words)
+            code = importlib.import_module("deocc.training_cli").run(words)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get(_TRACEBACK):
             raise
-        _fail(explain(str(error)))
+        _fail(_explained(str(error)))
     except KeyboardInterrupt:
         sys.exit(130)
+    if code:
+        sys.exit(code)
+
+
+def _explained(message: str) -> str:
+    """The heart of a message; those of Lightning and jsonargparse need it, and where they were not imported none is of them."""
+    training_cli = sys.modules.get("deocc.training_cli")
+    return message if training_cli is None else str(training_cli.explain(message))
 
 
 def _fail(message: str) -> None:

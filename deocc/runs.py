@@ -1,5 +1,9 @@
-"""Where runs lie on disk. A run is a folder: `config.yaml`, `metrics.csv`, `checkpoints/`, and what `deocc test` writes beside them."""
+"""Where runs and caches lie on disk.
 
+A run is a folder: `config.yaml`, `metrics.csv`, `checkpoints/`, and what `deocc test` writes beside them.
+"""
+
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,11 @@ ROOT = Path("runs")
 """Where runs are looked for and written unless told otherwise, under the working directory."""
 CONFIG, CHECKPOINTS, RESULTS, REPORT = "config.yaml", "checkpoints", "results.json", "report.html"
 _DEPTH = 4  # how far below the root a run may lie; `**` would be unbounded, but does not enter folders that are links
+
+
+def cache_folder() -> Path:
+    """Where what takes long to find is kept: the environment's DEOCC_CACHE or `~/.cache/deocc`."""
+    return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
 
 
 def free_folder(wanted: Path) -> Path:

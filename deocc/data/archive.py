@@ -1,6 +1,7 @@
 """Images that lie in a folder, or in a zip that is read in place, behind one interface. Nothing is ever extracted."""
 
 import os
+import stat
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -65,9 +66,13 @@ class FolderImages(ImageStore):
     def size(self, name: str) -> int:
         """As `ImageStore.size`."""
         path = self._file(name)
-        if not path.is_file():
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode):
             raise FileNotFoundError(f"no image at {path}")
-        return path.stat().st_size
+        return found.st_size
 
     def _file(self, name: str) -> Path:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -180,5 +185,5 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def _is_image(name: str) -> bool:
-    base = PurePosixPath(name)
-    return base.suffix.lower() in IMAGE_SUFFIXES and not base.name.startswith(".") and not name.startswith("__MACOSX/")
+    base, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return bool(base) and dot + suffix.lower() in IMAGE_SUFFIXES and not base.startswith(".") and not name.startswith("__MACOSX/")

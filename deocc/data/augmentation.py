@@ -1,33 +1,42 @@
 """Ordinary photometric and geometric augmentation of the clean face, by albumentations, seeded per item."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Strength = Literal["none", "light", "strong"]
+Strength = Literal["none", "flip", "light", "strong"]
 
 # Nodes a side of the elastic warp's grid, and its deviation there as a share of the crop's side. OURS.
 NODES, DEVIATION = 5, 0.015
 
 
+class Augmented(NamedTuple):
+    """An augmented crop."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    landmarks: NDArray[np.float32]
+    """(5, 2) in pixels of the crop, left to right in the image."""
+    flipped: bool
+    """Whether left and right were swapped."""
+
+
 class Augmentation:
     """Augments a crop and moves its landmarks along.
 
-    `light` is a flip, a shift of brightness and contrast and a jitter of the alignment within what landmark detectors differ by; `strong`
-    adds blur, noise, gamma, compression, a wider jitter, and an elastic warp that changes a face's proportions, and so whose face it is to
-    a recogniser. OURS: the paper does not tell.
+    `flip` mirrors half of the crops, so that a crop has two looks; `light` adds a shift of brightness and contrast and a jitter of the
+    alignment within what landmark detectors differ by; `strong` adds blur, noise, gamma, compression, a wider jitter, and an elastic warp
+    that changes a face's proportions, and so whose face it is to a recogniser. OURS: the paper does not tell.
     """
 
     def __init__(self, strength: Strength) -> None:
         self._elastic = strength == "strong"
         self._compose = A.Compose(_transforms(strength), keypoint_params=A.KeypointParams("xy", remove_invisible=False))
 
-    def __call__(
-        self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int) -> Augmented:
         """Augment one crop.
 
         Args:
@@ -40,9 +49,10 @@ class Augmentation:
         self._compose.set_random_seed(seed % 2**32)
         result = self._compose(image=image, keypoints=landmarks)
         points = np.asarray(result["keypoints"], dtype=np.float32)
-        if points[0, 0] > points[1, 0]:  # after a flip the left eye is the right one
+        swapped = bool(points[0, 0] > points[1, 0])  # after a flip the left eye is the right one
+        if swapped:
             points = points[[1, 0, 2, 4, 3]]
-        return result["image"], points
+        return Augmented(result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0]))
 
 
 def warp_elastically(
@@ -72,6 +82,8 @@ def warp_elastically(
 def _transforms(strength: Strength) -> list[A.BasicTransform]:
     if strength == "none":
         return [A.NoOp()]  # an empty list would warn that nothing moves the landmarks
+    if strength == "flip":
+        return [A.HorizontalFlip(p=0.5)]
     edge = {"border_mode": cv2.BORDER_REPLICATE}  # as in `geometry.warp`
     if strength == "light":
         jitter = A.Affine(scale=(0.96, 1.04), translate_percent=(-0.02, 0.02), rotate=(-4, 4), p=0.8, **edge)

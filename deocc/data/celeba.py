@@ -17,6 +17,7 @@ from deocc.data.archive import ImageStore, open_images
 from deocc.data.face_set import SPLITS, FaceSet, Split
 from deocc.data.images import IMAGE_SUFFIXES
 from deocc.data.missing import missing_set
+from deocc.data.name_table import NameTable
 from deocc.data.overlap import name_key, read_people, shared_people
 
 Images = Literal["aligned", "in_the_wild"]
@@ -84,7 +85,8 @@ class CelebaFaces(FaceSet):
         known = {} if names is None else _read_names(Path(names), rows.names, person, numbers)
         out = [] if exclude is None else _find_excluded(Path(exclude), known, split_of_person)
         kept &= ~np.isin(person, out)
-        self.names, self.landmarks, self.person = rows.names[kept].tolist(), rows.landmarks[kept], person[kept].astype(np.int64)
+        self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
+        self.person = person[kept].astype(np.int64)
         self.split_of_person = {int(at): SPLITS[split_of_person[at]] for at in np.unique(self.person)}
         _check_splits(self.split_of_person, Path(root))
         self.excluded = [known[at] for at in out]

@@ -1,6 +1,6 @@
 """One item: a face in its canonical crop, with its landmarks, identity, and the kind and seed of its mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypedDict
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deocc.data.augmentation import Augmentation
+from deocc.data.aligned_cache import AlignedCache, AlignedFace
+from deocc.data.augmentation import Augmentation, Augmented
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.sampler import ItemKey, item_seed
 from deocc.geometry import align
@@ -31,33 +32,35 @@ class FaceItem(TypedDict):
     other_identity: Tensor
     other_share: Tensor
     index: Tensor
+    flipped: Tensor
     kind: Tensor
     seed: Tensor
 
 
 class AlignedFaces:
-    """Canonical crops of a face set, the last so many kept in memory."""
+    """Canonical crops of a face set: from a complete cache, or else cut out when asked for, the last so many kept in memory."""
 
-    def __init__(self, face_set: FaceSet, size: int, kept: int) -> None:
-        self.face_set, self.size, self.kept = face_set, size, kept
-        self._cached = lru_cache(maxsize=kept)(self._align)
+    def __init__(self, face_set: FaceSet, size: int, kept: int, cache: AlignedCache | None = None) -> None:
+        self.face_set, self.size, self.kept, self.cache = face_set, size, kept, cache
+        self._face: Callable[[int], AlignedFace] = lru_cache(maxsize=kept)(self._align) if cache is None else cache
 
-    def __call__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def __call__(self, index: int) -> AlignedFace:
         """The face at `index`, (size, size, 3) RGB, and its landmarks there, (5, 2) in pixels.
 
         Raises:
             ValueError: the image cannot be read or its landmarks are unusable; the message names the image.
         """
-        return self._cached(index)
+        return self._face(index)
 
     def __getstate__(self) -> dict[str, object]:
-        """What a spawned loader worker needs: no cache."""
-        return {"face_set": self.face_set, "size": self.size, "kept": self.kept}
+        """What a spawned loader worker needs: no faces, and where they are in a cache, nothing of the photographs either."""
+        face_set = self.face_set if self.cache is None else None
+        return {"face_set": face_set, "size": self.size, "kept": self.kept, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def _align(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def _align(self, index: int) -> AlignedFace:
         try:
             face, landmarks = align(self.face_set.image(index), self.face_set.landmarks[index], self.size)
         except ValueError as error:
@@ -74,11 +77,19 @@ class TrainingFaces(Dataset[FaceItem]):
     [0] Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
 
-    def __init__(self, face_set: FaceSet, size: int, augmentation: Augmentation, seed: int, blend_probability: float = 0.0) -> None:
+    def __init__(
+        self,
+        face_set: FaceSet,
+        size: int,
+        augmentation: Augmentation,
+        seed: int,
+        blend_probability: float = 0.0,
+        cache: AlignedCache | None = None,
+    ) -> None:
         self.augmentation, self.seed, self.blend_probability = augmentation, seed, blend_probability
         self.indices = face_set.bare("train")
         # Of a shuffled set that does not fit, hardly a face is asked for again in time.
-        self.aligned = AlignedFaces(face_set, size, KEPT if len(self.indices) <= KEPT else 0)
+        self.aligned = AlignedFaces(face_set, size, KEPT if len(self.indices) <= KEPT else 0, cache)
         self.identities = _identities(face_set, self.indices)
 
     def __len__(self) -> int:
@@ -90,9 +101,9 @@ class TrainingFaces(Dataset[FaceItem]):
         epoch, position = key
         seed = item_seed(self.seed, epoch, int(self.indices[position]))
         others, shares = self._partners(position, seed)
-        face, landmarks = self.augmentation(*self._blend([position, *others], (1 - sum(shares), *shares)), seed)
+        augmented = self.augmentation(*self._blend([position, *others], (1 - sum(shares), *shares)), seed)
         people = _People(self.identities[position], self.identities[others], shares)
-        return _item(face, landmarks, people, int(self.indices[position]), -1, seed)
+        return _item(augmented, people, int(self.indices[position]), -1, seed)
 
     def _blend(self, positions: list[int], weights: Sequence[float]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The weighted mean of faces and of landmarks."""
@@ -119,8 +130,16 @@ class FixedFaces(Dataset[FaceItem]):
     that training never uses, so no evaluation mask is ever a training mask.
     """
 
-    def __init__(self, face_set: FaceSet, split: Split, size: int, masks: list[tuple[int, int]], indices: NDArray[np.int64]) -> None:
-        self.aligned, self.masks, self.indices = AlignedFaces(face_set, size, KEPT), masks, indices
+    def __init__(
+        self,
+        face_set: FaceSet,
+        split: Split,
+        size: int,
+        masks: list[tuple[int, int]],
+        indices: NDArray[np.int64],
+        cache: AlignedCache | None = None,
+    ) -> None:
+        self.aligned, self.masks, self.indices = AlignedFaces(face_set, size, KEPT, cache), masks, indices
         people = np.unique(face_set.person[face_set.indices(split)])
         self.identities = np.searchsorted(people, face_set.person[indices]).astype(np.int64)
         self.occluder = face_set.occluder
@@ -136,7 +155,7 @@ class FixedFaces(Dataset[FaceItem]):
         kind, seed = self.mask_of(number)
         face, landmarks = self.aligned(index)
         people = _People(identity, np.repeat(identity, 2), (0.0, 0.0))
-        return _item(face, landmarks, people, index, kind, seed)
+        return _item(Augmented(face, landmarks, flipped=False), people, index, kind, seed)
 
     def index_of(self, number: int) -> int:
         """The image of the item at `number`, as its position in the face set."""
@@ -166,14 +185,15 @@ class _People(NamedTuple):
     shares: tuple[float, float]
 
 
-def _item(face: NDArray[np.uint8], landmarks: NDArray[np.float32], people: _People, index: int, kind: int, seed: int) -> FaceItem:
+def _item(face: Augmented, people: _People, index: int, kind: int, seed: int) -> FaceItem:
     return FaceItem(
-        face=torch.tensor(face).permute(2, 0, 1).float() / 127.5 - 1,
-        landmarks=torch.tensor(landmarks, dtype=torch.float32),
+        face=torch.tensor(face.image).permute(2, 0, 1).float() / 127.5 - 1,
+        landmarks=torch.tensor(face.landmarks, dtype=torch.float32),
         identity=torch.tensor(int(people.identity)),
         other_identity=torch.tensor(people.others.tolist()),
         other_share=torch.tensor(people.shares, dtype=torch.float32),
         index=torch.tensor(index),
+        flipped=torch.tensor(face.flipped),
         kind=torch.tensor(kind),
         seed=torch.tensor(seed),
     )

@@ -1,12 +1,15 @@
 """Any folder of faces, `person/image`, that are cropped to a known template already: no landmarks file and no detector is needed."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deocc.data.face_set import SPLITS, FaceSet, Split
-from deocc.data.images import IMAGE_SUFFIXES, read_image, read_size
+from deocc.data.folder_listing import list_folder, square_side
+from deocc.data.images import read_image
+from deocc.data.kept_array import kept_array
 from deocc.data.sampler import item_seed
 from deocc.geometry import Template, get_template
 
@@ -34,11 +37,11 @@ class FolderFaces(FaceSet):
         if not (train > 0 and val > 0 and train + val < 1):
             raise ValueError(f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share")
         self.root = Path(root)
-        self._paths = _image_paths(self.root)
-        self.names = [path.relative_to(self.root).as_posix() for path in self._paths]
-        people, self.person = np.unique([path.parent.name for path in self._paths], return_inverse=True)
-        self.split_of_person = dict(enumerate(_split_people(people.tolist(), train, val, seed)))
-        self.landmarks = np.stack([template_landmarks(path, template) for path in self._paths])
+        self._files = list_folder(self.root)
+        self.names, self.person = self._files.names, self._files.person
+        self.split_of_person = dict(enumerate(_split_people(self._files.people, train, val, seed)))
+        sides, of_image = np.unique(self._files.sides(), return_inverse=True)
+        self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides.tolist()])[of_image]
 
     @property
     def credit(self) -> str:
@@ -51,18 +54,19 @@ class FolderFaces(FaceSet):
         Raises:
             ValueError: the file is not a readable image; the message names it.
         """
-        return read_image(self._paths[index])
+        return read_image(self.root / self.names[index])
 
+    def fingerprint(self, split: Split) -> str:
+        """As `FaceSet.fingerprint`, of pixels; kept under `quick_fingerprint`, so that only the first run reads every image."""
+        return str(kept_array("fingerprints", self.quick_fingerprint(split), lambda: np.array(super(FolderFaces, self).fingerprint(split))))
 
-def _image_paths(root: Path) -> list[Path]:
-    """All images, by person and file name."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder at {root.absolute()}: give the folder that holds one folder of face crops a person")
-    paths = sorted(path for path in root.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        looked = f"looked for PERSON/IMAGE with the endings {', '.join(sorted(IMAGE_SUFFIXES))}"
-        raise FileNotFoundError(f"no image below {root.absolute()}: {looked}; put each person's face crops into a folder of their own")
-    return paths
+    def quick_fingerprint(self, split: Split) -> str:
+        """A hash of where the split's files lie, of their names, sizes, times of modification and landmarks; no file is read."""
+        indices = self.indices(split)
+        digest = hashlib.sha256(self._files.digest(indices).encode())
+        digest.update(self.person[indices].tobytes())
+        digest.update(self.landmarks[indices].tobytes())
+        return digest.hexdigest()[:32]
 
 
 def _split(person: str, train: float, val: float, seed: int) -> Split:
@@ -90,7 +94,4 @@ def template_landmarks(path: Path, template: Template) -> NDArray[np.float64]:
     Raises:
         ValueError: the image is not square.
     """
-    width, height = read_size(path)
-    if width != height:
-        raise ValueError(f"{path} is {width} x {height} pixels: aligned crops are square, so align it or remove it")
-    return template.tensor(width).double().numpy()
+    return template.tensor(square_side(path)).double().numpy()

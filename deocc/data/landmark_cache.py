@@ -4,7 +4,6 @@ The file is `CACHE/landmarks/HASH.npz`, CACHE the environment's DEOCC_CACHE or `
 """
 
 import hashlib
-import os
 import uuid
 import warnings
 import zipfile
@@ -23,6 +22,7 @@ from rich.progress import track
 from deocc.detection import Detection, Detector, create_detector
 from deocc.detection.weights_file import given_file
 from deocc.geometry import TEMPLATES
+from deocc.runs import cache_folder
 
 _VERSION: Final = 1  # raised when a detector's landmarks change, so that old files are not taken for new ones
 _SAVE_EVERY: Final = 500  # images: seconds of work to lose, and at CelebA's size some 16 MB to write each time
@@ -77,11 +77,6 @@ class _State:
     def done(self) -> NDArray[np.bool_]:
         """(N,) which images have been looked at."""
         return self.size[:, 0] > 0
-
-
-def cache_folder() -> Path:
-    """Where what takes long to find is kept: the environment's DEOCC_CACHE or `~/.cache/deocc`."""
-    return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
 
 
 @contextmanager

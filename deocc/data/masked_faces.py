@@ -1,8 +1,10 @@
 """The one data module: faces of any face set, masked on the fly on whatever device the batch is."""
 
+import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -10,14 +12,19 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
+from deocc.data.aligned_cache import AlignedCache
 from deocc.data.augmentation import Augmentation, Strength
-from deocc.data.dataset import CLEAN, REAL, FaceItem, FixedFaces, TrainingFaces
+from deocc.data.dataset import CLEAN, KEPT, REAL, AlignedFaces, FaceItem, FixedFaces, TrainingFaces
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.manifest import manifest_hash, write_manifest
 from deocc.data.orl import OrlFaces
 from deocc.data.sampler import EpochSampler, ShareSampler
 from deocc.evaluation.protocol import AllPairs
+from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
+
+FITTED: Final[tuple[Split, ...]] = ("train", "val")
+"""The splits that a training reads over and over."""
 
 
 class MaskedFaceDataModule(pl.LightningDataModule):
@@ -42,9 +49,11 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         val_seeds: evaluation masks a kind and image in validation.
         test_seeds: the same in test.
         num_workers: loader processes.
+        cache_gigabytes: how much disk space the aligned faces of a split may take below `DEOCC_CACHE`, where a first training keeps those
+            of training and validation if they are too many for memory (`deocc.data.aligned_cache`); 0: align anew in every epoch.
 
     Raises:
-        ValueError: an unknown kind, or a size, batch size or probability out of range.
+        ValueError: an unknown kind, or a size, batch size, probability or disk space out of range.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         val_seeds: Sequence[int] = (100,),
         test_seeds: Sequence[int] = (1, 2, 3),
         num_workers: int = 0,
+        cache_gigabytes: float = 20.0,
     ) -> None:
         super().__init__()
         _check_range("size", size, 32, 1024)
@@ -69,6 +79,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         _check_range("eval_batch_size", eval_batch_size, 1, 65536)
         _check_range("clean_probability", clean_probability, 0, 1)
         _check_range("blend_probability", blend_probability, 0, 1)
+        _check_range("cache_gigabytes", cache_gigabytes, 0, 1e6)
         self.kinds = tuple(kinds) if kinds is not None else list_kinds()
         unknown = [kind for kind in self.kinds if kind not in list_kinds()]
         if unknown or not self.kinds:
@@ -78,12 +89,27 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         self.clean_probability, self.seed, self.num_workers = clean_probability, seed, num_workers
         self.augmentation: Strength = augmentation
         self.blend_probability, self.val_people = blend_probability, val_people
+        self.cache_gigabytes = cache_gigabytes
+        self._caches: dict[Split, AlignedCache] = {}
         self.eval_seeds: dict[Split, tuple[int, ...]] = {"val": tuple(val_seeds), "test": tuple(test_seeds)}
 
     @property
     def num_identities(self) -> int:
         """The number of training people."""
         return sum(split == "train" for split in self.face_set.split_of_person.values())
+
+    def prepare_data(self) -> None:
+        """Before a training, align the faces of each large split once and keep them; one process a node does, others wait."""
+        if self.trainer is not None and not self.trainer.training:
+            return
+        for split in FITTED:
+            cache, indices = self._cache(split), self._chosen(split, self.face_set.bare(split))
+            if cache is not None and self._fits(cache):
+                cache.fill(AlignedFaces(self.face_set, self.size, 0), indices, self.num_workers)
+            elif cache is not None:
+                taken = f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB"
+                advice = "raise it to at least that, or set it to 0 to go without"
+                warnings.warn(f"{taken}, data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept: {advice}", stacklevel=2)
 
     def train_dataloader(self) -> DataLoader[FaceItem]:
         """Augmented training faces, shuffled by seed and epoch.
@@ -93,7 +119,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         """
         if len(self.face_set.bare("train")) == 0:
             raise ValueError(f"{type(self.face_set).__name__} has nobody to train on, it is for tests: choose another data.face_set")
-        faces = TrainingFaces(self.face_set, self.size, Augmentation(self.augmentation), self.seed, self.blend_probability)
+        augmentation, cache = Augmentation(self.augmentation), self._filled_cache("train")
+        faces = TrainingFaces(self.face_set, self.size, augmentation, self.seed, self.blend_probability, cache)
         sampler = EpochSampler(len(faces), self.seed)
         return DataLoader(
             faces,
@@ -104,9 +131,27 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             drop_last=len(sampler) >= self.batch_size,
         )
 
-    def reference_dataloader(self) -> DataLoader[FaceItem]:
-        """The clean training faces, unaugmented and in order, all in every process: what identity centres are computed from."""
-        return self._loader(self._faces("train", [CLEAN]), shared=False)
+    @property
+    def plain_views(self) -> tuple[bool, ...]:
+        """What `flipped` may be in training where a clean face is an aligned face or its mirror image; empty where it can be anything."""
+        views: dict[Strength, tuple[bool, ...]] = {"none": (False,), "flip": (False, True)}
+        return views.get(self.augmentation, ()) if self.blend_probability == 0 else ()
+
+    @property
+    def training_identity(self) -> NDArray[np.int64]:
+        """(N,) whose face each image of the face set is, numbered as in training; -1 where training has no use for the image."""
+        indices, identity = self.face_set.bare("train"), np.full(len(self.face_set), -1, np.int64)
+        identity[indices] = np.unique(self.face_set.person[indices], return_inverse=True)[1]
+        return identity
+
+    def training_fingerprint(self) -> str:
+        """A hash of all that an aligned training face follows from: images, landmarks, template and size."""
+        described = repr((self.face_set.fingerprint("train"), TEMPLATES["canonical"], self.size))
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def reference_dataloader(self, shared: bool = False) -> DataLoader[FaceItem]:
+        """The clean training faces, unaugmented and in order: all of them in every process, or each process's share."""
+        return self._loader(self._faces("train", [CLEAN]), shared)
 
     def val_dataloader(self) -> list[DataLoader[FaceItem]]:
         """Clean, then masked faces of the validation people."""
@@ -164,7 +209,25 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return [(list_kinds().index(kind), seed) for kind in self.kinds for seed in seeds]
 
     def _faces(self, split: Split, masks: list[tuple[int, int]]) -> FixedFaces:
-        return FixedFaces(self.face_set, split, self.size, masks, self._chosen(split, self.face_set.bare(split)))
+        indices = self._chosen(split, self.face_set.bare(split))
+        return FixedFaces(self.face_set, split, self.size, masks, indices, self._filled_cache(split))
+
+    def _filled_cache(self, split: Split) -> AlignedCache | None:
+        """The split's aligned faces, where an earlier or this training has kept them."""
+        cache = self._cache(split) if split in FITTED else None
+        return cache if cache is not None and self._fits(cache) and cache.is_complete() else None
+
+    def _cache(self, split: Split) -> AlignedCache | None:
+        """Where the split's aligned faces belong; None for a split that fits into memory or where nothing is to be kept."""
+        indices = self._chosen(split, self.face_set.bare(split))
+        if len(indices) <= KEPT or self.cache_gigabytes == 0:
+            return None
+        if split not in self._caches:
+            self._caches[split] = AlignedCache.of(self.face_set, split, self.size, indices)
+        return self._caches[split]
+
+    def _fits(self, cache: AlignedCache) -> bool:
+        return cache.gigabytes <= self.cache_gigabytes
 
     def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of these images those that the protocol names, in a test; those of as many people as asked for, in validation."""

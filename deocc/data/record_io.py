@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from deocc.data.landmark_cache import cache_folder
 from deocc.data.missing import missing_set
+from deocc.runs import cache_folder
 
 _MAGIC: Final = 0xCED7230A
 _WHOLE, _FIRST, _LAST = 0, 1, 3

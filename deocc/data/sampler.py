@@ -36,14 +36,13 @@ class EpochSampler(Sampler[ItemKey]):
         return -(-self.length // _processes()[1])
 
     def __iter__(self) -> Iterator[ItemKey]:
-        """This process's items of the epoch."""
-        rank, processes = _processes()
-        order = list(range(self.length))
+        """This process's items of the epoch, made one by one: of millions, no list of Python objects is ever held."""
+        epoch, (rank, processes) = self.epoch, _processes()
+        places = torch.arange(rank, len(self) * processes, processes) % self.length
         if self.shuffle:
-            generator = torch.Generator().manual_seed(item_seed(self.seed, "order", self.epoch))
-            order = torch.randperm(self.length, generator=generator).tolist()
-        padded = [order[place % self.length] for place in range(len(self) * processes)]
-        return iter([(self.epoch, position) for position in padded[rank::processes]])
+            generator = torch.Generator().manual_seed(item_seed(self.seed, "order", epoch))
+            places = torch.randperm(self.length, generator=generator)[places]
+        return ((epoch, int(position)) for position in places.numpy())
 
 
 class ShareSampler(Sampler[int]):

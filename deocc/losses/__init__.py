@@ -2,7 +2,7 @@
 
 from deocc.losses.adversarial import DiscriminatorLoss, GeneratorLoss, discriminator_loss, generator_loss, gradient_penalty
 from deocc.losses.gathering import gather_embeddings, gathered_pair_relation_loss, gathered_triplet_relation_loss
-from deocc.losses.identity import IdentityLoss, identity_loss, margin_logits
+from deocc.losses.identity import IdentityLoss, identity_loss, margin_cosine, margin_logits
 from deocc.losses.perceptual import PerceptualLoss, feature_distance, perceptual_loss
 from deocc.losses.reconstruction import MaskedL1Loss, masked_l1_loss
 from deocc.losses.relational import (
@@ -16,6 +16,7 @@ from deocc.losses.relational import (
     triplet_relation_loss,
 )
 from deocc.losses.segmentation import MaskSegmentationLoss, mask_segmentation_loss
+from deocc.losses.sharded_identity import ShardedIdentityLoss, sharded_identity_loss
 
 __all__ = [
     "DiscriminatorLoss",
@@ -27,6 +28,7 @@ __all__ = [
     "PairRelationLoss",
     "PerceptualLoss",
     "PredictionRelationLoss",
+    "ShardedIdentityLoss",
     "TripletRelationLoss",
     "discriminator_loss",
     "feature_distance",
@@ -37,11 +39,13 @@ __all__ = [
     "gradient_penalty",
     "identity_loss",
     "instance_relation_loss",
+    "margin_cosine",
     "margin_logits",
     "mask_segmentation_loss",
     "masked_l1_loss",
     "pair_relation_loss",
     "perceptual_loss",
     "prediction_relation_loss",
+    "sharded_identity_loss",
     "triplet_relation_loss",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deocc.losses.relational import pair_relation_loss, triplet_relation_loss
+from deocc.losses.shards import process_place
 
 
 def gather_embeddings(embedding: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def gather_embeddings(embedding: Tensor) -> Tensor:
     Raises:
         ValueError: the batch sizes differ; raised in every process, so that none waits for another.
     """
-    _, processes = _place()
+    _, processes = process_place()
     if processes == 1:
         return embedding
     _check_sizes(embedding, processes)
@@ -79,7 +80,7 @@ def gathered_triplet_relation_loss(
         ValueError: student and teacher, or the processes, differ in batch size, or the chunk size or the number of vertices is not
             positive.
     """
-    rank, processes = _place()
+    rank, processes = process_place()
     B = len(student)
     own = slice(rank * B, (rank + 1) * B)
     joined = gather_embeddings(student), gather_embeddings(teacher.detach())
@@ -103,13 +104,6 @@ class _Gather(torch.autograd.Function):
         summed = upstream.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(summed)
         return summed.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _place() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _check_sizes(embedding: Tensor, processes: int) -> None:

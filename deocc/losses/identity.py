@@ -41,7 +41,7 @@ def margin_logits(cosine: Tensor, identity: Tensor, margin_type: str, margin: fl
     Raises:
         ValueError: unknown margin type, a margin out of range, or shapes that do not fit.
     """
-    _check_margin(margin_type, margin)
+    check_margin(margin_type, margin)
     if cosine.ndim != 2 or identity.shape != cosine.shape[:1]:
         raise ValueError(f"expected cosines (B, K) and identities (B,), got {tuple(cosine.shape)} and {tuple(identity.shape)}")
     cosine = widen(cosine)
@@ -49,27 +49,52 @@ def margin_logits(cosine: Tensor, identity: Tensor, margin_type: str, margin: fl
         return cosine
     index = identity[:, None]
     own = cosine.gather(1, index)
-    return cosine.scatter(1, index, own - margin if margin_type == "cosface" else _add_angle(own, margin))
+    return cosine.scatter(1, index, margin_cosine(own, margin_type, margin))
 
 
-def identity_loss(cosine: Tensor, identity: Tensor, margin_type: str = "softmax", margin: float = 0.0, scale: float = 64.0) -> Tensor:
+def margin_cosine(cosine: Tensor, margin_type: str, margin: float) -> Tensor:
+    """z_y: cosines of any shape between samples and their own identities, with the margin taken from them.
+
+    Raises:
+        ValueError: unknown margin type, or a margin out of range.
+    """
+    check_margin(margin_type, margin)
+    if margin_type == "softmax":
+        return cosine
+    return cosine - margin if margin_type == "cosface" else _add_angle(cosine, margin)
+
+
+def identity_loss(
+    cosine: Tensor,
+    identity: Tensor,
+    margin_type: str = "softmax",
+    margin: float = 0.0,
+    scale: float = 64.0,
+    share: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of scaled cosine logits, mean over the batch.
 
     Args:
         cosine: (B, K) in [-1, 1].
-        identity: (B,) int64, 0 <= identity < K.
+        identity: (B,) int64, 0 <= identity < K; with shares (B, T), the people that a blended face is made of. OURS.
         margin_type: softmax, cosface or arcface.
         margin: see `margin_logits`.
         scale: gamma > 0; 64 is ArcFace's [2].
+        share: (B, T), by which shares, or None: the loss is then the people's own losses in these shares.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: as `margin_logits`, or the scale is not positive.
+        ValueError: as `margin_logits`, shares and identities that differ in shape, or the scale is not positive.
     """
-    _check_scale(scale)
-    return F.cross_entropy(scale * margin_logits(cosine, identity, margin_type, margin), identity)
+    check_scale(scale)
+    if share is None:
+        return F.cross_entropy(scale * margin_logits(cosine, identity, margin_type, margin), identity)
+    if identity.ndim != 2 or share.shape != identity.shape:
+        raise ValueError(f"expected identities and shares of one shape (B, T), got {tuple(identity.shape)} and {tuple(share.shape)}")
+    losses = [F.cross_entropy(scale * margin_logits(cosine, one, margin_type, margin), one, reduction="none") for one in identity.T]
+    return (torch.stack(losses, 1) * share).sum(1).mean()
 
 
 class IdentityLoss(nn.Module):
@@ -90,8 +115,8 @@ class IdentityLoss(nn.Module):
         super().__init__()
         if num_identities < 1 or dim < 1:
             raise ValueError(f"num_identities and dim must be positive, got {num_identities} and {dim}")
-        _check_margin(margin_type, margin)
-        _check_scale(scale)
+        check_margin(margin_type, margin)
+        check_scale(scale)
         self.margin_type, self.margin, self.scale = margin_type, margin, scale
         self.weight = nn.Parameter(torch.empty(num_identities, dim))
         nn.init.normal_(self.weight)  # directions only: the length never matters
@@ -113,9 +138,9 @@ class IdentityLoss(nn.Module):
         with torch.autocast(embedding.device.type, enabled=False):
             return F.linear(F.normalize(embedding.to(weight.dtype), dim=1), F.normalize(weight, dim=1))
 
-    def forward(self, embedding: Tensor, identity: Tensor) -> Tensor:
-        """The scalar loss of embeddings (B, D) whose identities are (B,) int64."""
-        return identity_loss(self.cosine(embedding), identity, self.margin_type, self.margin, self.scale)
+    def forward(self, embedding: Tensor, identity: Tensor, share: Tensor | None = None) -> Tensor:
+        """The scalar loss of embeddings (B, D); identities and shares as in `identity_loss`."""
+        return identity_loss(self.cosine(embedding), identity, self.margin_type, self.margin, self.scale, share)
 
 
 def _add_angle(cosine: Tensor, margin: float) -> Tensor:
@@ -126,7 +151,7 @@ def _add_angle(cosine: Tensor, margin: float) -> Tensor:
     return torch.where(within, rotated, cosine - margin * math.sin(margin))
 
 
-def _check_margin(margin_type: str, margin: float) -> None:
+def check_margin(margin_type: str, margin: float) -> None:
     """Raise ValueError for an unknown margin type or a margin out of its range."""
     if margin_type not in MARGIN_TYPES:
         raise ValueError(f"unknown margin_type {margin_type!r}: choose one of {', '.join(MARGIN_TYPES)}")
@@ -135,7 +160,7 @@ def _check_margin(margin_type: str, margin: float) -> None:
         raise ValueError(f"{margin_type} needs a margin in [0, {largest:.4g}), got {margin}")
 
 
-def _check_scale(scale: float) -> None:
+def check_scale(scale: float) -> None:
     """Raise ValueError unless the scale is positive."""
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")

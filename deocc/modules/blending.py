@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deocc.batch import MaskedFaceBatch
-from deocc.losses import IdentityLoss, margin_logits
+from deocc.losses import IdentityLoss
+from deocc.losses.sharded_identity import ShardedIdentityLoss
 
 
 def people(batch: MaskedFaceBatch) -> Tensor:
@@ -23,18 +24,19 @@ def own_centers(identity_centers: Tensor, batch: MaskedFaceBatch) -> Tensor:
     return F.normalize((identity_centers[people(batch)] * shares(batch)[:, :, None]).sum(1), dim=1)
 
 
-def blended_identity_loss(classifier: IdentityLoss, embedding: Tensor, batch: MaskedFaceBatch) -> Tensor:
+def blended_identity_loss(
+    classifier: IdentityLoss | ShardedIdentityLoss, embedding: Tensor, batch: MaskedFaceBatch, turn: int = 0
+) -> Tensor:
     """Cross-entropy over the training identities, a scalar; a blended face belongs to all of its people by their shares.
 
     Args:
         classifier: holds the identities' weights, the margin and the scale.
         embedding: (B, D) unit vectors.
         batch: whose faces they are.
+        turn: decides which identities a sharded classifier samples; the number of the training step.
     """
-    cosine = classifier.cosine(embedding)
-
-    def cross_entropy(identity: Tensor) -> Tensor:
-        logits = margin_logits(cosine, identity, classifier.margin_type, classifier.margin)
-        return F.cross_entropy(classifier.scale * logits, identity, reduction="none")
-
-    return (torch.stack([cross_entropy(identity) for identity in people(batch).T], 1) * shares(batch)).sum(1).mean()
+    if isinstance(classifier, ShardedIdentityLoss):
+        loss: Tensor = classifier(embedding, people(batch), shares(batch), turn)
+    else:
+        loss = classifier(embedding, people(batch), shares(batch))
+    return loss

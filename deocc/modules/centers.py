@@ -1,39 +1,35 @@
 """Where the training people lie in the teacher's space."""
 
-from collections.abc import Iterable
-
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from deocc.batch import FaceBatch
 from deocc.modules.comparison import centred
-from deocc.networks.embedder import Embedder
+
+_CHUNK = 16384  # rows: 32 MiB of 512 numbers each
 
 
-@torch.no_grad()
-def identity_centers(teacher: Embedder, batches: Iterable[FaceBatch], device: torch.device) -> tuple[Tensor, Tensor]:
+def identity_centers(embeddings: NDArray[np.float32], identity: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
     """The mean over people, by which embeddings are centred, and every person's centre, from clean faces.
 
     Args:
-        teacher: frozen, on `device`.
-        batches: all faces of the training people, numbered 0 to K - 1 without a gap.
+        embeddings: (N, D), the teacher's raw ones; read in parts, so that they may lie on disk.
+        identity: (N,) whose face each is, 0 to K - 1 without a gap; -1 leaves a row out.
         device: where the results go.
 
     Returns:
         (D,), the mean of the people's mean raw embeddings; (K, D) unit vectors, the direction of the mean of a person's centred embeddings.
     """
-    raw, identity = [], []
-    with torch.autocast(device.type, enabled=False):
-        for batch in batches:
-            raw.append(teacher(batch["face"].to(device)).float().cpu())  # millions of them would not fit beside the networks
-            identity.append(batch["identity"].cpu())
-    people = torch.cat(identity)
-    sums = torch.zeros(int(people.max()) + 1, raw[0].shape[1])
-    for embeddings, owners in zip(raw, identity, strict=True):
-        sums.index_add_(0, owners, embeddings)
-    center = (sums / torch.bincount(people)[:, None]).mean(0)
+    taken = np.flatnonzero(identity >= 0)
+    parts = [(rows, torch.from_numpy(identity[rows])) for rows in np.array_split(taken, -(-len(taken) // _CHUNK))]
+    counts = torch.from_numpy(np.bincount(identity[taken]))
+    sums = torch.zeros(len(counts), embeddings.shape[1])
+    for rows, people in parts:
+        sums.index_add_(0, people, torch.from_numpy(embeddings[rows]))
+    center = (sums / counts[:, None]).mean(0)
     directions = torch.zeros_like(sums)
-    for embeddings, owners in zip(raw, identity, strict=True):
-        directions.index_add_(0, owners, centred(embeddings, center))
+    for rows, people in parts:
+        directions.index_add_(0, people, centred(torch.from_numpy(embeddings[rows]), center))
     return center.to(device), F.normalize(directions, dim=1).to(device)

@@ -11,28 +11,40 @@ from typing import Any, Literal, cast
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from deocc.batch import MaskedFaceBatch
-from deocc.losses import IdentityLoss, InstanceRelationLoss, PredictionRelationLoss
+from deocc.losses import InstanceRelationLoss, PredictionRelationLoss, ShardedIdentityLoss
 from deocc.losses.gathering import gathered_pair_relation_loss, gathered_triplet_relation_loss
 from deocc.modules.blending import blended_identity_loss, own_centers
 from deocc.modules.centers import identity_centers
 from deocc.modules.comparison import Comparison, centred
 from deocc.modules.frozen import check_stage, leave_out, put_back
+from deocc.modules.identity_head import (
+    HeadType,
+    IdentityHead,
+    build_identity_head,
+    check_head,
+    clip_gradients,
+    gather_head,
+    leave_to_processes,
+    split_head,
+)
 from deocc.modules.recognition import FROM_CHECKPOINT, RecognitionModule
+from deocc.modules.row_adamw import student_optimizer
 from deocc.modules.schedule import warmup_cosine
+from deocc.modules.sharding import check_loadable, check_shareable, share_out
+from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.modules.terms import check_weights, gradient_norms, weighted_terms
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedder import create_embedder, create_teacher, read_options
-from deocc.networks.student import Student, StudentInput
+from deocc.networks.student import Student, StudentInput, check_start
 
 STAGE = "distillation"
 MarginType = Literal["softmax", "cosface", "arcface"]
 _TERMS = ("identity", "instance", "pair", "triplet", "prediction")
 _SEED_STEPS = 1000  # a share is kept to a thousandth
-_CLASSIFIER_RATE = 10.0  # the classifier is new, the rest of the student is pretrained
 
 
 class DistillationModule(RecognitionModule):
@@ -40,6 +52,9 @@ class DistillationModule(RecognitionModule):
 
     An embedding is (raw - mean) / |raw - mean|, with the mean of the teacher's identity centres: raw dlib embeddings of different people
     are alike to 0.86. Centring needs training people only.
+
+    Where training shows nothing but aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up and not
+    computed again (`deocc.modules.teacher_cache`).
 
     Args:
         inpainting_checkpoint: a stage-1 checkpoint file; "from_checkpoint" where a checkpoint of this module, which holds the de-occluder,
@@ -65,11 +80,14 @@ class DistillationModule(RecognitionModule):
         margin_type: of the identity loss: "softmax", "cosface" or "arcface".
         margin: of the identity loss.
         scale: of identity and prediction logits.
+        identity_head: "full": every process has the classifier of all identities; "sharded": each holds its share of the rows.
+        identity_sample_share: of the identities not in the batch, the share that a step compares with; below 1 only with "sharded".
         learning_rate: peak; the classifier, which is new, learns ten times as fast.
         weight_decay: of AdamW.
         ema_decay: of the student's running average, per step.
         interpolation: how far that average goes from the student's start (0) to its trained weights (1); below 1 that start must be trained
             weights alone, no random ones.
+        compile_deoccluder: compile stage 1's generator; slower on a CPU, untried on a GPU.
 
     Raises:
         ValueError: settings that contradict each other, or unknown ones.
@@ -102,22 +120,26 @@ class DistillationModule(RecognitionModule):
         margin_type: MarginType = "cosface",
         margin: float = 0.2,
         scale: float = 16.0,
+        identity_head: HeadType = "full",
+        identity_sample_share: float = 1.0,
         learning_rate: float = 3e-5,
         weight_decay: float = 1e-2,
         ema_decay: float = 0.97,
         interpolation: float = 1.0,
+        compile_deoccluder: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["inpainting_checkpoint"])
         # A path means nothing to whoever loads the checkpoint, which holds the de-occluder itself.
         self.hparams["inpainting_checkpoint"] = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
         check_weights(self.hparams, _TERMS)
+        check_head(identity_head, identity_sample_share)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
         if student is None:
             student, student_weights, student_options = teacher, student_weights or teacher_weights, student_options or teacher_options
         start = create_embedder(student, student_weights, **read_options(student_options))
         self.student = Student(start, self.teacher.embedding_dim, student_input, mask_channel)
-        _check_start(self.student, self.teacher.embedding_dim, interpolation)
+        check_start(self.student, self.teacher.embedding_dim, interpolation)
         self.average = WeightAverage(self.student, ema_decay, interpolation)
         if inpainting_checkpoint is None and self.student.needs_completion:
             raise ValueError(
@@ -128,10 +150,11 @@ class DistillationModule(RecognitionModule):
         self.deoccluder = Deoccluder.from_checkpoint(str(inpainting_checkpoint)) if known else None
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
-        self.classifier: IdentityLoss | None = None
+        self.classifier: IdentityHead | None = None
         self.instance = InstanceRelationLoss(beta)
         self.prediction = PredictionRelationLoss(scale, temperature)
         self.comparison = Comparison()
+        self._teacher_cache: TeacherCache | None = None
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """The weighted sum of the losses; each share is logged, mean over processes."""
@@ -139,7 +162,8 @@ class DistillationModule(RecognitionModule):
         completed_face = self._shown(batch["masked_face"], mask)
         student = centred(self.student(batch["masked_face"], completed_face, mask), self.center)
         with torch.no_grad():
-            teacher = self._embed_teacher(batch["face"])
+            known = batch.get("teacher_embedding")
+            teacher = self._embed_teacher(batch["face"]) if known is None else centred(known, self.center)
         terms = self._terms(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
@@ -160,36 +184,62 @@ class DistillationModule(RecognitionModule):
             self.average.update(self.student)
 
     def setup(self, stage: str) -> None:
-        """Build the classifier, whose size the data decide."""
+        """Build the classifier, whose size the data decide; say what processes need not send each other."""
         if stage == "fit" and self.hparams["identity_weight"] > 0 and self.classifier is None:
             self._build_classifier(self.trainer.datamodule.num_identities)  # type: ignore[attr-defined]
+        # Every process computes equal centres: sending them in each step would be 2 GB at a million people.
+        leave_to_processes(self, "identity_centers", *(["classifier"] if isinstance(self.classifier, ShardedIdentityLoss) else []))
+
+    def configure_model(self) -> None:
+        """Share the student out where the strategy brings a mesh of processes."""
+        check_shareable(self.device_mesh, self.classifier)
+        share_out(self.device_mesh, self.student, self.average.network, self.average.start)
 
     def on_fit_start(self) -> None:
-        """Compute the identity centres, once: the teacher is frozen. A resumed run has them already.
+        """Learn what the teacher gives for clean faces, where training can use it, and the identity centres, where they are not yet known.
 
         Raises:
             ValueError: the de-occluder was to come with a checkpoint, and none was loaded.
         """
         self._check_deoccluder()
-        if len(self.identity_centers) == 0:
-            faces = self.trainer.datamodule.reference_dataloader()  # type: ignore[attr-defined]
-            self.center, self.identity_centers = identity_centers(self.teacher, faces, self.device)
-            if self.classifier is not None:
-                self.classifier.initialise(self.identity_centers)
+        data: TrainingData = self.trainer.datamodule  # type: ignore[attr-defined]
+        fresh = len(self.identity_centers) == 0
+        if fresh or data.plain_views:
+            cache = TeacherCache(self.teacher, self.trainer)
+            self._teacher_cache = cache if cache.knows_training else None
+            if fresh:
+                self.center, self.identity_centers = identity_centers(cache.faces, data.training_identity, self.device)
+        if fresh and self.classifier is not None:
+            self.classifier.initialise(self.identity_centers)
+        if self.hparams["compile_deoccluder"] and self.deoccluder is not None:
+            self.deoccluder.generator.compile()
+
+    def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
+        """Add to a training batch, while it is on the CPU, what the teacher is known to give for its clean faces."""
+        if self._teacher_cache is None or not self.trainer.training:
+            return batch
+        return {**batch, "teacher_embedding": self._teacher_cache.look_up(batch)}
+
+    def on_fit_end(self) -> None:
+        """Let go of the files."""
+        self._teacher_cache = None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable part of the student and the classifier, with warm-up and cosine decay."""
-        rate, blocks = self.hparams["learning_rate"], self.hparams["trainable_blocks"]
-        trained = self.student.trainable(blocks)
-        chosen = {id(parameter) for parameter in trained}
-        for parameter in self.student.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
-        groups: list[dict[str, Any]] = [{"params": trained, "lr": rate, "weight_decay": self.hparams["weight_decay"]}]
-        if self.classifier is not None:
-            groups.append({"params": list(self.classifier.parameters()), "lr": _CLASSIFIER_RATE * rate, "weight_decay": 0.0})
-        optimizer = AdamW(groups)
+        settings = self.hparams
+        rate, decay = settings["learning_rate"], settings["weight_decay"]
+        optimizer = student_optimizer(self.student, settings["trainable_blocks"], self.classifier, rate, decay)
         scheduler = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over all processes where the classifier lies on several."""
+        if isinstance(self.classifier, ShardedIdentityLoss):
+            clip_gradients(self.classifier, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which stage this is and how to rebuild the de-occluder; leave out the teacher and the student's start, its copy.
@@ -200,6 +250,8 @@ class DistillationModule(RecognitionModule):
         checkpoint["deoccluder"] = self.deoccluder.config if self.deoccluder is not None else None
         leave_out(checkpoint, "teacher")
         leave_out(checkpoint, "average.start")
+        if isinstance(self.classifier, ShardedIdentityLoss):
+            gather_head(checkpoint, "classifier", self.classifier)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild what the checkpoint holds and the settings do not tell.
@@ -208,6 +260,7 @@ class DistillationModule(RecognitionModule):
             ValueError: the checkpoint is of another stage.
         """
         check_stage(checkpoint, STAGE)
+        check_loadable(checkpoint)
         put_back(checkpoint, "teacher", self.teacher)
         put_back(checkpoint, "average.start", self.average.start)
         state = checkpoint["state_dict"]
@@ -217,11 +270,13 @@ class DistillationModule(RecognitionModule):
         self.identity_centers = torch.zeros_like(state["identity_centers"], device=self.device)
         if "classifier.weight" in state:
             self._build_classifier(len(state["classifier.weight"]))
+        if isinstance(self.classifier, ShardedIdentityLoss):
+            split_head(checkpoint, "classifier", self.classifier)
 
     def _terms(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> dict[str, Tensor]:
         """The weighted losses whose weight is not 0."""
         losses: dict[str, Callable[[], Tensor]] = {
-            "identity": lambda: blended_identity_loss(cast(IdentityLoss, self.classifier), student, batch),
+            "identity": lambda: blended_identity_loss(cast(IdentityHead, self.classifier), student, batch, self.global_step),
             "instance": lambda: self.instance(student, teacher, own_centers(self.identity_centers, batch)),
             "pair": lambda: gathered_pair_relation_loss(student, teacher),
             "triplet": lambda: gathered_triplet_relation_loss(
@@ -241,15 +296,6 @@ class DistillationModule(RecognitionModule):
 
     def _build_classifier(self, num_identities: int) -> None:
         settings = self.hparams
-        dim = self.teacher.embedding_dim
-        self.classifier = IdentityLoss(num_identities, dim, settings["margin_type"], settings["margin"], settings["scale"]).to(self.device)
-
-
-def _check_start(student: Student, out_dim: int, interpolation: float) -> None:
-    """Raise ValueError where the average would be drawn back to random weights."""
-    embedder = student.embedder
-    if interpolation < 1 and not (embedder.pretrained and embedder.embedding_dim == out_dim):
-        raise ValueError(
-            f"interpolation {interpolation} would draw {embedder.name} back to random weights: give interpolation 1.0, "
-            f"or a student with trained weights and embeddings of {out_dim} numbers"
-        )
+        head, share = settings["identity_head"], settings["identity_sample_share"]
+        margin = (settings["margin_type"], settings["margin"], settings["scale"])
+        self.classifier = build_identity_head(head, share, num_identities, self.teacher.embedding_dim, *margin).to(self.device)

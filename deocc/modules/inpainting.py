@@ -4,20 +4,17 @@
     the losses, the optimiser and the sizes are not known; those here are OURS.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import RestorationMetric, build_restoration_results, flat_scores
+from deocc.evaluation import RestorationMetric
 from deocc.losses import (
     discriminator_loss,
     feature_distance,
@@ -27,9 +24,11 @@ from deocc.losses import (
     mask_segmentation_loss,
     masked_l1_loss,
 )
-from deocc.masking import list_kinds
+from deocc.modules.descent import Terms, descend
 from deocc.modules.frozen import check_stage, leave_out, put_back
+from deocc.modules.parts import Part, take_apart
 from deocc.modules.precision import outside_autocast
+from deocc.modules.restoration import RestorationModule
 from deocc.modules.schedule import warmup_cosine
 from deocc.modules.terms import check_weights, weighted_terms
 from deocc.networks.discriminator import GlobalLocalDiscriminator
@@ -38,11 +37,12 @@ from deocc.networks.generator import Generator, compose
 from deocc.networks.segmenter import MaskSegmenter
 
 STAGE = "inpainting"
+_GENERATOR, _DISCRIMINATORS = 0, 1  # the optimisers' numbers
 _SHIFT = 3  # pixels either way; the teacher's first layers step by four
 _GRADIENT_PENALTY_WEIGHT = 10.0  # of WGAN-GP: Gulrajani et al., NeurIPS 2017
 
 
-class InpaintingModule(pl.LightningModule):
+class InpaintingModule(RestorationModule):
     """Trains generator, discriminators and segmenter; evaluates with the generator's running average.
 
     Args:
@@ -63,9 +63,10 @@ class InpaintingModule(pl.LightningModule):
         discriminator_learning_rate: peak, of the discriminators.
         ema_decay: of the generator's running average, per step.
         gradient_clip: largest gradient norm, of generator with segmenter and of the discriminators apart.
+        accumulate: take a batch in so many parts and sum their gradients: the memory of a part, the steps of the whole batch.
 
     Raises:
-        ValueError: weights below 0 or all 0, or a teacher without weights or through which no gradient passes.
+        ValueError: accumulate below 1, weights below 0 or all 0, or a teacher without weights or through which no gradient passes.
     """
 
     def __init__(
@@ -87,10 +88,13 @@ class InpaintingModule(pl.LightningModule):
         discriminator_learning_rate: float = 4e-4,
         ema_decay: float = 0.98,
         gradient_clip: float = 1.0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         check_weights(self.hparams, ("reconstruction", "adversarial", "identity", "perceptual"))
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, the number of parts that a batch is taken in, got {accumulate}")
         self.automatic_optimization = False
         self.generator = Generator(width=width, attention=attention)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
@@ -104,58 +108,26 @@ class InpaintingModule(pl.LightningModule):
             )
         self.restoration = nn.ModuleDict({"given_mask": RestorationMetric(), "predicted_mask": RestorationMetric()})
 
-    @outside_autocast
-    def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """The completed face, (B, 3, H, W) in [-1, 1], by the generator's running average."""
-        return compose(masked_face, self.average(masked_face, mask), mask)
-
-    def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> None:
         """One step of the discriminators, then one of generator and segmenter."""
-        optimizers, schedulers = _listed(self.optimizers()), _listed(self.lr_schedulers())
-        generated = self.generator(batch["masked_face"], batch["mask"])
-        completed_face = compose(batch["masked_face"], generated, batch["mask"])
-        losses = {}
-        if self.discriminator is not None:
-            with self._descent(optimizers[1]) as descend:
-                losses["discriminator"] = descend(self._discriminator_loss(batch, completed_face.detach()))
-        with self._descent(optimizers[0]) as descend:
-            terms = self._generator_terms(batch, generated, completed_face)
-            losses["generator"] = descend(torch.stack(list(terms.values())).sum())
-        self.average.update_parameters(self.generator)
-        for scheduler in schedulers:
-            scheduler.step()
-        self.log("train/loss", losses["generator"], prog_bar=True)
-        self.log_dict({f"train/{name}_loss": value for name, value in losses.items() if name != "generator"})
-        self.log_dict({f"train/{name}_term": value.detach() for name, value in terms.items()})
-        return {"completed_face": completed_face.detach()}
+        *others, last = take_apart(batch, self.hparams["accumulate"], self._mean_over_processes)
+        shared = self._generate(last)  # its graph serves both steps; those of the other parts would fill the memory
+
+        def generate(part: Part) -> Tensor:
+            return shared if part is last else self._generate(part)
+
+        def judge(part: Part) -> Terms:
+            with torch.no_grad():
+                completed_face = _completed(part, generate(part))
+            return {"discriminator": part.images * self._discriminator_loss(part.batch, completed_face)}
+
+        judged = self._step(_DISCRIMINATORS, [*others, last], judge) if self.discriminator is not None else {}
+        restored = self._step(_GENERATOR, [last, *others], lambda part: self._generator_terms(part, generate(part)))
+        self._log_terms(judged, restored)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients here, where a GradScaler has already unscaled them."""
         self.clip_gradients(optimizer, self.hparams["gradient_clip"], "norm")
-
-    def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Restore the masked faces (the second loader), with the given and with the predicted mask."""
-        return self._evaluation_step(batch, dataloader_idx)
-
-    def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """As in validation."""
-        return self._evaluation_step(batch, dataloader_idx)
-
-    @outside_autocast
-    def predict_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Predicted mask and completed face."""
-        mask = self.segmenter.predict_mask(batch["masked_face"])
-        return {"mask": mask, "completed_face": self(batch["masked_face"], mask)}
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the restoration."""
-        for source, scores in self._collect_restoration().items():
-            self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
-
-    def on_test_epoch_end(self) -> None:
-        """Put the results together; `deocc.callbacks` writes them down."""
-        provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
-        self.results = build_restoration_results(self._collect_restoration(), list_kinds(), provenance)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which stage this is, and leave out the teacher: its weights are not ours to spread and are loaded anew."""
@@ -195,71 +167,68 @@ class InpaintingModule(pl.LightningModule):
             loss = loss + _GRADIENT_PENALTY_WEIGHT * gradient_penalty(judge, batch["face"], completed_face, draws)
         return loss
 
-    def _generator_terms(self, batch: MaskedFaceBatch, generated: Tensor, completed_face: Tensor) -> dict[str, Tensor]:
+    def _generator_terms(self, part: Part, generated: Tensor) -> Terms:
         """The weighted terms of generator and segmenter; a term whose weight is 0 is not computed."""
-        face, mask = batch["face"], batch["mask"]
+        mask, completed_face = part.batch["mask"], _completed(part, generated)
         losses: dict[str, Callable[[], Tensor]] = {
-            "reconstruction": lambda: masked_l1_loss(generated, face, mask),
-            "adversarial": lambda: self._adversarial_loss(completed_face, mask),
-            **self._teacher_losses(face, completed_face),
+            "reconstruction": lambda: _reconstruction_loss(part, generated),
+            "adversarial": lambda: part.images * self._adversarial_loss(completed_face, mask),
+            **self._teacher_losses(part, completed_face),
         }
-        segmentation = mask_segmentation_loss(self.segmenter(batch["masked_face"]), mask)
+        segmentation = part.images * mask_segmentation_loss(self.segmenter(part.batch["masked_face"]), mask)
         return weighted_terms(self.hparams, losses) | {"segmentation": segmentation}
 
     def _adversarial_loss(self, completed_face: Tensor, mask: Tensor) -> Tensor:
         logits = cast(nn.Module, self.discriminator)(completed_face, mask)
         return torch.stack([generator_loss(x, self.hparams["adversarial"]) for x in logits]).sum()
 
-    def _teacher_losses(self, face: Tensor, completed_face: Tensor) -> dict[str, Callable[[], Tensor]]:
-        """Identity and perceptual loss; empty where there is no teacher."""
+    @outside_autocast
+    def _teacher_losses(self, part: Part, completed_face: Tensor) -> dict[str, Callable[[], Tensor]]:
+        """Identity and perceptual loss; empty where there is no teacher. In bfloat16 their gradients would be off by half their length."""
         if self.teacher is None:
             return {}
         # Shifted alike, by other pixels every step, so that no pattern pays which only suits the grid on which the teacher samples.
         shift = tuple(number - _SHIFT for number in divmod(self.global_step % (2 * _SHIFT + 1) ** 2, 2 * _SHIFT + 1))
         with torch.no_grad():
-            clean, clean_maps = self.teacher.embed_with_features(face.roll(shift, (2, 3)))
+            clean, clean_maps = self.teacher.embed_with_features(part.batch["face"].roll(shift, (2, 3)))
         completed, completed_maps = self.teacher.embed_with_features(completed_face.roll(shift, (2, 3)))
         return {
-            "identity": lambda: instance_relation_loss(completed, clean),
-            "perceptual": lambda: feature_distance(completed_maps, clean_maps),
+            "identity": lambda: part.images * instance_relation_loss(completed, clean),
+            "perceptual": lambda: part.images * feature_distance(completed_maps, clean_maps),
         }
 
-    @contextmanager
-    def _descent(self, optimizer: LightningOptimizer) -> Iterator[Callable[[Tensor], Tensor]]:
-        """A function that takes one step down a loss; meanwhile only this optimiser's networks collect gradients."""
+    def _step(self, which: int, parts: list[Part], terms: Callable[[Part], Terms]) -> Terms:
+        """One step of an optimiser; where a GradScaler leaves it out, rate and running average stay where they are."""
+        found, moved = descend(self, _listed(self.optimizers())[which], parts, terms)
+        if moved:
+            _listed(self.lr_schedulers())[which].step()
+            if which == _GENERATOR:
+                self.average.update_parameters(self.generator)
+        return found
 
-        def descend(loss: Tensor) -> Tensor:
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
-            return loss.detach()
+    def _generate(self, part: Part) -> Tensor:
+        generated: Tensor = self.generator(part.batch["masked_face"], part.batch["mask"])
+        return generated
 
-        self.toggle_optimizer(optimizer)
-        yield descend
-        self.untoggle_optimizer(optimizer)
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(tensor, reduce_op="mean"))
 
-    @outside_autocast
-    def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int) -> dict[str, Tensor]:
-        if dataloader_idx == 0:
-            return {}
-        if "mask" not in batch:
-            raise ValueError(
-                "these faces carry real occluders, of which neither mask nor clean face is known: stage 1 cannot be measured on them; "
-                "test a stage-2 run"
-            )
-        predicted_mask = self.segmenter.predict_mask(batch["masked_face"])
-        completed_face = self(batch["masked_face"], batch["mask"])
-        restored = {"given_mask": completed_face, "predicted_mask": self(batch["masked_face"], predicted_mask)}
-        for source, face in restored.items():
-            cast(RestorationMetric, self.restoration[source]).update(face, batch["face"], batch["mask"], batch["kind"])
-        return {"completed_face": completed_face, "predicted_mask": predicted_mask}
+    def _log_terms(self, judged: Terms, restored: Terms) -> None:
+        self.log("train/loss", torch.stack(list(restored.values())).sum(), prog_bar=True)
+        self.log_dict({f"train/{name}_loss": value for name, value in judged.items()})
+        self.log_dict({f"train/{name}_term": value for name, value in restored.items()})
 
-    def _collect_restoration(self) -> dict[str, Any]:
-        """The restoration by source of the mask since the last call."""
-        restoration = {source: cast(RestorationMetric, metric).compute() for source, metric in self.restoration.items()}
-        for metric in self.restoration.values():
-            cast(RestorationMetric, metric).reset()
-        return restoration
+
+def _completed(part: Part, generated: Tensor) -> Tensor:
+    return compose(part.batch["masked_face"], generated, part.batch["mask"])
+
+
+def _reconstruction_loss(part: Part, generated: Tensor) -> Tensor:
+    """Masked l1, whose means over covered and over visible pixels have shares of their own."""
+    faces = generated, part.batch["face"], part.batch["mask"]
+    covered = masked_l1_loss(*faces, visible_weight=0)
+    visible = masked_l1_loss(*faces, covered_weight=0)
+    return part.covered * covered + part.visible * visible
 
 
 def _listed(one_or_many: Any) -> list[Any]:

@@ -63,3 +63,13 @@ class Student(nn.Module):
             return list(self.parameters())
         chosen = [*self.embedder.trainable_tail(blocks), *widened_weights(self.embedder), *self.projection.parameters()]
         return list(dict.fromkeys(chosen))  # with all blocks, the stem is among them already
+
+
+def check_start(student: Student, out_dim: int, interpolation: float) -> None:
+    """Raise ValueError where the average would be drawn back to random weights."""
+    embedder = student.embedder
+    if interpolation < 1 and not (embedder.pretrained and embedder.embedding_dim == out_dim):
+        raise ValueError(
+            f"interpolation {interpolation} would draw {embedder.name} back to random weights: give interpolation 1.0, "
+            f"or a student with trained weights and embeddings of {out_dim} numbers"
+        )

@@ -36,9 +36,9 @@ def gradients(checkpoint: dict[str, Any]) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize(("stage", "tolerance"), [("inpaint", 0.05), ("distill", 1e-3)])
+@pytest.mark.parametrize(("stage", "tolerance"), [("inpaint", 1e-4), ("distill", 1e-3)])
 def test_two_processes_take_the_step_that_one_takes(stage: str, tolerance: float, stage1: Path, tmp_path: Path) -> None:
-    """Stage 2 exactly; stage 1 nearly, since its masked l1 divides by the covered pixels of each process's own images."""
+    """Both stages, up to rounding."""
     own = TINY_STAGE1 if stage == "inpaint" else ["--model.init_args.inpainting_checkpoint", str(stage1), *RELATIONS]
     one, two = (train(stage, tmp_path / str(processes), own, processes) for processes in (1, 2))
     assert two["global_step"] == one["global_step"] == (2 if stage == "inpaint" else 1)

@@ -30,11 +30,11 @@ def _dot_near(image: NDArray[np.uint8], point: NDArray[np.float32]) -> NDArray[n
     return np.array([columns.mean() + left, rows.mean() + top])
 
 
-@pytest.mark.parametrize(("strength", "tolerance"), [("none", 0.3), ("light", 0.6), ("strong", 1.0)])
+@pytest.mark.parametrize(("strength", "tolerance"), [("none", 0.3), ("flip", 0.3), ("light", 0.6), ("strong", 1.0)])
 def test_landmarks_follow_the_pixels(dotted: NDArray[np.uint8], strength: Strength, tolerance: float) -> None:
     augmentation = Augmentation(strength)
     for seed in range(20):
-        image, points = augmentation(dotted, _LANDMARKS, seed)
+        image, points, _ = augmentation(dotted, _LANDMARKS, seed)
         assert image.shape == dotted.shape
         assert image.dtype == np.uint8
         assert points.shape == (5, 2)
@@ -43,15 +43,17 @@ def test_landmarks_follow_the_pixels(dotted: NDArray[np.uint8], strength: Streng
             assert np.linalg.norm(_dot_near(image, point) - point) < tolerance
 
 
-def test_a_flip_swaps_eyes_and_mouth_corners(dotted: NDArray[np.uint8]) -> None:
-    augmentation, flips = Augmentation("light"), []
+@pytest.mark.parametrize("strength", ["flip", "light", "strong"])
+def test_a_flip_swaps_eyes_and_mouth_corners_and_is_told(dotted: NDArray[np.uint8], strength: Strength) -> None:
+    augmentation, flips = Augmentation(strength), []
     for seed in range(20):
-        image, points = augmentation(dotted, _LANDMARKS, seed)
+        image, points, flipped = augmentation(dotted, _LANDMARKS, seed)
         assert points[0, 0] < points[1, 0]
         assert points[3, 0] < points[4, 0]
         red_is_left = [bool(np.subtract(*image[round(y), round(x), :2].astype(int)) > 0) for x, y in points[[0, 3]].tolist()]
         assert red_is_left[0] == red_is_left[1]
-        flips.append(not red_is_left[0])
+        assert flipped is not red_is_left[0]
+        flips.append(flipped)
     assert 3 < sum(flips) < 17
 
 
@@ -61,15 +63,31 @@ def test_the_same_seed_gives_the_same_face_whatever_was_augmented_before(dotted:
     second(dotted, _LANDMARKS, 999)
     results = []
     for seed in range(12):
-        image, points = first(dotted, _LANDMARKS, seed)
-        again, points_again = second(dotted, _LANDMARKS, seed)
+        image, points, flipped = first(dotted, _LANDMARKS, seed)
+        again, points_again, flipped_again = second(dotted, _LANDMARKS, seed)
         np.testing.assert_array_equal(image, again)
         np.testing.assert_array_equal(points, points_again)
+        assert flipped == flipped_again
         results.append(image.tobytes())
     assert len(set(results)) > 10
 
 
 def test_no_augmentation_changes_nothing(dotted: NDArray[np.uint8]) -> None:
-    image, points = Augmentation("none")(dotted, _LANDMARKS, 0)
+    image, points, flipped = Augmentation("none")(dotted, _LANDMARKS, 0)
     np.testing.assert_array_equal(image, dotted)
     np.testing.assert_array_equal(points, _LANDMARKS)
+    assert flipped is False
+
+
+def test_flip_gives_the_crop_or_its_mirror_image_to_the_pixel(dotted: NDArray[np.uint8]) -> None:
+    augmentation, mirrored = Augmentation("flip"), _LANDMARKS[[1, 0, 2, 4, 3]] * [-1, 1] + [_SIZE - 1, 0]
+    for seed in range(12):
+        image, points, flipped = augmentation(dotted, _LANDMARKS, seed)
+        np.testing.assert_array_equal(image, dotted[:, ::-1] if flipped else dotted)
+        np.testing.assert_allclose(points, mirrored if flipped else _LANDMARKS, rtol=0, atol=1e-4)
+
+
+def test_landmarks_that_name_the_right_eye_first_are_no_flip(dotted: NDArray[np.uint8]) -> None:
+    _, points, flipped = Augmentation("none")(dotted, _LANDMARKS[[1, 0, 2, 4, 3]], 0)
+    np.testing.assert_array_equal(points, _LANDMARKS)
+    assert flipped is False

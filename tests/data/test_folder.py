@@ -1,5 +1,7 @@
 """Plain folders of aligned crops: who goes where, lazily read images, and errors that say what to do."""
 
+import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,68 @@ def test_images_are_named_by_person_and_file_in_a_fixed_order(make_folder: MakeF
     assert faces.names == [f"person{person:02d}/{number}.png" for person in range(12) for number in range(2)]
     assert faces.person.tolist() == [person for person in range(12) for _ in range(2)]
     np.testing.assert_array_equal(faces.image(3), np.asarray(Image.open(root / "person01" / "1.png")))
+
+
+def test_files_come_in_the_order_of_their_paths_and_only_images_count(make_folder: MakeFolder) -> None:
+    root = make_folder(20)
+    picture = (root / "person00" / "0.png").read_bytes()
+    for name in ("person 0/b.PNG", "person-0/a.x.png", "person00/A.png", "person00/.png", "person00/a.", "person00/é/0.png", "loose.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(picture)
+    (root / "person00" / "gone.png").symlink_to(root / "nowhere.png")
+    faces = FolderFaces(str(root), seed=1)
+    wanted = sorted(path for path in root.glob("*/*") if path.suffix.lower() == ".png" and path.is_file())
+    assert faces.names == [path.relative_to(root).as_posix() for path in wanted]
+    assert [faces.names[index].split("/")[0] for index in np.unique(faces.person, return_index=True)[1]] == sorted(
+        {path.parent.name for path in wanted}
+    )
+
+
+def test_a_second_run_looks_into_no_file_until_one_changes(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(20)
+    before = FolderFaces(str(root), seed=1)
+    print_before, index = before.fingerprint("train"), int(before.indices("train")[0])
+    assert before.fingerprint("test") != print_before
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", None)
+        again = FolderFaces(str(root), seed=1)
+        np.testing.assert_array_equal(again.landmarks, before.landmarks)
+        assert again.fingerprint("train") == print_before
+    changed = root / again.names[index]
+    changed.write_bytes((root / again.names[index + 1]).read_bytes())
+    other = FolderFaces(str(root), seed=1)
+    assert other.fingerprint("train") != print_before
+    assert other.fingerprint("test") == before.fingerprint("test")
+
+
+def test_the_fingerprint_is_that_of_the_pixels_wherever_the_files_lie(
+    make_folder: MakeFolder, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    faces = FolderFaces(str(make_folder(20)), seed=1)
+    digest = hashlib.sha256()
+    for index in faces.indices("val"):
+        digest.update(faces.names[index].encode() + np.round(faces.landmarks[index], 2).tobytes())
+        digest.update(np.int64(faces.person[index]).tobytes() + faces.image(int(index)).tobytes())
+    assert faces.fingerprint("val") == digest.hexdigest()[:16]
+    copy = FolderFaces(str(shutil.copytree(faces.root, tmp_path_factory.mktemp("copy") / "faces")), seed=1)
+    assert copy.fingerprint("val") == faces.fingerprint("val")
+    assert copy.quick_fingerprint("val") != faces.quick_fingerprint("val")
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_changes_nothing(
+    make_folder: MakeFolder, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = str(make_folder(20)), tmp_path_factory.mktemp("kept") / "cache"
+    monkeypatch.setenv("DEOCC_CACHE", str(cache))
+    before = FolderFaces(root, seed=1)
+    for kept in cache.rglob("*.npy"):
+        kept.write_bytes(kept.read_bytes()[:20])
+    np.testing.assert_array_equal(FolderFaces(root, seed=1).landmarks, before.landmarks)
+    shutil.rmtree(cache)
+    cache.write_text("a file where a folder should be")
+    with pytest.warns(UserWarning, match=r"cannot keep sides in .*: set DEOCC_CACHE"):
+        again = FolderFaces(root, seed=1)
+    np.testing.assert_array_equal(again.landmarks, before.landmarks)
 
 
 def test_landmarks_are_the_template_scaled_to_the_image(make_folder: MakeFolder) -> None:

@@ -52,6 +52,24 @@ def test_epochs_and_seeds_differ_and_each_repeats_itself() -> None:
     assert positions[0] != positions[2]
 
 
+@pytest.mark.parametrize(("length", "processes"), [(1, 3), (7, 2), (64, 4), (50, 1)])
+def test_the_order_is_that_of_plain_lists(monkeypatch: pytest.MonkeyPatch, length: int, processes: int) -> None:
+    generator = torch.Generator().manual_seed(item_seed(3, "order", 0))
+    order = torch.randperm(length, generator=generator).tolist()
+    padded = (order * processes)[: -(-length // processes) * processes]
+    for rank in range(processes):
+        assert _order(monkeypatch, length, rank, processes) == [(0, position) for position in padded[rank::processes]]
+
+
+def test_an_epoch_begun_keeps_its_number_and_gives_plain_integers() -> None:
+    sampler = EpochSampler(5, 0)
+    epoch = iter(sampler)
+    sampler.set_epoch(1)
+    items = list(epoch)
+    assert {number for number, _ in items} == {0}
+    assert {type(value) for item in items for value in item} == {int}
+
+
 def test_without_shuffling_the_order_is_kept() -> None:
     assert _of_epoch(2, shuffle=False) == [(2, position) for position in range(50)]
 

@@ -113,3 +113,17 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         margin_logits(torch.zeros(2, 3), torch.zeros(4, dtype=torch.long), "softmax", 0.0)
     with pytest.raises(ValueError, match=r"\(3, 4\), got \(3, 5\)"):
         IdentityLoss(3, 4).initialise(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
+def test_a_face_of_several_people_has_their_losses_in_its_shares(margin_type: str, margin: float) -> None:
+    cosine, identity = cosines(3, 5, 4), torch.tensor([[0, 1], [4, 4], [2, 0]])
+    share = torch.tensor([[0.7, 0.3], [1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
+    alone = [[oracles.identity_loss(cosine[[i]], [int(identity[i, t])], margin_type, margin, 8.0) for t in range(2)] for i in range(3)]
+    expected = sum(float(share[i, t]) * alone[i][t] for i in range(3) for t in range(2)) / 3
+    assert float(identity_loss(cosine, identity, margin_type, margin, 8.0, share)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_shares_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"one shape \(B, T\), got \(2, 3\) and \(2, 2\)"):
+        identity_loss(torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.long), share=torch.zeros(2, 2))

@@ -4,12 +4,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from deocc.data import MaskedFaceDataModule
-from deocc.modules import DistillationModule, InpaintingModule
+from deocc.modules import DistillationModule, InpaintingModule, centers
 from deocc.networks import Student, create_embedder
 from deocc.networks.averaging import WeightAverage
 from tests.modules.test_inpainting import SMALL, faces, fit, moved, snapshot, trainer_for
@@ -59,6 +60,19 @@ def test_the_centres_are_the_teachers_over_clean_training_faces(tmp_path: Path) 
     assert torch.allclose(module.center, center, atol=1e-5)
     expected = [normalize(normalize(embeddings[people == person] - center, dim=1).mean(0), dim=0) for person in range(20)]
     assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
+
+
+def test_centres_are_the_same_however_the_embeddings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    embeddings, identity = generator.normal(size=(40, 6)).astype(np.float32), generator.permutation(np.arange(40) % 5 - 1)
+    expected = centers.identity_centers(embeddings, identity, torch.device("cpu"))
+    monkeypatch.setattr(centers, "_CHUNK", 7)
+    for found, value in zip(centers.identity_centers(embeddings, identity, torch.device("cpu")), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    known = [torch.from_numpy(embeddings[identity == person]) for person in range(4)]
+    center = torch.stack([rows.mean(0) for rows in known]).mean(0)
+    directions = [normalize(normalize(rows - center, dim=1).mean(0), dim=0) for rows in known]
+    torch.testing.assert_close(expected, (center, torch.stack(directions)))
 
 
 @pytest.mark.parametrize("name", ["identity", "instance", "pair", "triplet", "prediction"])

@@ -1,0 +1,123 @@
+"""Training images a second that the loader delivers from photographs, with the faces aligned anew and from the cache, against the step."""
+
+import os
+import time
+import warnings
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.measuring import Row, in_own_process
+from bench.training import read_setting
+from deocc.data import FaceSet, MaskedFaceDataModule, OrlFaces
+from deocc.data.augmentation import Augmentation
+from deocc.data.dataset import TrainingFaces
+from deocc.data.images import read_image
+
+WIDTH, HEIGHT = 178, 218  # CelebA's aligned photographs
+COPIES = 4  # photographs of each face, so that the set is too large for memory
+WARM_UP, BATCHES, AUGMENTED = 4, 16, 256  # batches before those that are timed; batches and crops that are timed
+
+
+class Photographs(FaceSet):
+    """The embedded faces as JPEG files of CelebA's size, each several times at another quality."""
+
+    credit = OrlFaces.credit
+
+    def __init__(self, root: Path) -> None:
+        faces = OrlFaces()
+        self.paths = [root / f"{number:05d}.jpg" for number in range(len(faces) * COPIES)]
+        self.names = [path.name for path in self.paths]
+        self.landmarks = np.tile((faces.landmarks + 0.5) * [WIDTH / 92, HEIGHT / 112] - 0.5, (COPIES, 1, 1))
+        self.person = np.tile(faces.person, COPIES)
+        self.split_of_person = dict.fromkeys(faces.person.tolist(), "train")
+        for number, path in enumerate(self.paths):
+            if not path.exists():
+                copy, index = divmod(number, len(faces))
+                Image.fromarray(faces.image(index)).resize((WIDTH, HEIGHT)).save(path, quality=95 - copy)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """(218, 178, 3) RGB."""
+        return read_image(self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """The file's size, as CelebA's."""
+        return f"{self.paths[index].stat().st_size} {self.names[index]}".encode()
+
+
+class Rates(NamedTuple):
+    """Images a second."""
+
+    anew: float
+    """Aligned when asked for."""
+    cached: float
+    """From the cache."""
+    augmentation: float
+    """Augmentation alone."""
+    filling: float
+    """Written into the cache, once."""
+
+
+def loading_against_step(step_rate: float) -> list[Row]:
+    """Lines for 0 and 1 workers, with the data settings of `configs/distill.yaml`; its blending reads three faces an image.
+
+    Args:
+        step_rate: images a second of that configuration's training step with batches made beforehand (`bench.training`).
+    """
+    with TemporaryDirectory() as folder:
+        return [_row(workers, in_own_process(rates, Path(folder), workers), step_rate) for workers in (0, 1)]
+
+
+def rates(folder: Path, workers: int) -> Rates:
+    """What this machine's loader delivers with so many workers; the files are left in the folder."""
+    warnings.filterwarnings("ignore", module="torch")  # a worker more than there are cores
+    torch.set_num_threads(1)  # as a worker has it
+    (folder / "photographs").mkdir(exist_ok=True)
+    faces, settings = Photographs(folder / "photographs"), {**read_setting("distill").data, "num_workers": workers}
+    os.environ["DEOCC_CACHE"] = str(folder / f"cache{workers}")  # this process is the function's own
+    module, anew = MaskedFaceDataModule(faces, **settings), MaskedFaceDataModule(faces, **{**settings, "cache_gigabytes": 0})
+    start = time.perf_counter()
+    module.prepare_data()
+    filling = len(faces) / (time.perf_counter() - start)
+    return Rates(_delivered(anew), _delivered(module), _augmented(module), filling)
+
+
+def _delivered(module: MaskedFaceDataModule) -> float:
+    """Over so many batches, after some in which the workers start and use up their lead."""
+    batches = iter(module.train_dataloader())
+    for _ in range(WARM_UP):
+        next(batches)
+    start = time.perf_counter()
+    images = sum(len(batch["face"]) for batch in islice(batches, BATCHES))
+    return images / (time.perf_counter() - start)
+
+
+def _augmented(module: MaskedFaceDataModule) -> float:
+    dataset, augmentation = cast(TrainingFaces, module.train_dataloader().dataset), Augmentation(module.augmentation)
+    crops = [dataset.aligned(index) for index in range(32)]
+    start = time.perf_counter()
+    for seed, crop in enumerate(islice(cycle(crops), AUGMENTED)):
+        augmentation(*crop, seed)
+    return AUGMENTED / (time.perf_counter() - start)
+
+
+def _row(workers: int, found: Rates, step_rate: float) -> Row:
+    return {
+        "what": f"loading with {workers} worker{'' if workers == 1 else 's'}, cache against alignment anew",
+        "unit": "images/s",
+        "ours": found.cached,
+        "reference": found.anew,
+        "ratio": found.cached / found.anew,
+        "details": {
+            "step": step_rate,
+            "times_the_step": found.cached / step_rate,
+            "augmentation_share": found.cached / max(1, workers) / found.augmentation,
+            "filling": found.filling,
+        },
+    }

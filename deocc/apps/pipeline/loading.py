@@ -1,0 +1,105 @@
+"""From a path or the name of a repository on the Hugging Face hub to a `Pipeline`."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Final
+
+import torch
+import yaml
+
+from deocc import runs
+from deocc.apps.pipeline.folder import CARD, CONFIG, FOLDER, WEIGHTS, face_contract, read_model
+from deocc.apps.pipeline.network import network_of_checkpoint
+from deocc.apps.pipeline.pipeline import Pipeline
+from deocc.callbacks.calibration import THRESHOLDS
+from deocc.evaluation.calibration import Calibration
+from deocc.networks.deoccluder import read_checkpoint
+
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_USUAL_SIZE: Final = 112  # of deocc.data.MaskedFaceDataModule
+
+
+def load(source: str | Path, device: str | torch.device = "cpu") -> Pipeline:
+    """The trained system at a path or in a repository of the Hugging Face hub.
+
+    A path needs no network, and nothing that a file holds is executed.
+
+    Args:
+        source: a model folder, a run folder (its `model/`, unless its checkpoint is newer), a stage-2 checkpoint, or "owner/name" on the
+            hub, of which only `config.json`, `model.safetensors` and `README.md` are fetched.
+        device: where to put the networks.
+
+    Raises:
+        FileNotFoundError: nothing there, or a file is missing.
+        ValueError: a file is damaged, something else, or of another version.
+        ImportError: "owner/name" without the package huggingface_hub, or a package that the student needs is not installed.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        pipeline = _of_checkpoint(path)
+    elif path.is_dir():
+        pipeline = _of_folder(path)
+    elif isinstance(source, str) and _is_repository(source):
+        pipeline = _of_model(_fetch(source))
+    else:
+        looked = "a model folder, a run folder, a .ckpt file, or owner/name on the Hugging Face hub"
+        raise FileNotFoundError(f"no model at {path}: give {looked}")
+    return pipeline.to(device)
+
+
+def _of_folder(path: Path) -> Pipeline:
+    """A model folder, or a run folder."""
+    if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
+        return _of_model(path)
+    model, checkpoints = path / FOLDER / CONFIG, sorted((path / runs.CHECKPOINTS).glob("*.ckpt"))
+    if model.is_file() and all(model.stat().st_mtime_ns >= each.stat().st_mtime_ns for each in checkpoints):
+        return _of_model(path / FOLDER)
+    return _of_checkpoint(runs.find_checkpoint(path))
+
+
+def _of_model(folder: Path) -> Pipeline:
+    config, network = read_model(folder)
+    try:
+        entry = config["thresholds"]
+        return Pipeline(config, network, Calibration.from_plain(entry) if entry is not None else None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error}): get it again") from error
+
+
+def _of_checkpoint(path: Path) -> Pipeline:
+    checkpoint = read_checkpoint(path)
+    config, network = network_of_checkpoint(checkpoint, str(path))
+    entry = checkpoint.get(THRESHOLDS)
+    calibration = Calibration.from_plain(entry) if entry is not None else None
+    size = calibration.size if calibration is not None else _size_of_run(path)
+    return Pipeline({**config, "face": face_contract(size), THRESHOLDS: entry}, network, calibration)
+
+
+def _size_of_run(checkpoint: Path) -> int:
+    """The side of the crops that the run's configuration names."""
+    file = runs.run_folder_of(checkpoint) / runs.CONFIG
+    if file.is_file():
+        return int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", _USUAL_SIZE))
+    warnings.warn(f"{checkpoint} was never tested and has no {runs.CONFIG} beside it: taking crops of {_USUAL_SIZE} pixels", stacklevel=4)
+    return _USUAL_SIZE
+
+
+def _is_repository(source: str) -> bool:
+    """Whether it reads as owner/name, and not as a path that was mistyped."""
+    return _REPOSITORY.fullmatch(source) is not None and not Path(source).parent.is_dir() and Path(source).suffix != ".ckpt"
+
+
+def _fetch(repository: str) -> Path:
+    """The folder that the hub's package keeps the three files in."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ImportError(f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub") from error
+    failures: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except failures as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FileNotFoundError(f"no folder {repository} here, and it cannot be got from the Hugging Face hub ({reason})") from error

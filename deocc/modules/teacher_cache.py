@@ -1,0 +1,179 @@
+"""What the frozen teacher gives for the clean training faces, computed once and kept.
+
+A view, the training faces as they are or their mirror images, is a file of (N, D) raw embeddings, row by position in the face set:
+`CACHE/teacher/KEY.npy` or `KEY-mirrored.npy`, float32 in NumPy's own format, CACHE being the environment's DEOCC_CACHE or
+`~/.cache/deocc`, KEY a hash of the teacher and of the training faces. It is mapped into memory and never read as a whole.
+
+The processes of a training make it together. Each embeds its share; every batch of embeddings is gathered in all of them, and one process
+a file system writes it: the one that could create the draft. So there is one file where the nodes share a file system, and one a node
+where they do not. A draft gets its name when it is whole, so that nobody takes an unfinished file. Trainings that start side by side make
+one draft each, and the last replaces the others' file by an equal one.
+"""
+
+import hashlib
+import math
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deocc.batch import FaceBatch
+from deocc.modules.row_file import Draft, Rows, map_rows
+from deocc.networks.embedder import Embedder
+from deocc.networks.onnx_embedder import OnnxNetwork
+from deocc.runs import cache_folder
+
+_VERSION: Final = 1  # raised when the same teacher and faces give other embeddings, so that old files are not taken for new ones
+
+
+class TrainingData(Protocol):
+    """What is asked of a data module."""
+
+    @property
+    def plain_views(self) -> tuple[bool, ...]:
+        """What `flipped` may be in training where a clean face is an aligned face or its mirror image; empty where it can be anything."""
+
+    @property
+    def training_identity(self) -> NDArray[np.int64]:
+        """(N,) whose face each image of the face set is, -1 where training has no use for the image."""
+
+    def training_fingerprint(self) -> str:
+        """A hash of all that an aligned training face follows from."""
+
+    def reference_dataloader(self, shared: bool = False) -> DataLoader[Any]:
+        """The aligned training faces: all of them in every process, or each process's share."""
+
+
+class TeacherCache:
+    """The raw embeddings of all training faces, from an earlier training's file or computed.
+
+    Where no file can be kept, a warning says why; then every process holds the embeddings of the faces as they are, and no more is known.
+
+    Attributes:
+        faces: (N, D) of the faces as they are, row by position in the face set; 0 where training has no use for the image.
+    """
+
+    faces: Rows
+
+    def __init__(self, teacher: Embedder, trainer: pl.Trainer) -> None:
+        """Read or compute them; every process must take part.
+
+        Args:
+            teacher: frozen, on the trainer's device.
+            trainer: its data module is asked for the training faces (`TrainingData`), its strategy joins the processes.
+        """
+        self._teacher, self._trainer, self._strategy = teacher, trainer, trainer.strategy
+        self._data: TrainingData = trainer.datamodule  # type: ignore[attr-defined]
+        used = self._data.training_identity >= 0
+        self._shape, self._number = (len(used), teacher.embedding_dim), int(used.sum())
+        key = f"{teacher_fingerprint(teacher)}/{self._data.training_fingerprint()}" if trainer.is_global_zero else ""
+        self._key, self._draft = self._strategy.broadcast((hashlib.sha256(f"{_VERSION}/{key}".encode()).hexdigest()[:32], uuid.uuid4().hex))
+        stored = self._stored(flipped=False)
+        self.faces = self._in_memory() if stored is None else stored
+        self._views = {} if stored is None else {False: stored, **self._further_views()}
+
+    @property
+    def knows_training(self) -> bool:
+        """Whether every clean face that training shows can be looked up."""
+        views = self._data.plain_views
+        return len(views) > 0 and set(views) <= self._views.keys()
+
+    def look_up(self, batch: FaceBatch) -> Tensor:
+        """(B, D) raw embeddings of the clean faces of a training batch that is on the CPU, without looking at them."""
+        index, flipped = batch["index"].numpy(), batch["flipped"].numpy()
+        rows = np.empty((len(index), self._shape[1]), np.float32)
+        for value, view in self._views.items():
+            rows[flipped == value] = view[index[flipped == value]]
+        return torch.from_numpy(rows)
+
+    def _further_views(self) -> dict[bool, Rows]:
+        views = {flipped: self._stored(flipped) for flipped in self._data.plain_views if flipped}
+        return {flipped: view for flipped, view in views.items() if view is not None}
+
+    def _stored(self, flipped: bool) -> Rows | None:
+        """The view as it lies on disk, made if need be; None where that is not possible."""
+        path = cache_folder() / "teacher" / f"{self._key}{'-mirrored' if flipped else ''}.npy"
+        rows = map_rows(path, self._shape)
+        return rows if self._all(rows is not None) else self._make(path, flipped)
+
+    def _make(self, path: Path, flipped: bool) -> Rows | None:
+        draft = Draft(path.with_name(f"{path.name}.{self._draft}.tmp"), self._shape)
+        try:
+            if self._all(draft.error is None):
+                for places, rows in self._computed(flipped):
+                    draft.write(places, rows)
+                draft.close()
+            written = self._all(draft.error is None)  # another node must not look before
+            whole = map_rows(draft.path, self._shape) if written else None
+            if self._all(whole is not None):
+                draft.publish(path)
+                return whole
+            _warn(draft)
+            return None
+        finally:
+            draft.discard()
+
+    def _in_memory(self) -> Rows:
+        whole = np.zeros(self._shape, np.float32)
+        for places, rows in self._computed(flipped=False):
+            whole[places[places >= 0]] = rows[places >= 0]
+        return whole
+
+    def _computed(self, flipped: bool) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+        """Positions in the face set and (B, D) embeddings of some faces of every process at a time, the same in all; -1 fills up."""
+        loader = self._data.reference_dataloader(shared=True)
+        batches, size = iter(loader), loader.batch_size or 1
+        rounds = math.ceil(math.ceil(self._number / self._trainer.world_size) / size)
+        console = Console(stderr=True, quiet=not self._trainer.is_global_zero)
+        for _ in track(range(rounds), "embedding clean faces by the teacher", console=console, transient=True):
+            places, rows = (self._strategy.all_gather(part) for part in self._embedded(next(batches, None), size, flipped))
+            yield places.reshape(-1).cpu().numpy(), rows.reshape(-1, self._shape[1]).cpu().numpy()
+
+    @torch.no_grad()
+    def _embedded(self, batch: FaceBatch | None, size: int, flipped: bool) -> tuple[Tensor, Tensor]:
+        """(size,) positions and (size, D) embeddings; the last batches, which are smaller or missing, filled up."""
+        device = self._strategy.root_device
+        places = torch.full((size,), -1, device=device)
+        rows = torch.zeros(size, self._shape[1], device=device)
+        if batch is not None:
+            face = batch["face"].to(device)
+            with torch.autocast(device.type, enabled=False):
+                rows[: len(face)] = self._teacher(face.flip(-1) if flipped else face).float()
+            places[: len(face)] = batch["index"].to(device)
+        return places, rows
+
+    def _all(self, truth: bool) -> bool:
+        """Whether it holds in every process; also, none goes on before all are here."""
+        return bool(self._strategy.reduce_boolean_decision(truth, all=True))
+
+
+def teacher_fingerprint(teacher: Embedder) -> str:
+    """A hash of all that decides what a teacher gives for a face: its network's name, its weights, what it expects at its input."""
+    digest = hashlib.sha256(repr((teacher.name, teacher.spec, teacher.template)).encode())
+    for name, value in teacher.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    if isinstance(teacher.network, OnnxNetwork):  # its weights are no parameters
+        with teacher.network.path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _warn(draft: Draft) -> None:
+    """Say why this process could not keep its file; the others have nothing to say."""
+    if draft.error is not None:
+        warnings.warn(
+            f"cannot keep the teacher's embeddings in {draft.path.parent} ({draft.error}): the teacher is run at every step; "
+            "set DEOCC_CACHE to a folder with room for them",
+            stacklevel=2,
+        )

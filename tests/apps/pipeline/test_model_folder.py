@@ -1,0 +1,95 @@
+"""What a test on a run's own people leaves: the model folder with its card, and the thresholds in the checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from deocc.data import MaskedFaceDataModule
+from deocc.evaluation.calibration import CONDITIONS, covered_share
+from deocc.modules import DistillationModule
+
+
+def plain_thresholds(run: Path) -> dict[str, object]:
+    found: dict[str, object] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["thresholds"]
+    return found
+
+
+def test_the_folder_holds_three_files_and_no_teacher(tested: Path) -> None:
+    assert sorted(path.name for path in (tested / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    names = {name.split(".")[0] for name in load_file(tested / "model" / "model.safetensors")}
+    assert names == {"student", "deoccluder", "center"}
+
+
+def test_the_configuration_says_what_the_networks_take_and_where_they_come_from(tested: Path) -> None:
+    config, results = (json.loads((tested / name).read_text()) for name in ("model/config.json", "results.json"))
+    assert config["format_version"] == 1 and config["teacher"] == config["student"]["name"] == "dlib_resnet"
+    assert config["face"]["size"] == 64 and config["face"]["color_order"] == "RGB" and len(config["face"]["template"]) == 5
+    assert config["thresholds"] == plain_thresholds(tested)
+    for name in ("training_data_hash", "data_hash", "manifest_hash", "credit"):
+        assert config["training"][name] == results[name] is not None
+    assert "CC0" in config["licences"]["teacher"] and "AT&T" in config["licences"]["data"]
+
+
+def test_the_card_has_the_hubs_header_the_figures_and_the_duties(tested: Path) -> None:
+    card = (tested / "model" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "deocc" and header["license"] == "other"
+    results = json.loads((tested / "results.json").read_text())
+    assert f"| {100 * results['rows']['student_predicted_mask']['eer']:.2f} |" in card
+    for heading in ("Use", "Data", "Figures", "Thresholds", "Intended use", "Limits", "Responsible use", "Licences and credits"):
+        assert f"\n## {heading}\n" in card
+    assert "deocc.load(" in card and "AT&T Laboratories Cambridge" in card and "CC0" in card and "masked-masked" in card
+
+
+def test_the_thresholds_are_those_of_the_validation_people_by_predicted_masks(tested: Path) -> None:
+    module = DistillationModule.load_from_checkpoint(tested / "checkpoints" / "last.ckpt", map_location="cpu").eval()
+    data = MaskedFaceDataModule(size=64, eval_batch_size=8, kinds=("surgical", "sunglasses"))
+    seen = {name: _embedded(module, data, number) for number, name in enumerate(("clean", "masked"))}
+    thresholds = plain_thresholds(tested)
+    for condition, row in zip(CONDITIONS, map(thresholds["thresholds"].get, CONDITIONS), strict=True):  # type: ignore[attr-defined]
+        first, second = (seen[name] for name in condition.split("-"))
+        similarity = first["embedding"] @ second["embedding"].T
+        other = first["identity"][:, None] != second["identity"][None]
+        same = ~other & (first["index"][:, None] != second["index"][None])
+        assert row
+        for entry in row:
+            # A similarity on the limit may fall on either side by rounding: it moves the share by a pair.
+            near = 2.1 / other.sum()
+            assert np.mean(similarity[other] >= entry["same"]) == pytest.approx(entry["validation"]["false_accept_rate"], abs=near)
+            assert np.mean(similarity[same] < entry["same"]) == pytest.approx(
+                entry["validation"]["false_reject_rate"], abs=2.1 / same.sum()
+            )
+            assert entry["validation"]["people"] == 4 and entry["validation"]["false_accept_rate"] <= entry["target"]
+            assert entry["test"]["people"] > 1
+    limit, errors = thresholds["masked"]["limit"], thresholds["masked"]  # type: ignore[index]
+    assert np.mean(seen["clean"]["covered"] >= limit) == pytest.approx(errors["clean_called_masked"])
+    assert np.mean(seen["masked"]["covered"] < limit) == pytest.approx(errors["masked_called_clean"])
+    assert thresholds["data_hash"] == data.face_set.fingerprint("val")
+
+
+def _embedded(module: DistillationModule, data: MaskedFaceDataModule, loader: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    rows = []
+    for batch in data.val_dataloader()[loader]:
+        masked = data.on_after_batch_transfer(batch, loader)  # type: ignore[arg-type]
+        with torch.no_grad():
+            predicted = module.predict_step(masked, 0)
+        covered = covered_share(predicted["mask"])
+        rows.append((predicted["embedding"], masked["identity"], masked["index"], covered))
+    return {
+        name: torch.cat(column).numpy()
+        for name, column in zip(("embedding", "identity", "index", "covered"), zip(*rows, strict=True), strict=True)
+    }
+
+
+def test_the_checkpoint_keeps_all_else_its_age_and_no_draft(tested: Path, stage2: Path) -> None:
+    after, before = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (tested, stage2))
+    assert set(after) == {*before, "thresholds"} and after["global_step"] == before["global_step"]
+    assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
+    files = [run / "checkpoints" / "last.ckpt" for run in (tested, stage2)]
+    assert files[0].stat().st_mtime_ns == files[1].stat().st_mtime_ns
+    assert [path.name for path in files[0].parent.iterdir()] == ["last.ckpt"]

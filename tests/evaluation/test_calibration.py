@@ -1,0 +1,170 @@
+"""Thresholds, the limit between masked and clean, and the visible share, against slow twins and cases with known answers."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deocc.evaluation import PairScores
+from deocc.evaluation.calibration import (
+    CONDITIONS,
+    Calibration,
+    CountedPairs,
+    Separation,
+    calibrate,
+    conditions,
+    covered_share,
+    least_visible,
+    separate,
+)
+from tests.evaluation.conftest import IMAGES, KINDS, PEOPLE, SEEDS, MakeSets
+
+
+def scored(genuine: torch.Tensor, impostor: torch.Tensor, repeats: float = 1) -> CountedPairs:
+    same = torch.cat([torch.ones(len(genuine)), torch.zeros(len(impostor))]).bool()
+    people = torch.zeros(len(same), dtype=torch.int64)
+    return CountedPairs(PairScores(torch.cat([genuine, impostor]), same, people, people + (~same).long()), repeats)
+
+
+def drawn(seed: int, repeats: float = 1, shift: float = 1.5) -> CountedPairs:
+    draws = torch.Generator().manual_seed(seed)
+    genuine, impostor = torch.randn(200, generator=draws) + shift, torch.randn(1000, generator=draws)
+    return scored(*((part * 8).round() / 8 for part in (genuine, impostor)), repeats)  # many ties
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.5, 8.0])
+def test_thresholds_equal_a_search_through_all_of_them(shift: float) -> None:
+    counted = drawn(0, shift=shift)
+    pairs = counted.pairs
+    scores, same = pairs.similarity.tolist(), pairs.same.tolist()
+    genuine = [score for score, flag in zip(scores, same, strict=True) if flag]
+    impostor = [score for score, flag in zip(scores, same, strict=True) if not flag]
+    found = calibrate(counted)
+    assert [threshold.target for threshold in found] == [1e-1, 1e-2]
+    for threshold in found:
+        lowest = min(t for t in set(scores) if sum(score >= t for score in impostor) <= threshold.target * len(impostor))
+        highest = max(t for t in set(genuine) if sum(score < t for score in genuine) <= 0.05 * len(genuine))
+        assert (threshold.same, threshold.different) == (lowest, min(lowest, highest))
+        rates = threshold.validation
+        assert rates.false_accept_rate == pytest.approx(sum(score >= threshold.same for score in impostor) / 1000)
+        assert rates.false_reject_rate == pytest.approx(sum(score < threshold.same for score in genuine) / 200)
+        assert rates.called_different == pytest.approx(sum(score < threshold.different for score in genuine) / 200)
+        assert rates.false_accept_rate <= threshold.target and rates.called_different <= 0.05
+        assert (rates.genuine, rates.impostor, rates.people) == (200, 1000, 2)
+
+
+def test_a_hand_made_case_has_a_band_between_same_and_different() -> None:
+    genuine = torch.tensor([0.2] * 5 + [0.4] * 5 + [0.9] * 90)
+    impostor = torch.tensor([0.5] * 10 + [0.45] + [0.1] * 89)  # eleven in a hundred from 0.45 on
+    (threshold,) = calibrate(scored(genuine, impostor))
+    assert (threshold.target, threshold.different) == (0.1, pytest.approx(0.4)) and threshold.same == pytest.approx(0.5)
+    assert threshold.validation.false_reject_rate == pytest.approx(0.1) and threshold.validation.called_different == pytest.approx(0.05)
+
+
+def test_no_band_where_both_sorts_of_pairs_lie_apart() -> None:
+    found = calibrate(scored(torch.full((100,), 0.9), torch.linspace(0, 0.5, 500)))
+    assert len(found) == 2 and all(threshold.same == threshold.different <= 0.5 for threshold in found)
+
+
+def test_renderings_of_the_same_pair_are_counted_once_for_what_the_pairs_support() -> None:
+    assert [threshold.target for threshold in calibrate(drawn(0, repeats=2))] == [1e-1, 1e-2]
+    assert calibrate(drawn(0, repeats=2))[0].validation.impostor == 500
+    assert calibrate(drawn(0, repeats=2.1)) == ()  # 95 genuine pairs: five in a hundred are less than five
+    few = scored(torch.ones(100), torch.linspace(-1, 0, 499))
+    assert [threshold.target for threshold in calibrate(few)] == [1e-1]
+
+
+def test_a_target_that_would_accept_nobody_is_left_out() -> None:
+    assert calibrate(scored(torch.zeros(100), torch.ones(500))) == ()
+
+
+def test_other_people_try_the_thresholds_and_do_not_move_them() -> None:
+    alone, tried = calibrate(drawn(0)), calibrate(drawn(0), drawn(1))
+    assert [replace(threshold, test=None) for threshold in tried] == list(alone)
+    similarity, same = drawn(1).pairs[:2]
+    for threshold in tried:
+        assert threshold.test is not None
+        assert threshold.test.false_accept_rate == pytest.approx(float((similarity >= threshold.same)[~same].float().mean()))
+    only_genuine = scored(torch.ones(3), torch.zeros(0))
+    assert calibrate(drawn(0), only_genuine) == alone
+
+
+def test_the_conditions_hold_the_pairs_of_different_images(make_sets: MakeSets) -> None:
+    found = conditions(*make_sets(0.5))
+    images, masks = PEOPLE * IMAGES, KINDS * SEEDS
+    assert tuple(found) == CONDITIONS
+    assert len(found["clean-clean"].pairs.same) == images * (images - 1) // 2 and found["clean-clean"].repeats == 1
+    assert len(found["clean-masked"].pairs.same) == images * (images - 1) * masks and found["clean-masked"].repeats == masks
+    both = found["masked-masked"]
+    assert len(both.pairs.same) / both.repeats == pytest.approx(images * (images - 1) / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_limit_between_masked_and_clean_has_the_fewest_errors(seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    clean, masked = torch.rand(17, generator=draws) * 0.6, torch.rand(23, generator=draws) * 0.6 + 0.3
+    found = separate(clean, masked)
+
+    def errors(limit: float) -> float:
+        return sum(value >= limit for value in clean.tolist()) / 17 + sum(value < limit for value in masked.tolist()) / 23
+
+    assert found.clean_called_masked + found.masked_called_clean == pytest.approx(errors(found.limit))
+    assert errors(found.limit) == pytest.approx(min(errors(step / 2000) for step in range(2001)))
+
+
+def test_faces_that_lie_apart_are_parted_in_the_middle() -> None:
+    assert separate(torch.tensor([0.0, 0.1]), torch.tensor([0.5, 0.9])) == (pytest.approx(0.3), 0.0, 0.0)
+    with pytest.raises(ValueError, match="0 masked faces"):
+        separate(torch.rand(3), torch.zeros(0))
+    with pytest.raises(ValueError, match="1 different shares"):
+        separate(torch.zeros(3), torch.zeros(2))
+
+
+def test_only_what_covers_the_face_counts() -> None:
+    mask = torch.zeros(4, 1, 112, 112)
+    mask[1] = 1
+    mask[2, :, :, :20] = 1  # beyond the cheek: 20 / 112 of the crop, the face begins 70 of 350 from its edge
+    mask[3, :, :, :56] = 1
+    assert covered_share(mask).tolist() == pytest.approx([0, 1, 0, 0.5], abs=1e-6)
+    mask[3] = 0
+    mask[3, :, 48:] = 1  # below the eyes; the area of an ellipse below the height h of its centre, in units of its half axis
+    height = -0.45 / 1.4
+    share = 0.5 - (height * math.sqrt(1 - height**2) + math.asin(height)) / math.pi
+    assert float(covered_share(mask)[3]) == pytest.approx(share, abs=0.01)
+
+
+def test_the_least_visible_hundredth_is_left_out() -> None:
+    assert least_visible(torch.linspace(0, 1, 101)) == pytest.approx(0.01)
+
+
+def calibration() -> Calibration:
+    rows = {"clean-clean": calibrate(drawn(0), drawn(1)), "clean-masked": calibrate(scored(torch.ones(100), torch.linspace(-1, 0, 60)))}
+    return Calibration({**rows, "masked-masked": ()}, Separation(0.25, 0.0, 0.1), 0.4, 64, "TinyFaces", "abc")
+
+
+def test_a_calibration_survives_json() -> None:
+    text = json.dumps(calibration().plain(), allow_nan=False)
+    assert Calibration.from_plain(json.loads(text)) == calibration()
+
+
+@pytest.mark.parametrize(
+    "damaged", [None, [], "thresholds", {}, {"thresholds": {"clean-clean": ["x"]}}, {**calibration().plain(), "more": 1}]
+)
+def test_what_is_no_calibration_is_refused(damaged: object) -> None:
+    with pytest.raises(ValueError, match="deocc test"):
+        Calibration.from_plain(damaged)
+
+
+def test_the_usual_target_is_one_in_a_hundred_or_the_strictest_above_it() -> None:
+    assert calibration().threshold("clean-clean").target == 1e-2 and calibration().threshold("clean-masked").target == 1e-1
+    assert calibration().threshold("clean-clean", 0.1).target == 1e-1
+
+
+@pytest.mark.parametrize("target", [1e-3, 0.0, -1.0, 2.0])
+def test_a_target_that_was_not_calibrated_is_answered_with_those_that_were(target: float) -> None:
+    with pytest.raises(ValueError, match=r"choose one of 0\.1, 0\.01"):
+        calibration().threshold("clean-clean", target)
+    with pytest.raises(ValueError, match="too few validation people"):
+        calibration().threshold("masked-masked")
