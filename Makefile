@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench ablation choices clean
+.PHONY: help install demo test check bench ablation choices docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ ablation: install ## the rows of the paper's ablation on the embedded faces, by 
 
 choices: install ## train the overlays of configs/ablation and compare them on the validation people (about half an hour)
 	$(BIN)/python bench/choices.py
+
+docs: install ## build the how-to pages to build/site
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

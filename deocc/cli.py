@@ -11,11 +11,16 @@ _TRAINING = {
     "fit": "train a stage: deocc fit --config configs/inpaint.yaml",
     "validate": "evaluate a run on the validation people: deocc validate [--checkpoint RUN]",
     "test": "evaluate a run on the test people, write results.json and report.html: deocc test [--checkpoint RUN]",
-    "predict": "complete and embed masked validation faces: deocc predict [--checkpoint RUN]",
+    "predict": "complete and embed photos: deocc predict PHOTOS... --out DIR; without photos, masked validation faces",
 }
 _APPS = {
     "ablate": "train and compare the variants of a plan: deocc ablate --config configs/ablation/paper.yaml",
     "mask": "put masks on photos: deocc mask PHOTOS... --kind surgical --out DIR",
+    "verify": "whether two photos show one person: deocc verify A B",
+    "identify": "who of a gallery is in photos: deocc identify GALLERY PHOTOS...",
+    "export": "the trained system as one file: deocc export --to onnx --out FILE",
+    "demo": "a local web page to try it on: deocc demo",
+    "doctor": "what is installed, what is wrong and what mends it: deocc doctor [--checkpoint RUN] [--data FOLDER]",
 }
 _COMMANDS = _TRAINING | _APPS
 _ROOMS = {"ablate": "deocc.apps.ablation"}  # where an app's name is not its command's
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     try:
-        if words[0] in _APPS:
+        if words[0] in _APPS or _names_photos(words):
             code = importlib.import_module(_ROOMS.get(words[0], f"deocc.apps.{words[0]}")).main(words[1:])
         else:
             code = importlib.import_module("deocc.training_cli").run(words)
@@ -53,6 +58,11 @@ def _run(words: list[str]) -> None:
         sys.exit(130)
     if code:
         sys.exit(code)
+
+
+def _names_photos(words: Sequence[str]) -> bool:
+    """Whether this is the `predict` of photos: that of validation faces takes options only."""
+    return words[0] == "predict" and len(words) > 1 and not words[1].startswith("-")
 
 
 def _explained(message: str) -> str:

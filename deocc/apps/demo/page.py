@@ -1,0 +1,86 @@
+"""The page: two photos, a kind of mask, a seed, and below them the answer."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from deocc.apps.demo.analysis import NO_MASK
+from deocc.apps.demo.answering import MOST_SEED, Answers
+from deocc.apps.demo.gallery import EXAMPLES, Example, OrlGallery
+from deocc.apps.demo.view import intro_html
+from deocc.masking import list_kinds
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+_SWEEP, _KEPT = 30, 600
+"""Every so many seconds photos are deleted that were given more than so many seconds ago; the page says ten minutes. OURS."""
+
+_WAITING: Final = 20
+"""More requests than these, which wait for their turn one after the other, are refused. OURS."""
+
+
+_PRIVATE: Final[dict[str, Any]] = {"api_visibility": "private"}
+"""The page alone may call it."""
+
+
+def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
+    """The page, not served yet.
+
+    Args:
+        answers: what answers it.
+        gallery: where its examples come from; None = no examples.
+
+    Raises:
+        ImportError: the package gradio is not installed.
+    """
+    import gradio as gr
+
+    page = gr.Blocks(title="deocc demo", analytics_enabled=False, delete_cache=(_SWEEP, _KEPT))
+    with page:
+        gr.HTML(intro_html(gallery is not None))
+        with gr.Row():
+            photo, second = _photo("Photo"), _photo("Second photo (optional)")
+        kind = gr.Radio([NO_MASK, *list_kinds()], value=list_kinds()[0], label="Mask to draw on the photo (none: it may be masked already)")
+        with gr.Row(equal_height=True):
+            seed = gr.Number(0, label="Seed: another one draws another mask", precision=0, minimum=0, maximum=MOST_SEED)
+            button = gr.Button("Show", variant="primary", elem_id="show")
+        examples = {} if gallery is None else _example_buttons(gallery)
+        result = gr.HTML("", elem_id="result")
+        inputs = [photo, second, kind, seed]
+
+        def show(first: Any, other: Any, chosen: str, number: Any, request: gr.Request) -> str:
+            return answers.answer(first, other, chosen, number, request.client.host if request.client else "")
+
+        asking: dict[str, Any] = {
+            "preprocess": False,
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "scroll_to_output": True,
+            **_PRIVATE,
+        }
+        button.click(show, inputs, result, **asking)
+        for its_button, put in examples.items():
+            its_button.click(put, None, inputs, **_PRIVATE).then(show, inputs, result, **asking)
+    page.queue(max_size=_WAITING, api_open=False)
+    return page
+
+
+def _photo(label: str) -> "gr.Image":
+    import gradio as gr
+
+    given = "Drop a photo here, or press to choose a file"
+    return gr.Image(label=label, sources=["upload", "webcam"], type="filepath", format="png", height=260, buttons=[], placeholder=given)
+
+
+def _example_buttons(gallery: OrlGallery) -> "dict[gr.Button, Callable[[], tuple[Any, ...]]]":
+    """A button for each example, with what puts its photos and choices on the page."""
+    import gradio as gr
+
+    gr.HTML('<p class="deocc deocc-small">Examples: faces of the ORL database, of validation people, whom training never saw.</p>')
+    with gr.Row():
+        return {gr.Button(example.title, size="sm"): partial(_put, gallery, example) for example in EXAMPLES}
+
+
+def _put(gallery: OrlGallery, example: Example) -> tuple[Any, ...]:
+    return gallery.photo(*example.photo), gallery.photo(*example.second), example.kind, example.seed

@@ -1,0 +1,125 @@
+"""The page's server: one process, no word to other machines, and nothing left behind."""
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from deocc.apps.demo.view import page_style
+
+if TYPE_CHECKING:
+    import fastapi
+    import gradio as gr
+
+LARGEST_UPLOAD: Final = "10mb"
+_PATIENCE = 2  # seconds for open connections at the end: a page keeps one open for as long as it is shown
+_FONT, _FONT_MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine; Gradio's own would come from the network
+_SETTINGS: Final = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",  # would keep photos in the browser
+    "GRADIO_MCP_SERVER": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
+
+
+@contextmanager
+def private_folder() -> Iterator[str]:
+    """While this is open, Gradio keeps uploads in a folder that only this user may enter, and tells nobody; then the folder is gone.
+
+    It must be open before Gradio is imported, and until its server has ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="deocc-demo-", ignore_cleanup_errors=True) as folder:
+        settings = {**_SETTINGS, "GRADIO_TEMP_DIR": folder}
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            yield folder
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; port 0 = any free one.
+
+    Raises:
+        ValueError: the port is used already, or there is no such address on this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--host {host} is no address ({error}): leave it out") from error
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind(address)
+        opened.listen()
+    except OSError as error:
+        opened.close()
+        raise ValueError(f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another --port") from error
+    return opened
+
+
+def address_of(opened: socket.socket) -> str:
+    """What to type into a browser."""
+    host, port = opened.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def make_app(page: "gr.Blocks") -> "fastapi.FastAPI":
+    """The page as an application that asks nothing from other machines.
+
+    Raises:
+        ImportError: the package gradio is not installed.
+    """
+    import fastapi
+    import gradio as gr
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_OwnContentOnly)
+    theme = gr.themes.Default(primary_hue="blue", font=_FONT, font_mono=_FONT_MONO)
+    look: dict[str, Any] = {"theme": theme, "css": page_style(), "footer_links": []}
+    gr.mount_gradio_app(app, page, "/", max_file_size=LARGEST_UPLOAD, ssr_mode=False, pwa=False, **look)
+    page.has_launched = True  # until then Gradio copies any file that a client names; mounting does not set it
+    return app
+
+
+def serve(app: "fastapi.FastAPI", opened: socket.socket) -> None:
+    """Serve an application until Ctrl-C or the signal to end."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE))
+    former = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        server.run(sockets=[opened])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+class _OwnContentOnly:
+    """Tells browsers to load and to ask nothing from other machines, and not to show the page within others."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

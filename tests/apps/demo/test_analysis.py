@@ -1,0 +1,138 @@
+"""What the page shows equals what the pipeline, the renderer and the generator say."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from deocc.apps.demo.analysis import NO_MASK, Analyst
+from deocc.apps.demo.attention import attention_map
+from deocc.apps.demo.gallery import EXAMPLES, OrlGallery
+from deocc.apps.demo.view import result_html
+from deocc.apps.photos import PhotoFace
+from deocc.apps.pipeline import Pipeline
+from deocc.data import OrlFaces
+from deocc.geometry import TEMPLATES, similarity_transform, warp
+from deocc.masking import list_kinds, render
+from deocc.networks.generator import Generator
+
+Faces = tuple[PhotoFace, PhotoFace]
+
+
+def as_picture(face: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
+    return ((face + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+def first_image(person: int) -> torch.Tensor:
+    """The canonical crop of a person's first image, cut without the application's own code."""
+    index, orl = (person - 1) * 10, OrlFaces()
+    photo = torch.from_numpy(orl.image(index).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    points = torch.from_numpy(orl.landmarks[index]).float()
+    return warp(photo, similarity_transform(points, TEMPLATES["canonical"].tensor(64)), 64)[0].clamp(-1, 1)
+
+
+def test_the_panels_are_the_steps_of_the_pipeline(pipeline: Pipeline, faces: Faces) -> None:
+    first = faces[0]
+    masked, _ = render(first.face[None], first.landmarks[None], "scarf", torch.tensor([5]))
+    output = pipeline.process_faces(masked)
+    shown = {panel.title: panel.picture for panel in Analyst(pipeline, None).analyse(first, "scarf", 5).panels}
+    assert list(shown) == ["Clean", "Masked", "Predicted mask", "Completed", "Attention"]
+    expected = [first.face, masked[0], (output.mask[0] * 2 - 1).expand(3, -1, -1), output.completed_face[0]]
+    for title, face in zip(shown, expected, strict=False):
+        picture = shown[title]
+        assert picture is not None and np.abs(picture.astype(int) - as_picture(face).astype(int)).max() <= 1
+
+
+def test_the_bars_are_similarities_of_clean_bare_and_completed_faces(pipeline: Pipeline, faces: Faces) -> None:
+    first, second = faces
+    masked = render(first.face[None], first.landmarks[None], "cloth", torch.tensor([1]))[0]
+    other = pipeline.embed_faces(second.face[None])[0]
+    bare = pipeline.process_faces(masked, torch.zeros(1, 1, 64, 64)).embedding[0]
+    expected = [pipeline.embed_faces(first.face[None])[0] @ other, bare @ other, pipeline.embed_faces(masked)[0] @ other]
+    pair = Analyst(pipeline, None).analyse(first, "cloth", 1, second).pair
+    assert [comparison.similarity for comparison in pair] == pytest.approx([float(value) for value in expected], abs=1e-5)
+    assert pair[1].verdict is None
+    said = pipeline.verify_faces(masked[0], second.face)
+    assert pair[2].verdict is not None and pair[2].verdict.decision == said.decision and pair[2].verdict.condition == said.condition
+
+
+def test_a_photo_that_is_masked_already_stays_as_it_is(pipeline: Pipeline, faces: Faces) -> None:
+    masked = render(faces[0].face[None], faces[0].landmarks[None], "box", torch.tensor([1]))[0][0]
+    given = PhotoFace(masked, faces[0].landmarks, faces[0].matrix, faces[0].box, 1.0, "dlib")
+    analysis = Analyst(pipeline, None).analyse(given, NO_MASK, 0, faces[1])
+    assert [panel.title for panel in analysis.panels] == ["Photo", "Predicted mask", "Completed", "Attention"]
+    assert np.array_equal(analysis.panels[0].picture, as_picture(masked))
+    assert [comparison.title for comparison in analysis.pair] == ["As it is, not completed", "Completed"]
+    assert analysis.search is None
+
+
+def test_the_nearest_people_are_those_of_an_exhaustive_search(pipeline: Pipeline, gallery: OrlGallery, faces: Faces) -> None:
+    embedding = pipeline.embed_faces(faces[0].face[None])[0]
+    search = Analyst(pipeline, gallery).analyse(faces[0], NO_MASK, 0).search
+    assert search is not None and search.people == 40 and "AT&T" in search.credit
+    one_by_one = [(float(pipeline.embed_faces(first_image(person)[None])[0] @ embedding), person) for person in range(1, 41)]
+    best = sorted(one_by_one, reverse=True)[:5]
+    assert [match.name for match, _ in search.matches] == [f"ORL person {person}" for _, person in best]
+    assert [match.similarity for match, _ in search.matches] == pytest.approx([similarity for similarity, _ in best], abs=1e-4)
+    for (_, person), (match, comparison) in zip(best, search.matches, strict=True):
+        assert np.array_equal(match.picture, OrlFaces().image((person - 1) * 10)) and comparison.similarity == match.similarity
+
+
+def test_a_face_of_the_gallery_finds_itself(pipeline: Pipeline, gallery: OrlGallery) -> None:
+    for person in (1, 18, 40):
+        best = gallery.nearest(pipeline.embed_faces(first_image(person)[None])[0])[0]
+        assert best.name == f"ORL person {person}" and best.similarity == pytest.approx(1, abs=1e-4)
+
+
+def test_examples_show_no_test_person_and_no_image_of_the_gallery() -> None:
+    splits = OrlFaces().split_of_person
+    for example in EXAMPLES:
+        for person, image in (example.photo, example.second):
+            assert splits[person - 1] == "val" and 2 <= image <= 10
+        assert example.kind in list_kinds()
+
+
+def test_the_attention_map_is_the_sum_over_the_patches_that_the_mask_touches() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        generator = Generator(width=8, depth=1).eval()
+        face = torch.rand(3, 64, 64) * 2 - 1
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 33:50, 10:40] = 1
+    with torch.no_grad():
+        weights = generator.attend(face[None], mask[None])[0].numpy()
+    coarse = np.zeros((8, 8), np.float32)
+    for row in range(8):
+        for column in range(8):
+            if mask[0, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].any():
+                coarse += weights[row, column]
+    expected = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_LINEAR)
+    heat = attention_map(generator, face, mask)
+    assert heat is not None and np.allclose(heat.numpy(), expected / expected.max(), atol=1e-5)
+    assert float(heat.max()) == 1 and float(heat[44, 20]) == 0  # in the midst of the mask nothing is seen
+
+
+def test_there_is_no_attention_map_where_nothing_is_covered_or_visible_or_attends(pipeline: Pipeline) -> None:
+    face = torch.zeros(3, 64, 64)
+    generator = Generator(width=8, depth=1)
+    assert attention_map(generator, face, torch.zeros(1, 64, 64)) is None
+    assert attention_map(generator, face, torch.ones(1, 64, 64)) is None
+    assert attention_map(Generator(width=8, depth=1, attention=False), face, torch.ones(1, 64, 64)) is None
+
+
+def test_without_thresholds_nothing_is_decided_and_the_page_says_so(pipeline: Pipeline, gallery: OrlGallery, faces: Faces) -> None:
+    pipeline.thresholds = None
+    analysis = Analyst(pipeline, gallery).analyse(faces[0], "n95", 0, faces[1])
+    assert all(comparison.verdict is None for comparison in analysis.pair)
+    html = result_html(analysis)
+    assert "deocc test" in html and "Same person" not in html and "deocc-mark" not in html
+
+
+def test_the_html_holds_the_verdict_the_thresholds_and_notes_that_cannot_break_it(pipeline: Pipeline, faces: Faces) -> None:
+    analysis = Analyst(pipeline, None).analyse(faces[0], "n95", 0, faces[0])
+    html = result_html(analysis, ["<script>alert(1)</script>"])
+    verdict = analysis.pair[-1].verdict
+    words = {"same": "Same person", "different": "Different people", "not sure": "Not sure"}
+    assert verdict is not None and words[verdict.decision] in html
+    assert f"left: {verdict.same_from:.1%}" in html and f"left: {verdict.different_below:.1%}" in html
+    assert "<script>" not in html and html.count("data:image/png;base64,") == 5

@@ -1,0 +1,44 @@
+"""What is exported computes what the pipeline computes."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from deocc.apps.export.network import ExportNetwork, FixedCrop
+from deocc.evaluation.calibration import covered_share
+from deocc.geometry import canonical_to, get_template, warp
+from tests.apps.export.conftest import SMALL_STUDENT, make_pipeline
+
+
+@pytest.mark.parametrize("size", [64, 112, 256, 400])
+@pytest.mark.parametrize("name", ["arcface", "dlib", "facenet", "canonical"])
+def test_the_fixed_crop_is_the_warp(name: str, size: int) -> None:
+    template, image = get_template(name), torch.rand(2, 4, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    crop = FixedCrop(template, size)
+    assert (crop(image) - warp(image, canonical_to(template, size), template.size)).abs().max() <= 1e-4
+    coarse = {(400, "arcface"), (400, "dlib"), (400, "facenet"), (256, "arcface")}
+    assert (crop.resize is not None) == ((size, name) in coarse)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"student_input": "masked", "mask_channel": True},
+        {"student_input": "both", "mask_channel": True, "embedding_dim": 16},
+        {"student_input": "both", "embedding_dim": 7},
+    ],
+)
+@pytest.mark.parametrize("width", [8, None])
+def test_every_kind_of_student_is_rebuilt(changes: dict[str, Any], width: int | None, faces: torch.Tensor) -> None:
+    pipeline = make_pipeline({**SMALL_STUDENT, **changes}, width, 64)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for weight in pipeline.network.student.parameters():
+            weight.normal_(0, 0.1)  # channels that were added start at zero
+    expected = pipeline.process_faces(faces)
+    completed_face, mask, embedding, covered = ExportNetwork(pipeline.network, 64)(faces)
+    assert torch.equal(mask, expected.mask) and torch.equal(covered, covered_share(mask))
+    assert torch.allclose(completed_face, expected.completed_face, atol=1e-6)
+    assert torch.allclose(embedding, expected.embedding, atol=1e-5) and embedding.std() > 0.01
