@@ -19,7 +19,7 @@ from deocc.losses import (
     prediction_relation_loss,
     triplet_relation_loss,
 )
-from deocc.losses.distances import distances, squared_distances
+from deocc.losses.distances import Angles, distances, squared_distances
 from tests import oracles
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -183,6 +183,17 @@ def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
     whole = TripletRelationLoss(chunk_size=10)
     torch.testing.assert_close(triplet_relation_loss(student, teacher, chunk_size), whole(student, teacher))
     torch.testing.assert_close(gradient(TripletRelationLoss(chunk_size), student, teacher), gradient(whole, student, teacher))
+
+
+def test_the_cosines_of_a_piece_are_those_of_the_directions() -> None:
+    batch, rows, arms = embeddings(9, 4, 47, torch.float64), slice(1, 9, 3), slice(2, 7)
+    squared = squared_distances(batch)
+    inverse = torch.where(squared > 0, squared.rsqrt(), torch.zeros_like(squared))
+    angles = Angles.at(squared, inverse, rows, arms)
+    directions = F.normalize(batch[None] - batch[:, None], dim=2)[rows]
+    expected = directions[:, arms] @ directions.mT
+    torch.testing.assert_close(angles.cosines(out=torch.empty_like(expected)), expected)
+    assert angles.numel() == expected.numel() == 3 * 5 * 9
 
 
 @pytest.mark.parametrize("elements", [1, 30, 250])
