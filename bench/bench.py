@@ -16,10 +16,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.loading import loading_against_step
 from bench.measuring import Row
 from bench.relations import against_textbook, alone
 from bench.renderer import faces_per_second
 from bench.start import help_text
+from bench.teacher_cache import teacher_cache_gain
 from bench.training import against_bare_loop
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -31,12 +33,15 @@ def measure() -> Iterator[Row]:
     yield help_text()
     for size in (128, 256, 512):
         yield against_textbook(size)
+    yield alone(1024, max_vertices=None)
     yield alone(4096, max_vertices=64)
     for size in (112, 256):
         yield from faces_per_second(size)
     for loading in (False, True):
         yield against_bare_loop("inpaint", loading)
-        yield against_bare_loop("distill", loading)
+        yield (step := against_bare_loop("distill", loading))
+    yield teacher_cache_gain()
+    yield from loading_against_step(step["ours"])
 
 
 def shown(value: object) -> str:

@@ -24,6 +24,7 @@ _APPS = {
 }
 _COMMANDS = _TRAINING | _APPS
 _ROOMS = {"ablate": "deocc.apps.ablation"}  # where an app's name is not its command's
+_OF_PHOTOS = {"--out", "--parquet", "--all", "--aligned", "--detector", "--detector-weights"}
 _TRACEBACK = "DEOCC_TRACEBACK"
 
 
@@ -61,8 +62,9 @@ def _run(words: list[str]) -> None:
 
 
 def _names_photos(words: Sequence[str]) -> bool:
-    """Whether this is the `predict` of photos: that of validation faces takes options only."""
-    return words[0] == "predict" and len(words) > 1 and not words[1].startswith("-")
+    """Whether this is the `predict` of photos: that of validation faces takes options only, and other ones."""
+    given = {word.partition("=")[0] for word in words[1:]}
+    return words[0] == "predict" and len(words) > 1 and (not words[1].startswith("-") or not given.isdisjoint(_OF_PHOTOS))
 
 
 def _explained(message: str) -> str:

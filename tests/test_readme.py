@@ -16,6 +16,10 @@ COMMANDS = sorted(
 )
 ELSEWHERE = {
     "deocc test --config configs/paper/": "tests/cli/test_paper.py runs it, on a fake twin",
+    **{f"deocc {name} ": "tests/apps/test_photo_commands.py runs it, on photos" for name in ("mask", "verify", "identify", "export")},
+    "deocc predict photos": "tests/apps/test_photo_commands.py runs it, on photos",
+    "deocc demo": "tests/apps/demo/test_serving.py starts it, and looks at it in a browser",
+    "deocc doctor": "tests/apps/doctor/ runs it",
     "deocc ablate": "tests/apps/test_ablation_real.py runs a small one",
     "deocc fit --config configs/distill.yaml --config ": "tests/cli/test_configs.py or test_loggers.py runs it, as it runs every overlay",
 }

@@ -20,7 +20,7 @@ def drafting(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: anything that the system refuses.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
     with writing_to(path, draft):
         yield draft
 

@@ -57,7 +57,11 @@ class CalibrationCallback(pl.Callback):
         checkpoint = checkpoint_of_own_test(trainer)
         if checkpoint is None or not trainer.is_global_zero or not self.embeddings:
             return
-        calibration = self._calibrate(trainer, cast(Any, pl_module).embeddings)
+        try:
+            calibration = self._calibrate(trainer, cast(Any, pl_module).embeddings)
+        except ValueError as error:  # such as a student without a de-occluder, which predicts no masks
+            warnings.warn(f"no thresholds: {error}", stacklevel=2)
+            return
         supported = ", ".join(f"{name} {len(calibration.thresholds[name])}" for name in CONDITIONS)
         try:
             put_into_checkpoint(checkpoint, THRESHOLDS, calibration.plain())
@@ -84,12 +88,17 @@ class CalibrationCallback(pl.Callback):
 
 
 def checkpoint_of_own_test(trainer: pl.Trainer) -> Path | None:
-    """The checkpoint file of a run that is tested on its own data, so that what is found belongs to it; None in any other test."""
+    """The checkpoint file of a run that is tested on its own faces, so that what is found belongs to it; None in any other test.
+
+    Such a test writes into the run's folder or one around it, as `make demo` does; one on other faces writes into a folder of its own.
+    """
     if not trainer.ckpt_path or getattr(trainer, "fast_dev_run", False):
         return None
     checkpoint = Path(trainer.ckpt_path)
-    own = runs.run_folder_of(checkpoint).resolve() == Path(trainer.default_root_dir).resolve()
-    return checkpoint if own and checkpoint.is_file() else None
+    run, out = runs.run_folder_of(checkpoint).resolve(), Path(trainer.default_root_dir).resolve()
+    trained_on = runs.face_set_of(run)[0]
+    same = trained_on in (None, type(trainer.datamodule.face_set).__name__)  # type: ignore[attr-defined]
+    return checkpoint if same and out in (run, *run.parents) and checkpoint.is_file() else None
 
 
 def put_into_checkpoint(path: Path, key: str, value: Any) -> None:

@@ -145,8 +145,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return identity
 
     def training_fingerprint(self) -> str:
-        """A hash of all that an aligned training face follows from: images, landmarks, template and size."""
-        described = repr((self.face_set.fingerprint("train"), TEMPLATES["canonical"], self.size))
+        """A hash of all that an aligned training face follows from on this machine: images, landmarks, template and size."""
+        described = repr((self.face_set.quick_fingerprint("train"), TEMPLATES["canonical"], self.size))
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def reference_dataloader(self, shared: bool = False) -> DataLoader[FaceItem]:

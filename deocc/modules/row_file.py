@@ -4,8 +4,9 @@ import errno
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]
 Shape = tuple[int, int]
+_ABANDONED = 24 * 3600  # seconds
 
 
 def map_rows(path: Path, shape: Shape) -> Rows | None:
@@ -72,6 +74,7 @@ class Draft:
 
     def _create(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(self.path.parent)
         try:
             self._file = self.path.open("xb")
         except FileExistsError:  # another process of this file system was first
@@ -89,3 +92,11 @@ class Draft:
             yield
         except OSError as error:
             self.error = self.error or error
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete drafts that nobody has written to for a day: a process that is killed leaves gigabytes behind."""
+    for draft in folder.glob("*.tmp"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - draft.stat().st_mtime > _ABANDONED:
+                draft.unlink()

@@ -118,6 +118,8 @@ class TeacherCache:
             if self._all(whole is not None):
                 draft.publish(path)
                 return whole
+            if draft.error is None and written and whole is None:
+                draft.error = OSError("it cannot be read back")
             _warn(draft)
             return None
         finally:

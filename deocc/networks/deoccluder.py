@@ -1,6 +1,5 @@
 """Stage 1 as stage 2 sees it: a frozen pair of segmenter and generator, rebuilt from a stage-1 checkpoint."""
 
-import pickle
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a file that is something else makes torch's reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):

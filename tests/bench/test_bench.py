@@ -8,7 +8,7 @@ import pytest
 from bench import bench
 from bench.measuring import Row, in_own_process
 from bench.relations import alone, errors
-from bench.renderer import times
+from bench.renderer import batch_size, faces_per_second, times
 from deocc.masking import list_kinds
 
 
@@ -28,6 +28,19 @@ def test_every_kind_of_occluder_is_timed() -> None:
     medians, memory = in_own_process(times, 64, 1)
     assert tuple(medians) == list_kinds()
     assert min(medians.values()) > 0 and memory > 0
+
+
+def test_a_rendered_batch_never_takes_a_block_that_is_given_back_at_once() -> None:
+    assert [batch_size(size) for size in (64, 112, 256)] == [64, 64, 32]
+    assert 4 * 3 * 256**2 * batch_size(256) < 2**25
+
+
+def test_all_kinds_together_are_faces_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.renderer.in_own_process", lambda *_: ({"box": 1.0, "scarf": 3.0}, 7.0))
+    *kinds, together = faces_per_second(112)
+    assert [row["ours"] for row in kinds] == pytest.approx([64, 64 / 3])
+    assert together["ours"] == pytest.approx(2 * 64 / 4)
+    assert together["details"]["mean of the kinds' rates"] == pytest.approx((64 + 64 / 3) / 2)
 
 
 def test_the_table_and_the_file_hold_every_line(

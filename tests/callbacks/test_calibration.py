@@ -9,6 +9,7 @@ import torch
 
 from deocc.callbacks import calibration
 from deocc.callbacks.calibration import CalibrationCallback, checkpoint_of_own_test, put_into_checkpoint
+from deocc.data import OrlFaces
 from deocc.evaluation import EmbeddingSet
 
 
@@ -22,19 +23,24 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def trainer(checkpoint: Path | None, root: Path, **changes: Any) -> Any:
     ckpt_path = None if checkpoint is None else str(checkpoint)
-    return SimpleNamespace(**{"ckpt_path": ckpt_path, "default_root_dir": str(root), "is_global_zero": True, **changes})
+    data = SimpleNamespace(face_set=OrlFaces.__new__(OrlFaces))
+    return SimpleNamespace(**{"datamodule": data, "ckpt_path": ckpt_path, "default_root_dir": str(root), "is_global_zero": True, **changes})
 
 
-def test_only_a_test_in_the_runs_own_folder_belongs_to_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_only_a_test_on_the_runs_own_faces_in_or_around_its_folder_belongs_to_it(checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert checkpoint_of_own_test(trainer(checkpoint, run)) == checkpoint
+    for own in ("data: {}", "data: {face_set: deocc.data.OrlFaces}"):
+        (run / "config.yaml").write_text(own)
+        assert [checkpoint_of_own_test(trainer(checkpoint, root)) for root in (run, tmp_path)] == [checkpoint] * 2
     others = [
         trainer(checkpoint, run / "test-lfw"),
-        trainer(checkpoint, tmp_path),
+        trainer(checkpoint, tmp_path / "elsewhere"),
         trainer(None, run),
         trainer(checkpoint, run, fast_dev_run=1),
     ]
     assert [checkpoint_of_own_test(other) for other in others] == [None] * 4
+    (run / "config.yaml").write_text("data: {face_set: {class_path: deocc.data.LfwFaces, init_args: {}}}")
+    assert checkpoint_of_own_test(trainer(checkpoint, run)) is None
 
 
 def test_an_entry_replaces_an_earlier_one_and_nothing_else(checkpoint: Path) -> None:

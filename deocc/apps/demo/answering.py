@@ -93,7 +93,7 @@ class Answers:
 
 
 def _seed(value: Any) -> int:
-    if not isinstance(value, int | float) or value != int(value) or not 0 <= value <= MOST_SEED:
+    if not isinstance(value, int | float) or not 0 <= value <= MOST_SEED or value != int(value):
         raise ValueError(f"the seed is {value}: give a whole number from 0 to {MOST_SEED}")
     return int(value)
 

@@ -33,6 +33,7 @@ def main(words: Sequence[str]) -> int:
         ValueError: a word or an address that does not exist, a port that is used, or a model that is damaged.
         FileNotFoundError: no such model, or no such weights file.
         ImportError: the package gradio, or one that the model or the detector needs, is not installed.
+        KeyboardInterrupt: after Ctrl-C before the page is served.
     """
     chosen = _parser().parse_args(words)
     if importlib.util.find_spec("gradio") is None:

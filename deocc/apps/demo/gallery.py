@@ -33,7 +33,7 @@ EXAMPLES = (
     Example("Two people, scarf", (22, 2), (24, 5), "scarf", 1),
     Example("One person, sunglasses", (23, 3), (23, 9), "sunglasses", 2),
 )
-"""Validation people only, whom training never saw; the test people are for `deocc test` alone. Images other than the gallery's first."""
+"""Validation people of the usual split only; its test people are for `deocc test` alone. Images other than the gallery's first."""
 
 
 class Match(NamedTuple):

@@ -77,7 +77,7 @@ def _example_buttons(gallery: OrlGallery) -> "dict[gr.Button, Callable[[], tuple
     """A button for each example, with what puts its photos and choices on the page."""
     import gradio as gr
 
-    gr.HTML('<p class="deocc deocc-small">Examples: faces of the ORL database, of validation people, whom training never saw.</p>')
+    gr.HTML('<p class="deocc deocc-small">Examples: ORL faces of the validation people of the usual split.</p>')
     with gr.Row():
         return {gr.Button(example.title, size="sm"): partial(_put, gallery, example) for example in EXAMPLES}
 

@@ -1,11 +1,12 @@
 """The page's server: one process, no word to other machines, and nothing left behind."""
 
+import logging
 import os
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
 LARGEST_UPLOAD: Final = "10mb"
+_LAST_PORT = 65535
 _PATIENCE = 2  # seconds for open connections at the end: a page keeps one open for as long as it is shown
 _FONT, _FONT_MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine; Gradio's own would come from the network
 _SETTINGS: Final = {
@@ -31,32 +33,51 @@ _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-a
 def private_folder() -> Iterator[str]:
     """While this is open, Gradio keeps uploads in a folder that only this user may enter, and tells nobody; then the folder is gone.
 
-    It must be open before Gradio is imported, and until its server has ended.
+    It must be open before Gradio is imported, and until its server has ended. The signals to end and to hang up are a Ctrl-C
+    meanwhile: they leave nothing, either.
     """
-    with tempfile.TemporaryDirectory(prefix="deocc-demo-", ignore_cleanup_errors=True) as folder:
-        settings = {**_SETTINGS, "GRADIO_TEMP_DIR": folder}
-        before = {name: os.environ.get(name) for name in settings}
-        os.environ.update(settings)
-        try:
-            yield folder
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+    temporary = tempfile.TemporaryDirectory(prefix="deocc-demo-")
+    with _terminated_as_interrupted(), temporary as folder, _environment({**_SETTINGS, "GRADIO_TEMP_DIR": folder}):
+        yield folder
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no hang-up
+    former = {each: signal.signal(each, _interrupt) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at an address; port 0 = any free one.
 
     Raises:
-        ValueError: the port is used already, or there is no such address on this machine.
+        ValueError: there is no such port, it is used already, or there is no such address on this machine.
     """
+    if not 0 <= port <= _LAST_PORT:
+        raise ValueError(f"--port {port} is no port: choose one from 0 to {_LAST_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise ValueError(f"--host {host} is no address ({error}): leave it out") from error
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -93,17 +114,17 @@ def make_app(page: "gr.Blocks") -> "fastapi.FastAPI":
 
 
 def serve(app: "fastapi.FastAPI", opened: socket.socket) -> None:
-    """Serve an application until Ctrl-C or the signal to end."""
+    """Serve an application until Ctrl-C."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE))
-    former = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    class QuietlyEnding(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a page that is still shown would be reported with a traceback
+            super().handle_exit(sig, frame)
+
+    server = QuietlyEnding(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE))
+    with suppress(KeyboardInterrupt):
         server.run(sockets=[opened])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 class _OwnContentOnly:

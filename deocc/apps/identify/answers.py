@@ -74,10 +74,11 @@ class Identifier:
 
     def _details(self, face: PhotoFace, covered: float, matches: list[Match]) -> dict[str, object]:
         best = matches[0]
-        condition = condition_of(self._calibration, (covered, self._gallery.faces[best.place].covered))
+        known = self._gallery.faces[best.place].covered
+        condition = condition_of(self._calibration, (covered, known))
         limit = limit_for(self._calibration, condition, len(self._gallery.faces), self._wanted)
         self._limits[condition] = limit
-        given = answer(self._calibration, limit, best.similarity, covered)
+        given = answer(self._calibration, limit, best.similarity, max(covered, known))
         rates = {"false_accept_rate": f"{limit.rate:.3g}", "gallery_false_accept_rate": f"{limit.gallery_rate:.3g}"}
         ranks: dict[str, object] = {}
         for rank, match in enumerate(matches, 1):

@@ -59,7 +59,8 @@ def _check(chosen: argparse.Namespace) -> None:
     if not 0 < chosen.false_accept_rate <= 1:
         raise ValueError(f"--false-accept-rate {chosen.false_accept_rate:g}: give a share above 0 and at most 1")
     import_faiss()
-    OutcomeFile(chosen.out)
+    if any(row.done and "answer" not in row.details for row in OutcomeFile(chosen.out).all_rows()):
+        raise ValueError(f"{chosen.out} is the table of another command: choose another --out")
 
 
 def _gallery(chosen: argparse.Namespace, pipeline: Pipeline, finder: FaceFinder) -> tuple[Gallery, list[Outcome]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deocc.apps.mask.painting import RANDOM
 from deocc.apps.mask.results import CROP_SIZE, TABLE, PhotoMasker, Settings
-from deocc.apps.photos import OutcomeFile, PhotoParser, find_photos, finder_of, work_through
+from deocc.apps.photos import OutcomeFile, PhotoParser, alone_in, check_out, find_photos, finder_of, work_through
 from deocc.masking import list_kinds
 
 _ALL = "all"
@@ -24,21 +24,19 @@ def main(words: Sequence[str]) -> int:
         0 = all done, 1 = something was left out.
 
     Raises:
-        ValueError: words, a kind, detector or alignment that do not exist; or --out holds another table.
+        ValueError: words, a kind, detector or alignment that do not exist; --out holds another table, or another command is at work there.
         FileNotFoundError: no such weights file.
         ImportError: a package that the detector needs is not installed.
     """
     chosen = _parser().parse_args(words)
     out: Path = chosen.out
-    if any(photo.resolve() == out.resolve() for photo in chosen.photos):
-        raise ValueError(f"--out {out} is the folder of the photos: choose a folder of its own, which may lie in it")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: choose a folder")
+    check_out(out, chosen.photos)
     finding = (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights)
     settings = Settings(out, _kinds(chosen.kind or ["surgical"]), chosen.seed, chosen.crops, finding)
     finder = finder_of(chosen, CROP_SIZE)
-    table = OutcomeFile(out / TABLE)
-    return work_through("mask", find_photos(chosen.photos, outside=out), table, PhotoMasker(settings, finder, table))
+    with alone_in(out):
+        table = OutcomeFile(out / TABLE)
+        return work_through("mask", find_photos(chosen.photos, outside=out), table, PhotoMasker(settings, finder, table))
 
 
 def _parser() -> PhotoParser:

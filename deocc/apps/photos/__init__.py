@@ -5,6 +5,7 @@ from deocc.apps.photos.arguments import PhotoParser, finder_of
 from deocc.apps.photos.batch import work_through
 from deocc.apps.photos.faces import FaceFinder, NoFaceError, PhotoFace
 from deocc.apps.photos.files import FoundPhoto, find_photos
+from deocc.apps.photos.out import alone_in, check_out
 from deocc.apps.photos.outcomes import Outcome, OutcomeFile
 from deocc.apps.photos.pasting import paste_back, weight_in_photo
 from deocc.apps.photos.reading import read_bytes, read_photo
@@ -19,6 +20,8 @@ __all__ = [
     "OutputError",
     "PhotoFace",
     "PhotoParser",
+    "alone_in",
+    "check_out",
     "find_photos",
     "finder_of",
     "list_alignments",

@@ -67,9 +67,11 @@ def _walk(folder: Path, outside: Path | None) -> tuple[list[Path], list[Outcome]
     errors: list[OSError] = []
     avoided = None if outside is None else outside.resolve()
     files: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=errors.append):
-        inner = (Path(root) / name for name in folders if not name.startswith("."))
-        folders[:] = sorted(path.name for path in inner if path.resolve() != avoided)
+    met = {avoided, folder.resolve()}  # links are followed, but never in a circle
+    for root, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
+        inner = {Path(root) / name: (Path(root) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [path.name for path, real in inner.items() if real not in met]
+        met.update(inner.values())
         files += [Path(root) / name for name in names if _is_photo(name)]
     problems = [_unreadable(Path(error.filename or folder), error) for error in errors]
     if not files and not problems:

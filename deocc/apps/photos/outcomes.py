@@ -62,6 +62,10 @@ class OutcomeFile:
         """All rows of an input."""
         return list(self._rows.get(photo, []))
 
+    def all_rows(self) -> list[Outcome]:
+        """All rows of all inputs."""
+        return [row for rows in self._rows.values() for row in rows]
+
     def replace(self, photo: str, outcomes: Sequence[Outcome]) -> None:
         """Take in new rows of an input, in place of what was left out before and of those with the same output."""
         outputs = {outcome.output for outcome in outcomes}
@@ -79,13 +83,13 @@ class OutcomeFile:
         Raises:
             OutputError: it cannot be written; the former one is still there.
         """
-        _write(self.path, [row for rows in self._rows.values() for row in rows])
+        _write(self.path, self.all_rows())
         self._written = time.monotonic()
 
 
 def _write(path: Path, outcomes: Sequence[Outcome]) -> None:
     more = list(dict.fromkeys(name for outcome in outcomes for name in outcome.details))
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
     with writing_to(path, draft), draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.DictWriter(file, [*_COLUMNS, *more], lineterminator="\n")
         table.writeheader()

@@ -1,5 +1,6 @@
 """One photo, whatever its format and mode, as upright RGB; or one line that says why it cannot be read."""
 
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,16 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from deocc.data.images import upright
 
 MOST_PIXELS: Final = 100_000_000
 """A photo of more pixels is refused before it is decoded: 300 MB as RGB. OURS."""
 
 _SIXTEEN_BITS: Final = 65535
-_READERS: Final = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, Image.DecompressionBombError)  # all seen on damaged files
+_BOMB: Final = Image.DecompressionBombError
+_READERS: Final = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, TypeError, KeyError, struct.error, _BOMB)  # of damaged files
 
 Source = Path | bytes | Image.Image | NDArray[np.generic]
 
@@ -110,15 +114,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _from_image(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
+    turned = upright(image)
+    if turned.mode == "F":
         raise _PhotoError(f"{name} holds floating-point numbers of unknown range: save it with 8 or 16 bits")
-    if upright.mode.startswith("I"):
-        return _from_array(np.asarray(upright), name)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    return np.array(upright.convert("RGB"))
+    if turned.mode.startswith("I"):
+        return _from_array(np.asarray(turned), name)
+    if turned.has_transparency_data:
+        turned = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+    return np.array(turned.convert("RGB"))
 
 
 def _from_array(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """Result files: whole or not there, marked with what they were made from."""
 
+import errno
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ def writing_to(path: Path, draft: Path) -> Iterator[None]:
 
     Raises:
         OutputError: anything that the system refuses.
+        ValueError: the path's name is too long for the disk.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +35,8 @@ def writing_to(path: Path, draft: Path) -> Iterator[None]:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"the name {path.name} is too long for this disk: rename the photo") from error
         raise OutputError(f"cannot write {path} ({error.strerror or error}): make room or choose another --out") from error
 
 
@@ -49,7 +53,7 @@ def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
     """
     note = PngInfo()
     note.add_text(_MARK, mark)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
     with writing_to(path, draft):
         Image.fromarray(image).save(draft, format="PNG", pnginfo=note)
 

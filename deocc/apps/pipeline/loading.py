@@ -80,7 +80,10 @@ def _size_of_run(checkpoint: Path) -> int:
     """The side of the crops that the run's configuration names."""
     file = runs.run_folder_of(checkpoint) / runs.CONFIG
     if file.is_file():
-        return int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", _USUAL_SIZE))
+        try:
+            return int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", _USUAL_SIZE))
+        except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{file} is damaged: get it again from the run that the checkpoint is of") from error
     warnings.warn(f"{checkpoint} was never tested and has no {runs.CONFIG} beside it: taking crops of {_USUAL_SIZE} pixels", stacklevel=4)
     return _USUAL_SIZE
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deocc.apps.model_argument import add_model_argument, load_model, model_hash
-from deocc.apps.photos import OutcomeFile, PhotoParser, find_photos, finder_of, work_through
+from deocc.apps.photos import OutcomeFile, PhotoParser, alone_in, check_out, find_photos, finder_of, work_through
 from deocc.apps.predict.embeddings import EmbeddingFile, import_arrow
 from deocc.apps.predict.results import EMBEDDINGS, PANELS, PARQUET, TABLE, PhotoPredictor, Settings
 from deocc.apps.predict.sheets import write_sheets
@@ -25,26 +25,28 @@ def main(words: Sequence[str]) -> int:
         0 = all done, 1 = something was left out.
 
     Raises:
-        ValueError: words, a detector or alignment that do not exist; a model that is damaged; or --out holds other results.
+        ValueError: words, a detector or alignment that do not exist; a model that is damaged; --out holds other results, or another command
+            is at work there.
         FileNotFoundError: no such model or weights file.
         ImportError: a package that is needed is not installed.
         OutputError: the embeddings or a contact sheet cannot be written.
     """
     chosen = _parser().parse_args(words)
     out: Path = chosen.out
-    _check_out(out, chosen.photos)
+    check_out(out, chosen.photos)
     if chosen.parquet:
         import_arrow()
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
     settings = Settings(out, model_hash(pipeline), (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights))
-    table, embeddings = OutcomeFile(out / TABLE), EmbeddingFile(out / EMBEDDINGS, settings.model)
-    predict = PhotoPredictor(settings, pipeline, finder, table, embeddings)
-    try:
-        code = work_through("predict", find_photos(chosen.photos, outside=out), table, predict)
-    finally:
-        embeddings.write()
-    _sum_up(out, embeddings, chosen.parquet)
+    with alone_in(out):
+        table, embeddings = OutcomeFile(out / TABLE), EmbeddingFile(out / EMBEDDINGS, settings.model)
+        predict = PhotoPredictor(settings, pipeline, finder, table, embeddings)
+        try:
+            code = work_through("predict", find_photos(chosen.photos, outside=out), table, predict)
+        finally:
+            embeddings.write()
+        _sum_up(out, embeddings, chosen.parquet)
     return code
 
 
@@ -54,13 +56,6 @@ def _parser() -> PhotoParser:
     parser.add_argument("--parquet", action="store_true", help=f"write {PARQUET} beside {EMBEDDINGS}")
     add_model_argument(parser)
     return parser
-
-
-def _check_out(out: Path, photos: Sequence[Path]) -> None:
-    if any(photo.resolve() == out.resolve() for photo in photos):
-        raise ValueError(f"--out {out} is the folder of the photos: choose a folder of its own, which may lie in it")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: choose a folder")
 
 
 def _sum_up(out: Path, embeddings: EmbeddingFile, parquet: bool) -> None:

