@@ -1,0 +1,175 @@
+"""The training step of both stages on one device, in every precision, compiled or not, under Lightning as `deocc fit` runs it."""
+
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.devices import Precision, device_name, peak_flops, peak_mebibytes_on, synchronize
+from bench.measuring import Row
+from bench.training import CACHED, CONFIGS, CachedBatches, Module, Setting, Stage, build_module, read_setting
+from deocc.data import MaskedFaceDataModule
+from deocc.modules import DistillationModule, InpaintingModule
+from deocc.networks.deoccluder import Deoccluder
+
+LIGHTNING: dict[Precision, str] = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+WARM_UP = 3  # steps, in which cuDNN chooses and the compiler compiles
+
+
+class Measured(NamedTuple):
+    """One training of a few steps."""
+
+    seconds: float
+    """Median of a step."""
+    losses: list[float]
+    """Of the first steps, one for each batch that there is."""
+    mebibytes: float | None
+
+
+class Steps(pl.Callback):
+    """Times every step with all that the trainer does between two, and keeps the losses."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.ends, self.losses = device, list[float](), list[float]()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Wait for the device."""
+        synchronize(self.device)
+        self.ends.append(time.perf_counter())
+        if batch_idx < CACHED:
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+class Operations(pl.Callback):
+    """Counts the floating-point operations of the steps: matrix products and convolutions, forward and backward."""
+
+    def __init__(self) -> None:
+        self.counter = FlopCounterMode(display=False)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin."""
+        self.counter.__enter__()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End."""
+        self.counter.__exit__(None, None, None)
+
+
+def step_rows(device: torch.device, setting: Setting, steps: int, backend: str) -> Iterator[Row]:
+    """Images a second in every precision of the device, as it is and, but for float32, compiled."""
+    operations, exact = count_operations(device, setting), list[float]()
+    for precision in LIGHTNING if device.type == "cuda" else ("fp32", "bf16"):
+        plain = train(device, setting, precision, steps, None)
+        exact = exact or plain.losses  # float32 comes first
+        row = step_row(setting, precision, plain, details(device, precision, operations, plain, exact))
+        yield row
+        if precision != "fp32":
+            found = train(device, setting, precision, steps, backend)
+            compiled = step_row(setting, f"{precision}, compiled", found, details(device, precision, operations, found, exact))
+            yield {**compiled, "reference": row["ours"], "ratio": compiled["ours"] / row["ours"]}
+
+
+def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, float]) -> Row:
+    """A line of the table."""
+    size, batch = setting.data["size"], setting.data["batch_size"]
+    row: Row = {
+        "what": f"{setting.stage}, {size} px, batch {batch}, {form}",
+        "unit": "images/s",
+        "ours": batch / found.seconds,
+        "details": figures,
+    }
+    return row if found.mebibytes is None else {**row, "ours_mib": found.mebibytes}
+
+
+def details(device: torch.device, precision: Precision, operations: int, found: Measured, exact: list[float]) -> dict[str, float]:
+    """Operations, utilisation where the peak is known, and how far the losses are from those in float32."""
+    figures = {
+        "operations a step": float(operations),
+        "first loss deviation": deviation(found.losses[:1], exact[:1]),  # of equal weights; later ones go ways of their own
+        "largest loss deviation": deviation(found.losses, exact),
+    }
+    peak = peak_flops(device_name(device), precision)
+    return figures if peak is None else {**figures, "model-FLOP utilisation": operations / found.seconds / peak}
+
+
+def deviation(losses: list[float], exact: list[float]) -> float:
+    """The largest relative difference of two trainings' losses, step by step."""
+    return max(abs(loss / right - 1) for loss, right in zip(losses, exact, strict=True))
+
+
+def train(device: torch.device, setting: Setting, precision: Precision, steps: int, backend: str | None) -> Measured:
+    """A few steps from the same weights over the same batches; compiled where a backend is named."""
+    module, watch = build(setting), Steps(device)
+    if backend is not None:
+        compile_networks(module, backend)
+    data = CachedBatches(MaskedFaceDataModule(**setting.data), WARM_UP + steps)
+    memory = peak_mebibytes_on(device, lambda: fit(device, module, data, setting, precision, watch))
+    taken = [end - start for start, end in zip(watch.ends[WARM_UP - 1 :], watch.ends[WARM_UP:], strict=False)]
+    return Measured(statistics.median(taken), watch.losses, memory)
+
+
+def count_operations(device: torch.device, setting: Setting) -> int:
+    """Floating-point operations of one step, of the networks as they are."""
+    count = Operations()
+    fit(device, build(setting), CachedBatches(MaskedFaceDataModule(**setting.data), 1), setting, "fp32", count)
+    return count.counter.get_total_flops()
+
+
+def fit(device: torch.device, module: Module, data: CachedBatches, setting: Setting, precision: Precision, callback: pl.Callback) -> None:
+    """One epoch in a precision, of which nothing is kept or shown."""
+    where: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
+    if device.type == "cuda":
+        where = {"accelerator": "gpu", "devices": [device.index or 0]}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    settings = {**setting.trainer, **where, **quiet, "precision": LIGHTNING[precision], "max_epochs": 1, "limit_val_batches": 0}
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), tensor_float(device, precision == "tf32"):
+        warnings.simplefilter("ignore")  # loaders without workers, metrics without a logger
+        pl.Trainer(**settings, callbacks=[callback]).fit(module, datamodule=data)
+
+
+@contextmanager
+def tensor_float(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Whether products of float32 numbers may be rounded to TensorFloat-32 meanwhile; on a CPU there is none."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def build(setting: Setting) -> Module:
+    """The stage's module; at the paper's crop, stage 2 has a de-occluder of stage 1's size there."""
+    module, first = build_module(setting), at_paper_size("inpaint")
+    if isinstance(module, DistillationModule) and setting.data["size"] == first.data["size"]:
+        generator = {"width": first.model["width"], "attention": first.model["attention"]}
+        module.deoccluder = Deoccluder(generator, {"width": first.model["segmenter_width"]})
+    return module
+
+
+def compile_networks(module: Module, backend: str) -> None:
+    """Compile the generator and, in stage 2, the student, in place."""
+    if isinstance(module, InpaintingModule):
+        module.generator.compile(backend=backend)
+        return
+    cast(Deoccluder, module.deoccluder).generator.compile(backend=backend)
+    module.student.compile(backend=backend)
+
+
+def at_paper_size(stage: Stage) -> Setting:
+    """A configuration with what `configs/size/` and, of stage 2, `configs/paper/` say of crop, batch and widths."""
+    setting = read_setting(stage)
+    size = yaml.safe_load((CONFIGS / "size" / "inpaint_256.yaml").read_text())
+    batch = yaml.safe_load((CONFIGS / "paper" / f"{stage}.yaml").read_text())["data"]["batch_size"]
+    model = setting.model | size["model"]["init_args"] if stage == "inpaint" else setting.model
+    return setting._replace(model=model, data=setting.data | {"size": size["data"]["size"], "batch_size": batch})
