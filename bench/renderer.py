@@ -44,7 +44,7 @@ def times(size: int, repeats: int) -> tuple[dict[str, float], float]:
     torch.set_num_threads(1)
     torch.empty(KEPT, dtype=torch.uint8)  # never written to, so that it takes no memory
     batch = batch_size(size)
-    faces, seeds = torch.rand(batch, 3, size, size) * 2 - 1, torch.arange(batch)
+    faces, seeds = torch.rand(batch, 3, size, size).mul_(2).sub_(1), torch.arange(batch)
     taken: dict[str, list[float]] = {kind: [] for kind in list_kinds()}
 
     def render_all() -> None:

@@ -83,6 +83,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is something else makes torch's reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to load it unsafely
+            reason = "it is no file of weights, or holds more than weights"
         raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
