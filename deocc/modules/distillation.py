@@ -226,9 +226,8 @@ class DistillationModule(RecognitionModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable part of the student and the classifier, with warm-up and cosine decay."""
-        settings = self.hparams
-        rate, decay = settings["learning_rate"], settings["weight_decay"]
-        optimizer = student_optimizer(self.student, settings["trainable_blocks"], self.classifier, rate, decay)
+        blocks, rate, decay = (self.hparams[name] for name in ("trainable_blocks", "learning_rate", "weight_decay"))
+        optimizer = student_optimizer(self.student, blocks, self.classifier, rate, decay)
         scheduler = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -295,7 +294,6 @@ class DistillationModule(RecognitionModule):
         return torch.where(chosen[:, None, None, None], self._predicted_mask(batch["masked_face"]), batch["mask"])
 
     def _build_classifier(self, num_identities: int) -> None:
-        settings = self.hparams
-        head, share = settings["identity_head"], settings["identity_sample_share"]
-        margin = (settings["margin_type"], settings["margin"], settings["scale"])
+        head, share = self.hparams["identity_head"], self.hparams["identity_sample_share"]
+        margin = (self.hparams["margin_type"], self.hparams["margin"], self.hparams["scale"])
         self.classifier = build_identity_head(head, share, num_identities, self.teacher.embedding_dim, *margin).to(self.device)

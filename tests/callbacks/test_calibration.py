@@ -146,3 +146,14 @@ def test_a_checkpoint_that_cannot_be_written_is_told(checkpoint: Path, monkeypat
     monkeypatch.setattr(calibration, "put_into_checkpoint", refused)
     with pytest.warns(UserWarning, match=r"cannot keep the thresholds in .*\(Permission denied\)"):
         calibrated(checkpoint, 40)
+
+
+def test_a_student_that_predicts_no_masks_gets_no_thresholds_and_the_test_goes_on(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bare(self: _Module, batch: Any, number: int) -> Any:
+        return {**batch, "mask": torch.zeros_like(batch["mask"])}
+
+    monkeypatch.setattr(_Module, "predict_step", bare)
+    with pytest.warns(UserWarning, match=r"^no thresholds: "):
+        assert calibrated(checkpoint, 48) == "old"

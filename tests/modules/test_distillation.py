@@ -196,3 +196,32 @@ def test_the_new_channels_learn_where_only_the_last_blocks_are_trained(inpaintin
     network: Any = module.student.embedder.network
     assert network.stem[0].weight[:, 3:].abs().amax((0, 2, 3)).gt(0).all()  # each of the four started at 0
     assert not moved(network.blocks[3], snapshot(create_embedder("dlib_resnet").network.blocks[3]))  # type: ignore[union-attr, index]
+
+
+def _with_head(folder: Path, head: str, clip: float) -> tuple[DistillationModule, Path]:
+    torch.manual_seed(0)
+    module = DistillationModule(student_input="masked", identity_weight=1.0, identity_head=head, learning_rate=1e-3)  # type: ignore[arg-type]
+    trainer = trainer_for(folder, limit_train_batches=2, limit_val_batches=0, gradient_clip_val=clip)
+    trainer.fit(module, datamodule=_Data())
+    trainer.save_checkpoint(folder / "a.ckpt")
+    return module, folder / "a.ckpt"
+
+
+def test_a_sharded_classifier_trains_clips_and_is_kept_as_a_full_one(tmp_path: Path) -> None:
+    (full, _), (sharded, path) = (_with_head(tmp_path / head, head, clip=0.1) for head in ("full", "sharded"))
+    assert full.classifier is not None and sharded.classifier is not None
+    torch.testing.assert_close(sharded.classifier.weight, full.classifier.weight, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(full.classifier.weight, full.identity_centers, atol=1e-4)  # it has moved from its start
+    again = DistillationModule.load_from_checkpoint(path, map_location="cpu")
+    assert again.classifier is not None and torch.equal(again.classifier.weight, sharded.classifier.weight)
+
+
+def test_a_sharded_classifiers_gradients_are_clipped_by_the_module(tmp_path: Path) -> None:
+    module, _ = _with_head(tmp_path, "sharded", clip=0.1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    for parameter in module.student.parameters():
+        parameter.grad = None
+    assert module.classifier is not None
+    module.classifier.weight.grad = torch.ones_like(module.classifier.weight).to_sparse(1)  # as sampling leaves it
+    module.configure_gradient_clipping(optimizer, 0.1, "norm")
+    assert float(module.classifier.weight.grad.to_dense().norm()) == pytest.approx(0.1, rel=1e-4)

@@ -4,14 +4,16 @@ import csv
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deocc.apps.identify import main
+from deocc.apps.identify import Gallery, main
 from deocc.apps.identify.answers import Identifier
 from deocc.apps.photos import FaceFinder
 from tests.apps.photos.scenes import TWO, draw_scene
@@ -191,3 +193,17 @@ def test_an_empty_result_prints_no_table(
     monkeypatch.setattr(Identifier, "__call__", lambda *_: (_ for _ in ()).throw(ValueError("nothing")))
     assert _run(model) == 1
     assert "│" not in capsys.readouterr().out
+
+
+def test_nobody_is_known_by_a_gallery_face_of_which_hardly_anything_is_in_view(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Identifier._details
+
+    def hidden(self: Identifier, *face: Any) -> dict[str, object]:
+        self._gallery = Gallery([replace(known, covered=0.95) for known in self._gallery.faces])
+        return original(self, *face)
+
+    assert _run(model) == 0 and "known" in {row["answer"] for row in _rows()}
+    monkeypatch.setattr(Identifier, "_details", hidden)
+    assert _run(model) == 0 and {row["answer"] for row in _rows()} == {"not sure"}
