@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench ablation choices docs clean
+.PHONY: help install demo test test-faults check coverage audit soak bench ablation choices docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 install: $(STAMP) ## set up .venv with everything that demo, test and check need (nothing happens when it stands)
 
@@ -28,11 +28,26 @@ demo: install ## train both stages on real faces, test on people never seen, wri
 test: install ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+test-faults: install ## the slow tests: kills, full disks, lost connections, many random examples (under 20 minutes)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow
+
 check: install ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive deocc bench
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+coverage: install ## line coverage of losses, masking, evaluation and geometry by their own tests; below 95 % fails
+	$(BIN)/python -m pytest -p no:xdist tests/losses tests/masking tests/evaluation tests/properties tests/test_geometry.py deocc/losses deocc/masking deocc/evaluation \
+		--cov deocc.losses --cov deocc.masking --cov deocc.evaluation --cov deocc.geometry --cov-report term-missing:skip-covered --cov-fail-under 95
+
+audit: install ## known weaknesses of the installed packages; needs a network
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
+
+soak: install ## train for half an hour and watch memory and speed
+	$(BIN)/python -m bench.soak
 
 bench: install ## measure speed and memory against reference forms, in one run
 	$(BIN)/python -m bench.bench

@@ -6,6 +6,7 @@ points (eye, eye, nose, mouth corner, mouth corner, left to right in the image) 
 contain each recogniser's own crop; from it the generator, the teacher and the student take what they need by a constant warp.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Points = tuple[tuple[float, float], ...]
+
+LARGEST_COORDINATE = float(1 << 24)
+"""In pixels; float32 does not tell neighbouring pixels beyond it apart, so no landmark lies there."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +90,32 @@ def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
     a = (p * q).sum((-1, -2)) / spread
     b = (p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]).sum(-1) / spread
     linear = torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], -2)
-    shift = target_mean.squeeze(-2) - (linear @ source_mean.squeeze(-2).unsqueeze(-1)).squeeze(-1)
-    return torch.cat([linear, shift.unsqueeze(-1)], -1)
+    shift = target_mean - _apply(linear, source_mean)
+    return torch.cat([linear, shift.transpose(-1, -2)], -1)
 
 
 def transform_points(points: Tensor, matrix: Tensor) -> Tensor:
     """Apply (..., 2, 3) matrices to (..., P, 2) points."""
-    return points @ matrix[..., :2].transpose(-1, -2) + matrix[..., 2].unsqueeze(-2)
+    return _apply(matrix[..., :2], points) + matrix[..., 2].unsqueeze(-2)
+
+
+def _apply(linear: Tensor, points: Tensor) -> Tensor:
+    """(..., 2, 2) matrices times (..., P, 2) points, without a matrix product: autocast and TF32 would round the coordinates."""
+    return points[..., :1] * linear[..., None, :, 0] + points[..., 1:] * linear[..., None, :, 1]
 
 
 def invert_transform(matrix: Tensor) -> Tensor:
     """The (..., 2, 3) inverse of (..., 2, 3) affine matrices."""
     linear = torch.linalg.inv(matrix[..., :2].float())
-    return torch.cat([linear, -(linear @ matrix[..., 2:].float())], -1).to(matrix.dtype)
+    shift = _apply(linear, matrix[..., 2].float().unsqueeze(-2))
+    return torch.cat([linear, -shift.transpose(-1, -2)], -1).to(matrix.dtype)
 
 
 def warp(image: Tensor, matrix: Tensor, size: int) -> Tensor:
     """Resample images into square crops, differentiably; beyond the image's border its edge pixels are repeated.
 
-    A crop more than 1.5 times coarser than the image is taken from an antialiased smaller copy, since bilinear sampling alone would alias.
+    Crops all of which are more than 1.5 times coarser than their images are taken from antialiased smaller copies, since bilinear sampling
+    alone would alias. All copies of a batch have one size, which its finest crop decides.
 
     Args:
         image: (B, C, H, W).
@@ -113,6 +124,9 @@ def warp(image: Tensor, matrix: Tensor, size: int) -> Tensor:
 
     Returns:
         (B, C, size, size).
+
+    Raises:
+        ValueError: a matrix is not finite or has no inverse.
     """
     matrix = matrix.to(device=image.device, dtype=torch.float32).expand(image.shape[0], 2, 3)
     image, matrix = _shrink(image, matrix)
@@ -127,16 +141,25 @@ def warp(image: Tensor, matrix: Tensor, size: int) -> Tensor:
 
 def _shrink(image: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """An antialiased smaller copy of the images, and the matrices that now fit it, where the crops are much coarser than the images."""
-    scale = float(torch.linalg.det(matrix[:, :, :2]).abs().sqrt().max())
-    if not 0 < scale < 1 / 1.5:
+    scale = _finest_scale(matrix)
+    if scale >= 1 / 1.5:
         return image, matrix
     height, width = (max(2, round(side * scale)) for side in image.shape[-2:])
     factor = torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=matrix.device)
     # Pixel centres: old = factor * new + (factor - 1) / 2.
     linear, shift = matrix[:, :, :2], matrix[:, :, 2]
-    shifted = shift + (linear @ ((factor - 1) / 2)[:, None]).squeeze(-1)
+    shifted = shift + _apply(linear, ((factor - 1) / 2)[None]).squeeze(-2)
     small = F.interpolate(image, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return small, torch.cat([linear * factor, shifted.unsqueeze(-1)], -1)
+
+
+def _finest_scale(matrix: Tensor) -> float:
+    """The largest number of crop pixels an image pixel; raise ValueError unless every (B, 2, 3) matrix is finite and has an inverse."""
+    scales = torch.linalg.det(matrix[:, :, :2]).abs().sqrt()
+    least, most = torch.stack(scales.aminmax()).tolist()
+    if not 0 < least <= most < math.inf:
+        raise ValueError(f"expected matrices with an inverse, got scales from {least:g} to {most:g}: are the landmarks those of a face?")
+    return float(most)
 
 
 def canonical_to(template: Template, canonical_size: int) -> Tensor:
@@ -156,13 +179,14 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) 
         The face, (3, size, size) in [-1, 1], and its landmarks in the crop, (5, 2) in pixels.
 
     Raises:
-        ValueError: the image is not (H, W, 3), or the landmarks are not five distinct finite points.
+        ValueError: the image is not uint8 (H, W, 3) or has no pixel; or the landmarks are not five points, not finite, farther out than
+            `LARGEST_COORDINATE`, or all in one place.
     """
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected an RGB image of shape (H, W, 3), got {image.shape}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+        raise ValueError(f"expected an RGB image of shape (H, W, 3) with pixels and of type uint8, got {image.shape} of {image.dtype}")
     points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float32)
-    if points.shape != (5, 2) or not bool(points.isfinite().all()) or float(points.std(0).max()) < 1e-3:
-        raise ValueError(f"expected five distinct finite landmarks of shape (5, 2), got {points.tolist()}")
+    if points.shape != (5, 2) or not bool((points.abs() <= LARGEST_COORDINATE).all()) or float(points.std(0).max()) < 1e-3:
+        raise ValueError(f"expected five finite landmarks (5, 2) in pixels, not all in one place, got {points.tolist()}")
     matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(size))
     pixels = torch.tensor(image).permute(2, 0, 1).float()[None] / 127.5 - 1
     return warp(pixels, matrix, size)[0].clamp(-1, 1), transform_points(points, matrix)

@@ -3,6 +3,8 @@
 import gc
 import logging
 import re
+import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,32 +17,49 @@ import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from deocc import runs
+from deocc import processes, runs
+from deocc.callbacks.checkpoints import CheckpointCallback
 from deocc.callbacks.dashboard import DashboardConfigCallback
+from deocc.callbacks.fingerprint import FingerprintCallback
+from deocc.callbacks.finite import FiniteCallback
 from deocc.callbacks.loggers import place_loggers
+from deocc.callbacks.quarantine import QuarantineCallback
+from deocc.callbacks.stopping import TrainingStopped
 from deocc.data import MaskedFaceDataModule
 from deocc.networks.deoccluder import read_checkpoint
+from deocc.run_arguments import EVALUATIONS, FROM_CHECKPOINT, resolve, to_resume
 
-_EVALUATIONS = ("validate", "test", "predict")
 _OF_OTHER_DATA = "test-"
-_NEWEST, _FROM_CHECKPOINT = "newest", "from_checkpoint"
+_NEWEST = "newest"
+_SAFEGUARDS = {
+    "checkpoints": CheckpointCallback,
+    "non_finite": FiniteCallback,
+    "fingerprint": FingerprintCallback,
+    "quarantine": QuarantineCallback,
+}
+"""Callbacks of every training, whatever its YAML lists, and the keys of their settings."""
 
 
 class DeoccCLI(LightningCLI):
     """One YAML names a module, the data and the trainer; `--run` names the folder that everything is written to."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add `--run`."""
+        """Add `--run`, `--resume`, and what keeps every training safe."""
         parser.add_argument("--run", type=str, default=str(runs.ROOT / "unnamed"), help="The folder that this run writes to.")
+        parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with, by its own configuration.")
+        for key, callback in _SAFEGUARDS.items():
+            parser.add_lightning_class_args(callback, key)
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder, point the trainer, its loggers and its checkpoints to it, and find the stage-1 run."""
         config, fitting = self.config[self.subcommand], self.subcommand == "fit"
+        if fitting:
+            _go_on_if_requeued(config)
         checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None
         if checkpoint is not None:
             read_checkpoint(checkpoint)  # a damaged one gets its clear line here
-        folder = _writable(Path(config.run), checkpoint) if fitting else _evaluation_folder(config, checkpoint)
-        config.run = str(folder)
+        folder = _writable(config, checkpoint) if fitting else _evaluation_folder(config, checkpoint)
+        config.run, config.resume = str(folder), None
         print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
         _place(config.trainer, folder)
         home = folder if fitting or checkpoint is None or folder.name.startswith(_OF_OTHER_DATA) else runs.run_folder_of(checkpoint)
@@ -48,12 +67,12 @@ class DeoccCLI(LightningCLI):
         if checkpoint is None:
             _choose_stage1(config.model)
         elif config.model.init_args.get("inpainting_checkpoint") is not None:
-            config.model.init_args.inpainting_checkpoint = _FROM_CHECKPOINT
+            config.model.init_args.inpainting_checkpoint = FROM_CHECKPOINT
 
     def after_instantiate_classes(self) -> None:
         """Let the saved configuration of a resumed run go on naming the stage 1 that it started from."""
         config = self.config[self.subcommand]
-        if config.model.init_args.get("inpainting_checkpoint") == _FROM_CHECKPOINT:
+        if config.model.init_args.get("inpainting_checkpoint") == FROM_CHECKPOINT:
             config.model.init_args.inpainting_checkpoint = _recorded_stage1(runs.run_folder_of(Path(config.ckpt_path)))
 
     def _parse_ckpt_path(self) -> None:
@@ -65,14 +84,19 @@ class DeoccCLI(LightningCLI):
             print(f"deocc fit: done; go on with `deocc test --checkpoint {self.config[self.subcommand].run}`", flush=True)
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> int:
     """Run one LightningCLI command, such as `["fit", "--config", "configs/inpaint.yaml"]`.
+
+    Returns:
+        The process's exit code: 0, or 128 and the number of the signal that stopped a training.
 
     Raises:
         ValueError: a key or value that no configuration may hold.
         FileNotFoundError: a configuration or checkpoint that is not there.
     """
     _quieten()
+    processes.end_with_parent()
+    code = 0
     try:
         DeoccCLI(
             pl.LightningModule,
@@ -82,12 +106,17 @@ def run(arguments: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False},
-            parser_kwargs={command: {"exit_on_error": False} for command in ("fit", *_EVALUATIONS)} | {"exit_on_error": False},
-            args=_resume_in_place(_resolve_checkpoint(arguments)),
+            parser_kwargs={command: {"exit_on_error": False} for command in ("fit", *EVALUATIONS)} | {"exit_on_error": False},
+            args=resolve(arguments),
         )
     except (jsonargparse.ArgumentError, MisconfigurationException) as error:
         raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        raise RuntimeError(processes.explain_loss(str(error))) from error
+    except TrainingStopped as stop:
+        code = _stopped(stop)
     _leave_processes()
+    return code
 
 
 def explain(message: str) -> str:
@@ -107,49 +136,38 @@ def explain(message: str) -> str:
     return re.sub(r"Problem with given class_path '([\w.]+)': ", r"\1: ", text).replace("typing.", "")
 
 
-def _resolve_checkpoint(arguments: list[str]) -> list[str]:
-    """Replace `--checkpoint RUN_OR_FILE` of an evaluation (default: the newest run) by that run's configuration and checkpoint file."""
-    command, *words = arguments
-    if command not in _EVALUATIONS or {"-h", "--help"} & set(words) or any(word.startswith("--ckpt_path") for word in words):
-        return arguments
-    where, words = _take(words, "--checkpoint")
-    if where is None:
-        where = str(runs.newest_run("deocc.modules."))
-        print(f"deocc {command}: no --checkpoint given, taking the newest run, {where}", flush=True)
-    checkpoint = runs.find_checkpoint(where)
-    folder = runs.run_folder_of(checkpoint)
-    if not (folder / runs.CONFIG).is_file():
-        raise FileNotFoundError(f"{checkpoint} has no {runs.CONFIG} in its run folder {folder}: give a run that `deocc fit` wrote")
-    return [command, "--config", str(folder / runs.CONFIG), "--run", _FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *words]
+def _stopped(stop: TrainingStopped) -> int:
+    """Say how to go on; let SLURM begin again where it announced the end. The code is that of a shell for the signal."""
+    if processes.is_first():
+        kept = "after a whole step, which is saved" if stop.saved else "at once; steps since the last checkpoint will be taken again"
+        print(f"deocc fit: stopped {kept}; `deocc fit --resume {stop.run}` goes on", file=sys.stderr, flush=True)
+    if stop.signum == signal.SIGUSR1:
+        processes.requeue()
+    return 128 + stop.signum if processes.is_first() else 0  # Lightning kills the first process where another one's code is not 0
 
 
-def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of `option VALUE` or `option=VALUE`, and the words without it."""
-    for number, word in enumerate(words):
-        if word.startswith(f"{option}="):
-            return word.split("=", 1)[1], words[:number] + words[number + 1 :]
-        if word == option:
-            if number + 1 == len(words):
-                raise ValueError(f"{option} needs a value: a run folder or a checkpoint file")
-            return words[number + 1], words[:number] + words[number + 2 :]
-    return None, words
+def _go_on_if_requeued(config: Any) -> None:
+    """Let a requeued SLURM job, whose command is that of the first time, go on with the run that it trained."""
+    for run in runs.series(Path(config.run)):
+        if processes.was_requeued(run):
+            words = to_resume(run)
+            config.run, config[words[0].removeprefix("--")] = str(run), words[1]
 
 
-def _resume_in_place(arguments: list[str]) -> list[str]:
-    """Let `fit --ckpt_path FILE` without `--run` write on in the run that the file belongs to, not in the one that the YAML names."""
-    command, *words = arguments
-    file = _take(words, "--ckpt_path")[0] if command == "fit" else None
-    if file is None or _take(words, "--run")[0] is not None:
-        return arguments
-    folder = runs.run_folder_of(Path(file))
-    return [*arguments, "--run", str(folder)] if (folder / runs.CONFIG).is_file() else arguments
+def _writable(config: Any, checkpoint: Path | None) -> Path:
+    """The folder that a fit writes to: the resumed run's own, else one in which no run lies.
 
-
-def _writable(wanted: Path, checkpoint: Path | None) -> Path:
-    """The folder that a fit writes to: the resumed run's own, else one in which no run lies."""
-    if checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve():
-        return wanted
-    return runs.free_folder(wanted)
+    Raises:
+        OSError: nothing can be written there.
+    """
+    wanted = Path(config.run)
+    resumed = config.resume is not None or (checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve())
+    folder = wanted if resumed else runs.free_folder(wanted)
+    if folder != wanted and processes.is_first():
+        print(f"deocc fit: a run lies at {wanted}: this one is new; `deocc fit --resume {wanted}` goes on with that one", flush=True)
+    runs.check_writable(folder)
+    processes.note_job(folder)
+    return folder
 
 
 def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
@@ -157,7 +175,7 @@ def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
 
     So a test on LFW, or on another folder of faces, does not replace that on the run's own people.
     """
-    if checkpoint is None or config.run != _FROM_CHECKPOINT:
+    if checkpoint is None or config.run != FROM_CHECKPOINT:
         return Path(config.run)
     wanted = runs.run_folder_of(checkpoint)
     face_set = config.data.get("face_set")
@@ -189,7 +207,7 @@ def _recorded_stage1(run: Path) -> str:
     """The stage-1 checkpoint that the configuration of a stage-2 run names, where it has one."""
     file = run / runs.CONFIG
     recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get("inpainting_checkpoint") if file.is_file() else None
-    return str(recorded or _FROM_CHECKPOINT)
+    return str(recorded or FROM_CHECKPOINT)
 
 
 def _leave_processes() -> None:

@@ -67,13 +67,20 @@ def log_table(trainer: pl.Trainer, key: str, cells: Cells) -> None:
 
 def log_config(trainer: pl.Trainer, config: dict[str, Any]) -> None:
     """The run's configuration, without the values whose names say that they are secret."""
-    shown = _without_secrets(config)
+    shown = without_secrets(config)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.config.update(shown, allow_val_change=True)
         elif isinstance(logger, TensorBoardLogger):
             text = yaml.safe_dump(shown, sort_keys=False)
             logger.experiment.add_text("config", f"```yaml\n{text}```", logged_step(trainer))
+
+
+def without_secrets(value: Any) -> Any:
+    """The configuration, or a part of it, without the keys whose names say that their values are secret."""
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items() if not _SECRET.search(str(key))}
+    return [without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def _typed(cells: Cells) -> tuple[list[str], list[list[Any]]]:
@@ -89,9 +96,3 @@ def _numbers(column: tuple[str, ...]) -> list[float | None] | None:
         return [None if cell == MISSING else float(cell) for cell in column]
     except ValueError:
         return None
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_secrets(item) for key, item in value.items() if not _SECRET.search(str(key))}
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value

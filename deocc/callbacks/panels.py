@@ -1,16 +1,20 @@
 """Pictures of a fixed batch: clean | masked | mask | completed, to the run folder and, to be stepped through, to the dashboards."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from deocc.batch import MaskedFaceBatch
 from deocc.callbacks.dashboard import log_image, logged_step, shows_images
+from deocc.callbacks.write_faults import WriteFaults, write_whole
 from deocc.evaluation import panel_image
 from deocc.masking import list_kinds
 
@@ -36,6 +40,7 @@ class PanelCallback(pl.Callback):
         self.per_kind = per_kind
         self.rows: list[dict[str, Tensor]] = []
         self.kinds: list[int] = []
+        self._faults = WriteFaults()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start a new panel."""
@@ -60,8 +65,8 @@ class PanelCallback(pl.Callback):
         if self.rows and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False) and trainer.is_global_zero:
             image = panel_image(*self.panel())
             folder = Path(trainer.default_root_dir) / "panels"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"step-{logged_step(trainer):07d}.png")
+            with self._faults.spared(folder, "panels are left out until then"):
+                write_whole(folder / f"step-{logged_step(trainer):07d}.png", _png(image))
             if shows_images(trainer):
                 log_image(trainer, "val/panel", image)
                 self._log_faces(trainer)
@@ -88,3 +93,9 @@ class PanelCallback(pl.Callback):
             if kind >= 0 and self.kinds.count(kind) < self.per_kind:
                 self.kinds.append(kind)
                 self.rows.append({key: shown[key][position].float().cpu() for key in COLUMNS if key in shown})
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()

@@ -1,19 +1,19 @@
 """What a test leaves behind: results.json, scores.npz, masks.csv, report.html, panel.png, a table in the terminal, and the dashboards'."""
 
-import os
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
 
-from deocc import runs
+from deocc import __version__, runs
 from deocc.callbacks.dashboard import log_figure, log_table, logged_step
+from deocc.callbacks.fingerprint import FINGERPRINT, FingerprintCallback
 from deocc.callbacks.panels import PanelCallback
 from deocc.callbacks.perceptual import PerceptualCallback
+from deocc.callbacks.provenance import global_seed, package_versions
 from deocc.evaluation import (
     EmbeddingSet,
     PairScores,
@@ -47,7 +47,6 @@ _KEYS = {
     _SCORES: "test/scores",
     _RANKS: "test/cmc",
 }
-_PACKAGES = ("deocc", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "timm", "numpy")
 
 
 class ResultsCallback(pl.Callback):
@@ -90,15 +89,22 @@ def _add_perceptual(trainer: pl.Trainer, results: dict[str, Any]) -> None:
                 results["restoration"][source] |= scores
 
 
+def _fingerprint(trainer: pl.Trainer) -> dict[str, Any]:
+    """What the tested checkpoint says of itself, and where the present state differs."""
+    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, FingerprintCallback)]  # type: ignore[attr-defined]
+    return {FINGERPRINT: callbacks[0].account()} if callbacks else {}
+
+
 def _provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "module": type(pl_module).__name__,
         "settings": dict(pl_module.hparams),
-        "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+        "seed": global_seed(),
         "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         **_training_data(trainer),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {"deocc": __version__, **package_versions()},
+        **_fingerprint(trainer),
     }
 
 

@@ -4,8 +4,9 @@ Why LMDB: the order of an epoch follows from its seed exactly, so faces are aske
 random order (WebDataset, LitData) do not serve; one file is mapped by all processes of a node and lies in their memory once, as the
 system's page cache; and a complete file is only read, without a lock, so that many nodes can share it on a network drive.
 
-A value is the landmarks and the raw pixels of a face. A lossless code would save a third (PNG) to a half (WebP) of the disk space of
-colour faces at 112 pixels, but take 0.3-0.4 ms to undo in place of 3 microseconds, measured on one core.
+A value is the landmarks and the raw pixels of a face; that of an image which could not be read is empty. A lossless code would save a
+third (PNG) to a half (WebP) of the disk space of colour faces at 112 pixels, but take 0.3-0.4 ms to undo in place of 3 microseconds,
+measured on one core.
 """
 
 import hashlib
@@ -20,15 +21,17 @@ from typing import Final
 
 import lmdb
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from deocc.data.face_loader import RestartingLoader
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.lmdb_file import count, forget, is_whole, open_to_append, reader
+from deocc.data.quarantine import UnreadableImageError
+from deocc.data.sampler import ShareSampler
 from deocc.geometry import TEMPLATES
 from deocc.runs import cache_folder
 
@@ -37,6 +40,7 @@ AlignedFace = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 _VERSION: Final = 1  # raised when `geometry.align` gives other pixels, so that old files are not taken for new ones
 _LANDMARK_BYTES: Final = 5 * 2 * 4
+_MISSING: Final = b"?"  # in place of a value that is not there; no value has its length
 _BLOCK_BYTES: Final = 2**23  # written at a time: what an interruption loses, and what each worker holds twice
 
 
@@ -69,13 +73,16 @@ class AlignedCache:
         """The face of the image at `index` of the face set.
 
         Raises:
+            UnreadableImageError: the image could not be read when the file was filled.
             ValueError: the file was removed or changed since it was found complete.
         """
         try:
             with reader(self.path).begin(buffers=True) as transaction:
-                value = np.array(np.frombuffer(transaction.get(_key(index), b""), np.uint8))
+                value = np.array(np.frombuffer(transaction.get(_key(index), _MISSING), np.uint8))
         except lmdb.Error as error:
             raise ValueError(f"cannot read aligned faces from {self.path} ({error}): start again, and they are made anew") from error
+        if len(value) == 0:
+            raise UnreadableImageError(f"image {index} could not be read when the faces in {self.path} were aligned")
         if len(value) != self._value_bytes:
             raise ValueError(f"{self.path} lacks the face {index}: remove the file and start again, and it is made anew")
         return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), value[:_LANDMARK_BYTES].view(np.float32).reshape(5, 2)
@@ -87,7 +94,9 @@ class AlignedCache:
         except (OSError, lmdb.Error):
             return False
 
-    def fill(self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], num_workers: int) -> None:
+    def fill(
+        self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], num_workers: int, leave_out: Callable[[list[int]], None]
+    ) -> None:
         """Write the faces that are not there yet. One process works, others with the same file wait for it.
 
         Where the file cannot be written, a warning says so and nothing is kept.
@@ -96,15 +105,14 @@ class AlignedCache:
             align: cuts out the face of an image; has to go to other processes.
             indices: (number,) the images, ascending.
             num_workers: processes that cut out faces; 0 for this one.
-
-        Raises:
-            ValueError: an image cannot be read; the message names it. The faces before it are kept.
+            leave_out: is told in this process of the images that cannot be read (`Quarantine.add`). Where it raises, this stops, and the
+                faces before those images are kept.
         """
         try:
             if not self.is_complete():
                 with self._alone():
                     if not self.is_complete():  # another process may have filled it meanwhile
-                        self._write(align, indices, num_workers)
+                        self._write(align, indices, num_workers, leave_out)
         except _StorageError as error:
             advice = "set DEOCC_CACHE to a folder with room that can be written to, or data.cache_gigabytes to 0"
             lost = f"cannot keep {self.gigabytes:.1f} GB of aligned faces in {self.path.parent}"
@@ -134,7 +142,9 @@ class AlignedCache:
         finally:
             lock.release()
 
-    def _write(self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], num_workers: int) -> None:
+    def _write(
+        self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], num_workers: int, leave_out: Callable[[list[int]], None]
+    ) -> None:
         part = self.path.with_suffix(".part")
         with _storage():
             forget(self.path)
@@ -144,10 +154,10 @@ class AlignedCache:
             done = count(environment)
             _check_room(part, (self.number - done) * self._stored_bytes)
             blocks = _Blocks(align, indices[done:], max(1, _BLOCK_BYTES // self._value_bytes))
-            generator = torch.Generator()  # or else torch's own would stand elsewhere after a run that fills than after one that does not
-            loader = DataLoader(blocks, batch_size=None, num_workers=num_workers, generator=generator)
+            loader = RestartingLoader(blocks, batch_size=None, sampler=ShareSampler(len(blocks), shared=False), num_workers=num_workers)
             title = f"aligning {self.number - done:,} faces, once"
             for block in track(loader, title, total=len(blocks), console=Console(stderr=True), transient=True):
+                leave_out([index for index, value in block if not value])
                 with _storage(part), environment.begin(write=True) as transaction:
                     for index, value in block:
                         transaction.put(_key(index), value, append=True)
@@ -170,7 +180,13 @@ class _Blocks(Dataset[list[tuple[int, bytes]]]):
 
     def __getitem__(self, number: int) -> list[tuple[int, bytes]]:
         indices = self.indices[number * self.block : (number + 1) * self.block].tolist()
-        return [(index, b"".join(part.tobytes() for part in reversed(self.align(index)))) for index in indices]
+        return [(index, self._value(index)) for index in indices]
+
+    def _value(self, index: int) -> bytes:
+        try:
+            return b"".join(part.tobytes() for part in reversed(self.align(index)))
+        except UnreadableImageError:
+            return b""
 
 
 @contextmanager

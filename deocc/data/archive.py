@@ -3,10 +3,9 @@
 import os
 import stat
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Final
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from deocc.data.images import IMAGE_SUFFIXES, read_image, read_image_bytes
 
 _MAX_BYTES: Final = 256 * 2**20  # OURS: far above any photograph; a zip entry that claims more is a bomb
+_PACKINGS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others are unpacked without a limit, whatever size the entry claims
 
 
 class ImageStore(ABC):
@@ -68,15 +68,14 @@ class FolderImages(ImageStore):
         path = self._file(name)
         try:
             found = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # not there, or a name that no disk takes
             found = None
         if found is None or not stat.S_ISREG(found.st_mode):
             raise FileNotFoundError(f"no image at {path}")
         return found.st_size
 
     def _file(self, name: str) -> Path:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"image name {name!r} leads out of {self.path}: names are paths below it")
+        _check_inside(name, self.path)
         return self.path / name
 
 
@@ -98,19 +97,23 @@ class ZipImages(ImageStore):
         self.folder = _zip_folder(self._zip.namelist(), folder_name)
 
     def names(self) -> list[str]:
-        """As `ImageStore.names`; hidden files are not images."""
+        """As `ImageStore.names`; hidden files are not images, nor is what would lie outside, were the zip unpacked."""
         start = len(self.folder)
-        return sorted(name[start:] for name in self._opened().namelist() if name.startswith(self.folder) and _is_image(name))
+        listed = (name[start:] for name in self._opened().namelist() if name.startswith(self.folder) and _is_image(name))
+        return sorted(name for name in listed if not leads_out(name))
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """As `ImageStore.read`."""
         entry, shown = self._entry(name), f"{self.path}/{self.folder}{name}"
         if entry.file_size > _MAX_BYTES:
             raise ValueError(f"cannot read {shown} ({entry.file_size:,} bytes, at most {_MAX_BYTES:,} allowed): it is no photograph")
+        if entry.compress_type not in _PACKINGS:
+            raise ValueError(f"cannot read {shown} (packed by method {entry.compress_type}): pack the zip anew, by deflate or not at all")
         try:
-            data = self._opened().read(entry)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or an unknown compression
-            raise ValueError(f"cannot read {shown} ({error}): copy the zip again") from error
+            with self._opened().open(entry) as file:
+                data = file.read(entry.file_size)  # told how much, zipfile does not unpack more than that
+        except Exception as error:  # a damaged or encrypted zip makes zipfile fail in any way
+            raise ValueError(f"cannot read {shown} ({_reason(error)}): copy the zip again") from error
         return read_image_bytes(data, shown)
 
     def size(self, name: str) -> int:
@@ -131,6 +134,7 @@ class ZipImages(ImageStore):
         return self._zip
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
+        _check_inside(name, self.path)
         try:
             return self._opened().getinfo(self.folder + name)
         except KeyError:
@@ -170,8 +174,27 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise FileNotFoundError(f"no zip at {path}")
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"cannot read {path} as a zip ({error}): it may be half copied, copy it again") from error
+    except Exception as error:  # a damaged directory makes zipfile fail in any way
+        raise ValueError(f"cannot read {path} as a zip ({_reason(error)}): it may be half copied, copy it again") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def leads_out(name: str) -> bool:
+    r"""Whether a path leads, or might lead, out of the folder that it is relative to, here or on another system.
+
+    >>> [leads_out(name) for name in ("a/b.png", "a/../b.png", "/b.png", "..\\b.png", "C:b.png", "a\0.png")]
+    [False, True, True, True, True, True]
+    """
+    parts = PureWindowsPath(name)  # knows the separators of both worlds
+    return bool(parts.anchor) or ".." in parts.parts or "\0" in name
+
+
+def _check_inside(name: str, folder: Path) -> None:
+    if leads_out(name):
+        raise ValueError(f"image name {name!r} leads out of {folder}: names are paths below it")
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[str]:

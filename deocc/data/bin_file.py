@@ -1,13 +1,15 @@
 """insightface's verification files (`lfw.bin`, `cfp_fp.bin`, `agedb_30.bin`): aligned pairs of faces in one pickle, read without trust.
 
 A pickle can name any function and have it called. What these files need is little: lists, bytes, booleans, and, by how they were written,
-bytes spelt as Latin-1 text or as NumPy arrays. So none of NumPy's or anyone's functions is handed out, only stand-ins that keep the bytes.
+bytes spelt as Latin-1 text or as NumPy arrays. So none of NumPy's or anyone's functions is handed out, only stand-ins that keep the bytes;
+and `deocc.data.pickle_scan` looks through the opcodes before any of them is obeyed.
 """
 
-import pickle
+import mmap
+import pickle  # nosec B403  # only with a find_class that hands out nothing but stand-ins
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from deocc.data.face_set import FaceSet
 from deocc.data.images import read_image_bytes
 from deocc.data.pair_list import contiguous_folds
+from deocc.data.pickle_scan import check_opcodes
 from deocc.evaluation.protocol import ListedPairs
 from deocc.geometry import get_template
 
@@ -96,9 +99,9 @@ class _Data:
     @staticmethod
     def _checked(dtype: object, data: object) -> bytes:
         code = dtype.code if isinstance(dtype, _Type) else "u1"
-        if code not in {"u1", "b1", b"u1", b"b1"} or not isinstance(data, bytes | bytearray):
+        if code not in {"u1", "b1", b"u1", b"b1"} or not isinstance(data, bytes):
             raise ValueError(f"expected arrays of uint8 or bool, got {code!r}")
-        return bytes(data)
+        return data
 
 
 class _Type:
@@ -113,32 +116,53 @@ class _Type:
         """Take nothing over."""
 
 
-def _stand_in(module: str, name: str) -> Callable[..., object] | None:
+class _Copies:
+    """Makes bytes of what holds them in another spelling; no more in all than the file has, for a pickle may ask for the same ones again.
+
+    Args:
+        most: how many bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def of(self, data: object) -> object:
+        """The bytes of Latin-1 text or of a bytearray; anything else as it is."""
+        if not isinstance(data, str | bytearray):
+            return data
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError("more bytes asked for than the file has")
+        return data.encode("latin-1") if isinstance(data, str) else bytes(data)
+
+
+def _stand_in(module: str, name: str, copies: _Copies) -> Callable[..., object] | None:
     """What stands in for a function of a pickle; each is made anew, for a pickle can write attributes onto what it gets."""
     package, _, inner = module.partition(".")
     if package == "numpy" and inner in {"", "core.multiarray", "_core.multiarray", "core.numeric", "_core.numeric"}:
         stand_ins: dict[str, Callable[..., object]] = {
             "ndarray": lambda: None,
             "_reconstruct": lambda *_: _Data(),
-            "_frombuffer": lambda buffer, dtype, *_: _Data(dtype, buffer),
+            "_frombuffer": lambda buffer, dtype, *_: _Data(dtype, copies.of(buffer)),
             "scalar": lambda dtype, data: _Data(dtype, data),
             "dtype": lambda code, *_: _Type(code),
         }
         return stand_ins.get(name)
     if (module, name) == ("_codecs", "encode"):
-        return lambda text, _encoding: text.encode("latin-1")
+        return lambda text, _encoding: copies.of(text)
     return None
 
 
 class _BytesUnpickler(pickle.Unpickler):
     """Unpickles plain containers, and bytes in whatever spelling; strings of Python 2 are bytes."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: mmap.mmap) -> None:
         super().__init__(file, encoding="bytes")
+        self._copies = _Copies(len(file))
 
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in, or a refusal."""
-        found = _stand_in(module, name)
+        found = _stand_in(module, name, self._copies)
         if found is None:
             raise _ForbiddenError(repr(f"{module}.{name}"[:80]))  # escaped: the file chose these words
         return found
@@ -163,7 +187,9 @@ def _unpickled(path: Path) -> tuple[list[bytes], list[bool]]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes: a verification file has at most {MAX_FILE_BYTES:,}")
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
+            check_opcodes(file)
+            file.seek(0)
             images, same = _BytesUnpickler(file).load()
         return [_image(image) for image in images], _labels(same)
     except _ForbiddenError as error:
@@ -176,9 +202,9 @@ def _unpickled(path: Path) -> tuple[list[bytes], list[bool]]:
 
 def _image(value: object) -> bytes:
     data = value.data if isinstance(value, _Data) else value
-    if not isinstance(data, bytes | bytearray):
+    if not isinstance(data, bytes):
         raise TypeError(f"expected encoded images, got {type(data).__name__}")
-    return bytes(data)
+    return data
 
 
 def _labels(value: _Data | Sequence[object]) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from deocc.data.aligned_cache import AlignedCache, AlignedFace
 from deocc.data.augmentation import Augmentation, Augmented
 from deocc.data.face_set import FaceSet, Split
+from deocc.data.quarantine import UnreadableImageError
 from deocc.data.sampler import ItemKey, item_seed
 from deocc.geometry import align
 
@@ -22,9 +23,16 @@ CLEAN, REAL = (-1, 0), (-2, 0)
 KEPT = 1000
 """Aligned faces that a loader worker keeps in memory: 200 MB at 256 pixels."""
 
+NOTED: Final = 8
+"""How many unreadable images an item can name: at the 1 % that a run may have, no item ever meets so many."""
+
 
 class FaceItem(TypedDict):
-    """A `deocc.batch.FaceBatch` of one, without the batch dimension."""
+    """A `deocc.batch.FaceBatch` of one, without the batch dimension, and what was unreadable, which the loader takes out.
+
+    `unreadable`: (NOTED,) int64, the positions in the face set of the images that could not be read for this item, -1 fills up. An item
+    whose own `index` is among them has no face and is left out.
+    """
 
     face: Tensor
     landmarks: Tensor
@@ -35,6 +43,7 @@ class FaceItem(TypedDict):
     flipped: Tensor
     kind: Tensor
     seed: Tensor
+    unreadable: Tensor
 
 
 class AlignedFaces:
@@ -48,7 +57,8 @@ class AlignedFaces:
         """The face at `index`, (size, size, 3) RGB, and its landmarks there, (5, 2) in pixels.
 
         Raises:
-            ValueError: the image cannot be read or its landmarks are unusable; the message names the image.
+            UnreadableImageError: the image cannot be read or its landmarks are unusable; the message names the image.
+            ValueError: the cache's file was removed or changed.
         """
         return self._face(index)
 
@@ -63,8 +73,8 @@ class AlignedFaces:
     def _align(self, index: int) -> AlignedFace:
         try:
             face, landmarks = align(self.face_set.image(index), self.face_set.landmarks[index], self.size)
-        except ValueError as error:
-            raise ValueError(f"{self.face_set.names[index]}: {error}") from error
+        except (ValueError, OSError) as error:
+            raise UnreadableImageError(f"{self.face_set.names[index]}: {error}") from error
         return face.add(1).mul(127.5).round().byte().permute(1, 2, 0).contiguous().numpy(), landmarks.numpy()
 
 
@@ -97,19 +107,37 @@ class TrainingFaces(Dataset[FaceItem]):
         return len(self.indices)
 
     def __getitem__(self, key: ItemKey) -> FaceItem:
-        """The item of one epoch and position. Its kind is left open (-1): the data module draws it from the seed."""
+        """The item of one epoch and position. Its kind is left open (-1): the data module draws it from the seed.
+
+        Where an image cannot be read, its own or a partner's, another training image that follows from the item's seed takes its place.
+
+        Raises:
+            UnreadableImageError: nor can all those that were to take its place.
+        """
         epoch, position = key
         seed = item_seed(self.seed, epoch, int(self.indices[position]))
+        unreadable: list[int] = []
+        position, face = self._readable(position, seed, unreadable)
         others, shares = self._partners(position, seed)
-        augmented = self.augmentation(*self._blend([position, *others], (1 - sum(shares), *shares)), seed)
+        faces = [face]
+        if sum(shares) > 0:
+            found = [self._readable(other, seed, unreadable) for other in others]
+            others, faces = [other for other, _ in found], [face, *(partner for _, partner in found)]
+        augmented = self.augmentation(*_blend(faces, (1 - sum(shares), *shares)), seed)
         people = _People(self.identities[position], self.identities[others], shares)
-        return _item(augmented, people, int(self.indices[position]), -1, seed)
+        return _item(augmented, people, int(self.indices[position]), -1, seed, unreadable)
 
-    def _blend(self, positions: list[int], weights: Sequence[float]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The weighted mean of faces and of landmarks."""
-        parts = [(weight, *self.aligned(int(self.indices[at]))) for weight, at in zip(weights, positions, strict=True) if weight > 0]
-        face = np.sum([weight * image.astype(np.float32) for weight, image, _ in parts], axis=0)
-        return face.round().astype(np.uint8), np.sum([weight * landmarks for weight, _, landmarks in parts], axis=0, dtype=np.float32)
+    def _readable(self, position: int, seed: int, unreadable: list[int]) -> tuple[int, AlignedFace]:
+        """The face at a position, or at the first one after it, in an order drawn by the seed, that can be read; notes those before."""
+        while True:
+            index = int(self.indices[position])
+            try:
+                return position, self.aligned(index)
+            except UnreadableImageError:
+                unreadable.append(index)
+                if len(unreadable) > NOTED:
+                    raise
+            position = item_seed(seed, "stand-in", len(unreadable)) % len(self)
 
     def _partners(self, position: int, seed: int) -> tuple[list[int], tuple[float, float]]:
         """The positions of the faces to blend in, and their shares; the item itself and 0 where nothing is blended."""
@@ -123,7 +151,8 @@ class TrainingFaces(Dataset[FaceItem]):
 class FixedFaces(Dataset[FaceItem]):
     """Unaugmented faces at `indices`, each under every one of the given (kind, mask seed) pairs; `CLEAN` leaves the face as it is.
 
-    `REAL` in place of a pair names the occluder that the image itself shows. Identities are numbered within the split.
+    `REAL` in place of a pair names the occluder that the image itself shows. Identities are numbered within the split. Of an image that
+    cannot be read the item says so (`FaceItem`); in a test, whose figures must not be those of other people, it raises.
 
     The order is image by image within a pair, so that batches hold one kind where they can; a set of more than `KEPT` images goes in blocks
     of that many, so that an image is read once and not once a mask. Mask seeds are hashed with the image and a word
@@ -140,6 +169,7 @@ class FixedFaces(Dataset[FaceItem]):
         cache: AlignedCache | None = None,
     ) -> None:
         self.aligned, self.masks, self.indices = AlignedFaces(face_set, size, KEPT, cache), masks, indices
+        self.fails = split == "test"
         people = np.unique(face_set.person[face_set.indices(split)])
         self.identities = np.searchsorted(people, face_set.person[indices]).astype(np.int64)
         self.occluder = face_set.occluder
@@ -149,13 +179,17 @@ class FixedFaces(Dataset[FaceItem]):
         return len(self.indices) * len(self.masks)
 
     def __getitem__(self, number: int) -> FaceItem:
-        """The item at `number`."""
+        """The item at `number`.
+
+        Raises:
+            UnreadableImageError: the image of a test cannot be read.
+        """
         position, _ = self._place(number)
         index, identity = int(self.indices[position]), self.identities[position]
         kind, seed = self.mask_of(number)
-        face, landmarks = self.aligned(index)
+        (face, landmarks), unreadable = self._readable(index)
         people = _People(identity, np.repeat(identity, 2), (0.0, 0.0))
-        return _item(Augmented(face, landmarks, flipped=False), people, index, kind, seed)
+        return _item(Augmented(face, landmarks, flipped=False), people, index, kind, seed, unreadable)
 
     def index_of(self, number: int) -> int:
         """The image of the item at `number`, as its position in the face set."""
@@ -166,6 +200,16 @@ class FixedFaces(Dataset[FaceItem]):
         mask, index = self.masks[self._place(number)[1]], self.index_of(number)
         kind = mask[0] if mask != REAL or self.occluder is None else int(self.occluder[index])
         return kind, item_seed("evaluation", mask[1], kind, index)
+
+    def _readable(self, index: int) -> tuple[AlignedFace, list[int]]:
+        """The face, or a black one and its index where it cannot be read."""
+        try:
+            return self.aligned(index), []
+        except UnreadableImageError:
+            if self.fails:
+                raise
+        size = self.aligned.size
+        return (np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)), [index]
 
     def _place(self, number: int) -> tuple[int, int]:
         """The position in `indices` and the number of the mask of an item."""
@@ -179,13 +223,20 @@ def _identities(face_set: FaceSet, indices: NDArray[np.int64]) -> NDArray[np.int
     return np.unique(face_set.person[indices], return_inverse=True)[1].astype(np.int64)
 
 
+def _blend(faces: Sequence[AlignedFace], weights: Sequence[float]) -> AlignedFace:
+    """The weighted mean of faces and of landmarks; a lone face has the first weight, which is then 1."""
+    parts = [(weight, *face) for weight, face in zip(weights, faces, strict=False)]
+    face = np.sum([weight * image.astype(np.float32) for weight, image, _ in parts], axis=0)
+    return face.round().astype(np.uint8), np.sum([weight * landmarks for weight, _, landmarks in parts], axis=0, dtype=np.float32)
+
+
 class _People(NamedTuple):
     identity: np.int64
     others: NDArray[np.int64]
     shares: tuple[float, float]
 
 
-def _item(face: Augmented, people: _People, index: int, kind: int, seed: int) -> FaceItem:
+def _item(face: Augmented, people: _People, index: int, kind: int, seed: int, unreadable: Sequence[int]) -> FaceItem:
     return FaceItem(
         face=torch.tensor(face.image).permute(2, 0, 1).float() / 127.5 - 1,
         landmarks=torch.tensor(face.landmarks, dtype=torch.float32),
@@ -196,4 +247,5 @@ def _item(face: Augmented, people: _People, index: int, kind: int, seed: int) ->
         flipped=torch.tensor(face.flipped),
         kind=torch.tensor(kind),
         seed=torch.tensor(seed),
+        unreadable=torch.tensor([*unreadable, *[-1] * (NOTED - len(unreadable))]),
     )

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from deocc.evaluation.protocol import AllPairs
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_UNREADABLE: Final = b"an image that cannot be read"
 
 
 class FaceSet(ABC):
@@ -44,6 +45,7 @@ class FaceSet(ABC):
 
         Raises:
             ValueError: the file is not a readable image.
+            OSError: it is gone, or its disk fails.
         """
 
     @property
@@ -75,11 +77,20 @@ class FaceSet(ABC):
         return self.image(index).tobytes()
 
     def fingerprint(self, split: Split) -> str:
-        """A hash of the split's names, landmarks, identities and images (`content`): two runs with equal hashes saw the same data."""
+        """A hash of the split's names, landmarks, identities and images (`content`): two runs with equal hashes saw the same data.
+
+        An image that cannot be read, which a training leaves out, counts as such: the hash is another once it can be.
+        """
         digest, indices = hashlib.sha256(), self.indices(split)
         for index, points, person in zip(indices.tolist(), np.round(self.landmarks[indices], 2), self.person[indices], strict=True):
-            digest.update(b"".join([self.names[index].encode(), points.tobytes(), person.tobytes(), self.content(index)]))
+            digest.update(b"".join([self.names[index].encode(), points.tobytes(), person.tobytes(), self._content(index)]))
         return digest.hexdigest()[:16]
+
+    def _content(self, index: int) -> bytes:
+        try:
+            return self.content(index)
+        except (ValueError, OSError):
+            return _UNREADABLE
 
     def quick_fingerprint(self, split: Split) -> str:
         """What tells a split's data from any other on this machine. A set that reads pixels in `fingerprint` may do with less here."""

@@ -18,7 +18,7 @@ from deocc.data.images import IMAGE_SUFFIXES, read_size
 from deocc.data.kept_array import kept_array
 from deocc.data.name_table import NameTable
 
-_VERSION: Final = 1  # raised when `sides` finds other numbers, so that old files are not taken for new ones
+_VERSION: Final = 2  # raised when `sides` finds other numbers, so that old files are not taken for new ones
 _SHOWN: Final = 10_000  # images from which on progress is worth showing
 
 
@@ -58,7 +58,7 @@ class FolderListing:
 
     def _read_sides(self) -> NDArray[np.int64]:
         shown = track(self.names, "sizes of the images", console=Console(stderr=True), transient=True, disable=len(self.names) < _SHOWN)
-        return np.array([square_side(self.root / name) for name in shown], dtype=np.int64)
+        return np.array([_side(self.root / name) for name in shown], dtype=np.int64)
 
 
 def list_folder(root: Path) -> FolderListing:
@@ -89,6 +89,15 @@ def square_side(path: Path) -> int:
     if width != height:
         raise ValueError(f"{path} is {width} x {height} pixels: aligned crops are square, so align it or remove it")
     return width
+
+
+def _side(path: Path) -> int:
+    """The side; 1 for a file that cannot be read, which a training leaves out and a test names."""
+    try:
+        read_size(path)
+    except (ValueError, OSError):
+        return 1
+    return square_side(path)
 
 
 def _scan(root: Path) -> Iterator[tuple[str, str, int, int]]:

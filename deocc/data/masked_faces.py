@@ -3,21 +3,23 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data.aligned_cache import AlignedCache
 from deocc.data.augmentation import Augmentation, Strength
 from deocc.data.dataset import CLEAN, KEPT, REAL, AlignedFaces, FaceItem, FixedFaces, TrainingFaces
+from deocc.data.face_loader import FaceLoader
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.manifest import manifest_hash, write_manifest
 from deocc.data.orl import OrlFaces
+from deocc.data.quarantine import Quarantine
 from deocc.data.sampler import EpochSampler, ShareSampler
 from deocc.evaluation.protocol import AllPairs
 from deocc.geometry import TEMPLATES
@@ -34,6 +36,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     split, then the same faces under every kind with every evaluation seed: always the same masks, none of which training ever draws. Of a
     set whose faces show real occluders, bare faces come first, then occluded ones, as they are and without a mask. A test embeds the images
     that the face set's protocol names.
+
+    An image of training or validation that cannot be read is left out and noted in `quarantine`; in a training batch another one takes
+    its place. Too many of them end the run, and a single one ends a test.
 
     Args:
         face_set: whose faces; default the embedded ORL faces.
@@ -98,6 +103,20 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         """The number of training people."""
         return sum(split == "train" for split in self.face_set.split_of_person.values())
 
+    @cached_property
+    def quarantine(self) -> Quarantine:
+        """The images of training and validation that could not be read."""
+        number = sum(len(self._chosen(split, self.face_set.indices(split))) for split in FITTED)
+        return Quarantine(AlignedFaces(self.face_set, self.size, 0), self.face_set.names, number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the images that could not be read."""
+        return {"quarantine": self.quarantine.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a checkpoint's record."""
+        self.quarantine.load_state_dict(state_dict.get("quarantine", {}))
+
     def prepare_data(self) -> None:
         """Before a training, align the faces of each large split once and keep them; one process a node does, others wait."""
         if self.trainer is not None and not self.trainer.training:
@@ -105,14 +124,14 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         for split in FITTED:
             cache, indices = self._cache(split), self._chosen(split, self.face_set.bare(split))
             if cache is not None and self._fits(cache):
-                cache.fill(AlignedFaces(self.face_set, self.size, 0), indices, self.num_workers)
+                cache.fill(AlignedFaces(self.face_set, self.size, 0), indices, self.num_workers, self.quarantine.add)
             elif cache is not None:
                 taken = f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB"
                 advice = "raise it to at least that, or set it to 0 to go without"
                 warnings.warn(f"{taken}, data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept: {advice}", stacklevel=2)
 
-    def train_dataloader(self) -> DataLoader[FaceItem]:
-        """Augmented training faces, shuffled by seed and epoch.
+    def train_dataloader(self) -> FaceLoader[FaceItem]:
+        """Augmented training faces, shuffled by seed and epoch; of an epoch that a checkpoint has left in its middle, the rest.
 
         Raises:
             ValueError: the face set has nobody to train on.
@@ -122,8 +141,10 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         augmentation, cache = Augmentation(self.augmentation), self._filled_cache("train")
         faces = TrainingFaces(self.face_set, self.size, augmentation, self.seed, self.blend_probability, cache)
         sampler = EpochSampler(len(faces), self.seed)
-        return DataLoader(
+        return FaceLoader(
             faces,
+            self.quarantine,
+            start=self._batches_done,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -149,19 +170,22 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         described = repr((self.face_set.quick_fingerprint("train"), TEMPLATES["canonical"], self.size))
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
-    def reference_dataloader(self, shared: bool = False) -> DataLoader[FaceItem]:
-        """The clean training faces, unaugmented and in order: all of them in every process, or each process's share."""
+    def reference_dataloader(self, shared: bool = False) -> FaceLoader[FaceItem]:
+        """The clean training faces, unaugmented and in order: all of them in every process, or each process's share.
+
+        Those that cannot be read are not among them.
+        """
         return self._loader(self._faces("train", [CLEAN]), shared)
 
-    def val_dataloader(self) -> list[DataLoader[FaceItem]]:
+    def val_dataloader(self) -> list[FaceLoader[FaceItem]]:
         """Clean, then masked faces of the validation people."""
         return [self._loader(self._gallery("val")), self._loader(self._probes("val"))]
 
-    def test_dataloader(self) -> list[DataLoader[FaceItem]]:
+    def test_dataloader(self) -> list[FaceLoader[FaceItem]]:
         """Clean, then masked faces of the test people."""
         return [self._loader(self._gallery("test")), self._loader(self._probes("test"))]
 
-    def predict_dataloader(self) -> DataLoader[FaceItem]:
+    def predict_dataloader(self) -> FaceLoader[FaceItem]:
         """The masked faces of the validation people, one mask a kind: test people are for the test alone."""
         return self._loader(self._faces("val", self._masks(self.eval_seeds["val"][:1])))
 
@@ -239,9 +263,14 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             return indices[np.isin(self.face_set.person[indices], people)]
         return indices
 
-    def _loader(self, faces: FixedFaces, shared: bool = True) -> DataLoader[FaceItem]:
-        share = ShareSampler(len(faces)) if shared else None
-        return DataLoader(faces, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers)
+    def _loader(self, faces: FixedFaces, shared: bool = True) -> FaceLoader[FaceItem]:
+        share = ShareSampler(len(faces), shared)
+        return FaceLoader(faces, self.quarantine, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers)
+
+    def _batches_done(self) -> int:
+        """How many batches of the running epoch were trained on: above 0 where a checkpoint was written in its middle."""
+        loop = getattr(self.trainer, "fit_loop", None)
+        return int(loop.epoch_loop.batch_progress.current.ready) if loop is not None and self.trainer.training else 0  # type: ignore[union-attr]
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from deocc.data.images import read_image
 from deocc.data.orl import LANDMARKS_FILE, image_paths
 
 _PADDING, _SCALE = 24, 3  # the detector wants a margin around the face and more pixels than the 92 x 112 of an ORL image
@@ -33,7 +34,7 @@ def measure(path: Path, detector: Any) -> NDArray[np.float64]:
     Raises:
         RuntimeError: no face was found.
     """
-    image = np.pad(np.asarray(Image.open(path).convert("RGB")), ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)), mode="edge")
+    image = np.pad(read_image(path), ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)), mode="edge")
     side = (image.shape[1] * _SCALE, image.shape[0] * _SCALE)
     _, scores, points = detector.detect(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC), landmarks=True)
     if points is None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from deocc.data.archive import leads_out
 from deocc.data.face_set import FaceSet
 from deocc.data.folder import template_landmarks
 from deocc.data.images import read_image
@@ -56,7 +58,7 @@ class PairedFiles(FaceSet):
     def __init__(self, title: str, root: Path, pairs: Sequence[Pair], fold: NDArray[np.int64], advice: str) -> None:
         self.root = root
         self.names = sorted({name for pair in pairs for name in (pair.first, pair.second)})
-        missing = [name for name in self.names if not (root / name).is_file()]
+        missing = [name for name in self.names if not _is_there(root / name)]
         if missing:
             raise missing_set(title, root, missing, len(self.names), advice)
         place = {name: index for index, name in enumerate(self.names)}
@@ -171,9 +173,10 @@ def inside(name: str) -> str:
     Raises:
         ValueError: it leads, or might lead, out of the folder that it is relative to.
     """
-    parts = PureWindowsPath(name)  # knows the separators of both worlds
-    if parts.anchor or ".." in parts.parts:
+    if leads_out(name):
         raise ValueError(f"{name!r} leads out of the set's folder: give paths relative to it, without ..")
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise ValueError(f"{name!r} holds control characters: rename the file")
     return PurePosixPath(name).as_posix()
 
 
@@ -187,7 +190,7 @@ def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
     """The pairs of a list and their folds."""
     lines = read_lines(path)
     words = lines[0][1].split()
-    header = [int(word) for word in words] if len(words) <= 2 and all(word.isdecimal() for word in words) else []
+    header = [int(word) for word in words] if len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words) else []
     pairs = [_pair(path, root, number, line) for number, line in (lines[1:] if header else lines)]
     if not pairs:
         raise ValueError(f"{path} holds no pair below its header: expected {_EXPECTED}")
@@ -222,7 +225,14 @@ def _fields(root: Path, fields: list[str]) -> tuple[str, str, bool, int | None]:
 def _with_suffix(root: Path, stem: str) -> str:
     """The first of .jpg and .png that exists."""
     candidates = [inside(f"{stem}{suffix}") for suffix in (".jpg", ".png")]
-    return next((name for name in candidates if (root / name).is_file()), candidates[0])
+    return next((name for name in candidates if _is_there(root / name)), candidates[0])
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no disk takes
+        return False
 
 
 def _folds(pairs: Sequence[Pair], header: list[int]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from hashlib import blake2b
+from typing import TypeVar
 
 import torch
 import torch.distributed
@@ -17,7 +18,20 @@ def item_seed(*parts: int | str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-class EpochSampler(Sampler[ItemKey]):
+T_co = TypeVar("T_co", covariant=True)
+
+
+class StartingSampler(Sampler[T_co]):
+    """A sampler that can begin in the middle.
+
+    Attributes:
+        first: how many of its items an iteration leaves out at its start. The length stays that of all.
+    """
+
+    first = 0
+
+
+class EpochSampler(StartingSampler[ItemKey]):
     """Shuffles by seed and epoch and gives each process its share.
 
     The epoch travels with the position, so that workers that outlive an epoch know which one they serve. Lightning calls `set_epoch`;
@@ -42,17 +56,17 @@ class EpochSampler(Sampler[ItemKey]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(item_seed(self.seed, "order", epoch))
             places = torch.randperm(self.length, generator=generator)[places]
-        return ((epoch, int(position)) for position in places.numpy())
+        return ((epoch, int(position)) for position in places[self.first :].numpy())
 
 
-class ShareSampler(Sampler[int]):
-    """This process's share of an evaluation: every item once over all processes, so that shares may differ by one.
+class ShareSampler(StartingSampler[int]):
+    """All items in order; where they are shared out, every item once over all processes, so that shares may differ by one.
 
     A process that would have none repeats the first item, since metrics cannot gather from a process that saw nothing.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, length: int, shared: bool = True) -> None:
+        self.length, self.shared = length, shared
 
     def __len__(self) -> int:
         """The share's number of items."""
@@ -60,10 +74,10 @@ class ShareSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """The share's items, ascending."""
-        return iter(self._share())
+        return iter(self._share()[self.first :])
 
     def _share(self) -> range:
-        rank, processes = _processes()
+        rank, processes = _processes() if self.shared else (0, 1)
         return range(rank, self.length, processes) or range(min(1, self.length))
 
 

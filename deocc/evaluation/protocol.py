@@ -4,8 +4,7 @@ A protocol speaks of images by their position in the face set. `cross` compares 
 with each other: of a gallery, clean with clean; of probes, masked with masked.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,18 +30,17 @@ class AllPairs:
     """The positions of the images to embed, ascending; None for all of the split."""
 
     def narrow(self, embeddings: Mapping[str, EmbeddingSet]) -> dict[str, EmbeddingSet]:
-        """The people of the lowest numbers, as many as keep every comparison below `MAX_PAIRS`; the same in all rows, which so compare.
+        """The people of the lowest numbers, as many as keep every comparison within `MAX_PAIRS` but two at least; the same in all rows,
+        which so compare.
 
         Args:
             embeddings: galleries and probes of a test, by any name.
         """
         people = torch.unique(torch.cat([members.identity for members in embeddings.values()]))
-        sizes = [len(members) for members in embeddings.values() if not bool((members.kind >= 0).any())]
-        crossed = max(sizes, default=0) * max(len(members) for members in embeddings.values())
-        pairs = max([crossed, *(_square(members) for members in embeddings.values())])
-        if pairs <= MAX_PAIRS:
+        pairs = _largest_comparison(list(embeddings.values()), people)
+        kept = people[: max(2, int((pairs <= MAX_PAIRS).sum()))]
+        if len(kept) == len(people):
             return dict(embeddings)
-        kept = people[: max(2, int(len(people) * math.sqrt(MAX_PAIRS / pairs)))]
         return {name: members.take(torch.isin(members.identity, kept)) for name, members in embeddings.items()}
 
     def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
@@ -178,6 +176,21 @@ def _masks(members: EmbeddingSet) -> tuple[float, float]:
     return max(1.0, len(members) / images), max(1.0, len(members) / kinds)
 
 
-def _square(members: EmbeddingSet) -> int:
-    """The number of pairs that `within_scores` would compare, its diagonal and both orders not yet taken out."""
-    return int(torch.bincount(members.draw()).square().sum()) // 2
+def _largest_comparison(sets: Sequence[EmbeddingSet], people: Tensor) -> Tensor:
+    """(P,) the pairs of the largest comparison among the first 1, 2, ..., P people, images with themselves not yet taken out."""
+    counts = torch.stack([_counts(members.identity, people) for members in sets])
+    clean = torch.tensor([not bool((members.kind >= 0).any()) for members in sets])
+    crossed = (counts * clean[:, None]).amax(0) * counts.amax(0)
+    return torch.stack([crossed, *(_square(members, people) for members in sets)]).amax(0)
+
+
+def _counts(identity: Tensor, people: Tensor) -> Tensor:
+    """(P,) how many of these images the first 1, 2, ..., P people have."""
+    return torch.searchsorted(identity.sort().values, people, right=True)
+
+
+def _square(members: EmbeddingSet, people: Tensor) -> Tensor:
+    """(P,) the pairs that `within_scores` would compare among the first 1, 2, ..., P people, half of its diagonal with them."""
+    draw = members.draw()
+    counts = [_counts(members.identity[draw == number], people) for number in torch.unique(draw)]
+    return torch.stack([torch.zeros_like(people), *counts]).square().sum(0) // 2

@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from deocc.evaluation.npz import read_npz
 from deocc.evaluation.verification import PairScores
 
 SCORES = "scores.npz"
@@ -41,11 +43,22 @@ def read_scores(path: str | Path, rows: Collection[str] | None = None) -> dict[s
     if not Path(path).is_file():
         raise FileNotFoundError(f"no pair scores at {path}: `deocc test` writes them into its run folder")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            wanted = [name for name in file.files if rows is None or name in _SHARED or name.removeprefix("row/") in rows]
-            arrays = {name: torch.from_numpy(file[name]) for name in wanted}
-        same, first, second, fold = (arrays[name] for name in _SHARED)
-    except (ValueError, KeyError, OSError, EOFError) as error:
+        arrays = read_npz(Path(path), lambda name: rows is None or name in _SHARED or name.removeprefix("row/") in rows)
+        _check(arrays)
+    except ValueError as error:
         raise ValueError(f"cannot read {path} as pair scores ({error}): run `deocc test` again") from error
+    same, first, second, fold = (torch.from_numpy(arrays[name]) for name in _SHARED)
     found = {name.removeprefix("row/"): values for name, values in arrays.items() if name.startswith("row/")}
-    return {row: PairScores(similarity, same, first, second, fold) for row, similarity in found.items()}
+    return {row: PairScores(torch.from_numpy(similarity), same, first, second, fold) for row, similarity in found.items()}
+
+
+def _check(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError where the arrays are not those of `write_scores`."""
+    missing = [name for name in _SHARED if name not in arrays]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    pairs = arrays["same"].shape
+    for name, array in arrays.items():
+        kind = "b" if name == "same" else "f" if name.startswith("row/") else "i"
+        if array.dtype.kind != kind or array.ndim != 1 or array.shape != pairs or not array.dtype.isnative:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, where {pairs} of kind {kind!r} are expected")

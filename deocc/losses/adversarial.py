@@ -60,9 +60,7 @@ def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
     return -widen(fake_logits).mean()
 
 
-def gradient_penalty(
-    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor | None = None) -> Tensor:
     """How far the discriminator's slope is from 1 between clean and completed faces [2].
 
     Runs outside autocast, since a squared gradient norm soon leaves half precision's range. The discriminator must treat images one by one
@@ -72,7 +70,7 @@ def gradient_penalty(
         discriminator: images (B, C, H, W) to logits of any shape.
         real: (B, C, H, W).
         fake: (B, C, H, W); neither it nor `real` takes a gradient.
-        generator: draws where between the two; None draws from torch's own.
+        share: (B,) in [0, 1], where between the two (0: completed); None draws it from torch's own generator.
 
     Returns:
         Scalar, differentiable with respect to the discriminator's parameters.
@@ -83,9 +81,8 @@ def gradient_penalty(
     if real.shape != fake.shape:
         raise ValueError(f"expected clean and completed faces of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
     real, fake = real.detach(), fake.detach()
-    device = real.device if generator is None else generator.device
-    share = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator, device=device).to(real)
-    between = torch.lerp(fake.to(real), real, share).requires_grad_()
+    share = torch.rand(len(real), device=real.device) if share is None else share
+    between = torch.lerp(fake.to(real), real, share.to(real).view(-1, *[1] * (real.ndim - 1))).requires_grad_()
     with torch.enable_grad(), torch.autocast(real.device.type, enabled=False):
         (slope,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
         lengths: Tensor = torch.linalg.vector_norm(widen(slope).flatten(1), dim=1)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deocc.geometry import TEMPLATES
+from deocc.geometry import LARGEST_COORDINATE, TEMPLATES
 from deocc.masking.canvas import Canvas, Layer, Light
 from deocc.masking.frame import FaceFrame
 from deocc.masking.kind import Kind
@@ -40,7 +40,8 @@ def render(faces: Tensor, landmarks: Tensor | None, kinds: Tensor | Sequence[str
         exactly where the occluder touched the pixel and 0 elsewhere.
 
     Raises:
-        ValueError: a shape or a kind is wrong, landmarks are not finite, or an occluder would lie outside its image.
+        ValueError: a shape or a kind is wrong, landmarks are not finite or farther out than `deocc.geometry.LARGEST_COORDINATE`, or an
+            occluder would lie outside its image.
     """
     _check_faces(faces, seeds)
     numbers, points, seeds = _numbers(kinds, faces), _points(landmarks, faces), seeds.to(faces.device)
@@ -111,7 +112,7 @@ def _paint_group(kind: Kind, channels: int, sitting: _Sitting, out: tuple[Tensor
 def _blend(layer: Layer, channels: int, out: tuple[Tensor, Tensor, Tensor]) -> None:
     """face (1 - alpha) + (2 colour - 1) alpha; where alpha is 0 this is the face less +0, so every bit of it, whatever the colour."""
     faces, masks, index = out
-    alpha = layer.alpha.unsqueeze(1)
+    alpha = layer.alpha.unsqueeze(1).to(torch.promote_types(layer.alpha.dtype, faces.dtype))  # in float32, 1 - alpha is rounded
     away = alpha - (layer.colour * (alpha * 2)).nan_to_num_()
     blended = (faces[:, :channels].index_select(0, index) * (1 - alpha)).sub_(away)
     faces.index_copy_(0, index, blended.to(faces.dtype).expand(-1, 3, -1, -1))
@@ -131,7 +132,7 @@ def _window(kind: Kind, frame: FaceFrame, height: int, width: int) -> tuple[slic
 
 
 def _check_faces(faces: Tensor, seeds: Tensor) -> None:
-    if faces.ndim != 4 or faces.shape[1] != 3 or not faces.is_floating_point():
+    if faces.ndim != 4 or faces.shape[1] != 3 or 0 in faces.shape[2:] or not faces.is_floating_point():
         raise ValueError(f"expected float faces (B, 3, H, W) in [-1, 1], got {faces.dtype} {tuple(faces.shape)}")
     if seeds.shape != faces.shape[:1] or seeds.dtype != torch.int64:
         raise ValueError(f"expected one int64 seed per face, ({len(faces)},), got {seeds.dtype} {tuple(seeds.shape)}")
@@ -159,6 +160,7 @@ def _points(landmarks: Tensor | None, faces: Tensor) -> Tensor:
         landmarks = TEMPLATES["canonical"].tensor(width)
     if landmarks.shape not in ((5, 2), (len(faces), 5, 2)):
         raise ValueError(f"expected landmarks (5, 2) or ({len(faces)}, 5, 2), got {tuple(landmarks.shape)}")
-    if not bool(landmarks.isfinite().all()):
-        raise ValueError("landmarks must be finite, got NaN or infinity: check the detector's output, or pass None for the template")
+    if not bool((landmarks.abs() <= LARGEST_COORDINATE).all()):
+        found = f"got {float(landmarks.abs().max()):g}"
+        raise ValueError(f"landmarks must be finite pixels up to {LARGEST_COORDINATE:g}, {found}: check the detector, or pass None")
     return landmarks.to(device=faces.device, dtype=torch.float32).expand(len(faces), 5, 2)

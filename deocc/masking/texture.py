@@ -107,7 +107,7 @@ def _read(path: Path) -> Tensor:
     """(4, h, w) RGBA in [0, 1]."""
     if not path.is_file():
         raise FileNotFoundError(f"no texture at {path.resolve()}: give the path of an RGBA PNG")
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG",)) as image:
         if "A" not in image.getbands():
             raise ValueError(f"{path} has no alpha channel (mode {image.mode}): save it as an RGBA PNG, transparent where the face shows")
         pixels = np.array(image.convert("RGBA"))

@@ -3,23 +3,23 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from deocc.modules.parts import Part
+from deocc.modules.stepping import SteppingModule
 
 Terms = dict[str, Tensor]
 
 
 def descend(
-    module: pl.LightningModule, optimizer: LightningOptimizer, parts: Sequence[Part], terms: Callable[[Part], Terms]
+    module: SteppingModule, optimizer: LightningOptimizer, parts: Sequence[Part], terms: Callable[[Part], Terms]
 ) -> tuple[Terms, bool]:
     """Step down the sum of all parts' terms; meanwhile only this optimiser's networks collect gradients.
 
     Args:
-        module: in training, under manual optimisation.
+        module: in training, under manual optimisation; its `terms` are the returned ones before the optimiser moves.
         optimizer: whose parameters are moved.
         parts: of a batch, in the order in which they are taken; processes exchange gradients with the last one only.
         terms: scalars of a part that are to be minimised, by name.
@@ -34,8 +34,8 @@ def descend(
             found = terms(part)
             module.manual_backward(torch.stack(list(found.values())).sum())
         seen.append({name: value.detach() for name, value in found.items()})
-    moved = _step(optimizer, getattr(module.trainer.precision_plugin, "scaler", None))
-    return {name: torch.stack([found[name] for found in seen]).sum() for name in seen[0]}, moved
+    module.terms = {name: torch.stack([found[name] for found in seen]).sum() for name in seen[0]}
+    return module.terms, _step(optimizer, getattr(module.trainer.precision_plugin, "scaler", None))
 
 
 def _step(optimizer: LightningOptimizer, scaler: Any) -> bool:

@@ -166,8 +166,9 @@ class DistillationModule(RecognitionModule):
             teacher = self._embed_teacher(batch["face"]) if known is None else centred(known, self.center)
         terms = self._terms(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
+        self.terms = {name: term.detach() for name, term in terms.items()}
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-        self.log_dict({f"train/{name}_term": term.detach() for name, term in terms.items()}, sync_dist=True)
+        self.log_dict({f"train/{name}_term": term for name, term in self.terms.items()}, sync_dist=True)
         self._pulling = (terms, student)
         return {"loss": loss, "completed_face": completed_face.detach()}
 
@@ -175,7 +176,8 @@ class DistillationModule(RecognitionModule):
         """Log how hard each term pulls at the embeddings, at the steps that are logged."""
         terms, student = self._pulling
         if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            self.log_dict({f"train/{name}_gradient": norm for name, norm in gradient_norms(terms, student).items()}, sync_dist=True)
+            norms = gradient_norms(terms, student, self.trainer.world_size)
+            self.log_dict({f"train/{name}_gradient": norm for name, norm in norms.items()}, sync_dist=True)
         del self._pulling  # the graph is not needed beyond this step
 
     def on_train_batch_end(self, outputs: Any, batch: MaskedFaceBatch, batch_idx: int) -> None:
@@ -218,7 +220,8 @@ class DistillationModule(RecognitionModule):
         """Add to a training batch, while it is on the CPU, what the teacher is known to give for its clean faces."""
         if self._teacher_cache is None or not self.trainer.training:
             return batch
-        return {**batch, "teacher_embedding": self._teacher_cache.look_up(batch)}
+        known = self._teacher_cache.look_up(batch)
+        return batch if known is None else {**batch, "teacher_embedding": known}
 
     def on_fit_end(self) -> None:
         """Let go of the files."""

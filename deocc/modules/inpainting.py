@@ -24,6 +24,7 @@ from deocc.losses import (
     mask_segmentation_loss,
     masked_l1_loss,
 )
+from deocc.masking.randomness import uniform
 from deocc.modules.descent import Terms, descend
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.parts import Part, take_apart
@@ -39,6 +40,7 @@ from deocc.networks.segmenter import MaskSegmenter
 STAGE = "inpainting"
 _GENERATOR, _DISCRIMINATORS = 0, 1  # the optimisers' numbers
 _SHIFT = 3  # pixels either way; the teacher's first layers step by four
+_PENALTY_STREAM = 1 << 40  # of an image's random numbers; the renderer's streams lie below
 _GRADIENT_PENALTY_WEIGHT = 10.0  # of WGAN-GP: Gulrajani et al., NeurIPS 2017
 
 
@@ -163,8 +165,8 @@ class InpaintingModule(RestorationModule):
             def judge(face: Tensor) -> Tensor:
                 return torch.cat([logits.flatten(1) for logits in discriminator(face, mask)], 1)
 
-            draws = torch.Generator(self.device).manual_seed(int(batch["seed"].sum()))
-            loss = loss + _GRADIENT_PENALTY_WEIGHT * gradient_penalty(judge, batch["face"], completed_face, draws)
+            share = uniform(batch["seed"], 1, _PENALTY_STREAM)[:, 0]  # an image's own, in whatever part or process it is
+            loss = loss + _GRADIENT_PENALTY_WEIGHT * gradient_penalty(judge, batch["face"], completed_face, share)
         return loss
 
     def _generator_terms(self, part: Part, generated: Tensor) -> Terms:
@@ -214,9 +216,9 @@ class InpaintingModule(RestorationModule):
         return cast(Tensor, self.trainer.strategy.reduce(tensor, reduce_op="mean"))
 
     def _log_terms(self, judged: Terms, restored: Terms) -> None:
-        self.log("train/loss", torch.stack(list(restored.values())).sum(), prog_bar=True)
-        self.log_dict({f"train/{name}_loss": value for name, value in judged.items()})
-        self.log_dict({f"train/{name}_term": value for name, value in restored.items()})
+        self.log("train/loss", torch.stack(list(restored.values())).sum(), prog_bar=True, sync_dist=True)
+        self.log_dict({f"train/{name}_loss": value for name, value in judged.items()}, sync_dist=True)
+        self.log_dict({f"train/{name}_term": value for name, value in restored.items()}, sync_dist=True)
 
 
 def _completed(part: Part, generated: Tensor) -> Tensor:

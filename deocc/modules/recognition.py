@@ -1,6 +1,5 @@
 """Embedding and evaluation in stage 2: a frozen teacher, and the running average of a student that sees completed faces."""
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -9,6 +8,7 @@ from deocc.evaluation import AllPairs, build_results, flat_scores, score_row
 from deocc.masking import list_kinds
 from deocc.modules.comparison import Comparison, centred
 from deocc.modules.precision import outside_autocast
+from deocc.modules.stepping import SteppingModule
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedder import Embedder
@@ -18,7 +18,7 @@ FROM_CHECKPOINT = "from_checkpoint"
 """In place of a stage-1 checkpoint: the de-occluder comes with the checkpoint of stage 2 that is about to be loaded."""
 
 
-class RecognitionModule(pl.LightningModule):
+class RecognitionModule(SteppingModule):
     """What a trained stage 2 does, in float32 in any trainer; `DistillationModule` builds its parts and trains the student."""
 
     teacher: Embedder

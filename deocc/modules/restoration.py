@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -10,11 +9,12 @@ from deocc.batch import MaskedFaceBatch
 from deocc.evaluation import RestorationMetric, build_restoration_results, flat_scores
 from deocc.masking import list_kinds
 from deocc.modules.precision import outside_autocast
+from deocc.modules.stepping import SteppingModule
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import MaskSegmenter
 
 
-class RestorationModule(pl.LightningModule):
+class RestorationModule(SteppingModule):
     """What a trained stage 1 does, in float32 in any trainer; `InpaintingModule` builds its parts and trains them."""
 
     average: AveragedModel

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from deocc.batch import FaceBatch
 from deocc.modules.row_file import Draft, Rows, map_rows
 from deocc.networks.embedder import Embedder
-from deocc.networks.onnx_embedder import OnnxNetwork
+from deocc.networks.teacher_fingerprint import teacher_fingerprint
 from deocc.runs import cache_folder
 
 _VERSION: Final = 1  # raised when the same teacher and faces give other embeddings, so that old files are not taken for new ones
@@ -60,7 +60,8 @@ class TeacherCache:
     Where no file can be kept, a warning says why; then every process holds the embeddings of the faces as they are, and no more is known.
 
     Attributes:
-        faces: (N, D) of the faces as they are, row by position in the face set; 0 where training has no use for the image.
+        faces: (N, D) of the faces as they are, row by position in the face set; 0 where training has no use for the image or it could not
+            be read.
     """
 
     faces: Rows
@@ -88,13 +89,16 @@ class TeacherCache:
         views = self._data.plain_views
         return len(views) > 0 and set(views) <= self._views.keys()
 
-    def look_up(self, batch: FaceBatch) -> Tensor:
-        """(B, D) raw embeddings of the clean faces of a training batch that is on the CPU, without looking at them."""
+    def look_up(self, batch: FaceBatch) -> Tensor | None:
+        """(B, D) raw embeddings of the clean faces of a training batch that is on the CPU, without looking at them.
+
+        None where one of them is not known: an image that could not be read when the file was made, and can be now.
+        """
         index, flipped = batch["index"].numpy(), batch["flipped"].numpy()
         rows = np.empty((len(index), self._shape[1]), np.float32)
         for value, view in self._views.items():
             rows[flipped == value] = view[index[flipped == value]]
-        return torch.from_numpy(rows)
+        return torch.from_numpy(rows) if rows.any(1).all() else None
 
     def _further_views(self) -> dict[bool, Rows]:
         views = {flipped: self._stored(flipped) for flipped in self._data.plain_views if flipped}
@@ -157,18 +161,6 @@ class TeacherCache:
     def _all(self, truth: bool) -> bool:
         """Whether it holds in every process; also, none goes on before all are here."""
         return bool(self._strategy.reduce_boolean_decision(truth, all=True))
-
-
-def teacher_fingerprint(teacher: Embedder) -> str:
-    """A hash of all that decides what a teacher gives for a face: its network's name, its weights, what it expects at its input."""
-    digest = hashlib.sha256(repr((teacher.name, teacher.spec, teacher.template)).encode())
-    for name, value in teacher.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    if isinstance(teacher.network, OnnxNetwork):  # its weights are no parameters
-        with teacher.network.path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _warn(draft: Draft) -> None:

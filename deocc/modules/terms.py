@@ -21,11 +21,13 @@ def weighted_terms(settings: Mapping[str, Any], losses: Mapping[str, Callable[[]
     return {name: weights[name] * loss() for name, loss in losses.items() if weights[name] > 0}
 
 
-def gradient_norms(terms: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+def gradient_norms(terms: Mapping[str, Tensor], embedding: Tensor, processes: int = 1) -> dict[str, Tensor]:
     """How hard each term pulls at the embeddings: the mean over the batch of the norm of its gradient.
 
     Args:
         terms: scalars that `embedding`, (B, D), leads to; their graph stays for the backward pass.
+        embedding: of this process.
+        processes: whose gradients' mean a step takes, so that each image pulls by one part of so many of what this process finds.
     """
     gradients = {name: torch.autograd.grad(term, embedding, retain_graph=True)[0] for name, term in terms.items()}
-    return {name: gradient.float().norm(dim=1).mean() for name, gradient in gradients.items()}
+    return {name: gradient.float().norm(dim=1).mean() / processes for name, gradient in gradients.items()}

@@ -1,5 +1,6 @@
 """Stage 1 as stage 2 sees it: a frozen pair of segmenter and generator, rebuilt from a stage-1 checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from deocc.networks.generator import Generator, complete
 from deocc.networks.segmenter import MaskSegmenter
+from deocc.networks.weights import load_tensors
 
 GENERATOR_PREFIX, SEGMENTER_PREFIX = "average.module.", "segmenter."
 """Where a stage-1 checkpoint keeps the running average of the generator, and the segmenter."""
@@ -20,7 +22,7 @@ class Deoccluder(nn.Module):
     takes the time, in place; the names of its weights stay.
     """
 
-    def __init__(self, generator: dict[str, Any], segmenter: dict[str, Any]) -> None:
+    def __init__(self, generator: Mapping[str, Any], segmenter: Mapping[str, Any]) -> None:
         """Build both networks from their `config`, with random weights."""
         super().__init__()
         self.generator = Generator(**generator)
@@ -47,10 +49,18 @@ class Deoccluder(nn.Module):
             raise ValueError(
                 f"{path} is a checkpoint of the stage {checkpoint.get('stage', 'unknown')!r}, not of 'inpainting': give a stage-1 run"
             )
-        settings, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-        deoccluder = cls({"width": settings["width"], "attention": settings["attention"]}, {"width": settings["segmenter_width"]})
-        deoccluder.generator.load_state_dict(_below(state, GENERATOR_PREFIX))
-        deoccluder.segmenter.load_state_dict(_below(state, SEGMENTER_PREFIX))
+        try:
+            settings, saved = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+            generator = {"width": settings["width"], "attention": settings["attention"]}
+            config = {"generator": generator, "segmenter": {"width": settings["segmenter_width"]}}
+            parts = {"generator": GENERATOR_PREFIX, "segmenter": SEGMENTER_PREFIX}
+            state = {f"{part}.{key}": value for part, prefix in parts.items() for key, value in _below(saved, prefix).items()}
+            check_fit(config, state)
+            deoccluder = cls(**config)
+            deoccluder.load_state_dict(state)
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{path} holds no whole stage 1 ({reason}): it is damaged or of another version of deocc") from error
         return deoccluder
 
     def train(self, mode: bool = True) -> Self:
@@ -80,7 +90,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(Path(path))
     except Exception as error:  # a file that is something else makes torch's reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "weights_only" in reason:  # torch's advice is to load it unsafely
@@ -89,6 +99,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
     return content
+
+
+def check_fit(config: Mapping[str, Mapping[str, Any]], state: Mapping[str, Tensor]) -> None:
+    """Check that a de-occluder would have these weights, without making it: a file may name networks larger than any memory.
+
+    Args:
+        config: as `Deoccluder.config`.
+        state: named weights.
+
+    Raises:
+        ValueError: names or shapes differ.
+        KeyError: a part of `config` is missing; likewise TypeError and RuntimeError, where a part is no such thing.
+    """
+    if config["generator"].get("depth", 1) > len(state):  # each block has weights
+        raise ValueError(f"a depth of {config['generator']['depth']} for {len(state)} weights")
+    with torch.device("meta"):  # shapes without numbers
+        wanted = {key: value.shape for key, value in Deoccluder(**config).state_dict().items()}
+    odd = [key for key in wanted.keys() | state.keys() if key not in wanted or key not in state or wanted[key] != state[key].shape]
+    if odd:
+        raise ValueError(f"{len(odd)} weights are missing, unknown or of another shape, such as {min(odd)}")
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

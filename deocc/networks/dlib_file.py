@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 WRAPPERS = 130  # version numbers of the nested layer, tag and skip templates, outermost first
 LAYERS = 108
+_MOST_BYTES = 2**27  # OURS: the published file has 22,466,066
 
 # For each kind of layer: integers before its weights, whether it has weights, integers after them (a float scalar counts as two).
 _LAYOUT: dict[str, tuple[int, bool, int]] = {
@@ -41,6 +42,8 @@ def read_layers(path: Path) -> list[Layer]:
         ValueError: the file is cut, damaged, or no dlib face network.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise _DamagedError(f"it has {path.stat().st_size:,} bytes, at most {_MOST_BYTES:,} are read")
         return _Reader(path.read_bytes()).network()
     except _DamagedError as error:
         raise ValueError(f"{path} is damaged or no dlib face network ({error}): install or download it again") from None

@@ -1,11 +1,10 @@
 """Reading weight files: where to look, what to accept, and one clear line where they do not fit."""
 
-import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -37,11 +36,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ValueError: the file is damaged, or holds no named tensors.
     """
     try:
-        content: Any = (
-            safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:120]
+        content: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+    except Exception as error:  # a file that is something else makes the readers fail in any way
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(
             f"{path} is damaged or holds more than plain tensors ({reason}): save its state_dict alone, or get it again"
         ) from None
@@ -52,6 +49,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not state:
         raise ValueError(f"{path} holds no named tensors: give a file that holds a network's state_dict")
     return state
+
+
+def load_tensors(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU; nothing in it is executed.
+
+    Raises:
+        ValueError: it unpacks to more than its own size: `torch.save` never compresses, so only a bomb does.
+        Exception: whatever torch raises at a file that is something else, or holds more than tensors and plain values.
+    """
+    if zipfile.is_zipfile(path):  # not so before PyTorch 1.6
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than it has")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def strip_prefixes(state: Mapping[str, Tensor], known: Iterable[str] = ()) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ STAGES = {"inpaint.yaml": CONFIGS / "inpaint.yaml", "distill.yaml": CONFIGS / "d
 OVERLAYS = sorted(path for path in CONFIGS.glob("*/*.yaml"))
 ELSEWHERE = {
     "trainer/fsdp.yaml": "tests/modules/test_scale.py runs its strategy, with two processes",
-    "trainer/ddp.yaml": "tests/cli/test_processes.py runs it, with two processes",
+    "trainer/ddp.yaml": "tests/numbers/test_processes.py runs it, with two processes",
     "logger/wandb.yaml": "tests/cli/test_loggers.py runs it, with a real logger",
     "logger/tensorboard.yaml": "tests/cli/test_loggers.py runs it, with a real logger",
     "ablation/paper.yaml": "tests/apps/ runs it: a plan of `deocc ablate`",

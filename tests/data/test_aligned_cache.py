@@ -21,6 +21,7 @@ from deocc.data import FaceSet, MaskedFaceDataModule, aligned_cache, masked_face
 from deocc.data import dataset as dataset_file
 from deocc.data.aligned_cache import AlignedCache, AlignedFace
 from deocc.data.dataset import AlignedFaces, FaceItem
+from deocc.data.quarantine import Quarantine, UnreadableImageError
 
 _SIZE = 48
 Prepare = Callable[..., MaskedFaceDataModule]
@@ -39,6 +40,11 @@ class _Counted:
         time.sleep(self.seconds)
         self.asked.append(index)
         return self.align(index)
+
+
+def _refuse(indices: list[int]) -> None:
+    """Every image can be read."""
+    assert indices == []
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +81,7 @@ def test_kept_faces_are_bit_for_bit_the_aligned_ones(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], workers: int
 ) -> None:
     state = torch.get_rng_state()
-    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, workers)
+    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, workers, _refuse)
     assert torch.equal(torch.get_rng_state(), state)
     _check(cache, tiny_faces, indices)
     cache(int(indices[0]))[0][:] = 0  # a reader may write into what it got
@@ -84,30 +90,48 @@ def test_kept_faces_are_bit_for_bit_the_aligned_ones(
 
 def test_interrupted_work_goes_on_where_it_stopped(cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        cache.fill(_Counted(tiny_faces, stop_at=int(indices[7])), indices, 0)
+        cache.fill(_Counted(tiny_faces, stop_at=int(indices[7])), indices, 0, _refuse)
     assert not cache.is_complete()
     rest = _Counted(tiny_faces)
-    cache.fill(rest, indices, 0)
+    cache.fill(rest, indices, 0, _refuse)
     assert rest.asked == indices[6:].tolist()  # six were written, two at a time
     _check(cache, tiny_faces, indices)
-    cache.fill(rest, indices, 0)
+    cache.fill(rest, indices, 0, _refuse)
     assert len(rest.asked) == len(indices) - 6
 
 
-def test_an_unreadable_image_is_named_and_no_cache_is_blamed(
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_kept_as_such_and_the_others_as_they_are(
+    cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    bad, whole = int(indices[5]), tiny_faces.image
+    left_out: list[int] = []
+
+    def image(index: int) -> NDArray[np.uint8]:
+        if index == bad:
+            raise FileNotFoundError("no image at p1/9")
+        return whole(index)
+
+    monkeypatch.setattr(tiny_faces, "image", image)
+    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, workers, left_out.extend)
+    assert left_out == [bad]
+    assert cache.is_complete()
+    with pytest.raises(UnreadableImageError, match=rf"image {bad} could not be read"):
+        cache(bad)
+    for index in set(indices.tolist()) - {bad}:
+        np.testing.assert_array_equal(cache(index)[0], AlignedFaces(tiny_faces, _SIZE, 0)(index)[0])
+
+
+def test_too_many_unreadable_images_stop_the_filling_and_no_cache_is_blamed(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(index: int) -> NDArray[np.uint8]:
-        raise FileNotFoundError("no image at p1/9")
-
+    align = AlignedFaces(tiny_faces, _SIZE, 0)
     with monkeypatch.context() as patch:
         patch.setattr(tiny_faces, "image", lambda index: np.zeros((8, 8), np.uint8))
-        with pytest.raises(ValueError, match=r"p0/0: expected an RGB image"):
-            cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0)
-        patch.setattr(tiny_faces, "image", missing)
-        with pytest.raises(FileNotFoundError, match="no image at p1/9"):
-            cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0)
-    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0)
+        with pytest.raises(ValueError, match=r"2 of 12 images cannot be read, more than 1%: p0/0, p1/1 \(the first: expected an RGB image"):
+            cache.fill(align, indices, 0, Quarantine(align, tiny_faces.names, len(indices)).add)
+    assert not cache.is_complete()
+    cache.fill(align, indices, 0, _refuse)
     _check(cache, tiny_faces, indices)
 
 
@@ -116,11 +140,11 @@ def test_an_unreadable_image_is_named_and_no_cache_is_blamed(
 def test_a_damaged_file_is_known_as_such_and_made_anew(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], suffix: str, bytes_left: int | None
 ) -> None:
-    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0)
+    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0, _refuse)
     damaged = cache.path.rename(cache.path.with_suffix(suffix))
     damaged.write_bytes(b"x" * 20_000 if bytes_left is None else damaged.read_bytes()[:bytes_left])
     assert not cache.is_complete()
-    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0)
+    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0, _refuse)
     _check(cache, tiny_faces, indices)
 
 
@@ -129,7 +153,7 @@ def test_a_file_that_changes_under_its_reader_gives_one_clear_line(
 ) -> None:
     with pytest.raises(ValueError, match=r"cannot read aligned faces from .*\.lmdb .*: start again"):
         cache(0)
-    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0)
+    cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0, _refuse)
     with pytest.raises(ValueError, match=r"\.lmdb lacks the face 999: remove the file"):
         cache(999)
 
@@ -138,11 +162,11 @@ def test_a_second_process_waits_and_finds_the_work_done(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = _Counted(tiny_faces, seconds=0.02), _Counted(tiny_faces)
-    thread = threading.Thread(target=cache.fill, args=(first, indices, 0))
+    thread = threading.Thread(target=cache.fill, args=(first, indices, 0, _refuse))
     thread.start()
     while not first.asked:
         time.sleep(0.001)
-    cache.fill(second, indices, 0)
+    cache.fill(second, indices, 0, _refuse)
     thread.join()
     assert (first.asked, second.asked) == (indices.tolist(), [])
     assert "waiting for another process" in capsys.readouterr().err
@@ -156,16 +180,16 @@ def test_without_room_or_right_to_write_one_warning_tells_and_nothing_is_left(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
         with pytest.warns(UserWarning, match=r"cannot keep 0\.0 GB of aligned faces in .* \(0\.0 GB are free.*: set DEOCC_CACHE"):
-            cache.fill(align, indices, 0)
+            cache.fill(align, indices, 0, _refuse)
     with monkeypatch.context() as patch:  # the disk fills up on the way
         patch.setattr(aligned_cache, "open_to_append", lambda path, _: lmdb.open(str(path), map_size=2**16, subdir=False, lock=False))
         with pytest.warns(UserWarning, match="MDB_MAP_FULL"):
-            cache.fill(align, indices, 0)
+            cache.fill(align, indices, 0, _refuse)
     assert list(folder.iterdir()) == []
     shutil.rmtree(folder.parent)
     folder.parent.write_text("a file where a folder should be")
     with pytest.warns(UserWarning, match=r"so they are aligned anew in every epoch"):
-        cache.fill(align, indices, 0)
+        cache.fill(align, indices, 0, _refuse)
     assert not cache.is_complete()
 
 

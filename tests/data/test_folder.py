@@ -175,11 +175,13 @@ def test_an_image_that_is_not_square_is_named(make_folder: MakeFolder) -> None:
         FolderFaces(str(root), seed=1)
 
 
-def test_a_file_that_is_no_image_is_named(make_folder: MakeFolder) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image"], ids=["empty", "text"])
+def test_a_file_that_is_no_image_is_named_when_it_is_read_and_not_before(content: bytes, make_folder: MakeFolder) -> None:
     root = make_folder(20)
-    (root / "person07" / "1.png").write_bytes(b"not an image")
+    (root / "person07" / "1.png").write_bytes(content)
+    faces = FolderFaces(str(root), seed=1)
     with pytest.raises(ValueError, match=r"cannot read .*person07/1\.png as an image"):
-        FolderFaces(str(root), seed=1)
+        faces.image(15)
 
 
 def test_a_truncated_image_is_named_when_it_is_read_and_not_before(make_folder: MakeFolder) -> None:

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,19 @@ def test_folds_that_do_not_match_are_refused(make_sets) -> None:
         paired_bootstrap_mean_eer(folds, folds[::-1])
 
 
+def test_the_number_of_replicates_taken_at_a_time_changes_nothing(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
+    expected = paired_bootstrap_eer(first, second, 7)
+    monkeypatch.setattr(bootstrap, "_CELLS", 1)
+    assert paired_bootstrap_eer(first, second, 7) == pytest.approx(expected)
+
+
+def test_a_thousand_replicates_are_drawn_from_seed_zero_unless_asked_otherwise(make_sets) -> None:
+    first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
+    expected = paired_bootstrap_mean_eer([first], [second], replicates=1000, seed=0)
+    assert paired_bootstrap_eer(first, second) == paired_bootstrap_mean_eer([first], [second]) == expected
+
+
 def test_a_system_does_not_differ_from_itself(make_sets) -> None:
     pairs = pair_scores(*make_sets(4.0))
     assert tuple(paired_bootstrap_eer(pairs, pairs, replicates=20)) == (0.0, 0.0, 0.0, 0.0)
@@ -99,6 +114,16 @@ def test_replicates_of_a_single_person_are_left_out(make_sets) -> None:
     two: list[EmbeddingSet] = [members.take(members.identity < 2) for members in (gallery, probe)]
     interval = paired_bootstrap_eer(pair_scores(*two), pair_scores(*two), replicates=40)
     assert (interval.low, interval.high) == (0.0, 0.0)
+
+
+def test_no_replicate_of_several_people_leaves_the_estimate_alone(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, probe = make_sets(4.0)
+    pairs = pair_scores(*(members.take(members.identity < 2) for members in (gallery, probe)))
+    worse = pairs._replace(similarity=-pairs.similarity)
+    monkeypatch.setattr(torch, "randint", lambda high, size, generator: torch.zeros(size, dtype=torch.int64))  # always the first person
+    interval = paired_bootstrap_eer(worse, pairs, replicates=3)
+    assert interval.estimate == equal_error_rate(worse.similarity, worse.same) - equal_error_rate(pairs.similarity, pairs.same)
+    assert all(math.isnan(value) for value in interval[1:])
 
 
 def test_different_pairs_too_few_people_and_no_replicates_are_refused(make_sets) -> None:

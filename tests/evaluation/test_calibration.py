@@ -135,6 +135,16 @@ def test_only_what_covers_the_face_counts() -> None:
     assert float(covered_share(mask)[3]) == pytest.approx(share, abs=0.01)
 
 
+def test_the_face_ends_at_the_cheeks_the_forehead_and_the_chin() -> None:
+    # In the canonical crop of 350: an eye distance of 100 around (174.5, 149.5), 105 to either side, 95 up and 185 down.
+    edges = {"left": (3, slice(0, 70)), "right": (3, slice(280, 350)), "top": (2, slice(0, 55)), "bottom": (2, slice(335, 350))}
+    for axis, beyond in edges.values():
+        for margin, touches in ((0, False), (5, True)):
+            mask = torch.zeros(1, 1, 350, 350)
+            mask.narrow(axis, max(0, beyond.start - margin), beyond.stop - beyond.start + margin).fill_(1)
+            assert bool(covered_share(mask) > 0) == touches
+
+
 def test_the_least_visible_hundredth_is_left_out() -> None:
     assert least_visible(torch.linspace(0, 1, 101)) == pytest.approx(0.01)
 

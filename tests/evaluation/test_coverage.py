@@ -27,6 +27,17 @@ def test_unknown_coverages_have_no_decile_and_given_edges_cut_alike() -> None:
     assert coverage_deciles(torch.full((3,), torch.nan)).tolist() == [-1] * 3
 
 
+def test_without_a_known_coverage_there_are_eleven_unknown_edges() -> None:
+    edges = decile_edges(torch.full((3,), torch.nan))
+    assert edges.shape == (11,) and edges.dtype == torch.float64 and edges.isnan().all()
+
+
+def test_given_edges_part_the_probes(make_sets) -> None:
+    _, probe = make_sets(1.0)
+    probe.coverage = torch.linspace(0.1, 0.5, len(probe))
+    assert list(by_coverage(probe, torch.linspace(0.0, 1.0, 11, dtype=torch.float64))) == [1, 2, 3, 4, 5]
+
+
 def test_by_coverage_parts_the_probes_whose_coverage_is_known(make_sets) -> None:
     _, probe = make_sets(1.0)
     assert by_coverage(probe) == {}

@@ -72,6 +72,12 @@ def test_fewer_than_two_faces_are_refused(metric: FrechetDistance | KernelDistan
         metric.compute()
 
 
+def test_no_faces_at_all_are_refused() -> None:
+    for metric in (FrechetDistance(_network, DIMENSION), KernelDistance(_network)):
+        with pytest.warns(UserWarning, match="before the ``update`` method"), pytest.raises(ValueError, match="0 completed and 0 clean"):
+            metric.compute()
+
+
 def test_a_network_that_does_not_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="expected features \\(B, D\\) of 4 images"):
         KernelDistance(lambda images: images).update(*_crowds(4, 4))

@@ -70,6 +70,13 @@ def test_other_folds_of_one_sort_accept_every_pair_or_none(same: bool, threshold
     assert fold_accuracy(pairs).mean == 1.0
 
 
+def test_a_tie_that_cannot_be_told_apart_leaves_the_highest_threshold() -> None:
+    """In fold 1 two pairs are equal and of either sort: to accept both is right as often as to accept none."""
+    similarity, same, person = torch.tensor([0.5, 0.9, 0.9]), torch.tensor([True, True, False]), torch.arange(3)
+    pairs = PairScores(similarity, same, person, person, torch.tensor([0, 1, 1]))
+    assert float(fold_accuracy(pairs).thresholds[0]) == math.inf
+
+
 def test_decisions_are_those_behind_the_accuracies() -> None:
     pairs = _pairs()
     right, scores = decisions(pairs), fold_accuracy(pairs)

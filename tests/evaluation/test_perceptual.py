@@ -48,6 +48,19 @@ def test_with_its_network_and_weights_it_is_torchmetrics_lpips() -> None:
     assert float(distance.min()) > 1e-3
 
 
+def test_covered_places_of_a_crop_that_is_not_square() -> None:
+    restored, face, mask = (images[..., : SIDE // 2] for images in _images())
+    found = perceptual_distance(lambda images: images, restored, face, mask)
+    unit = [nn.functional.normalize(images, dim=1) for images in (restored, face)]
+    torch.testing.assert_close(found, (unit[0] - unit[1]).square().sum(1)[:, 13:].mean((1, 2)))
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    restored, face, mask = _images()
+    with pytest.raises(ValueError, match="a mask"):
+        PerceptualDistance(_Maps()).update(restored, face, mask[..., 1:], torch.zeros(3, dtype=torch.int64))
+
+
 def _slow(maps: nn.Module, restored: torch.Tensor, face: torch.Tensor, mask: np.ndarray) -> float:
     """Of one image, place by place; `mask` (H, W)."""
     total = 0.0

@@ -46,6 +46,14 @@ def test_listed_pairs_compare_what_the_list_says(make_sets, listed: ListedPairs)
     assert listed.images is not None and listed.images.tolist() == [100, 101, 103, 104, 107, 120, 129, 500]
 
 
+def test_faces_beyond_the_last_listed_one_are_left_out(make_sets) -> None:
+    gallery, probe = make_sets(3.0)
+    low = ListedPairs(np.array([100]), np.array([105]), np.array([False]), np.array([0]))
+    assert len(low.cross(gallery, probe.select(1)).same) == 3
+    found = low.cross(gallery.take(gallery.index < 103), probe)
+    assert (found.first_person.unique().tolist(), found.second_person.unique().tolist()) == ([0], [1])
+
+
 def test_without_any_probe_there_are_no_pairs_and_no_numbers(make_sets, listed: ListedPairs) -> None:
     gallery, probe = make_sets(3.0)
     assert len(listed.cross(gallery, probe.select(9)).same) == 0

@@ -7,7 +7,18 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from deocc.evaluation import build_results, loss_figure, panel_figure, panel_image, png_bytes, roc_figure, score_histogram, write_report
+from deocc.evaluation import (
+    EmbeddingSet,
+    build_results,
+    cmc_figure,
+    loss_figure,
+    panel_figure,
+    panel_image,
+    png_bytes,
+    roc_figure,
+    score_histogram,
+    write_report,
+)
 from deocc.evaluation.results import ROWS
 
 
@@ -51,6 +62,8 @@ def page(make_sets, tmp_path: Path) -> str:
 def test_report_holds_every_row_kind_and_source(page: str) -> None:
     for text in (*ROWS.values(), "cloth", "hand", "18.25", "torch: 9.9.9", "41, 42", "Faces &amp; masks"):
         assert text in page
+    captions = ("Recognition", "True accepts by false accept rate", "Differences in equal error rate", "By kind of occluder", "Restoration")
+    assert all(caption in page for caption in captions) and "rank-1 %" in page
     assert "ORL database shows 40 people, grey, frontal" in page
     assert "prefers-color-scheme: dark" in page and "compared with every gallery face but its own image" in page
 
@@ -79,6 +92,19 @@ def test_report_of_other_data_does_not_speak_of_orl(make_sets, tmp_path: Path) -
     assert "Restoration" not in page
 
 
+@pytest.mark.parametrize(("trained", "said"), [("OtherFaces", True), ("OrlFaces", False), (None, False)])
+def test_report_says_when_the_test_set_is_not_the_training_set(make_sets, tmp_path: Path, trained: str | None, said: bool) -> None:
+    provenance = {"data": "OrlFaces", "trained_on": trained}
+    write_report(tmp_path / "new" / "deep" / "r.html", build_results(*_one_row(make_sets), {}, ["cloth", "hand"], provenance), {})
+    page = (tmp_path / "new" / "deep" / "r.html").read_text()
+    assert ("Trained on OtherFaces, tested on OrlFaces: whether people of one are in the other is not known" in page) == said
+
+
+def _one_row(make_sets) -> tuple[EmbeddingSet, None, dict[str, EmbeddingSet]]:
+    gallery, masked = make_sets(3.0)
+    return gallery, None, {"teacher_masked": masked}
+
+
 def test_panel_shows_the_faces_pixel_for_pixel() -> None:
     image = panel_image(_columns(), ["cloth", "hand"])
     assert image.dtype == np.uint8
@@ -100,6 +126,15 @@ def test_roc_figure_draws_the_curve_as_steps_read_from_the_left() -> None:
     assert set(y[x < 0.0999]) == {0.4}
     assert set(y[(x > 0.1001) & (x < 0.99)]) == {0.8}
     assert y[-1] == 1.0
+
+
+def test_cmc_figure_draws_each_curve_from_rank_one() -> None:
+    axes = cmc_figure({"a": [0.5, 0.75, 1.0], "b": [0.25]}).axes[0]
+    assert {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines} == {
+        "a": [[1, 0.5], [2, 0.75], [3, 1]],
+        "b": [[1, 0.25]],
+    }
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("rank", "share of probes identified")
 
 
 def test_loss_figure_reads_a_metrics_file_with_gaps_and_pairs_the_stages(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from deocc.evaluation import (
     EmbeddingSet,
+    Galleries,
+    build_restoration_results,
     build_results,
     clean_row,
     equal_error_rate,
@@ -20,7 +23,7 @@ from deocc.evaluation import (
     write_results,
 )
 from deocc.evaluation.results import DIFFERENCES, KEYS, ROWS
-from deocc.evaluation.tables import difference_cells
+from deocc.evaluation.tables import coverage_cells, difference_cells, kind_cells, percent, row_cells
 
 CLEAN = ("teacher_clean", "student_clean")
 KINDS = ("cloth", "hand", "never_seen")
@@ -58,6 +61,8 @@ def test_each_number_is_that_of_its_own_protocol(built: dict, make_sets) -> None
     assert row["rank1"] == rank1(gallery_student, student)
     assert row["masked_masked"]["eer"] == equal_error_rate(*within_scores(student)[:2])
     assert {"eer", "auc", "tar@1e-1", "tar@1e-4", "tar_intervals"} < set(row["masked_masked"])
+    counts = torch.bincount(pair_scores(gallery_student, student).same.long())
+    assert row["pairs"] == {"different": int(counts[0]), "same": int(counts[1])}
     assert built["rows"]["student_clean"]["eer"] == equal_error_rate(*within_scores(gallery_student)[:2])
     assert built["rows"]["teacher_clean"]["eer"] == equal_error_rate(*within_scores(gallery)[:2])
     assert built["per_kind"]["hand"]["rows"]["teacher_masked"]["eer"] == equal_error_rate(*pair_scores(gallery, masked.select(1))[:2])
@@ -117,6 +122,46 @@ def test_results_that_cannot_be_built_say_why(make_sets, probe_names: list[str],
     gallery, masked = make_sets(3.0)
     with pytest.raises(ValueError, match=message):
         build_results(gallery, None, dict.fromkeys(probe_names, masked), {}, KINDS[:1], provenance)
+
+
+def test_a_test_that_embedded_nothing_has_restoration_alone() -> None:
+    found = build_restoration_results(RESTORATION, KINDS, {"command": "x"})
+    parts = {kind: {"rows": {}, "restoration": {"given_mask": SCORES}} for kind in KINDS[:2]}
+    assert found == {"command": "x", "rows": {}, "restoration": {"given_mask": SCORES}, "per_kind": parts}
+    assert [line.split()[0] for line in summary_table(found).splitlines() if "25.00" in line] == ["all"]
+    with pytest.raises(ValueError, match="provenance holds per_kind"):
+        build_restoration_results({}, KINDS, {"per_kind": 1})
+    with pytest.raises(ValueError, match="kind 1 was evaluated but only 1 kinds"):
+        build_restoration_results(RESTORATION, KINDS[:1], {})
+
+
+def test_tenths_by_coverage_have_their_own_error_rates(make_sets) -> None:
+    gallery, probe = make_sets(3.0)
+    probe.coverage = torch.linspace(0.1, 0.5, len(probe))
+    tenths = build_results(gallery, None, {"teacher_masked": probe}, {}, KINDS, {}, replicates=5)["per_coverage"]
+    assert [part["low"] for part in tenths] == pytest.approx([0.1 + 0.04 * tenth for tenth in range(10)])
+    assert [part["high"] for part in tenths] == pytest.approx([0.14 + 0.04 * tenth for tenth in range(10)])
+    for tenth, part in enumerate(tenths):
+        members = probe.take(torch.arange(len(probe)) * 10 // len(probe) == tenth)
+        assert part["rows"] == {"teacher_masked": {"eer": equal_error_rate(*pair_scores(gallery, members)[:2])}}
+    header, body = coverage_cells({"per_coverage": tenths})
+    assert header == ["covered % of the crop", ROWS["teacher_masked"]] and body[0][0] == "10.00 to 14.00"
+    assert body[0][1] == percent(tenths[0]["rows"]["teacher_masked"]["eer"])
+
+
+def test_without_masked_rows_there_are_no_tenths(make_sets) -> None:
+    found = build_results(make_sets(3.0)[0], None, {}, {}, KINDS, {})
+    assert (list(found["rows"]), found["per_coverage"], found["per_kind"]) == (["teacher_clean"], [], {})
+
+
+def test_named_galleries_have_columns_of_their_own(make_sets) -> None:
+    gallery, probe = make_sets(3.0)
+    galleries = Galleries({"one": np.arange(6) * 5 + 101, "two": np.arange(6) * 5 + 102})
+    found = build_results(gallery, None, {"teacher_masked": probe}, {}, KINDS, {}, galleries, replicates=5)
+    row, header = found["rows"]["teacher_masked"], row_cells(found)[0]
+    assert header[-3:] == ["rank-1 % one", "rank-1 % two", "masked-masked EER %"]
+    assert row_cells(found)[1][1][-3:-1] == [percent(row["rank1_one"]), percent(row["rank1_two"])]
+    assert kind_cells(found)[1][0][0].startswith("cloth")
 
 
 def test_the_file_is_strict_json_with_null_for_what_is_not_a_number(built: dict, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def test_equal_error_rate_of_separated_swapped_and_tied_pairs(similarity: list[f
     assert equal_error_rate(torch.tensor(similarity), torch.tensor([True, True, False, False])) == pytest.approx(expected)
 
 
+def test_pairs_of_one_similarity_have_half_of_the_area() -> None:
+    assert area_under_curve(torch.full((4,), 0.5), torch.tensor([True, True, False, False])) == 0.5
+
+
 def test_random_similarities_have_an_equal_error_rate_of_a_half() -> None:
     generator = torch.Generator().manual_seed(0)
     same = torch.rand(20000, generator=generator) < 0.5
@@ -93,6 +97,18 @@ def test_true_accept_rate_is_nan_just_where_far_is_less_than_one_pair() -> None:
     assert math.isnan(true_accept_rate(similarity[1:], same[1:], 1e-2))
 
 
+def test_weighted_rates_equal_those_of_repeated_pairs_and_pairs_of_weight_zero_support_nothing() -> None:
+    similarity, same, weight = _pairs(2000, decimals=4)
+    repeated = similarity.repeat_interleave(weight), same.repeat_interleave(weight)
+    found, expected = verification_scores(similarity, same, weight), verification_scores(*repeated)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+    assert true_accept_rate(similarity, same, 1e-2, weight) == pytest.approx(true_accept_rate(*repeated, 1e-2))
+    few = torch.cat([(~same).nonzero()[:99, 0], same.nonzero()[:, 0]])
+    weight = torch.zeros_like(weight).index_fill_(0, few, 1)
+    assert math.isnan(true_accept_rate(similarity, same, 1e-2, weight))
+    assert math.isfinite(true_accept_rate(similarity, same, 1 / 99, weight))
+
+
 def test_a_far_that_is_just_met_is_not_lost_to_rounding() -> None:
     similarity, same = torch.tensor([3.0, 2.0, *([1.0] * 99)]), torch.tensor([False, True] + [False] * 99)
     assert true_accept_rate(similarity, same, 1e-2) == 1.0
@@ -119,6 +135,7 @@ def test_scores_without_both_sorts_of_pairs_are_nan(same: list[bool]) -> None:
     [
         (torch.zeros(3), torch.zeros(2, dtype=torch.bool), "one shape"),
         (torch.zeros(2), torch.zeros(2), "bool"),
+        (torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool), "one shape"),
         (torch.tensor([0.0, math.nan]), torch.zeros(2, dtype=torch.bool), "not finite"),
     ],
 )
@@ -127,9 +144,16 @@ def test_bad_pairs_are_refused(similarity: torch.Tensor, same: torch.Tensor, mes
         equal_error_rate(similarity, same)
 
 
-def test_a_false_accept_rate_of_zero_is_refused() -> None:
+@pytest.mark.parametrize("far", [0, -0.1, 1.1])
+def test_a_false_accept_rate_out_of_range_is_refused(far: float) -> None:
     with pytest.raises(ValueError, match="false accept rate"):
-        true_accept_rate(*_pairs()[:2], far=0)
+        true_accept_rate(*_pairs()[:2], far=far)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    similarity, same, weight = _pairs()
+    with pytest.raises(ValueError, match="of one shape"):
+        roc_curve(similarity, same, weight[:-1])
 
 
 def test_pair_scores_equal_a_loop_over_all_pairs(make_sets) -> None:

@@ -9,6 +9,11 @@ from deocc.losses import DiscriminatorLoss, GeneratorLoss, discriminator_loss, g
 REAL, FAKE = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
 
 
+def places(number: int, seed: int) -> torch.Tensor:
+    """(number,), where between completed and clean faces."""
+    return torch.rand(number, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("hinge", (0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3), ("wgan", -2 / 3 - 1.5 / 3)])
 def test_the_discriminator_loss_has_its_hand_made_value(kind: str, expected: float) -> None:
     assert float(discriminator_loss(REAL, FAKE, kind)) == pytest.approx(expected)
@@ -41,7 +46,7 @@ def test_a_linear_discriminator_pays_its_slopes_distance_from_one(length: float)
     direction = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
     weight = (length * direction / direction.norm()).requires_grad_()
     real, fake = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    penalty = gradient_penalty(lambda image: (image * weight).sum((1, 2, 3)), real, fake, torch.Generator().manual_seed(2))
+    penalty = gradient_penalty(lambda image: image.flatten(1) @ weight.flatten(), real, fake, places(5, 2))
     assert float(penalty.detach()) == pytest.approx((length - 1) ** 2, abs=1e-6)
     (slope,) = torch.autograd.grad(penalty, weight)
     assert slope.isfinite().all()
@@ -55,7 +60,7 @@ def test_the_penalty_looks_between_the_faces_and_each_image_at_its_own_place() -
         seen.append(image.detach())
         return image.sum((1, 2, 3))
 
-    gradient_penalty(discriminator, torch.ones(64, 1, 2, 2), torch.zeros(64, 1, 2, 2), torch.Generator().manual_seed(3))
+    gradient_penalty(discriminator, torch.ones(64, 1, 2, 2), torch.zeros(64, 1, 2, 2), places(64, 3))
     share = seen[0].flatten(1)
     assert torch.equal(share, share[:, :1].expand_as(share))
     assert share.min() >= 0
@@ -63,10 +68,18 @@ def test_the_penalty_looks_between_the_faces_and_each_image_at_its_own_place() -
     assert len(share[:, 0].unique()) == 64
 
 
-def test_the_same_generator_seed_gives_the_same_penalty() -> None:
+def test_a_completed_face_in_half_precision_and_no_generator_are_taken() -> None:
+    direction = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    real, fake = torch.zeros(3, 2, 1, 1, dtype=torch.float64), torch.ones(3, 2, 1, 1, dtype=torch.bfloat16)
+    penalty = gradient_penalty(lambda image: image.flatten(1) @ direction, real, fake)
+    assert penalty.dtype == torch.float64
+    assert float(penalty) == pytest.approx((5 - 1) ** 2)
+
+
+def test_the_same_places_give_the_same_penalty() -> None:
     discriminator = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 1))
     real, fake = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(4))
-    first, again, other = (gradient_penalty(discriminator, real, fake, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    first, again, other = (gradient_penalty(discriminator, real, fake, places(4, seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -74,12 +87,17 @@ def test_the_same_generator_seed_gives_the_same_penalty() -> None:
 def test_the_penalty_reaches_the_discriminator_but_no_face_and_ignores_autocast() -> None:
     discriminator = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 1))
     real, fake = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2, requires_grad=True)
-    penalty = gradient_penalty(discriminator, real, fake, torch.Generator().manual_seed(7))
+    penalty = gradient_penalty(discriminator, real, fake, places(4, 7))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(gradient_penalty(discriminator, real, fake, torch.Generator().manual_seed(7)), penalty)
+        assert torch.equal(gradient_penalty(discriminator, real, fake, places(4, 7)), penalty)
     penalty.backward()
     assert fake.grad is None
     assert all(parameter.grad is not None for parameter in discriminator[1].parameters() if parameter.ndim > 1)
+
+
+def test_hinge_is_taken_unless_another_is_asked_for() -> None:
+    assert torch.equal(DiscriminatorLoss()(REAL, FAKE), discriminator_loss(REAL, FAKE, "hinge"))
+    assert GeneratorLoss().kind == "hinge"
 
 
 def test_unknown_kinds_and_unequal_shapes_are_refused() -> None:

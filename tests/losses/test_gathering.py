@@ -181,6 +181,15 @@ def test_shares_of_the_vertices_sum_to_the_whole_loss(chunk_size: int) -> None:
         assert_close(torch.stack([share[key] for share in shares]).sum(0), whole[key])
 
 
+def test_estimates_start_with_turn_zero_and_a_chunk_size_of_zero_is_refused() -> None:
+    student = network()(IMAGES)
+    first, second = (gathered_triplet_relation_loss(student, TEACHER, max_vertices=3, turn=turn) for turn in (0, 1))
+    assert torch.equal(gathered_triplet_relation_loss(student, TEACHER, max_vertices=3), first)
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match="chunk_size"):
+        gathered_triplet_relation_loss(student, TEACHER, chunk_size=0)
+
+
 def test_one_process_alone_gathers_nothing_and_has_the_plain_losses() -> None:
     student = network()(IMAGES)
     assert gather_embeddings(student) is student

@@ -68,6 +68,24 @@ def test_the_classifier_ignores_lengths_and_autocast() -> None:
     torch.testing.assert_close(loss(embedding, identity), value)
 
 
+def test_without_settings_it_is_softmax_of_64_cosines_without_margin() -> None:
+    cosine, identity = cosines(6, 4, 5), torch.tensor([0, 1, 2, 3, 3, 0])
+    expected = F.cross_entropy(64 * cosine, identity)
+    for found in (identity_loss(cosine, identity), identity_loss(cosine, identity, "cosface"), identity_loss(cosine, identity, scale=64)):
+        torch.testing.assert_close(found, expected)
+    head = IdentityLoss(4, 8)
+    assert (head.margin_type, head.margin, head.scale) == ("softmax", 0.0, 64.0)
+
+
+def test_one_identity_and_one_dimension_are_enough() -> None:
+    assert float(IdentityLoss(1, 1)(torch.ones(2, 1), torch.tensor([0, 0])).detach()) == 0
+
+
+def test_a_half_precision_embedding_is_compared_in_float32() -> None:
+    head, embedding = IdentityLoss(5, 8), torch.randn(3, 8, generator=torch.Generator().manual_seed(6)).bfloat16()
+    assert torch.equal(head.cosine(embedding), head.cosine(embedding.float()))
+
+
 def test_cosines_are_those_of_embedding_and_weight() -> None:
     loss, embedding = IdentityLoss(3, 4), torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
     expected = F.cosine_similarity(embedding[:, None], loss.weight[None], dim=2)

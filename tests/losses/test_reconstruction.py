@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deocc.losses import MaskedL1Loss, MaskSegmentationLoss, PerceptualLoss, mask_segmentation_loss, masked_l1_loss, perceptual_loss
+from deocc.losses import (
+    MaskedL1Loss,
+    MaskSegmentationLoss,
+    PerceptualLoss,
+    feature_distance,
+    mask_segmentation_loss,
+    masked_l1_loss,
+    perceptual_loss,
+)
 from tests import oracles
 
 
@@ -51,6 +59,12 @@ def test_visible_pixels_of_a_completed_face_add_nothing() -> None:
     torch.testing.assert_close(masked_l1_loss(completed, face, mask), masked_l1_loss(generated, face, mask, 1.0, 0.0))
 
 
+def test_one_image_and_a_bool_mask_are_taken() -> None:
+    generated, face, mask = images(13, 1, 3, 4, 4), images(14, 1, 3, 4, 4), masks(15, 1, 1, 4, 4)
+    expected = oracles.masked_l1(generated, face, mask, 1.0, 0.1)
+    assert float(MaskedL1Loss()(generated, face, mask.bool())) == pytest.approx(expected, rel=1e-5)
+
+
 def test_masked_l1_refuses_shapes_that_do_not_fit() -> None:
     face = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\), \(2, 3, 4, 4\), \(2, 3, 4, 4\)"):
@@ -83,6 +97,13 @@ def test_the_perceptual_network_is_frozen_and_stays_in_evaluation_mode() -> None
 def test_the_perceptual_loss_refuses_faces_of_different_shape() -> None:
     with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\) and \(2, 3, 4, 4\)"):
         perceptual_loss(lambda image: image, torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+
+
+def test_feature_maps_that_do_not_fit_are_refused() -> None:
+    one, other = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)
+    for completed, clean in (([], []), ([one], [other]), ([one, one], [one])):
+        with pytest.raises(ValueError, match="feature maps of equal shapes"):
+            feature_distance(completed, clean)
 
 
 def test_mask_segmentation_has_its_hand_made_value() -> None:

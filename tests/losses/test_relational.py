@@ -273,6 +273,14 @@ def test_an_estimate_is_the_scaled_sum_over_a_share_of_the_vertices() -> None:
     )
 
 
+def test_the_module_starts_with_turn_zero_and_hands_its_chunk_size_on() -> None:
+    student, teacher = embeddings(7, 5, 26), embeddings(7, 5, 27)
+    module = TripletRelationLoss(max_vertices=3)
+    assert torch.equal(module(student, teacher), module(student, teacher, 0))
+    with pytest.raises(ValueError, match="chunk_size"):
+        TripletRelationLoss(chunk_size=0)(student, teacher)
+
+
 def test_a_number_of_vertices_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="max_vertices must be a positive number of vertices or None, got 0"):
         triplet_relation_loss(embeddings(4, 8, 0), embeddings(4, 8, 0), max_vertices=0)
@@ -295,6 +303,15 @@ def test_the_soft_target_lies_between_embedding_and_centre(normalize: bool, targ
     loss = InstanceRelationLoss(beta=0.25, normalize=normalize)
     assert float(loss(torch.tensor([target]), teacher, centers)) == pytest.approx(0, abs=1e-12)
     assert float(loss(teacher, teacher, centers)) > 0.05
+
+
+def test_the_soft_target_has_unit_length_unless_asked_otherwise() -> None:
+    student, teacher, centers = (
+        embeddings(4, 3, seed, dtype) for seed, dtype in ((32, torch.float64), (33, torch.float64), (34, torch.float32))
+    )
+    expected = (student - F.normalize(0.75 * teacher + 0.25 * centers)).square().sum(1).mean()
+    torch.testing.assert_close(instance_relation_loss(student, teacher, centers, 0.25), expected)
+    torch.testing.assert_close(InstanceRelationLoss(0.25)(student, teacher, centers), expected)
 
 
 def test_at_beta_one_only_the_centre_counts() -> None:
@@ -339,8 +356,20 @@ def test_prediction_arguments_that_do_not_fit_are_refused() -> None:
     student, centers = embeddings(5, 4, 41), embeddings(3, 4, 42)
     with pytest.raises(ValueError, match=r"\(K, 4\), got \(3, 2\)"):
         prediction_relation_loss(student, student, centers[:, :2], 1.0, 1.0)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        PredictionRelationLoss(1.0, 0.0)
+    with pytest.raises(ValueError, match=r"of one shape, got \(5, 4\) and \(5, 3\)"):
+        prediction_relation_loss(student, student[:, :3], centers[:, :3], 1.0, 1.0)
+    for scale, temperature, name in ((1.0, 0.0, "temperature"), (0.0, 1.0, "scale")):
+        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+            PredictionRelationLoss(scale, temperature)
+        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+            prediction_relation_loss(student, student, centers, scale, temperature)
+
+
+def test_half_precision_predictions_are_compared_in_float32() -> None:
+    student, teacher, centers = embeddings(5, 4, 38).bfloat16(), embeddings(5, 4, 39).bfloat16(), embeddings(3, 4, 40)
+    found, wide = (prediction_relation_loss(*pair, centers, 16.0, 2.0) for pair in ((student, teacher), (student.float(), teacher.float())))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wide)
 
 
 def test_module_and_function_agree() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from deocc.losses import IdentityLoss
-from deocc.losses.sharded_identity import ShardedIdentityLoss, choose_identities
+from deocc.losses import IdentityLoss, identity_loss
+from deocc.losses.sharded_identity import ShardedIdentityLoss, choose_identities, sharded_identity_loss
 from deocc.losses.shards import rows_of
 
 PROCESSES, BATCH, PEOPLE, DIM, LIMIT = 2, 4, 11, 6, 120  # an odd number of people: unequal shards; LIMIT in seconds
@@ -89,10 +90,10 @@ def one_process(rank: int, folder: str) -> None:
         trained = DistributedDataParallel(trainee)
         outcome[f"sampled {seed}"] = outcome_of(trained, trainee, IMAGES[own], IDENTITY[own, 0], None, seed)
     trainee = sharded(*MARGINS[1], sample_share=1e-9)
-    three = torch.full((BATCH,), 3)  # nobody of the second process's rows takes part
-    outcome["lonely"] = outcome_of(trainee, trainee, IMAGES[own], three)
+    for person in (0, 1):  # nobody of the second process's rows takes part
+        outcome[f"lonely {person}"] = outcome_of(trainee, trainee, IMAGES[own], torch.full((BATCH,), person))
     with pytest.raises(ValueError, match=f"0 to {PEOPLE - 1}, got 0 to {PEOPLE}"):
-        trainee(IMAGES[own], torch.tensor([0, 1, 2, PEOPLE]) if rank else three)
+        trainee(IMAGES[own], torch.tensor([0, 1, 2, PEOPLE]) if rank else IDENTITY[own, 0])
     outcome["initial"] = ShardedIdentityLoss(PEOPLE, DIM).weight.detach()
     torch.save(outcome, f"{folder}/{rank}.pt")
     dist.barrier()  # neither leaves while the other still needs it
@@ -171,8 +172,9 @@ def test_a_sampled_step_is_the_whole_loss_over_the_chosen_identities_alone() -> 
 
 def test_a_process_none_of_whose_rows_take_part_adds_nothing(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        assert outcome["lonely"]["value"] == 0  # one identity alone is certain
-        assert not outcome["lonely"]["rows"].any() and not outcome["lonely"]["student"].any()
+        for lonely in (outcome["lonely 0"], outcome["lonely 1"]):
+            assert lonely["value"] == 0  # one identity alone is certain
+            assert not lonely["rows"].any() and not lonely["student"].any()
 
 
 def test_processes_start_with_different_rows(outcomes: list[Outcome]) -> None:
@@ -210,6 +212,21 @@ def test_the_loss_stays_finite_and_exact_where_the_own_identity_leaves_nothing_t
     assert float(value.detach()) == pytest.approx(64 * 0.15, rel=1e-4)  # log(1 + e^(64 (0.8 - 0.65)))
 
 
+def test_without_settings_it_is_the_plain_classifiers_loss() -> None:
+    embedding, identity, share = draw(4, DIM, seed=7), torch.tensor([[0], [10], [3], [3]]), torch.ones(4, 1)
+    expected = identity_loss(F.normalize(embedding) @ F.normalize(CENTERS).T, identity[:, 0])
+    everybody = torch.arange(PEOPLE)
+    torch.testing.assert_close(sharded_identity_loss(embedding, CENTERS, everybody, identity, share), expected)
+    torch.testing.assert_close(sharded_identity_loss(embedding, CENTERS, everybody, identity, share, "cosface"), expected)
+
+
+def test_a_half_precision_embedding_is_compared_in_float32() -> None:
+    head, embedding, identity = ShardedIdentityLoss(5, 8), draw(3, 8, seed=6).bfloat16(), torch.tensor([0, 4, 2])
+    found = head(embedding, identity)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, head(embedding.float(), identity))
+
+
 def test_gradcheck() -> None:
     head = sharded("arcface", 0.5, 4.0).classifier
     assert torch.autograd.gradcheck(lambda e: head(e, IDENTITY, SHARE), draw(8, DIM, seed=4).requires_grad_())
@@ -244,5 +261,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         head.initialise(torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"got \(2, 4\), \(2, 3\) and None"):
         head(torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"got \(2, 4\), \(2, 3\) and \(2, 2\)"):
+        head(torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"got \(2,\), \(2, 1\) and"):
+        head(torch.zeros(2), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"0 to 4, got 1 to 5"):
         head(torch.zeros(2, 4), torch.tensor([1, 5]))

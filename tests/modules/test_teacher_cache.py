@@ -15,8 +15,9 @@ from torch import Tensor
 
 from deocc.data import MaskedFaceDataModule
 from deocc.modules import DistillationModule
-from deocc.modules.teacher_cache import TeacherCache, teacher_fingerprint
+from deocc.modules.teacher_cache import TeacherCache
 from deocc.networks import Embedder, create_teacher
+from deocc.networks.teacher_fingerprint import teacher_fingerprint
 from tests.data.conftest import TinyFaces
 from tests.modules.test_inpainting import trainer_for
 

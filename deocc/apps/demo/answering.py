@@ -4,16 +4,21 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deocc.apps.demo.analysis import Analyst
+from deocc.apps.demo.memory import PhotoMemory
 from deocc.apps.demo.view import error_html, result_html
 from deocc.apps.photos import FaceFinder, PhotoFace, read_photo
 
 _HARMLESS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 MOST_SEED: Final = 2**31 - 1
 _REMEMBERED = 1000
+
+Photo = Mapping[str, Any] | NDArray[np.uint8]
 
 
 class RateLimit:
@@ -23,10 +28,11 @@ class RateLimit:
         most: answers.
         seconds: the span.
         clock: what time it is, in seconds.
+        what: what is counted, in the plural.
     """
 
-    def __init__(self, most: int = 30, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._seconds, self._clock = most, seconds, clock
+    def __init__(self, most: int = 30, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic, what: str = "answers") -> None:
+        self._most, self._seconds, self._clock, self._what = most, seconds, clock, what
         self._times: dict[str, deque[float]] = {}
 
     def check(self, client: str) -> None:
@@ -44,7 +50,7 @@ class RateLimit:
             del self._times[next(iter(self._times))]
         if len(times) >= self._most:
             wait = int(self._seconds - (now - times[0])) + 1
-            raise ValueError(f"the limit is {self._most} answers in {self._seconds:g} s: wait {wait} s and press the button again")
+            raise ValueError(f"the limit is {self._most} {self._what} in {self._seconds:g} s: wait {wait} s and press the button again")
         times.append(now)
 
 
@@ -55,17 +61,17 @@ class Answers:
         analyst: what analyses faces.
         finder: what finds them.
         limit: how often a client may ask.
-        uploads: the folder that uploads lie in; no other file is read, whatever a client names.
+        memory: where the photos are that clients name.
     """
 
-    def __init__(self, analyst: Analyst, finder: FaceFinder, limit: RateLimit, uploads: Path) -> None:
-        self._analyst, self._finder, self._limit, self._uploads = analyst, finder, limit, uploads.resolve()
+    def __init__(self, analyst: Analyst, finder: FaceFinder, limit: RateLimit, memory: PhotoMemory) -> None:
+        self._analyst, self._finder, self._limit, self._memory = analyst, finder, limit, memory
 
-    def answer(self, photo: Mapping[str, Any] | None, second: Mapping[str, Any] | None, kind: str, seed: Any, client: str) -> str:
+    def answer(self, photo: Photo | None, second: Photo | None, kind: str, seed: Any, client: str) -> str:
         """The result as HTML, or the one line that says what is wrong, as HTML too.
 
         Args:
-            photo: an uploaded file, its `path` and the `orig_name` that it had; None = none was given.
+            photo: an uploaded file, its `path` and the `orig_name` that it had, or pixels (H, W, 3) RGB; None = none was given.
             second: another, to compare with; None = none.
             kind: a kind of mask, or `NO_MASK`.
             seed: of the mask, a whole number from 0 to `MOST_SEED`.
@@ -82,14 +88,17 @@ class Answers:
                 return error_html(_line(error))
         return result_html(analysis, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)])
 
-    def _face(self, upload: Mapping[str, Any] | None, default: str) -> PhotoFace:
-        if upload is None:
+    def _face(self, given: Photo | None, default: str) -> PhotoFace:
+        if given is None:
             raise ValueError("no photo yet: drop one, choose a file, or take one with the camera")
-        name = str(upload.get("orig_name") or default)
-        path = Path(str(upload.get("path") or "")).resolve()
-        if not path.is_relative_to(self._uploads) or not path.is_file():
-            raise ValueError(f"{name} is no longer here, since photos are not kept: choose it again")
-        return self._finder.find(read_photo(path.read_bytes(), name), name)[0]
+        if isinstance(given, np.ndarray):
+            return self._finder.find(given, default)[0]
+        name = str(given.get("orig_name") or default)
+        try:
+            data = self._memory.take(str(given.get("path") or ""))
+        except (OSError, ValueError):  # ValueError: a path that no system takes
+            raise ValueError(f"{name} is no longer here, since photos are not kept: choose it again") from None
+        return self._finder.find(read_photo(data, name), name)[0]
 
 
 def _seed(value: Any) -> int:

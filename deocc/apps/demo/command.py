@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import ipaddress
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NoReturn
 from deocc.apps.demo.analysis import Analyst
 from deocc.apps.demo.answering import Answers, RateLimit
 from deocc.apps.demo.gallery import OrlGallery
+from deocc.apps.demo.memory import PhotoMemory
 from deocc.apps.demo.page import build_page
 from deocc.apps.demo.serving import address_of, listen, make_app, private_folder, serve
 from deocc.apps.model_argument import add_model_argument, load_model
@@ -42,11 +44,11 @@ def main(words: Sequence[str]) -> int:
         pipeline = load_model(chosen)
         finder = FaceFinder(pipeline.size, chosen.detector, chosen.detector_weights)
         gallery = _gallery(pipeline)
-        page = build_page(Answers(Analyst(pipeline, gallery), finder, RateLimit(), Path(uploads)), gallery)
+        page = build_page(Answers(Analyst(pipeline, gallery), finder, RateLimit(), PhotoMemory(Path(uploads))), gallery)
         if not _is_loopback(opened.getsockname()[0]):
             _say(f"warning: --host {chosen.host} lets other machines in; there is no password, and photos travel unencrypted")
         print(f"deocc demo: {address_of(opened)} (Ctrl-C ends it)", flush=True)
-        serve(make_app(page), opened)
+        serve(make_app(page, Path(uploads), _names(chosen.host, opened.getsockname()[0])), opened)
     return 0
 
 
@@ -72,6 +74,11 @@ def _gallery(pipeline: Pipeline) -> OrlGallery | None:
     except FileNotFoundError as error:
         _say(f"no identification and no examples: {error}")
         return None
+
+
+def _names(host: str, address: str) -> list[str]:
+    """What requests may call this machine: the name given to --host and, where other machines are let in, the machine's own."""
+    return [host] if _is_loopback(address) else [host, socket.gethostname(), socket.getfqdn()]
 
 
 def _is_loopback(host: str) -> bool:

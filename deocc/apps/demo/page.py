@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 from deocc.apps.demo.analysis import NO_MASK
 from deocc.apps.demo.answering import MOST_SEED, Answers
 from deocc.apps.demo.gallery import EXAMPLES, Example, OrlGallery
+from deocc.apps.demo.memory import KEPT
 from deocc.apps.demo.view import intro_html
 from deocc.masking import list_kinds
 
 if TYPE_CHECKING:
     import gradio as gr
 
-_SWEEP, _KEPT = 30, 600
-"""Every so many seconds photos are deleted that were given more than so many seconds ago; the page says ten minutes. OURS."""
+_SWEEP, _KEPT = 30, int(KEPT)
+"""Every so many seconds photos are deleted that were given more than so many seconds ago and never shown; the page says ten minutes. OURS.
+"""
 
 _WAITING: Final = 20
 """More requests than these, which wait for their turn one after the other, are refused. OURS."""
@@ -50,7 +52,7 @@ def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
         inputs = [photo, second, kind, seed]
 
         def show(first: Any, other: Any, chosen: str, number: Any, request: gr.Request) -> str:
-            return answers.answer(first, other, chosen, number, request.client.host if request.client else "")
+            return answers.answer(first, other, chosen, number, _client(request))
 
         asking: dict[str, Any] = {
             "preprocess": False,
@@ -60,8 +62,9 @@ def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
             **_PRIVATE,
         }
         button.click(show, inputs, result, **asking)
-        for its_button, put in examples.items():
-            its_button.click(put, None, inputs, **_PRIVATE).then(show, inputs, result, **asking)
+        for its_button, its_photos in examples.items():
+            # Shown by its pixels: a file is deleted when it is read, and the browser fetches an example's just then.
+            its_button.click(its_photos, None, inputs, **_PRIVATE).then(_answer_to(answers, its_photos), None, result, **asking)
     page.queue(max_size=_WAITING, api_open=False)
     return page
 
@@ -84,3 +87,17 @@ def _example_buttons(gallery: OrlGallery) -> "dict[gr.Button, Callable[[], tuple
 
 def _put(gallery: OrlGallery, example: Example) -> tuple[Any, ...]:
     return gallery.photo(*example.photo), gallery.photo(*example.second), example.kind, example.seed
+
+
+def _answer_to(answers: Answers, photos: Callable[[], tuple[Any, ...]]) -> Callable[..., str]:
+    import gradio as gr
+
+    def answer(request: gr.Request) -> str:
+        photo, second, kind, seed = photos()
+        return answers.answer(photo, second, kind, seed, _client(request))
+
+    return answer
+
+
+def _client(request: "gr.Request") -> str:
+    return request.client.host if request.client else ""

@@ -5,11 +5,14 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from deocc.apps.demo.answering import RateLimit
+from deocc.apps.demo.guard import Guard
 from deocc.apps.demo.view import page_style
 
 if TYPE_CHECKING:
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 LARGEST_UPLOAD: Final = "10mb"
 _LAST_PORT = 65535
+_CAUTION: Final[dict[str, Any]] = {"proxy_headers": False, "server_header": False, "limit_concurrency": 200}
+"""What a client says of itself is not believed, or it could ask by as many names as it likes; more connections at once are refused. A page
+keeps one or two open. OURS."""
+
 _PATIENCE = 2  # seconds for open connections at the end: a page keeps one open for as long as it is shown
 _FONT, _FONT_MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine; Gradio's own would come from the network
 _SETTINGS: Final = {
@@ -26,7 +33,8 @@ _SETTINGS: Final = {
     "GRADIO_MCP_SERVER": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
+_MOST_POSTS: Final = 120
+"""Requests a minute and client that send anything. To show a photo takes two or three; answers have a limit of their own. OURS."""
 
 
 @contextmanager
@@ -95,8 +103,13 @@ def address_of(opened: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def make_app(page: "gr.Blocks") -> "fastapi.FastAPI":
+def make_app(page: "gr.Blocks", uploads: Path, names: Iterable[str] = ()) -> "fastapi.FastAPI":
     """The page as an application that asks nothing from other machines.
+
+    Args:
+        page: the page.
+        uploads: the folder that uploads lie in.
+        names: what the machine is called, besides its addresses and `localhost`.
 
     Raises:
         ImportError: the package gradio is not installed.
@@ -105,7 +118,7 @@ def make_app(page: "gr.Blocks") -> "fastapi.FastAPI":
     import gradio as gr
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_OwnContentOnly)
+    app.add_middleware(Guard, names=names, uploads=uploads, limit=RateLimit(_MOST_POSTS, what="requests"))
     theme = gr.themes.Default(primary_hue="blue", font=_FONT, font_mono=_FONT_MONO)
     look: dict[str, Any] = {"theme": theme, "css": page_style(), "footer_links": []}
     gr.mount_gradio_app(app, page, "/", max_file_size=LARGEST_UPLOAD, ssr_mode=False, pwa=False, **look)
@@ -122,24 +135,9 @@ def serve(app: "fastapi.FastAPI", opened: socket.socket) -> None:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a page that is still shown would be reported with a traceback
             super().handle_exit(sig, frame)
 
-    server = QuietlyEnding(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE))
+    server = QuietlyEnding(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE, **_CAUTION))
     with suppress(KeyboardInterrupt):
         server.run(sockets=[opened])
-
-
-class _OwnContentOnly:
-    """Tells browsers to load and to ask nothing from other machines, and not to show the page within others."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
-            await send(message)
-
-        await self._app(scope, receive, send_with_policy)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.apps.array_file import read_arrays, write_arrays
+from deocc.apps.array_file import check_rows, read_arrays, write_arrays
 
-_COLUMNS: Final = ("photo", "stamp", "embedding", "covered")
+_KINDS: Final = {"photo": ("U", 1), "stamp": ("i", 2), "embedding": ("f", 2), "covered": ("f", 1)}
+_COLUMNS: Final = tuple(_KINDS)
 
 
 class KeptFace(NamedTuple):
@@ -76,6 +77,7 @@ def stamp_of(photo: Path) -> tuple[int, int]:
 def _read(path: Path, key: str) -> dict[str, KeptFace]:
     try:
         content = read_arrays(path, (*_COLUMNS, "key"))
+        check_rows(content, _KINDS)
     except ValueError as error:
         raise ValueError(f"{path} exists and holds no gallery ({error}): choose another --save-index") from error
     if str(content["key"]) != key:

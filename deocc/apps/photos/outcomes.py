@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,9 @@ from deocc.apps.photos.writing import writing_to
 
 _COLUMNS: Final = ("photo", "face", "status", "reason", "output")
 _DONE, _LEFT_OUT = "done", "left out"
+_FORMULA: Final = re.compile(r"'*(?:[=@\t\r]|[+-](?![\d.]+(?:e[+-]?\d+)?$))")
+"""What a formula begins with, and not a number; also behind apostrophes, so that what is read is what was written."""
+
 _WRITE_EVERY: Final = 2.0  # seconds of rows that a killed process may lose; their work is then done again
 
 
@@ -42,6 +46,9 @@ class Outcome:
 
 class OutcomeFile:
     """The table in a CSV file. Rows of an earlier run stay until newer ones take their place.
+
+    A spreadsheet takes a cell that begins with = + - @ for a formula, and may start a program by it; names of files and folders are
+    anybody's. Such text is written with an apostrophe before it, which is taken away when the table is read here (OURS).
 
     Args:
         path: where it lies; it is read where it exists already.
@@ -101,7 +108,8 @@ def _write(path: Path, outcomes: Sequence[Outcome]) -> None:
 def _as_row(outcome: Outcome) -> dict[str, object]:
     status = _DONE if outcome.done else _LEFT_OUT
     values = (outcome.photo, outcome.face, status, outcome.reason, outcome.output)
-    return {**dict(zip(_COLUMNS, values, strict=True)), **outcome.details}
+    row = {**dict(zip(_COLUMNS, values, strict=True)), **outcome.details}
+    return {name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value for name, value in row.items()}
 
 
 def _read(path: Path) -> Iterable[Outcome]:
@@ -111,11 +119,12 @@ def _read(path: Path) -> Iterable[Outcome]:
             if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
                 raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
             return [_as_outcome(row) for row in table]
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:  # rows of more or fewer cells hold lists or nothing
         raise ValueError(f"{path} exists and is no list of an earlier run ({error}): choose another --out") from error
 
 
-def _as_outcome(row: dict[str, str]) -> Outcome:
+def _as_outcome(written: dict[str, str]) -> Outcome:
+    row = {name: value[1:] if value.startswith("'") and _FORMULA.match(value) else value for name, value in written.items()}
     details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
     face = int(row["face"]) if row["face"] else None
     return Outcome(row["photo"], row["reason"], face, row["output"], details)

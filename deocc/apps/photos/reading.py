@@ -1,10 +1,8 @@
 """One photo, whatever its format and mode, as upright RGB; or one line that says why it cannot be read."""
 
-import struct
-import warnings
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from deocc.data.images import upright
+from deocc.data.images import FORMATS, MOST_BYTES, check_size, open_image, reason_of, upright
 
-MOST_PIXELS: Final = 100_000_000
-"""A photo of more pixels is refused before it is decoded: 300 MB as RGB. OURS."""
+PHOTO_FORMATS: Final = (*FORMATS, "GIF", "AVIF")
+"""Pillow's names; HEIF comes with the package pillow-heif."""
 
 _SIXTEEN_BITS: Final = 65535
-_BOMB: Final = Image.DecompressionBombError
-_READERS: Final = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, TypeError, KeyError, struct.error, _BOMB)  # of damaged files
 
 Source = Path | bytes | Image.Image | NDArray[np.generic]
 
@@ -36,8 +32,8 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a folder or not an image, is cut short, may not be read, has more than `MOST_PIXELS` pixels or an array's shape or
-            type is another.
+        ValueError: it is a folder or not an image, is cut short, may not be read, is beyond the limits of `deocc.data.images`, or an
+            array's shape or type is another.
         ImportError: it is HEIC and pillow-heif is not installed.
     """
     name = name or (str(source) if isinstance(source, Path) else "the photo")
@@ -47,12 +43,16 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         source = read_bytes(source)
     try:
         with _opened(source, name) as image:
-            _check_size(image.size, name)
             return _from_image(image, name)
-    except _READERS as error:
-        if isinstance(error, _PhotoError):
-            raise ValueError(str(error)) from None
-        raise ValueError(f"cannot read {name} as a photo ({_reason(error)}): replace the file or remove it") from error
+    except ImportError:
+        raise
+    except _PhotoError as error:
+        raise ValueError(str(error)) from None
+    except UnidentifiedImageError:
+        known = ", ".join((*PHOTO_FORMATS, "HEIC"))
+        raise ValueError(f"{name} is not an image, or a damaged one ({known} are read): replace the file or remove it") from None
+    except Exception as error:  # Pillow's readers of damaged files raise nearly anything
+        raise ValueError(f"cannot read {name} as a photo ({reason_of(error)}): replace the file or remove it") from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -60,14 +60,18 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a folder or may not be read.
+        ValueError: it is a folder or a device, may not be read, or has more bytes than any photo.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if path.is_dir() else "no plain file"
+            raise ValueError(f"{path} is {what}, not a photo: give an image file")
+        if status.st_size > MOST_BYTES:
+            raise ValueError(f"{path} has {status.st_size:,} bytes, a photo at most {MOST_BYTES:,}: make it smaller")
         return path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"no photo at {path}: check the path") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder, not a photo") from None
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror or error}): check its permissions") from error
 
@@ -79,38 +83,32 @@ class _PhotoError(ValueError):
 @contextmanager
 def _opened(source: bytes | Image.Image, name: str) -> Iterator[Image.Image]:
     if isinstance(source, Image.Image):
+        check_size(source.size)
         yield source
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged metadata, and of Pillow's limit, where there is one of our own
-        with _decoder(source, name) as image:
-            yield image
+    Image.init()  # all of Pillow's readers, among which AVIF's is not in every version
+    formats: tuple[str, ...] = tuple(each for each in PHOTO_FORMATS if each in Image.OPEN)
+    if source[4:8] == b"ftyp" and not _is_known(source, formats):  # the box that every ISO media file, and so every HEIC, begins with
+        formats = _heif(name)
+    with open_image(source, formats) as image:
+        yield image
 
 
-def _decoder(data: bytes, name: str) -> Image.Image:
+def _is_known(data: bytes, formats: tuple[str, ...]) -> bool:
     try:
-        return Image.open(BytesIO(data))
+        with open_image(data, formats):
+            return True
     except UnidentifiedImageError:
-        if data[4:8] != b"ftyp":  # the box that every ISO media file, and so every HEIC, begins with
-            raise _PhotoError(f"{name} is not an image that Pillow knows: replace the file or remove it") from None
+        return False
+
+
+def _heif(name: str) -> tuple[str, ...]:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        remedy = 'pip install "deocc[photos]"'
-        raise ImportError(f"{name} is HEIC, which needs the package pillow-heif: {remedy}") from None
+        raise ImportError(f'{name} is HEIC, which needs the package pillow-heif: pip install "deocc[photos]"') from None
     register_heif_opener()
-    return Image.open(BytesIO(data))
-
-
-def _check_size(size: tuple[int, int], name: str) -> None:
-    width, height = size
-    if width * height > MOST_PIXELS:
-        most = f"{MOST_PIXELS // 1_000_000} million pixels are allowed"
-        raise _PhotoError(f"{name} is {width} x {height} pixels, at most {most}: make it smaller")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]
+    return ("HEIF",)
 
 
 def _from_image(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -129,7 +127,10 @@ def _from_array(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
     shaped = array[..., None] if array.ndim == 2 else array
     if shaped.ndim != 3 or shaped.shape[2] not in (1, 3, 4) or 0 in shaped.shape:
         raise _PhotoError(f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    _check_size((shaped.shape[1], shaped.shape[0]), name)
+    try:
+        check_size((shaped.shape[1], shaped.shape[0]))
+    except ValueError as error:
+        raise _PhotoError(f"{name}: {error}, make it smaller") from None
     shaped = _eight_bits(shaped, name)
     if shaped.shape[2] == 4:
         opaque = shaped[..., 3:].astype(np.float32) / 255
@@ -143,7 +144,10 @@ def _eight_bits(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
         return np.asarray(array, dtype=np.uint8)
     if array.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
         raise _PhotoError(f"{name} holds {array.dtype} numbers: expected 8 or 16 bits without sign")
-    numbers = np.asarray(array, dtype=np.int64)
-    if numbers.min() < 0 or numbers.max() > _SIXTEEN_BITS:
-        raise _PhotoError(f"{name} holds numbers from {numbers.min()} to {numbers.max()}: expected 8 or 16 bits without sign")
-    return ((numbers * 255 + _SIXTEEN_BITS // 2) // _SIXTEEN_BITS).astype(np.uint8)
+    if array.min() < 0 or array.max() > _SIXTEEN_BITS:
+        raise _PhotoError(f"{name} holds numbers from {array.min()} to {array.max()}: expected 8 or 16 bits without sign")
+    numbers = array.astype(np.uint32)  # and in place: a photo of 100 million pixels takes 400 MB
+    numbers *= 255
+    numbers += _SIXTEEN_BITS // 2
+    numbers //= _SIXTEEN_BITS
+    return numbers.astype(np.uint8)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from deocc.data.images import open_image
+
 _MARK: Final = "deocc"
 
 
@@ -61,8 +63,8 @@ def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
 def read_mark(path: Path) -> str | None:
     """The word that `save_png` put into a file; None where there is none, or no such file."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, ("PNG",)) as image:
             mark = image.info.get(_MARK)
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # a damaged file makes Pillow fail in any way, and is not ours
         return None
     return mark if isinstance(mark, str) else None

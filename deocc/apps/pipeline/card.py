@@ -70,9 +70,10 @@ def model_card(config: Mapping[str, Any], results: Mapping[str, Any], calibratio
         calibration: its thresholds.
     """
     source = files(__package__).joinpath("model_card.md.j2").read_text(encoding="utf-8")
-    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(source)
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(undefined=StrictUndefined, **options)  # nosec B701  # Markdown: no HTML to escape
     known = calibration is not None and any(calibration.thresholds.values())
-    return template.render(
+    return environment.from_string(source).render(
         config=config,
         training=config["training"],
         licences=config["licences"],

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ FORMAT_VERSION: Final = 1
 """Raised when a reader of an earlier version would misread the folder."""
 
 _FORMAT: Final = "deocc model"
+_MOST_CONFIG: Final = 2**24  # bytes. OURS: they are some kilobytes
 
 
 def face_contract(size: int) -> dict[str, Any]:
@@ -67,9 +67,11 @@ def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MOST_CONFIG:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, at most {_MOST_CONFIG:,} are allowed: get it again")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): get it again") from error
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise ValueError(f"{path} describes no deocc model: give a model folder that `deocc test` wrote")
@@ -82,7 +84,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # a file that is something else makes the reader fail in several ways
         raise ValueError(f"{path} is no safetensors file ({' '.join(str(error).split())[:120]}): get it again") from error
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from deocc import runs
 from deocc.apps.pipeline.folder import CARD, CONFIG, FOLDER, WEIGHTS, face_contract, read_model
-from deocc.apps.pipeline.network import network_of_checkpoint
+from deocc.apps.pipeline.network import MOST_SIDE, network_of_checkpoint
 from deocc.apps.pipeline.pipeline import Pipeline
 from deocc.callbacks.calibration import THRESHOLDS
 from deocc.evaluation.calibration import Calibration
@@ -61,10 +61,11 @@ def _of_folder(path: Path) -> Pipeline:
 def _of_model(folder: Path) -> Pipeline:
     config, network = read_model(folder)
     try:
+        _check_size(config["face"]["size"], folder / CONFIG)
         entry = config["thresholds"]
         return Pipeline(config, network, Calibration.from_plain(entry) if entry is not None else None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error}): get it again") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({' '.join(str(error).split())[:160]}): get it again") from error
 
 
 def _of_checkpoint(path: Path) -> Pipeline:
@@ -73,7 +74,13 @@ def _of_checkpoint(path: Path) -> Pipeline:
     entry = checkpoint.get(THRESHOLDS)
     calibration = Calibration.from_plain(entry) if entry is not None else None
     size = calibration.size if calibration is not None else _size_of_run(path)
+    _check_size(size, path)
     return Pipeline({**config, "face": face_contract(size), THRESHOLDS: entry}, network, calibration)
+
+
+def _check_size(size: object, path: Path) -> None:
+    if not isinstance(size, int) or not 1 <= size <= MOST_SIDE:
+        raise ValueError(f"{path} names crops of {str(size)[:20]} pixels: 1 to {MOST_SIDE} are allowed")
 
 
 def _size_of_run(checkpoint: Path) -> int:
@@ -102,7 +109,9 @@ def _fetch(repository: str) -> Path:
         raise ImportError(f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub") from error
     failures: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        wanted = [CONFIG, WEIGHTS, CARD]
+        fetched = huggingface_hub.snapshot_download(repository, allow_patterns=wanted)  # nosec B615  # text and numbers, nothing to run
     except failures as error:
         reason = " ".join(str(error).split())[:160]
         raise FileNotFoundError(f"no folder {repository} here, and it cannot be got from the Hugging Face hub ({reason})") from error
+    return Path(fetched)

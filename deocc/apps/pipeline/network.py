@@ -1,18 +1,21 @@
 """What a trained stage 2 does with a face, without Lightning, teacher or trainer: mask, completed face and embedding."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from deocc.modules.comparison import centred
 from deocc.networks import Deoccluder, Student, create_embedder
+from deocc.networks.deoccluder import check_fit
 from deocc.networks.embedder import read_options
 
 _STUDENT = "average.network."
 _DEOCCLUDER = "deoccluder."
 _STAGE = "distillation"
+MOST_SIDE: Final = 1024
+"""Pixels that a file may ask a side of face crops to have; published recognisers take 112 to 224. OURS."""
 
 
 class FaceOutput(NamedTuple):
@@ -82,6 +85,8 @@ def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dic
         return config, network_of(config, {**state, "center": checkpoint["state_dict"]["center"]}, name)
     except KeyError as error:
         raise ValueError(f"{name} lacks {error}: it is damaged or of another version of deocc") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{name} holds other things than a stage 2 ({error}): it is damaged") from error
 
 
 def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> FaceNetwork:
@@ -92,11 +97,23 @@ def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str
         ImportError: the student needs a package that is not installed.
     """
     try:
+        _check_fit(config, state)
         network = FaceNetwork(config)
         network.load_state_dict(dict(state))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the networks in {name} cannot be rebuilt ({' '.join(str(error).split())[:160]}): it is damaged") from error
     return network
+
+
+def _check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where what the configuration sizes freely is not of the weights' size, before it takes the memory."""
+    student, center = config["student"], state["center"]
+    if center.shape != (student["embedding_dim"],):
+        raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
+    if (student["options"].get("size") or 1) > MOST_SIDE:
+        raise ValueError(f"crops of {student['options']['size']} pixels for the student, at most {MOST_SIDE} are allowed")
+    if config["deoccluder"] is not None:
+        check_fit(config["deoccluder"], _below(state, _DEOCCLUDER))
 
 
 def _config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

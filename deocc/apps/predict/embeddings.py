@@ -7,10 +7,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.apps.array_file import drafting, read_arrays, write_arrays
+from deocc.apps.array_file import check_rows, drafting, read_arrays, write_arrays
 from deocc.apps.notices import printable
 
 _MODEL: Final = "model"
+_KINDS: Final = {"name": ("U", 1), "photo": ("U", 1), "face": ("i", 1), "mark": ("U", 1), "embedding": ("f", 2)}
 _WRITE_EVERY: Final = 30.0  # seconds of work that a killed process may lose: the whole file is written each time
 
 
@@ -112,6 +113,7 @@ def import_arrow() -> tuple[Any, Any]:
 def _read(path: Path, model: str) -> list[EmbeddedFace]:
     try:
         columns = read_arrays(path, (*EmbeddedFace._fields, _MODEL))
+        check_rows(columns, _KINDS)
     except ValueError as error:
         raise ValueError(f"{path} exists and holds no embeddings of an earlier run ({error}): choose another --out") from error
     if str(columns[_MODEL]) != model:

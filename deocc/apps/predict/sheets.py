@@ -8,12 +8,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from deocc.apps.notices import printable
 from deocc.apps.photos import OutputError, read_mark, save_png
 from deocc.apps.predict.embeddings import EmbeddedFace
+from deocc.data.images import read_image
 from deocc.evaluation import panel_image
 
 SHEETS: Final = "contact_sheets"
@@ -60,8 +60,7 @@ def _write_page(path: Path, out: Path, faces: Sequence[EmbeddedFace], columns: M
 
 def _pixels(path: Path) -> Tensor:
     """(3, H, W) in [-1, 1]."""
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _label(name: str) -> str:

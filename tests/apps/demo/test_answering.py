@@ -1,6 +1,8 @@
 """Every bad input is one line on the page, and nobody may ask too often."""
 
 import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 
 from deocc.apps.demo.analysis import NO_MASK, Analyst
 from deocc.apps.demo.answering import Answers, RateLimit
+from deocc.apps.demo.memory import PhotoMemory
 from deocc.apps.photos import FaceFinder
 from deocc.apps.pipeline import Pipeline
 
@@ -24,7 +27,16 @@ class Clock:
 
 @pytest.fixture
 def answers(pipeline: Pipeline, finder: FaceFinder) -> Answers:
-    return Answers(Analyst(pipeline, None), finder, RateLimit(), Path("/"))
+    return Answers(Analyst(pipeline, None), finder, RateLimit(), PhotoMemory(Path("/")))
+
+
+@pytest.fixture
+def photos(photos: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of the two photos, for what is read is deleted."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    first, second = (Path(shutil.copy(photo, folder)) for photo in photos)
+    return first, second
 
 
 def test_a_good_photo_is_answered(answers: Answers, photos: tuple[Path, Path]) -> None:
@@ -71,12 +83,51 @@ def test_what_is_missing_or_out_of_range_is_one_line(answers: Answers, photos: t
 
 
 def test_a_file_beyond_the_uploads_is_not_read(pipeline: Pipeline, finder: FaceFinder, photos: tuple[Path, Path], tmp_path: Path) -> None:
-    answers = Answers(Analyst(pipeline, None), finder, RateLimit(), tmp_path)
-    (tmp_path / "link.png").symlink_to(photos[0])
-    for path in (photos[0], tmp_path / os.path.relpath(photos[0], tmp_path), tmp_path / "link.png"):
+    answers = Answers(Analyst(pipeline, None), finder, RateLimit(), PhotoMemory(tmp_path / "uploads"))
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "link.png").symlink_to(photos[0])
+    for path in (
+        photos[0],
+        uploads / os.path.relpath(photos[0], uploads),
+        uploads / "link.png",
+        uploads / "a\0.png",
+        uploads / ("a" * 300),
+    ):
         assert "no longer here" in answers.answer({"path": str(path)}, None, NO_MASK, 0, "here")
-    (tmp_path / "own.png").write_bytes(photos[0].read_bytes())
-    assert "deocc-panels" in answers.answer({"path": str(tmp_path / "own.png")}, None, NO_MASK, 0, "here")
+    assert photos[0].is_file()
+    (uploads / "own.png").write_bytes(photos[0].read_bytes())
+    assert "deocc-panels" in answers.answer({"path": str(uploads / "own.png")}, None, NO_MASK, 0, "here")
+
+
+def test_a_photo_is_off_the_disk_once_it_was_read_and_can_be_shown_again(
+    pipeline: Pipeline, finder: FaceFinder, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    uploads = tmp_path / "uploads"
+    (uploads / "hash").mkdir(parents=True)
+    given = {"path": shutil.copy(photos[0], uploads / "hash")}
+    answers = Answers(Analyst(pipeline, None), finder, RateLimit(), PhotoMemory(uploads))
+    first = answers.answer(given, None, "surgical", 0, "here")
+    assert "deocc-panels" in first and list(uploads.rglob("*")) == []
+    assert answers.answer(given, None, "surgical", 0, "here") == first
+    assert "deocc-panels" in answers.answer(np.asarray(Image.open(photos[1])), None, "surgical", 0, "here")
+
+
+def test_memory_forgets_after_its_time_and_holds_twenty_photos_at_most(tmp_path: Path) -> None:
+    memory = PhotoMemory(tmp_path)
+    for number in range(25):
+        (tmp_path / f"{number}.png").write_bytes(bytes([number]))
+        assert memory.take(str(tmp_path / f"{number}.png")) == bytes([number])
+    assert len(memory) == 20 and memory.take("24.png") == bytes([24])
+    with pytest.raises(FileNotFoundError):
+        memory.take("0.png")
+    memory = PhotoMemory(tmp_path, seconds=0.1)
+    (tmp_path / "0.png").touch()
+    memory.take("0.png")
+    end = time.monotonic() + 30
+    while len(memory) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert len(memory) == 0
 
 
 def test_the_limit_is_for_each_client_and_ends() -> None:
@@ -95,6 +146,6 @@ def test_the_limit_is_for_each_client_and_ends() -> None:
 
 
 def test_who_asks_too_often_is_told_so(pipeline: Pipeline, finder: FaceFinder) -> None:
-    answers = Answers(Analyst(pipeline, None), finder, RateLimit(1, 60, Clock()), Path("/"))
+    answers = Answers(Analyst(pipeline, None), finder, RateLimit(1, 60, Clock()), PhotoMemory(Path("/")))
     assert "no photo yet" in answers.answer(None, None, "box", 0, "here")
     assert "the limit is 1 answers in 60 s: wait 61 s" in answers.answer(None, None, "box", 0, "here")

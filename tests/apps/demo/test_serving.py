@@ -33,9 +33,9 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield started
 
 
-def ask(address: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, str, Any]:
+def ask(address: str, body: bytes | None = None, kind: str = "application/json", **headers: str) -> tuple[int, str, Any]:
     """Status, text and headers of an answer."""
-    request = urllib.request.Request(address, body, {"Content-Type": kind} if body is not None else {})
+    request = urllib.request.Request(address, body, ({"Content-Type": kind} if body is not None else {}) | headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.read().decode(), answer.headers
@@ -63,6 +63,32 @@ def test_a_photo_lies_where_only_its_owner_looks_and_is_deleted_when_its_time_is
 def test_a_file_above_ten_megabytes_is_refused(server: Server) -> None:
     assert upload(server, bytes(10 * 1024**2 + 1)) == (413, f"File size exceeded maximum allowed size of {10 * 1024**2} bytes.")
     assert upload(server, bytes(10 * 1024**2))[0] == 200
+
+
+def show(server: Server, photo: str, session: str) -> str:
+    """What the page answers to a photo that was uploaded."""
+    config = json.loads(ask(f"{server.address}/config")[1])
+    number = next(entry["id"] for entry in config["dependencies"] if len(entry["inputs"]) == 4)
+    event = {"data": [{"path": photo}, None, "surgical", 0], "fn_index": number, "session_hash": session}
+    ask(f"{server.address}{API}/queue/join", json.dumps(event).encode())
+    return ask(f"{server.address}{API}/queue/data?session_hash={session}")[1]
+
+
+@pytest.mark.slow
+def test_nothing_of_a_photo_is_on_the_disk_once_it_was_shown(model: Path, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    with serving(model, tmp_path) as server:  # one that keeps what was never shown for ten minutes
+        given = json.loads(upload(server, photos[0].read_bytes())[1])[0]
+        assert [path.read_bytes() for path in server.files()] == [photos[0].read_bytes()]
+        for session in ("a", "b"):  # again with another mask, without a file
+            assert "deocc-panels" in show(server, given, session)
+            assert server.files() == []
+
+
+def test_another_name_and_another_sites_page_are_refused(server: Server) -> None:
+    assert ask(server.address, Host="evil.example")[0] == 403
+    assert ask(f"{server.address}{API}/queue/join", b"{}", Origin="http://evil.example")[0] == 403
+    assert ask(f"{server.address}{API}/vibe-edit", b"{}")[0] == 404
+    assert "server" not in ask(server.address)[2]
 
 
 def test_the_page_names_no_other_machine_and_forbids_its_content(server: Server) -> None:
@@ -134,7 +160,7 @@ def unserved(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
     monkeypatch.setattr(command, "load_model", lambda _: pipeline)
     monkeypatch.setattr(command, "build_page", lambda *parts: made.extend(parts))
-    monkeypatch.setattr(command, "make_app", lambda _: None)
+    monkeypatch.setattr(command, "make_app", lambda *_: None)
     monkeypatch.setattr(command, "serve", lambda *_: None)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "gradio" else real(name))

@@ -105,7 +105,7 @@ def test_without_a_run_a_command_that_trains_is_named(tmp_path: Path, monkeypatc
 def test_a_missing_or_damaged_checkpoint_is_wrong(run: Path, tmp_path: Path) -> None:
     assert [finding.level for finding in _look(tmp_path / "nothing")] == ["wrong"]
     runs.find_checkpoint(run).write_bytes(b"nothing")
-    assert "wrong" in _levels(_look(run), "cannot be read as a checkpoint")
+    assert "wrong" in _levels(_look(run), "train the run again")
 
 
 def test_stages_are_told_apart_and_missing_thresholds_are_a_warning(stage1: Path, run: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deocc.apps.photos import read_photo
-from deocc.apps.photos.reading import MOST_PIXELS
+from deocc.data.images import MOST_PIXELS
 
 _COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
@@ -117,6 +117,7 @@ def test_a_folder_a_missing_file_and_one_without_permission_are_told_apart(tmp_p
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
+    (tmp_path / "secret.jpg").touch()
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ValueError, match=r"secret\.jpg \(Permission denied\): check its permissions"):
         read_photo(tmp_path / "secret.jpg")

@@ -1,0 +1,90 @@
+"""The file of pair scores: what is written is read again, and what is no such file is refused."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deocc.evaluation import PairScores, npz, read_scores, write_scores
+
+SAME, FIRST, SECOND = torch.tensor([True, False, True]), torch.tensor([1, 2, 3]), torch.tensor([1, 4, 3])
+ARRAYS: dict[str, Any] = {"same": SAME.numpy(), "first_person": FIRST.numpy(), "second_person": SECOND.numpy(), "fold": np.arange(3)}
+ROW = {"row/a": np.array([0.5, 0.25, -1.0], dtype=np.float32)}
+
+
+def pairs(*similarity: float, fold: torch.Tensor | None = None) -> PairScores:
+    return PairScores(torch.tensor(similarity), SAME, FIRST, SECOND, fold)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    rows = {"student": pairs(0.5, 0.25, -1.0, fold=torch.tensor([0, 1, 1])), "teacher": pairs(0.0, 0.75, 1.0)}
+    write_scores(tmp_path / "scores.npz", rows)
+    found = read_scores(tmp_path / "scores.npz")
+    assert list(found) == ["student", "teacher"]
+    for row, scores in found.items():
+        assert torch.equal(scores.similarity, rows[row].similarity)
+        for name, values in zip(("same", "first_person", "second_person", "fold"), (SAME, FIRST, SECOND, [0, 1, 1]), strict=True):
+            assert getattr(scores, name).tolist() == list(values)
+
+
+def test_only_the_rows_asked_for_are_read_and_no_folds_are_one_fold(tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.npz", {"student": pairs(0.5, 0.25, -1.0), "teacher": pairs(0.0, 0.75, 1.0)})
+    found = read_scores(tmp_path / "scores.npz", ["teacher", "nobody"])
+    assert list(found) == ["teacher"]
+    assert found["teacher"].fold is not None and found["teacher"].fold.tolist() == [0, 0, 0]
+
+
+def test_rows_of_other_pairs_are_not_written(tmp_path: Path) -> None:
+    shorter = PairScores(torch.zeros(2), SAME[:2], FIRST[:2], SECOND[:2])
+    for other in (shorter, pairs(0.0, 0.0, 0.0)._replace(same=~SAME)):
+        with pytest.raises(ValueError, match="row b scored other pairs"):
+            write_scores(tmp_path / "scores.npz", {"a": pairs(0.0, 0.0, 0.0), "b": other})
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no pair scores at .*scores\.npz"):
+        read_scores(tmp_path / "scores.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({**ARRAYS, "row/a": ROW["row/a"][:2]}, r"row/a is float32 \(2,\)"),
+        ({**ARRAYS, "row/a": np.arange(3)}, "row/a is int64"),
+        ({**ARRAYS, "same": np.arange(3)}, "same is int64"),
+        ({**ARRAYS, "fold": ROW["row/a"]}, "fold is float32"),
+        ({**ARRAYS, "row/a": ROW["row/a"].astype(">f4")}, "row/a is >f4"),
+        ({**ARRAYS, "same": SAME.numpy()[None]}, r"same is bool \(1, 3\)"),
+        (ROW, "it lacks same, first_person, second_person, fold"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path: Path, arrays: dict[str, Any], reason: str) -> None:
+    np.savez(tmp_path / "scores.npz", **arrays)
+    with pytest.raises(ValueError, match=f"cannot read .* as pair scores .*{reason}.*: run `deocc test` again"):
+        read_scores(tmp_path / "scores.npz")
+
+
+def test_a_file_that_unpacks_to_too_much_or_is_packed_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scores.npz"
+    np.savez_compressed(path, **ARRAYS, **{"row/a": np.zeros(3, dtype=np.float32)}, large=np.zeros(1000))
+    monkeypatch.setattr(npz, "MOST_BYTES", 4000)
+    with pytest.raises(ValueError, match="at most 4,000 are allowed"):
+        read_scores(path)
+    monkeypatch.undo()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as content:
+        content.writestr("same.npy", b"")
+    with pytest.raises(ValueError, match="packed otherwise"):
+        read_scores(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="cannot read"):
+        read_scores(path)
+
+
+def test_numbers_of_no_bytes_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scores.npz", **{**ARRAYS, "row/a": np.zeros(10**6, dtype="V0")})
+    with pytest.raises(ValueError, match="announces 1,000,000 numbers"):
+        read_scores(tmp_path / "scores.npz")
