@@ -1,5 +1,6 @@
 """The file of pair scores: what is written is read again, and what is no such file is refused."""
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,12 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, arrays: dict[str, An
 def test_a_file_that_unpacks_to_too_much_or_is_packed_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scores.npz"
     np.savez_compressed(path, **ARRAYS, **{"row/a": np.zeros(3, dtype=np.float32)}, large=np.zeros(1000))
-    monkeypatch.setattr(npz, "MOST_BYTES", 4000)
-    with pytest.raises(ValueError, match="at most 4,000 are allowed"):
+    with zipfile.ZipFile(path) as content:
+        total = sum(entry.file_size for entry in content.infolist())
+    monkeypatch.setattr(npz, "MOST_BYTES", total)
+    assert npz.read_npz(path, lambda name: True)["large"].shape == (1000,)
+    monkeypatch.setattr(npz, "MOST_BYTES", total - 1)
+    with pytest.raises(ValueError, match=f"at most {total - 1:,} are allowed"):
         read_scores(path)
     monkeypatch.undo()
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as content:
@@ -82,6 +87,23 @@ def test_a_file_that_unpacks_to_too_much_or_is_packed_otherwise_is_refused(tmp_p
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot read"):
         read_scores(path)
+
+
+class _Trap:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_in_the_file_is_not_run(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scores.npz", **{**ARRAYS, "row/a": np.array([_Trap(tmp_path / "sprung")] * 3, dtype=object)})
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        read_scores(tmp_path / "scores.npz")
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_numbers_of_no_bytes_are_refused(tmp_path: Path) -> None:
