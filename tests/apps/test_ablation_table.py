@@ -228,6 +228,9 @@ class FakeLogger:
     def log_table(self, key: str, columns: list[str], data: list[list[str]]) -> None:
         self.tables[key] = [columns, *data]
 
+    def finish(self) -> None:
+        """The end of the run."""
+
     def log_image(self, key: str, images: list[Image]) -> None:
         self.images += [key for image in images if image.size[0] > 100]
 

@@ -75,7 +75,7 @@ def test_a_command_is_parsed_as_it_stands(command: str) -> None:
 
 
 def _is_key(option: str) -> bool:
-    if option in {"--config", "--run", "--ckpt_path", "--checkpoint"}:
+    if option in {"--config", "--run", "--ckpt_path", "--checkpoint", "--resume"}:
         return True
     beginning = next((each for each in KEYS if option.startswith(each)), None)
     return beginning is not None and any(option.removeprefix(beginning) in inspect.signature(each).parameters for each in KEYS[beginning])

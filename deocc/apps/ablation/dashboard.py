@@ -20,8 +20,6 @@ _FOLDER = "summary"
 
 def log_outcome(run: Path, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
     """Log both tables and the figures; offline where there is no key. The same run goes on when it is logged again."""
-    import wandb
-
     configured = WANDB["trainer"]["logger"]
     trainer = Namespace(logger=Namespace(class_path=configured["class_path"], init_args=Namespace(configured["init_args"])))  # type: ignore[no-untyped-call]
     place_loggers(trainer, run / _FOLDER, "ablation", run / _FOLDER, model="")
@@ -30,4 +28,4 @@ def log_outcome(run: Path, summary: Mapping[str, Any], figures: Mapping[str, Fig
         logger.log_table(f"ablation/{name}", columns=[header[0] or "row", *header[1:]], data=body)
     for name, figure in figures.items():
         logger.log_image(f"ablation/{name}", [Image.open(io.BytesIO(png_bytes(figure)))])
-    wandb.finish()
+    logger.finish()
