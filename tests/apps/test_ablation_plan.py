@@ -111,6 +111,7 @@ def test_the_plan_at_paper_scale_has_the_rows_of_the_embedded_faces() -> None:
     assert settings[0] == settings[1], "row j is the same by another default"
 
 
+@pytest.mark.slow
 def test_a_test_on_other_faces_writes_beside_its_training(stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On another face set than the run's own, whose results would go to a folder of their own."""
     monkeypatch.chdir(ROOT)

@@ -24,6 +24,7 @@ PLAN = {
 }
 
 
+@pytest.mark.slow
 def test_a_plan_is_trained_tested_and_compared_and_not_trained_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def columns(sheet: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8
     return sheet[24:, 110 + 68 * first : 110 + 68 * last]
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_keeps_losses_panels_and_test_results_offline(
     home: Path, stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -192,6 +192,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
+@pytest.mark.slow
 def test_two_processes_in_parts_step_with_the_gradients_of_one_and_exchange_them_once_an_optimiser(
     outcomes: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -203,6 +204,7 @@ def test_two_processes_in_parts_step_with_the_gradients_of_one_and_exchange_them
         assert outcome["exchanged"] == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_a_student_shared_out_to_two_processes_learns_what_one_process_learns(outcomes: list[dict[str, Any]], tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = Shared(student_input="masked", interpolation=0.75).state_dict()

@@ -175,6 +175,7 @@ def assert_same(found: Checkpoint, expected: Checkpoint, tolerance: float = 1e-9
         torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_and_moments_of_one(folder: Path) -> None:
     one = load(folder / "one.ckpt")
     assert one["state_dict"]["classifier.weight"].shape == (PEOPLE, DIM)
@@ -182,16 +183,19 @@ def test_two_processes_end_with_the_weights_and_moments_of_one(folder: Path) -> 
     assert_same(load(folder / "whole.ckpt"), one)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly(folder: Path) -> None:
     assert_same(load(folder / "resumed.ckpt"), load(folder / "whole.ckpt"), tolerance=0)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_what_one_with_a_whole_classifier_began_and_the_other_way_round(folder: Path) -> None:
     assert_same(load(folder / "of one.ckpt"), load(folder / "one.ckpt"))
     for head in ("full", "sharded"):
         assert_same(train(folder, f"of two, {head}.ckpt", head, 1.0, STEPS, "half.ckpt"), load(folder / "one.ckpt"))
 
 
+@pytest.mark.slow
 def test_sampling_too_gives_the_same_on_one_process_and_leaves_the_other_rows_alone(folder: Path) -> None:
     two = load(folder / "sampled.ckpt")
     assert_same(two, train(folder, "sampled by one.ckpt", "sharded", 0.3, STEPS))

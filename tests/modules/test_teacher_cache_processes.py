@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [("shared", "shared"), ("0", "1")], ids=["one file system", "one each"])
 def test_two_processes_share_the_work_and_each_finds_all_of_it(places: tuple[str, str], folder: Path) -> None:
     expected = [computed(create_teacher("dlib_resnet"), Data(), flipped) for flipped in (False, True)]

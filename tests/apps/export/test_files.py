@@ -89,6 +89,7 @@ def described_by(content: bytes) -> dict[str, Any]:
     return dict(json.loads(onnx.load_from_string(content).metadata_props[0].value))
 
 
+@pytest.mark.slow
 def test_the_real_networks_equal_torch_and_in_8_bits_tell_what_that_costs(real: Pipeline) -> None:
     exported = export(real, "onnx", "int8")
     assert exported.parity.holds and exported.parity.equal_masks >= 20  # of 22, in float32
