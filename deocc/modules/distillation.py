@@ -218,9 +218,8 @@ class DistillationModule(RecognitionModule):
 
     def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Add to a training batch, while it is on the CPU, what the teacher is known to give for its clean faces."""
-        if self._teacher_cache is None or not self.trainer.training:
-            return batch
-        known = self._teacher_cache.look_up(batch)
+        cache = self._teacher_cache if self.trainer.training else None
+        known = cache.look_up(batch) if cache is not None else None
         return batch if known is None else {**batch, "teacher_embedding": known}
 
     def on_fit_end(self) -> None:
