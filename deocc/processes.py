@@ -1,5 +1,6 @@
 """The processes of one training: which is the first, that none outlives the others, and SLURM's way to begin again."""
 
+import logging
 import os
 import re
 import shutil
@@ -9,32 +10,42 @@ import threading
 import time
 from pathlib import Path
 
-_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # as torchrun, srun and Lightning number processes
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # as torchrun, srun and Lightning number processes; children inherit some
 _GRACE = 20.0  # seconds in which a process that ends together with its parent has ended
-_LOST = re.compile(r"connection (closed|reset|refused)|peer|NCCL (error|communicator)|ProcessGroup", re.IGNORECASE)
+_LOST = re.compile(r"(closed|reset) by peer|connection (closed|reset|refused)|gloo|NCCL|ProcessGroup", re.IGNORECASE)
+_LAUNCHER = "lightning_fabric.strategies.launchers.subprocess_script"
 _JOB_FILE = "slurm_job"
 
 
 def is_first() -> bool:
     """Whether this is the process that writes files and speaks; true where there is only one."""
-    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def end_with_parent(poll: float = 2.0) -> None:
-    """End this process soon after the one that started it, wherever it is by then; nothing happens in a first process.
+    """End this process soon after the one that started it, where that is the first process of its machine or torchrun.
 
-    A killed first process cannot stop the others, and those wait in a collective for as long as its time limit allows.
+    A killed first process cannot stop the others, and those wait in a collective for as long as its time limit allows. A machine's first
+    process may outlive its parent, as one does that was sent to the background.
 
     Args:
         poll: seconds between looks.
     """
-    if not is_first():
+    if os.environ.get("LOCAL_RANK", "0") != "0":
         threading.Thread(target=_watch, args=(os.getppid(), poll), daemon=True, name="end-with-parent").start()
+
+
+def tell_of_children() -> None:
+    """Let Lightning say aloud that a process which it started has ended, for it then kills this one."""
+    logger = logging.getLogger(_LAUNCHER)
+    if not logger.handlers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(logging.StreamHandler())
 
 
 def explain_loss(message: str) -> str:
     """An error's message, or where it tells of another process that is gone, what that means."""
-    if not _LOST.search(message) or "LOCAL_RANK" not in os.environ:
+    if not _LOST.search(message) or not any(name in os.environ for name in _RANKS):
         return message
     cause = " ".join(message.split())[:200]
     return f"another process of this training has ended, so this one does ({cause}): see its own message, then `deocc fit --resume RUN`"

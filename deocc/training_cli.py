@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from deocc import processes, runs
 from deocc.callbacks.checkpoints import CheckpointCallback
-from deocc.callbacks.dashboard import DashboardConfigCallback
+from deocc.callbacks.dashboard import UNFINISHED_CONFIG, DashboardConfigCallback
 from deocc.callbacks.fingerprint import FingerprintCallback
 from deocc.callbacks.finite import FiniteCallback
 from deocc.callbacks.loggers import place_loggers
@@ -96,6 +96,7 @@ def run(arguments: list[str]) -> int:
     """
     _quieten()
     processes.end_with_parent()
+    processes.tell_of_children()
     code = 0
     try:
         DeoccCLI(
@@ -103,7 +104,7 @@ def run(arguments: list[str]) -> int:
             MaskedFaceDataModule,
             subclass_mode_model=True,
             save_config_callback=DashboardConfigCallback if arguments[0] == "fit" else None,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"overwrite": True, "config_filename": UNFINISHED_CONFIG},
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False},
             parser_kwargs={command: {"exit_on_error": False} for command in ("fit", *EVALUATIONS)} | {"exit_on_error": False},

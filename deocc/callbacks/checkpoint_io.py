@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             _confirm(target.parent)
             self.failure = None
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, where it could not finish the archive
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             self.failure = _reason(error)
             print(
                 f"deocc: cannot write {target} ({self.failure}): training goes on; make room, it is tried again",

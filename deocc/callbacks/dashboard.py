@@ -5,6 +5,7 @@ Keys are `stage/name`, by whose first part either groups its panels.
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,12 @@ from PIL import Image
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
+from deocc import runs
 from deocc.evaluation import png_bytes
 from deocc.evaluation.tables import MISSING, Cells, markdown_cells
+
+UNFINISHED_CONFIG = f".{runs.CONFIG}"
+"""What Lightning is to write a run's configuration to."""
 
 _SECRET = re.compile(r"(^|_)(api_?key|token|password|secret)$", re.IGNORECASE)
 
@@ -26,7 +31,9 @@ class DashboardConfigCallback(SaveConfigCallback):
     """Writes `config.yaml` and shows all of it, but secrets, on the dashboards; Lightning logs the arguments of module and data only."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called once the file is written, in the first process."""
+        """Called once the file is written, in the first process: give it its name, which a half-written one must not have."""
+        folder = Path(trainer.default_root_dir)
+        (folder / UNFINISHED_CONFIG).replace(folder / runs.CONFIG)
         log_config(trainer, yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
 

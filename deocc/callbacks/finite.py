@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from deocc.callbacks.dashboard import logged_step
+
 FOLDER: Final = "non_finite"
 """The folder in a run folder that holds a file a step and process."""
 
@@ -90,7 +92,7 @@ class FiniteCallback(pl.Callback):
         return bool(trainer.strategy.reduce_boolean_decision(finite, all=True)) if trainer.world_size > 1 else finite
 
     def _write(self, trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
-        folder, step = Path(trainer.default_root_dir) / FOLDER, trainer.global_step
+        folder, step = Path(trainer.default_root_dir) / FOLDER, logged_step(trainer)
         rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
         found = {"step": step, "epoch": trainer.current_epoch, "terms": {name: str(value.item()) for name, value in terms.items()}}
         batch = {name: self._batch[name].tolist() for name in _IDS if name in self._batch}
@@ -112,6 +114,6 @@ def _gradients(optimizer: Optimizer) -> list[Tensor]:
 def _told(trainer: pl.Trainer, terms: dict[str, Tensor]) -> str:
     shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
     return (
-        f"a loss or its gradient is not finite at step {trainer.global_step} ({shown}): the batch is told in "
+        f"a loss or its gradient is not finite at step {logged_step(trainer)} ({shown}): the batch is told in "
         f"{Path(trainer.default_root_dir) / FOLDER}; lower the rate or weight, or resume with --non_finite.action skip"
     )

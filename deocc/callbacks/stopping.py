@@ -53,7 +53,7 @@ class StopSignals:
 
     def leave(self) -> None:
         """Give the signals back."""
-        self._listening = False
+        self._listening, self.received = False, 0
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deocc.networks.generator import Generator, complete
 from deocc.networks.segmenter import MaskSegmenter
 from deocc.networks.weights import load_tensors
+from deocc.runs import damage
 
 GENERATOR_PREFIX, SEGMENTER_PREFIX = "average.module.", "segmenter."
 """Where a stage-1 checkpoint keeps the running average of the generator, and the segmenter."""
@@ -81,7 +82,7 @@ class Deoccluder(nn.Module):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU; nothing in it is executed.
+    """A checkpoint's content, on the CPU, its checksums compared; nothing in it is executed.
 
     Raises:
         FileNotFoundError: no file there.
@@ -89,6 +90,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
+    if (problem := damage(Path(path))) is not None:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({problem}): it is damaged or something else")
     try:
         content = load_tensors(Path(path))
     except Exception as error:  # a file that is something else makes torch's reader fail in any way

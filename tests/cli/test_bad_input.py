@@ -102,6 +102,25 @@ def test_a_damaged_checkpoint_of_a_run(
     assert "run/checkpoints/last.ckpt" in line and "damaged" in line
 
 
+@pytest.mark.parametrize(
+    "words", [["test", "--checkpoint", "run"], [*INPAINT, "--ckpt_path", "run/checkpoints/last.ckpt"]], ids=["test", "fit"]
+)
+def test_a_single_bit_of_a_checkpoint(
+    words: list[str], stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a weight, where torch itself sees nothing."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stage1, "run")
+    path = Path("run/checkpoints/last.ckpt")
+    Path("run/checkpoints/previous.ckpt").unlink(missing_ok=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    line = complaint(capsys, *words)
+    assert "run/checkpoints/last.ckpt" in line and "checksum" in line and "damaged" in line
+
+
 def test_an_unreadable_image_in_a_loader_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,11 +66,18 @@ def run(command: list[str], timeout: float = 240, **environment: str) -> "subpro
 
 
 class Spoil(pl.Callback):
-    """Makes the clean faces of the second epoch's second batch into what is no number."""
+    """Makes the clean faces of the second epoch's second batch into what is no number.
+
+    Args:
+        rank: the process in which it does; None: all.
+    """
+
+    def __init__(self, rank: int | None = None) -> None:
+        self.rank = rank
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Spoil the batch."""
-        if (trainer.current_epoch, batch_idx) == (1, 1):
+        if (trainer.current_epoch, batch_idx) == (1, 1) and self.rank in (None, trainer.global_rank):
             batch["face"].fill_(float("nan"))
 
 

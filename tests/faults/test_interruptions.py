@@ -137,6 +137,15 @@ def test_a_loss_that_is_not_finite(stage: str, action: str, stage1: Path, tmp_pa
         assert "not finite" in done.stderr and "non_finite.action skip" in done.stderr
 
 
+def test_a_loss_that_is_not_finite_in_one_of_two_processes_is_left_out_in_both(tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    spoilt = ["--trainer.callbacks+", "tests.faults.accidents.Spoil", "--trainer.callbacks.init_args.rank=1"]
+    done = fit("--run", str(run_folder), *TWO_PROCESSES, "--non_finite.action", "skip", *spoilt)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name.split("-process-")[1] for path in (run_folder / "non_finite").iterdir()} == {"0.json", "1.json"}
+    assert all(value.isfinite().all() for value in last(run_folder)["state_dict"].values() if value.is_floating_point())
+
+
 def test_a_clock_that_jumps_changes_nothing(through: Path, tmp_path: Path) -> None:
     """Files of the future, as after a clock that was set back: the newest checkpoint is told by its name."""
     run_folder = tmp_path / "run"

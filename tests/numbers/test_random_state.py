@@ -12,6 +12,7 @@ import torch
 
 from deocc.data import MaskedFaceDataModule
 from deocc.modules import DistillationModule, InpaintingModule
+from deocc.modules.stepping import SteppingModule
 from deocc.networks import create_embedder
 from tests.data.conftest import TinyFaces
 from tests.modules.test_inpainting import SMALL, faces, fit
@@ -68,3 +69,34 @@ def test_loading_blending_augmenting_and_masking_draw_from_no_global_generator()
     data.on_after_batch_transfer(batch, 0)
     assert states() == before
     assert all(torch.equal(one["face"], other["face"]) for one, other in zip(items, again, strict=True))
+
+
+class Drawing(SteppingModule):
+    """Keeps what each step draws from torch's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.drawn: dict[tuple[int, int], float] = {}
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.drawn[self.current_epoch, batch_idx] = float(torch.rand(()))
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_what_a_step_draws_follows_from_epoch_and_batch_and_not_from_what_was_drawn_before(tmp_path: Path) -> None:
+    """Another run draws the same, be it another generator's state that it begins with, or in the midst of it all."""
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    runs = []
+    for seed, skipped in ((1, 0), (2, 1)):
+        torch.manual_seed(seed)
+        module = Drawing()
+        trainer = pl.Trainer(default_root_dir=tmp_path, max_epochs=2, accelerator="cpu", **quiet)
+        trainer.fit(module, torch.utils.data.DataLoader(list(range(6 - skipped)), batch_size=2))  # type: ignore[arg-type]
+        torch.rand(seed)
+        runs.append(module.drawn)
+    assert runs[0] == runs[1] and len(set(runs[0].values())) == len(runs[0]) == 6
