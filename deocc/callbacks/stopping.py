@@ -42,12 +42,15 @@ class StopSignals:
     def listen(self, run: str) -> None:
         """Take over the signals, or take them back from whoever did since. Python allows that in the main thread only.
 
+        One that is ignored stays so: a shell lets what it starts in the background ignore the Ctrl-C that is meant for others.
+
         Args:
             run: the folder of the run that a signal stops.
         """
         self._run = run
         if threading.current_thread() is threading.main_thread():
-            former: dict[int, Callable[..., Any] | int | None] = {number: signal.signal(number, self._note) for number in ASKING}
+            heard = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+            former: dict[int, Callable[..., Any] | int | None] = {number: signal.signal(number, self._note) for number in heard}
             self._former = self._former or former
             self._listening = True
 

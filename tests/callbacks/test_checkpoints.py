@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,27 @@ def test_a_clock_that_jumps_writes_none(tmp_path: Path, monkeypatch: pytest.Monk
     assert written.steps == [4]
 
 
+@pytest.fixture
+def _as_in_a_terminal() -> Iterator[None]:
+    """Whatever the test suite itself was told to ignore, and whatever a test leaves."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_is_ignored_stays_so(_as_in_a_terminal: None, tmp_path: Path) -> None:
+    """As in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fit(Small(), tmp_path, Send(signal.SIGINT), CheckpointCallback())
+    assert step_of(tmp_path, "last") == 4 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("_as_in_a_terminal")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_waits_for_the_step_and_the_signals_are_given_back(signum: signal.Signals, tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(TrainingStopped) as stop:
         fit(Small(), tmp_path, Send(signum), CheckpointCallback())
     assert (stop.value.signum, stop.value.saved, stop.value.run) == (signum, True, str(tmp_path))
@@ -80,10 +99,9 @@ def test_the_first_signal_waits_for_the_step_and_the_signals_are_given_back(sign
     with pytest.raises(KeyboardInterrupt):  # what is left of ours hands it on
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), before, strict=True):
-        signal.signal(number, handler)
 
 
+@pytest.mark.usefixtures("_as_in_a_terminal")
 def test_the_second_signal_does_not_wait(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped) as stop:
         fit(Small(), tmp_path, Send(signal.SIGTERM, signal.SIGINT), CheckpointCallback())

@@ -1,6 +1,7 @@
 """What happens to a training: a callback that a test adds by `--trainer.callbacks+`, and `deocc` as a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,13 @@ def run(command: list[str], timeout: float = 240, **environment: str) -> "subpro
     """A command's end, its output as text."""
     known = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
     passed = {name: value for name, value in os.environ.items() if name in ("HOME", "DEOCC_CACHE", "TMPDIR")}
-    return subprocess.run(command, cwd=ROOT, env=known | passed | environment, capture_output=True, text=True, timeout=timeout, check=False)
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it, and so would what it starts
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, env=known | passed | environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 class Spoil(pl.Callback):
