@@ -26,11 +26,13 @@ from deocc.callbacks.loggers import place_loggers
 from deocc.callbacks.quarantine import QuarantineCallback
 from deocc.callbacks.stopping import TrainingStopped
 from deocc.data import MaskedFaceDataModule
-from deocc.networks.deoccluder import read_checkpoint
+from deocc.networks.weights import read_checkpoint
 from deocc.run_arguments import EVALUATIONS, FROM_CHECKPOINT, resolve, to_resume
 
 _OF_OTHER_DATA = "test-"
 _NEWEST = "newest"
+_EARLIER_STAGES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
+"""Settings of a module that name a run of an earlier stage, and that stage's module."""
 _SAFEGUARDS = {
     "checkpoints": CheckpointCallback,
     "non_finite": FiniteCallback,
@@ -64,16 +66,18 @@ class DeoccCLI(LightningCLI):
         _place(config.trainer, folder)
         home = folder if fitting or checkpoint is None or folder.name.startswith(_OF_OTHER_DATA) else runs.run_folder_of(checkpoint)
         place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
-        if checkpoint is None:
-            _choose_stage1(config.model)
-        elif config.model.init_args.get("inpainting_checkpoint") is not None:
-            config.model.init_args.inpainting_checkpoint = FROM_CHECKPOINT
+        for key, module in _EARLIER_STAGES.items():
+            if checkpoint is None:
+                _choose_earlier_run(config.model, key, module)
+            elif config.model.init_args.get(key) is not None:
+                config.model.init_args[key] = FROM_CHECKPOINT
 
     def after_instantiate_classes(self) -> None:
         """Let the saved configuration of a resumed run go on naming the stage 1 that it started from."""
         config = self.config[self.subcommand]
-        if config.model.init_args.get("inpainting_checkpoint") == FROM_CHECKPOINT:
-            config.model.init_args.inpainting_checkpoint = _recorded_stage1(runs.run_folder_of(Path(config.ckpt_path)))
+        for key in _EARLIER_STAGES:
+            if config.model.init_args.get(key) == FROM_CHECKPOINT:
+                config.model.init_args[key] = _recorded_run(runs.run_folder_of(Path(config.ckpt_path)), key)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: LightningCLI would put the checkpoint's hyperparameters over the configuration and over the command line."""
@@ -195,19 +199,20 @@ def _place(trainer: Any, folder: Path) -> None:
             callback.init_args.dirpath = str(folder / runs.CHECKPOINTS)
 
 
-def _choose_stage1(model: Any) -> None:
-    wanted = model.init_args.get("inpainting_checkpoint")
+def _choose_earlier_run(model: Any, key: str, module: str) -> None:
+    """Replace the run or "newest" under `key` by the path of its checkpoint file."""
+    wanted = model.init_args.get(key)
     if wanted == _NEWEST:
-        wanted = runs.newest_run("InpaintingModule")
-        print(f"deocc fit: de-occlusion by the newest stage-1 run, {wanted}", flush=True)
+        wanted = runs.newest_run(module)
+        print(f"deocc fit: {key}: the newest run of {module}, {wanted}", flush=True)
     if wanted is not None:
-        model.init_args.inpainting_checkpoint = str(runs.find_checkpoint(wanted))
+        model.init_args[key] = str(runs.find_checkpoint(wanted))
 
 
-def _recorded_stage1(run: Path) -> str:
-    """The stage-1 checkpoint that the configuration of a stage-2 run names, where it has one."""
+def _recorded_run(run: Path, key: str) -> str:
+    """The earlier stage's checkpoint that the configuration of a run names under `key`, where it has one."""
     file = run / runs.CONFIG
-    recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get("inpainting_checkpoint") if file.is_file() else None
+    recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get(key) if file.is_file() else None
     return str(recorded or FROM_CHECKPOINT)
 
 

@@ -23,7 +23,7 @@ from deocc.evaluation.calibration import (
     separate,
 )
 from deocc.evaluation.protocol import AllPairs
-from deocc.networks.deoccluder import read_checkpoint
+from deocc.networks.weights import read_checkpoint
 
 THRESHOLDS = "thresholds"
 """The key of a checkpoint under which `deocc.evaluation.calibration.Calibration.plain` lies."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
-from deocc.networks.deoccluder import read_checkpoint
+from deocc.networks.weights import read_checkpoint
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

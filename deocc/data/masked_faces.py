@@ -9,7 +9,9 @@ from typing import Any, Final, cast
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data.aligned_cache import AlignedCache
@@ -24,6 +26,8 @@ from deocc.data.sampler import EpochSampler, ShareSampler
 from deocc.evaluation.protocol import AllPairs
 from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
+from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
+from deocc.masking.randomness import mix
 
 FITTED: Final[tuple[Split, ...]] = ("train", "val")
 """The splits that a training reads over and over."""
@@ -49,6 +53,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         clean_probability: share of training images that stay unmasked, so that bare faces are learnt too.
         augmentation: strength of the clean face's augmentation.
         blend_probability: share of training images that are blended with two others.
+        masks_per_face: how many occluders each training face gets in turn; a batch then has that many rows per face.
+        distractors: whether training images also get what a mask predictor must ignore (`deocc.masking.distractors`): glasses frames and
+            beards on the clean face, shadows, glare and a camera's defects on the masked one, which then differs from `face` everywhere.
         seed: from which the order, the augmentation and the masks of training follow.
         val_people: validate on so many people at most, those of the lowest numbers; None: on all of the split.
         val_seeds: evaluation masks a kind and image in validation.
@@ -71,6 +78,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         clean_probability: float = 0.1,
         augmentation: Strength = "light",
         blend_probability: float = 0.0,
+        masks_per_face: int = 1,
+        distractors: bool = False,
         seed: int = 0,
         val_people: int | None = None,
         val_seeds: Sequence[int] = (100,),
@@ -82,6 +91,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         _check_range("size", size, 32, 1024)
         _check_range("batch_size", batch_size, 1, 65536)
         _check_range("eval_batch_size", eval_batch_size, 1, 65536)
+        _check_range("masks_per_face", masks_per_face, 1, 64)
         _check_range("clean_probability", clean_probability, 0, 1)
         _check_range("blend_probability", blend_probability, 0, 1)
         _check_range("cache_gigabytes", cache_gigabytes, 0, 1e6)
@@ -94,6 +104,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         self.clean_probability, self.seed, self.num_workers = clean_probability, seed, num_workers
         self.augmentation: Strength = augmentation
         self.blend_probability, self.val_people = blend_probability, val_people
+        self.masks_per_face, self.distractors = masks_per_face, distractors
         self.cache_gigabytes = cache_gigabytes
         self._caches: dict[Split, AlignedCache] = {}
         self.eval_seeds: dict[Split, tuple[int, ...]] = {"val": tuple(val_seeds), "test": tuple(test_seeds)}
@@ -193,7 +204,10 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         """Put the masks on, where the batch now is."""
         trainer = self.trainer
         if trainer is not None and trainer.training:
+            batch = _repeat(batch, self.masks_per_face)
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
+            if self.distractors:
+                return _mask_with_distractors(batch)
         elif self.face_set.occluder is not None and bool((batch["kind"] >= 0).any()):
             return cast(MaskedFaceBatch, {**batch, "masked_face": batch["face"]})
         return mask_batch(batch)
@@ -277,6 +291,25 @@ def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:
     """Render each face's occluder of `kind` from `seed`; kind -1 leaves the face as it is."""
     masked_face, mask = render(batch["face"], batch["landmarks"], batch["kind"], batch["seed"])
     return cast(MaskedFaceBatch, {**batch, "masked_face": masked_face, "mask": mask})
+
+
+def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
+    """Each row of the batch so many times in a row; every copy but the first gets another seed."""
+    if times == 1:
+        return batch
+    repeated = cast(FaceBatch, {key: cast(Tensor, value).repeat_interleave(times, 0) for key, value in batch.items()})
+    copy_number = torch.arange(times, device=repeated["seed"].device).repeat(len(batch["seed"]))
+    repeated["seed"] = torch.where(copy_number > 0, mix(repeated["seed"] + copy_number) >> 1 & (2**62 - 1), repeated["seed"])
+    return repeated
+
+
+def _mask_with_distractors(batch: FaceBatch) -> MaskedFaceBatch:
+    """As `mask_batch`, with glasses and beards below the occluder, and shadows, glare and camera defects above it."""
+    batch["face"] = add_worn(batch["face"], batch["landmarks"], batch["seed"])
+    masked = mask_batch(batch)
+    lit = add_cast(masked["masked_face"], batch["landmarks"], batch["seed"])
+    masked["masked_face"] = add_camera_defects(lit, batch["seed"])
+    return masked
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -8,6 +8,7 @@ from deocc.evaluation.figures import cmc_figure, loss_figure, panel_figure, pane
 from deocc.evaluation.folds import FoldAccuracy, decisions, fold_accuracy
 from deocc.evaluation.identification import cmc, rank1
 from deocc.evaluation.intervals import Bounds, tar_intervals, wilson
+from deocc.evaluation.mask_prediction import MaskPredictionMetric, mask_prediction_results
 from deocc.evaluation.mcnemar import McNemar, mcnemar
 from deocc.evaluation.perceptual import PerceptualDistance, perceptual_distance
 from deocc.evaluation.protocol import AllPairs, Galleries, ListedPairs
@@ -40,6 +41,7 @@ __all__ = [
     "Interval",
     "KernelDistance",
     "ListedPairs",
+    "MaskPredictionMetric",
     "McNemar",
     "PairScores",
     "PerceptualDistance",
@@ -61,6 +63,7 @@ __all__ = [
     "fold_accuracy",
     "loss_figure",
     "markdown_table",
+    "mask_prediction_results",
     "mcnemar",
     "pair_scores",
     "paired_bootstrap_eer",

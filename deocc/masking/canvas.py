@@ -25,7 +25,7 @@ def luma(colour: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _grain_tiles(device: torch.device, rows: int, columns: int) -> Tensor:
+def noise_tiles(device: torch.device, rows: int, columns: int) -> Tensor:
     """(rows * _TILE, columns * _TILE): one tile of noise in [-1, 1), repeated; the same in every process."""
     return (uniform(torch.arange(_TILE, device=device), _TILE) * 2 - 1).repeat(rows, columns)
 
@@ -145,7 +145,7 @@ class Canvas:
     def grain(self) -> Tensor:
         """(N, h, w) sensor-like noise in [-1, 1], different for every seed: a tile of random numbers at a random place."""
         height, width = len(self.y), len(self.x)
-        tiles = _grain_tiles(self.x.device, height // _TILE + 2, width // _TILE + 2)
+        tiles = noise_tiles(self.x.device, height // _TILE + 2, width // _TILE + 2)
         row = ((self.draws.unit() * _TILE).floor() + self.y[0]).long()[:, 0, 0] % _TILE
         column = ((self.draws.unit() * _TILE).floor() + self.x[0]).long()[:, 0, 0] % _TILE
         return tiles.unfold(0, height, 1).unfold(1, width, 1)[row, column]

@@ -51,6 +51,11 @@ def uniform(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
     return _shift_right(mix(keys[:, None] + counters * _GOLDEN), 40).float() * 2.0**-24
 
 
+def chosen_share(seeds: Tensor, share: float) -> Tensor:
+    """(B,) bool: whether each seed of (B,) int64 is among a `share` in [0, 1] of all seeds, to a thousandth."""
+    return (seeds % 1000).float() < share * 1000
+
+
 class Draws:
     """A stream of random parameters, one value per image and call, each (N, 1, 1) so that it broadcasts over pixels.
 

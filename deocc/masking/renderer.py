@@ -44,15 +44,9 @@ def render(faces: Tensor, landmarks: Tensor | None, kinds: Tensor | Sequence[str
             occluder would lie outside its image.
     """
     _check_faces(faces, seeds)
-    numbers, points, seeds = _numbers(kinds, faces), _points(landmarks, faces), seeds.to(faces.device)
-    code = torch.where(numbers >= 0, numbers * 2 + _is_grey(faces), -1)
-    order = code.argsort(stable=True)
-    masked, masks = faces.clone(), torch.zeros_like(faces[:, :1])
-    frame = FaceFrame.from_landmarks(points)
-    sitting = _Sitting(frame.take(order), Draws(seeds[order]), read_light(faces, frame).take(order))
-    for value, group in _groups(code):
-        kind, channels = get_kind(value // 2), 1 if value % 2 else 3
-        _paint_group(kind, channels, sitting.take(group), (masked, masks, order[group]))
+    numbers = _numbers(kinds, faces)
+    table = [get_kind(number) for number in range(len(list_kinds()))]
+    masked, masks = paint_kinds(table, faces, landmarks, numbers, seeds)
     missing = (numbers >= 0) & (masks.flatten(1).amax(1) == 0)
     if bool(missing.any()):
         raise ValueError(
@@ -62,15 +56,37 @@ def render(faces: Tensor, landmarks: Tensor | None, kinds: Tensor | Sequence[str
     return masked, masks
 
 
-class _Sitting(NamedTuple):
+@torch.no_grad()
+def paint_kinds(table: Sequence[Kind], faces: Tensor, landmarks: Tensor | None, numbers: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Paint on each face the kind at its position in `table`; arguments and results otherwise as for `render`.
+
+    Args:
+        table: the kinds to choose from, registered or not.
+        faces: (B, 3, H, W) in [-1, 1].
+        landmarks: (B, 5, 2), (5, 2) or None.
+        numbers: (B,) int64 positions in `table`, -1 = the face stays as it is.
+        seeds: (B,) int64.
+    """
+    points, seeds = _points(landmarks, faces), seeds.to(faces.device)
+    code = torch.where(numbers >= 0, numbers * 2 + _is_grey(faces), -1)
+    order = code.argsort(stable=True)
+    masked, masks = faces.clone(), torch.zeros_like(faces[:, :1])
+    frame = FaceFrame.from_landmarks(points)
+    inputs = RenderInputs(frame.take(order), Draws(seeds[order]), read_light(faces, frame).take(order))
+    for value, group in _groups(code):
+        _paint_group(table[value // 2], 1 if value % 2 else 3, inputs.take(group), (masked, masks, order[group]))
+    return masked, masks
+
+
+class RenderInputs(NamedTuple):
     """What is known about the images before they are painted."""
 
     frame: FaceFrame
     draws: Draws
     light: Light
 
-    def take(self, index: slice) -> "_Sitting":
-        return _Sitting(self.frame.take(index), self.draws.take(index), self.light.take(index))
+    def take(self, index: slice) -> "RenderInputs":
+        return RenderInputs(self.frame.take(index), self.draws.take(index), self.light.take(index))
 
 
 def _is_grey(faces: Tensor) -> Tensor:
@@ -93,10 +109,10 @@ def _groups(code: Tensor) -> Iterator[tuple[int, slice]]:
             yield value, slice(start, stop)
 
 
-def _paint_group(kind: Kind, channels: int, sitting: _Sitting, out: tuple[Tensor, Tensor, Tensor]) -> None:
+def _paint_group(kind: Kind, channels: int, inputs: RenderInputs, out: tuple[Tensor, Tensor, Tensor]) -> None:
     """Paint one kind on the faces at `index`, in place, and set their masks, in pieces that fit the cache."""
     faces, masks, index = out
-    rows, columns = _window(kind, sitting.frame, faces.shape[-2], faces.shape[-1])
+    rows, columns = _window(kind, inputs.frame, faces.shape[-2], faces.shape[-1])
     height, width = rows.stop - rows.start, columns.stop - columns.start
     if height <= 0 or width <= 0:
         return
@@ -106,7 +122,7 @@ def _paint_group(kind: Kind, channels: int, sitting: _Sitting, out: tuple[Tensor
     at_once = max(1, _PIXELS_AT_ONCE.get(faces.device.type, 1 << 20) // (height * width))
     for first in range(0, len(index), at_once):
         piece = slice(first, first + at_once)
-        _blend(kind.paint(Canvas(x, y, *sitting.take(piece), channels)), channels, (*windows, index[piece]))
+        _blend(kind.paint(Canvas(x, y, *inputs.take(piece), channels)), channels, (*windows, index[piece]))
 
 
 def _blend(layer: Layer, channels: int, out: tuple[Tensor, Tensor, Tensor]) -> None:

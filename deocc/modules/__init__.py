@@ -1,6 +1,7 @@
-"""The two LightningModules. They never import data: they meet it in a YAML."""
+"""The LightningModules: mask prediction, de-occlusion, distillation. They never import data, which they meet in a YAML."""
 
 from deocc.modules.distillation import DistillationModule
 from deocc.modules.inpainting import InpaintingModule
+from deocc.modules.segmentation import SegmentationModule
 
-__all__ = ["DistillationModule", "InpaintingModule"]
+__all__ = ["DistillationModule", "InpaintingModule", "SegmentationModule"]

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from deocc.batch import MaskedFaceBatch
 from deocc.losses import InstanceRelationLoss, PredictionRelationLoss, ShardedIdentityLoss
 from deocc.losses.gathering import gathered_pair_relation_loss, gathered_triplet_relation_loss
+from deocc.masking.randomness import chosen_share
 from deocc.modules.blending import blended_identity_loss, own_centers
 from deocc.modules.centers import identity_centers
 from deocc.modules.comparison import Comparison, centred
@@ -44,7 +45,6 @@ from deocc.networks.student import Student, StudentInput, check_start
 STAGE = "distillation"
 MarginType = Literal["softmax", "cosface", "arcface"]
 _TERMS = ("identity", "instance", "pair", "triplet", "prediction")
-_SEED_STEPS = 1000  # a share is kept to a thousandth
 
 
 class DistillationModule(RecognitionModule):
@@ -292,7 +292,7 @@ class DistillationModule(RecognitionModule):
         share = self.hparams["predicted_mask_share"]
         if share == 0:
             return batch["mask"]
-        chosen = (batch["seed"] % _SEED_STEPS).float() < share * _SEED_STEPS
+        chosen = chosen_share(batch["seed"], share)
         return torch.where(chosen[:, None, None, None], self._predicted_mask(batch["masked_face"]), batch["mask"])
 
     def _build_classifier(self, num_identities: int) -> None:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import RestorationMetric
+from deocc.evaluation import MaskPredictionMetric, RestorationMetric
 from deocc.losses import (
     discriminator_loss,
     feature_distance,
@@ -24,7 +24,7 @@ from deocc.losses import (
     mask_segmentation_loss,
     masked_l1_loss,
 )
-from deocc.masking.randomness import uniform
+from deocc.masking.randomness import chosen_share, uniform
 from deocc.modules.descent import Terms, descend
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.parts import Part, take_apart
@@ -35,9 +35,12 @@ from deocc.modules.terms import check_weights, weighted_terms
 from deocc.networks.discriminator import GlobalLocalDiscriminator
 from deocc.networks.embedder import create_teacher, read_options
 from deocc.networks.generator import Generator, compose
-from deocc.networks.segmenter import MaskSegmenter
+from deocc.networks.layers import gaussian_blur
+from deocc.networks.segmenter import MaskSegmenter, load_segmenter
 
 STAGE = "inpainting"
+FROM_CHECKPOINT = "from_checkpoint"
+"""In place of a segmentation run: the segmenter comes with the checkpoint of this module that is about to be loaded."""
 _GENERATOR, _DISCRIMINATORS = 0, 1  # the optimisers' numbers
 _SHIFT = 3  # pixels either way; the teacher's first layers step by four
 _PENALTY_STREAM = 1 << 40  # of an image's random numbers; the renderer's streams lie below
@@ -52,6 +55,9 @@ class InpaintingModule(RestorationModule):
         attention: whether the attention branch is there.
         discriminator_width: channels of the discriminators' first layers.
         segmenter_width: channels of the segmenter's first layer.
+        segmenter_checkpoint: a run of `SegmentationModule`, whose segmenter is used as it is; None trains one beside the generator.
+        predicted_mask_share: share of training images whose predicted mask is filled in place of the given one; only with
+            `segmenter_checkpoint`.
         adversarial: "hinge", or "wgan" with gradient penalty.
         reconstruction_weight: weight of the masked l1 term.
         adversarial_weight: weight of the generator's adversarial term; 0 builds no discriminators.
@@ -59,6 +65,8 @@ class InpaintingModule(RestorationModule):
         perceptual_weight: weight of the distance between the teacher's feature maps of completed and clean face.
         teacher: the recogniser of these two terms, a name of `deocc.networks.list_embedders`; not built where both weights are 0.
         teacher_weights: its weights file; default what its package ships.
+        teacher_blur: standard deviation in pixels of a Gaussian blur in front of the teacher, for both faces; its strided layers otherwise
+            reward a fine grid in the completed face.
         teacher_options: its template, size, color, mean and std, where they are not what `create_embedder` takes for granted.
         learning_rate: peak, of the generator.
         segmenter_learning_rate: peak, of the segmenter.
@@ -77,6 +85,8 @@ class InpaintingModule(RestorationModule):
         attention: bool = True,
         discriminator_width: int = 24,
         segmenter_width: int = 16,
+        segmenter_checkpoint: str | None = None,
+        predicted_mask_share: float = 0.0,
         adversarial: Literal["hinge", "wgan"] = "hinge",
         reconstruction_weight: float = 1.0,
         adversarial_weight: float = 0.01,
@@ -85,6 +95,7 @@ class InpaintingModule(RestorationModule):
         teacher: str = "dlib_resnet",
         teacher_weights: str | None = None,
         teacher_options: dict[str, Any] | None = None,
+        teacher_blur: float = 0.0,
         learning_rate: float = 1e-3,
         segmenter_learning_rate: float = 3e-3,
         discriminator_learning_rate: float = 4e-4,
@@ -100,7 +111,7 @@ class InpaintingModule(RestorationModule):
         self.automatic_optimization = False
         self.generator = Generator(width=width, attention=attention)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
-        self.segmenter = MaskSegmenter(width=segmenter_width)
+        self.segmenter = self._build_segmenter(segmenter_checkpoint)
         self.discriminator = GlobalLocalDiscriminator(width=discriminator_width) if adversarial_weight > 0 else None
         taught = max(identity_weight, perceptual_weight) > 0
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options)) if taught else None
@@ -108,10 +119,12 @@ class InpaintingModule(RestorationModule):
             raise ValueError(
                 f"no gradient passes through the teacher {teacher!r}: take another, or identity_weight and perceptual_weight 0"
             )
+        self.mask_prediction, self.bare_shares = MaskPredictionMetric(), []
         self.restoration = nn.ModuleDict({"given_mask": RestorationMetric(), "predicted_mask": RestorationMetric()})
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> None:
         """One step of the discriminators, then one of generator and segmenter."""
+        batch = self._with_predicted_masks(batch)
         *others, last = take_apart(batch, self.hparams["accumulate"], self._mean_over_processes)
         shared = self._generate(last)  # its graph serves both steps; those of the other parts would fill the memory
 
@@ -134,6 +147,7 @@ class InpaintingModule(RestorationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which stage this is, and leave out the teacher: its weights are not ours to spread and are loaded anew."""
         checkpoint["stage"] = STAGE
+        checkpoint["face_size"] = getattr(self.trainer.datamodule, "size", None)  # type: ignore[attr-defined]
         leave_out(checkpoint, "teacher")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -149,12 +163,37 @@ class InpaintingModule(RestorationModule):
         """Adam for generator and segmenter, Adam for the discriminators; both rates fall over the training."""
         betas = (0.5, 0.99)  # a low first momentum is usual for GANs
         generator = {"params": list(self.generator.parameters()), "lr": self.hparams["learning_rate"]}
-        segmenter = {"params": list(self.segmenter.parameters()), "lr": self.hparams["segmenter_learning_rate"]}
-        optimizers: list[Optimizer] = [Adam([generator, segmenter], betas=betas)]
+        groups = [generator]
+        if self.trains_segmenter:
+            groups.append({"params": list(self.segmenter.parameters()), "lr": self.hparams["segmenter_learning_rate"]})
+        optimizers: list[Optimizer] = [Adam(groups, betas=betas)]
         if self.discriminator is not None:
             optimizers.append(Adam(self.discriminator.parameters(), lr=self.hparams["discriminator_learning_rate"], betas=betas))
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [warmup_cosine(optimizer, steps) for optimizer in optimizers]
+
+    def _build_segmenter(self, checkpoint: str | None) -> MaskSegmenter:
+        """The segmenter of a finished run, frozen, or a new one to train."""
+        self.trains_segmenter = checkpoint is None
+        if checkpoint is None or checkpoint == FROM_CHECKPOINT:
+            segmenter = MaskSegmenter(self.hparams["segmenter_width"])
+        else:
+            segmenter = load_segmenter(checkpoint)
+            self.hparams["segmenter_width"] = segmenter.config["width"]
+        if checkpoint is not None:
+            self.hparams["segmenter_checkpoint"] = FROM_CHECKPOINT  # its weights are in this module's own checkpoints
+            segmenter.requires_grad_(False)
+        elif self.hparams["predicted_mask_share"] > 0:
+            raise ValueError("predicted_mask_share above 0 needs a trained segmenter: give a segmentation run as segmenter_checkpoint")
+        return segmenter
+
+    def _with_predicted_masks(self, batch: MaskedFaceBatch) -> MaskedFaceBatch:
+        """The batch with the predicted mask in place of the given one, for a share of the images that follows from their seeds."""
+        share = self.hparams["predicted_mask_share"]
+        if share == 0:
+            return batch
+        chosen = chosen_share(batch["seed"], share)[:, None, None, None]
+        return {**batch, "mask": torch.where(chosen, self.segmenter.predict_mask(batch["masked_face"]), batch["mask"])}
 
     def _discriminator_loss(self, batch: MaskedFaceBatch, completed_face: Tensor) -> Tensor:
         discriminator, mask, kind = cast(nn.Module, self.discriminator), batch["mask"], self.hparams["adversarial"]
@@ -177,8 +216,10 @@ class InpaintingModule(RestorationModule):
             "adversarial": lambda: part.images * self._adversarial_loss(completed_face, mask),
             **self._teacher_losses(part, completed_face),
         }
-        segmentation = part.images * mask_segmentation_loss(self.segmenter(part.batch["masked_face"]), mask)
-        return weighted_terms(self.hparams, losses) | {"segmentation": segmentation}
+        terms = weighted_terms(self.hparams, losses)
+        if self.trains_segmenter:
+            terms["segmentation"] = part.images * mask_segmentation_loss(self.segmenter(part.batch["masked_face"]), mask)
+        return terms
 
     def _adversarial_loss(self, completed_face: Tensor, mask: Tensor) -> Tensor:
         logits = cast(nn.Module, self.discriminator)(completed_face, mask)
@@ -191,9 +232,10 @@ class InpaintingModule(RestorationModule):
             return {}
         # Shifted alike, by other pixels every step, so that no pattern pays which only suits the grid on which the teacher samples.
         shift = tuple(number - _SHIFT for number in divmod(self.global_step % (2 * _SHIFT + 1) ** 2, 2 * _SHIFT + 1))
+        blur = self.hparams["teacher_blur"]
         with torch.no_grad():
-            clean, clean_maps = self.teacher.embed_with_features(part.batch["face"].roll(shift, (2, 3)))
-        completed, completed_maps = self.teacher.embed_with_features(completed_face.roll(shift, (2, 3)))
+            clean, clean_maps = self.teacher.embed_with_features(gaussian_blur(part.batch["face"].roll(shift, (2, 3)), blur))
+        completed, completed_maps = self.teacher.embed_with_features(gaussian_blur(completed_face.roll(shift, (2, 3)), blur))
         return {
             "identity": lambda: part.images * instance_relation_loss(completed, clean),
             "perceptual": lambda: part.images * feature_distance(completed_maps, clean_maps),

@@ -1,16 +1,20 @@
-"""Stage 1 as stage 2 sees it: a frozen pair of segmenter and generator, rebuilt from a stage-1 checkpoint."""
+"""Stage 1 as stage 2 sees it: a frozen pair of segmenter and generator, rebuilt from a stage-1 checkpoint.
+
+Both work at the side that stage 1 was trained at. Larger crops are shrunk for them and only the covered pixels are taken from the enlarged
+result, so that visible pixels keep the sharpness that a recogniser needs.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.networks.generator import Generator, complete
+from deocc.networks.generator import Generator, compose
 from deocc.networks.segmenter import MaskSegmenter
-from deocc.networks.weights import load_tensors
-from deocc.runs import damage
+from deocc.networks.weights import read_checkpoint
 
 GENERATOR_PREFIX, SEGMENTER_PREFIX = "average.module.", "segmenter."
 """Where a stage-1 checkpoint keeps the running average of the generator, and the segmenter."""
@@ -23,9 +27,16 @@ class Deoccluder(nn.Module):
     takes the time, in place; the names of its weights stay.
     """
 
-    def __init__(self, generator: Mapping[str, Any], segmenter: Mapping[str, Any]) -> None:
-        """Build both networks from their `config`, with random weights."""
+    def __init__(self, generator: Mapping[str, Any], segmenter: Mapping[str, Any], size: int | None = None) -> None:
+        """Build both networks with random weights.
+
+        Args:
+            generator: its `config`.
+            segmenter: its `config`.
+            size: side in pixels at which both work; None works at whatever side a face has.
+        """
         super().__init__()
+        self.size = size
         self.generator = Generator(**generator)
         self.segmenter = MaskSegmenter(**segmenter)
         self.requires_grad_(False).eval()
@@ -33,9 +44,9 @@ class Deoccluder(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def config(self) -> dict[str, dict[str, Any]]:
+    def config(self) -> dict[str, Any]:
         """What rebuilds it: `Deoccluder(**config)`."""
-        return {"generator": dict(self.generator.config), "segmenter": dict(self.segmenter.config)}
+        return {"generator": dict(self.generator.config), "segmenter": dict(self.segmenter.config), "size": self.size}
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Self:
@@ -53,7 +64,11 @@ class Deoccluder(nn.Module):
         try:
             settings, saved = checkpoint["hyper_parameters"], checkpoint["state_dict"]
             generator = {"width": settings["width"], "attention": settings["attention"]}
-            config = {"generator": generator, "segmenter": {"width": settings["segmenter_width"]}}
+            config: dict[str, Any] = {
+                "generator": generator,
+                "segmenter": {"width": settings["segmenter_width"]},
+                "size": checkpoint.get("face_size"),
+            }
             parts = {"generator": GENERATOR_PREFIX, "segmenter": SEGMENTER_PREFIX}
             state = {f"{part}.{key}": value for part, prefix in parts.items() for key, value in _below(saved, prefix).items()}
             check_fit(config, state)
@@ -69,42 +84,40 @@ class Deoccluder(nn.Module):
         return super().train(False)
 
     def predict_mask(self, masked_face: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 1, H, W), 1 = covered."""
+        """Masked faces (B, 3, H, W) in [-1, 1] -> confidences (B, 1, H, W) in [0, 1] that a pixel is covered; 0 where it surely is not."""
         with torch.inference_mode():
-            mask = self.segmenter.predict_mask(masked_face)
+            mask = self.segmenter.predict_mask(self._shrink(masked_face))
+            if mask.shape[2:] != masked_face.shape[2:]:
+                mask = F.interpolate(mask, masked_face.shape[2:], mode="bilinear", align_corners=False)
         return _ordinary(mask)
 
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """Masked face (B, 3, H, W) in [-1, 1] and mask (B, 1, H, W) -> completed face (B, 3, H, W) in [-1, 1]."""
+        """Complete faces.
+
+        Args:
+            masked_face: (B, 3, H, W) in [-1, 1].
+            mask: (B, 1, H, W) in [0, 1], 1 = covered.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1], equal to `masked_face` where the mask is 0.
+        """
         with torch.inference_mode():
-            completed_face = complete(self.generator, masked_face, mask)
+            small_face = self._shrink(masked_face)
+            small_mask = F.adaptive_max_pool2d(mask, small_face.shape[2:])
+            generated = self.generator(small_face, small_mask)
+            if generated.shape != masked_face.shape:
+                generated = F.interpolate(generated, masked_face.shape[2:], mode="bicubic", align_corners=False).clamp(-1, 1)
+            completed_face = compose(masked_face, generated, mask)
         return _ordinary(completed_face)
 
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU, its checksums compared; nothing in it is executed.
-
-    Raises:
-        FileNotFoundError: no file there.
-        ValueError: the file is damaged or no checkpoint.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
-    if (problem := damage(Path(path))) is not None:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({problem}): it is damaged or something else")
-    try:
-        content = load_tensors(Path(path))
-    except Exception as error:  # a file that is something else makes torch's reader fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason:  # torch's advice is to load it unsafely
-            reason = "it is no file of weights, or holds more than weights"
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else") from error
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
-        raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
-    return content
+    def _shrink(self, face: Tensor) -> Tensor:
+        """The face at the side that the networks work at; a smaller one stays as it is."""
+        if self.size is None or face.shape[-1] <= self.size:
+            return face
+        return F.interpolate(face, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def check_fit(config: Mapping[str, Mapping[str, Any]], state: Mapping[str, Tensor]) -> None:
+def check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Check that a de-occluder would have these weights, without making it: a file may name networks larger than any memory.
 
     Args:

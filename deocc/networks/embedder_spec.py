@@ -22,6 +22,9 @@ class EmbedderSpec:
     mean: Triple
     std: Triple
     color: Colour = "rgb"
+    mirror: bool = False
+    """In evaluation mode, take the mean of the raw embeddings of a face and of its mirror image, as is usual in tests on LFW. It doubles
+    the cost."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""

@@ -125,3 +125,16 @@ class VisibleAttention(nn.Module):
         """(B, 1, N): whether each patch of a grid of `rows` rows holds no covered pixel."""
         side = mask.shape[-2] // rows
         return F.max_pool2d(mask.float(), side).flatten(2) <= 0
+
+
+def gaussian_blur(face: Tensor, sigma: float) -> Tensor:
+    """Blur (B, C, H, W) images by a Gaussian of `sigma` pixels, edges repeated; 0 leaves them as they are."""
+    if sigma == 0:
+        return face
+    reach = max(1, round(3 * sigma))
+    offsets = torch.arange(-reach, reach + 1, device=face.device, dtype=face.dtype)
+    weights = torch.exp(-offsets.square() / (2 * sigma**2))
+    weights = (weights / weights.sum()).expand(face.shape[1], 1, 1, -1)
+    padded = F.pad(face, (reach,) * 4, mode="replicate")
+    across = F.conv2d(padded, weights, groups=face.shape[1])
+    return F.conv2d(across, weights.transpose(2, 3), groups=face.shape[1])

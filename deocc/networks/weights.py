@@ -9,6 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from deocc.runs import damage
+
 # Names under which training scripts save the network inside a larger dictionary.
 _CONTAINERS = ("state_dict", "model_state_dict", "state_dict_backbone", "model", "backbone", "net")
 # What wrappers (DataParallel, Lightning modules, `Embedder`) put before the network's own names.
@@ -108,3 +110,26 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, 
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
         raise ValueError(f"the weights in {source} do not fit {type(network).__name__} ({listed}): give the file of this architecture")
     network.load_state_dict(found, strict=False)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU, its checksums compared; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: no file there.
+        ValueError: the file is damaged or no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
+    if (problem := damage(Path(path))) is not None:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({problem}): it is damaged or something else")
+    try:
+        content = load_tensors(Path(path))
+    except Exception as error:  # a file that is something else makes torch's reader fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to load it unsafely
+            reason = "it is no file of weights, or holds more than weights"
+        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else") from error
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
+        raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
+    return content

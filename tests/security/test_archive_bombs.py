@@ -14,9 +14,8 @@ from deocc.apps.array_file import read_arrays
 from deocc.data import pickle_scan
 from deocc.data.archive import ZipImages
 from deocc.data.bin_file import BinFaces
-from deocc.networks.deoccluder import read_checkpoint
 from deocc.networks.dlib_file import read_layers
-from deocc.networks.weights import read_state_dict
+from deocc.networks.weights import read_checkpoint, read_state_dict
 from tests.security.fuzzing import within_memory
 
 _LITTLE = 100 * 2**20

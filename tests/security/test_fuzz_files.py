@@ -20,9 +20,9 @@ from deocc.data.bin_file import BinFaces
 from deocc.evaluation.scores import read_scores, write_scores
 from deocc.evaluation.verification import PairScores
 from deocc.networks import dlib_resnet
-from deocc.networks.deoccluder import Deoccluder, read_checkpoint
+from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.dlib_file import read_layers
-from deocc.networks.weights import read_state_dict
+from deocc.networks.weights import read_checkpoint, read_state_dict
 from tests.fake_sets.bin_file import write_bin_file
 from tests.fake_sets.faces import save_face
 from tests.security.fuzzing import MANY, damaged, for_each

@@ -72,7 +72,7 @@ def _look_at(given: Path | None) -> Iterator[Finding]:
 
 def _look_at_checkpoint(file: Path) -> Iterator[Finding]:
     from deocc.callbacks.calibration import THRESHOLDS
-    from deocc.networks.deoccluder import read_checkpoint
+    from deocc.networks.weights import read_checkpoint
 
     content: dict[str, Any] = read_checkpoint(file)
     stage = content.get("stage", "unknown")

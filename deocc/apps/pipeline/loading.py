@@ -14,7 +14,7 @@ from deocc.apps.pipeline.network import MOST_SIDE, network_of_checkpoint
 from deocc.apps.pipeline.pipeline import Pipeline
 from deocc.callbacks.calibration import THRESHOLDS
 from deocc.evaluation.calibration import Calibration
-from deocc.networks.deoccluder import read_checkpoint
+from deocc.networks.weights import read_checkpoint
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _USUAL_SIZE: Final = 112  # of deocc.data.MaskedFaceDataModule

@@ -69,7 +69,7 @@ class FaceNetwork(nn.Module):
 
 
 def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Any], FaceNetwork]:
-    """The configuration and the network, with the student's running average, of what `deocc.networks.deoccluder.read_checkpoint` read.
+    """The configuration and the network, with the student's running average, of what `deocc.networks.weights.read_checkpoint` read.
 
     Raises:
         ValueError: it is no checkpoint of stage 2, or not a whole one; the message calls it `name`.

@@ -1,5 +1,6 @@
 """The occluders that come with the package, one file each; their order is their number and must not change."""
 
+from deocc.masking.kinds.blob import BLOB
 from deocc.masking.kinds.box import BOX
 from deocc.masking.kinds.cloth import CLOTH
 from deocc.masking.kinds.hand import HAND
@@ -9,6 +10,6 @@ from deocc.masking.kinds.strokes import STROKES
 from deocc.masking.kinds.sunglasses import SUNGLASSES
 from deocc.masking.kinds.surgical import SURGICAL
 
-BUILT_IN = (SURGICAL, CLOTH, N95, SCARF, SUNGLASSES, HAND, BOX, STROKES)
+BUILT_IN = (SURGICAL, CLOTH, N95, SCARF, SUNGLASSES, HAND, BOX, STROKES, BLOB)
 
-__all__ = ["BOX", "BUILT_IN", "CLOTH", "HAND", "N95", "SCARF", "STROKES", "SUNGLASSES", "SURGICAL"]
+__all__ = ["BLOB", "BOX", "BUILT_IN", "CLOTH", "HAND", "N95", "SCARF", "STROKES", "SUNGLASSES", "SURGICAL"]

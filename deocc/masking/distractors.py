@@ -1,0 +1,157 @@
+"""Changes that a mask predictor must not take for an occluder: glasses frames, beards, shadows, glare, and a camera's own defects.
+
+None of them changes the mask (DeepFaceLab's XSeg and OFIQ's FaceOcc train with such label-preserving changes). Not specified by the paper;
+our choice. Like the renderer, everything random follows from an image's seed alone.
+"""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deocc.masking.canvas import Canvas, Layer, noise_tiles
+from deocc.masking.fabrics import wave
+from deocc.masking.kind import Kind
+from deocc.masking.outlines import norm, superellipse
+from deocc.masking.randomness import uniform
+from deocc.masking.renderer import paint_kinds
+
+_WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM = 1 << 41, 1 << 42, 1 << 43
+"""Streams of an image's random numbers; the occluders' are below."""
+
+
+def add_worn(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.4) -> Tensor:
+    """Draw what belongs to a bare face, glasses frames or a beard, on a share of the faces.
+
+    Args:
+        faces: (B, 3, H, W) in [-1, 1].
+        landmarks: (B, 5, 2) in pixels.
+        seeds: (B,) int64.
+        probability: share of the faces that are changed.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+    """
+    return _paint_some(_WORN, faces, landmarks, seeds, probability, _WORN_STREAM)
+
+
+def add_cast(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.3) -> Tensor:
+    """Cast a shadow or a glare on a share of the faces, over whatever covers them; arguments as for `add_worn`."""
+    return _paint_some(_CAST, faces, landmarks, seeds, probability, _CAST_STREAM)
+
+
+def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
+    """Give each image a tint, contrast, blur, noise and JPEG artefacts of random strength.
+
+    Args:
+        faces: (B, 3, H, W) in [-1, 1].
+        seeds: (B,) int64.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+    """
+    draws = uniform(seeds, 12, _CAMERA_STREAM)[:, :, None, None, None]
+    grey = (faces[:, :1] == faces[:, 1:]).all(1, keepdim=True).flatten(1).all(1)[:, None, None, None]
+    tint = torch.where(grey, 0.0, (draws[:, 0:3, 0] - 0.5) * 0.3 * (draws[:, 3] < 0.5))
+    gain = 0.75 + 0.5 * draws[:, 4]
+    changed = (faces * gain + tint + (draws[:, 5] - 0.5) * 0.3).clamp(-1, 1)
+    changed = _blur(changed, 1.2 * draws[:, 6] * (draws[:, 7] < 0.4))
+    strength = 0.08 * draws[:, 8].square()
+    changed = (changed + 1.7 * strength * _noise(faces, draws[:, 11, 0, 0, 0])).clamp(-1, 1)
+    quality = torch.where(draws[:, 9] < 0.5, 30 + 65 * draws[:, 10], 100.0).flatten()
+    return _compress(changed, quality)
+
+
+def _paint_some(kinds: tuple[Kind, ...], faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float, stream: int) -> Tensor:
+    choice, chance = uniform(seeds, 2, stream).unbind(1)
+    number = torch.where(chance < probability, (choice * len(kinds)).long(), -1)
+    return paint_kinds(kinds, faces, landmarks, number, seeds ^ stream)[0]
+
+
+def _glasses(canvas: Canvas) -> Layer:
+    """Thin frames with clear glass, which reflects a little."""
+    draws, u = canvas.draws, canvas.posed_u(0.0)
+    shift, width, height, gap = draws.between_each((-0.02, 0.1), (0.33, 0.44), (0.2, 0.36), (0.07, 0.13))
+    squareness, rim, shine = draws.between_each((0.0, 1.0), (0.012, 0.035), (0.0, 0.18))
+    side, v = u.abs(), canvas.affine(0.0, 1.0, -shift)
+    lens = superellipse((side - (width + gap)) / width, v / height, squareness).sub_(1).mul_(width * 0.8)
+    bridge = torch.maximum((v + 0.3 * height).abs_().sub_(rim), side - 0.2)
+    temple = torch.maximum((v + 0.35 * height).abs_().sub_(rim), torch.maximum(side - 1.15, 2 * width + 0.06 - side))
+    frame = canvas.cover(torch.minimum(lens.abs().sub_(rim), torch.minimum(bridge, temple)))
+    glass = canvas.cover(lens).mul_(shine)
+    colour = canvas.paint(draws.colour(0.02, 0.6)) * frame.unsqueeze(1) + (1 - frame).unsqueeze(1) * 0.9
+    return Layer(torch.maximum(frame, glass), colour.clamp_(0, 1))
+
+
+def _beard(canvas: Canvas) -> Layer:
+    """Hair round the mouth and along the jaw, from stubble to a full beard; the lips stay free."""
+    draws, u, v = canvas.draws, canvas.posed_u(0.3), canvas.v
+    top, width, bottom, density = draws.between_each((0.72, 1.0), (0.5, 1.1), (1.7, 2.1), (0.3, 0.9))
+    centre, half = (top + bottom) / 2, (bottom - top) / 2
+    area = superellipse(u / width, (v - centre) / half, 0.5).sub_(1).mul_(0.5)
+    lips = norm(u / 0.36, (v - 1.12) / 0.13).sub_(1).mul_(-0.15)
+    cheeks = (0.95 + 0.15 * draws.unit() - u.abs() * 0.1).sub_(v)  # above this line only a moustache grows
+    cheeks = torch.minimum(cheeks, u.abs() - 0.4)
+    distance = torch.maximum(torch.maximum(area, lips), cheeks)
+    soft = (distance * -(6 + 6 * draws.unit())).add_(0.5).clamp_(0, 1)
+    hair = wave(canvas.affine(7.0, 2.0, 0.0).add_(canvas.grain)).mul_(0.35).add_(0.65)
+    tone = canvas.paint(draws.pick(((0.08, 0.06, 0.05), (0.2, 0.13, 0.08), (0.35, 0.24, 0.15), (0.5, 0.48, 0.46))))
+    shade = (canvas.grain * 0.15).add_(1).unsqueeze(1)
+    return Layer(soft.mul_(hair).mul_(density), (tone * shade).clamp_(0, 1))
+
+
+def _shadow(canvas: Canvas) -> Layer:
+    """A soft-edged dark half of the image, or a dark disc."""
+    draws = canvas.draws
+    across, down, place, strength, soft = draws.between_each((-1, 1), (-1, 1), (-0.8, 0.8), (0.2, 0.65), (0.03, 0.6))
+    radius = draws.between(0.4, 1.2)
+    half = canvas.affine(across, down, place)
+    disc = norm(canvas.u - across, canvas.v - 0.5 - down).sub_(radius)
+    distance = torch.where(draws.unit() < 0.6, half, disc)
+    alpha = (distance / -soft).add_(0.5).clamp_(0, 1).mul_(strength)
+    return Layer(alpha, torch.zeros_like(alpha).unsqueeze(1).expand(-1, canvas.channels, -1, -1).clone())
+
+
+def _glare(canvas: Canvas) -> Layer:
+    """A bright spot that fades outwards."""
+    draws = canvas.draws
+    u, v, radius, strength = draws.between_each((-1.3, 1.3), (-1.2, 1.8), (0.4, 1.8), (0.2, 0.85))
+    fade = norm(canvas.u - u, canvas.v - v).div_(-radius).add_(1).clamp_min_(0)
+    alpha = (fade * fade).mul_(strength)
+    colour = canvas.paint(draws.colour(0.8, 1.0))
+    return Layer(alpha, colour.expand(-1, -1, *alpha.shape[1:]).clone())
+
+
+_WORN = (Kind("glasses", None, _glasses), Kind("beard", None, _beard))
+_CAST = (Kind("shadow", None, _shadow), Kind("glare", None, _glare))
+
+
+def _noise(faces: Tensor, place: Tensor) -> Tensor:
+    """(B, 1, H, W) in [-1, 1]: a window of one tile of noise, at a place that follows from (B,) numbers in [0, 1)."""
+    height, width = faces.shape[2:]
+    tiles = noise_tiles(faces.device, height // 128 + 2, width // 128 + 2)
+    number = (place * 128 * 128).long()
+    return tiles.unfold(0, height, 1).unfold(1, width, 1)[number // 128, number % 128][:, None]
+
+
+def _blur(faces: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur by (B, 1, 1, 1) `sigma` in pixels, at most 1.5; 0 leaves an image as it is."""
+    offsets = torch.arange(-3, 4, device=faces.device, dtype=faces.dtype)
+    weights = torch.exp(-offsets.square() / (2 * sigma.flatten()[:, None].square() + 1e-6))
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)
+    channels = faces.reshape(1, -1, *faces.shape[2:])
+    for shape, pad in (((-1, 1, 1, 7), (3, 3, 0, 0)), ((-1, 1, 7, 1), (0, 0, 3, 3))):
+        channels = F.conv2d(F.pad(channels, pad, mode="replicate"), weights.view(shape), groups=channels.shape[1])
+    return channels.view_as(faces)
+
+
+def _compress(faces: Tensor, quality: Tensor) -> Tensor:
+    """JPEG at (B,) `quality` in 1..100; 100 leaves an image as it is."""
+    changed = faces.clone()
+    for number in (quality < 100).nonzero()[:, 0].tolist():
+        pixels = (faces[number].add(1).mul(127.5).round().byte().permute(1, 2, 0)).cpu().numpy()
+        code = cv2.imencode(".jpg", np.ascontiguousarray(pixels), [cv2.IMWRITE_JPEG_QUALITY, int(quality[number])])[1]
+        decoded = torch.from_numpy(cv2.imdecode(code, cv2.IMREAD_COLOR)).permute(2, 0, 1)
+        changed[number] = decoded.to(faces.device, faces.dtype) / 127.5 - 1
+    return changed
