@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from deocc.data.images import read_image
 from deocc.detection import Detection, Detector, create_detector
 from deocc.detection.weights_file import given_file
 from deocc.geometry import TEMPLATES
@@ -27,27 +28,65 @@ from deocc.runs import cache_folder
 _VERSION: Final = 1  # raised when a detector's landmarks change, so that old files are not taken for new ones
 _SAVE_EVERY: Final = 500  # images: seconds of work to lose, and at CelebA's size some 16 MB to write each time
 _SHOWN: Final = 3
+SUBSTITUTED: Final = "a mean face's landmarks stand in"
+LEFT_OUT: Final = "they are left out of training and validation"
 
 
-def detected_landmarks(
+@dataclass
+class FoundLandmarks:
+    """What a detector found in N images."""
+
+    names: Sequence[str]
+    """One name an image."""
+    landmarks: NDArray[np.float64]
+    """(N, 5, 2) x, y in pixels; NaN where no face is known."""
+    size: NDArray[np.int64]
+    """(N, 2) width and height in pixels; 0 for an image that was not read."""
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """(N,) which images have been read."""
+        return self.size[:, 0] > 0
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """(N,) which images have a face."""
+        return np.asarray(np.isfinite(self.landmarks).all((1, 2)))
+
+    @property
+    def lost(self) -> list[str]:
+        """The names of the images without a face."""
+        return [self.names[index] for index in np.flatnonzero(~self.found).tolist()]
+
+    def filled(self) -> NDArray[np.float64]:
+        """(N, 5, 2) landmarks with a substitute where no face was found.
+
+        The substitute is the mean landmarks of the images of the same size, else those of the canonical template in the middle of the image
+        (our choice).
+        """
+        landmarks, found = self.landmarks.copy(), self.found
+        for size in np.unique(self.size[~found], axis=0):
+            same = (self.size == size).all(1)
+            known = landmarks[same & found]
+            landmarks[same & ~found] = known.mean(0) if len(known) else _template(*size.tolist())
+        return landmarks
+
+
+def find_landmarks(
     names: Sequence[str], image: Callable[[int], NDArray[np.uint8]], key: str, detector: str = "dlib", weights: str | None = None
-) -> NDArray[np.float64]:
-    """The five landmarks of every image, by a detector or from an earlier call's file; interrupted work goes on where it stopped.
+) -> FoundLandmarks:
+    """Detect the five landmarks of every image, or read them from the file of an earlier call; interrupted work is resumed.
 
-    Of several faces in an image the one counts whose box has the largest side times 1 - d, d being the distance of its centre from the
-    image's centre in half diagonals (OURS: data sets centre the person they name). An image in which no face is found keeps its place in
-    the set, with the mean landmarks of the set's images of its size, else with those of the canonical template in its middle (OURS); a
-    warning names such images. Warnings also tell of a file that cannot be read or a folder that cannot be written to; the work goes on.
+    If an image shows several faces, the one with the largest `side * (1 - d)` counts, where d is the distance of the box's centre from the
+    image's centre in half diagonals (our choice: data sets centre the person they name). A file that cannot be read or a folder that cannot
+    be written to causes a warning; the work continues.
 
     Args:
         names: one name an image.
-        image: the photograph at a position, (H, W, 3) RGB.
-        key: what else tells this set from another of equal names, such as a hash of its files.
+        image: returns the photograph at a position, (H, W, 3) RGB.
+        key: distinguishes this set from others with equal names, for example a hash of its files.
         detector: a name of `deocc.detection.list_detectors()`.
         weights: the detector's weights file; None for the packaged one.
-
-    Returns:
-        (N, 5, 2) x, y in pixels of each image.
 
     Raises:
         ImportError: a package that the detector needs is not installed, and there is something to detect.
@@ -55,28 +94,44 @@ def detected_landmarks(
         ValueError: unknown detector, unusable weights, or an image that cannot be read.
     """
     path = cache_folder() / "landmarks" / f"{_hash(names, key, detector, weights)}.npz"
-    state = _read(path, len(names))
+    state = _read(path, names)
     if not state.done.all():
         with _alone(path):
-            state = _read(path, len(names))  # another process may have found them meanwhile
+            state = _read(path, names)  # another process may have found them meanwhile
             if not state.done.all():
                 _complete(state, image, create_detector(detector, weights), path)
-    return _filled(state, names)
+    return state
 
 
-@dataclass
-class _State:
-    """What is known of N images."""
+def find_file_landmarks(root: Path, names: Sequence[str], detector: str = "dlib", weights: str | None = None) -> FoundLandmarks:
+    """`find_landmarks` of the image files `root/name`; the cache is valid as long as their names and sizes are the same.
 
-    landmarks: NDArray[np.float64]
-    """(N, 5, 2) in pixels; NaN where no face is known."""
-    size: NDArray[np.int64]
-    """(N, 2) width and height in pixels; 0 where the image has not been looked at."""
+    Raises:
+        ImportError, FileNotFoundError, ValueError: as in `find_landmarks`.
+    """
+    sizes = [(root / name).stat().st_size for name in names]
+    key = hashlib.sha256("".join(f"{name} {size}\n" for name, size in zip(names, sizes, strict=True)).encode()).hexdigest()
+    return find_landmarks(names, lambda index: read_image(root / names[index]), key, detector, weights)
 
-    @property
-    def done(self) -> NDArray[np.bool_]:
-        """(N,) which images have been looked at."""
-        return self.size[:, 0] > 0
+
+def detected_landmarks(
+    names: Sequence[str], image: Callable[[int], NDArray[np.uint8]], key: str, detector: str = "dlib", weights: str | None = None
+) -> NDArray[np.float64]:
+    """(N, 5, 2) landmarks of every image as `find_landmarks`; a warning names images without a face, which get a substitute.
+
+    Raises:
+        ImportError, FileNotFoundError, ValueError: as in `find_landmarks`.
+    """
+    found = find_landmarks(names, image, key, detector, weights)
+    warn_of_lost(found.lost, len(names), SUBSTITUTED)
+    return found.filled()
+
+
+def warn_of_lost(lost: Sequence[str], total: int, consequence: str) -> None:
+    """Warn that no face was found in the images named `lost` of `total`; the first three are named."""
+    if lost:
+        shown = ", ".join([*lost[:_SHOWN], *(["..."] if len(lost) > _SHOWN else [])])
+        warnings.warn(f"no face found in {len(lost):,} of {total:,} images ({shown}): {consequence}", stacklevel=3)
 
 
 @contextmanager
@@ -104,12 +159,12 @@ def _hash(names: Sequence[str], key: str, detector: str, weights: str | None) ->
     return digest.hexdigest()[:32]
 
 
-def _read(path: Path, number: int) -> _State:
+def _read(path: Path, names: Sequence[str]) -> FoundLandmarks:
     """The file's state, or one in which nothing is known."""
-    fresh = _State(np.full((number, 5, 2), np.nan), np.zeros((number, 2), np.int64))
+    fresh = FoundLandmarks(names, np.full((len(names), 5, 2), np.nan), np.zeros((len(names), 2), np.int64))
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:  # given a path, NumPy leaves a cut file open
-            state = _State(file["landmarks"], file["size"])
+            state = FoundLandmarks(names, file["landmarks"], file["size"])
         if (state.landmarks.shape, state.size.shape) != (fresh.landmarks.shape, fresh.size.shape):
             raise ValueError(f"it holds {state.landmarks.shape} landmarks in place of {fresh.landmarks.shape}")
     except (FileNotFoundError, NotADirectoryError):
@@ -120,7 +175,7 @@ def _read(path: Path, number: int) -> _State:
     return state
 
 
-def _write(path: Path, state: _State) -> bool:
+def _write(path: Path, state: FoundLandmarks) -> bool:
     """Replace the file as a whole, so that no process ever reads half of one; False, with a warning, where that is not possible."""
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -142,7 +197,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _complete(state: _State, image: Callable[[int], NDArray[np.uint8]], detector: Detector, path: Path) -> None:
+def _complete(state: FoundLandmarks, image: Callable[[int], NDArray[np.uint8]], detector: Detector, path: Path) -> None:
     """Look at the images that have not been looked at, and keep what was found, also when stopped."""
     kept = path.is_file() or _write(path, state)  # so that hours do not pass before an unusable folder is told
     pending = np.flatnonzero(~state.done).tolist()
@@ -171,22 +226,6 @@ def _main_face(faces: list[Detection], width: int, height: int) -> Detection:
         return float(np.sqrt(np.prod(corners[1] - corners[0])) * (1 - distance))
 
     return max(faces, key=weight)
-
-
-def _filled(state: _State, names: Sequence[str]) -> NDArray[np.float64]:
-    """(N, 5, 2) landmarks, with a place for the faces that were not found."""
-    found = np.isfinite(state.landmarks).all((1, 2))
-    lost = np.flatnonzero(~found)
-    if len(lost) == 0:
-        return state.landmarks
-    shown = ", ".join([*(names[index] for index in lost[:_SHOWN]), *(["..."] if len(lost) > _SHOWN else [])])
-    warnings.warn(f"no face found in {len(lost):,} of {len(names):,} images ({shown}): a mean face's landmarks stand in", stacklevel=3)
-    landmarks = state.landmarks.copy()
-    for size in np.unique(state.size[lost], axis=0):
-        same = (state.size == size).all(1)
-        known = landmarks[same & found]
-        landmarks[same & ~found] = known.mean(0) if len(known) else _template(*size.tolist())
-    return landmarks
 
 
 def _template(width: int, height: int) -> NDArray[np.float64]:

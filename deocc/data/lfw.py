@@ -5,13 +5,17 @@ Unconstrained Environments", University of Massachusetts, Amherst, Technical Rep
 """
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from deocc.data.face_set import Split
+from deocc.data.landmark_cache import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
 from deocc.data.pair_list import Pair, PairedFiles, inside, numbered_pair, read_lines
+from deocc.data.sampler import item_seed
 
 _FOLDERS: Final = (
     "",
@@ -29,40 +33,75 @@ _ADVICE: Final = (
 
 
 class LfwFaces(PairedFiles):
-    """LFW's test: the images that its list of pairs names (7,701 of the 13,233 for `pairs.txt`) and the pairs in their folds.
+    """LFW for a test on the folds of its list of pairs, and for training on the people who are not tested.
 
-    Images that no pair names are left out, since a test compares nothing with them. Everybody is a test person; `person_names` are LFW's,
-    so that another set's training people can be checked against them. Landmarks come from a detector, once. Where the list of people lies
-    beside the list of pairs (`people.txt` beside `pairs.txt`), the pairs of each fold must be of that fold's people.
+    Without `test_folds` the set is for tests only: all folds, and the images that the list names (7,701 of the 13,233 for `pairs.txt`).
+    With `test_folds`, the test has the pairs of those folds and the images that they name. Everyone who is in none of these pairs, in other
+    folds or in no pair, is trained on with all images, except `val_identities` people with two or more images, who are chosen by a hash of
+    their name. No person is in two splits. A person is a folder, and `person_names` are the names of the folders.
+
+    A detector finds the landmarks of all photographs of the folder once, for any choice of folds. Training and validation leave out
+    photographs without a face; a tested one gets the mean landmarks instead. If the list of people is beside the list of pairs
+    (`people.txt` beside `pairs.txt`), a warning tells of pairs that are not of their fold's people.
 
     Args:
-        root: the folder of the images (of the original, funnelled or deep-funnelled ones), or the one that holds it, also scikit-learn's
+        root: the folder of the images (original, funnelled or deep-funnelled), or the one that contains it, also scikit-learn's
             `lfw_home` or `scikit_learn_data`.
-        detector: what finds the landmarks, see `deocc.data.landmark_cache`.
-        detector_weights: its weights file, where it needs one.
+        detector: finds the landmarks, see `deocc.data.landmark_cache`.
+        detector_weights: the detector's weights file, if it needs one.
         pairs: the list's name, looked for in the images' folder, in the one above and in `root`: `pairs.txt` for the ten folds, or a list
             of a single fold such as `pairsDevTest.txt`.
+        test_folds: the folds to test on, counted from 0; None tests on all and trains on nobody.
+        val_identities: how many people with two or more images validate instead of being trained on, if there are `test_folds`.
+        seed: another seed chooses other validation people.
 
     Raises:
         FileNotFoundError: no images, no list, or images of the list are missing.
-        ValueError: several copies of the images below `root`, a malformed line (the message begins with FILE:LINE), or pairs that do not
-            fit the list of people.
+        ValueError: several copies of the images below `root`, a malformed line (the message begins with FILE:LINE), folds that do not
+            exist, or too few people for training and validation.
     """
 
     credit = "Labeled Faces in the Wild, Huang et al., University of Massachusetts, Amherst, 2007"
 
-    def __init__(self, root: str, detector: str = "dlib", detector_weights: str | None = None, pairs: str = "pairs.txt") -> None:
+    def __init__(
+        self,
+        root: str,
+        detector: str = "dlib",
+        detector_weights: str | None = None,
+        pairs: str = "pairs.txt",
+        test_folds: Sequence[int] | None = None,
+        val_identities: int = 300,
+        seed: int = 0,
+    ) -> None:
         images = _image_folder(Path(root))
-        places = (images, images.parent, Path(root))
-        path = _find(pairs, places)
+        path = _find(pairs, (images, images.parent, Path(root)))
         listed, folds = _read_pairs(path)
         people = path.with_name(path.name.replace("pairs", "people"))
         if people != path and people.is_file():
             _check_people(path, listed, people, folds)
+        if test_folds is not None:
+            _check_folds(test_folds, folds, path)
+            listed = [pair for pair in listed if pair.fold in test_folds]
         super().__init__("LFW images", images, listed, np.array([pair.fold for pair in listed], dtype=np.int64), _ADVICE)
+        photographs = sorted({*self.names, *(image.relative_to(images).as_posix() for image in _photographs(images))})
+        found = self._find_landmarks(photographs, detector, detector_weights)
+        split_of_name: dict[str, Split] = dict.fromkeys(map(_person, self.names), "test")
+        warn_of_lost(sorted({*found.lost} & {*self.names}), len(self), SUBSTITUTED)
+        if test_folds is not None:
+            others = [name for name in photographs if _person(name) not in split_of_name]
+            further = sorted({*others} - {*found.lost})
+            warn_of_lost(sorted({*others} & {*found.lost}), len(others), LEFT_OUT)
+            split_of_name |= _split_people(further, val_identities, seed)
+            self.names = [*self.names, *further]  # behind the tested ones, whose positions the protocol has
         names, person = np.unique([_person(name) for name in self.names], return_inverse=True)
-        self._name_people(person, names.tolist())
-        self.landmarks = self._detect(detector, detector_weights)
+        self.person, self.person_names = person.astype(np.int64), names.tolist()
+        self.split_of_person = {number: split_of_name[name] for number, name in enumerate(self.person_names)}
+        row = {name: number for number, name in enumerate(photographs)}
+        self.landmarks = found.filled()[[row[name] for name in self.names]]
+
+    def _find_landmarks(self, names: Sequence[str], detector: str, weights: str | None) -> FoundLandmarks:
+        """The landmarks of all photographs; a separate method so that a look at the lists can do without."""
+        return find_file_landmarks(self.root, names, detector, weights)
 
 
 def _image_folder(root: Path) -> Path:
@@ -76,7 +115,33 @@ def _image_folder(root: Path) -> Path:
 
 
 def _holds_people(folder: Path) -> bool:
-    return any(image.name.startswith(f"{image.parent.name}_") for image in folder.glob("*/*_[0-9][0-9][0-9][0-9].jpg"))
+    return any(True for _ in _photographs(folder))
+
+
+def _photographs(folder: Path) -> Iterator[Path]:
+    """The files NAME/NAME_0001.jpg."""
+    files = folder.glob("*/*_[0-9][0-9][0-9][0-9].jpg")
+    return (file for file in files if file.name.startswith(f"{file.parent.name}_"))
+
+
+def _check_folds(chosen: Sequence[int], folds: int, path: Path) -> None:
+    unknown = sorted({*chosen} - {*range(folds)})
+    if unknown or not chosen:
+        raise ValueError(f"test_folds {list(chosen)}: choose one or more of 0 to {folds - 1}, the folds of {path}, or null to test on all")
+
+
+def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[str, Split]:
+    """The split of each person in the images `names`, none of whom is tested."""
+    count = Counter(map(_person, names))
+    pairable = sorted((person for person, images in count.items() if images > 1), key=lambda person: item_seed(seed, "validation", person))
+    if not 1 <= val_identities <= len(pairable):
+        available = f"{len(pairable):,} people outside the test folds have two or more images to validate on"
+        raise ValueError(f"val_identities is {val_identities}, but {available}: choose from 1 to that number, or fewer test_folds")
+    splits: dict[str, Split] = dict.fromkeys(count, "train")
+    splits.update(dict.fromkeys(pairable[:val_identities], "val"))
+    if "train" not in splits.values():
+        raise ValueError(f"test_folds and val_identities {val_identities} leave nobody to train on: choose fewer of either")
+    return splits
 
 
 def _find(name: str, places: Sequence[Path]) -> Path:

@@ -1,6 +1,5 @@
 """Any list of face pairs with same-or-different labels, as of MFR2 or a list of one's own, and what reading such lists has in common."""
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from deocc.data.archive import leads_out
 from deocc.data.face_set import FaceSet
 from deocc.data.folder import template_landmarks
 from deocc.data.images import read_image
-from deocc.data.landmark_cache import detected_landmarks
+from deocc.data.landmark_cache import SUBSTITUTED, find_file_landmarks, warn_of_lost
 from deocc.data.missing import missing_set
 from deocc.evaluation.protocol import ListedPairs
 from deocc.geometry import get_template
@@ -79,11 +78,6 @@ class PairedFiles(FaceSet):
         """The file's name and size, not its pixels: enough to tell copies of a set apart, and cheap for thousands of files."""
         return f"{self.names[index]} {(self.root / self.names[index]).stat().st_size}\n".encode()
 
-    def _detect(self, detector: str, weights: str | None) -> NDArray[np.float64]:
-        """(N, 5, 2) landmarks by a detector, kept for the next time under the files' names and sizes."""
-        key = hashlib.sha256(b"".join(self.content(index) for index in range(len(self)))).hexdigest()
-        return detected_landmarks(self.names, self.image, key, detector, weights)
-
     def _name_people(self, person: NDArray[np.int64], names: Sequence[str]) -> None:
         self.person, self.person_names = person.astype(np.int64), list(names)
         self.split_of_person = dict.fromkeys(range(len(names)), "test")
@@ -124,7 +118,9 @@ class PairListFaces(PairedFiles):
         super().__init__(f"images of {self._list.name}", Path(root), listed, fold, "give the folder that the list's paths are relative to")
         self._name_people(*_people(self.names, self._first, self._second, self._same))
         if template is None:
-            self.landmarks = self._detect(detector, detector_weights)
+            found = find_file_landmarks(self.root, self.names, detector, detector_weights)
+            warn_of_lost(found.lost, len(self), SUBSTITUTED)
+            self.landmarks = found.filled()
         else:
             self.landmarks = np.stack([template_landmarks(self.root / name, template) for name in self.names])
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from deocc.data import landmark_cache
-from deocc.data.landmark_cache import detected_landmarks
+from deocc.data.landmark_cache import detected_landmarks, find_file_landmarks
 from deocc.detection import Detection
 from deocc.geometry import TEMPLATES
 from tests.fake_sets.faces import orl_face
@@ -254,6 +255,22 @@ def test_the_default_folder_lies_in_the_home_folder(use: Use, tmp_path: Path, mo
     use()
     _detect()
     assert len(list((tmp_path / "home" / ".cache" / "deocc" / "landmarks").iterdir())) == 1
+
+
+def test_files_are_looked_at_once_until_one_changes(use: Use, tmp_path: Path) -> None:
+    for name, picture in zip("ab", (_picture((30, 40, 9)), _picture()), strict=True):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    names = ["a.png", "b.png"]
+    stub = use()
+    found = [find_file_landmarks(tmp_path, names) for _ in range(2)]
+    assert stub.seen == 2
+    for each in found:
+        np.testing.assert_array_equal(each.landmarks[0], _points(30, 40))
+        assert each.found.tolist() == [True, False] and each.lost == ["b.png"]
+        assert each.size.tolist() == [[100, 80]] * 2
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes() + b"\0")
+    find_file_landmarks(tmp_path, names)
+    assert stub.seen == 4
 
 
 def test_an_empty_set_has_no_landmarks(folder: Path) -> None:

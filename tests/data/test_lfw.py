@@ -1,20 +1,24 @@
 """LFW in the layouts of its copies: pairs and folds by the lists, people by name, and errors that say what is missing or wrong."""
 
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from deocc.data import FaceSet, MaskedFaceDataModule, landmark_cache, pair_list
+from deocc.data import FaceSet, MaskedFaceDataModule, landmark_cache, lfw
+from deocc.data.face_set import SPLITS, Split
+from deocc.data.landmark_cache import FoundLandmarks
 from deocc.data.lfw import LfwFaces
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import ListedPairs
 from deocc.geometry import TEMPLATES
-from tests.fake_sets.faces import orl_face
+from tests.fake_sets.faces import orl_face, save_face
 from tests.fake_sets.lfw import Copy, write_lfw
 
 
@@ -22,7 +26,11 @@ from tests.fake_sets.lfw import Copy, write_lfw
 def _without_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     """Landmarks of the template: what a detector finds has its own test."""
     points = TEMPLATES["canonical"].tensor(250).double().numpy()
-    monkeypatch.setattr(pair_list, "detected_landmarks", lambda names, *_: np.stack([points] * len(names)))
+    monkeypatch.setattr(lfw, "find_file_landmarks", lambda root, names, *_: _everywhere(names, points))
+
+
+def _everywhere(names: Sequence[str], points: np.ndarray) -> FoundLandmarks:
+    return FoundLandmarks(names, np.stack([points] * len(names)), np.full((len(names), 2), 250))
 
 
 def _listed(faces: FaceSet) -> list[tuple[str, str, bool, int]]:
@@ -86,29 +94,16 @@ def test_a_list_of_one_fold_is_read(tmp_path: Path) -> None:
     assert [(same, fold) for *_, same, fold in listed] == [(True, 0)] * 5 + [(False, 0)] * 5
 
 
-def test_the_content_of_the_fingerprint_is_names_and_sizes_and_landmarks_are_kept_under_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keys = []
-
-    def record(names: Sequence[str], image: object, key: str, detector: str, weights: str | None) -> np.ndarray:
-        keys.append((key, detector, weights))
-        return np.zeros((len(names), 5, 2))
-
-    monkeypatch.setattr(pair_list, "detected_landmarks", record)
+def test_the_fingerprint_follows_from_names_and_sizes(tmp_path: Path) -> None:
     root = write_lfw(tmp_path, folds=2, pairs=2, size=40)
-    before, again = (LfwFaces(str(root), detector="dlib", detector_weights="w").fingerprint("test") for _ in range(2))
+    before, again = (LfwFaces(str(root)).fingerprint("test") for _ in range(2))
     path = root / "lfw" / LfwFaces(str(root)).names[3]
     path.write_bytes(path.read_bytes() + b"\0")
-    after = LfwFaces(str(root)).fingerprint("test")
-    assert before == again != after
-    assert keys[0] == keys[1]
-    assert keys[0][1:] == ("dlib", "w")
-    assert keys[1][0] == keys[2][0] != keys[3][0]
+    assert before == again != LfwFaces(str(root)).fingerprint("test")
 
 
 def test_the_detector_finds_the_faces_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_list, "detected_landmarks", landmark_cache.detected_landmarks)
+    monkeypatch.setattr(lfw, "find_file_landmarks", landmark_cache.find_file_landmarks)
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))
     root = write_lfw(tmp_path, folds=2, pairs=1)
     faces = LfwFaces(str(root))
@@ -117,6 +112,10 @@ def test_the_detector_finds_the_faces_once(tmp_path: Path, monkeypatch: pytest.M
     assert np.abs(faces.landmarks - known).max() < 12  # detectors differ by less than an eighth of the eyes' distance
     monkeypatch.setattr(LfwFaces, "image", None)  # a second set reads what the first one kept
     np.testing.assert_array_equal(LfwFaces(str(root)).landmarks, faces.landmarks)
+    monkeypatch.setattr(landmark_cache, "read_image", None)  # nor does a set for training detect anything
+    trained = LfwFaces(str(root), test_folds=[1], val_identities=1)
+    known = dict(zip(faces.names, faces.landmarks, strict=True))
+    np.testing.assert_array_equal(trained.landmarks, np.stack([known[name] for name in trained.names]))
 
 
 def test_the_protocol_scores_each_listed_pair_of_embedded_faces(tmp_path: Path) -> None:
@@ -225,3 +224,135 @@ def test_a_list_of_people_that_does_not_fit_is_refused(tmp_path: Path, text: str
     (root / "people.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         LfwFaces(str(root))
+
+
+def _people(faces: FaceSet, split: Split) -> set[str]:
+    return {faces.names[index].split("/")[0] for index in faces.indices(split)}
+
+
+def _fold_people(root: Path, folds: Sequence[int], pairs: int) -> set[str]:
+    """The people of some folds by the list itself, whose lines are NAME A B or NAME A OTHER B."""
+    lines = [line.split("\t") for line in (root / "pairs.txt").read_text().splitlines()[1:]]
+    chosen = [words for place, words in enumerate(lines) if place // (2 * pairs) in folds]
+    return {words[0] for words in chosen} | {words[2] for words in chosen if len(words) == 4}
+
+
+@pytest.fixture
+def lfw_root(tmp_path: Path) -> Path:
+    """Four folds of ten people with three images each, three people of no pair, of whom one has a single image."""
+    root = write_lfw(tmp_path, folds=4, pairs=10, size=40)
+    for person, images in (("Ann_Alone", 1), ("Bob_Pair", 2), ("Cy_Three", 3)):
+        for number in range(1, images + 1):
+            save_face(root / "lfw" / person / f"{person}_{number:04d}.jpg", 0, number, 40, 40)
+    return root
+
+
+@pytest.mark.parametrize("test_folds", [[0, 1], [2, 3], [3]])
+def test_training_has_everyone_outside_the_test_folds(lfw_root: Path, test_folds: list[int]) -> None:
+    faces = LfwFaces(str(lfw_root), test_folds=test_folds, val_identities=6)
+    tested, everyone = _fold_people(lfw_root, test_folds, 10), {path.name for path in (lfw_root / "lfw").iterdir()}
+    train, val = _people(faces, "train"), _people(faces, "val")
+    assert _people(faces, "test") == tested
+    assert len(val) == 6 and "Ann_Alone" not in val
+    assert train | val == everyone - tested and not train & val
+    images = {name for name in faces.names if name.split("/")[0] not in tested}
+    assert images == {f"{path.parent.name}/{path.name}" for path in (lfw_root / "lfw").glob("*/*") if path.parent.name not in tested}
+    assert len(faces.names) == len(set(faces.names)) == len(faces.landmarks) == len(faces.person)
+
+
+def test_folds_keep_their_pairs_images_and_numbers(lfw_root: Path) -> None:
+    complete, half = LfwFaces(str(lfw_root)), LfwFaces(str(lfw_root), test_folds=[1, 3], val_identities=2)
+    expected = [pair for pair in _listed(complete) if pair[3] in (1, 3)]
+    assert _listed(half) == expected
+    listed = {name for first, second, *_ in expected for name in (first, second)}
+    assert {half.names[index] for index in half.indices("test")} == listed
+    assert half.protocol.images is not None
+    assert {half.names[index] for index in half.protocol.images} == listed
+
+
+def test_halves_test_everyone_of_the_pairs_once(lfw_root: Path) -> None:
+    first, second = (LfwFaces(str(lfw_root), test_folds=folds, val_identities=3) for folds in ([0, 1], [2, 3]))
+    assert not _people(first, "test") & _people(second, "test")
+    assert _people(first, "test") | _people(second, "test") == _people(LfwFaces(str(lfw_root)), "test")
+
+
+def test_validation_people_follow_from_the_seed(lfw_root: Path) -> None:
+    chosen = [_people(LfwFaces(str(lfw_root), test_folds=[0], val_identities=8, seed=seed), "val") for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    fewer = _people(LfwFaces(str(lfw_root), test_folds=[0], val_identities=3), "val")
+    assert fewer < chosen[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"test_folds": [0, 4]}, r"test_folds \[0, 4\]: choose one or more of 0 to 3, the folds of .*pairs\.txt, or null"),
+        ({"test_folds": [-1]}, r"test_folds \[-1\]: choose one or more of 0 to 3"),
+        ({"test_folds": []}, r"test_folds \[\]: choose one or more of 0 to 3"),
+        ({"test_folds": [0, 1, 2, 3]}, r"val_identities is 300, but 2 people outside the test folds have two or more images"),
+        ({"test_folds": [0], "val_identities": 33}, r"val_identities is 33, but 32 people .*: choose from 1 to that number"),
+        ({"test_folds": [0], "val_identities": 0}, "val_identities is 0, but 32 people"),
+    ],
+)
+def test_folds_that_cannot_be_trained_beside_are_refused(lfw_root: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        LfwFaces(str(lfw_root), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_folds_that_leave_nobody_to_train_on_are_refused(tmp_path: Path) -> None:
+    root = write_lfw(tmp_path, folds=2, pairs=20, size=40)
+    with pytest.raises(ValueError, match="leave nobody to train on"):
+        LfwFaces(str(root), test_folds=[0], val_identities=20)
+    with pytest.raises(ValueError, match="0 people outside the test folds have two or more images"):
+        LfwFaces(str(root), test_folds=[0, 1])
+
+
+def test_photos_without_a_face_are_tested_and_not_trained_on(lfw_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = LfwFaces(str(lfw_root))
+    tested = next(name for first, _, _, fold in _listed(complete) if fold == 0 for name in [first])
+    faceless = {tested, "Ann_Alone/Ann_Alone_0001.jpg", "Bob_Pair/Bob_Pair_0002.jpg"}
+
+    def find(root: Path, names: Sequence[str], *_: object) -> FoundLandmarks:
+        found = _everywhere(names, TEMPLATES["canonical"].tensor(250).double().numpy())
+        found.landmarks[[name in faceless for name in names]] = np.nan
+        return found
+
+    monkeypatch.setattr(lfw, "find_file_landmarks", find)
+    with pytest.warns(UserWarning) as told:
+        faces = LfwFaces(str(lfw_root), test_folds=[0], val_identities=31)
+    messages = [str(warning.message) for warning in told]
+    assert re.fullmatch(rf"no face found in 1 of \d+ images \({tested}\): a mean face's landmarks stand in", messages[0])
+    assert re.fullmatch(r"no face found in 2 of \d+ images \(Ann_Alone/\S+, Bob_Pair/\S+\): they are left out of .*", messages[1])
+    assert faceless & {*faces.names} == {tested}
+    assert np.isfinite(faces.landmarks).all()
+    assert "Bob_Pair" in _people(faces, "train")  # one photo is left, which validates nothing
+
+
+def test_a_data_module_trains_validates_and_tests_on_one_copy(lfw_root: Path) -> None:
+    faces = LfwFaces(str(lfw_root), test_folds=[1], val_identities=4)
+    module = MaskedFaceDataModule(faces, size=64, batch_size=4, kinds=("surgical",), val_seeds=(1,), test_seeds=(1,), eval_batch_size=4)
+    assert module.num_identities == len(_people(faces, "train")) == 29
+    assert next(iter(module.train_dataloader()))["face"].shape == (4, 3, 64, 64)
+    for split, loaders in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
+        seen = torch.cat([batch["index"] for batch in loaders[0]])
+        assert seen.tolist() == faces.indices(split).tolist()  # type: ignore[arg-type]
+
+
+_REAL = Path(os.environ.get("DEOCC_LFW", Path(__file__).parents[3] / "shared/lfw"))
+
+
+@pytest.mark.skipif(not (_REAL / "pairs.txt").is_file(), reason="no copy of LFW in ../shared/lfw or at DEOCC_LFW")
+def test_real_lfw_trains_on_the_published_numbers_of_people_and_photos() -> None:
+    halves = [LfwFaces(str(_REAL), test_folds=folds) for folds in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])]
+    for faces in halves:
+        people = {split: _people(faces, split) for split in SPLITS}
+        assert sum(map(len, people.values())) == len(set.union(*people.values())) == len(faces.split_of_person)
+        assert len(people["val"]) == 300
+        assert np.bincount(faces.person[faces.indices("val")])[np.unique(faces.person[faces.indices("val")])].min() >= 2
+        assert len(faces.protocol) == 3000  # type: ignore[arg-type]
+    first, second = halves
+    fitted = [len(first.indices(split)) for split in ("train", "val")]
+    assert sum(fitted) == 7860
+    assert len(_people(first, "train") | _people(first, "val")) == 3663
+    assert not _people(first, "test") & _people(second, "test")

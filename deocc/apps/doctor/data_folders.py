@@ -1,15 +1,11 @@
 """The data sets that lie where the configurations look for them, and a folder of one's own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from deocc.apps.doctor.finding import NEEDED, Check, Finding
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _CELEBA_PARTS: Final = ("img_align_celeba", "img_celeba", "identity_CelebA", "list_eval_partition", "Anno")
 
@@ -49,13 +45,14 @@ def _look_at_celeba(folder: Path) -> Iterator[Finding]:
 
 def _look_at_lfw(folder: Path) -> Iterator[Finding]:
     """Its lists and files; its landmarks are left alone, since to find them takes a detector minutes."""
+    import numpy as np
+
     from deocc.data import LfwFaces
+    from deocc.data.landmark_cache import FoundLandmarks
 
     class Listed(LfwFaces):
-        def _detect(self, detector: str, weights: str | None) -> "NDArray[np.float64]":
-            import numpy as np
-
-            return np.zeros((len(self), 5, 2))
+        def _find_landmarks(self, names: Sequence[str], detector: str, weights: str | None) -> FoundLandmarks:
+            return FoundLandmarks(names, np.zeros((len(names), 5, 2)), np.ones((len(names), 2), np.int64))
 
     faces = Listed(str(folder))
     yield Finding("OK", f"{folder}: LFW, {len(faces):,} images of {len(faces.split_of_person):,} people")
