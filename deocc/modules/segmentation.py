@@ -38,7 +38,7 @@ class SegmentationModule(SteppingModule):
     def __init__(self, width: int = 16, learning_rate: float = 3e-3, weight_decay: float = 1e-4, ema_decay: float = 0.998) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.segmenter = MaskSegmenter(width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.segmenter = MaskSegmenter(width)
         self.average = AveragedModel(self.segmenter, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.mask_prediction = MaskPredictionMetric()
         self._bare_shares: list[Tensor] = []

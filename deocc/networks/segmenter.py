@@ -140,6 +140,6 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _block(before: int, after: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Convolution, normalisation within the image (groups of 4 channels), SiLU."""
+    """Convolution, normalisation within the image (groups of 4 channels), ReLU."""
     conv = nn.Conv2d(before, after, 3, stride, dilation, dilation, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(after // 4, after), nn.SiLU())
+    return nn.Sequential(conv, nn.GroupNorm(after // 4, after), nn.ReLU(inplace=True))
