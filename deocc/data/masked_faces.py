@@ -170,6 +170,11 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return views.get(self.augmentation, ()) if self.blend_probability == 0 else ()
 
     @property
+    def blends(self) -> bool:
+        """Whether training blends faces of several people."""
+        return self.blend_probability > 0
+
+    @property
     def training_identity(self) -> NDArray[np.int64]:
         """(N,) whose face each image of the face set is, numbered as in training; -1 where training has no use for the image."""
         indices, identity = self.face_set.bare("train"), np.full(len(self.face_set), -1, np.int64)

@@ -59,9 +59,13 @@ class DistillationModule(RecognitionModule):
     Args:
         inpainting_checkpoint: a stage-1 checkpoint file; "from_checkpoint" where a checkpoint of this module, which holds the de-occluder,
             is about to be loaded; None only where the student sees masked faces and no completion is evaluated.
+        segmenter_checkpoint: a checkpoint of `SegmentationModule`, whose segmenter predicts the masks; None takes the one that stage 1
+            trained beside its generator.
         teacher: a name of `deocc.networks.list_embedders`.
         teacher_weights: its weights file; default what its package ships.
         teacher_options: its template, size, color, mean and std, where they are not what `create_embedder` takes for granted.
+        teacher_view: which clean face the teacher sees in training: "augmented", the student's own before it was masked, or "aligned", the
+            photograph's aligned face, whose embedding is computed once and which teaches the student to ignore the augmentation.
         student: likewise; None starts from a copy of the teacher.
         student_weights: the student's weights file to start from.
         student_options: as `teacher_options`.
@@ -99,9 +103,11 @@ class DistillationModule(RecognitionModule):
     def __init__(
         self,
         inpainting_checkpoint: str | None = None,
+        segmenter_checkpoint: str | None = None,
         teacher: str = "dlib_resnet",
         teacher_weights: str | None = None,
         teacher_options: dict[str, Any] | None = None,
+        teacher_view: Literal["augmented", "aligned"] = "augmented",
         student: str | None = None,
         student_weights: str | None = None,
         student_options: dict[str, Any] | None = None,
@@ -129,9 +135,10 @@ class DistillationModule(RecognitionModule):
         compile_deoccluder: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["inpainting_checkpoint"])
+        self.save_hyperparameters(ignore=["inpainting_checkpoint", "segmenter_checkpoint"])
         # A path means nothing to whoever loads the checkpoint, which holds the de-occluder itself.
         self.hparams["inpainting_checkpoint"] = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
+        self.hparams["segmenter_checkpoint"] = None
         check_weights(self.hparams, _TERMS)
         check_head(identity_head, identity_sample_share)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
@@ -147,7 +154,7 @@ class DistillationModule(RecognitionModule):
             )
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         known = inpainting_checkpoint is not None and not self.awaits_deoccluder
-        self.deoccluder = Deoccluder.from_checkpoint(str(inpainting_checkpoint)) if known else None
+        self.deoccluder = Deoccluder.from_checkpoint(str(inpainting_checkpoint), segmenter_checkpoint) if known else None
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
@@ -206,8 +213,12 @@ class DistillationModule(RecognitionModule):
         self._check_deoccluder()
         data: TrainingData = self.trainer.datamodule  # type: ignore[attr-defined]
         fresh = len(self.identity_centers) == 0
-        if fresh or data.plain_views:
-            cache = TeacherCache(self.teacher, self.trainer)
+        aligned = self.hparams["teacher_view"] == "aligned"
+        if aligned and data.blends:
+            raise ValueError("teacher_view aligned knows no blended faces: set data.blend_probability to 0, or teacher_view to augmented")
+        views = (False,) if aligned else data.plain_views
+        if fresh or views:
+            cache = TeacherCache(self.teacher, self.trainer, views)
             self._teacher_cache = cache if cache.knows_training else None
             if fresh:
                 self.center, self.identity_centers = identity_centers(cache.faces, data.training_identity, self.device)

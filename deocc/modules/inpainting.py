@@ -24,7 +24,7 @@ from deocc.losses import (
     mask_segmentation_loss,
     masked_l1_loss,
 )
-from deocc.masking.randomness import chosen_share, uniform
+from deocc.masking.randomness import uniform
 from deocc.modules.descent import Terms, descend
 from deocc.modules.frozen import check_stage, leave_out, put_back
 from deocc.modules.parts import Part, take_apart
@@ -35,12 +35,10 @@ from deocc.modules.terms import check_weights, weighted_terms
 from deocc.networks.discriminator import GlobalLocalDiscriminator
 from deocc.networks.embedder import create_teacher, read_options
 from deocc.networks.generator import Generator, compose
-from deocc.networks.layers import gaussian_blur
-from deocc.networks.segmenter import MaskSegmenter, load_segmenter
+from deocc.networks.layers import gaussian_blur, noisy_mask
+from deocc.networks.segmenter import MaskSegmenter
 
 STAGE = "inpainting"
-FROM_CHECKPOINT = "from_checkpoint"
-"""In place of a segmentation run: the segmenter comes with the checkpoint of this module that is about to be loaded."""
 _GENERATOR, _DISCRIMINATORS = 0, 1  # the optimisers' numbers
 _SHIFT = 3  # pixels either way; the teacher's first layers step by four
 _PENALTY_STREAM = 1 << 40  # of an image's random numbers; the renderer's streams lie below
@@ -54,10 +52,9 @@ class InpaintingModule(RestorationModule):
         width: unit of the generator's channels; 24 suits a CPU, 64 the 256-pixel crops of a GPU.
         attention: whether the attention branch is there.
         discriminator_width: channels of the discriminators' first layers.
-        segmenter_width: channels of the segmenter's first layer.
-        segmenter_checkpoint: a run of `SegmentationModule`, whose segmenter is used as it is; None trains one beside the generator.
-        predicted_mask_share: share of training images whose predicted mask is filled in place of the given one; only with
-            `segmenter_checkpoint`.
+        segmenter_width: channels of the first layer of a segmenter that is trained beside the generator; None trains none, where stage 2
+            gets that of a run of `SegmentationModule`.
+        mask_noise: whether training masks grow or shrink by a pixel or two, each image's by its seed, as predicted masks do.
         adversarial: "hinge", or "wgan" with gradient penalty.
         reconstruction_weight: weight of the masked l1 term.
         adversarial_weight: weight of the generator's adversarial term; 0 builds no discriminators.
@@ -84,9 +81,8 @@ class InpaintingModule(RestorationModule):
         width: int = 24,
         attention: bool = True,
         discriminator_width: int = 24,
-        segmenter_width: int = 16,
-        segmenter_checkpoint: str | None = None,
-        predicted_mask_share: float = 0.0,
+        segmenter_width: int | None = 16,
+        mask_noise: bool = False,
         adversarial: Literal["hinge", "wgan"] = "hinge",
         reconstruction_weight: float = 1.0,
         adversarial_weight: float = 0.01,
@@ -111,7 +107,7 @@ class InpaintingModule(RestorationModule):
         self.automatic_optimization = False
         self.generator = Generator(width=width, attention=attention)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
-        self.segmenter = self._build_segmenter(segmenter_checkpoint)
+        self.segmenter = MaskSegmenter(segmenter_width) if segmenter_width is not None else None
         self.discriminator = GlobalLocalDiscriminator(width=discriminator_width) if adversarial_weight > 0 else None
         taught = max(identity_weight, perceptual_weight) > 0
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options)) if taught else None
@@ -124,7 +120,8 @@ class InpaintingModule(RestorationModule):
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> None:
         """One step of the discriminators, then one of generator and segmenter."""
-        batch = self._with_predicted_masks(batch)
+        if self.hparams["mask_noise"]:
+            batch = {**batch, "mask": noisy_mask(batch["mask"], batch["seed"])}
         *others, last = take_apart(batch, self.hparams["accumulate"], self._mean_over_processes)
         shared = self._generate(last)  # its graph serves both steps; those of the other parts would fill the memory
 
@@ -164,36 +161,13 @@ class InpaintingModule(RestorationModule):
         betas = (0.5, 0.99)  # a low first momentum is usual for GANs
         generator = {"params": list(self.generator.parameters()), "lr": self.hparams["learning_rate"]}
         groups = [generator]
-        if self.trains_segmenter:
+        if self.segmenter is not None:
             groups.append({"params": list(self.segmenter.parameters()), "lr": self.hparams["segmenter_learning_rate"]})
         optimizers: list[Optimizer] = [Adam(groups, betas=betas)]
         if self.discriminator is not None:
             optimizers.append(Adam(self.discriminator.parameters(), lr=self.hparams["discriminator_learning_rate"], betas=betas))
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [warmup_cosine(optimizer, steps) for optimizer in optimizers]
-
-    def _build_segmenter(self, checkpoint: str | None) -> MaskSegmenter:
-        """The segmenter of a finished run, frozen, or a new one to train."""
-        self.trains_segmenter = checkpoint is None
-        if checkpoint is None or checkpoint == FROM_CHECKPOINT:
-            segmenter = MaskSegmenter(self.hparams["segmenter_width"])
-        else:
-            segmenter = load_segmenter(checkpoint)
-            self.hparams["segmenter_width"] = segmenter.config["width"]
-        if checkpoint is not None:
-            self.hparams["segmenter_checkpoint"] = FROM_CHECKPOINT  # its weights are in this module's own checkpoints
-            segmenter.requires_grad_(False)
-        elif self.hparams["predicted_mask_share"] > 0:
-            raise ValueError("predicted_mask_share above 0 needs a trained segmenter: give a segmentation run as segmenter_checkpoint")
-        return segmenter
-
-    def _with_predicted_masks(self, batch: MaskedFaceBatch) -> MaskedFaceBatch:
-        """The batch with the predicted mask in place of the given one, for a share of the images that follows from their seeds."""
-        share = self.hparams["predicted_mask_share"]
-        if share == 0:
-            return batch
-        chosen = chosen_share(batch["seed"], share)[:, None, None, None]
-        return {**batch, "mask": torch.where(chosen, self.segmenter.predict_mask(batch["masked_face"]), batch["mask"])}
 
     def _discriminator_loss(self, batch: MaskedFaceBatch, completed_face: Tensor) -> Tensor:
         discriminator, mask, kind = cast(nn.Module, self.discriminator), batch["mask"], self.hparams["adversarial"]
@@ -217,7 +191,7 @@ class InpaintingModule(RestorationModule):
             **self._teacher_losses(part, completed_face),
         }
         terms = weighted_terms(self.hparams, losses)
-        if self.trains_segmenter:
+        if self.segmenter is not None:
             terms["segmentation"] = part.images * mask_segmentation_loss(self.segmenter(part.batch["masked_face"]), mask)
         return terms
 

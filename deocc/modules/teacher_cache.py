@@ -44,6 +44,10 @@ class TrainingData(Protocol):
         """What `flipped` may be in training where a clean face is an aligned face or its mirror image; empty where it can be anything."""
 
     @property
+    def blends(self) -> bool:
+        """Whether training blends faces of several people."""
+
+    @property
     def training_identity(self) -> NDArray[np.int64]:
         """(N,) whose face each image of the face set is, -1 where training has no use for the image."""
 
@@ -66,13 +70,16 @@ class TeacherCache:
 
     faces: Rows
 
-    def __init__(self, teacher: Embedder, trainer: pl.Trainer) -> None:
+    def __init__(self, teacher: Embedder, trainer: pl.Trainer, wanted: tuple[bool, ...] = ()) -> None:
         """Read or compute them; every process must take part.
 
         Args:
             teacher: frozen, on the trainer's device.
+            wanted: the views that `look_up` is to know, False for the aligned face and True for its mirror image; where only False is
+                wanted, it stands for a mirrored face too.
             trainer: its data module is asked for the training faces (`TrainingData`), its strategy joins the processes.
         """
+        self._wanted = wanted
         self._teacher, self._trainer, self._strategy = teacher, trainer, trainer.strategy
         self._data: TrainingData = trainer.datamodule  # type: ignore[attr-defined]
         used = self._data.training_identity >= 0
@@ -81,27 +88,28 @@ class TeacherCache:
         self._key, self._draft = self._strategy.broadcast((hashlib.sha256(f"{_VERSION}/{key}".encode()).hexdigest()[:32], uuid.uuid4().hex))
         stored = self._stored(flipped=False)
         self.faces = self._in_memory() if stored is None else stored
-        self._views = {} if stored is None else {False: stored, **self._further_views()}
+        self._views: dict[bool, Rows] = {False: self.faces} if self._wanted == (False,) else {}
+        if stored is not None:
+            self._views = {False: stored, **self._further_views()}
 
     @property
     def knows_training(self) -> bool:
         """Whether every clean face that training shows can be looked up."""
-        views = self._data.plain_views
-        return len(views) > 0 and set(views) <= self._views.keys()
+        return len(self._wanted) > 0 and set(self._wanted) <= self._views.keys()
 
     def look_up(self, batch: FaceBatch) -> Tensor | None:
         """(B, D) raw embeddings of the clean faces of a training batch that is on the CPU, without looking at them.
 
         None where one of them is not known: an image that could not be read when the file was made, and can be now.
         """
-        index, flipped = batch["index"].numpy(), batch["flipped"].numpy()
+        index, flipped = batch["index"].numpy(), batch["flipped"].numpy() & (True in self._wanted)
         rows = np.empty((len(index), self._shape[1]), np.float32)
         for value, view in self._views.items():
             rows[flipped == value] = view[index[flipped == value]]
         return torch.from_numpy(rows) if rows.any(1).all() else None
 
     def _further_views(self) -> dict[bool, Rows]:
-        views = {flipped: self._stored(flipped) for flipped in self._data.plain_views if flipped}
+        views = {flipped: self._stored(flipped) for flipped in self._wanted if flipped}
         return {flipped: view for flipped, view in views.items() if view is not None}
 
     def _stored(self, flipped: bool) -> Rows | None:

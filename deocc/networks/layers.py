@@ -138,3 +138,11 @@ def gaussian_blur(face: Tensor, sigma: float) -> Tensor:
     padded = F.pad(face, (reach,) * 4, mode="replicate")
     across = F.conv2d(padded, weights, groups=face.shape[1])
     return F.conv2d(across, weights.transpose(2, 3), groups=face.shape[1])
+
+
+def noisy_mask(mask: Tensor, seed: Tensor) -> Tensor:
+    """Let each (B, 1, H, W) mask shrink by a pixel, stay, or grow by one or two, as follows from its (B,) int64 seed."""
+    shrunk = 1 - F.max_pool2d(1 - mask, 3, stride=1, padding=1)
+    grown = F.max_pool2d(mask, 3, stride=1, padding=1)
+    variants = torch.stack([shrunk, mask, grown, F.max_pool2d(grown, 3, stride=1, padding=1)])
+    return variants[seed % 4, torch.arange(len(mask), device=mask.device)]
