@@ -105,10 +105,13 @@ class InpaintingModule(RestorationModule):
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, the number of parts that a batch is taken in, got {accumulate}")
         self.automatic_optimization = False
-        self.generator = Generator(width=width, attention=attention)
+        channels_last: Any = torch.channels_last  # 1.3 times as fast on a CPU core, more in bfloat16
+        self.generator = Generator(width=width, attention=attention).to(memory_format=channels_last)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.segmenter = MaskSegmenter(segmenter_width) if segmenter_width is not None else None
-        self.discriminator = GlobalLocalDiscriminator(width=discriminator_width) if adversarial_weight > 0 else None
+        self.discriminator = (
+            GlobalLocalDiscriminator(width=discriminator_width).to(memory_format=channels_last) if adversarial_weight > 0 else None
+        )
         taught = max(identity_weight, perceptual_weight) > 0
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options)) if taught else None
         if self.teacher is not None and not self.teacher.differentiable:
