@@ -20,6 +20,9 @@ from deocc.geometry import align
 CLEAN, REAL = (-1, 0), (-2, 0)
 """In place of a kind and a mask seed: the face as it is, taken for bare; the face as it is, under the occluder that it shows."""
 
+MIXED: Final = -3
+"""In place of a kind: one that is drawn for each image and mask seed."""
+
 KEPT = 1000
 """Aligned faces that a loader worker keeps in memory: 200 MB at 256 pixels."""
 
@@ -151,8 +154,10 @@ class TrainingFaces(Dataset[FaceItem]):
 class FixedFaces(Dataset[FaceItem]):
     """Unaugmented faces at `indices`, each under every one of the given (kind, mask seed) pairs; `CLEAN` leaves the face as it is.
 
-    `REAL` in place of a pair names the occluder that the image itself shows. Identities are numbered within the split. Of an image that
-    cannot be read the item says so (`FaceItem`); in a test, whose figures must not be those of other people, it raises.
+    `REAL` in place of a pair names the occluder that the image itself shows. A kind of `MIXED` stands for one of `kinds`, which follows
+    from image and mask seed alone; the mask is then the one that this kind has by this seed in any other evaluation. Identities are
+    numbered within the split. Of an image that cannot be read the item says so (`FaceItem`); in a test, whose figures must not be those of
+    other people, it raises.
 
     The order is image by image within a pair, so that batches hold one kind where they can; a set of more than `KEPT` images goes in blocks
     of that many, so that an image is read once and not once a mask. Mask seeds are hashed with the image and a word
@@ -167,7 +172,9 @@ class FixedFaces(Dataset[FaceItem]):
         masks: list[tuple[int, int]],
         indices: NDArray[np.int64],
         cache: AlignedCache | None = None,
+        kinds: Sequence[int] = (),
     ) -> None:
+        self.kinds = tuple(kinds)
         self.aligned, self.masks, self.indices = AlignedFaces(face_set, size, KEPT, cache), masks, indices
         self.fails = split == "test"
         people = np.unique(face_set.person[face_set.indices(split)])
@@ -197,9 +204,12 @@ class FixedFaces(Dataset[FaceItem]):
 
     def mask_of(self, number: int) -> tuple[int, int]:
         """The kind of occluder and the seed of the item at `number`; no image is read."""
-        mask, index = self.masks[self._place(number)[1]], self.index_of(number)
-        kind = mask[0] if mask != REAL or self.occluder is None else int(self.occluder[index])
-        return kind, item_seed("evaluation", mask[1], kind, index)
+        (kind, mask_seed), index = self.masks[self._place(number)[1]], self.index_of(number)
+        if kind == MIXED:
+            kind = self.kinds[item_seed("evaluation kind", mask_seed, index) % len(self.kinds)]
+        elif kind == REAL[0] and self.occluder is not None:
+            kind = int(self.occluder[index])
+        return kind, item_seed("evaluation", mask_seed, kind, index)
 
     def _readable(self, index: int) -> tuple[AlignedFace, list[int]]:
         """The face, or a black one and its index where it cannot be read."""

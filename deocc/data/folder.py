@@ -1,4 +1,4 @@
-"""Any folder of faces, `person/image`, that are cropped to a known template already: no landmarks file and no detector is needed."""
+"""Any folder of faces, `person/image`: crops aligned to a known template, or photographs in which a detector finds the landmarks."""
 
 import hashlib
 from pathlib import Path
@@ -10,46 +10,72 @@ from deocc.data.face_set import SPLITS, FaceSet, Split
 from deocc.data.folder_listing import list_folder, square_side
 from deocc.data.images import read_image
 from deocc.data.kept_array import kept_array
+from deocc.data.landmark_cache import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
 from deocc.data.sampler import item_seed
 from deocc.geometry import Template, get_template
 
 
 class FolderFaces(FaceSet):
-    """Square aligned crops, one folder a person; an image's landmarks are the template's points scaled to the image.
+    """Faces in one folder for each person: square aligned crops, or with a `detector` photographs of any size.
 
-    Which split a person belongs to follows from a hash of the folder's name, so adding people moves nobody. The shares are therefore
-    kept on average only.
+    The landmarks of a crop are the template's points scaled to the image. Those of photographs are detected once and cached
+    (`deocc.data.landmark_cache`). Photographs without a face are named in a warning. Training and validation leave them out; in a test the
+    mean landmarks stand in. A photograph that cannot be read counts as one without a face.
+
+    The split of a person follows from a hash of the folder's name, so adding people does not move anyone. The shares are therefore kept on
+    average only.
 
     Args:
-        root: the folder that holds a folder a person.
-        aligned: the template that the crops were made with, a name of `deocc.geometry.TEMPLATES`.
+        root: the folder that has a folder for each person.
+        aligned: the template that the crops were made with, a name of `deocc.geometry.TEMPLATES`; not used with a `detector`.
         train: share of the people to train on.
         val: share of the people to validate on; the rest are tested on.
-        seed: another seed splits the people otherwise.
+        seed: another seed splits the people differently.
+        detector: finds the landmarks of photographs, a name of `deocc.detection.list_detectors()`; None for aligned crops.
+        detector_weights: the detector's weights file, if it needs one.
 
     Raises:
         FileNotFoundError: no such folder, or no image in its subfolders.
-        ValueError: an unknown template, shares that leave a split nothing, a split without a person, or an image that is not square.
+        ValueError: an unknown template or detector, shares that leave a split nothing, a split without a person, or a crop that is not
+            square.
     """
 
-    def __init__(self, root: str, aligned: str = "arcface", train: float = 0.6, val: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        root: str,
+        aligned: str = "arcface",
+        train: float = 0.6,
+        val: float = 0.1,
+        seed: int = 0,
+        detector: str | None = None,
+        detector_weights: str | None = None,
+    ) -> None:
         template = get_template(aligned)
         if not (train > 0 and val > 0 and train + val < 1):
             raise ValueError(f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share")
         self.root = Path(root)
         self._files = list_folder(self.root)
+        splits = _split_people(self._files.people, train, val, seed)
+        if detector is None:
+            sides, of_image = np.unique(self._files.sides(), return_inverse=True)
+            self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides.tolist()])[of_image]
+        else:
+            found = find_file_landmarks(self.root, self._files.names, detector, detector_weights, skip_unreadable=True)
+            tested = np.array([split == "test" for split in splits])[self._files.person]
+            _tell_lost(found, tested)
+            kept = np.flatnonzero(found.found | tested)
+            self._files, self.landmarks = self._files.take(kept), found.filled()[kept]
+            splits = _split_people(self._files.people, train, val, seed)
         self.names, self.person = self._files.names, self._files.person
-        self.split_of_person = dict(enumerate(_split_people(self._files.people, train, val, seed)))
-        sides, of_image = np.unique(self._files.sides(), return_inverse=True)
-        self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides.tolist()])[of_image]
+        self.split_of_person = dict(enumerate(splits))
 
     @property
     def credit(self) -> str:
         """The folder's name: whose faces they are only its owner knows."""
-        return f"face crops of the folder {self.root.resolve().name}"
+        return f"faces of the folder {self.root.resolve().name}"
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The crop at `index`, (H, H, 3) RGB.
+        """The image at `index`, (H, W, 3) RGB.
 
         Raises:
             ValueError: the file is not a readable image; the message names it.
@@ -67,6 +93,13 @@ class FolderFaces(FaceSet):
         digest.update(self.person[indices].tobytes())
         digest.update(self.landmarks[indices].tobytes())
         return digest.hexdigest()[:32]
+
+
+def _tell_lost(found: FoundLandmarks, tested: NDArray[np.bool_]) -> None:
+    """Warn of photographs without a face, separately for those that are tested on."""
+    for chosen, consequence in ((~tested, LEFT_OUT), (tested, SUBSTITUTED)):
+        lost = [found.names[index] for index in np.flatnonzero(chosen & ~found.found).tolist()]
+        warn_of_lost(lost, int(chosen.sum()), consequence)
 
 
 def _split(person: str, train: float, val: float, seed: int) -> Split:

@@ -47,6 +47,12 @@ class FolderListing:
             b"".join([str(self.root.resolve()).encode("utf-8", "surrogateescape"), *(part.tobytes() for part in parts)])
         ).hexdigest()
 
+    def take(self, indices: NDArray[np.int64]) -> "FolderListing":
+        """The images at ascending positions, and the people who have any of them."""
+        names = NameTable(self.names[index] for index in indices.tolist())
+        people, person = np.unique(self.person[indices], return_inverse=True)
+        return FolderListing(self.root, names, [self.people[at] for at in people], person.astype(np.int64), self.stamp[indices])
+
     def sides(self) -> NDArray[np.int64]:
         """(N,) the sides of the square images in pixels; kept, since to look into a million files takes minutes.
 
@@ -68,11 +74,11 @@ def list_folder(root: Path) -> FolderListing:
         FileNotFoundError: no such folder, or no image in its subfolders.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder at {root.absolute()}: give the folder that holds one folder of face crops a person")
+        raise FileNotFoundError(f"no folder at {root.absolute()}: give the folder that has one folder of faces for each person")
     files = sorted(_scan(root))
     if not files:
         looked = f"looked for PERSON/IMAGE with the endings {', '.join(sorted(IMAGE_SUFFIXES))}"
-        raise FileNotFoundError(f"no image below {root.absolute()}: {looked}; put each person's face crops into a folder of their own")
+        raise FileNotFoundError(f"no image below {root.absolute()}: {looked}; put each person's faces into a folder of their own")
     people = {person: sum(1 for _ in group) for person, group in groupby(files, key=lambda file: file[0])}
     person = np.repeat(np.arange(len(people), dtype=np.int64), list(people.values()))
     names = NameTable(f"{folder}/{name}" for folder, name, _, _ in files)

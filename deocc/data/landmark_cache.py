@@ -103,15 +103,34 @@ def find_landmarks(
     return state
 
 
-def find_file_landmarks(root: Path, names: Sequence[str], detector: str = "dlib", weights: str | None = None) -> FoundLandmarks:
+def find_file_landmarks(
+    root: Path, names: Sequence[str], detector: str = "dlib", weights: str | None = None, skip_unreadable: bool = False
+) -> FoundLandmarks:
     """`find_landmarks` of the image files `root/name`; the cache is valid as long as their names and sizes are the same.
+
+    Args:
+        root: the folder that the names are relative to.
+        names: the files.
+        detector: as in `find_landmarks`.
+        weights: as in `find_landmarks`.
+        skip_unreadable: treat a file that cannot be read as an image without a face instead of raising.
 
     Raises:
         ImportError, FileNotFoundError, ValueError: as in `find_landmarks`.
     """
     sizes = [(root / name).stat().st_size for name in names]
-    key = hashlib.sha256("".join(f"{name} {size}\n" for name, size in zip(names, sizes, strict=True)).encode()).hexdigest()
-    return find_landmarks(names, lambda index: read_image(root / names[index]), key, detector, weights)
+    listed = "".join(f"{name} {size}\n" for name, size in zip(names, sizes, strict=True))
+    key = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def image(index: int) -> NDArray[np.uint8]:
+        try:
+            return read_image(root / names[index])
+        except (ValueError, OSError):
+            if not skip_unreadable:
+                raise
+            return np.zeros((1, 1, 3), np.uint8)
+
+    return find_landmarks(names, image, key, detector, weights)
 
 
 def detected_landmarks(

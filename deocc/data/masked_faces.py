@@ -16,7 +16,7 @@ from torch import Tensor
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data.aligned_cache import AlignedCache
 from deocc.data.augmentation import Augmentation, Strength
-from deocc.data.dataset import CLEAN, KEPT, REAL, AlignedFaces, FaceItem, FixedFaces, TrainingFaces
+from deocc.data.dataset import CLEAN, KEPT, MIXED, REAL, AlignedFaces, FaceItem, FixedFaces, TrainingFaces
 from deocc.data.face_loader import FaceLoader
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.manifest import manifest_hash, write_manifest
@@ -28,6 +28,7 @@ from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
 from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
 from deocc.masking.randomness import mix
+from deocc.masking.registry import kind_numbers
 
 FITTED: Final[tuple[Split, ...]] = ("train", "val")
 """The splits that a training reads over and over."""
@@ -36,10 +37,10 @@ FITTED: Final[tuple[Split, ...]] = ("train", "val")
 class MaskedFaceDataModule(pl.LightningDataModule):
     """Batches of clean faces and their masked twins (`deocc.batch.MaskedFaceBatch`).
 
-    Training faces are augmented and get a fresh mask every epoch. Validation, test and prediction give two loaders: the clean faces of the
-    split, then the same faces under every kind with every evaluation seed: always the same masks, none of which training ever draws. Of a
-    set whose faces show real occluders, bare faces come first, then occluded ones, as they are and without a mask. A test embeds the images
-    that the face set's protocol names.
+    Training faces are augmented and get a fresh mask every epoch. Validation and test give two loaders: the clean faces of the split, then
+    the same faces under every evaluation kind with every evaluation seed, or with `mixed_kinds` under one kind a seed. These masks are
+    always the same, and training never draws one of them. Of a set whose faces show real occluders, bare faces come first, then occluded
+    ones, as they are and without a mask. A test embeds the images that the face set's protocol names.
 
     An image of training or validation that cannot be read is left out and noted in `quarantine`; in a training batch another one takes
     its place. Too many of them end the run, and a single one ends a test.
@@ -49,7 +50,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         size: side of the canonical crop in pixels.
         batch_size: training images a process and step.
         eval_batch_size: images a process and step otherwise.
-        kinds: the occluders to train and evaluate with; default all.
+        kinds: the occluders to train with; default all.
+        eval_kinds: the occluders to validate and test with; default `kinds`. A kind that only these have measures unseen occluders.
+        mixed_kinds: validate and test on each image under one of `eval_kinds` a seed, drawn by image and seed, instead of under each.
         clean_probability: share of training images that stay unmasked, so that bare faces are learnt too.
         augmentation: strength of the clean face's augmentation.
         blend_probability: share of training images that are blended with two others.
@@ -75,6 +78,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         batch_size: int = 32,
         eval_batch_size: int = 64,
         kinds: Sequence[str] | None = None,
+        eval_kinds: Sequence[str] | None = None,
+        mixed_kinds: bool = False,
         clean_probability: float = 0.1,
         augmentation: Strength = "light",
         blend_probability: float = 0.0,
@@ -95,10 +100,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         _check_range("clean_probability", clean_probability, 0, 1)
         _check_range("blend_probability", blend_probability, 0, 1)
         _check_range("cache_gigabytes", cache_gigabytes, 0, 1e6)
-        self.kinds = tuple(kinds) if kinds is not None else list_kinds()
-        unknown = [kind for kind in self.kinds if kind not in list_kinds()]
-        if unknown or not self.kinds:
-            raise ValueError(f"unknown occluder kinds {unknown}: choose some of {', '.join(list_kinds())}")
+        self.kinds = _known_kinds("kinds", list_kinds() if kinds is None else kinds)
+        self.eval_kinds = _known_kinds("eval_kinds", self.kinds if eval_kinds is None else eval_kinds)
+        self.mixed_kinds = mixed_kinds
         self.face_set = face_set if face_set is not None else OrlFaces()
         self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
         self.clean_probability, self.seed, self.num_workers = clean_probability, seed, num_workers
@@ -202,7 +206,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return [self._loader(self._gallery("test")), self._loader(self._probes("test"))]
 
     def predict_dataloader(self) -> FaceLoader[FaceItem]:
-        """The masked faces of the validation people, one mask a kind: test people are for the test alone."""
+        """The masked faces of the validation people by the first evaluation seed: test people are for the test alone."""
         return self._loader(self._faces("val", self._masks(self.eval_seeds["val"][:1])))
 
     def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
@@ -226,7 +230,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             "training_data_hash": self.face_set.fingerprint("train") if len(self.face_set.bare("train")) else None,
             "data_seed": self.seed,
             "size": self.size,
-            "kinds": list(self.kinds),
+            "kinds": list(self.eval_kinds),
+            "mixed_kinds": self.mixed_kinds,
+            "training_kinds": list(self.kinds),
             "mask_seeds": list(self.eval_seeds["test"]),
             "manifest_hash": manifest_hash(self._probes("test")),
         }
@@ -249,11 +255,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return self._faces(split, self._masks(self.eval_seeds[split]))
 
     def _masks(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
-        return [(list_kinds().index(kind), seed) for kind in self.kinds for seed in seeds]
+        kinds = [MIXED] if self.mixed_kinds else kind_numbers(self.eval_kinds)
+        return [(kind, seed) for kind in kinds for seed in seeds]
 
     def _faces(self, split: Split, masks: list[tuple[int, int]]) -> FixedFaces:
         indices = self._chosen(split, self.face_set.bare(split))
-        return FixedFaces(self.face_set, split, self.size, masks, indices, self._filled_cache(split))
+        cache, kinds = self._filled_cache(split), kind_numbers(self.eval_kinds)
+        return FixedFaces(self.face_set, split, self.size, masks, indices, cache, kinds)
 
     def _filled_cache(self, split: Split) -> AlignedCache | None:
         """The split's aligned faces, where an earlier or this training has kept them."""
@@ -315,6 +323,13 @@ def _mask_with_distractors(batch: FaceBatch) -> MaskedFaceBatch:
     lit = add_cast(masked["masked_face"], batch["landmarks"], batch["seed"])
     masked["masked_face"] = add_camera_defects(lit, batch["seed"])
     return masked
+
+
+def _known_kinds(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
+    unknown = [kind for kind in kinds if kind not in list_kinds()]
+    if unknown or not kinds:
+        raise ValueError(f"data.{name} has unknown occluder kinds {unknown}: choose some of {', '.join(list_kinds())}")
+    return tuple(kinds)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

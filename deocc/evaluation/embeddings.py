@@ -62,12 +62,22 @@ class EmbeddingSet:
         first = torch.full((int(group.max()) + 1,), len(self), device=group.device)
         return self.take(first.scatter_reduce(0, group, torch.arange(len(self), device=group.device), "amin"))
 
+    def groups(self) -> Tensor:
+        """(N, 2) the group of masks that each member belongs to, as (image, kind), or as (image, -1) under mixed kinds.
+
+        If every image carries every kind equally often, masks of equal kind can be compared, and a group has one kind. Otherwise each image
+        carries kinds of its own, and a group has all masks of an image.
+        """
+        pairs, counts = torch.unique(torch.stack([self.index, self.kind], 1), dim=0, return_counts=True)
+        balanced = len(pairs) == len(pairs[:, 0].unique()) * len(pairs[:, 1].unique()) and len(counts.unique()) <= 1
+        return torch.stack([self.index, self.kind if balanced else torch.full_like(self.kind, -1)], 1)
+
     def draw(self) -> Tensor:
-        """(N,) int64: the how-manyth mask of its kind on its image a member carries, counted by ascending seed from 0."""
-        key, group = torch.unique(self._key(), dim=0, return_inverse=True)
+        """(N,) int64, the position of each mask in its group (`groups`), counted from 0 by ascending seed."""
+        key, position = torch.unique(torch.cat([self.groups(), self.seed[:, None], self.kind[:, None]], 1), dim=0, return_inverse=True)
         _, count = torch.unique_consecutive(key[:, :2], dim=0, return_counts=True)
         start = torch.repeat_interleave(count.cumsum(0) - count, count)
-        return (torch.arange(len(key), device=key.device) - start)[group]
+        return (torch.arange(len(key), device=key.device) - start)[position]
 
     def _key(self) -> Tensor:
         return torch.stack([self.index, self.kind, self.seed], 1)

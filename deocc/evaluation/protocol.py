@@ -65,8 +65,9 @@ class AllPairs:
 class ListedPairs(AllPairs):
     """The pairs of a list, as of LFW, CFP-FP, AgeDB or MFR2.
 
-    `cross` compares the clean first face of a pair with the masked second one; `within` two masked faces of equal kind and draw. Which face
-    is masked is OURS: the paper does not tell. There is no identification.
+    `cross` compares the clean first face of a pair with the masked second one; `within` two masked faces of equal draw, which are of equal
+    kind unless each image carries kinds of its own (`EmbeddingSet.groups`). Which face is masked is our choice: the paper does not tell.
+    There is no identification.
 
     Args:
         first: (N,) positions of the first images in the face set.
@@ -91,20 +92,20 @@ class ListedPairs(AllPairs):
 
     def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
         """The listed pairs under every mask of the second face; pairs with a face that was not embedded are left out."""
-        return self._joined((gallery, part) for part in _same_mask(probe))
+        return self._joined((gallery, part) for part in _comparable(probe))
 
     def narrow(self, embeddings: Mapping[str, EmbeddingSet]) -> dict[str, EmbeddingSet]:
         """Everybody: a list is as long as it is."""
         return dict(embeddings)
 
     def repeats(self, members: EmbeddingSet) -> tuple[float, float]:
-        """As in `AllPairs`; both faces of `within` carry one kind and draw."""
+        """As in `AllPairs`; `within` compares a pair once for each mask of an image."""
         masks, _ = _masks(members)
         return masks, masks
 
     def within(self, members: EmbeddingSet) -> PairScores:
-        """The listed pairs, both faces from `members`, under masks of equal kind and draw."""
-        return self._joined((part, part) for part in _same_mask(members))
+        """The listed pairs, both faces from `members`, under masks of equal draw and, unless kinds are mixed, of equal kind."""
+        return self._joined((part, part) for part in _comparable(members))
 
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
         """Nothing: a list of pairs has no gallery."""
@@ -155,11 +156,11 @@ _NONE = torch.zeros(0, dtype=torch.int64)
 _NO_PAIRS = PairScores(torch.zeros(0), _NONE.bool(), _NONE, _NONE, _NONE)
 
 
-def _same_mask(members: EmbeddingSet) -> Iterator[EmbeddingSet]:
-    """The members by kind and draw: parts in which each image stands once."""
-    draw = members.draw()
-    for kind, number in torch.unique(torch.stack([members.kind, draw], 1), dim=0).tolist():
-        yield members.take((members.kind == kind) & (draw == number))
+def _comparable(members: EmbeddingSet) -> Iterator[EmbeddingSet]:
+    """The members by kind and draw, or by draw alone under mixed kinds: parts that contain each image at most once."""
+    parts = torch.stack([members.groups()[:, 1], members.draw()], 1)
+    for part in torch.unique(parts, dim=0):
+        yield members.take((parts == part).all(1))
 
 
 def _places(members: EmbeddingSet, size: int) -> Tensor:
@@ -170,10 +171,10 @@ def _places(members: EmbeddingSet, size: int) -> Tensor:
 
 
 def _masks(members: EmbeddingSet) -> tuple[float, float]:
-    """The mean number of masks an image carries, and of draws a kind."""
+    """The mean number of masks an image carries, and of draws in a group (`EmbeddingSet.groups`)."""
     images = max(1, len(torch.unique(members.index)))
-    kinds = max(1, len(torch.unique(torch.stack([members.index, members.kind], 1), dim=0)))
-    return max(1.0, len(members) / images), max(1.0, len(members) / kinds)
+    groups = max(1, len(torch.unique(members.groups(), dim=0)))
+    return max(1.0, len(members) / images), max(1.0, len(members) / groups)
 
 
 def _largest_comparison(sets: Sequence[EmbeddingSet], people: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ COMPARED = {
     "AllPairs": "Each clean image is a gallery face; each probe is one of these images under a synthetic occluder, compared with every "
     "gallery face but its own image.",
     "ListedPairs": "The pairs of a list are compared, with the first face clean and the second under a synthetic occluder, or with both "
-    "under occluders of one kind.",
+    "under occluders: of one kind, or, where kinds are mixed, each under the kind that was drawn for it.",
     "Galleries": "Probes show real occluders, whose masks are predicted, and are compared with bare gallery faces. Protocol 1 has several "
     "gallery images a person, protocol 2 one.",
 }

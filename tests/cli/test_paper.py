@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import Namespace
 
 from deocc.training_cli import _evaluation_folder
-from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
+from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1, run_deocc
 from tests.fake_sets.ar import write_ar
 from tests.fake_sets.bin_file import write_bin_file
 from tests.fake_sets.celeba import write_celeba
@@ -52,6 +52,23 @@ def test_lfw_gives_the_table_of_four_settings(lfw: Path, stage2: Path, tmp_path:
     table = capsys.readouterr().out
     assert all(words in table for words in ("clean-clean", "clean-masked", "masked-masked", "teacher, completed", "accuracy %"))
     assert (tmp_path / "masks.csv").read_text().count("surgical") == 70 and "clean-masked" in (tmp_path / "report.html").read_text()
+
+
+def test_lfw_trains_and_tests_on_people_apart(lfw: Path, tmp_path: Path) -> None:
+    halves = [["--data.face_set.init_args.test_folds", folds] for folds in ("[0,1,2,3,4]", "[5,6,7,8,9]")]
+    words = ["--config", str(ROOT / "configs/lfw/data.yaml"), "--data.face_set.init_args.root", str(lfw), *SMALL]
+    words += ["--data.face_set.init_args.val_identities", "3", "--data.eval_kinds", "[surgical, hand, sunglasses]"]
+    run = tmp_path / "run"
+    run_deocc("fit", "--config", str(ROOT / "configs/inpaint.yaml"), *words, *halves[0], "--run", str(run), *TINY_STAGE1, *ONE_STEP)
+    run_deocc("test", "--checkpoint", str(run), *words, *halves[0])
+    run_deocc("test", "--checkpoint", str(run), *words, *halves[1])
+    rows = (run / "masks.csv").read_text().splitlines()[1:]
+    images, kinds, _ = zip(*(row.split(",") for row in rows), strict=True)
+    assert len(images) == len(set(images)) == 35 and set(kinds) == {"surgical", "hand", "sunglasses"}
+    assert {image.split("/")[0] for image in images} == {f"Some_Person_{person:02d}" for person in range(20)}
+    results = json.loads((run / "results.json").read_text())
+    assert results["mixed_kinds"] and set(results["per_kind"]) == {"surgical", "hand", "sunglasses"}
+    assert (run / "test-lfw" / "results.json").is_file()  # people of the other half were trained on: not a test of this run
 
 
 def test_ar_gives_ranks_by_both_galleries_with_predicted_masks_alone(stage2: Path, tmp_path: Path) -> None:

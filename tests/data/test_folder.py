@@ -1,6 +1,7 @@
 """Plain folders of aligned crops: who goes where, lazily read images, and errors that say what to do."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deocc.data import FolderFaces, MaskedFaceDataModule
+from deocc.data import FolderFaces, MaskedFaceDataModule, landmark_cache
 from deocc.data.face_set import SPLITS
 from deocc.geometry import TEMPLATES
+from tests.fake_sets.faces import orl_face, save_face
 
 MakeFolder = Callable[..., Path]
 
@@ -190,3 +192,73 @@ def test_a_truncated_image_is_named_when_it_is_read_and_not_before(make_folder: 
     faces = FolderFaces(str(path.parents[1]), seed=1)
     with pytest.raises(ValueError, match=r"cannot read .*person07/1\.png as an image"):
         faces.image(15)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ten people with three photographs each, 120 x 90 pixels, and a cache of their own."""
+    monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))
+    for person in range(10):
+        for number in range(3):
+            save_face(tmp_path / "photos" / f"person{person:02d}" / f"{number}.png", person, number, 120, 90)
+    return tmp_path / "photos"
+
+
+def _photo_faces(root: Path) -> FolderFaces:
+    return FolderFaces(str(root), train=0.5, val=0.25, seed=1, detector="dlib")
+
+
+def test_photos_get_the_landmarks_that_a_detector_finds_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dlib")
+    faces = _photo_faces(photos)
+    known = np.stack([orl_face(int(name[6:8]), int(name[9]), 120, 90)[1] for name in faces.names])
+    assert len(faces) == 30 and np.abs(faces.landmarks - known).max() < 9
+    monkeypatch.setattr(landmark_cache, "create_detector", None)  # a second set reads what the first one kept
+    np.testing.assert_array_equal(_photo_faces(photos).landmarks, faces.landmarks)
+    module = MaskedFaceDataModule(faces, size=64, batch_size=4)
+    assert next(iter(module.train_dataloader()))["face"].shape == (4, 3, 64, 64)
+
+
+def test_photos_keep_the_splits_that_crops_have(photos: Path) -> None:
+    pytest.importorskip("dlib")
+    for path in photos.glob("*/*"):  # crops are square
+        Image.open(path).crop((15, 0, 105, 90)).save(path)
+    assert _people(_photo_faces(photos)) == _people(FolderFaces(str(photos), train=0.5, val=0.25, seed=1))
+
+
+def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None:
+    pytest.importorskip("dlib")
+    splits = _people(_photo_faces(photos))
+    chosen = {split: sorted(name for name in splits if splits[name] == split) for split in SPLITS}
+    blank = [f"{chosen['train'][0]}/1.png", *(f"{chosen['train'][1]}/{number}.png" for number in range(3)), f"{chosen['val'][0]}/0.png"]
+    tested = f"{chosen['test'][0]}/2.png"
+    for name in (*blank[:-1], tested):
+        Image.new("RGB", (120, 90), (90, 120, 150)).save(photos / name)
+    (photos / blank[-1]).write_bytes(b"no image")
+    fingerprints = set()
+    for _ in range(2):  # told again when the landmarks are in the cache
+        with pytest.warns(UserWarning) as told:
+            faces = _photo_faces(photos)
+        left_out, stands_in = (str(warning.message) for warning in told)
+        fitted = 3 * (len(chosen["train"]) + len(chosen["val"]))
+        assert re.fullmatch(rf"no face found in 5 of {fitted} images \(\S+, \S+, \S+, \.\.\.\): they are left out of .*", left_out)
+        assert stands_in == f"no face found in 1 of {30 - fitted} images ({tested}): a mean face's landmarks stand in"
+        assert {path.relative_to(photos).as_posix() for path in photos.glob("*/*")} - {*faces.names} == {*blank}
+        assert chosen["train"][1] not in _people(faces) and len(faces.split_of_person) == len(set(faces.person.tolist())) == 9
+        assert {name: splits[name] for name in splits if name != chosen["train"][1]} == _people(faces)
+        assert np.isfinite(faces.landmarks).all() and len(faces.landmarks) == len(faces.names) == 25
+        np.testing.assert_array_equal(faces.image(len(faces) - 1), np.asarray(Image.open(photos / faces.names[-1])))
+        assert MaskedFaceDataModule(faces, size=64).num_identities == len(chosen["train"]) - 1
+        fingerprints.add((faces.quick_fingerprint("train"), faces.fingerprint("val")))
+    assert len(fingerprints) == 1
+
+
+def test_photos_in_which_no_face_is_found_leave_nobody_to_train_on(make_folder: MakeFolder) -> None:
+    pytest.importorskip("dlib")
+    with pytest.warns(UserWarning, match="no face found in"), pytest.raises(ValueError, match=r"none falls into train and val"):
+        FolderFaces(str(make_folder(20)), seed=1, detector="dlib")
+
+
+def test_an_unknown_detector_is_refused(make_folder: MakeFolder) -> None:
+    with pytest.raises(ValueError, match="unknown face detector 'none': choose one of dlib"):
+        FolderFaces(str(make_folder(20)), seed=1, detector="none")

@@ -175,6 +175,8 @@ def test_a_process_with_fewer_images_than_a_batch_still_trains(
     [
         ({"kinds": ("beard",)}, r"unknown occluder kinds \['beard'\]: choose some of surgical"),
         ({"kinds": ()}, "choose some of surgical"),
+        ({"eval_kinds": ("box", "beard")}, r"data\.eval_kinds has unknown occluder kinds \['beard'\]: choose some of surgical"),
+        ({"eval_kinds": ()}, "data.eval_kinds has unknown"),
         ({"size": 8}, "data.size is 8: choose a value from 32 to 1024"),
         ({"size": 4096}, "data.size is 4096"),
         ({"batch_size": 0}, "data.batch_size is 0"),
@@ -191,7 +193,7 @@ def test_bad_values_are_refused_in_one_line(tiny_faces: FaceSet, changes: dict[s
 def test_provenance_identifies_the_test_data_and_the_masks(tiny_faces: FaceSet) -> None:
     provenance = _module(tiny_faces).provenance()
     hashes = {"data_hash", "training_data_hash", "manifest_hash"}
-    assert set(provenance) == {"data", "credit", "data_seed", "size", "kinds", "mask_seeds", *hashes}
+    assert set(provenance) == {"data", "credit", "data_seed", "size", "kinds", "mixed_kinds", "training_kinds", "mask_seeds", *hashes}
     assert len({provenance[name] for name in hashes}) == 3
     assert provenance | {"data_seed": 9} == _module(tiny_faces, seed=9).provenance()
     brightness = cast(Any, tiny_faces).brightness

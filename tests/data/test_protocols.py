@@ -86,3 +86,57 @@ def test_the_manifest_holds_a_line_a_probe_and_its_hash_changes_with_masks_and_r
     assert before != module(tiny_faces, kinds=("box", "hand"), test_seeds=(2,)).provenance()["manifest_hash"]
     monkeypatch.setattr(manifest_file, "render", lambda faces, *_: (faces, torch.ones_like(faces[:, :1])))
     assert data.provenance()["manifest_hash"] != before and renderer_hash() != ""
+
+
+def test_mixed_kinds_give_each_image_one_kind_a_seed(tiny_faces: TinyFaces) -> None:
+    kinds = ("surgical", "hand", "box")
+    data = module(tiny_faces, kinds=kinds, mixed_kinds=True, test_seeds=(1, 2), val_seeds=(7,))
+    probes = received(data, 1)
+    assert column(probes, "index") == [6, 7, 14, 15, 22, 23] * 2
+    assert all(batch["mask"].flatten(1).any(1).all() for batch in probes)
+    complete = received(module(tiny_faces, kinds=kinds, test_seeds=(1, 2)), 1)
+    masks = set(zip(column(complete, "index"), column(complete, "kind"), column(complete, "seed"), strict=True))
+    assert set(zip(column(probes, "index"), column(probes, "kind"), column(probes, "seed"), strict=True)) < masks
+    assert len(list(data.val_dataloader()[1].dataset)) == 6  # type: ignore[call-overload]
+
+
+def test_mixed_kinds_follow_from_image_and_seed_alone(tiny_faces: TinyFaces) -> None:
+    kinds = list_kinds()
+
+    def drawn(seeds: tuple[int, ...]) -> list[int]:
+        return column(received(module(tiny_faces, kinds=kinds, mixed_kinds=True, test_seeds=seeds), 1), "kind")
+
+    both = drawn((1, 2))
+    assert both == drawn((1,)) + drawn((2,)) and drawn((1,)) == drawn((1,)) != drawn((2,))
+    listed = ListedPairs(np.array([6]), np.array([15]), np.array([False]), np.array([0]))
+    cast(Any, tiny_faces).protocol = listed  # other images are left out, which changes nothing for these two
+    assert drawn((1,)) == [both[0], both[3]]
+
+
+def test_mixed_kinds_are_all_drawn_equally_often(tiny_faces: TinyFaces) -> None:
+    data = module(tiny_faces, kinds=("surgical", "hand", "box"), mixed_kinds=True, test_seeds=tuple(range(200)))
+    probes = cast(Any, data.test_dataloader()[1].dataset)
+    counts = np.bincount([probes.mask_of(number)[0] for number in range(len(probes))])
+    assert counts[counts > 0].tolist() == pytest.approx([400] * 3, abs=60)
+
+
+def test_kinds_of_an_evaluation_can_differ_from_those_of_training(tiny_faces: TinyFaces) -> None:
+    data = module(tiny_faces, kinds=("surgical", "box"), eval_kinds=("hand",), clean_probability=0.0, batch_size=4)
+    hand = list_kinds().index("hand")
+    assert set(column(received(data, 1), "kind")) == {hand}
+    assert {hand} == set(column([cast(Any, data.on_after_batch_transfer(batch, 0)) for batch in data.val_dataloader()[1]], "kind"))
+    cast(Any, data.trainer).training = True
+    trained = column([cast(Any, data.on_after_batch_transfer(batch, 0)) for batch in data.train_dataloader()], "kind")
+    assert set(trained) <= {list_kinds().index(kind) for kind in ("surgical", "box")}
+    provenance = data.provenance()
+    assert (provenance["kinds"], provenance["training_kinds"]) == (["hand"], ["surgical", "box"])
+
+
+def test_the_manifest_names_the_kinds_that_were_drawn(tiny_faces: TinyFaces, tmp_path: Path) -> None:
+    data = module(tiny_faces, kinds=("box", "hand", "surgical"), mixed_kinds=True)
+    data.write_manifest(tmp_path / "masks.csv")
+    with (tmp_path / "masks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == [list_kinds()[kind] for kind in column(received(data, 1), "kind")]
+    complete = module(tiny_faces, kinds=("box", "hand", "surgical"))
+    assert data.provenance()["manifest_hash"] != complete.provenance()["manifest_hash"]

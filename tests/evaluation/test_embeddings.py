@@ -64,10 +64,23 @@ def test_coverage_stays_with_its_face_and_is_unknown_where_nobody_gave_it() -> N
     torch.testing.assert_close(members.select(kind=3).coverage, torch.tensor([0.3, torch.nan]), equal_nan=True)
 
 
-def test_draws_number_the_masks_of_an_image_and_kind_by_seed() -> None:
-    index, kind, seed = (torch.tensor(column) for column in ([7, 7, 7, 3, 7], [0, 0, 1, 0, 0], [50, 20, 90, 10, 30]))
-    members = EmbeddingSet(torch.eye(5), index, index, kind, seed)
-    assert members.draw().tolist() == [2, 0, 0, 0, 1]
+def _masks(index: list[int], kind: list[int], seed: list[int]) -> EmbeddingSet:
+    images = torch.tensor(index)
+    return EmbeddingSet(torch.eye(len(index)), images, images, torch.tensor(kind), torch.tensor(seed))
+
+
+def test_draws_count_masks_by_image_and_kind() -> None:
+    members = _masks([7, 7, 7, 7, 3, 3, 3, 3], [0, 0, 1, 1, 0, 0, 1, 1], [50, 20, 90, 95, 10, 30, 70, 60])
+    assert members.draw().tolist() == [1, 0, 0, 1, 0, 1, 1, 0]
+    assert members.groups().tolist() == [[7, 0], [7, 0], [7, 1], [7, 1], [3, 0], [3, 0], [3, 1], [3, 1]]
+
+
+def test_draws_of_mixed_kinds_count_masks_by_image() -> None:
+    members = _masks([7, 7, 7, 3, 3, 3], [0, 0, 1, 1, 1, 1], [50, 20, 30, 10, 40, 15])
+    assert members.draw().tolist() == [2, 0, 1, 0, 2, 1]
+    assert members.groups().tolist() == [[7, -1]] * 3 + [[3, -1]] * 3
+    assert members.select(kind=1).draw().tolist() == [0, 0, 2, 1]  # of one kind, but not equally often
+    assert _masks([1, 2, 3], [0, 4, 4], [9, 5, 7]).draw().tolist() == [0, 0, 0]
 
 
 def test_lengths_that_differ_are_refused() -> None:

@@ -46,6 +46,72 @@ def test_listed_pairs_compare_what_the_list_says(make_sets, listed: ListedPairs)
     assert listed.images is not None and listed.images.tolist() == [100, 101, 103, 104, 107, 120, 129, 500]
 
 
+def mixed(probe: EmbeddingSet, seeds: int) -> EmbeddingSet:
+    """Of probes under two kinds, the first draws of each image, each under a kind that was drawn for image and draw."""
+    draw, drawn = probe.draw(), torch.randint(2, (30, 3), generator=torch.Generator().manual_seed(1))
+    return probe.take((draw < seeds) & (probe.kind == drawn[probe.index - 100, draw]))
+
+
+def slow_mixed(gallery: EmbeddingSet, probe: EmbeddingSet) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
+    """Similarity and fold of the listed pairs by loops: clean against every mask of the second image; masks by order of their seeds."""
+    crossed, within = [], []
+    seed, index = probe.seed.tolist(), probe.index.tolist()
+    masks = {image: sorted((i for i in range(len(probe)) if index[i] == image), key=seed.__getitem__) for image in set(index)}
+    for a, b, fold in zip(FIRST.tolist(), SECOND.tolist(), FOLD.tolist(), strict=True):
+        if a not in masks or b not in masks:
+            continue
+        one, other = masks[a], masks[b]
+        clean = gallery.embedding[gallery.index.tolist().index(a)]
+        crossed += [(round(float(clean @ probe.embedding[j]), 5), fold) for j in other]
+        within += [(round(float(probe.embedding[i] @ probe.embedding[j]), 5), fold) for i, j in zip(one, other, strict=True)]
+    return sorted(crossed), sorted(within)
+
+
+def scored(pairs: PairScores) -> list[tuple[float, int]]:
+    assert pairs.fold is not None
+    return sorted(zip([round(value, 5) for value in pairs.similarity.tolist()], pairs.fold.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_mixed_kinds_compare_listed_pairs_once_a_seed(make_sets, listed: ListedPairs, seeds: int) -> None:
+    gallery, complete = make_sets(3.0)
+    probe = mixed(complete, seeds)
+    assert len(probe) == seeds * len(gallery) and len(set(probe.kind.tolist())) == 2
+    crossed, within = slow_mixed(gallery, probe)
+    assert scored(listed.cross(gallery, probe)) == crossed and len(crossed) == 4 * seeds
+    assert scored(listed.within(probe)) == within and len(within) == 4 * seeds
+    assert listed.repeats(probe) == (seeds, seeds)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_mixed_kinds_compare_all_pairs_once_a_seed(make_sets, seeds: int) -> None:
+    gallery, complete = make_sets(3.0)
+    probe = mixed(complete, seeds)
+    images = len(gallery)
+    assert len(AllPairs().cross(gallery, probe).same) == seeds * images * (images - 1)
+    pairs = AllPairs().within(probe)
+    assert len(pairs.same) == seeds * images * (images - 1) // 2
+    people = torch.stack([pairs.first_person, pairs.second_person], 1).sort(1).values
+    _, counts = torch.unique(people[~pairs.same], dim=0, return_counts=True)
+    assert counts.unique().tolist() == [seeds * 25]  # five images of either person
+    assert AllPairs().repeats(probe) == (seeds, seeds)
+
+
+def test_mixed_kinds_are_listed_by_the_kind_of_the_second_image(make_sets, listed: ListedPairs) -> None:
+    gallery, complete = make_sets(3.0)
+    probe = mixed(complete, 1)
+    built = build_results(gallery, None, {"teacher_masked": probe}, {}, ("cloth", "hand"), {}, listed, replicates=5)
+    kind_of = dict(zip(probe.index.tolist(), probe.kind.tolist(), strict=True))
+    there = [(a, b) for a, b in zip(FIRST.tolist(), SECOND.tolist(), strict=True) if a != 500]
+    embedded = [(a, b) for a, b in there if a in kind_of and b in kind_of]
+    assert len({kind_of[b] for _, b in embedded}) == 2
+    for number, name in enumerate(("cloth", "hand")):
+        row = built["per_kind"][name]["rows"]["teacher_masked"]
+        assert sum(row["pairs"].values()) == sum(kind_of[b] == number for _, b in embedded)
+        assert sum(row["masked_masked"]["pairs"].values()) == sum(kind_of[a] == kind_of[b] == number for a, b in embedded)
+    assert sum(built["rows"]["teacher_masked"]["masked_masked"]["pairs"].values()) == len(embedded) == 4
+
+
 def test_faces_beyond_the_last_listed_one_are_left_out(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     low = ListedPairs(np.array([100]), np.array([105]), np.array([False]), np.array([0]))
