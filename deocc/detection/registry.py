@@ -6,9 +6,12 @@ from typing import Any
 from deocc.detection.detector import Detector
 from deocc.detection.dlib_cnn import DlibCnnDetector
 from deocc.detection.dlib_hog import DlibHogDetector
+from deocc.detection.mtcnn import MtcnnDetector
 from deocc.detection.yunet import YunetDetector
 
-_DETECTORS: dict[str, type[Detector]] = {detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, YunetDetector)}
+_DETECTORS: dict[str, type[Detector]] = {
+    detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, MtcnnDetector, YunetDetector)
+}
 
 
 def list_detectors() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,8 +77,19 @@ def test_an_image_without_a_face_gives_an_empty_list(hog: Detector) -> None:
 def test_a_higher_threshold_leaves_only_surer_faces() -> None:
     image, _ = orl_face(0, 0, 250, 250)
     score = create_detector("dlib").detect(image)[0].score
-    assert len(create_detector("dlib", threshold=score - 0.01).detect(image)) == 1
-    assert create_detector("dlib", threshold=score + 0.01).detect(image) == []
+    margin = math.log(score / (1 - score))
+    assert len(create_detector("dlib", threshold=margin - 0.01).detect(image)) == 1
+    assert create_detector("dlib", threshold=margin + 0.01).detect(image) == []
+
+
+def test_dlib_reports_unsure_faces_only_alone(hog: Detector) -> None:
+    sure = orl_face(0, 0, 250, 250)[0]
+    unsure = orl_face(3, 0, 250, 250)[0].copy()
+    unsure[150:] = 225  # a flat mask from the nose downward
+    (alone,) = hog.detect(unsure)
+    assert alone.score < 0.5
+    (face,) = hog.detect(np.concatenate([unsure, sure], axis=1))
+    assert face.landmarks[:, 0].min() >= 250
 
 
 def test_an_image_that_is_a_view_of_another_is_read_right(hog: Detector) -> None:
@@ -113,7 +125,7 @@ def test_a_predictor_of_five_points_is_refused() -> None:
     _refused(ValueError, "predicts 5 points, expected 68", lambda: create_detector("dlib", str(path)))
 
 
-@pytest.mark.parametrize("name", ["dlib", "dlib_cnn", "yunet"])
+@pytest.mark.parametrize("name", ["dlib", "dlib_cnn", "mtcnn", "yunet"])
 def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
     _refused(FileNotFoundError, r"no detector weights at .*absent", lambda: create_detector(name, str(tmp_path / "absent")))
 
@@ -139,7 +151,7 @@ def test_an_incomplete_models_package_is_named(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_unknown_detectors_and_options_are_refused_with_those_that_exist() -> None:
-    _refused(ValueError, "unknown face detector 'mtcnn': choose one of dlib, dlib_cnn, yunet", lambda: create_detector("mtcnn"))
+    _refused(ValueError, "unknown face detector 'retina': choose one of dlib, dlib_cnn, mtcnn, yunet", lambda: create_detector("retina"))
     _refused(ValueError, "face detector 'dlib' has no option size: it takes threshold", lambda: create_detector(size=3))
     _refused(ValueError, "face detector 'dlib_cnn' has no option size: it takes none", lambda: create_detector("dlib_cnn", size=3))
 

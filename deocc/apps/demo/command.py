@@ -16,7 +16,7 @@ from deocc.apps.demo.memory import PhotoMemory
 from deocc.apps.demo.page import build_page
 from deocc.apps.demo.serving import address_of, listen, make_app, private_folder, serve
 from deocc.apps.model_argument import add_model_argument, load_model
-from deocc.apps.photos import FaceFinder
+from deocc.apps.photos import DEFAULT_DETECTOR, FaceFinder
 from deocc.apps.pipeline import Pipeline
 from deocc.detection import list_detectors
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model_argument(parser)
     parser.add_argument("--host", default=_HOST, help=f"address to listen at; another than {_HOST} lets other machines in")
     parser.add_argument("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0 = any free one")
-    parser.add_argument("--detector", choices=list_detectors(), help="default: dlib, then dlib_cnn where it finds no face")
+    parser.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
     parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
     return parser
 

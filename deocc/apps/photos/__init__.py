@@ -3,7 +3,7 @@
 from deocc.apps.photos.aligned import list_alignments
 from deocc.apps.photos.arguments import PhotoParser, finder_of
 from deocc.apps.photos.batch import work_through
-from deocc.apps.photos.faces import FaceFinder, NoFaceError, PhotoFace
+from deocc.apps.photos.faces import DEFAULT_DETECTOR, FaceFinder, NoFaceError, PhotoFace
 from deocc.apps.photos.files import FoundPhoto, find_photos
 from deocc.apps.photos.out import alone_in, check_out
 from deocc.apps.photos.outcomes import Outcome, OutcomeFile
@@ -12,6 +12,7 @@ from deocc.apps.photos.reading import read_bytes, read_photo
 from deocc.apps.photos.writing import OutputError, read_mark, save_png
 
 __all__ = [
+    "DEFAULT_DETECTOR",
     "FaceFinder",
     "FoundPhoto",
     "NoFaceError",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from deocc.apps.photos.aligned import list_alignments
-from deocc.apps.photos.faces import FaceFinder
+from deocc.apps.photos.faces import DEFAULT_DETECTOR, FaceFinder
 from deocc.detection import list_detectors
 
 
@@ -23,10 +23,10 @@ class PhotoParser(argparse.ArgumentParser):
         if photos:
             what = "image files, and folders of them with their subfolders"
             self.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=what)
-        self.add_argument("--all", action="store_true", dest="every", help="all faces of a photo, not only the largest")
+        self.add_argument("--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent")
         aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
         self.add_argument("--aligned", choices=list_alignments(), help=aligned)
-        self.add_argument("--detector", choices=list_detectors(), help="default: dlib, then dlib_cnn where it finds no face")
+        self.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
         self.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
 
     def error(self, message: str) -> NoReturn:

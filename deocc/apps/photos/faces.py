@@ -1,6 +1,5 @@
-"""The faces of a photo, as canonical crops."""
+"""Finds the faces of a photo and cuts them out as canonical crops."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,18 +11,13 @@ from torch import Tensor
 from deocc.apps.photos.aligned import aligned_landmarks, check_alignment
 from deocc.apps.photos.cutting import cut
 from deocc.detection import Detection, Detector, create_detector
-from deocc.detection.detector import enlarge, shrink
 from deocc.geometry import TEMPLATES, similarity_transform, transform_points
 
-DEFAULT_ORDER: Final = ("dlib", "dlib_cnn")
-"""Best first. Of 80 ORL faces under the eight kinds of occluder the first finds 74 and the second 66, none of them new; bare ones both find
-all (`bench/detectors.py --images 80`). The second finds more turned faces: at 60 degrees 3 of 3, the first 2 of 6. OURS."""
-
-_SECOND_LOOK: Final = 1000
-"""A longer side is shrunk to this before the second detector looks: it takes 13 s and 2.5 GB at 1600 x 1200. OURS."""
+DEFAULT_DETECTOR: Final = "mtcnn"
+"""MEASURED"""
 
 _LEAST: Final = 20
-"""No face is looked for in a photo with a side of fewer pixels, on which dlib's network fails. OURS."""
+"""Photos with a shorter side of fewer pixels are not searched: MTCNN looks for no smaller face and dlib's network fails. Our choice."""
 
 
 class NoFaceError(ValueError):
@@ -39,7 +33,7 @@ class PhotoFace:
         landmarks: (5, 2) x, y in pixels of the crop.
         matrix: (2, 3) photo pixels to crop pixels.
         box: (4,) x0, y0, x1, y1 in pixels of the photo.
-        score: of the detector, in its own scale; 1 for crops that were aligned already.
+        score: confidence of the detector in [0, 1]; 1 for crops that were aligned already.
         detector: its name, or "aligned".
     """
 
@@ -56,16 +50,15 @@ class FaceFinder:
 
     Args:
         size: side of the canonical crops in pixels.
-        detector: a name of `deocc.detection.list_detectors()`, which then looks alone; None = `DEFAULT_ORDER`, the next one, with a
-            warning, where the first finds no face.
-        weights: the detector's weights file; None for the packaged one.
-        aligned: a name of `list_alignments()`: each photo is such a crop already and holds one face; no detector is used.
-        every: all faces of a photo instead of the largest.
+        detector: a name of `deocc.detection.list_detectors()`; None for `DEFAULT_DETECTOR`.
+        weights: weights file of the detector; None for the packaged one.
+        aligned: a name of `list_alignments()`: each photo is already such a crop with one face, and no detector is used.
+        every: return all faces of a photo instead of the most prominent one.
 
     Raises:
         ImportError: a package that the detector needs is not installed.
         FileNotFoundError: there is no such weights file.
-        ValueError: unknown detector or alignment, unusable weights, or arguments that contradict each other.
+        ValueError: unknown detector or alignment, unusable weights, or contradicting arguments.
     """
 
     def __init__(
@@ -78,62 +71,31 @@ class FaceFinder:
         if weights is not None and detector is None:
             raise ValueError("weights need the name of their detector: give --detector with --detector-weights")
         self.size, self.every = size, every
-        self._aligned, self._weights = aligned, weights
-        self._order = DEFAULT_ORDER if detector is None else (detector,)
-        self._ready: dict[str, Detector] = {}
-        if aligned is None:
-            self._detector(self._order[0])
+        self._aligned = aligned
+        self._name = detector or DEFAULT_DETECTOR
+        self._detector: Detector | None = create_detector(self._name, weights) if aligned is None else None
 
     def find(self, photo: NDArray[np.uint8], name: str = "the photo") -> list[PhotoFace]:
-        """The largest face, or all of them, the largest first.
+        """Find the most prominent face, or all faces, most prominent first (see `deocc.detection.Detection.prominence`).
 
         Args:
             photo: (H, W, 3) RGB, upright.
-            name: what errors and warnings call it.
+            name: of the photo in error messages.
 
         Raises:
-            NoFaceError: there is none.
-            ValueError: the photo has not the shape of an aligned crop.
-            ImportError: the second detector is needed and not installed.
+            NoFaceError: there is no face.
+            ValueError: the photo does not have the shape of an aligned crop.
         """
         height, width = photo.shape[:2]
-        if self._aligned is not None:
-            points = aligned_landmarks(self._aligned, width, height, name)
-            whole = Detection(np.array([0.0, 0.0, width - 1, height - 1]), points, 1.0)
-            return [self._cut(photo, whole, "aligned")]
-        found, detector = self._look(photo, name)
-        found = sorted(found, key=lambda face: -_area(face))
-        return [self._cut(photo, face, detector) for face in (found if self.every else found[:1])]
-
-    def _look(self, photo: NDArray[np.uint8], name: str) -> tuple[list[Detection], str]:
-        height, width = photo.shape[:2]
+        if self._detector is None:
+            points = aligned_landmarks(str(self._aligned), width, height, name)
+            return [self._cut(photo, Detection(np.array([0.0, 0.0, width - 1, height - 1]), points, 1.0), "aligned")]
         if min(height, width) < _LEAST:
             raise NoFaceError(f"no face found in {name}: it is only {width} x {height} pixels")
-        for place, detector in enumerate(self._order):
-            found = [face for face in self._detect(photo, detector, place > 0) if _is_usable(face)]
-            if found:
-                if place:
-                    warnings.warn(f"{name}: {self._order[0]} found no face, {detector} did", stacklevel=3)
-                return found, detector
-        looked = " and ".join(self._order)
-        raise NoFaceError(f"no face found in {name} by {looked}: use a larger or more frontal face, or --aligned for crops")
-
-    def _detect(self, photo: NDArray[np.uint8], name: str, again: bool) -> list[Detection]:
-        if not again:
-            return self._detector(name).detect(photo)
-        smaller, factors = shrink(photo, _SECOND_LOOK)
-        if min(smaller.shape[:2]) < _LEAST:
-            return []
-        found = self._detector(name).detect(smaller)
-        return [
-            Detection(enlarge(face.box.reshape(2, 2), factors).reshape(-1), enlarge(face.landmarks, factors), face.score) for face in found
-        ]
-
-    def _detector(self, name: str) -> Detector:
-        """The detector called so, made when it is first needed."""
-        if name not in self._ready:
-            self._ready[name] = create_detector(name, self._weights)
-        return self._ready[name]
+        faces = [face for face in self._detector.detect(photo) if _is_usable(face)]
+        if not faces:
+            raise NoFaceError(f"no face found in {name} by {self._name}: use a larger or more frontal face, or --aligned for crops")
+        return [self._cut(photo, face, self._name) for face in (faces if self.every else faces[:1])]
 
     def _cut(self, photo: NDArray[np.uint8], found: Detection, detector: str) -> PhotoFace:
         points = torch.from_numpy(found.landmarks).float()
@@ -142,11 +104,6 @@ class FaceFinder:
         return PhotoFace(cut(photo, matrix, self.size), landmarks, matrix, found.box, found.score, detector)
 
 
-def _area(face: Detection) -> float:
-    low, high = face.box.reshape(2, 2)
-    return float(np.prod(high - low))
-
-
 def _is_usable(face: Detection) -> bool:
-    """Whether its points are finite and span a pixel at least, so that they can be aligned."""
+    """Landmarks can be aligned if they are finite and spread over a pixel at least."""
     return bool(np.isfinite(face.landmarks).all()) and float(face.landmarks.std(0).max()) >= 1
