@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deocc.evaluation.folds import decisions
 from deocc.evaluation.verification import PairScores, curve_equal_error_rate, equal_error_rate
 
 _BINS = 4096  # for either kind of pair
@@ -45,6 +46,38 @@ def paired_bootstrap_eer(first: PairScores, second: PairScores, replicates: int 
         ValueError: the pairs differ, `replicates` is below 1, or there are fewer than two people.
     """
     return paired_bootstrap_mean_eer([first], [second], replicates, seed)
+
+
+def paired_bootstrap_accuracy(first: PairScores, second: PairScores, replicates: int = 1000, seed: int = 0) -> Interval:
+    """The accuracy over folds of `first` minus that of `second`, which scored the same pairs in the same order.
+
+    Thresholds are those of the pairs as they are (`deocc.evaluation.folds.decisions`). A pair of one person counts as often as the person
+    was drawn, a pair of two people as often as the product says; pairs of one and of two people enter with half of the weight each.
+
+    Args:
+        first: the pairs as one system scored them, with folds.
+        second: the same by the other.
+        replicates: of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the pairs differ, have fewer than two folds, `replicates` is below 1, or there are fewer than two people.
+    """
+    people, positions = torch.unique(torch.stack([first.first_person, first.second_person]), return_inverse=True)
+    _check(first, second, replicates, len(people))
+    gain = decisions(first).double() - decisions(second).double()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
+    counts = torch.zeros(replicates, len(people), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    halves = []
+    for chosen in (first.same, ~first.same):
+        one, other = positions[:, chosen]
+        weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
+        halves.append((weight * gain[chosen]).sum(1) / weight.sum(1))
+    difference = torch.stack(halves).mean(0)
+    difference = difference[~difference.isnan()]
+    estimate = float(gain[first.same].mean() + gain[~first.same].mean()) / 2
+    return Interval(estimate, float(difference.mean()), float(difference.quantile(_LOW)), float(difference.quantile(_HIGH)))
 
 
 def paired_bootstrap_mean_eer(

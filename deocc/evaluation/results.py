@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deocc.evaluation.bootstrap import paired_bootstrap_eer
+from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_eer
 from deocc.evaluation.coverage import by_coverage, decile_edges
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.folds import fold_accuracy
@@ -23,14 +23,22 @@ ROWS = {
     "teacher_masked": "teacher, masked",
     "teacher_completed": "teacher, completed",
     "teacher_completed_predicted_mask": "teacher, completed, predicted mask",
+    "teacher_clean_predicted_mask": "teacher, clean, predicted mask",
     "student_clean": "student, clean",
+    "student_clean_predicted_mask": "student, clean, predicted mask",
     "student": "student (given mask)",
     "student_predicted_mask": "student (predicted mask)",
 }
 """Every row that a test may yield, in order, with its title. The mask is the given one unless the title says otherwise. What the student
 sees by it, a completed face or the masked one, is a setting of the run."""
 
+CLEAN_ROWS = ("teacher_clean", "teacher_clean_predicted_mask", "student_clean", "student_clean_predicted_mask")
+"""The rows that compare bare faces with bare faces. With a predicted mask they are what a user of photographs gets, to whom nobody says
+that a face is bare."""
+
 DIFFERENCES = {
+    "student_clean_minus_teacher_clean": ("student_clean", "teacher_clean"),
+    "student_clean_predicted_mask_minus_teacher_clean": ("student_clean_predicted_mask", "teacher_clean"),
     "teacher_completed_minus_teacher_masked": ("teacher_completed", "teacher_masked"),
     "student_minus_teacher_masked": ("student", "teacher_masked"),
     "student_minus_teacher_completed": ("student", "teacher_completed"),
@@ -43,7 +51,6 @@ DIFFERENCES = {
 KEYS = ("people", "people_left_out", "images", "protocol", "rows", *DIFFERENCES, "restoration", "per_kind", "per_coverage")
 """What `build_results` writes beside the provenance."""
 
-_CLEAN = ("teacher_clean", "student_clean")
 _MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
 
 Restoration = Mapping[str, Mapping[str, Any]]
@@ -83,8 +90,9 @@ def build_results(
     protocol: AllPairs | None = None,
     replicates: int = 1000,
     seed: int = 0,
+    predicted_mask_galleries: Mapping[str, EmbeddingSet] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the results file holds.
+    """Build everything that the results file holds.
 
     Args:
         gallery_teacher: the teacher's embeddings of the clean faces.
@@ -96,12 +104,14 @@ def build_results(
         protocol: what is compared; default every face with every other.
         replicates: of the bootstrap.
         seed: of the bootstrap.
+        predicted_mask_galleries: by "teacher" and "student", the embeddings of the clean faces by their predicted masks. They are the
+            gallery of the probes with predicted masks, and rows of their own.
 
     Returns:
         `people` and `images` of the gallery that were scored, `people_left_out`, whose pairs would have been too many; the name of the
-        `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as {"eer": interval}; `restoration` by source; `per_kind` by
-        name, each with its `rows` and `restoration`; `per_coverage`, the rows by how much of the crop is covered, in tenths of the probes;
-        the provenance.
+        `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as {"eer": interval} and, where the protocol has folds,
+        {"accuracy": interval}; `restoration` by source; `per_kind` by name, each with its `rows` and `restoration`; `per_coverage`, the
+        rows by how much of the crop is covered, in tenths of the probes; the provenance.
 
     Raises:
         ValueError: an unknown row, a student's row without a gallery, a kind without a name, provenance that would overwrite a result, or
@@ -110,27 +120,33 @@ def build_results(
     protocol = protocol or AllPairs()
     _check(probes, gallery_student, provenance)
     everybody = len(torch.unique(gallery_teacher.identity))
-    students = {} if gallery_student is None else {"student": gallery_student}
-    narrowed = protocol.narrow({"teacher": gallery_teacher, **students, **{f"probe {name}": probe for name, probe in probes.items()}})
-    gallery_teacher, gallery_student = narrowed["teacher"], narrowed.get("student")
-    probes = {name: narrowed[f"probe {name}"] for name in probes}
-    galleries = {name: gallery_student if name.startswith("student") else gallery_teacher for name in probes}
-    ordered = {name: (gallery, probes[name]) for name in ROWS if (gallery := galleries.get(name)) is not None}
     clean = {"teacher_clean": gallery_teacher} | ({"student_clean": gallery_student} if gallery_student is not None else {})
+    clean |= {f"{name}_clean_predicted_mask": gallery for name, gallery in (predicted_mask_galleries or {}).items()}
+    narrowed = protocol.narrow({**clean, **probes})
+    clean = {name: narrowed[name] for name in CLEAN_ROWS if name in narrowed}
+    compared = {name: (_gallery_of(name, clean), narrowed[name]) for name in ROWS if name in probes}
     scored = {name: clean_row(gallery, protocol) for name, gallery in clean.items()}
-    scored |= {name: score_row(*sets, protocol) for name, sets in ordered.items()}
+    scored |= {name: score_row(*sets, protocol) for name, sets in compared.items()}
+    people = len(torch.unique(clean["teacher_clean"].identity))
     return {
         **provenance,
-        "people": len(torch.unique(gallery_teacher.identity)),
-        "people_left_out": everybody - len(torch.unique(gallery_teacher.identity)),
-        "images": len(gallery_teacher),
+        "people": people,
+        "people_left_out": everybody - people,
+        "images": len(clean["teacher_clean"]),
         "protocol": type(protocol).__name__,
         "rows": {name: scored[name] for name in ROWS if name in scored},
-        **_differences(ordered, protocol, replicates, seed),
+        **_differences(clean, compared, protocol, replicates, seed),
         "restoration": {source: scores["mean"] for source, scores in restoration.items()},
-        "per_kind": _per_kind(ordered, protocol, restoration, kinds),
-        "per_coverage": _per_coverage(ordered, protocol),
+        "per_kind": _per_kind(compared, protocol, restoration, kinds),
+        "per_coverage": _per_coverage(compared, protocol),
     }
+
+
+def _gallery_of(row: str, clean: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
+    """The clean faces that a row's probes are compared with: the same recogniser's, by the same source of masks where that is there."""
+    name = f"{row.split('_')[0]}_clean"
+    predicted = f"{name}_predicted_mask"
+    return clean[predicted] if row.endswith("_predicted_mask") and predicted in clean else clean[name]
 
 
 def build_restoration_results(restoration: Restoration, kinds: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,13 +185,25 @@ def _scores(pairs: PairScores, repeats: float) -> dict[str, Any]:
     }
 
 
-def _differences(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protocol: AllPairs, replicates: int, seed: int) -> dict[str, Any]:
-    wanted = {name: both for name, both in DIFFERENCES.items() if set(both) <= set(rows)}
-    pairs = {name: protocol.cross(*rows[name]) for name in {name for both in wanted.values() for name in both}}
-    return {
-        name: {"eer": paired_bootstrap_eer(pairs[first], pairs[second], replicates, seed)._asdict()}
-        for name, (first, second) in wanted.items()
-    }
+def _differences(
+    clean: Mapping[str, EmbeddingSet],
+    compared: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]],
+    protocol: AllPairs,
+    replicates: int,
+    seed: int,
+) -> dict[str, Any]:
+    wanted = {name: both for name, both in DIFFERENCES.items() if set(both) <= {*clean, *compared}}
+    pairs: dict[str, PairScores] = {}
+    for row in dict.fromkeys(row for both in wanted.values() for row in both):
+        pairs[row] = protocol.within(clean[row]) if row in clean else protocol.cross(*compared[row])
+    differences: dict[str, Any] = {}
+    for name, (first, second) in wanted.items():
+        differences[name] = {"eer": paired_bootstrap_eer(pairs[first], pairs[second], replicates, seed)._asdict()}
+        fold = pairs[first].fold
+        if fold is not None and len(torch.unique(fold)) > 1:
+            interval = paired_bootstrap_accuracy(pairs[first], pairs[second], replicates, seed)
+            differences[name]["accuracy"] = interval._asdict()
+    return differences
 
 
 def _per_kind(
@@ -218,7 +246,7 @@ def _per_coverage(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protoco
 
 
 def _check(probes: Mapping[str, EmbeddingSet], gallery_student: EmbeddingSet | None, provenance: Mapping[str, Any]) -> None:
-    allowed = [name for name in ROWS if name not in _CLEAN]
+    allowed = [name for name in ROWS if name not in CLEAN_ROWS]
     unknown = [name for name in probes if name not in allowed]
     if unknown:
         raise ValueError(f"unknown rows {', '.join(unknown)}: choose among {', '.join(allowed)}")

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from deocc.evaluation.results import DIFFERENCES, ROWS
+from deocc.evaluation.results import CLEAN_ROWS, DIFFERENCES, ROWS
 from deocc.evaluation.verification import FALSE_ACCEPT_RATES
 
 Cells = tuple[list[str], list[list[str]]]
@@ -76,7 +76,7 @@ def difference_cells(results: Mapping[str, Any]) -> Cells:
 
 def kind_cells(results: Mapping[str, Any]) -> Cells:
     """EER by kind of occluder, a column a row of the comparison; then rank-1 by each named gallery."""
-    names = [name for name in results["rows"] if not name.endswith("_clean")]
+    names = [name for name in results["rows"] if name not in CLEAN_ROWS]
     figures = {"eer": "EER %", **{name: f"rank-1 % {name.removeprefix('rank1_')}" for name in _galleries(results)}}
     body = [
         [f"{kind}, {title}", *[percent(part["rows"].get(name, {}).get(figure)) for name in names]]
@@ -130,7 +130,7 @@ def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[st
     """Row, setting and scores."""
     for name, row in results["rows"].items():
         shown = "completed" if "completed" in name else "masked"  # what a student is shown is a setting of its run
-        yield name, "clean-clean" if name.endswith("_clean") else f"clean-{shown}", row
+        yield name, "clean-clean" if name in CLEAN_ROWS else f"clean-{shown}", row
         if row.get("masked_masked"):
             yield name, f"{shown}-{shown}", row["masked_masked"]
 

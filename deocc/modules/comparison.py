@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
-from deocc.evaluation import EmbeddingBank, EmbeddingSet, RestorationMetric
+from deocc.evaluation import EmbeddingBank, EmbeddingSet, MaskPredictionMetric, RestorationMetric
 
-GALLERIES = ("gallery_teacher", "gallery_student")
+GALLERIES = ("gallery_teacher", "gallery_student", "gallery_teacher_predicted_mask", "gallery_student_predicted_mask")
+"""Clean faces: by an empty mask, and as photographs are embedded, by the predicted mask."""
 PROBES = ("teacher_masked", "teacher_completed", "teacher_completed_predicted_mask", "student", "student_predicted_mask")
 SOURCES = ("given_mask", "predicted_mask")
 
@@ -20,6 +21,7 @@ class Comparison(nn.Module):
         super().__init__()
         self.banks = nn.ModuleDict({name: EmbeddingBank() for name in (*GALLERIES, *PROBES)})
         self.restoration = nn.ModuleDict({source: RestorationMetric() for source in SOURCES})
+        self.mask_prediction = MaskPredictionMetric()
         self.seen: set[str] = set()
 
     def add(self, row: str, embedding: Tensor, batch: FaceBatch) -> None:
@@ -35,6 +37,11 @@ class Comparison(nn.Module):
         self.seen.add(source)
         cast(RestorationMetric, self.restoration[source]).update(completed_face, batch["face"], batch["mask"], batch["kind"])
 
+    def add_mask_prediction(self, predicted_mask: Tensor, batch: MaskedFaceBatch) -> None:
+        """Add a batch's predicted masks, (B, 1, H, W) in [0, 1]; those of bare faces measure false alarms."""
+        self.seen.add("mask_prediction")
+        self.mask_prediction.update(predicted_mask, batch["mask"], batch["kind"])
+
     def collect(self) -> tuple[dict[str, EmbeddingSet], dict[str, dict[str, Any]]]:
         """The embeddings by row and the restoration by source, of what was seen; then start anew."""
         embeddings = {name: cast(EmbeddingBank, bank).compute() for name, bank in self.banks.items() if name in self.seen}
@@ -45,7 +52,7 @@ class Comparison(nn.Module):
     def reset(self) -> None:
         """Forget everything seen."""
         self.seen.clear()
-        for metric in (*self.banks.values(), *self.restoration.values()):
+        for metric in (*self.banks.values(), *self.restoration.values(), self.mask_prediction):
             cast(EmbeddingBank, metric).reset()
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import AllPairs, build_results, flat_scores, score_row
+from deocc.evaluation import AllPairs, build_results, flat_scores, mask_prediction_results, score_row
 from deocc.masking import list_kinds
-from deocc.modules.comparison import Comparison, centred
+from deocc.modules.comparison import GALLERIES, Comparison, centred
 from deocc.modules.precision import outside_autocast
 from deocc.modules.stepping import SteppingModule
 from deocc.networks.averaging import WeightAverage
@@ -59,7 +59,7 @@ class RecognitionModule(SteppingModule):
         embeddings, restoration = self.comparison.collect()
         if not self.trainer.sanity_checking:
             embeddings = AllPairs().narrow(embeddings)
-            for row in embeddings.keys() - {"gallery_teacher", "gallery_student"}:
+            for row in embeddings.keys() - set(GALLERIES):
                 scores = score_row(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row])
                 self.log_dict(flat_scores(scores, f"val/{row}"))
             for source, scores in restoration.items():
@@ -67,18 +67,29 @@ class RecognitionModule(SteppingModule):
 
     def on_test_epoch_end(self) -> None:
         """Put the results together; `deocc.callbacks` writes them down."""
+        predicted = self.comparison.mask_prediction.compute() if "mask_prediction" in self.comparison.seen else None
         embeddings, restoration = self.comparison.collect()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.embeddings = data.protocol.narrow(embeddings)
-        teacher, student = (embeddings.pop(f"gallery_{name}") for name in ("teacher", "student"))
-        self.results = build_results(teacher, student, embeddings, restoration, list_kinds(), data.provenance(), data.protocol)
+        galleries = {name.removeprefix("gallery_"): embeddings.pop(name) for name in GALLERIES if name in embeddings}
+        self.results = build_results(
+            galleries["teacher"],
+            galleries["student"],
+            embeddings,
+            restoration,
+            list_kinds(),
+            data.provenance(),
+            data.protocol,
+            predicted_mask_galleries={name: galleries[f"{name}_predicted_mask"] for name in ("teacher", "student") if len(galleries) == 4},
+        )
+        if predicted is not None:
+            self.results |= mask_prediction_results(predicted, list_kinds())
 
     @outside_autocast
     def _embed_batch(self, batch: MaskedFaceBatch, dataloader_idx: int, predicted: bool) -> dict[str, Tensor]:
-        face, masked_face = batch["face"], batch["masked_face"]
+        masked_face = batch["masked_face"]
         if dataloader_idx == 0:
-            self.comparison.add("gallery_teacher", self._embed_teacher(face), batch)
-            self.comparison.add("gallery_student", self(face, _no_mask(face)), batch)
+            self._embed_clean(batch, predicted)
             return {}
         self.comparison.add("teacher_masked", self._embed_teacher(masked_face), batch)
         shown: dict[str, Tensor] = {}
@@ -87,8 +98,29 @@ class RecognitionModule(SteppingModule):
             shown = self._embed_completed(batch, batch["mask"] if known else self._predicted_mask(masked_face), "given_mask", "")
         if (predicted or not known) and self.deoccluder is not None:
             mask = self._predicted_mask(masked_face)
+            if known:
+                self.comparison.add_mask_prediction(mask, batch)
             shown |= {"predicted_mask": mask} | self._embed_completed(batch, mask, "predicted_mask", "_predicted_mask")
         return shown
+
+    def _embed_clean(self, batch: MaskedFaceBatch, predicted: bool) -> None:
+        """Teacher and student on clean faces by an empty mask and, where `predicted`, as photographs are embedded, by the predicted one."""
+        face = batch["face"]
+        teacher, student = self._embed_teacher(face), self(face, _no_mask(face))
+        self.comparison.add("gallery_teacher", teacher, batch)
+        self.comparison.add("gallery_student", student, batch)
+        if not predicted or self.deoccluder is None:
+            return
+        mask = self._predicted_mask(face)
+        self.comparison.add_mask_prediction(mask, {**batch, "masked_face": face, "mask": _no_mask(face)})
+        found = mask.flatten(1).any(1)
+        if bool(found.any()):  # the others would be embedded as above
+            completed_face = self._complete(face[found], mask[found])
+            teacher, student = teacher.clone(), student.clone()
+            teacher[found] = self._embed_teacher(completed_face)
+            student[found] = self._embed_student(face[found], completed_face, mask[found])
+        self.comparison.add("gallery_teacher_predicted_mask", teacher, batch)
+        self.comparison.add("gallery_student_predicted_mask", student, batch)
 
     def _embed_completed(self, batch: MaskedFaceBatch, mask: Tensor, source: str, suffix: str) -> dict[str, Tensor]:
         """Teacher and student on the face completed by `mask`; returns it for the panels."""

@@ -72,8 +72,8 @@ class Generator(nn.Module):
         branches = [self.feature_branch(features)]
         if self.attention_branch is not None:
             branches.append(self.attention_branch(features, padded_mask))
-        merged = F.interpolate(self.merge(torch.cat(branches, 1)), scale_factor=2.0, mode="nearest")
-        full = self.decoder_half(torch.cat([merged, half], 1))
+        merged = F.interpolate(self.merge(torch.cat(branches, 1)), scale_factor=2.0, mode="bilinear", align_corners=False)
+        full = _smooth(self.decoder_half(torch.cat([merged, half], 1)))
         image = self.to_image(torch.cat([full, visible], 1))
         return _grey_where_grey(torch.tanh(image[..., : mask.shape[-2], : mask.shape[-1]]), visible)
 
@@ -106,6 +106,14 @@ class Generator(nn.Module):
         quarter: Tensor = self.encoder_quarter(half)
         position = F.interpolate(self.position, quarter.shape[-2:], mode="bilinear", align_corners=False)
         return half, self.fill(quarter + position)
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """Average each 2 x 2 neighbourhood of (B, C, H, W), so that the pixel shuffle before it leaves no checkerboard.
+
+    [3] Sugawara, Shiota, Kiya, "Super-resolution using convolutional neural networks without any checkerboard artifacts", ICIP 2018.
+    """
+    return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
 
 
 def _grey_where_grey(generated: Tensor, visible: Tensor) -> Tensor:
