@@ -25,7 +25,7 @@ from deocc.detection.weights_file import given_file
 from deocc.geometry import TEMPLATES
 from deocc.runs import cache_folder
 
-_VERSION: Final = 1  # raised when a detector's landmarks change, so that old files are not taken for new ones
+_VERSION: Final = 2  # raised when a detector's landmarks change, so that old files are not taken for new ones
 _SAVE_EVERY: Final = 500  # images: seconds of work to lose, and at CelebA's size some 16 MB to write each time
 _SHOWN: Final = 3
 SUBSTITUTED: Final = "a mean face's landmarks stand in"

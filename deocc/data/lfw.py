@@ -6,7 +6,7 @@ Unconstrained Environments", University of Massachusetts, Amherst, Technical Rep
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,8 @@ _FOLDERS: Final = (
     "lfw_home/lfw",
     "lfw_home/lfw_funneled",  # scikit-learn's copies
 )
+_VALIDATION_PHOTOS: Final = 10
+"""Of a validation person: pairs grow with the square of the photos, and LFW has 530 of one person. Our choice."""
 _ADVICE: Final = (
     "get the images, pairs.txt and people.txt from the home page of Labeled Faces in the Wild, University of Massachusetts, Amherst, "
     "or run scikit-learn's fetch_lfw_pairs"
@@ -52,7 +54,8 @@ class LfwFaces(PairedFiles):
         pairs: the list's name, looked for in the images' folder, in the one above and in `root`: `pairs.txt` for the ten folds, or a list
             of a single fold such as `pairsDevTest.txt`.
         test_folds: the folds to test on, counted from 0; None tests on all and trains on nobody.
-        val_identities: how many people with two or more images validate instead of being trained on, if there are `test_folds`.
+        val_identities: how many people with two or more images validate instead of being trained on, if there are `test_folds`; at most
+            ten images of each are used.
         seed: another seed chooses other validation people.
 
     Raises:
@@ -92,6 +95,7 @@ class LfwFaces(PairedFiles):
             further = sorted({*others} - {*found.lost})
             warn_of_lost(sorted({*others} & {*found.lost}), len(others), LEFT_OUT)
             split_of_name |= _split_people(further, val_identities, seed)
+            further = _capped(further, split_of_name)
             self.names = [*self.names, *further]  # behind the tested ones, whose positions the protocol has
         names, person = np.unique([_person(name) for name in self.names], return_inverse=True)
         self.person, self.person_names = person.astype(np.int64), names.tolist()
@@ -142,6 +146,17 @@ def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[
     if "train" not in splits.values():
         raise ValueError(f"test_folds and val_identities {val_identities} leave nobody to train on: choose fewer of either")
     return splits
+
+
+def _capped(names: Sequence[str], split_of_name: Mapping[str, Split]) -> list[str]:
+    """The images without those of validation people beyond their first ten, so that no person's pairs outnumber all others'."""
+    numbered = Counter[str]()
+    kept = []
+    for name in names:
+        numbered[_person(name)] += 1
+        if split_of_name[_person(name)] == "train" or numbered[_person(name)] <= _VALIDATION_PHOTOS:
+            kept.append(name)
+    return kept
 
 
 def _find(name: str, places: Sequence[Path]) -> Path:
