@@ -108,20 +108,29 @@ class Deoccluder(nn.Module):
         Returns:
             (B, 3, H, W) in [-1, 1], equal to `masked_face` where the mask is 0.
         """
+        completed_face = masked_face.clone(memory_format=torch.contiguous_format)
+        covered = mask.flatten(1).any(1)
+        if not bool(covered.any()):
+            return completed_face
         with torch.inference_mode():
-            small_face = self._shrink(masked_face)
-            small_mask = F.adaptive_max_pool2d(mask, small_face.shape[2:])
-            generated = self.generator(small_face, small_mask)
-            if generated.shape != masked_face.shape:
-                generated = F.interpolate(generated, masked_face.shape[2:], mode="bicubic", align_corners=False).clamp(-1, 1)
-            completed_face = compose(masked_face, generated, mask)
-        return _ordinary(completed_face)
+            chosen_face, chosen_mask = masked_face[covered], mask[covered]  # nothing is generated for bare faces
+            generated = self.generator(self._shrink(chosen_face), whole_mask(self._shrink(chosen_mask)))
+            if generated.shape != chosen_face.shape:
+                generated = F.interpolate(generated, chosen_face.shape[2:], mode="bilinear", align_corners=False)
+            completed = compose(chosen_face, generated, chosen_mask)
+        completed_face[covered] = completed.to(completed_face.dtype)
+        return completed_face
 
-    def _shrink(self, face: Tensor) -> Tensor:
-        """The face at the side that the networks work at; a smaller one stays as it is."""
-        if self.size is None or face.shape[-1] <= self.size:
-            return face
-        return F.interpolate(face, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+    def _shrink(self, image: Tensor) -> Tensor:
+        """The image at the side that the networks work at; a smaller one stays as it is."""
+        if self.size is None or image.shape[-1] <= self.size:
+            return image
+        return F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def whole_mask(mask: Tensor) -> Tensor:
+    """The mask (B, 1, H, W) in [0, 1] that the generator gets: pixels covered by a quarter or more are hidden from it completely."""
+    return (4 * mask).clamp(0, 1)
 
 
 def check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,8 @@ from deocc.apps.pipeline import FaceNetwork
 from deocc.evaluation.calibration import covered_share
 from deocc.geometry import Template, canonical_to, invert_transform, transform_points
 from deocc.modules.comparison import centred
-from deocc.networks.generator import complete
+from deocc.networks.deoccluder import Deoccluder, whole_mask
+from deocc.networks.generator import compose
 
 _COARSE: Final = 1 / 1.5  # where `deocc.geometry.warp` begins to take a crop from a smaller copy
 
@@ -52,12 +53,15 @@ class ExportNetwork(nn.Module):
     """`FaceNetwork` for faces of one size, without the given mask and without what tracing cannot follow."""
 
     center: Tensor
+    shrink: Tensor | None
 
     def __init__(self, network: FaceNetwork, size: int) -> None:
         """Share the weights of `network`; size: side of the canonical crops in pixels."""
         super().__init__()
         self.deoccluder, self.student = network.deoccluder, network.student
         self.crop = FixedCrop(network.student.embedder.template, size)
+        work_size = size if network.deoccluder is None or network.deoccluder.size is None else network.deoccluder.size
+        self.register_buffer("shrink", _resizing(size, work_size) if work_size < size else None)
         self.register_buffer("center", network.center)
         self.requires_grad_(False).eval()
 
@@ -66,20 +70,35 @@ class ExportNetwork(nn.Module):
         if self.deoccluder is None:
             mask, completed_face = torch.zeros_like(face[:, :1]), face.clone()
         else:
-            # Its own methods run under inference mode, which cannot be traced.
-            mask = self.deoccluder.segmenter.predict_mask(face)
-            completed_face = complete(self.deoccluder.generator, face, mask)
+            mask, completed_face = self._complete(self.deoccluder, face)
         embedding = centred(self._embed(face, completed_face, mask), self.center)
         return tuple(Outputs(completed_face, mask, embedding, covered_share(mask)))
+
+    def _complete(self, deoccluder: Deoccluder, face: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Deoccluder`, whose own methods run under inference mode and choose images, neither of which can be traced."""
+        if self.shrink is None:
+            mask = deoccluder.segmenter.predict_mask(face)
+            return mask, compose(face, deoccluder.generator(face, whole_mask(mask)), mask)
+        small = self.shrink @ face @ self.shrink.T
+        side = face.shape[2:]
+        mask = F.interpolate(deoccluder.segmenter.predict_mask(small), side, mode="bilinear", align_corners=False)
+        generated = deoccluder.generator(small, whole_mask(self.shrink @ mask @ self.shrink.T))
+        return mask, compose(face, F.interpolate(generated, side, mode="bilinear", align_corners=False), mask)
 
     def _embed(self, face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         """As `Student.forward`, by the fixed crop."""
         student = self.student
         shown = completed_face if student.needs_completion else face
-        channels = self.crop(torch.cat([shown] + [face] * (student.student_input == "both") + [mask] * student.mask_channel, 1))
-        embedding: Tensor = student.embedder.embed_crop(channels[:, :3], channels[:, 3:] if student.embedder.extra_channels else None)
+        image = torch.cat([shown] + [face] * (student.student_input == "both") + [mask] * student.mask_channel, 1)
+        embedding = self._embed_crop(self.crop(image))
+        if student.embedder.spec.mirror:
+            embedding = (embedding + self._embed_crop(self.crop(image.flip(-1)))) / 2
         projected: Tensor = student.projection(embedding)
         return projected
+
+    def _embed_crop(self, channels: Tensor) -> Tensor:
+        embedder = self.student.embedder
+        return embedder.embed_crop(channels[:, :3], channels[:, 3:] if embedder.extra_channels else None)
 
 
 def _resizing(before: int, after: int) -> Tensor:
