@@ -12,7 +12,8 @@ from deocc.apps.pipeline import FaceNetwork
 from deocc.evaluation.calibration import covered_share
 from deocc.geometry import Template, canonical_to, invert_transform, transform_points
 from deocc.modules.comparison import centred
-from deocc.networks.generator import complete
+from deocc.networks.generator import Generator, compose
+from deocc.networks.segmenter import MaskSegmenter
 
 _COARSE: Final = 1 / 1.5  # where `deocc.geometry.warp` begins to take a crop from a smaller copy
 
@@ -49,9 +50,17 @@ class FixedCrop(nn.Module):
 
 
 class ExportNetwork(nn.Module):
-    """`FaceNetwork` for faces of one size, without the given mask and without what tracing cannot follow."""
+    """`FaceNetwork` for faces of one size, without a given mask and without what tracing cannot follow.
+
+    Where the de-occluder works at a smaller side, all resizing is by matrix products with fixed matrices: not every runtime has the
+    antialiased and the bicubic form.
+    """
 
     center: Tensor
+    shrink: Tensor
+    enlarge_mask: Tensor
+    enlarge_face: Tensor
+    windows: Tensor
 
     def __init__(self, network: FaceNetwork, size: int) -> None:
         """Share the weights of `network`; size: side of the canonical crops in pixels."""
@@ -59,6 +68,13 @@ class ExportNetwork(nn.Module):
         self.deoccluder, self.student = network.deoccluder, network.student
         self.crop = FixedCrop(network.student.embedder.template, size)
         self.register_buffer("center", network.center)
+        small = size if self.deoccluder is None else min(size, self.deoccluder.size or size)
+        self.resized = small < size
+        if self.resized:
+            self.register_buffer("shrink", _resizing(size, small))
+            self.register_buffer("enlarge_mask", _resizing(small, size))
+            self.register_buffer("enlarge_face", _resizing(small, size, mode="bicubic", antialias=False))
+            self.register_buffer("windows", _windows(size, small))
         self.requires_grad_(False).eval()
 
     def forward(self, face: Tensor) -> tuple[Tensor, ...]:
@@ -66,11 +82,20 @@ class ExportNetwork(nn.Module):
         if self.deoccluder is None:
             mask, completed_face = torch.zeros_like(face[:, :1]), face.clone()
         else:
-            # Its own methods run under inference mode, which cannot be traced.
-            mask = self.deoccluder.segmenter.predict_mask(face)
-            completed_face = complete(self.deoccluder.generator, face, mask)
+            mask, completed_face = self._complete(face, self.deoccluder.segmenter, self.deoccluder.generator)
         embedding = centred(self._embed(face, completed_face, mask), self.center)
         return tuple(Outputs(completed_face, mask, embedding, covered_share(mask)))
+
+    def _complete(self, face: Tensor, segmenter: MaskSegmenter, generator: Generator) -> tuple[Tensor, Tensor]:
+        """As the two methods of `Deoccluder`, which run under inference mode and cannot be traced."""
+        if not self.resized:
+            mask = segmenter.predict_mask(face)
+            return mask, compose(face, generator(face, mask), mask)
+        small_face = self.shrink @ face @ self.shrink.T
+        mask = self.enlarge_mask @ segmenter.predict_mask(small_face) @ self.enlarge_mask.T
+        small_mask = mask[:, :, self.windows].amax(3)[..., self.windows].amax(4)
+        generated = self.enlarge_face @ generator(small_face, small_mask) @ self.enlarge_face.T
+        return mask, compose(face, generated.clamp(-1, 1), mask)
 
     def _embed(self, face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         """As `Student.forward`, by the fixed crop."""
@@ -82,7 +107,15 @@ class ExportNetwork(nn.Module):
         return projected
 
 
-def _resizing(before: int, after: int) -> Tensor:
-    """(after, before): the matrix of an antialiased bilinear resizing along one axis."""
+def _resizing(before: int, after: int, mode: str = "bilinear", antialias: bool = True) -> Tensor:
+    """(after, before): the matrix of a resizing along one axis."""
     identity = torch.eye(before)[None, None]
-    return F.interpolate(identity, (after, before), mode="bilinear", antialias=True, align_corners=False)[0, 0]
+    return F.interpolate(identity, (after, before), mode=mode, antialias=antialias, align_corners=False)[0, 0]
+
+
+def _windows(before: int, after: int) -> Tensor:
+    """(after, K): the positions whose maximum `adaptive_max_pool2d` takes along one axis; the last of a window is repeated."""
+    starts = torch.arange(after) * before // after
+    ends = -(-(torch.arange(1, after + 1) * before) // after)
+    steps = torch.arange(int((ends - starts).max()))
+    return torch.minimum(starts[:, None] + steps, ends[:, None] - 1)

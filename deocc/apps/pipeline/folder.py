@@ -50,7 +50,7 @@ def pretrained_folder() -> Path:
 
 
 def weight_bytes(network: FaceNetwork) -> bytes:
-    """Weights as safetensors in half precision; a tensor with a number beyond its range keeps its own precision."""
+    """Weights as safetensors: matrices and filters in half precision, vectors and scalars, which are few, as they are."""
     return safetensors.torch.save({name: _halved(value.detach().cpu()).contiguous() for name, value in network.state_dict().items()})
 
 
@@ -107,7 +107,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
 
 def _halved(value: Tensor) -> Tensor:
     fits = value.is_floating_point() and bool((value.abs() <= torch.finfo(torch.float16).max).all())
-    return value.half() if fits else value
+    return value.half() if fits and value.ndim > 1 else value
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def test_the_folder_holds_three_files_and_no_teacher(tested: Path) -> None:
 
 def test_weights_are_stored_in_half_and_loaded_in_single_precision(tested: Path) -> None:
     stored = load_file(tested / "model" / "model.safetensors")
-    assert {value.dtype for value in stored.values()} == {torch.float16}
+    halves = {name for name, value in stored.items() if value.dtype == torch.float16}
+    assert halves == {name for name, value in stored.items() if value.ndim > 1} and stored["center"].dtype == torch.float32
+    assert sum(stored[name].numel() for name in halves) > 0.98 * sum(value.numel() for value in stored.values())
     network = deocc.load(tested / "model").network
     assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
     assert all(torch.equal(value, stored[name].float()) for name, value in network.state_dict().items())
@@ -41,11 +43,11 @@ def test_weights_are_stored_in_half_and_loaded_in_single_precision(tested: Path)
 
 def test_a_weight_beyond_half_precision_keeps_its_own(tested: Path, tmp_path: Path) -> None:
     pipeline = deocc.load(tested / "checkpoints" / "last.ckpt")
-    pipeline.network.center[3] = 70_000.25
+    name, weight = next((name, value) for name, value in pipeline.network.state_dict().items() if value.ndim > 1)
+    weight[0, -1] = 70_000.25
     write_model(tmp_path, pipeline.config, pipeline.network, "")
-    stored = load_file(tmp_path / "model.safetensors")
-    assert stored["center"].dtype == torch.float32 and {value.dtype for value in stored.values()} == {torch.float16, torch.float32}
-    assert torch.equal(deocc.load(tmp_path).network.center, pipeline.network.center)
+    assert load_file(tmp_path / "model.safetensors")[name].dtype == torch.float32
+    assert torch.equal(deocc.load(tmp_path).network.state_dict()[name], weight)
 
 
 def test_half_precision_of_the_weights_hardly_moves_embeddings(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_the_thresholds_are_those_of_the_validation_people_by_predicted_masks(te
             assert np.mean(similarity[same] < entry["same"]) == pytest.approx(
                 entry["validation"]["false_reject_rate"], abs=2.1 / same.sum()
             )
-            assert entry["validation"]["people"] == 4 and entry["validation"]["false_accept_rate"] <= entry["target"]
+            assert entry["validation"]["people"] == 4 and entry["validation"]["false_accept_rate"] <= entry["target"] + 1e-12
             assert entry["test"]["people"] > 1
             for rates in (entry["validation"], entry["test"]):
                 assert rates["interval"][0] <= rates["false_accept_rate"] <= rates["interval"][1]
