@@ -1,54 +1,64 @@
-"""The words that name the model and its device, the same for every command that uses a trained system."""
+"""The options that choose the model and its device, shared by every command that uses a trained system."""
 
 import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Final
 
-import safetensors.torch
 import torch
 
 from deocc import runs
 from deocc.apps.notices import say, telling_warnings
-from deocc.apps.pipeline import Pipeline, load
+from deocc.apps.pipeline import Pipeline, load, pretrained_folder
+from deocc.apps.pipeline.folder import weight_bytes
+
+NEWEST: Final = "newest"
+"""Value of --checkpoint for the newest stage-2 run."""
 
 _AUTO = "auto"
 _STAGE_2 = "DistillationModule"
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """Give the parser --checkpoint and --device, which `load_model` reads."""
-    what = "a run, its checkpoint, a model folder, or owner/name on the Hugging Face hub (default: the newest stage-2 run below runs/)"
-    parser.add_argument("--checkpoint", metavar="MODEL", help=what)
+    """Add --checkpoint and --device, which `load_model` reads."""
+    places = (
+        f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest stage-2 run below runs/"
+    )
+    parser.add_argument("--checkpoint", metavar="MODEL", help=f"{places} (default: the pretrained model of this package)")
     parser.add_argument("--device", default=_AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
 
 
 def load_model(chosen: argparse.Namespace) -> Pipeline:
-    """The model that the parsed words name; a line on the error stream says which was taken where none was named.
+    """Load the model that the parsed options choose; a line on the error stream names it if no path was given.
 
     Raises:
-        FileNotFoundError: it is not there, or no stage-2 run is.
+        FileNotFoundError: there is no such model, no stage-2 run, or no pretrained model.
         ValueError: it is damaged or something else, or there is no such device.
         ImportError: a package that it needs is not installed.
     """
     device = _device(chosen.device)
-    source = str(chosen.checkpoint) if chosen.checkpoint is not None else _newest()
     with telling_warnings():
-        return load(source, device)
+        return load(_source(chosen.checkpoint), device)
 
 
 def model_hash(pipeline: Pipeline) -> str:
-    """What tells whether two models embed alike, from wherever they were loaded: of networks, weights and the size of the crops."""
+    """A hash of networks, weights and crop size; equal for a checkpoint and the model folder written from it."""
     described = {name: pipeline.config[name] for name in ("student", "deoccluder", "face")}
-    weights = {name: value.cpu().contiguous() for name, value in pipeline.network.state_dict().items()}
-    content = json.dumps(described, sort_keys=True).encode() + safetensors.torch.save(weights)
+    content = json.dumps(described, sort_keys=True).encode() + weight_bytes(pipeline.network)
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _newest() -> Path:
-    run = runs.newest_run(_STAGE_2)
-    say(f"taking the newest stage-2 run, {run}; --checkpoint takes another")
-    return run
+def _source(checkpoint: str | None) -> str | Path:
+    if checkpoint is None:
+        folder = pretrained_folder()
+        say(f"using the pretrained model, {folder}; --checkpoint takes another")
+        return folder
+    if checkpoint == NEWEST:
+        run = runs.newest_run(_STAGE_2)
+        say(f"using the newest stage-2 run, {run}")
+        return run
+    return str(checkpoint)
 
 
 def _device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 
 from deocc import __version__, runs
+from deocc.callbacks.calibration import THRESHOLDS, calibration_of
 from deocc.callbacks.dashboard import log_figure, log_table, logged_step
 from deocc.callbacks.fingerprint import FINGERPRINT, FingerprintCallback
 from deocc.callbacks.panels import PanelCallback
@@ -58,6 +59,8 @@ class ResultsCallback(pl.Callback):
             return
         results = {**cast(dict[str, Any], pl_module.results), **_provenance(trainer, pl_module)}
         _add_perceptual(trainer, results)
+        if calibration := calibration_of(trainer, pl_module):
+            results[THRESHOLDS] = calibration.plain()
         folder = Path(trainer.default_root_dir)
         write_results(folder / runs.RESULTS, results)
         scores = _scores(trainer, getattr(pl_module, "embeddings", {}))

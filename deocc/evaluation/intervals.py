@@ -1,6 +1,7 @@
 """Confidence intervals of a share that was counted.
 
 [0] Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American Statistical Association, 1927.
+[1] Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis, 2015.
 """
 
 import math
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from deocc.evaluation.verification import FALSE_ACCEPT_RATES, negatives_needed, operating_point, roc_curve
@@ -20,7 +22,7 @@ class Bounds(NamedTuple):
     high: float
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Bounds:
+def wilson(successes: float, trials: float, confidence: float = 0.95) -> Bounds:
     """The score interval [0] of the chance behind `successes` out of `trials` independent ones; NaN where nothing was tried.
 
     >>> [round(bound, 4) for bound in wilson(9, 10)]
@@ -40,6 +42,67 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Bounds:
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     return Bounds(max(0.0, middle - half), min(1.0, middle + half))
+
+
+class PeopleRate(NamedTuple):
+    """A rate over pairs of people, with its Wilson interval."""
+
+    rate: float
+    low: float
+    high: float
+    effective: float
+    """Number of independent pairs that would estimate the rate with the same variance."""
+
+
+class PairsOfPeople:
+    """Pairs of images, grouped by the people they show, for rates in which each two people count once.
+
+    Args:
+        first_person: (N,) int64, at least 0.
+        second_person: (N,) int64, equal to `first_person` for pairs of one person.
+    """
+
+    def __init__(self, first_person: Tensor, second_person: Tensor) -> None:
+        length = 1 + int(torch.maximum(first_person, second_person).max()) if len(first_person) else 0
+        seen = (torch.bincount(first_person, minlength=length) + torch.bincount(second_person, minlength=length)) > 0
+        place = seen.cumsum(0) - 1
+        first, second = place[first_person], place[second_person]
+        self.people = int(seen.sum())
+        self._group = torch.minimum(first, second) * self.people + torch.maximum(first, second)
+        self._count = torch.bincount(self._group, minlength=self.people**2)
+        self._known = self._count.nonzero().squeeze(1)
+
+    @property
+    def weight(self) -> Tensor:
+        """(N,) float64, one over the number of pairs that show the same people."""
+        return 1 / self._count[self._group].double()
+
+    def rate(self, chosen: Tensor, confidence: float = 0.95) -> PeopleRate:
+        """The share of pairs that are chosen, averaged over each two people, and its interval; NaN for no pairs.
+
+        Two pairs of people with a person in common are not independent. The variance v of the rate p is estimated by
+        adding up, for each person, the residuals of all pairs of people with that person, squaring the sums and adding
+        these up: the cluster-robust variance of [1] without its correction for terms counted twice, so that the
+        interval is rather too wide. The effective number of pairs in Wilson's interval is p (1 - p) / v; where all
+        pairs agree, so that v is unknown, it is the number of people.
+
+        Args:
+            chosen: (N,) bool.
+            confidence: of the interval, between 0 and 1.
+        """
+        number = len(self._known)
+        if number == 0:
+            return PeopleRate(math.nan, math.nan, math.nan, 0.0)
+        hits = torch.bincount(self._group[chosen], minlength=self.people**2)
+        share = hits[self._known].double() / self._count[self._known]
+        rate = float(share.mean())
+        first, second = self._known // self.people, self._known % self.people
+        sums = torch.bincount(first, share - rate, self.people)
+        sums += torch.bincount(second, torch.where(first == second, 0.0, share - rate), self.people)
+        variance = float(sums.square().sum()) / number**2
+        estimated = rate * (1 - rate) / variance if variance > 0 else self.people
+        effective = float(min(estimated, len(chosen)))
+        return PeopleRate(rate, *wilson(rate * effective, effective, confidence), effective)
 
 
 def tar_intervals(

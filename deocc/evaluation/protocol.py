@@ -29,16 +29,18 @@ class AllPairs:
     images: NDArray[np.int64] | None = None
     """The positions of the images to embed, ascending; None for all of the split."""
 
-    def narrow(self, embeddings: Mapping[str, EmbeddingSet]) -> dict[str, EmbeddingSet]:
-        """The people of the lowest numbers, as many as keep every comparison within `MAX_PAIRS` but two at least; the same in all rows,
-        which so compare.
+    def narrow(self, embeddings: Mapping[str, EmbeddingSet], most: int | None = None) -> dict[str, EmbeddingSet]:
+        """Keep the people of the lowest numbers, as many as keep every comparison within `most` pairs but at least two.
+
+        The same people are kept in every set, so that rows stay comparable.
 
         Args:
             embeddings: galleries and probes of a test, by any name.
+            most: pairs of the largest comparison; default `MAX_PAIRS`.
         """
         people = torch.unique(torch.cat([members.identity for members in embeddings.values()]))
         pairs = _largest_comparison(list(embeddings.values()), people)
-        kept = people[: max(2, int((pairs <= MAX_PAIRS).sum()))]
+        kept = people[: max(2, int((pairs <= (MAX_PAIRS if most is None else most)).sum()))]
         if len(kept) == len(people):
             return dict(embeddings)
         return {name: members.take(torch.isin(members.identity, kept)) for name, members in embeddings.items()}
@@ -94,8 +96,8 @@ class ListedPairs(AllPairs):
         """The listed pairs under every mask of the second face; pairs with a face that was not embedded are left out."""
         return self._joined((gallery, part) for part in _comparable(probe))
 
-    def narrow(self, embeddings: Mapping[str, EmbeddingSet]) -> dict[str, EmbeddingSet]:
-        """Everybody: a list is as long as it is."""
+    def narrow(self, embeddings: Mapping[str, EmbeddingSet], most: int | None = None) -> dict[str, EmbeddingSet]:
+        """Everybody: the length of the list is given."""
         return dict(embeddings)
 
     def repeats(self, members: EmbeddingSet) -> tuple[float, float]:

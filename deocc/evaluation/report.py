@@ -20,11 +20,15 @@ from deocc.evaluation.tables import (
     row_cells,
     setting_cells,
     tar_cells,
+    threshold_cells,
 )
 
 DATA_LIMITS = {
     "OrlFaces": "The ORL database shows 40 people, grey, frontal, photographed in one laboratory. It shows that the system learns; it says "
     "nothing about faces in the wild, about other cameras, or about how fairly people of different groups are treated.",
+    "LfwFaces": "Labeled Faces in the Wild shows people in the news at the start of the century, most of them adults, far more "
+    "men than women, and many groups hardly or not at all. The figures say nothing about children, poor light or extreme "
+    "poses, nor about how fairly people of different groups are treated.",
 }
 """What the numbers of a data set do not say, by the name that the provenance gives it under `data`."""
 
@@ -78,6 +82,7 @@ def _tables(results: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[
         "Recognition": setting_cells(results) if is_listed(results) else row_cells(results),
         "True accepts by false accept rate": tar_cells(results),
         "Differences in equal error rate": difference_cells(results),
+        "Thresholds": threshold_cells(results),
         "By kind of occluder": kind_cells(results),
         "By coverage: equal error rate in %": coverage_cells(results),
         "Restoration": restoration_cells(results),

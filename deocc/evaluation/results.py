@@ -48,8 +48,8 @@ DIFFERENCES = {
 }
 """Which rows are subtracted from which."""
 
-KEYS = ("people", "people_left_out", "images", "protocol", "rows", *DIFFERENCES, "restoration", "per_kind", "per_coverage")
-"""What `build_results` writes beside the provenance."""
+KEYS = ("people", "people_left_out", "images", "protocol", "rows", *DIFFERENCES, "restoration", "per_kind", "per_coverage", "thresholds")
+"""What a results file holds beside the provenance: what `build_results` returns, and `thresholds` (own data)."""
 
 _MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
 
@@ -166,8 +166,11 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(results), indent=2, allow_nan=False, default=str)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _scores(pairs: PairScores, repeats: float) -> dict[str, Any]:

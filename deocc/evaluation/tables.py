@@ -99,6 +99,19 @@ def restoration_cells(results: Mapping[str, Any]) -> Cells:
     return ["", *columns.values()], body
 
 
+def threshold_cells(results: Mapping[str, Any]) -> Cells:
+    """Every verification threshold with its error rates on validation and on test people."""
+    measured = ("FAR % (95 %)", "FRR %", "pairs of one, of two", "people")
+    header = ["condition", "target FAR %", "same from", "different below"]
+    header += [f"{group} {name}" for group in ("validation", "test") for name in measured]
+    body = []
+    for condition, row in results.get("thresholds", {}).get("thresholds", {}).items():
+        for entry in row:
+            limits = [condition, f"{100 * entry['target']:g}", number(entry["same"], 3), number(entry["different"], 3)]
+            body.append([*limits, *_rate_cells(entry["validation"]), *_rate_cells(entry["test"])])
+    return header, body
+
+
 def summary_table(results: Mapping[str, Any]) -> str:
     """Rows, differences and restoration as aligned plain text, for the terminal."""
     return "\n".join(_aligned(cells) for cells in _summary(results))
@@ -114,6 +127,18 @@ def _summary(results: Mapping[str, Any]) -> list[Cells]:
     restoration = restoration_cells({"restoration": results["restoration"], "per_kind": {}})
     recognition = setting_cells(results) if is_listed(results) else row_cells(results)
     return [cells for cells in (recognition, difference_cells(results), restoration) if cells[1]]
+
+
+def _rate_cells(rates: Mapping[str, Any] | None) -> list[str]:
+    """Of one group of people; rates are shares in [0, 1]."""
+    if rates is None:
+        return [MISSING] * 4
+    accepted = f"{100 * rates['false_accept_rate']:.3g}"
+    if rates.get("interval"):
+        low, high = rates["interval"]
+        accepted += f" ({100 * low:.3g} to {100 * high:.3g})"
+    pairs = f"{rates['genuine']:,}, {rates['impostor']:,}"
+    return [accepted, percent(rates["false_reject_rate"]), pairs, str(rates["people"])]
 
 
 def is_listed(results: Mapping[str, Any]) -> bool:

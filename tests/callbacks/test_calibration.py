@@ -1,23 +1,32 @@
-"""When a test calibrates, and what it does where it cannot. The thresholds themselves: tests/apps/pipeline."""
+"""When a test calibrates, where it writes thresholds, and what happens if it cannot. See also tests/apps/pipeline."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from deocc.callbacks import calibration
-from deocc.callbacks.calibration import CalibrationCallback, checkpoint_of_own_test, put_into_checkpoint
+from deocc.callbacks.calibration import (
+    CalibrationCallback,
+    calibration_of,
+    checkpoint_of_own_test,
+    read_thresholds,
+    thresholds_path,
+    write_thresholds,
+)
 from deocc.data import OrlFaces
-from deocc.evaluation import EmbeddingSet
+from deocc.evaluation import Bounds, EmbeddingSet, ListedPairs
+from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    torch.save({"state_dict": {"weight": torch.ones(2)}, "hyper_parameters": {}, "thresholds": "old"}, path)
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "hyper_parameters": {}}, path)
     return path
 
 
@@ -43,42 +52,67 @@ def test_only_a_test_on_the_runs_own_faces_in_or_around_its_folder_belongs_to_it
     assert checkpoint_of_own_test(trainer(checkpoint, run)) is None
 
 
-def test_an_entry_replaces_an_earlier_one_and_nothing_else(checkpoint: Path) -> None:
-    before = checkpoint.stat()
-    put_into_checkpoint(checkpoint, "thresholds", {"a": 1.5})
-    content = torch.load(checkpoint, weights_only=True)
-    assert content["thresholds"] == {"a": 1.5} and torch.equal(content["state_dict"]["weight"], torch.ones(2))
-    assert (checkpoint.stat().st_mtime_ns, checkpoint.stat().st_mode) == (before.st_mtime_ns, before.st_mode)
+def small_calibration(limit: float = 0.5) -> Calibration:
+    rows = {name: (Threshold(0.01, limit, 0.25, Rates(0.01, 0.1, 0.05, 100, 500, 9, Bounds(0.0, 0.1), 31.5)),) for name in CONDITIONS}
+    return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.2, 64, "Faces", "0")
 
 
-def test_an_interrupted_write_leaves_the_checkpoint_as_it_was(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thresholds_are_written_beside_the_checkpoint_and_read_back(checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
+    assert read_thresholds(checkpoint) is None
+    write_thresholds(checkpoint, small_calibration())
+    assert read_thresholds(checkpoint) == small_calibration()
+    assert checkpoint.read_bytes() == before
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["last.ckpt", "last.thresholds.json"]
+    write_thresholds(checkpoint, small_calibration(0.6))
+    assert read_thresholds(checkpoint) == small_calibration(0.6)
 
-    def full(content: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise RuntimeError("[enforce fail] . unexpected pos 64 vs 0")
 
-    monkeypatch.setattr(calibration.torch, "save", full)
-    with pytest.raises(OSError, match="unexpected pos"):
-        put_into_checkpoint(checkpoint, "thresholds", {})
-    assert checkpoint.read_bytes() == before and [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
+def test_thresholds_of_a_checkpoint_that_has_changed_are_not_used(checkpoint: Path) -> None:
+    write_thresholds(checkpoint, small_calibration())
+    checkpoint.write_bytes(checkpoint.read_bytes() + b"more")
+    with pytest.warns(UserWarning, match=r"last\.thresholds\.json is not used: last\.ckpt has changed since"):
+        assert read_thresholds(checkpoint) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"checkpoint_sha256": "0", "thresholds": {}}', "[" * 100_000])
+def test_a_damaged_thresholds_file_is_one_line(checkpoint: Path, content: str) -> None:
+    thresholds_path(checkpoint).write_text(content)
+    with pytest.raises(ValueError, match=r"last\.thresholds\.json is damaged .*deocc test") as error:
+        read_thresholds(checkpoint)
+    assert "\n" not in str(error.value)
+
+
+def test_an_interrupted_write_keeps_the_earlier_thresholds(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_thresholds(checkpoint, small_calibration())
+
+    def full(self: Path, text: str, **_: Any) -> int:
+        self.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_thresholds(checkpoint, small_calibration(0.6))
+    assert read_thresholds(checkpoint) == small_calibration()
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["last.ckpt", "last.thresholds.json"]
 
 
 class _Data:
     """A data module of so many images a loader, whose faces are their own embeddings."""
 
     size = 64
-    protocol = None
+    protocol = ListedPairs(*(np.array([value]) for value in (0, 2, True, 0)))
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, test_images: int) -> None:
         self.face_set = SimpleNamespace(fingerprint=lambda split: f"hash of {split}")
-        self._images = images
+        self._images, self._test_images = images, test_images
 
     def val_dataloader(self) -> list[Any]:
         return [_Loader(self._images, -1), _Loader(self._images, 0)]
 
     def test_dataloader(self) -> list[Any]:
-        return [_Loader(4, -1), _Loader(4, 0)]
+        return [_Loader(self._test_images, -1), _Loader(self._test_images, 0)]
 
     def on_after_batch_transfer(self, batch: Any, number: int) -> Any:
         return batch
@@ -101,8 +135,8 @@ class _Loader:
 class _Module:
     device = torch.device("cpu")
 
-    def __init__(self) -> None:
-        index = torch.arange(4)
+    def __init__(self, test_images: int) -> None:
+        index = torch.arange(test_images)
         self.embeddings = {"student": EmbeddingSet(torch.eye(2)[index % 2], index % 2, index, index * 0, index * 0)}
 
     def transfer_batch_to_device(self, batch: Any, device: Any, number: int) -> Any:
@@ -112,40 +146,58 @@ class _Module:
         return batch
 
 
-def calibrated(checkpoint: Path, images: int, **changes: Any) -> Any:
-    root = checkpoint.parents[1]
-    running, callback = trainer(checkpoint, root, datamodule=_Data(images), **changes), CalibrationCallback()
-    callback.on_test_epoch_end(running, _Module())  # type: ignore[arg-type]
-    callback.on_test_end(running, _Module())  # type: ignore[arg-type]
-    return torch.load(checkpoint, weights_only=True)["thresholds"]
+def calibrated(checkpoint: Path, images: int, test_images: int = 4, **changes: Any) -> Calibration | None:
+    """What the callback writes beside a checkpoint, which it must not touch."""
+    root, before = checkpoint.parents[1], (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns)
+    module = _Module(test_images)
+    running, callback = trainer(checkpoint, root, datamodule=_Data(images, test_images), **changes), CalibrationCallback()
+    running.callbacks = [callback]
+    callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
+    for_results = calibration_of(running, module)  # type: ignore[arg-type]
+    callback.on_test_end(running, module)  # type: ignore[arg-type]
+    assert (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns) == before
+    assert read_thresholds(checkpoint) == for_results
+    return for_results
 
 
 def test_people_who_are_told_apart_give_thresholds_that_do(checkpoint: Path) -> None:
-    kept = calibrated(checkpoint, 48)
-    row = kept["thresholds"]["clean-clean"]
-    assert [entry["target"] for entry in row] == [0.1, 0.01] and all(entry["same"] == entry["different"] == 1 for entry in row)
-    assert row[0]["validation"] == row[1]["validation"]
-    assert row[0]["validation"]["genuine"] == 2 * 24 * 23 // 2 and row[0]["validation"]["impostor"] == 576
-    assert kept["masked"] == {"limit": 0.5, "clean_called_masked": 0.0, "masked_called_clean": 0.0} and kept["least_visible"] == 0
-    assert (kept["size"], kept["data"], kept["data_hash"]) == (64, "SimpleNamespace", "hash of val")
+    found = calibrated(checkpoint, 48)
+    assert found is not None
+    row = found.thresholds["clean-clean"]
+    assert [entry.target for entry in row] == [0.1, 0.01] and all(entry.same == entry.different == 1 for entry in row)
+    assert row[0].validation == row[1].validation
+    assert row[0].validation.genuine == 2 * 24 * 23 // 2 and row[0].validation.impostor == 576
+    assert found.masked == (0.5, 0.0, 0.0) and found.least_visible == 0
+    assert (found.size, found.data, found.data_hash) == (64, "SimpleNamespace", "hash of val")
+
+
+def test_thresholds_are_measured_on_all_pairs_of_test_people_not_on_those_of_a_list(checkpoint: Path) -> None:
+    found = calibrated(checkpoint, 48, test_images=6)  # three images of each of two people, of which the list names one pair
+    assert found is not None
+    measured = {name: row[0].test for name, row in found.thresholds.items()}
+    counts = {name: rates and (rates.genuine, rates.impostor, rates.people) for name, rates in measured.items()}
+    assert counts == {"clean-clean": (6, 9, 2), "clean-masked": (12, 18, 2), "masked-masked": (6, 9, 2)}
+    assert all(rates and rates.false_accept_rate == 0 and rates.interval for rates in measured.values())
 
 
 def test_the_other_processes_write_nothing(checkpoint: Path) -> None:
-    assert calibrated(checkpoint, 40, is_global_zero=False) == "old"
+    assert calibrated(checkpoint, 40, is_global_zero=False) is None
 
 
 def test_a_set_without_validation_people_is_told_and_nothing_is_written(checkpoint: Path) -> None:
     with pytest.warns(UserWarning, match="has no validation faces"):
-        assert calibrated(checkpoint, 1) == "old"
+        assert calibrated(checkpoint, 1) is None
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thresholds_that_cannot_be_written_are_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(calibration, "put_into_checkpoint", refused)
-    with pytest.warns(UserWarning, match=r"cannot keep the thresholds in .*\(Permission denied\)"):
-        calibrated(checkpoint, 40)
+    monkeypatch.setattr(calibration, "write_thresholds", refused)
+    running, callback, module = trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48, 4)), CalibrationCallback(), _Module(4)
+    callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"cannot write .*last\.thresholds\.json \(Permission denied\)"):
+        callback.on_test_end(running, module)  # type: ignore[arg-type]
 
 
 def test_a_student_that_predicts_no_masks_gets_no_thresholds_and_the_test_goes_on(
@@ -156,4 +208,4 @@ def test_a_student_that_predicts_no_masks_gets_no_thresholds_and_the_test_goes_o
 
     monkeypatch.setattr(_Module, "predict_step", bare)
     with pytest.warns(UserWarning, match=r"^no thresholds: "):
-        assert calibrated(checkpoint, 48) == "old"
+        assert calibrated(checkpoint, 48) is None

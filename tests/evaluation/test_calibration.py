@@ -19,6 +19,7 @@ from deocc.evaluation.calibration import (
     least_visible,
     separate,
 )
+from deocc.evaluation.intervals import PairsOfPeople
 from tests.evaluation.conftest import IMAGES, KINDS, PEOPLE, SEEDS, MakeSets
 
 
@@ -53,6 +54,9 @@ def test_thresholds_equal_a_search_through_all_of_them(shift: float) -> None:
         assert rates.called_different == pytest.approx(sum(score < threshold.different for score in genuine) / 200)
         assert rates.false_accept_rate <= threshold.target and rates.called_different <= 0.05
         assert (rates.genuine, rates.impostor, rates.people) == (200, 1000, 2)
+        (first, second), accepted = (torch.full((1000,), person) for person in (0, 1)), (pairs.similarity >= threshold.same)[~pairs.same]
+        measured = PairsOfPeople(first, second).rate(accepted)
+        assert rates.interval == measured[1:3] and rates.effective_impostor == measured.effective
 
 
 def test_a_hand_made_case_has_a_band_between_same_and_different() -> None:
@@ -61,6 +65,19 @@ def test_a_hand_made_case_has_a_band_between_same_and_different() -> None:
     (threshold,) = calibrate(scored(genuine, impostor))
     assert (threshold.target, threshold.different) == (0.1, pytest.approx(0.4)) and threshold.same == pytest.approx(0.5)
     assert threshold.validation.false_reject_rate == pytest.approx(0.1) and threshold.validation.called_different == pytest.approx(0.05)
+
+
+def test_a_person_of_many_photos_counts_once() -> None:
+    """Person 0 resembles everybody, but has 90 of 100 photos: nine of the ten other pairs of people decide."""
+    identity = torch.cat([torch.zeros(91), torch.arange(1, 11).repeat_interleave(10)]).long()
+    first, second = torch.triu_indices(len(identity), len(identity), 1)
+    one, other = identity[first], identity[second]
+    similarity = torch.where(one == other, 1.0, torch.where(one == 0, 0.8, torch.linspace(0, 0.7, len(one))))
+    (threshold, *_) = calibrate(CountedPairs(PairScores(similarity, one == other, one, other), 1))
+    impostor, with_first = one != other, (one == 0) & (other > 0)
+    assert float(with_first[impostor].float().mean()) > 0.6  # their share of all pairs, 10 of 55 pairs of people
+    assert threshold.target == 0.1 and threshold.same > 0.8 and threshold.validation.false_accept_rate == 0
+    assert calibrate(CountedPairs(PairScores(similarity, one == other, one, other), 1), None)[0].validation.people == 11
 
 
 def test_no_band_where_both_sorts_of_pairs_lie_apart() -> None:
@@ -157,6 +174,15 @@ def calibration() -> Calibration:
 def test_a_calibration_survives_json() -> None:
     text = json.dumps(calibration().plain(), allow_nan=False)
     assert Calibration.from_plain(json.loads(text)) == calibration()
+
+
+def test_a_calibration_of_an_earlier_version_has_no_intervals() -> None:
+    plain = json.loads(json.dumps(calibration().plain()))
+    for entry in plain["thresholds"]["clean-clean"]:
+        for rates in (entry["validation"], entry["test"]):
+            del rates["interval"], rates["effective_impostor"]
+    found = Calibration.from_plain(plain).threshold("clean-clean")
+    assert found.validation.interval is None and found.same == calibration().threshold("clean-clean").same
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from deocc.evaluation.tables import (
     restoration_cells,
     setting_cells,
     tar_cells,
+    threshold_cells,
 )
 
 RATE, LACK = {"tar": 0.5, "low": 0.25, "high": 0.75}, {"tar": math.nan, "reason": "not enough negatives: 4, 10 needed"}
@@ -49,6 +50,20 @@ def test_the_tables_of_a_test_in_markdown() -> None:
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| all kinds, given mask | 25.13 | 0.813 | 18.00 | n/a | 0.0001235 |\n"
     )
+
+
+def test_thresholds_are_shown_with_their_rates_and_intervals() -> None:
+    validation = {"false_accept_rate": 0.00098, "false_reject_rate": 0.125, "genuine": 1234, "impostor": 1_000_000, "people": 300}
+    test = {**validation, "false_accept_rate": 0.0012, "interval": [0.00075, 0.0021], "people": 2086}
+    row = [{"target": 0.001, "same": 0.5, "different": 0.25, "validation": validation, "test": test}]
+    row += [{**row[0], "target": 0.0001, "test": None}]
+    header, body = threshold_cells({"thresholds": {"thresholds": {"clean-clean": row, "masked-masked": []}}})
+    assert len(header) == 12 and [len(cells) for cells in body] == [12, 12]
+    pairs = "1,234, 1,000,000"
+    assert body[0][:8] == ["clean-clean", "0.1", "0.500", "0.250", "0.098", "12.50", pairs, "300"]
+    assert body[0][8:] == ["0.12 (0.075 to 0.21)", "12.50", pairs, "2086"]
+    assert body[1][1] == "0.01" and body[1][8:] == ["n/a"] * 4
+    assert threshold_cells(RESULTS)[1] == []
 
 
 def test_the_rates_name_their_setting_and_what_they_lack() -> None:

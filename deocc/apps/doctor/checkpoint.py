@@ -49,7 +49,7 @@ def _is_there(place: Path) -> bool:
 def _look_at(given: Path | None) -> Iterator[Finding]:
     place = given or _newest()
     if place is None:
-        yield Finding("warning", f"no trained run below {runs.ROOT.absolute()}", _FIT)
+        yield from _without_run()
         return
     from deocc.apps.pipeline.folder import CONFIG, FOLDER, read_model
 
@@ -70,8 +70,20 @@ def _look_at(given: Path | None) -> Iterator[Finding]:
             yield Finding("OK", f"{run / FOLDER}: whole")
 
 
+def _without_run() -> Iterator[Finding]:
+    from deocc.apps.pipeline.folder import pretrained_folder
+
+    absent = f"no trained run below {runs.ROOT.absolute()}"
+    try:
+        pretrained_folder()
+    except FileNotFoundError:
+        yield Finding("warning", absent, _FIT)
+    else:
+        yield Finding("OK", f"{absent}; commands for photos use the pretrained model")
+
+
 def _look_at_checkpoint(file: Path) -> Iterator[Finding]:
-    from deocc.callbacks.calibration import THRESHOLDS
+    from deocc.callbacks.calibration import read_thresholds
     from deocc.networks.weights import read_checkpoint
 
     content: dict[str, Any] = read_checkpoint(file)
@@ -83,6 +95,6 @@ def _look_at_checkpoint(file: Path) -> Iterator[Finding]:
     yield Finding("OK", said)
     if stage == "inpainting":
         yield Finding("OK", "it is a stage 1: verify, identify and export need a stage 2, `deocc fit --config configs/distill.yaml`")
-    elif content.get(THRESHOLDS) is None:
+    elif read_thresholds(file) is None:
         run = runs.run_folder_of(file)
         yield Finding("warning", f"{file} has no thresholds, so `deocc verify` cannot decide", f"deocc test --checkpoint {run}")

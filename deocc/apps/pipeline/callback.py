@@ -1,4 +1,4 @@
-"""A tested run's model folder."""
+"""Write the model folder of a tested run."""
 
 import hashlib
 import json
@@ -17,18 +17,18 @@ from deocc.callbacks.calibration import checkpoint_of_own_test
 
 
 class ModelFolderCallback(pl.Callback):
-    """Writes `model/` into the run folder of a stage 2 that is tested on its own data: weights, configuration and model card.
+    """Writes the model folder of a stage 2 that is tested on its own data: weights, configuration and model card.
 
-    Stands after `ResultsCallback` and `CalibrationCallback`, whose files it reads.
+    It reads files of `ResultsCallback` and `CalibrationCallback` and comes after them.
     """
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the folder and say where it is."""
+        """Write the folder and print where it is."""
         checkpoint = checkpoint_of_own_test(trainer)
         if checkpoint is None or not trainer.is_global_zero:
             return
-        run = Path(trainer.default_root_dir)
-        results = json.loads((run / runs.RESULTS).read_text(encoding="utf-8"))
+        folder = Path(trainer.default_root_dir) / FOLDER
+        results = json.loads((folder.parent / runs.RESULTS).read_text(encoding="utf-8"))
         pipeline = load(checkpoint)
         config = {
             **pipeline.config,
@@ -36,16 +36,15 @@ class ModelFolderCallback(pl.Callback):
             "licences": licences(pipeline.config["teacher"], results.get("data")),
         }
         try:
-            write_model(run / FOLDER, config, pipeline.network, model_card(config, results, pipeline.thresholds))
+            size = write_model(folder, config, pipeline.network, model_card(config, results, pipeline.thresholds))
         except OSError as error:
-            reason = error.strerror or error
-            warnings.warn(f"cannot write {run / FOLDER} ({reason}): make it writable and test again", stacklevel=2)
+            warnings.warn(f"cannot write {folder} ({error.strerror or error}): make it writable and test again", stacklevel=2)
         else:
-            print(f"model:   {run / FOLDER}", flush=True)
+            print(f"model:   {folder} ({size / 1e6:.1f} MB)", flush=True)
 
 
 def _hash(network: nn.Module) -> str | None:
-    """Of all its weights; None where it has none to see, as a network in an ONNX file."""
+    """Hash of all weights; None for a network that shows none, such as one in an ONNX file."""
     digest, state = hashlib.sha256(), network.state_dict()
     for name in sorted(state):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""From a path or the name of a repository on the Hugging Face hub to a `Pipeline`."""
+"""Load a `Pipeline`: the package's own, or from a path or a repository on the Hugging Face hub."""
 
 import re
 import warnings
@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from deocc import runs
-from deocc.apps.pipeline.folder import CARD, CONFIG, FOLDER, WEIGHTS, face_contract, read_model
+from deocc.apps.pipeline.folder import CARD, CONFIG, FOLDER, WEIGHTS, face_contract, pretrained_folder, read_model
 from deocc.apps.pipeline.network import MOST_SIDE, network_of_checkpoint
 from deocc.apps.pipeline.pipeline import Pipeline
-from deocc.callbacks.calibration import THRESHOLDS
+from deocc.callbacks.calibration import THRESHOLDS, read_thresholds
 from deocc.evaluation.calibration import Calibration
 from deocc.networks.weights import read_checkpoint
 
@@ -20,32 +20,35 @@ _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _USUAL_SIZE: Final = 112  # of deocc.data.MaskedFaceDataModule
 
 
-def load(source: str | Path, device: str | torch.device = "cpu") -> Pipeline:
-    """The trained system at a path or in a repository of the Hugging Face hub.
+def load(source: str | Path | None = None, device: str | torch.device = "cpu") -> Pipeline:
+    """Load a trained system.
 
-    A path needs no network, and nothing that a file holds is executed.
+    Nothing that a file holds is executed, and only a repository on the hub needs a network.
 
     Args:
-        source: a model folder, a run folder (its `model/`, unless its checkpoint is newer), a stage-2 checkpoint, or "owner/name" on the
-            hub, of which only `config.json`, `model.safetensors` and `README.md` are fetched.
+        source: a model folder; a run folder (its `model/`, unless its checkpoint is newer); a stage-2 checkpoint; or
+            "owner/name" on the Hugging Face hub, of which only `config.json`, `model.safetensors` and `README.md` are
+            fetched. Default: the pretrained model of this package.
         device: where to put the networks.
 
     Raises:
-        FileNotFoundError: nothing there, or a file is missing.
+        FileNotFoundError: there is nothing at this place, or a file is missing.
         ValueError: a file is damaged, something else, or of another version.
         ImportError: "owner/name" without the package huggingface_hub, or a package that the student needs is not installed.
     """
+    return _load(pretrained_folder() if source is None else source).to(device)
+
+
+def _load(source: str | Path) -> Pipeline:
     path = Path(source).expanduser()
     if path.is_file():
-        pipeline = _of_checkpoint(path)
-    elif path.is_dir():
-        pipeline = _of_folder(path)
-    elif isinstance(source, str) and _is_repository(source):
-        pipeline = _of_model(_fetch(source))
-    else:
-        looked = "a model folder, a run folder, a .ckpt file, or owner/name on the Hugging Face hub"
-        raise FileNotFoundError(f"no model at {path}: give {looked}")
-    return pipeline.to(device)
+        return _of_checkpoint(path)
+    if path.is_dir():
+        return _of_folder(path)
+    if isinstance(source, str) and _is_repository(source):
+        return _of_model(_fetch(source))
+    looked = "a model folder, a run folder, a .ckpt file, or owner/name on the Hugging Face hub"
+    raise FileNotFoundError(f"no model at {path}: give {looked}")
 
 
 def _of_folder(path: Path) -> Pipeline:
@@ -71,11 +74,10 @@ def _of_model(folder: Path) -> Pipeline:
 def _of_checkpoint(path: Path) -> Pipeline:
     checkpoint = read_checkpoint(path)
     config, network = network_of_checkpoint(checkpoint, str(path))
-    entry = checkpoint.get(THRESHOLDS)
-    calibration = Calibration.from_plain(entry) if entry is not None else None
+    calibration = read_thresholds(path)
     size = calibration.size if calibration is not None else _size_of_run(path)
     _check_size(size, path)
-    return Pipeline({**config, "face": face_contract(size), THRESHOLDS: entry}, network, calibration)
+    return Pipeline({**config, "face": face_contract(size), THRESHOLDS: calibration and calibration.plain()}, network, calibration)
 
 
 def _check_size(size: object, path: Path) -> None:
@@ -101,7 +103,7 @@ def _is_repository(source: str) -> bool:
 
 
 def _fetch(repository: str) -> Path:
-    """The folder that the hub's package keeps the three files in."""
+    """Download the three files of a repository; the folder that they are in."""
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

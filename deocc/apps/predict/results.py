@@ -100,7 +100,8 @@ class PhotoPredictor:
         """By file name, the whole photo last."""
         images: dict[str, NDArray[np.uint8]] = {}
         for number, (face, mask, completed_face) in enumerate(zip(faces, output.mask, output.completed_face, strict=True), 1):
-            pictures = (_to_pixels(face.face), (mask[0] >= 0.5).numpy().astype(np.uint8) * np.uint8(255), _to_pixels(completed_face))
+            covered = (mask[0] * 255).round().byte().numpy()
+            pictures = (_to_pixels(face.face), covered, _to_pixels(completed_face))
             images |= {_file(folder, _face_name(found, number)): picture for folder, picture in zip(PANELS.values(), pictures, strict=True)}
             photo = paste_back(photo, completed_face, face.matrix, mask)
         return {**images, _file(PHOTOS, found.name): photo}

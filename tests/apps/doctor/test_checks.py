@@ -15,6 +15,7 @@ from deocc.apps.doctor import command, detectors, packages, shipped, storage, to
 from deocc.apps.doctor.data_folders import checks as data_checks
 from deocc.apps.doctor.finding import Check, Finding, examine, one_line
 from deocc.apps.doctor.imports import import_failures
+from deocc.apps.pipeline import folder
 from tests.fake_sets.ar import write_ar
 from tests.fake_sets.celeba import write_celeba
 from tests.fake_sets.lfw import write_lfw
@@ -134,7 +135,8 @@ def test_a_package_whose_files_are_cut_is_wrong_and_one_that_is_absent_a_warning
     assert finding.level == "wrong"
     assert "400 of 400 ORL faces are missing" in finding.what
     monkeypatch.setattr(shipped, "find_spec", lambda name: None)
-    assert [finding.level for finding in _all(list(shipped.CHECKS))] == ["warning", "warning", "OK"]
+    monkeypatch.setattr(folder, "PRETRAINED", tmp_path)
+    assert [finding.level for finding in _all(list(shipped.CHECKS))] == ["warning", "warning", "warning", "OK"]
 
 
 def test_each_detector_is_tried_or_said_not_to_be() -> None:

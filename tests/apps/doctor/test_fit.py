@@ -17,11 +17,14 @@ from deocc import runs
 from deocc.apps.doctor.alignment import measure, spread
 from deocc.apps.doctor.checkpoint import checks
 from deocc.apps.doctor.finding import Finding, examine
+from deocc.apps.pipeline import folder as model_folder
 from deocc.apps.pipeline import load, write_model
 from deocc.apps.pipeline.folder import face_contract
+from deocc.callbacks.calibration import write_thresholds
 from deocc.data import FolderFaces, OrlFaces
 from deocc.detection import Detector, create_detector
 from deocc.geometry import TEMPLATES, similarity_transform, warp
+from tests.apps.real_model import calibration
 
 
 def _look(place: Path | None, data: Path | None = None) -> list[Finding]:
@@ -98,8 +101,13 @@ def test_files_are_spread_from_the_first_to_the_last() -> None:
 
 def test_without_a_run_a_command_that_trains_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path / "pretrained")
     (finding,) = _look(None)
     assert finding.level == "warning" and finding.remedy.startswith("deocc fit")
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "pretrained/config.json").touch()
+    (finding,) = _look(None)
+    assert finding.level == "OK" and "use the pretrained model" in finding.what
 
 
 def test_a_missing_or_damaged_checkpoint_is_wrong(run: Path, tmp_path: Path) -> None:
@@ -113,6 +121,8 @@ def test_stages_are_told_apart_and_missing_thresholds_are_a_warning(stage1: Path
     findings = _look(run)
     assert _levels(findings, "stage distillation") == ["OK"]
     assert _levels(findings, "no thresholds") == ["warning"]
+    write_thresholds(runs.find_checkpoint(run), calibration())
+    assert _levels(_look(run), "no thresholds") == []
 
 
 def test_training_data_are_compared_by_their_fingerprint(run: Path) -> None:

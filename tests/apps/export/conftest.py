@@ -24,9 +24,17 @@ REAL_STUDENT = {"name": "dlib_resnet", "options": {}, "student_input": "complete
 RATES = Rates(0.01, 0.05, 0.05, 180, 600, 4)
 
 
-def make_pipeline(student: dict[str, Any], width: int | None, size: int, **face_set: Any) -> Pipeline:
-    """A pipeline of random weights from a fixed seed; width of the generator, None = no de-occluder."""
-    deoccluder = None if width is None else {"generator": {"width": width}, "segmenter": {"width": 8}}
+def make_pipeline(student: dict[str, Any], width: int | None, size: int, working: int | None = None, **face_set: Any) -> Pipeline:
+    """A pipeline of random weights from a fixed seed.
+
+    Args:
+        student: its configuration.
+        width: of the generator; None = no de-occluder.
+        size: of the crops.
+        working: side that the de-occluder works at; None = that of the crops.
+        face_set: arguments of `OrlFaces`.
+    """
+    deoccluder = None if width is None else {"generator": {"width": width}, "segmenter": {"width": 8}, "size": working}
     config = {"student": student, "deoccluder": deoccluder, "teacher": "dlib_resnet", "face": face_contract(size)}
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -21,6 +21,16 @@ def test_the_fixed_crop_is_the_warp(name: str, size: int) -> None:
     assert (crop.resize is not None) == ((size, name) in coarse)
 
 
+@pytest.mark.parametrize("working", [16, 40, 48, 112])
+def test_a_deoccluder_of_another_side_is_rebuilt(working: int, faces: torch.Tensor) -> None:
+    pipeline = make_pipeline(SMALL_STUDENT, 8, 64, working)
+    expected = pipeline.process_faces(faces)
+    completed_face, mask, embedding, _ = ExportNetwork(pipeline.network, 64)(faces)
+    assert 0 < mask.mean() < 1 and torch.allclose(mask, expected.mask, atol=1e-5)
+    assert torch.allclose(completed_face, expected.completed_face, atol=1e-5)
+    assert torch.allclose(embedding, expected.embedding, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deocc import runs
-from deocc.apps.pipeline import Pipeline
+from deocc.apps.pipeline import Pipeline, folder
 from deocc.apps.verify import main
 from tests.apps.photos.scenes import TWO, Pasted, draw_scene
 from tests.apps.real_model import SAME, TESTED, cover
@@ -120,7 +120,24 @@ def test_aligned_crops_need_no_detector(model: Path, photos: Path, capsys: pytes
     assert json.loads(capsys.readouterr().out)["similarity"] == pytest.approx(1, abs=1e-5)
 
 
-def test_the_newest_run_is_taken_and_named_where_none_is(
+def test_without_a_model_the_pretrained_one_answers_and_is_named(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "PRETRAINED", model)
+    assert main([str(photos / "a1.png"), str(photos / "a2.png"), "--detector", "dlib", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"deocc: using the pretrained model, {model}; --checkpoint takes another\n"
+    assert json.loads(told.out)["decision"] == "same"
+
+
+def test_a_missing_pretrained_model_is_one_line(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "PRETRAINED", tmp_path / "pretrained")
+    with pytest.raises(FileNotFoundError, match=r"this copy of deocc has no pretrained model .*: name another one") as error:
+        main([str(photos / "a1.png"), str(photos / "a2.png")])
+    assert "\n" not in str(error.value)
+
+
+def test_the_newest_run_is_used_and_named_on_request(
     model: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photos)
@@ -131,7 +148,7 @@ def test_the_newest_run_is_taken_and_named_where_none_is(
     (run / runs.CHECKPOINTS / "last.ckpt").touch()
     for file in (run / "model").iterdir():
         file.touch()  # newer than the checkpoint
-    assert main(["a1.png", "a2.png", "--detector", "dlib", "--json"]) == 0
+    assert main(["a1.png", "a2.png", "--detector", "dlib", "--json", "--checkpoint", "newest"]) == 0
     told = capsys.readouterr()
-    assert told.err == "deocc: taking the newest stage-2 run, runs/mine; --checkpoint takes another\n"
+    assert told.err == "deocc: using the newest stage-2 run, runs/mine\n"
     assert json.loads(told.out)["decision"] == "same"
