@@ -106,11 +106,45 @@ def test_feature_maps_that_do_not_fit_are_refused() -> None:
             feature_distance(completed, clean)
 
 
+def _slow_segmentation(logits: Tensor, mask: Tensor) -> float:
+    """The loss image by image: the mean cross-entropy of the worst quarter of the pixels, and Dice where there is a mask."""
+    losses = []
+    for image_logits, image_mask in zip(logits, mask, strict=True):
+        pixels = [(1 / (1 + math.exp(-x)), m) for x, m in zip(image_logits.flatten().tolist(), image_mask.flatten().tolist(), strict=True)]
+        errors = sorted((-m * math.log(p) - (1 - m) * math.log(1 - p) for p, m in pixels), reverse=True)[: len(pixels) // 4]
+        loss = sum(errors) / len(errors)
+        if any(m > 0 for _, m in pixels):
+            loss += 1 - (2 * sum(p * m for p, m in pixels) + 1) / (sum(p for p, _ in pixels) + sum(m for _, m in pixels) + 1)
+        losses.append(loss)
+    return sum(losses) / len(losses)
+
+
 def test_mask_segmentation_has_its_hand_made_value() -> None:
     logits, mask = torch.tensor([[[[0.0, math.log(3.0)]]]]), torch.tensor([[[[0.0, 1.0]]]])
-    cross_entropy = (math.log(2) + math.log(4 / 3)) / 2
+    hardest = math.log(2)  # of ln 2 and ln 4/3
     dice = 1 - (2 * 0.75 + 1) / (0.5 + 0.75 + 1 + 1)
-    assert float(MaskSegmentationLoss()(logits, mask)) == pytest.approx(cross_entropy + dice)
+    assert float(MaskSegmentationLoss()(logits, mask)) == pytest.approx(hardest + dice)
+
+
+def test_mask_segmentation_equals_the_loop() -> None:
+    logits, mask = 3 * images(13, 4, 1, 6, 6), masks(14, 4, 1, 6, 6)
+    mask[2] = 0
+    assert float(mask_segmentation_loss(logits, mask)) == pytest.approx(_slow_segmentation(logits, mask), rel=1e-5)
+
+
+def test_segmentation_of_a_bare_face_has_no_dice() -> None:
+    logits = torch.full((1, 1, 4, 4), math.log(3.0))
+    assert float(mask_segmentation_loss(logits, torch.zeros(1, 1, 4, 4))) == pytest.approx(math.log(4))
+    one_pixel = torch.zeros(1, 1, 4, 4)
+    one_pixel[..., 0, 0] = 1
+    assert float(mask_segmentation_loss(logits, one_pixel)) > math.log(4) + 0.5
+
+
+def test_segmentation_trains_the_hardest_quarter() -> None:
+    logits = torch.arange(16.0).view(1, 1, 4, 4).requires_grad_()
+    mask_segmentation_loss(logits, torch.zeros(1, 1, 4, 4)).backward()
+    assert logits.grad is not None
+    assert logits.grad.flatten().nonzero().flatten().tolist() == [12, 13, 14, 15]
 
 
 def test_a_perfect_mask_costs_nothing_also_where_it_is_empty() -> None:
@@ -122,6 +156,7 @@ def test_a_perfect_mask_costs_nothing_also_where_it_is_empty() -> None:
 
 def test_mask_segmentation_passes_gradcheck_and_refuses_unequal_shapes() -> None:
     logits, mask = images(11, 2, 1, 3, 3).double().requires_grad_(), masks(12, 2, 1, 3, 3)
+    mask[1] = 0
     assert torch.autograd.gradcheck(lambda x: mask_segmentation_loss(x, mask), logits)
     with pytest.raises(ValueError, match=r"\(2, 1, 3, 3\) and \(2, 3, 3\)"):
         mask_segmentation_loss(logits, mask[:, 0])

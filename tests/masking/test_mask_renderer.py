@@ -12,7 +12,7 @@ from deocc.masking.randomness import uniform
 
 MakeFaces = Callable[..., Tensor]
 
-BUILT_IN = ("surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes")
+BUILT_IN = ("surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes", "blob")
 each_kind = pytest.mark.parametrize("kind", BUILT_IN)
 
 
@@ -50,10 +50,10 @@ def test_an_image_does_not_depend_on_its_batch(kind: str, make_faces: MakeFaces)
 
 
 def test_a_mixed_batch_of_grey_and_colour_equals_its_images_alone(make_faces: MakeFaces) -> None:
-    faces = torch.cat([make_faces(9), make_faces(9, grey=True)])
-    kinds, seeds = torch.arange(18) % 9 - 1, torch.arange(18)
+    faces = torch.cat([make_faces(10), make_faces(10, grey=True)])
+    kinds, seeds = torch.arange(20) % 10 - 1, torch.arange(20)
     masked, masks = render(faces, None, kinds, seeds)
-    for i in range(18):
+    for i in range(20):
         alone = render(faces[i : i + 1], None, kinds[i : i + 1], seeds[i : i + 1])
         assert torch.equal(alone[0][0], masked[i]) and torch.equal(alone[1][0], masks[i])
     assert torch.equal(masked[kinds == -1], faces[kinds == -1]) and masks[kinds == -1].sum() == 0
@@ -61,21 +61,21 @@ def test_a_mixed_batch_of_grey_and_colour_equals_its_images_alone(make_faces: Ma
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_float_types_give_the_same_mask_and_keep_their_type(dtype: torch.dtype, make_faces: MakeFaces) -> None:
-    faces = make_faces(8)
-    masked, masks = render(faces.to(dtype), None, BUILT_IN, torch.arange(8))
+    faces = make_faces(9)
+    masked, masks = render(faces.to(dtype), None, BUILT_IN, torch.arange(9))
     assert masked.dtype == masks.dtype == dtype
-    assert torch.equal(masks.float(), render(faces, None, BUILT_IN, torch.arange(8))[1])
+    assert torch.equal(masks.float(), render(faces, None, BUILT_IN, torch.arange(9))[1])
     assert torch.equal(masked[(masks == 0).expand_as(masked)], faces.to(dtype)[(masks == 0).expand_as(masked)])
 
 
 def test_no_global_generator_is_consumed_and_none_matters(make_faces: MakeFaces) -> None:
-    faces = make_faces(8)
+    faces = make_faces(9)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = render(faces, None, BUILT_IN, torch.arange(8))[0]
+    first = render(faces, None, BUILT_IN, torch.arange(9))[0]
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(first, render(faces, None, BUILT_IN, torch.arange(8))[0])
+    assert torch.equal(first, render(faces, None, BUILT_IN, torch.arange(9))[0])
 
 
 @each_kind

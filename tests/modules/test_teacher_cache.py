@@ -88,7 +88,7 @@ def fit(folder: Path, data: Data, steps: int = 3, epochs: int = 1, **further: An
 def read(folder: Path, data: Data, teacher: Embedder) -> TeacherCache:
     trainer = trainer_for(folder)
     trainer.datamodule = data  # type: ignore[attr-defined]
-    return TeacherCache(teacher, trainer)
+    return TeacherCache(teacher, trainer, data.plain_views)
 
 
 def aligned(data: Data) -> dict[int, Tensor]:

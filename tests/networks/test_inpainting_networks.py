@@ -1,6 +1,7 @@
 """Generator, discriminators and segmenter against slow oracles and known answers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from deocc.networks.discriminator import LOCAL_MARGIN, GlobalLocalDiscriminator, PatchDiscriminator, crop_to_mask
 from deocc.networks.generator import Generator, complete
 from deocc.networks.layers import GatedConv2d, VisibleAttention, pad_to_multiple
-from deocc.networks.segmenter import MaskSegmenter
+from deocc.networks.segmenter import MaskSegmenter, load_segmenter, predicted_share
 
 NETWORKS = {
     "generator": lambda: Generator(8),
@@ -64,9 +65,9 @@ def test_generator_and_segmenter_keep_any_size_and_the_range(height: int, width:
 def test_an_odd_size_is_reflected_at_the_right_and_lower_border_and_cropped_again() -> None:
     generator, segmenter, face = Generator(8).eval(), MaskSegmenter(8).eval(), _faces(1, 37, 51)
     mask = _box_mask(face, 5, 9, 30, 33)
-    padded_face, padded_mask = (F.pad(image, (0, 5, 0, 3), mode="reflect") for image in (face, mask))
+    padded_face, padded_mask = (F.pad(image, (0, 5, 0, 3), mode="reflect") for image in (face, mask))  # to multiples of 8
     assert torch.equal(generator(face, mask), generator(padded_face, padded_mask)[..., :37, :51])
-    assert torch.equal(segmenter(face), segmenter(padded_face)[..., :37, :51])
+    assert torch.equal(segmenter(face), segmenter(F.pad(face, (0, 13, 0, 11), mode="reflect"))[..., :37, :51])  # of 16
 
 
 def test_generated_range_holds_when_the_last_layer_is_extreme() -> None:
@@ -235,18 +236,78 @@ def test_segmenter_overfits_a_tiny_batch() -> None:
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(segmenter(masked_face), mask).backward()
         optimizer.step()
-    wrong = (segmenter.predict_mask(masked_face, dilation=0) != mask).float().mean()
+    wrong = ((segmenter.predict_mask(masked_face, dilation=0) > 0.5) != mask).float().mean()
     assert wrong < 0.02
 
 
-def test_predicted_mask_is_binary_and_grows_by_the_dilation() -> None:
+def _segmenter_of(logits: Tensor) -> MaskSegmenter:
+    """A segmenter that gives these logits whatever the face."""
     segmenter = MaskSegmenter(8)
-    face, lone = _faces(1, 20, 20), torch.full((1, 1, 20, 20), -1.0)
-    lone[0, 0, 10, 0] = 1.0
-    segmenter.forward = lambda _: lone  # type: ignore[method-assign,assignment]
-    assert torch.equal(segmenter.predict_mask(face, dilation=0), (lone > 0).float())
-    assert torch.equal(segmenter.predict_mask(face, dilation=2), _box_mask(face, 0, 8, 3, 13))
-    assert segmenter.predict_mask(face, threshold=0.8).sum() == 0  # sigmoid(1) = 0.73
+    segmenter.forward = lambda _: logits  # type: ignore[method-assign,assignment]
+    return segmenter
+
+
+def test_predicted_mask_holds_confidences_that_the_dilation_spreads() -> None:
+    logits = torch.full((1, 1, 20, 20), -1.0)
+    logits[0, 0, 10, 0] = 1.0
+    segmenter, face = _segmenter_of(logits), _faces(1, 20, 20)
+    assert torch.equal(segmenter.predict_mask(face, dilation=0), logits.sigmoid())
+    grown = _box_mask(face, 0, 8, 3, 13).bool()
+    assert torch.equal(segmenter.predict_mask(face, dilation=2), torch.where(grown, logits.max().sigmoid(), logits.min().sigmoid()))
+    assert torch.equal(segmenter.predict_mask(face), segmenter.predict_mask(face, dilation=1))
+
+
+def test_predict_mask_drops_low_confidences() -> None:
+    confidence = torch.linspace(0.01, 0.99, 400).view(1, 1, 20, 20)
+    mask = _segmenter_of(confidence.logit()).predict_mask(_faces(1, 20, 20), dilation=0)
+    low = confidence < 0.1
+    assert low.any() and bool((mask[low] == 0).all())
+    torch.testing.assert_close(mask[~low], confidence[~low])
+
+
+def test_calibrate_gate_lets_few_bare_faces_pass() -> None:
+    shares = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    for false_alarms in (0.0, 0.005, 0.1):
+        segmenter = MaskSegmenter(8)
+        segmenter.calibrate_gate(shares, false_alarms)
+        assert int((shares >= segmenter.gate).sum()) == round(false_alarms * 1000)
+    segmenter.calibrate_gate(torch.zeros(10))
+    assert segmenter.gate > 0  # a face of no covered pixel is bare
+    with pytest.raises(ValueError, match="no bare faces"):
+        segmenter.calibrate_gate(torch.zeros(0))
+
+
+def test_predict_mask_is_empty_below_the_gate() -> None:
+    logits = torch.full((2, 1, 20, 20), -1.0)
+    logits[0, 0, :4], logits[1, 0, :6] = 2.0, 2.0
+    segmenter, face = _segmenter_of(logits), _faces(2, 20, 20)
+    assert predicted_share(logits.sigmoid()).tolist() == pytest.approx([0.2, 0.3])
+    segmenter.gate.fill_(0.25)
+    below, above = segmenter.predict_mask(face, dilation=0)
+    assert not below.any()
+    assert torch.equal(above, logits[1].sigmoid())
+
+
+def test_load_segmenter_takes_the_running_average(tmp_path: Path) -> None:
+    segmenter = MaskSegmenter(8)
+    segmenter.gate.fill_(0.07)
+    state = {f"average.module.{key}": value for key, value in segmenter.state_dict().items()}
+    other = {f"segmenter.{key}": value + 1 for key, value in segmenter.state_dict().items()}
+    torch.save({"stage": "segmentation", "hyper_parameters": {"width": 8}, "state_dict": state | other}, tmp_path / "a.ckpt")
+    loaded, face = load_segmenter(tmp_path / "a.ckpt"), _faces()
+    assert loaded.gate == segmenter.gate
+    assert torch.equal(loaded(face), segmenter(face))
+
+
+def test_load_segmenter_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.ckpt"):
+        load_segmenter(tmp_path / "none.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="text.ckpt"):
+        load_segmenter(tmp_path / "text.ckpt")
+    torch.save({"stage": "inpainting", "hyper_parameters": {}, "state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="stage 'inpainting', not of 'segmentation'"):
+        load_segmenter(tmp_path / "other.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +321,7 @@ def test_predicted_mask_is_binary_and_grows_by_the_dilation() -> None:
         (lambda: Generator(8, attention=False).attend(_faces(), torch.zeros(2, 1, 40, 40)), "attention=True"),
         (lambda: GlobalLocalDiscriminator(8)(_faces(), torch.zeros(2, 40, 40)), "expected a mask of shape"),
         (lambda: MaskSegmenter(8)(torch.zeros(3, 40, 40)), "expected faces"),
-        (lambda: MaskSegmenter(8).predict_mask(_faces(), threshold=1.0), "threshold"),
+        (lambda: MaskSegmenter(8).predict_mask(_faces(), dilation=-1), "dilation must be at least 0"),
     ],
 )
 def test_bad_input_is_named(call: object, message: str) -> None:
