@@ -86,8 +86,9 @@ class DistillationModule(RecognitionModule):
         scale: of identity and prediction logits.
         identity_head: "full": every process has the classifier of all identities; "sharded": each holds its share of the rows.
         identity_sample_share: of the identities not in the batch, the share that a step compares with; below 1 only with "sharded".
+        optimizer: "adamw", or "sgd" with Nesterov momentum 0.9, which disturbs a well-trained student less in its first steps.
         learning_rate: peak; the classifier, which is new, learns ten times as fast.
-        weight_decay: of AdamW.
+        weight_decay: of the optimiser, for the student.
         ema_decay: of the student's running average, per step.
         interpolation: how far that average goes from the student's start (0) to its trained weights (1); below 1 that start must be trained
             weights alone, no random ones.
@@ -128,6 +129,7 @@ class DistillationModule(RecognitionModule):
         scale: float = 16.0,
         identity_head: HeadType = "full",
         identity_sample_share: float = 1.0,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
         learning_rate: float = 3e-5,
         weight_decay: float = 1e-2,
         ema_decay: float = 0.97,
@@ -238,9 +240,9 @@ class DistillationModule(RecognitionModule):
         self._teacher_cache = None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW over the trainable part of the student and the classifier, with warm-up and cosine decay."""
+        """AdamW or SGD over the trainable part of the student and the classifier, with warm-up and cosine decay."""
         blocks, rate, decay = (self.hparams[name] for name in ("trainable_blocks", "learning_rate", "weight_decay"))
-        optimizer = student_optimizer(self.student, blocks, self.classifier, rate, decay)
+        optimizer = student_optimizer(self.student, blocks, self.classifier, rate, decay, self.hparams["optimizer"])
         scheduler = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

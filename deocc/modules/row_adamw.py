@@ -9,21 +9,28 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
+from deocc.losses import ShardedIdentityLoss
 from deocc.networks.student import Student
 
+_MOMENTUM = 0.9
 _CLASSIFIER_RATE = 10.0  # the classifier is new, the rest of the student is pretrained
 
 
 def student_optimizer(
-    student: Student, trainable_blocks: int | None, classifier: nn.Module | None, rate: float, weight_decay: float
-) -> "RowAdamW":
-    """An optimiser of the student's trainable part and of the classifier, the last group; the rest of the student is frozen.
+    student: Student,
+    trainable_blocks: int | None,
+    classifier: nn.Module | None,
+    rate: float,
+    weight_decay: float,
+    name: Literal["adamw", "sgd"] = "adamw",
+) -> Optimizer:
+    """Build the optimiser of the student's trainable part and of the classifier, the last group; the rest of the student is frozen.
 
     Args:
         student: what learns at `rate`.
@@ -31,6 +38,10 @@ def student_optimizer(
         classifier: learns ten times as fast and without decay, where there is one.
         rate: the peak.
         weight_decay: of the student.
+        name: "adamw", or "sgd" with Nesterov momentum, which takes no classifier in shards.
+
+    Raises:
+        ValueError: SGD for a classifier whose gradients name rows.
     """
     trained = student.trainable(trainable_blocks)
     chosen = {id(parameter) for parameter in trained}
@@ -39,7 +50,11 @@ def student_optimizer(
     groups: list[dict[str, Any]] = [{"params": trained, "lr": rate, "weight_decay": weight_decay}]
     if classifier is not None:
         groups.append({"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * rate, "weight_decay": 0.0})
-    return RowAdamW(groups)
+    if name == "adamw":
+        return RowAdamW(groups)
+    if isinstance(classifier, ShardedIdentityLoss):
+        raise ValueError("optimizer sgd cannot train an identity_head in shards: choose adamw, or identity_head full")
+    return SGD(groups, momentum=_MOMENTUM, nesterov=True)
 
 
 class RowAdamW(AdamW):
