@@ -41,7 +41,7 @@ class KindMeans(Metric):
 
     def compute(self) -> dict[str, Any]:
         """`mean`: the scores by name; `per_kind`: the same by kind, for the kinds that were seen. A score of no image is NaN."""
-        seen = self.count[:, 0].nonzero().flatten().tolist()
+        seen = self.count.any(1).nonzero().flatten().tolist()  # a bare face has no intersection over union, say
         return {
             "mean": self._named(self.total.sum(0), self.count.sum(0)),
             "per_kind": {row - 1: self._named(self.total[row], self.count[row]) for row in seen},

@@ -22,7 +22,7 @@ ELSEWHERE = {
     "paper/ablation.yaml": "tests/apps/ parses all its commands: a plan of `deocc ablate`",
     **{f"data/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("celeba", "record", "pairs", "bin")},
     **{f"paper/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("inpaint", "distill", "lfw", "ar")},
-    "lfw/data.yaml": "tests/cli/test_paper.py runs it, on a fake twin",
+    **{f"lfw/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("data", "segment", "inpaint", "distill")},
 }
 NO_GPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
 """What of an overlay for GPUs cannot be tried without them."""

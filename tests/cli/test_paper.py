@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from jsonargparse import Namespace
 
@@ -69,6 +70,31 @@ def test_lfw_trains_and_tests_on_people_apart(lfw: Path, tmp_path: Path) -> None
     results = json.loads((run / "results.json").read_text())
     assert results["mixed_kinds"] and set(results["per_kind"]) == {"surgical", "hand", "sunglasses"}
     assert (run / "test-lfw" / "results.json").is_file()  # people of the other half were trained on: not a test of this run
+
+
+def test_lfw_stages_find_the_newest_runs(
+    lfw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The three stages of configs/lfw, a step each, then a test of the last, which takes masks of one and completions of the other."""
+    monkeypatch.chdir(tmp_path)
+    people = ["--data.face_set.init_args.root", str(lfw), "--data.face_set.init_args.val_identities", "3"]
+    tiny = {"segment": ["--model.init_args.width=8"], "inpaint": TINY_STAGE1[:2], "distill": []}
+    for stage, own in tiny.items():
+        run_deocc("fit", "--config", str(ROOT / f"configs/lfw/{stage}.yaml"), *people, *SMALL, *own, *ONE_STEP)
+    told = capsys.readouterr().out
+    assert "segmenter_checkpoint: the newest run of SegmentationModule, runs/lfw/segment" in told
+    assert "inpainting_checkpoint: the newest run of InpaintingModule, runs/lfw/inpaint" in told
+    recorded = yaml.safe_load(Path("runs/lfw/distill/config.yaml").read_text())["model"]["init_args"]
+    assert recorded["segmenter_checkpoint"] == "runs/lfw/segment/checkpoints/last.ckpt"
+    saved = [torch.load(f"runs/lfw/{stage}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for stage in ("segment", "distill")]
+    assert torch.equal(saved[0]["average.module.to_logits.0.weight"], saved[1]["deoccluder.segmenter.to_logits.0.weight"])
+    run_deocc("test", "--checkpoint", "runs/lfw/segment", *SMALL)
+    assert set(json.loads(Path("runs/lfw/segment/results.json").read_text())["mask_prediction"]) >= {"per_kind", "masked"}
+    run_deocc("test", "--checkpoint", "runs/lfw/distill", *SMALL)
+    results = json.loads(Path("runs/lfw/distill/results.json").read_text())
+    assert {"teacher_clean_predicted_mask", "student_clean_predicted_mask"} < set(results["rows"])
+    assert len(results["rows"]["student_clean_predicted_mask"]["accuracy"]["accuracies"]) == 5
+    assert set(results["student_predicted_mask_minus_teacher_masked"]) == {"eer", "accuracy"}
 
 
 def test_ar_gives_ranks_by_both_galleries_with_predicted_masks_alone(stage2: Path, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from deocc import runs
+from deocc.evaluation.results import CLEAN_ROWS
 from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1, run_deocc
 
-TEACHER = ("teacher_clean", "teacher_masked", "teacher_completed", "teacher_completed_predicted_mask")
-ROWS = (*TEACHER, "student_clean", "student", "student_predicted_mask")
+TEACHER = ("teacher_clean", "teacher_masked", "teacher_completed", "teacher_completed_predicted_mask", "teacher_clean_predicted_mask")
+ROWS = (*TEACHER, "student_clean", "student_clean_predicted_mask", "student", "student_predicted_mask")
 FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]"]
 INPAINT = ["fit", "--config", str(ROOT / "configs/inpaint.yaml")]
 
@@ -47,7 +48,9 @@ def test_results_json_holds_what_it_promises(tested: Path) -> None:
     assert interval["low"] <= interval["mean"] <= interval["high"]
     assert set(results["restoration"]) == {"given_mask", "predicted_mask"}
     assert set(results["per_kind"]) == {"surgical", "sunglasses"}
-    assert set(results["per_kind"]["surgical"]["rows"]) == {row for row in ROWS if not row.endswith("_clean")}
+    assert set(results["per_kind"]["surgical"]["rows"]) == {row for row in ROWS if row not in CLEAN_ROWS}
+    assert set(results["mask_prediction"]) == {"per_kind", "masked", "bare"}
+    assert set(results["mask_prediction"]["per_kind"]) == {"surgical", "sunglasses"}
     assert {"command", "checkpoint", "versions", "data_hash", "manifest_hash", "mask_seeds", "credit"} <= set(results)
 
 

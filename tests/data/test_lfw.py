@@ -247,6 +247,22 @@ def lfw_root(tmp_path: Path) -> Path:
     return root
 
 
+def test_validation_has_ten_photos_of_a_person(lfw_root: Path) -> None:
+    for person, images in (("Dee_Many", 12), ("Eve_Many", 13)):
+        for number in range(1, images + 1):
+            save_face(lfw_root / "lfw" / person / f"{person}_{number:04d}.jpg", 0, number % 10, 40, 40)
+    everyone = len(_people(LfwFaces(str(lfw_root), test_folds=[0], val_identities=1), "train"))
+    photos = {}
+    for val_identities in (1, everyone - 1):  # nearly all train, nearly all validate
+        faces = LfwFaces(str(lfw_root), test_folds=[0], val_identities=val_identities)
+        for person in ("Dee_Many", "Eve_Many"):
+            (split,) = {split for split in SPLITS if person in _people(faces, split)}
+            photos[person, split] = sorted(name for name in faces.names if name.startswith(person))
+    assert {split: len(names) for (person, split), names in photos.items() if person == "Dee_Many"} == {"train": 12, "val": 10}
+    assert {split: len(names) for (person, split), names in photos.items() if person == "Eve_Many"} == {"train": 13, "val": 10}
+    assert photos["Eve_Many", "val"] == [_file("Eve_Many", number) for number in range(1, 11)]
+
+
 @pytest.mark.parametrize("test_folds", [[0, 1], [2, 3], [3]])
 def test_training_has_everyone_outside_the_test_folds(lfw_root: Path, test_folds: list[int]) -> None:
     faces = LfwFaces(str(lfw_root), test_folds=test_folds, val_identities=6)

@@ -98,6 +98,40 @@ def test_lightning_turns_the_epochs_and_training_alone_draws_kinds(tiny_faces: F
     assert set(recorder.clean_masks) == {0.0}
 
 
+def test_masks_per_face_repeat_the_face(tiny_faces: FaceSet) -> None:
+    once = _training_epoch(_module(tiny_faces, clean_probability=0.0), 0)
+    thrice = _training_epoch(_module(tiny_faces, clean_probability=0.0, masks_per_face=3), 0)
+    for single, several in zip(once, thrice, strict=True):
+        assert len(several["face"]) == 3 * len(single["face"])
+        for key in ("face", "index", "identity", "landmarks", "flipped"):
+            assert torch.equal(several[key][0::3], single[key]) and torch.equal(several[key][2::3], single[key])  # type: ignore[literal-required]
+        assert torch.equal(several["masked_face"][0::3], single["masked_face"])  # the first copy is the one of before
+        assert not torch.equal(several["mask"][1::3], single["mask"])
+    seeds = _column(thrice, "seed").tolist()
+    assert len(set(seeds)) == len(seeds) and 0 <= min(seeds) and max(seeds) < 2**63
+
+
+def test_masks_per_face_leave_evaluation_alone(tiny_faces: FaceSet) -> None:
+    plain, repeated = _module(tiny_faces), _module(tiny_faces, masks_per_face=3, distractors=True)
+    for number in (0, 1):
+        assert _same(_batches(plain, plain.val_dataloader()[number]), _batches(repeated, repeated.val_dataloader()[number]))
+    with pytest.raises(ValueError, match="data.masks_per_face is 0"):
+        _module(tiny_faces, masks_per_face=0)
+
+
+def test_distractors_change_images_and_no_mask(tiny_faces: FaceSet) -> None:
+    settings: dict[str, Any] = {"clean_probability": 0.3, "size": 64, "kinds": ("box", "hand")}
+    plain, disturbed = (_training_epoch(_module(tiny_faces, **settings, distractors=wanted), 0) for wanted in (False, True))
+    for key in ("mask", "kind", "seed", "index", "landmarks"):
+        assert torch.equal(_column(plain, key), _column(disturbed, key))
+    changed = (_column(plain, "masked_face") != _column(disturbed, "masked_face")).flatten(1).any(1)
+    assert changed.all()  # a camera's defects are everywhere
+    worn = (_column(plain, "face") != _column(disturbed, "face")).flatten(1).any(1)
+    assert worn.any() and not worn.all()
+    assert _column(disturbed, "masked_face").abs().max() <= 1
+    assert _same(disturbed, _training_epoch(_module(tiny_faces, **settings, distractors=True), 0))
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_evaluation_masks_are_always_the_same_and_never_those_of_training(tiny_faces: FaceSet, split: str) -> None:
     loaders = [getattr(_module(tiny_faces, seed=seed), f"{split}_dataloader")() for seed in (0, 1)]

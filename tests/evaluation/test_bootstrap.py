@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, pair_scores, paired_bootstrap_eer
-from deocc.evaluation.bootstrap import paired_bootstrap_mean_eer
+from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_mean_eer
+from deocc.evaluation.folds import decisions, fold_accuracy
 
 
 def _slow_replicates(first: PairScores, second: PairScores, replicates: int, seed: int | torch.Generator) -> list[float]:
@@ -136,3 +137,59 @@ def test_different_pairs_too_few_people_and_no_replicates_are_refused(make_sets)
     alone = pair_scores(*(members.take(members.identity == 0) for members in (gallery, probe)))
     with pytest.raises(ValueError, match="1 people"):
         paired_bootstrap_eer(alone, alone)
+
+
+def _folded(make_sets, noise: float, seed: int) -> PairScores:
+    """All pairs, in three folds that mix people and sorts of pair."""
+    pairs = pair_scores(*make_sets(noise, seed=seed))
+    return pairs._replace(fold=torch.arange(len(pairs.same)) % 3)
+
+
+def _slow_accuracy_differences(first: PairScores, second: PairScores, replicates: int, seed: int) -> list[float]:
+    """The weighted accuracies, pair by pair: the mean of the accuracy over same pairs and that over different pairs."""
+    people = sorted({*first.first_person.tolist(), *first.second_person.tolist()})
+    drawn = torch.randint(len(people), (replicates, len(people)), generator=torch.Generator().manual_seed(seed)).tolist()
+    right = [decisions(pairs).tolist() for pairs in (first, second)]
+    pairs = list(zip(first.same.tolist(), first.first_person.tolist(), first.second_person.tolist(), strict=True))
+    differences = []
+    for draw in drawn:
+        count = {person: draw.count(position) for position, person in enumerate(people)}
+        accuracy = [0.0, 0.0]
+        for sort in (True, False):
+            weights = [(count[i] if sort else count[i] * count[j]) if same == sort else 0 for same, i, j in pairs]
+            for system in (0, 1):
+                hits = sum(weight for weight, hit in zip(weights, right[system], strict=True) if hit)
+                accuracy[system] += hits / sum(weights) / 2
+        differences.append(accuracy[0] - accuracy[1])
+    return differences
+
+
+def test_bootstrap_accuracy_equals_the_slow_loop(make_sets) -> None:
+    first, second = _folded(make_sets, 2.0, seed=1), _folded(make_sets, 3.0, seed=2)
+    interval = paired_bootstrap_accuracy(first, second, replicates=25, seed=4)
+    slow = _slow_accuracy_differences(first, second, 25, seed=4)
+    assert np.std(slow) > 0.005
+    assert interval.mean == pytest.approx(np.mean(slow), abs=1e-9)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=1e-9)
+    assert interval.low < interval.estimate < interval.high
+
+
+def test_bootstrap_accuracy_estimate_is_that_of_folds(make_sets) -> None:
+    """Of folds with as many same pairs as different ones, the usual case."""
+    parts = []
+    for noise, seed in ((2.0, 1), (3.0, 2)):
+        pairs = pair_scores(*make_sets(noise, seed=seed))
+        same, different = (chosen.nonzero().flatten()[:300] for chosen in (pairs.same, ~pairs.same))
+        chosen = torch.stack([same, different[torch.randperm(300, generator=torch.Generator().manual_seed(0))]], 1).flatten()
+        taken = [value[chosen] for value in (pairs.similarity, pairs.same, pairs.first_person, pairs.second_person)]
+        parts.append(PairScores(*taken, torch.arange(600) // 200))
+    interval = paired_bootstrap_accuracy(*parts, replicates=5)
+    assert interval.estimate == pytest.approx(fold_accuracy(parts[0]).mean - fold_accuracy(parts[1]).mean, abs=1e-9)
+
+
+def test_bootstrap_accuracy_refuses_other_pairs(make_sets) -> None:
+    first, second = _folded(make_sets, 2.0, seed=1), _folded(make_sets, 3.0, seed=2)
+    with pytest.raises(ValueError, match="different pairs"):
+        paired_bootstrap_accuracy(first, PairScores(*(value[1:] for value in second)))
+    with pytest.raises(ValueError, match="two or more are needed"):
+        paired_bootstrap_accuracy(first._replace(fold=torch.zeros_like(first.fold)), second)

@@ -19,7 +19,7 @@ from deocc.evaluation import (
     score_histogram,
     write_report,
 )
-from deocc.evaluation.results import ROWS
+from deocc.evaluation.results import CLEAN_ROWS, ROWS
 
 
 class _Links(HTMLParser):
@@ -46,7 +46,7 @@ def page(make_sets, tmp_path: Path) -> str:
     """The report of a whole test."""
     gallery, masked = make_sets(3.0)
     scores = {"psnr": 25.0, "ssim": 0.8, "psnr_covered": 18.25, "ssim_covered": 0.6}
-    probes = dict.fromkeys([name for name in ROWS if not name.endswith("_clean")], masked)
+    probes = dict.fromkeys([name for name in ROWS if name not in CLEAN_ROWS], masked)
     restoration = {"given_mask": {"mean": scores, "per_kind": {0: scores}}}
     provenance = {
         "command": "deocc test <script>alert(1)</script>",
@@ -54,7 +54,10 @@ def page(make_sets, tmp_path: Path) -> str:
         "versions": {"torch": "9.9.9"},
         "mask_seeds": [41, 42],
     }
-    results = build_results(gallery, gallery, probes, restoration, ["cloth", "hand"], provenance, replicates=5)
+    galleries = {"teacher": gallery, "student": gallery}
+    results = build_results(
+        gallery, gallery, probes, restoration, ["cloth", "hand"], provenance, replicates=5, predicted_mask_galleries=galleries
+    )
     write_report(tmp_path / "report.html", results, {"Faces & masks": panel_figure(_columns(), ["cloth", "hand"])})
     return (tmp_path / "report.html").read_text()
 

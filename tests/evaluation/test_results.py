@@ -22,10 +22,9 @@ from deocc.evaluation import (
     within_scores,
     write_results,
 )
-from deocc.evaluation.results import DIFFERENCES, KEYS, ROWS
+from deocc.evaluation.results import CLEAN_ROWS, DIFFERENCES, KEYS, ROWS
 from deocc.evaluation.tables import coverage_cells, difference_cells, kind_cells, percent, row_cells
 
-CLEAN = ("teacher_clean", "student_clean")
 KINDS = ("cloth", "hand", "never_seen")
 SCORES = {"psnr": 25.0, "ssim": 0.8, "psnr_covered": 18.0, "ssim_covered": math.nan}
 RESTORATION = {"given_mask": {"mean": SCORES, "per_kind": {0: SCORES, 1: SCORES}}}
@@ -37,8 +36,11 @@ def built(make_sets) -> dict:
     """Results of a test with every row."""
     gallery, masked = make_sets(3.0)
     gallery_student, student = make_sets(0.5, dimension=12)
-    probes = {name: student if name.startswith("student") else masked for name in reversed(ROWS) if name not in CLEAN}
-    return build_results(gallery, gallery_student, probes, RESTORATION, KINDS, PROVENANCE, replicates=20)
+    probes = {name: student if name.startswith("student") else masked for name in reversed(ROWS) if name not in CLEAN_ROWS}
+    predicted = {"teacher": gallery, "student": gallery_student}
+    return build_results(
+        gallery, gallery_student, probes, RESTORATION, KINDS, PROVENANCE, replicates=20, predicted_mask_galleries=predicted
+    )
 
 
 def test_results_hold_every_row_difference_kind_and_the_provenance(built: dict) -> None:
@@ -47,7 +49,7 @@ def test_results_hold_every_row_difference_kind_and_the_provenance(built: dict) 
     assert (built["people"], built["images"]) == (6, 30)
     assert list(built["per_kind"]) == ["cloth", "hand"]
     for part in built["per_kind"].values():
-        assert list(part["rows"]) == [name for name in ROWS if name not in CLEAN]
+        assert list(part["rows"]) == [name for name in ROWS if name not in CLEAN_ROWS]
         assert part["restoration"] == {"given_mask": SCORES}
     for name in DIFFERENCES:
         assert set(built[name]["eer"]) == {"estimate", "mean", "low", "high"}
@@ -69,6 +71,25 @@ def test_each_number_is_that_of_its_own_protocol(built: dict, make_sets) -> None
     difference = built["student_minus_teacher_masked"]["eer"]
     assert difference["estimate"] == pytest.approx(row["eer"] - built["rows"]["teacher_masked"]["eer"])
     assert difference["low"] <= difference["mean"] <= difference["high"] < 0
+
+
+def test_galleries_with_predicted_masks_have_rows(make_sets) -> None:
+    gallery, masked = make_sets(3.0)
+    galleries = {"teacher": make_sets(3.0)[0], "student": make_sets(3.0)[0]}
+    for seed, predicted in enumerate(galleries.values()):
+        noise = torch.randn(predicted.embedding.shape, generator=torch.Generator().manual_seed(seed))
+        predicted.embedding = torch.nn.functional.normalize(predicted.embedding + 0.5 * noise, dim=1)
+    probes = {"student": masked, "student_predicted_mask": masked, "teacher_completed_predicted_mask": masked}
+    built = build_results(gallery, gallery, probes, {}, KINDS, {}, replicates=5, predicted_mask_galleries=galleries)
+    assert [name for name in built["rows"] if name in CLEAN_ROWS] == list(CLEAN_ROWS)
+    for name, predicted in galleries.items():
+        assert built["rows"][f"{name}_clean_predicted_mask"]["eer"] == clean_row(predicted)["eer"] != built["rows"][f"{name}_clean"]["eer"]
+    expected = {"student": gallery, "student_predicted_mask": galleries["student"], "teacher_completed_predicted_mask": galleries["teacher"]}
+    for name, compared in expected.items():
+        assert built["rows"][name]["rank1"] == score_row(compared, masked)["rank1"]
+        assert built["rows"][name]["eer"] == score_row(compared, masked)["eer"]
+    difference = built["student_clean_predicted_mask_minus_teacher_clean"]["eer"]["estimate"]
+    assert difference == pytest.approx(built["rows"]["student_clean_predicted_mask"]["eer"] - built["rows"]["teacher_clean"]["eer"])
 
 
 def test_a_stage_1_test_yields_the_teachers_rows_only(make_sets) -> None:
@@ -201,4 +222,4 @@ def test_columns_of_the_plain_table_are_aligned(built: dict) -> None:
 
 def test_differences_carry_their_sign_in_points(built: dict) -> None:
     built["student_minus_teacher_masked"]["eer"] = {"estimate": -0.05, "mean": -0.05, "low": -0.075, "high": 0.01}
-    assert difference_cells(built)[1][1][1:] == ["-5.00", "-7.50 to +1.00"]
+    assert difference_cells(built)[1][list(DIFFERENCES).index("student_minus_teacher_masked")][1:] == ["-5.00", "-7.50 to +1.00"]

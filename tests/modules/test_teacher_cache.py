@@ -147,6 +147,37 @@ def test_the_losses_are_the_same_and_the_teacher_does_not_run_in_training(tmp_pa
     assert_close(with_cache.identity_centers, without.identity_centers)
 
 
+class Batches(pl.Callback):
+    """Keeps the training batches as the module gets them."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+
+def test_teacher_view_aligned_embeds_aligned_faces(teacher: Embedder, tmp_path: Path, cache: Path) -> None:
+    data, kept, counting = Data("strong", masks_per_face=2), Batches(), Counting()
+    trainer = pl.Trainer(max_epochs=1, limit_val_batches=0, **QUIET, default_root_dir=tmp_path, accelerator="cpu", callbacks=[kept, counting])
+    trainer.fit(DistillationModule(student_input="masked", teacher_view="aligned"), datamodule=data)
+    expected = computed(teacher, data, flipped=False)
+    assert len(kept.batches) == 3 and any(batch["flipped"].any() for batch in kept.batches)
+    for batch in kept.batches:
+        assert len(batch["teacher_embedding"]) == len(batch["face"]) == 8
+        assert_close(batch["teacher_embedding"], expected[batch["index"]])
+        with torch.no_grad():
+            assert (teacher(batch["face"]) - batch["teacher_embedding"]).abs().max() > 0.01  # the augmented face has another
+    assert counting.before == counting.faces == 12 and len(list(cache.iterdir())) == 1
+
+
+def test_teacher_view_aligned_refuses_blends(tmp_path: Path) -> None:
+    module = DistillationModule(student_input="masked", teacher_view="aligned")
+    trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    with pytest.raises(ValueError, match="teacher_view aligned knows no blended faces: set data.blend_probability to 0"):
+        trainer.fit(module, datamodule=Data("none", blend_probability=0.5))
+
+
 @pytest.mark.parametrize(("augmentation", "views"), [("strong", 1), ("none", 1), ("flip", 2)])
 def test_no_view_is_computed_that_is_not_used_and_none_twice(augmentation: str, views: int, tmp_path: Path, cache: Path) -> None:
     first, again = fit(tmp_path, Data(augmentation), steps=1), fit(tmp_path, Data(augmentation), steps=1)

@@ -1,7 +1,11 @@
 """Stage 1 as stage 2 sees it: the generator's own result, as tensors that a student can be trained on."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.networks import Deoccluder, Generator, MaskSegmenter
@@ -59,3 +63,63 @@ def test_the_compiled_generator_completes_alike_under_the_same_names(deoccluder:
     deoccluder.generator.compile(backend="aot_eager")  # the graph is traced, and no C++ compiler needed
     torch.testing.assert_close(deoccluder(masked_face, mask), expected)
     assert list(deoccluder.state_dict()) == names
+
+
+@torch.no_grad()
+def test_deoccluder_works_at_its_own_size(deoccluder: Deoccluder) -> None:
+    small = Deoccluder({"width": 8}, {"width": 8}, size=32)
+    small.load_state_dict(deoccluder.state_dict())
+    sides: list[int] = []
+    for network in (small.generator, small.segmenter):
+        network.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-1]))
+    masked_face, mask = masked_faces()
+    completed, predicted = small(masked_face, mask), small.predict_mask(masked_face)
+    assert sides == [32, 32]
+    assert completed.shape == masked_face.shape and predicted.shape == mask.shape
+    visible = (mask == 0).expand_as(completed)
+    assert torch.equal(completed[visible], masked_face[visible])
+    assert not torch.equal(completed[~visible], masked_face[~visible]) and completed.abs().max() <= 1
+    shrunk = F.interpolate(masked_face, (32, 32), mode="bilinear", antialias=True)
+    expected = F.interpolate(deoccluder.segmenter.predict_mask(shrunk), (40, 40), mode="bilinear")
+    torch.testing.assert_close(predicted, expected)
+    face = masked_face[..., :24, :24]  # a smaller one stays as it is
+    assert torch.equal(small(face, mask[..., :24, :24]), deoccluder(face, mask[..., :24, :24]))
+
+
+def _save_stage1(path: Path, deoccluder: Deoccluder, segmenter_width: int | None) -> None:
+    state = {f"average.module.{key}": value for key, value in deoccluder.generator.state_dict().items()}
+    if segmenter_width is not None:
+        state |= {f"segmenter.{key}": value for key, value in deoccluder.segmenter.state_dict().items()}
+    settings = {"width": 8, "attention": True, "segmenter_width": segmenter_width}
+    torch.save({"stage": "inpainting", "hyper_parameters": settings, "state_dict": state, "face_size": 32}, path)
+
+
+def _save_segmenter(path: Path, segmenter: MaskSegmenter) -> None:
+    state = {f"average.module.{key}": value for key, value in segmenter.state_dict().items()}
+    settings: dict[str, Any] = dict(segmenter.config)
+    torch.save({"stage": "segmentation", "hyper_parameters": settings, "state_dict": state}, path)
+
+
+def test_deoccluder_takes_a_segmenter_checkpoint(deoccluder: Deoccluder, tmp_path: Path) -> None:
+    segmenter = MaskSegmenter(12)
+    segmenter.gate.fill_(0.01)
+    _save_segmenter(tmp_path / "segment.ckpt", segmenter)
+    for width in (8, None):  # in place of stage 1's own, or where it has none
+        _save_stage1(tmp_path / "inpaint.ckpt", deoccluder, width)
+        loaded = Deoccluder.from_checkpoint(tmp_path / "inpaint.ckpt", tmp_path / "segment.ckpt")
+        assert loaded.size == 32 and loaded.config["segmenter"] == {"width": 12}
+        assert all(torch.equal(value, loaded.segmenter.state_dict()[key]) for key, value in segmenter.state_dict().items())
+        twin = Deoccluder(**loaded.config)
+        twin.load_state_dict(loaded.state_dict())
+        assert torch.equal(twin(*masked_faces()), loaded(*masked_faces()))
+
+
+def test_deoccluder_without_segmenter_is_refused(deoccluder: Deoccluder, tmp_path: Path) -> None:
+    _save_stage1(tmp_path / "inpaint.ckpt", deoccluder, 8)
+    own = Deoccluder.from_checkpoint(tmp_path / "inpaint.ckpt").segmenter.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in deoccluder.segmenter.state_dict().items())
+    _save_stage1(tmp_path / "inpaint.ckpt", deoccluder, None)
+    with pytest.raises(ValueError, match="has no segmenter: give a run of SegmentationModule as segmenter_checkpoint"):
+        Deoccluder.from_checkpoint(tmp_path / "inpaint.ckpt")
+    with pytest.raises(ValueError, match="not of 'segmentation'"):
+        Deoccluder.from_checkpoint(tmp_path / "inpaint.ckpt", tmp_path / "inpaint.ckpt")

@@ -1,5 +1,7 @@
 """The door to all recognisers: registry, crops, gradients, weights, adaptation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from deocc.networks import (
     list_embedders,
     widen_stem,
 )
+from deocc.networks.embedder import read_options
 from deocc.networks.embedder_spec import Recogniser
 
 TIMM = "timm/resnet18"
@@ -238,3 +241,28 @@ def test_projection_is_linear_and_the_identity_where_dimensions_agree():
     assert projection(torch.zeros(1, 5)).abs().max() == 0 and projection(embedding).shape == (2, 3)
     with pytest.raises(ValueError, match="got 0 and 3"):
         Projection(0, 3)
+
+
+# Mirror images
+
+
+def test_embedder_mirror_averages_in_evaluation() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 7, stride=7), nn.AdaptiveAvgPool2d(2), nn.Flatten())  # tells left from right
+    spec = EmbedderSpec("arcface", 112, mean=(127.5,) * 3, std=(127.5,) * 3)
+    plain = Embedder("plain", Recogniser(network, spec, pretrained=False)).eval()
+    mirror = Embedder("mirror", Recogniser(network, replace(spec, mirror=True), pretrained=False)).eval()
+    widen_stem(plain, 1)
+    nn.init.normal_(network[0].weight)
+    mirror.extra_channels = 1  # one network serves both
+    face, extra = torch.rand(2, 3, 112, 112) * 2 - 1, torch.rand(2, 1, 112, 112)
+    single, flipped = plain(face, extra), plain(face.flip(-1), extra.flip(-1))
+    assert not torch.allclose(single, flipped, atol=0.1)
+    torch.testing.assert_close(mirror(face, extra), (single + flipped) / 2)
+    assert torch.equal(mirror.train()(face, extra), single)
+
+
+def test_embedder_mirror_is_an_option_in_files() -> None:
+    assert read_options({"mirror": True}) == {"mirror": True}
+    with pytest.raises(ValueError, match="option mirror is true or false, got 1"):
+        read_options({"mirror": 1})
