@@ -91,7 +91,7 @@ def test_mtcnn_finds_all_faces_of_a_large_photo(mtcnn: Detector) -> None:
         face = np.asarray(cv2.GaussianBlur(face, (0, 0), 1), np.uint8)
         x, y = 150 + 640 * (number % 6), 200 + 700 * (number // 6)
         photo[y : y + 200, x : x + 200] = face
-        centres.append(truth.mean(0) + (x, y))
+        centres.append(truth.mean(0) + np.array([x, y]))
     found = mtcnn.detect(photo)
     middles = np.array([face.landmarks.mean(0) for face in found])
     assert all(np.linalg.norm(middles - centre, axis=1).min() < 15 for centre in centres)

@@ -1,4 +1,4 @@
-"""The right faces of a photo, as canonical crops, by the detectors in their order, or one line that says there is none."""
+"""The faces of a photo are found and aligned, or one line says that there is none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +15,12 @@ from tests.apps.photos.scenes import ONE, TWO, Pasted, draw_scene
 
 
 class _Stub:
-    """A detector that finds what it is told to, and keeps what it was shown."""
+    """A detector that returns given faces."""
 
     def __init__(self, found: Sequence[Detection]) -> None:
-        self.found, self.shown = list(found), []
+        self.found = list(found)
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        self.shown.append(image.shape)
         return self.found
 
 
@@ -43,7 +42,7 @@ def finder() -> FaceFinder:
 
 
 @pytest.mark.parametrize("pasted", [ONE, TWO, (Pasted(7, 180, 60, 220, -30),)], ids=["one", "two", "turned"])
-def test_real_faces_are_found_largest_first_and_aligned(finder: FaceFinder, pasted: Sequence[Pasted]) -> None:
+def test_real_faces_are_found_and_aligned(finder: FaceFinder, pasted: Sequence[Pasted]) -> None:
     found = finder.find(np.asarray(draw_scene(pasted)))
     assert len(found) == len(pasted)
     for face, truth in zip(found, sorted(pasted, key=lambda one: -one.width), strict=True):
@@ -51,35 +50,22 @@ def test_real_faces_are_found_largest_first_and_aligned(finder: FaceFinder, past
         points = transform_points(face.landmarks, invert_transform(face.matrix)).numpy()
         eye_distance = np.linalg.norm(true[1] - true[0])
         assert np.linalg.norm(points - true, axis=1).max() < 0.15 * eye_distance
-        assert face.face.shape == (3, 128, 128) and face.detector == "dlib"
+        assert face.face.shape == (3, 128, 128) and face.detector == "mtcnn"
         assert float((face.landmarks - TEMPLATES["canonical"].tensor(128)).abs().max()) < 12
 
 
-def test_only_the_largest_is_taken_unless_all_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    many = [_face(10 + 40 * (number % 10), 10 + 40 * (number // 10), 20 + number / 2, score=-number) for number in range(40)]
-    _use(monkeypatch, dlib=_Stub(many))
+def test_only_the_first_detection_is_taken_unless_all_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, mtcnn=_Stub([_face(10 + 60 * number, 10, 40, score=1 - number / 10) for number in range(4)]))
     photo = np.zeros((300, 500, 3), np.uint8)
-    assert [face.score for face in FaceFinder(64).find(photo)] == [-39]
-    assert [face.score for face in FaceFinder(64, every=True).find(photo)] == [float(-number) for number in reversed(range(40))]
+    assert [face.score for face in FaceFinder(64).find(photo)] == [1.0]
+    assert [face.score for face in FaceFinder(64, every=True).find(photo)] == [1.0, 0.9, 0.8, 0.7]
 
 
-def test_the_second_detector_looks_with_a_warning_where_the_first_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    second = _Stub([_face(100, 50, 200)])
-    _use(monkeypatch, dlib=_Stub([]), dlib_cnn=second)
-    photo = np.zeros((1500, 3000, 3), np.uint8)
-    with pytest.warns(UserWarning, match=r"^party\.jpg: dlib found no face, dlib_cnn did$"):
-        face = FaceFinder(64).find(photo, "party.jpg")[0]
-    assert second.shown == [(500, 1000, 3)]  # a smaller copy, whose coordinates are taken back
-    np.testing.assert_allclose(face.box, (np.array([100, 50, 300, 250]) + 0.5) * 3 - 0.5)
-    expected = (_face(100, 50, 200).landmarks + 0.5) * 3 - 0.5
-    np.testing.assert_allclose(transform_points(face.landmarks, invert_transform(face.matrix)), expected, atol=1e-2)
-    assert face.detector == "dlib_cnn"
-
-
-def test_a_detector_that_was_named_looks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, dlib_cnn=_Stub([]))
+def test_a_named_detector_replaces_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, dlib_cnn=_Stub([]), dlib=_Stub([_face(100, 50, 200)]))
     with pytest.raises(NoFaceError, match=r"no face found in the photo by dlib_cnn: "):
         FaceFinder(64, detector="dlib_cnn").find(np.zeros((60, 60, 3), np.uint8))
+    assert FaceFinder(64, detector="dlib").find(np.zeros((300, 500, 3), np.uint8))[0].detector == "dlib"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2000), (20, 3000)])
@@ -90,7 +76,7 @@ def test_tiny_photos_have_no_face_and_break_no_detector(finder: FaceFinder, shap
 
 def test_a_face_that_cannot_be_aligned_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     collapsed = Detection(np.array([0.0, 0, 9, 9]), np.full((5, 2), 4.0), 1.0)
-    _use(monkeypatch, dlib=_Stub([collapsed]), dlib_cnn=_Stub([collapsed]))
+    _use(monkeypatch, mtcnn=_Stub([collapsed]))
     with pytest.raises(NoFaceError):
         FaceFinder(64).find(np.zeros((60, 60, 3), np.uint8))
 
@@ -128,7 +114,7 @@ def test_a_crop_of_another_shape_is_refused_with_both_shapes() -> None:
         ({"aligned": "vgg224"}, "'vgg224': choose one of arcface112, dlib150, celeba178, canonical"),
         ({"aligned": "arcface112", "detector": "dlib"}, "not both"),
         ({"weights": "yunet.onnx"}, "give --detector"),
-        ({"detector": "mtcnn"}, "'mtcnn': choose one of"),
+        ({"detector": "retina"}, "'retina': choose one of"),
     ],
 )
 def test_contradictions_are_refused_at_once(options: dict[str, str], needle: str) -> None:

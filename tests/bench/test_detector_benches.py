@@ -1,0 +1,90 @@
+"""The benches of the detectors and of predicted masks, on a few ORL faces."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bench import detectors, masked_photos
+from deocc.apps.pipeline import Pipeline
+from deocc.geometry import TEMPLATES
+from tests.apps.real_model import model, pipeline  # noqa: F401
+from tests.fake_sets.faces import save_face
+
+
+def _photos(folder: Path) -> Path:
+    """Two faces and a photo without one."""
+    for person in (0, 9):
+        save_face(folder / f"{person}.png", person, 0, 200, 200)
+    Image.new("RGB", (60, 60), (127, 127, 127)).save(folder / "empty.png")
+    return folder
+
+
+def test_detectors_are_compared_on_orl_faces(capsys: pytest.CaptureFixture[str]) -> None:
+    detectors.main(["--images", "2", "--detectors", "mtcnn"])
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "mtcnn" in line]
+    assert [line[1].strip() for line in lines] == ["bare", "masked"]
+    assert lines[0][2].strip() == "2 of 2"
+    assert all(float(error) < 0.1 for error in lines[0][4].split())
+
+
+def test_detectors_are_compared_on_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    detectors.main(["--photos", str(_photos(tmp_path)), "--detectors", "mtcnn"])
+    (line,) = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "mtcnn" in line]
+    assert [cell.strip() for cell in line[1:4]] == ["3", "2", "66.7 %"]
+
+
+def test_errors_are_relative_to_the_eye_distance() -> None:
+    truth = np.array([[0.0, 0], [40, 0], [20, 20], [5, 40], [35, 40]])
+    found = truth + np.array([[4.0, 0], [0, 4], [0, 8], [12, 0], [0, -12]])
+    assert detectors.errors([found, None, found], [truth, truth, None]) == ["0.100", "0.200", "0.300"]
+    assert detectors.errors([None], [truth]) == ["", "", ""]
+
+
+def _cover(mask_from: float) -> Tensor:
+    """A mask over the rows of a crop from this share of its height downward."""
+    mask = torch.zeros(112, 112)
+    mask[round(112 * mask_from) :] = 1
+    return mask
+
+
+def test_masked_photos_measures_what_the_mask_covers(
+    pipeline: Pipeline,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One mask from the nose downward, one over the whole face."""
+    masks = iter([_cover(0.5), _cover(0.0)])
+    process = Pipeline.process_faces
+
+    def cover(self: Pipeline, face: Tensor, mask: Tensor | None = None) -> object:
+        return process(self, face)._replace(mask=next(masks)[None, None])
+
+    monkeypatch.setattr(Pipeline, "process_faces", cover)
+    monkeypatch.setattr("deocc.load", lambda path: pipeline, raising=False)
+    sheet = tmp_path / "sheet.png"
+    masked_photos.main(["--photos", str(_photos(tmp_path / "photos")), "--model", "some/model", "--sheet", str(sheet)])
+    shares = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()[:3]]
+    assert shares == ["2 of 3", "2 of 2", "1 of 2"]
+    pixels = np.asarray(Image.open(sheet))
+    assert pixels.shape == (128, 12 * 128, 3)
+    assert (pixels[:, :256] == (0, 255, 0)).all(-1).any() and not pixels[:, 256:].any()
+
+
+def test_masked_photos_reads_the_mask_at_the_landmarks() -> None:
+    landmarks = TEMPLATES["canonical"].tensor(112)
+    face = masked_photos.PhotoFace(torch.zeros(3, 112, 112), landmarks, torch.eye(2, 3), np.zeros(4), 1.0, "mtcnn")
+    mask = torch.zeros(112, 112)
+    column, row = landmarks[2].round().int().tolist()
+    mask[row, column] = 0.5
+    assert masked_photos.MaskedFace(face, mask).covered.tolist() == [False, False, True, False, False]
+
+
+def test_masked_photos_names_a_folder_without_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        masked_photos.main(["--photos", str(tmp_path)])
+    assert "no photo in" in capsys.readouterr().err
