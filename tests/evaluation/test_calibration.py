@@ -146,7 +146,7 @@ def test_the_face_ends_at_the_cheeks_the_forehead_and_the_chin() -> None:
 
 
 def test_the_least_visible_hundredth_is_left_out() -> None:
-    assert least_visible(torch.linspace(0, 1, 101)) == pytest.approx(0.01)
+    assert least_visible(torch.linspace(0, 1, 101, dtype=torch.float64)) == pytest.approx(0.01)
 
 
 def calibration() -> Calibration:
