@@ -20,6 +20,12 @@ ALL = {f"{name}-fold{fold}-seed0 {action}" for name in ("task", "masked") for fo
 ALL |= {"inpaint-fold0-seed0 fit", "inpaint-fold1-seed0 fit"}
 
 
+@pytest.fixture(autouse=True)
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes nine tenths of a run of the stand-in; `test_ablation_table.py` checks the figures."""
+    monkeypatch.setattr("deocc.apps.ablation.report._figures", lambda *_: {})
+
+
 def again(program: Program, words: list[str]) -> set[str]:
     """What a further `deocc ablate` starts."""
     program.started.clear()
