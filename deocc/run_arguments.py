@@ -5,7 +5,6 @@ from pathlib import Path
 
 from deocc import runs
 
-EVALUATIONS = ("validate", "test", "predict")
 FROM_CHECKPOINT = "from_checkpoint"
 """In place of a run folder: the one that the checkpoint belongs to."""
 

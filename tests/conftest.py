@@ -1,8 +1,14 @@
 """What several rooms' tests share: the command line, run in this process, and small trained runs of either stage."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# The suite runs one process a core: a second thread in each, or in the commands that they start, waits for a core and spins meanwhile.
+# OpenMP reads both when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -10,6 +16,7 @@ import torch
 from PIL import Image
 
 from deocc.cli import main
+from deocc.detection import Detector, create_detector
 
 # Typing keeps the first of Union[int, float] and Union[float, int] for both: Lightning's must come before those of scikit-learn and scipy.
 import pytorch_lightning  # isort: skip  # noqa: F401
@@ -38,6 +45,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEOCC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def dlib_detector() -> Detector:
+    """dlib's detector, whose 100 MB of weights take more than a second to read, once for all tests of a process."""
+    pytest.importorskip("dlib")
+    return create_detector("dlib")
 
 
 def run_deocc(*words: str) -> None:

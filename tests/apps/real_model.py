@@ -81,8 +81,8 @@ def pipeline(model: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def detector() -> Detector:
-    return create_detector("dlib")
+def detector(dlib_detector: Detector) -> Detector:
+    return dlib_detector
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,8 @@ class Program:
         """The last line of the log by `FOLDER ACTION`."""
         self.scores: dict[str, list[float]] = {"masked": TEACHER}
         """A student's similarities by variant; `STUDENT` where there are none."""
+        self.kept: Collection[int] = ()
+        """The file descriptors that the last child was given to keep open."""
 
     def __call__(self, command: list[str], log: Path, environment: Mapping[str, str], keep: Collection[int]) -> Any:
         action = command[1]
@@ -54,6 +56,7 @@ class Program:
         self.started.append(name)
         self.commands[name] = command
         self.environments[name] = environment
+        self.kept = keep
         (folder / "checkpoints").mkdir(exist_ok=True)
         if action == "fit":
             (folder / "checkpoints" / "last.ckpt").touch()

@@ -149,6 +149,24 @@ with locked(Path(sys.argv[1])) as lock:
 """
 
 
+def test_a_folder_is_refused_while_a_runner_or_its_orphan_holds_it(program: Program) -> None:
+    with locked(Path("out")) as lock:
+        with pytest.raises(RuntimeError, match=rf"^out is in use by another `deocc ablate` \(process {os.getpid()}, or a run that it left"):
+            main(write_plan())
+        orphan = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    try:
+        with pytest.raises(RuntimeError, match="is in use"):
+            main(write_plan())
+        assert program.started == [] and not Path("out/overlays").exists()
+    finally:
+        orphan.kill()
+        orphan.wait()
+    main(write_plan())
+    assert set(program.started) == ALL
+    assert len(program.kept) == 1  # the lock
+
+
+@pytest.mark.slow
 def test_a_folder_takes_one_runner_and_its_orphans_keep_it(program: Program, tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.DEVNULL)
     log = tmp_path / "out/job/fit.log"

@@ -18,6 +18,7 @@ from deocc.losses import distances, triplet_relation_loss
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_everything_runs_on_a_cpu_and_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--small", "--output", str(output)])

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ ELSEWHERE = {
     **{f"paper/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("inpaint", "distill", "lfw", "ar")},
     **{f"lfw/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("data", "segment", "inpaint", "distill")},
 }
+LARGE = {"teacher/arcface.yaml": "iresnet50", "teacher/facenet.yaml": "inception_resnet_v1"}
+"""Overlays whose recogniser takes many seconds to train for a step, and its name: `make test-faults` runs them."""
 NO_GPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
 """What of an overlay for GPUs cannot be tried without them."""
 
@@ -67,12 +70,14 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _further_words(overlay: Path, weights: dict[str, str], noise: Path) -> list[str]:
     """What the overlay's first comment asks the user to add, and the data where the overlay leaves them open."""
-    teacher = yaml.safe_load(overlay.read_text()).get("model", {}).get("init_args", {}).get("teacher")
+    content = yaml.safe_load(overlay.read_text())
+    teacher = content.get("model", {}).get("init_args", {}).get("teacher")
+    names_faces = "face_set" in content.get("data", {})
     words = ["--model.init_args.teacher_weights", weights[teacher]] if teacher in weights else []
     words += NO_GPU if overlay.stem in {"gpu", "gpus", "nodes"} else []
-    if overlay.parent.name != "data":
+    if not names_faces:
         words += ["--data.face_set", "deocc.data.FolderFaces"]
-    if overlay.parent.name != "data" or overlay.stem == "folder":
+    if not names_faces or overlay.stem == "folder":
         words += ["--data.face_set.init_args.root", str(noise)]
     return words
 
@@ -83,7 +88,12 @@ def test_configs_holds_the_two_stages_and_overlays_only() -> None:
     assert all(path.read_text().startswith("#") for path in OVERLAYS), "an overlay says at its top what it is for"
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def _parameter(overlay: Path) -> Any:
+    name = f"{overlay.parent.name}/{overlay.name}"
+    return pytest.param(overlay, id=name, marks=[pytest.mark.slow] if name in LARGE else [])
+
+
+@pytest.mark.parametrize("overlay", [_parameter(overlay) for overlay in OVERLAYS])
 def test_an_overlay_runs_on_its_stage(overlay: Path, stage1: Path, noise: Path, weights: dict[str, str], tmp_path: Path) -> None:
     if reason := ELSEWHERE.get(f"{overlay.parent.name}/{overlay.name}"):
         pytest.skip(reason)
@@ -93,3 +103,11 @@ def test_an_overlay_runs_on_its_stage(overlay: Path, stage1: Path, noise: Path, 
     further = _further_words(overlay, weights, noise)
     files = ["--config", str(stage), "--config", str(overlay), "--run", str(tmp_path / "run")]
     run_deocc("fit", *files, *SMALL, *own, *further, "--trainer.fast_dev_run", "true")
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_an_overlay_with_a_large_recogniser_is_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_deocc("fit", "--config", str(STAGES["distill.yaml"]), "--config", str(CONFIGS / name), "--print_config")
+    assert not ended.value.code
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["teacher"] == LARGE[name]

@@ -108,7 +108,7 @@ def test_masks_per_face_repeat_the_face(tiny_faces: FaceSet) -> None:
         assert torch.equal(several["masked_face"][0::3], single["masked_face"])  # the first copy is the one of before
         assert not torch.equal(several["mask"][1::3], single["mask"])
     seeds = _column(thrice, "seed").tolist()
-    assert len(set(seeds)) == len(seeds) and 0 <= min(seeds) and max(seeds) < 2**63
+    assert len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) < 2**63
 
 
 def test_masks_per_face_leave_evaluation_alone(tiny_faces: FaceSet) -> None:

@@ -22,9 +22,9 @@ pytest.importorskip("dlib")
 _PEOPLE = (0, 9, 17, 25, 33)
 
 
-@pytest.fixture(scope="module")
-def hog() -> Detector:
-    return create_detector("dlib")
+@pytest.fixture
+def hog(dlib_detector: Detector) -> Detector:
+    return dlib_detector
 
 
 def _errors(found: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -86,9 +86,9 @@ def test_coverage_stays_in_the_kind_s_range(kind: str, least: float, most: float
 @pytest.mark.parametrize("kind", ["surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes"])
 def test_an_extent_holds_all_that_its_kind_paints(kind: str, own_kinds: None, make_faces: MakeFaces) -> None:
     """The same kind painted over the whole image, on small frontal and turned heads, covers not one pixel more."""
-    points = _turn(FACE, 0, 0.5).expand(512, 5, 2).clone()
-    points[::2, 2, 0] += torch.linspace(-12, 12, 256)
-    faces, seeds = make_faces(1, SIZE).expand(512, -1, -1, -1), torch.arange(512)
+    points = _turn(FACE, 0, 0.5).expand(256, 5, 2).clone()
+    points[::2, 2, 0] += torch.linspace(-12, 12, 128)
+    faces, seeds = make_faces(1, SIZE).expand(256, -1, -1, -1), torch.arange(256)
     register_kind(replace(get_kind(list_kinds().index(kind)), name="everywhere", extent=None))
     assert torch.equal(render(faces, points, kind, seeds)[1], render(faces, points, "everywhere", seeds)[1])
 

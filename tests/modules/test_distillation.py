@@ -210,8 +210,10 @@ def _with_head(folder: Path, head: str, clip: float) -> tuple[DistillationModule
 def test_a_sharded_classifier_trains_clips_and_is_kept_as_a_full_one(tmp_path: Path) -> None:
     (full, _), (sharded, path) = (_with_head(tmp_path / head, head, clip=0.1) for head in ("full", "sharded"))
     assert full.classifier is not None and sharded.classifier is not None
-    torch.testing.assert_close(sharded.classifier.weight, full.classifier.weight, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(full.classifier.weight, full.identity_centers, atol=1e-4)  # it has moved from its start
+    # Adam turns the rounding of a gradient near 0 into a step as long as any other, so single weights may differ: their norm may not.
+    travelled = (full.classifier.weight - full.identity_centers).norm()
+    assert travelled > 1e-2  # thousands of weights by 1e-3 a step
+    assert (sharded.classifier.weight - full.classifier.weight).norm() < 1e-2 * travelled
     again = DistillationModule.load_from_checkpoint(path, map_location="cpu")
     assert again.classifier is not None and torch.equal(again.classifier.weight, sharded.classifier.weight)
 

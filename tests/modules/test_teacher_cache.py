@@ -159,7 +159,9 @@ class Batches(pl.Callback):
 
 def test_teacher_view_aligned_embeds_aligned_faces(teacher: Embedder, tmp_path: Path, cache: Path) -> None:
     data, kept, counting = Data("strong", masks_per_face=2), Batches(), Counting()
-    trainer = pl.Trainer(max_epochs=1, limit_val_batches=0, **QUIET, default_root_dir=tmp_path, accelerator="cpu", callbacks=[kept, counting])
+    trainer = pl.Trainer(
+        max_epochs=1, limit_val_batches=0, **QUIET, default_root_dir=tmp_path, accelerator="cpu", callbacks=[kept, counting]
+    )
     trainer.fit(DistillationModule(student_input="masked", teacher_view="aligned"), datamodule=data)
     expected = computed(teacher, data, flipped=False)
     assert len(kept.batches) == 3 and any(batch["flipped"].any() for batch in kept.batches)

@@ -22,7 +22,7 @@ from deocc.apps.pipeline import load, write_model
 from deocc.apps.pipeline.folder import face_contract
 from deocc.callbacks.calibration import write_thresholds
 from deocc.data import FolderFaces, OrlFaces
-from deocc.detection import Detector, create_detector
+from deocc.detection import Detector
 from deocc.geometry import TEMPLATES, similarity_transform, warp
 from tests.apps.real_model import calibration
 
@@ -35,9 +35,9 @@ def _levels(findings: list[Finding], part: str) -> list[str]:
     return [finding.level for finding in findings if part in str(finding)]
 
 
-@pytest.fixture(scope="module")
-def detector() -> Detector:
-    return create_detector("dlib")
+@pytest.fixture
+def detector(dlib_detector: Detector) -> Detector:
+    return dlib_detector
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ from tests.apps.photos.scenes import ONE, TWO, Pasted, draw_scene
 _TURNED = (Pasted(7, 180, 60, 220, -30),)
 
 
-@pytest.fixture(scope="module")
-def detector() -> Detector:
-    return create_detector("dlib")
+@pytest.fixture
+def detector(dlib_detector: Detector) -> Detector:
+    return dlib_detector
 
 
 @pytest.fixture(autouse=True)
