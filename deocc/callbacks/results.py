@@ -1,4 +1,4 @@
-"""Files of a test: results.json, pair scores (scores.npz, clean_scores.npz), masks.csv, report.html, panel.png; and tables for dashboards."""
+"""Files of a test: results.json, pair scores (scores.npz, clean_scores.npz), masks.csv, report.html, panel.png; tables of dashboards."""
 
 import shlex
 import sys
