@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
 ONLY ?= deocc.*
+LFW ?= data/lfw
+JOBS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults check coverage mutants audit soak bench ablation choices docs clean
+.PHONY: help install demo pretrained lfw-results test test-faults check coverage mutants audit soak bench ablation choices docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,6 +27,14 @@ demo: install ## train both stages on real faces, test on people never seen, wri
 	$(BIN)/deocc fit --config configs/inpaint.yaml --run $(RUN)/inpaint
 	$(BIN)/deocc fit --config configs/distill.yaml --run $(RUN)/distill --model.init_args.inpainting_checkpoint $(RUN)/inpaint
 	$(BIN)/deocc test --checkpoint $(RUN)/distill --run $(RUN)
+
+pretrained: install ## train the model that the package ships on LFW and install it in deocc/pretrained (LFW=folder, JOBS=2 trains side by side; resumes)
+	$(BIN)/python -m bench.lfw --data $(LFW) --halves a --jobs $(JOBS)
+	$(BIN)/python -m deocc.apps.pipeline.install_pretrained runs/lfw/a/distill
+
+lfw-results: install ## train and test on both halves of LFW and write docs/pages/lfw.md (LFW=folder, JOBS=2; resumes)
+	$(BIN)/python -m bench.lfw --data $(LFW) --halves a b --jobs $(JOBS)
+	$(BIN)/python -m bench.lfw_page --data $(LFW)
 
 test: install ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

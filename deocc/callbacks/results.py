@@ -1,4 +1,4 @@
-"""What a test leaves behind: results.json, scores.npz, masks.csv, report.html, panel.png, a table in the terminal, and the dashboards'."""
+"""Files of a test: results.json, pair scores (scores.npz, clean_scores.npz), masks.csv, report.html, panel.png; tables of dashboards."""
 
 import shlex
 import sys
@@ -30,8 +30,8 @@ from deocc.evaluation import (
     write_results,
     write_scores,
 )
-from deocc.evaluation.results import ROWS
-from deocc.evaluation.scores import SCORES
+from deocc.evaluation.results import CLEAN_ROWS, ROWS
+from deocc.evaluation.scores import CLEAN_SCORES, SCORES
 from deocc.evaluation.tables import Cells, difference_cells, is_listed, kind_cells, restoration_cells, row_cells, setting_cells
 
 MANIFEST = "masks.csv"
@@ -63,9 +63,11 @@ class ResultsCallback(pl.Callback):
             results[THRESHOLDS] = calibration.plain()
         folder = Path(trainer.default_root_dir)
         write_results(folder / runs.RESULTS, results)
-        scores = _scores(trainer, getattr(pl_module, "embeddings", {}))
-        if scores:
-            write_scores(folder / SCORES, scores)
+        embeddings = getattr(pl_module, "embeddings", {})
+        scores, clean_scores = _scores(trainer, embeddings), _clean_scores(trainer, embeddings)
+        for name, rows in ((SCORES, scores), (CLEAN_SCORES, clean_scores)):
+            if rows:
+                write_scores(folder / name, rows)
         trainer.datamodule.write_manifest(folder / MANIFEST)  # type: ignore[attr-defined]
         figures = _figures(trainer, results, scores)
         write_report(folder / runs.REPORT, results, figures)
@@ -128,12 +130,29 @@ def _figures(trainer: pl.Trainer, results: dict[str, Any], scores: dict[str, Pai
 
 
 def _scores(trainer: pl.Trainer, embeddings: dict[str, EmbeddingSet]) -> dict[str, PairScores]:
-    """By row, the pairs that the test compared."""
+    """By row, the pairs of clean and masked faces that the test compared, as `build_results` compares them."""
     rows = [row for row in ROWS if row in embeddings]
     if not rows:
         return {}
     protocol = trainer.datamodule.protocol  # type: ignore[attr-defined]
-    return {row: protocol.cross(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row]) for row in rows}
+    return {row: protocol.cross(_gallery(row, embeddings), embeddings[row]) for row in rows}
+
+
+def _clean_scores(trainer: pl.Trainer, embeddings: dict[str, EmbeddingSet]) -> dict[str, PairScores]:
+    """By row of `CLEAN_ROWS`, the pairs of clean faces that the test compared."""
+    galleries = {row: f"gallery_{row.replace('_clean', '')}" for row in CLEAN_ROWS}
+    rows = [row for row in CLEAN_ROWS if galleries[row] in embeddings]
+    if not rows:
+        return {}
+    protocol = trainer.datamodule.protocol  # type: ignore[attr-defined]
+    return {row: protocol.within(embeddings[galleries[row]]) for row in rows}
+
+
+def _gallery(row: str, embeddings: dict[str, EmbeddingSet]) -> EmbeddingSet:
+    """The clean faces that a row's probes are compared with: by predicted masks too, where the probes are and these are there."""
+    name = f"gallery_{row.split('_')[0]}"
+    predicted = f"{name}_predicted_mask"
+    return embeddings[predicted] if row.endswith("_predicted_mask") and predicted in embeddings else embeddings[name]
 
 
 def _score_figures(scores: dict[str, PairScores]) -> dict[str, Figure]:

@@ -1,6 +1,12 @@
 """Protocols and metrics: verification, identification, restoration; intervals; the results file, its tables, figures and report."""
 
-from deocc.evaluation.bootstrap import Interval, paired_bootstrap_accuracy, paired_bootstrap_eer, paired_bootstrap_mean_eer
+from deocc.evaluation.bootstrap import (
+    Interval,
+    paired_bootstrap_accuracy,
+    paired_bootstrap_eer,
+    paired_bootstrap_mean_accuracy,
+    paired_bootstrap_mean_eer,
+)
 from deocc.evaluation.coverage import by_coverage, coverage_deciles, decile_edges
 from deocc.evaluation.distribution import FrechetDistance, KernelDistance
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
@@ -68,6 +74,7 @@ __all__ = [
     "pair_scores",
     "paired_bootstrap_accuracy",
     "paired_bootstrap_eer",
+    "paired_bootstrap_mean_accuracy",
     "paired_bootstrap_mean_eer",
     "panel_figure",
     "panel_image",

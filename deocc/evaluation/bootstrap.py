@@ -63,21 +63,29 @@ def paired_bootstrap_accuracy(first: PairScores, second: PairScores, replicates:
     Raises:
         ValueError: the pairs differ, have fewer than two folds, `replicates` is below 1, or there are fewer than two people.
     """
-    people, positions = torch.unique(torch.stack([first.first_person, first.second_person]), return_inverse=True)
-    _check(first, second, replicates, len(people))
-    gain = decisions(first).double() - decisions(second).double()
+    return paired_bootstrap_mean_accuracy([first], [second], replicates, seed)
+
+
+def paired_bootstrap_mean_accuracy(
+    firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
+) -> Interval:
+    """The mean over parts of the difference that `paired_bootstrap_accuracy` takes.
+
+    A part is a set of folds scored by one model. Thresholds are chosen within a part, since those of two models need not agree. A
+    replicate draws people within each part.
+
+    Args:
+        firsts: the pairs of each part, with folds, as one system scored them.
+        seconds: the same by the other.
+        replicates: of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as in `paired_bootstrap_accuracy` for any part, or the numbers of parts differ or are 0.
+    """
+    _check_parts(firsts, seconds)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
-    counts = torch.zeros(replicates, len(people), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-    halves = []
-    for chosen in (first.same, ~first.same):
-        one, other = positions[:, chosen]
-        weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
-        halves.append((weight * gain[chosen]).sum(1) / weight.sum(1))
-    difference = torch.stack(halves).mean(0)
-    difference = difference[~difference.isnan()]
-    estimate = float(gain[first.same].mean() + gain[~first.same].mean()) / 2
-    return Interval(estimate, float(difference.mean()), float(difference.quantile(_LOW)), float(difference.quantile(_HIGH)))
+    return _mean_interval([_accuracy_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)])
 
 
 def paired_bootstrap_mean_eer(
@@ -98,28 +106,47 @@ def paired_bootstrap_mean_eer(
     Raises:
         ValueError: as in `paired_bootstrap_eer` for any fold, or the numbers of folds differ or are 0.
     """
-    if not firsts or len(firsts) != len(seconds):
-        raise ValueError(
-            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: give the same folds of both, one at least"
-        )
+    _check_parts(firsts, seconds)
     generator = torch.Generator().manual_seed(seed)
-    folds = [_fold_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)]
-    estimate = sum(estimate for estimate, _ in folds) / len(folds)
-    difference = torch.stack([drawn for _, drawn in folds]).mean(0)
+    return _mean_interval([_fold_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)])
+
+
+def _mean_interval(parts: Sequence[tuple[float, Tensor]]) -> Interval:
+    """Of the mean over parts; each has its difference on the people as they are and (R,) on drawn people, NaN for unusable draws."""
+    estimate = sum(estimate for estimate, _ in parts) / len(parts)
+    difference = torch.stack([drawn for _, drawn in parts]).mean(0)
     difference = difference[~difference.isnan()]
     if len(difference) == 0:
         return Interval(estimate, *[float("nan")] * 3)
     return Interval(estimate, float(difference.mean()), float(difference.quantile(_LOW)), float(difference.quantile(_HIGH)))
 
 
+def _accuracy_differences(first: PairScores, second: PairScores, replicates: int, generator: torch.Generator) -> tuple[float, Tensor]:
+    """The difference of accuracies on the people as they are, and (R,) on drawn people."""
+    positions, counts = _draw_people(first, second, replicates, generator)
+    gain = decisions(first).double() - decisions(second).double()
+    halves = []
+    for chosen in (first.same, ~first.same):
+        one, other = positions[:, chosen]
+        weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
+        halves.append((weight * gain[chosen]).sum(1) / weight.sum(1))
+    return float(gain[first.same].mean() + gain[~first.same].mean()) / 2, torch.stack(halves).mean(0)
+
+
 def _fold_differences(first: PairScores, second: PairScores, replicates: int, generator: torch.Generator) -> tuple[float, Tensor]:
     """The difference on the people as they are, and (R,) on drawn people; NaN where one person was drawn only."""
+    positions, counts = _draw_people(first, second, replicates, generator)
+    estimate = equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
+    return estimate, _replicate_rates(first, positions, counts) - _replicate_rates(second, positions, counts)
+
+
+def _draw_people(first: PairScores, second: PairScores, replicates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(2, N) both persons of each pair as columns of (R, P) counts: how often each of the P people was drawn in a replicate."""
     people, positions = torch.unique(torch.stack([first.first_person, first.second_person]), return_inverse=True)
     _check(first, second, replicates, len(people))
     drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
     counts = torch.zeros(replicates, len(people), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-    estimate = equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
-    return estimate, _replicate_rates(first, positions, counts) - _replicate_rates(second, positions, counts)
+    return positions, counts
 
 
 def _replicate_rates(scores: PairScores, positions: Tensor, counts: Tensor) -> Tensor:
@@ -162,6 +189,13 @@ def _table(bins: Tensor, cell: Tensor, height: int, width: int) -> Tensor:
     ones = torch.ones(len(bins), dtype=torch.float64)
     table = torch.sparse_coo_tensor(torch.stack([bins, cell]), ones, (height, width), check_invariants=False)
     return table.coalesce()
+
+
+def _check_parts(firsts: Sequence[PairScores], seconds: Sequence[PairScores]) -> None:
+    if not firsts or len(firsts) != len(seconds):
+        raise ValueError(
+            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: give the same folds of both, one at least"
+        )
 
 
 def _check(first: PairScores, second: PairScores, replicates: int, people: int) -> None:

@@ -13,6 +13,8 @@ from deocc.evaluation.verification import PairScores
 
 SCORES = "scores.npz"
 """The file's name in a run folder."""
+CLEAN_SCORES = "clean_scores.npz"
+"""The same of the rows that compare bare faces with bare faces, whose pairs can be others."""
 
 _SHARED = ("same", "first_person", "second_person", "fold")
 

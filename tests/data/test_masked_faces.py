@@ -115,7 +115,7 @@ def test_masks_per_face_leave_evaluation_alone(tiny_faces: FaceSet) -> None:
     plain, repeated = _module(tiny_faces), _module(tiny_faces, masks_per_face=3, distractors=True)
     for number in (0, 1):
         assert _same(_batches(plain, plain.val_dataloader()[number]), _batches(repeated, repeated.val_dataloader()[number]))
-    with pytest.raises(ValueError, match="data.masks_per_face is 0"):
+    with pytest.raises(ValueError, match=r"data\.masks_per_face is 0"):
         _module(tiny_faces, masks_per_face=0)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, pair_scores, paired_bootstrap_eer
-from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_mean_eer
+from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer
 from deocc.evaluation.folds import decisions, fold_accuracy
 
 
@@ -193,3 +193,26 @@ def test_bootstrap_accuracy_refuses_other_pairs(make_sets) -> None:
         paired_bootstrap_accuracy(first, PairScores(*(value[1:] for value in second)))
     with pytest.raises(ValueError, match="two or more are needed"):
         paired_bootstrap_accuracy(first._replace(fold=torch.zeros_like(first.fold)), second)
+
+
+def _in_folds(pairs: PairScores, seed: int) -> PairScores:
+    return pairs._replace(fold=torch.randint(3, pairs.same.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_mean_accuracy_of_parts_keeps_thresholds_within_a_part(make_sets) -> None:
+    """The second part's similarities are shifted, so that a threshold common to both would be useless."""
+    firsts = [_in_folds(pair_scores(*make_sets(4.0, seed=seed)), seed) for seed in (1, 2)]
+    seconds = [_in_folds(pair_scores(*make_sets(7.0, seed=seed + 2)), seed) for seed in (1, 2)]
+    shifted = [[part[0], part[1]._replace(similarity=part[1].similarity + 5)] for part in (firsts, seconds)]
+    assert paired_bootstrap_mean_accuracy(*shifted, 80, seed=3) == paired_bootstrap_mean_accuracy(firsts, seconds, 80, seed=3)
+    both = paired_bootstrap_mean_accuracy(firsts, seconds, 80, seed=3)
+    alone = [paired_bootstrap_accuracy(*pairs, 80, seed=3) for pairs in zip(firsts, seconds, strict=True)]
+    assert both.estimate == pytest.approx(np.mean([interval.estimate for interval in alone]))
+    widths = [interval.high - interval.low for interval in alone]
+    assert 0.5 * min(widths) < both.high - both.low < 0.9 * max(widths)
+
+
+def test_parts_of_one_system_only_are_refused(make_sets) -> None:
+    pairs = _in_folds(pair_scores(*make_sets(4.0)), 0)
+    with pytest.raises(ValueError, match="got 2 folds of one system and 1"):
+        paired_bootstrap_mean_accuracy([pairs, pairs], [pairs])
