@@ -10,7 +10,6 @@ from deocc.apps.demo.gallery import OrlGallery
 from deocc.apps.photos import FaceFinder, PhotoFace, read_photo
 from deocc.apps.pipeline import FaceNetwork, Pipeline, write_model
 from deocc.apps.pipeline.folder import face_contract
-from deocc.detection import Detector
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
 from tests.apps.photos.scenes import ONE, Pasted, draw_scene
 
@@ -66,10 +65,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def finder(dlib_detector: Detector) -> FaceFinder:
-    created = FaceFinder(SIZE)
-    created._ready["dlib"] = dlib_detector
-    return created
+def finder() -> FaceFinder:
+    return FaceFinder(SIZE)
 
 
 @pytest.fixture(scope="session")

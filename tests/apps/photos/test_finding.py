@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from deocc.apps.photos import FaceFinder, NoFaceError, faces, list_alignments
-from deocc.detection import Detection, Detector
+from deocc.detection import Detection
 from deocc.geometry import TEMPLATES, align, invert_transform, transform_points
 from tests.apps.photos.scenes import ONE, TWO, Pasted, draw_scene
 
@@ -37,10 +37,8 @@ def _use(monkeypatch: pytest.MonkeyPatch, **stubs: _Stub) -> None:
 
 
 @pytest.fixture(scope="module")
-def finder(dlib_detector: Detector) -> FaceFinder:
-    created = FaceFinder(128, every=True)
-    created._ready["dlib"] = dlib_detector
-    return created
+def finder() -> FaceFinder:
+    return FaceFinder(128, every=True)
 
 
 @pytest.mark.parametrize("pasted", [ONE, TWO, (Pasted(7, 180, 60, 220, -30),)], ids=["one", "two", "turned"])
