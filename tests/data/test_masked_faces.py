@@ -108,14 +108,14 @@ def test_masks_per_face_repeat_the_face(tiny_faces: FaceSet) -> None:
         assert torch.equal(several["masked_face"][0::3], single["masked_face"])  # the first copy is the one of before
         assert not torch.equal(several["mask"][1::3], single["mask"])
     seeds = _column(thrice, "seed").tolist()
-    assert len(set(seeds)) == len(seeds) and 0 <= min(seeds) and max(seeds) < 2**63
+    assert len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) < 2**63
 
 
 def test_masks_per_face_leave_evaluation_alone(tiny_faces: FaceSet) -> None:
     plain, repeated = _module(tiny_faces), _module(tiny_faces, masks_per_face=3, distractors=True)
     for number in (0, 1):
         assert _same(_batches(plain, plain.val_dataloader()[number]), _batches(repeated, repeated.val_dataloader()[number]))
-    with pytest.raises(ValueError, match="data.masks_per_face is 0"):
+    with pytest.raises(ValueError, match=r"data\.masks_per_face is 0"):
         _module(tiny_faces, masks_per_face=0)
 
 

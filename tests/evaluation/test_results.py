@@ -84,7 +84,11 @@ def test_galleries_with_predicted_masks_have_rows(make_sets) -> None:
     assert [name for name in built["rows"] if name in CLEAN_ROWS] == list(CLEAN_ROWS)
     for name, predicted in galleries.items():
         assert built["rows"][f"{name}_clean_predicted_mask"]["eer"] == clean_row(predicted)["eer"] != built["rows"][f"{name}_clean"]["eer"]
-    expected = {"student": gallery, "student_predicted_mask": galleries["student"], "teacher_completed_predicted_mask": galleries["teacher"]}
+    expected = {
+        "student": gallery,
+        "student_predicted_mask": galleries["student"],
+        "teacher_completed_predicted_mask": galleries["teacher"],
+    }
     for name, compared in expected.items():
         assert built["rows"][name]["rank1"] == score_row(compared, masked)["rank1"]
         assert built["rows"][name]["eer"] == score_row(compared, masked)["eer"]

@@ -300,10 +300,10 @@ def test_load_segmenter_takes_the_running_average(tmp_path: Path) -> None:
 
 
 def test_load_segmenter_names_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         load_segmenter(tmp_path / "none.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="text.ckpt"):
+    with pytest.raises(ValueError, match=r"text\.ckpt"):
         load_segmenter(tmp_path / "text.ckpt")
     torch.save({"stage": "inpainting", "hyper_parameters": {}, "state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="stage 'inpainting', not of 'segmentation'"):
