@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import MaskPredictionMetric, flat_scores, mask_prediction_results
+from deocc.evaluation import MaskPredictionMetric, build_restoration_results, flat_scores, mask_prediction_results
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
 from deocc.modules.frozen import check_stage
@@ -93,12 +93,8 @@ class SegmentationModule(SteppingModule):
     def on_test_epoch_end(self) -> None:
         """Build the results, which `deocc.callbacks` writes."""
         provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
-        self.results = {
-            "rows": {},
-            "restoration": {},
-            **mask_prediction_results(self.mask_prediction.compute(), list_kinds()),
-            **provenance,
-        }
+        self.results = build_restoration_results({}, list_kinds(), provenance)
+        self.results |= mask_prediction_results(self.mask_prediction.compute(), list_kinds())
         self.mask_prediction.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -78,9 +78,10 @@ def test_lfw_stages_find_the_newest_runs(
     """The three stages of configs/lfw, a step each, then a test of the last, which takes masks of one and completions of the other."""
     monkeypatch.chdir(tmp_path)
     people = ["--data.face_set.init_args.root", str(lfw), "--data.face_set.init_args.val_identities", "3"]
-    tiny = {"segment": ["--model.init_args.width=8"], "inpaint": TINY_STAGE1[:2], "distill": []}
+    validated = ["--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "1"]
+    tiny = {"segment": ["--model.init_args.width=8", *validated], "inpaint": TINY_STAGE1[:2], "distill": []}
     for stage, own in tiny.items():
-        run_deocc("fit", "--config", str(ROOT / f"configs/lfw/{stage}.yaml"), *people, *SMALL, *own, *ONE_STEP)
+        run_deocc("fit", "--config", str(ROOT / f"configs/lfw/{stage}.yaml"), *people, *SMALL, *ONE_STEP, *own)
     told = capsys.readouterr().out
     assert "segmenter_checkpoint: the newest run of SegmentationModule, runs/lfw/segment" in told
     assert "inpainting_checkpoint: the newest run of InpaintingModule, runs/lfw/inpaint" in told

@@ -123,8 +123,9 @@ def test_half_precision_steps_with_unscaled_gradients_near_those_of_float32(prec
     lower: dict[str, Any] = {"plugins": [half_precision(2.0**10)]} if precision == "float16" else {"precision": "bf16-mixed"}
     exact = watched(build(accumulate=2), tmp_path, partly_bare(), precision="32-true")
     low = watched(build(accumulate=2), tmp_path, partly_bare(), **lower)
+    limit = 0.1 if precision == "float16" else 0.2  # gradients for real and completed faces nearly cancel out in the discriminators
     for ours, theirs in zip(low.gradients, exact.gradients, strict=True):
-        assert 0 < (ours - theirs).norm() < 0.1 * theirs.norm()
+        assert 0 < (ours - theirs).norm() < limit * theirs.norm()
 
 
 def test_a_step_that_float16_leaves_out_moves_neither_weights_nor_rates_nor_average(tmp_path: Path) -> None:

@@ -159,9 +159,8 @@ class Batches(pl.Callback):
 
 def test_teacher_view_aligned_embeds_aligned_faces(teacher: Embedder, tmp_path: Path, cache: Path) -> None:
     data, kept, counting = Data("strong", masks_per_face=2), Batches(), Counting()
-    trainer = pl.Trainer(
-        max_epochs=1, limit_val_batches=0, **QUIET, default_root_dir=tmp_path, accelerator="cpu", callbacks=[kept, counting]
-    )
+    length: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0}
+    trainer = pl.Trainer(**length, **QUIET, default_root_dir=tmp_path, accelerator="cpu", callbacks=[kept, counting])
     trainer.fit(DistillationModule(student_input="masked", teacher_view="aligned"), datamodule=data)
     expected = computed(teacher, data, flipped=False)
     assert len(kept.batches) == 3 and any(batch["flipped"].any() for batch in kept.batches)
@@ -176,7 +175,7 @@ def test_teacher_view_aligned_embeds_aligned_faces(teacher: Embedder, tmp_path: 
 def test_teacher_view_aligned_refuses_blends(tmp_path: Path) -> None:
     module = DistillationModule(student_input="masked", teacher_view="aligned")
     trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0)
-    with pytest.raises(ValueError, match=r"teacher_view aligned knows no blended faces: set data\.blend_probability"):
+    with pytest.raises(ValueError, match=r"teacher_view aligned knows no blended faces: set data\.blend_probability to 0"):
         trainer.fit(module, datamodule=Data("none", blend_probability=0.5))
 
 

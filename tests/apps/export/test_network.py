@@ -52,3 +52,27 @@ def test_every_kind_of_student_is_rebuilt(changes: dict[str, Any], width: int | 
     assert torch.equal(mask, expected.mask) and torch.equal(covered, covered_share(mask))
     assert torch.allclose(completed_face, expected.completed_face, atol=1e-6)
     assert torch.allclose(embedding, expected.embedding, atol=1e-5) and embedding.std() > 0.01
+
+
+@pytest.mark.parametrize("inner", [40, 48])
+def test_export_resizes_as_the_deoccluder(inner: int, faces: torch.Tensor) -> None:
+    """Whose networks work at a smaller side, one that divides the crop's and one that does not."""
+    student = {**SMALL_STUDENT, "student_input": "both", "mask_channel": True}
+    pipeline = make_pipeline(student, 8, 64)
+    assert pipeline.network.deoccluder is not None
+    pipeline.network.deoccluder.size = inner
+    expected = pipeline.process_faces(faces)
+    completed_face, mask, embedding, _ = ExportNetwork(pipeline.network, 64)(faces)
+    assert (mask - expected.mask).abs().max() < 1e-4 and expected.mask.any()
+    assert (completed_face - expected.completed_face).abs().max() < 1e-4
+    assert torch.allclose(embedding, expected.embedding, atol=1e-4)
+    pipeline.network.deoccluder.size = None
+    assert (mask - pipeline.process_faces(faces).mask).abs().max() > 0.01
+
+
+def test_export_takes_the_mean_over_mirror_images(faces: torch.Tensor) -> None:
+    options = {"size": 64, "mirror": True}
+    mirrored, plain = (make_pipeline({**SMALL_STUDENT, "options": chosen}, 8, 64) for chosen in (options, {"size": 64}))
+    found = ExportNetwork(mirrored.network, 64)(faces)[2]
+    assert torch.allclose(found, mirrored.process_faces(faces).embedding, atol=1e-5)
+    assert not torch.allclose(found, plain.process_faces(faces).embedding, atol=1e-3)
