@@ -25,7 +25,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     places = (
         f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest stage-2 run below runs/"
     )
-    parser.add_argument("--checkpoint", metavar="MODEL", help=f"{places} (default: the pretrained model of this package)")
+    parser.add_argument("--checkpoint", metavar="MODEL", help=f"{places} (default: the pretrained model of this package, else the newest run)")
     parser.add_argument("--device", default=_AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
 
 
@@ -51,7 +51,13 @@ def model_hash(pipeline: Pipeline) -> str:
 
 def _source(checkpoint: str | None) -> str | Path:
     if checkpoint is None:
-        folder = pretrained_folder()
+        try:
+            folder = pretrained_folder()
+        except FileNotFoundError as missing:  # a checkout in which `make pretrained` was not run
+            try:
+                return _source(NEWEST)
+            except FileNotFoundError:
+                raise missing from None
         say(f"using the pretrained model, {folder}; --checkpoint takes another")
         return folder
     if checkpoint == NEWEST:
