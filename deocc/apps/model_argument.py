@@ -25,7 +25,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     places = (
         f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest stage-2 run below runs/"
     )
-    parser.add_argument("--checkpoint", metavar="MODEL", help=f"{places} (default: the pretrained model of this package, else the newest run)")
+    parser.add_argument("--checkpoint", metavar="MODEL", help=f"{places} (default: the packaged model, else the newest run)")
     parser.add_argument("--device", default=_AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
 
 
