@@ -34,10 +34,10 @@ def _fitted(folder: Path, **settings: Any) -> tuple[SegmentationModule, pl.Train
 def test_segmentation_steps_lower_the_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, batch = SegmentationModule(width=8, learning_rate=1e-2), faces()
-    before = float(mask_segmentation_loss(module.segmenter(batch["masked_face"]), batch["mask"]))
+    before = mask_segmentation_loss(module.segmenter(batch["masked_face"]), batch["mask"]).item()
     average = [parameter.clone() for parameter in module.average.parameters()]
     fit(module, tmp_path, steps=3, batch=batch)
-    assert float(mask_segmentation_loss(module.segmenter(batch["masked_face"]), batch["mask"])) < before
+    assert mask_segmentation_loss(module.segmenter(batch["masked_face"]), batch["mask"]).item() < before
     assert int(module.average.n_averaged) == 3
     assert any(not torch.equal(a, b) for a, b in zip(average, module.average.parameters(), strict=True))
     assert set(module.terms) == {"segmentation"}

@@ -52,7 +52,7 @@ def test_a_name_in_a_list_cannot_lead_out_or_write_to_the_terminal(name: str, tm
 
 def test_a_checkpoint_cannot_ask_for_networks_larger_than_its_weights(tmp_path: Path) -> None:
     state = {"average.module.position": torch.zeros(1)}
-    for settings in ({"width": 400, "attention": True, "segmenter_width": 8}, {"width": "wide"}):
+    for settings in ({"width": 400, "attention": True, "segmenter_width": 8}, {"width": "wide", "segmenter_width": 8}):
         torch.save({"stage": "inpainting", "state_dict": state, "hyper_parameters": settings}, tmp_path / "last.ckpt")
         with within_memory(_LITTLE), pytest.raises(ValueError, match="holds no whole stage 1"):
             Deoccluder.from_checkpoint(tmp_path / "last.ckpt")

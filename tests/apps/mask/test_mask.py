@@ -116,7 +116,7 @@ def test_one_photo_gives_copy_mask_crops_and_row(photos: Path, capsys: pytest.Ca
     assert crop_mask[190, 128] == 255 and crop_mask[109, 91] == 0  # the mouth, an eye
     (row,) = _rows(out)
     assert (row["photo"], row["face"], row["status"], row["kind"]) == (str(photos / "one.png"), "1", "done", "surgical")
-    assert int(row["covered_pixels"]) == (mask == 255).sum() and row["detector"] == "dlib"
+    assert int(row["covered_pixels"]) == (mask == 255).sum() and row["detector"] == "mtcnn"
     assert all((out / row[name]).is_file() for name in ("output", "mask", "crop"))
     assert capsys.readouterr().out == f"deocc mask: 1 of 1 done: see {out}/masks.csv\n"
 
@@ -219,7 +219,7 @@ def test_aligned_crops_need_no_detector(photos: Path, monkeypatch: pytest.Monkey
         (["in", "--out", "in"], "is the folder of the photos"),
         (["in", "--out", "in/one.png"], "is a file: choose a folder"),
         (["in", "--out", "out", "--aligned", "vgg"], "arcface112"),
-        (["in", "--out", "out", "--detector", "mtcnn"], "dlib"),
+        (["in", "--out", "out", "--detector", "retina"], "dlib"),
         (["in", "--out", "out", "--detector", "yunet"], "needs weights"),
         (["in", "--out", "out", "--seed", "x"], "--seed"),
     ],

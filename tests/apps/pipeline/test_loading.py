@@ -47,7 +47,7 @@ def test_a_pipeline_gives_what_the_trained_module_gives(tested: Path, masked_fac
     module = DistillationModule.load_from_checkpoint(checkpoint_of(tested), map_location="cpu").eval()
     pipeline = deocc.load(checkpoint_of(tested))
     expected, found = output_of(module, masked_faces), pipeline.process_faces(masked_faces)
-    assert found.mask.any() and not found.mask.all()
+    assert 0 < float(found.mask.mean()) < 1
     for one, other in zip(expected, found, strict=True):
         assert (one - other).abs().max() <= 1e-6
     with torch.no_grad():

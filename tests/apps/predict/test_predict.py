@@ -262,7 +262,7 @@ def test_parquet_without_its_package_is_one_line_before_the_work(
         (["in", "--out", "in/one.png"], "is a file: choose a folder"),
         (["in", "--out", "out", "--device", "quantum"], "--device quantum cannot be used"),
         (["in", "--out", "out", "--checkpoint", "nowhere"], "no model at nowhere"),
-        (["in", "--out", "out"], "no trained DistillationModule"),
+        (["in", "--out", "out"], "no pretrained model"),
     ],
 )
 def test_wrong_words_are_one_line_and_write_nothing(words: list[str], needle: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
