@@ -252,14 +252,14 @@ def test_validation_has_ten_photos_of_a_person(lfw_root: Path) -> None:
         for number in range(1, images + 1):
             save_face(lfw_root / "lfw" / person / f"{person}_{number:04d}.jpg", 0, number % 10, 40, 40)
     photos = {}
-    for seed in range(8):  # each seed chooses other validation people
-        faces = LfwFaces(str(lfw_root), test_folds=[0], val_identities=1, seed=seed)
+    for seed in range(10):  # other people validate
+        faces = LfwFaces(str(lfw_root), test_folds=[0], val_identities=16, seed=seed)
         for person in ("Dee_Many", "Eve_Many"):
-            (split,) = {split for split in SPLITS if person in _people(faces, split)}
-            photos[person, split] = sorted(name for name in faces.names if name.startswith(person))
-    assert {split: len(names) for (person, split), names in photos.items() if person == "Dee_Many"} == {"train": 12, "val": 10}
-    assert {split: len(names) for (person, split), names in photos.items() if person == "Eve_Many"} == {"train": 13, "val": 10}
-    assert photos["Eve_Many", "val"] == [_file("Eve_Many", number) for number in range(1, 11)]
+            split = "val" if person in _people(faces, "val") else "train"
+            photos[person, split] = [name for name in faces.names if name.startswith(person)]
+    for person, number in (("Dee_Many", 12), ("Eve_Many", 13)):
+        assert photos[person, "train"] == [_file(person, photo) for photo in range(1, number + 1)]
+        assert photos[person, "val"] == [_file(person, photo) for photo in range(1, 11)]
 
 
 @pytest.mark.parametrize("test_folds", [[0, 1], [2, 3], [3]])
@@ -367,7 +367,9 @@ def test_real_lfw_trains_on_the_published_numbers_of_people_and_photos() -> None
         assert np.bincount(faces.person[faces.indices("val")])[np.unique(faces.person[faces.indices("val")])].min() >= 2
         assert len(faces.protocol) == 3000  # type: ignore[arg-type]
     first, second = halves
-    others = _people(first, "train") | _people(first, "val")
-    assert len(others) == 3663
-    assert sum(len(list((first.root / person).glob("*.jpg"))) for person in others) == 7860
+    photos = {person: len(list((first.root / person).glob("*.jpg"))) for person in _people(first, "train") | _people(first, "val")}
+    assert sum(photos.values()) == 7860
+    assert len(first.indices("train")) == sum(photos[person] for person in _people(first, "train"))
+    assert len(first.indices("val")) == sum(min(10, photos[person]) for person in _people(first, "val"))
+    assert len(_people(first, "train") | _people(first, "val")) == 3663
     assert not _people(first, "test") & _people(second, "test")

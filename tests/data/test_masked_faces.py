@@ -55,6 +55,7 @@ def test_a_training_batch_is_what_the_batch_promises(tiny_faces: FaceSet) -> Non
         assert batch["mask"].flatten(1).any(1).all()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
 def test_two_workers_give_bit_for_bit_what_none_gives_in_every_epoch(tiny_faces: FaceSet) -> None:
     alone, shared = _module(tiny_faces), _module(tiny_faces, num_workers=2)
     loaders = alone.train_dataloader(), shared.train_dataloader()

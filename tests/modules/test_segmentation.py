@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from deocc.batch import MaskedFaceBatch
 from deocc.data import MaskedFaceDataModule
 from deocc.losses import mask_segmentation_loss
 from deocc.modules import InpaintingModule, SegmentationModule
@@ -31,13 +32,18 @@ def _fitted(folder: Path, **settings: Any) -> tuple[SegmentationModule, pl.Train
     return module, trainer
 
 
+@torch.no_grad()
+def _loss(module: SegmentationModule, batch: MaskedFaceBatch) -> float:
+    return float(mask_segmentation_loss(module.segmenter(batch["masked_face"]), batch["mask"]))
+
+
 def test_segmentation_steps_lower_the_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, batch = SegmentationModule(width=8, learning_rate=1e-2), faces()
-    before = mask_segmentation_loss(module.segmenter(batch["masked_face"]), batch["mask"]).item()
+    before = _loss(module, batch)
     average = [parameter.clone() for parameter in module.average.parameters()]
     fit(module, tmp_path, steps=3, batch=batch)
-    assert mask_segmentation_loss(module.segmenter(batch["masked_face"]), batch["mask"]).item() < before
+    assert _loss(module, batch) < before
     assert int(module.average.n_averaged) == 3
     assert any(not torch.equal(a, b) for a, b in zip(average, module.average.parameters(), strict=True))
     assert set(module.terms) == {"segmentation"}
