@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deocc.apps.demo.attention import attention_map, heat_picture
+from deocc.apps.demo.attention import deoccluder_attention, heat_picture
 from deocc.apps.demo.gallery import Match, OrlGallery
 from deocc.apps.photos import PhotoFace
 from deocc.apps.pipeline import FaceOutput, Pipeline, Verdict, decide
@@ -115,7 +115,7 @@ class Analyst:
         if deoccluder is None or deoccluder.generator.attention_branch is None:
             return Panel(title, "this model has no attention branch", None)
         device = self._pipeline.device
-        heat = attention_map(deoccluder.generator, masked.to(device), mask.to(device))
+        heat = deoccluder_attention(deoccluder, masked.to(device), mask.to(device))
         if heat is None:
             return Panel(title, "nothing is covered, or nothing is visible: nothing to draw from", None)
         return Panel(title, "bright = the generator looks here most", heat_picture(heat, masked))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deocc.networks import Deoccluder
 from deocc.networks.generator import STRIDE, Generator
 
 _LEAST_HEAT, _MOST_HEAT = 0.3, 0.9  # how much of the picture the colours are where it is dark and where it is bright. OURS
@@ -33,6 +34,19 @@ def attention_map(generator: Generator, masked_face: Tensor, mask: Tensor) -> Te
     size = mask.shape[-1]
     fine = F.interpolate(drawn[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0, 0, :size, :size]
     return fine / fine.max()
+
+
+def deoccluder_attention(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> Tensor | None:
+    """`attention_map` of a de-occluder's generator at the side that it works at, enlarged to that of the face; (S, S)."""
+    side = masked_face.shape[-1]
+    small = min(side, deoccluder.size or side)
+    if small < side:
+        masked_face = F.interpolate(masked_face[None], (small, small), mode="bilinear", antialias=True, align_corners=False)[0]
+        mask = F.adaptive_max_pool2d(mask[None], small)[0]
+    heat = attention_map(deoccluder.generator, masked_face, mask)
+    if heat is None or small == side:
+        return heat
+    return F.interpolate(heat[None, None], (side, side), mode="bilinear", align_corners=False)[0, 0]
 
 
 def heat_picture(heat: Tensor, face: Tensor) -> NDArray[np.uint8]:

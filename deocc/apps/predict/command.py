@@ -13,13 +13,15 @@ from deocc.apps.predict.sheets import write_sheets
 def main(words: Sequence[str]) -> int:
     """Run `deocc predict PHOTOS...` with these words; `deocc predict PHOTOS --help` lists them.
 
-    Below --out are, of every face, `faces/NAME-FACE.png`, the canonical crop that the model sees, `masks/NAME-FACE.png`, the predicted mask
-    (255 = covered), and `completed/NAME-FACE.png`; of every photo, `completed_photos/NAME.png`, in which the completed faces stand where
-    their masks are, as large as the photo and bit-equal to it elsewhere; and of all, `embeddings.npz`, the pages of `contact_sheets/` and
-    `predictions.csv`: a row for each face, or one that says why a photo was left out. NAME is the photo's path within the folder that was
-    given. The arrays of `embeddings.npz` are name, photo, face, mark and embedding (N, D), unit vectors whose inner product is the
-    similarity; `model` tells which model made them. Files that exist stay: those made by the same model from the same photo are not made
-    again, so interrupted work goes on, and where others are in the way the photo is left out.
+    Below --out are, of every face, `faces/NAME-FACE.png`, the canonical crop that the model sees,
+    `masks/NAME-FACE.png`, the predicted mask (0 = visible, 255 = covered), and `completed/NAME-FACE.png`; of every
+    photo, `completed_photos/NAME.png`, in which the completed faces stand where their masks are, as large as the photo
+    and bit-equal to it elsewhere; and of all, `embeddings.npz`, the pages of `contact_sheets/` and `predictions.csv`: a
+    row for each face, or one that says why a photo was left out. NAME is the photo's path within the folder that was
+    given. The arrays of `embeddings.npz` are name, photo, face, mark and embedding (N, D), unit vectors whose inner
+    product is the similarity; `model` tells which model made them. Files that exist stay: those made by the same model
+    from the same photo are not made again, so interrupted work goes on, and where others are in the way the photo is
+    left out.
 
     Returns:
         0 = all done, 1 = something was left out.

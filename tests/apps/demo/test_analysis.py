@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from deocc.apps.demo.analysis import NO_MASK, Analyst
-from deocc.apps.demo.attention import attention_map
+from deocc.apps.demo.attention import attention_map, deoccluder_attention
 from deocc.apps.demo.gallery import EXAMPLES, OrlGallery
 from deocc.apps.demo.view import result_html
 from deocc.apps.photos import PhotoFace
@@ -14,6 +15,7 @@ from deocc.apps.pipeline import Pipeline
 from deocc.data import OrlFaces
 from deocc.geometry import TEMPLATES, similarity_transform, warp
 from deocc.masking import list_kinds, render
+from deocc.networks import Deoccluder
 from deocc.networks.generator import Generator
 
 Faces = tuple[PhotoFace, PhotoFace]
@@ -110,6 +112,17 @@ def test_the_attention_map_is_the_sum_over_the_patches_that_the_mask_touches() -
     heat = attention_map(generator, face, mask)
     assert heat is not None and np.allclose(heat.numpy(), expected / expected.max(), atol=1e-5)
     assert float(heat.max()) == 1 and float(heat[44, 20]) == 0  # in the midst of the mask nothing is seen
+
+
+def test_attention_is_that_of_the_side_at_which_the_deoccluder_works() -> None:
+    deoccluder = Deoccluder({"width": 8, "depth": 1}, {"width": 8}, size=32)
+    face, mask = torch.rand(3, 32, 32) * 2 - 1, torch.zeros(1, 32, 32)
+    mask[:, 16:] = 1
+    small = deoccluder_attention(deoccluder, face, mask)
+    assert small is not None and torch.equal(small, torch.as_tensor(attention_map(deoccluder.generator, face, mask)))
+    larger = [F.interpolate(image[None], (64, 64), mode="nearest")[0] for image in (face, mask)]
+    large = deoccluder_attention(deoccluder, *larger)
+    assert large is not None and large.shape == (64, 64) and (F.avg_pool2d(large[None], 2)[0] - small).abs().mean() < 0.05
 
 
 def test_there_is_no_attention_map_where_nothing_is_covered_or_visible_or_attends(pipeline: Pipeline) -> None:

@@ -1,5 +1,6 @@
 """The pretrained model: how it is installed, that a wheel holds it, and that it is the default."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 import deocc
+from deocc.apps.model_argument import load_model
 from deocc.apps.pipeline import folder, install_pretrained
 from deocc.data import OrlFaces
 from deocc.geometry import align
@@ -97,6 +99,25 @@ def test_load_without_a_source_takes_the_pretrained_model(shipped: Path, tmp_pat
     assert deocc.load(device="cpu").device.type == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    {
+        "verify": ["a.jpg", "b.jpg"],
+        "identify": ["gallery", "photos"],
+        "predict": ["photos", "--out", "out"],
+        "demo": [],
+        "export": ["--to", "onnx", "--out", "a.onnx"],
+    }.items(),
+)
+def test_every_command_takes_the_pretrained_model_by_default(
+    command: str, words: list[str], shipped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = importlib.import_module(f"deocc.apps.{command}.command")._parser()
+    pipeline = load_model(parser.parse_args([*words, "--device", "cpu"]))
+    assert pipeline.config == deocc.load(shipped).config
+    assert capsys.readouterr().err == f"deocc: using the pretrained model, {shipped}; --checkpoint takes another\n"
+
+
 def test_load_without_a_pretrained_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "PRETRAINED", tmp_path / "pretrained")
     with pytest.raises(FileNotFoundError, match=r"no pretrained model \(no config\.json in .*pretrained\): name another one") as error:
@@ -112,7 +133,8 @@ def test_a_tested_run_is_installed(
     target = tmp_path / "package/pretrained"
     install_pretrained.main([str(tmp_path / "run"), "--target", str(target)])
     assert sorted(path.name for path in target.iterdir()) == FILES
-    assert f"pretrained model: {target} (model.safetensors 11." in capsys.readouterr().out
+    size = (model / folder.WEIGHTS).stat().st_size / 1e6
+    assert f"pretrained model: {target} (model.safetensors {size:.2f} MB" in capsys.readouterr().out
     monkeypatch.setattr(folder, "PRETRAINED", target)
     assert deocc.load().config == deocc.load(model).config
 

@@ -14,6 +14,7 @@ from PIL import Image
 from deocc.apps.photos import FaceFinder, read_photo
 from deocc.apps.pipeline import FaceNetwork, FaceOutput, Pipeline
 from deocc.apps.predict import main, sheets
+from deocc.networks import Deoccluder
 from tests.apps.photos.scenes import ONE, TWO, draw_scene
 from tests.apps.real_model import SIZE, cover
 
@@ -70,6 +71,12 @@ def test_the_files_of_a_face_are_what_the_model_gives(
     assert (row["status"], row["face"], row["masked"], row["embedding"]) == ("done", "1", "yes", "one-1")
     assert 0.2 < float(row["visible"]) < 0.7
     assert all((out / row[name]).is_file() for name in ("output", "mask", "completed_face"))
+
+
+def test_a_soft_mask_is_written_in_grey(model: Path, photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deoccluder, "predict_mask", lambda _, face: torch.full_like(face[:, :1], 0.25))
+    assert _run(model, out, photos / "one.png") == 0
+    assert (_pixels(out / "masks/one-1.png") == 64).all() and _rows(out)[0]["visible"] == "0.75"
 
 
 def test_the_completed_photo_changes_where_the_mask_is_and_nowhere_else(
