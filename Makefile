@@ -37,7 +37,7 @@ lfw-results: install ## train and test on both halves of LFW and write docs/page
 	$(BIN)/python -m bench.lfw_page --data $(LFW)
 
 test: install ## run the tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-faults: install ## the slow tests: kills, full disks, lost connections, many random examples (under 20 minutes)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow
@@ -47,7 +47,7 @@ check: install ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive deocc bench
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 coverage: install ## line coverage of losses, masking, evaluation and geometry by their own tests; below 95 % fails
 	$(BIN)/python -m pytest -p no:xdist tests/losses tests/masking tests/evaluation tests/properties tests/test_geometry.py deocc/losses deocc/masking deocc/evaluation \

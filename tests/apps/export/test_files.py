@@ -42,7 +42,7 @@ def read(kind: str, path: Path) -> tuple[dict[str, Any], Run]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit", "ignore::UserWarning:torch")
-@pytest.mark.parametrize("kind", SUFFIXES)
+@pytest.mark.parametrize("kind", ["onnx", "torchscript", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_a_file_equals_the_pipeline_and_describes_itself(
     kind: str, small_folder: Path, faces: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
