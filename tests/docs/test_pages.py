@@ -103,7 +103,9 @@ def test_a_program_that_is_named_exists(module: str) -> None:
     assert find_spec(module) is not None
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)", "\n".join([*_IN_BLOCKS, *re.findall(r"`[^`\n]+`", TEXT)])))))
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", "\n".join([*_IN_BLOCKS, *re.findall(r"`[^`\n]+`", TEXT)]))))
+)
 def test_a_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

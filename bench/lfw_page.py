@@ -1,0 +1,314 @@
+"""Write the page "Results on LFW" and its figures: `python -m bench.lfw_page`, after `python -m bench.lfw`.
+
+Figures over both halves are means of the halves, since each half has a model and thresholds of its own. Intervals are those of a
+bootstrap that draws people within each half, or Wilson intervals of counted shares.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import lfw_figures
+from bench.lfw import RUNS, TEST_FOLDS
+from deocc import runs
+from deocc.evaluation import PairScores, paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer, read_scores, wilson
+from deocc.evaluation.scores import CLEAN_SCORES, SCORES
+from deocc.evaluation.tables import MISSING, markdown_cells, number, percent, points
+
+PAGES = Path(__file__).parent.parent / "docs/pages"
+TITLES = {
+    "teacher_clean": "teacher, bare faces",
+    "teacher_clean_predicted_mask": "teacher, bare faces, predicted mask",
+    "student_clean": "student, bare faces",
+    "student_clean_predicted_mask": "student, bare faces, predicted mask",
+    "teacher_masked": "teacher, masked faces",
+    "teacher_completed": "teacher, completed by the given mask",
+    "teacher_completed_predicted_mask": "teacher, completed by the predicted mask",
+    "student": "student, given mask",
+    "student_predicted_mask": "student, predicted mask",
+}
+DIFFERENCES = (
+    ("student_predicted_mask", "teacher_masked"),
+    ("student", "teacher_masked"),
+    ("teacher_completed_predicted_mask", "teacher_masked"),
+    ("student_predicted_mask", "student"),
+    ("student_clean_predicted_mask", "teacher_clean"),
+    ("student_clean", "teacher_clean"),
+)
+"""Rows that are subtracted from each other."""
+CURVES = ("teacher_clean", "student_clean_predicted_mask", "teacher_masked", "student", "student_predicted_mask")
+BARS = ("teacher_masked", "student", "student_predicted_mask")
+RATIOS = (("student_predicted_mask", "teacher_masked"), ("student_predicted_mask", "student"))
+COMMAND = "python -m bench.lfw_page"
+_REPLICATES = 1000
+_FOLDS = {"a": "1-5", "b": "6-10"}  # counted from 1, as in the list of pairs
+_NETWORK_FIGURES = {"perceptual_covered": "LPIPS form", "frechet": "FID form", "kernel": "KID form"}
+
+
+@dataclass(frozen=True)
+class Half:
+    """What the tests of one half wrote."""
+
+    name: str
+    results: dict[str, Any]
+    """Of the student's run."""
+    generator: dict[str, Any]
+    """Restoration by the generator's run, with given masks; empty where it was not tested."""
+    pairs: dict[str, PairScores]
+    """By row."""
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The figures of a row; empty where it was not tested."""
+        return dict(self.results["rows"].get(name, {}))
+
+
+def read_halves(folder: Path) -> list[Half]:
+    """Read the tested halves below a folder that `python -m bench.lfw` wrote.
+
+    Raises:
+        FileNotFoundError: no half was tested, or the scores of one are missing.
+        ValueError: a test compared no listed pairs, or both halves tested the same fold.
+    """
+    halves = []
+    for name in TEST_FOLDS:
+        run, file = folder / name / "distill", folder / name / "inpaint" / runs.RESULTS
+        if not (run / runs.RESULTS).is_file():
+            continue
+        results = json.loads((run / runs.RESULTS).read_text())
+        if "accuracy" not in results["rows"]["teacher_clean"]:
+            raise ValueError(f"{run / runs.RESULTS} has no accuracy over folds: test the run on LFW, `python -m bench.lfw`")
+        generator = json.loads(file.read_text())["restoration"].get("given_mask", {}) if file.is_file() else {}
+        halves.append(Half(name, results, generator, read_scores(run / SCORES) | read_scores(run / CLEAN_SCORES)))
+    if not halves:
+        raise FileNotFoundError(f"no tested run in {folder}/*/distill: run `python -m bench.lfw` first, or give another folder as --runs")
+    folds = [fold for half in halves for fold in half.pairs["teacher_masked"].fold.unique().tolist()]  # type: ignore[union-attr]
+    if len(set(folds)) < len(folds):
+        raise ValueError(f"both halves in {folder} tested the same folds: train them again with `python -m bench.lfw`")
+    return halves
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean; None where a value is missing."""
+    known = list(values)
+    return None if not known or None in known else statistics.fmean(known)  # type: ignore[type-var]
+
+
+def accuracy_cell(halves: Sequence[Half], row: str) -> str:
+    """Mean accuracy over all folds of all halves, and its standard error."""
+    folds = [share for half in halves for share in half.row(row).get("accuracy", {}).get("accuracies", [])]
+    if len(folds) < 2:
+        return MISSING
+    return f"{percent(statistics.fmean(folds))} ± {percent(statistics.stdev(folds) / math.sqrt(len(folds)))}"
+
+
+def tar_cell(halves: Sequence[Half], row: str, rate: str) -> str:
+    """Mean TAR of the halves at one FAR, with the Wilson interval over all pairs of one person."""
+    rows = [half.row(row) for half in halves]
+    parts = [(each["tar_intervals"][rate]["tar"], each["pairs"]["same"]) for each in rows if each]
+    if not parts or any(tar is None for tar, _ in parts):
+        return MISSING
+    trials = sum(same for _, same in parts)
+    low, high = wilson(round(sum(tar * same for tar, same in parts)), trials)
+    return f"{percent(statistics.fmean(tar for tar, _ in parts))} ({percent(low)} to {percent(high)})"
+
+
+def eer(halves: Sequence[Half], row: str) -> float | None:
+    """Mean equal error rate of the halves."""
+    return mean(half.row(row).get("eer") for half in halves)
+
+
+def recognition_table(halves: Sequence[Half]) -> str:
+    """Accuracy, EER and TAR of every row that was tested."""
+    body = [
+        [title, accuracy_cell(halves, row), percent(eer(halves, row)), *[tar_cell(halves, row, rate) for rate in ("1e-2", "1e-3")]]
+        for row, title in TITLES.items()
+        if eer(halves, row) is not None
+    ]
+    return markdown_cells((["", "accuracy %", "EER %", "TAR % at FAR 1 %", "TAR % at FAR 0.1 %"], body))
+
+
+def difference_table(halves: Sequence[Half], replicates: int) -> str:
+    """Differences of accuracy and EER in percentage points, with 95 % intervals."""
+    body = []
+    for first, second in DIFFERENCES:
+        if any(not {first, second} <= half.pairs.keys() for half in halves):
+            continue
+        ones, others = ([half.pairs[row] for half in halves] for row in (first, second))
+        intervals = [measure(ones, others, replicates) for measure in (paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer)]
+        cells = [f"{points(each.estimate)} ({points(each.low)} to {points(each.high)})" for each in intervals]
+        body.append([f"{TITLES[first]} minus {TITLES[second]}", *cells])
+    return markdown_cells((["", "accuracy, points", "EER, points"], body))
+
+
+def ratio_lines(halves: Sequence[Half]) -> str:
+    """Ratios of equal error rates, one line each."""
+    lines = []
+    for first, second in RATIOS:
+        above, below = eer(halves, first), eer(halves, second)
+        if above is not None and below:
+            lines.append(f'- EER of "{TITLES[first]}" over EER of "{TITLES[second]}": **{above / below:.2f}**\n')
+    return "".join(lines)
+
+
+def unseen_kinds(halves: Sequence[Half]) -> list[str]:
+    """The kinds that were tested and never trained on."""
+    results = halves[0].results
+    return [kind for kind in results["kinds"] if kind not in results["training_kinds"]]
+
+
+def kind_rates(halves: Sequence[Half]) -> dict[str, dict[str, float]]:
+    """By title of `BARS` and by kind, the mean EER of the halves."""
+    rates: dict[str, dict[str, float]] = {}
+    for row in BARS:
+        for kind in halves[0].results["per_kind"]:
+            rate = mean(half.results["per_kind"].get(kind, {}).get("rows", {}).get(row, {}).get("eer") for half in halves)
+            if rate is not None:
+                rates.setdefault(TITLES[row], {})[kind] = rate
+    return rates
+
+
+def kind_table(halves: Sequence[Half]) -> str:
+    """By kind: EER, the ratio of student to teacher, and how well the predicted mask fits the given one."""
+    rates, unseen = kind_rates(halves), unseen_kinds(halves)
+    teacher, student = TITLES["teacher_masked"], TITLES["student_predicted_mask"]
+    body = []
+    for kind in halves[0].results["per_kind"]:
+        above, below = rates.get(student, {}).get(kind), rates.get(teacher, {}).get(kind)
+        ratio = above / below if above is not None and below else None
+        masks = [half.results.get("mask_prediction", {}).get("per_kind", {}).get(kind, {}) for half in halves]
+        fit = [percent(mean(each.get(name) for each in masks)) for name in ("iou", "recall")]
+        title = f"**{kind}** (never trained on)" if kind in unseen else kind
+        body.append([title, *[percent(series.get(kind)) for series in rates.values()], number(ratio, 2), *fit])
+    header = ["", *[f"EER %, {title}" for title in rates], "ratio to the teacher", "mask IoU %", "mask recall %"]
+    return markdown_cells((header, body))
+
+
+def bare_sentence(halves: Sequence[Half]) -> str:
+    """The share of bare faces that get a mask, with its interval."""
+    shares = [half.results.get("mask_prediction", {}).get("bare", {}).get("found") for half in halves]
+    if None in shares:
+        return ""
+    images = [int(half.results["images"]) for half in halves]
+    found = round(sum(share * number_of for share, number_of in zip(shares, images, strict=True)))
+    low, high = wilson(found, sum(images))
+    share = f"{percent(found / sum(images))} % (95 % interval {percent(low)} to {percent(high)})"
+    return f"Of {sum(images):,} bare faces of test people, {found:,} get any mask: {share}. The others are left as they are.\n"
+
+
+def restoration_table(halves: Sequence[Half]) -> str:
+    """PSNR and SSIM inside the mask, and the figures by a network's features."""
+    sources = {
+        "completed by the generator at its own side, given mask": [half.generator for half in halves],
+        "completed at the student's side, given mask": [half.results["restoration"].get("given_mask", {}) for half in halves],
+        "completed at the student's side, predicted mask": [half.results["restoration"].get("predicted_mask", {}) for half in halves],
+    }
+    body = []
+    for title, parts in sources.items():
+        if all(parts):
+            values = {key: mean(part.get(key) for part in parts) for key in ("psnr_covered", "ssim_covered", *_NETWORK_FIGURES)}
+            network = [MISSING if values[key] is None else f"{values[key]:.4g}" for key in _NETWORK_FIGURES]
+            body.append([title, number(values["psnr_covered"], 2), number(values["ssim_covered"], 3), *network])
+    return markdown_cells((["", "PSNR dB", "SSIM", *_NETWORK_FIGURES.values()], body))
+
+
+def threshold_table(halves: Sequence[Half]) -> str:
+    """False-accept rates on test people of the thresholds that were calibrated on validation people; empty without thresholds."""
+    rates: dict[tuple[str, float], dict[str, str]] = {}
+    for half in halves:
+        for condition, row in half.results.get("thresholds", {}).get("thresholds", {}).items():
+            for entry in row:
+                measured = entry.get("test")
+                if measured:
+                    low, high = measured.get("interval") or (None, None)
+                    cell = f"{100 * measured['false_accept_rate']:.3g}" + ("" if low is None else f" ({100 * low:.3g} to {100 * high:.3g})")
+                    rates.setdefault((condition, entry["target"]), {})[half.name] = cell
+    if not rates:
+        return ""
+    names = [half.name for half in halves]
+    body = [[condition, f"{100 * target:g}", *[cells.get(name, MISSING) for name in names]] for (condition, target), cells in rates.items()]
+    return markdown_cells((["pairs", "target FAR %", *[f"FAR % of half {name} (95 %)" for name in names]], body))
+
+
+def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
+    """The page in Markdown; panel: whether there is a panel figure."""
+    number_of_pairs = sum(len(half.pairs["teacher_masked"].same) for half in halves)
+    people = sum(half.results["rows"]["teacher_clean"]["people"] for half in halves)
+    tested = " and ".join(f"half {half.name} (folds {_FOLDS[half.name]})" for half in halves)
+    missing = "" if len(halves) == len(TEST_FOLDS) else "**Only one half has been tested: all figures are those of its pairs.**\n\n"
+    kinds, thresholds = halves[0].results["kinds"], threshold_table(halves)
+    parts = [
+        f"# Results on LFW\n\n{missing}",
+        f"{number_of_pairs:,} pairs of Labeled Faces in the Wild with {people:,} people: {tested}. Each half is tested by models of "
+        "its own, trained on the people of the other half's folds and of no pair. No model has seen the people that it is tested on, "
+        "neither in training nor when its thresholds were calibrated.\n\n",
+        f"In the rows of masked faces, the second face of each pair carries one of {len(kinds)} synthetic occluders "
+        f"({', '.join(kinds)}), drawn by image. *Given mask*: the covered pixels are known. *Predicted mask*: they are found by the mask "
+        "predictor, as for a user's photographs. The teacher is dlib's face recognition network. The masks, the training set and the "
+        "recogniser of the paper are unknown, so these figures and those of the paper are not comparable one to one.\n\n",
+        "`make lfw-results LFW=FOLDER` trains and tests both halves and writes this page; "
+        f"`{COMMAND}` writes the page again from tested runs.\n\n",
+        "## Recognition\n\n",
+        "Accuracy is the mean over folds with its standard error; thresholds are chosen on the other folds of the same half. EER and "
+        "TAR are means of the halves, with 95 % Wilson intervals for TAR.\n\n",
+        recognition_table(halves),
+        f"\n{ratio_lines(halves)}\n",
+        "Differences, with 95 % intervals of a paired bootstrap over people within each half "
+        f"({replicates:,} replicates):\n\n{difference_table(halves, replicates)}\n",
+        f"![True accept rate over false accept rate](lfw/roc.svg)\n\n*ROC, mean of the halves. Made by `{COMMAND}`.*\n\n",
+        "## By kind of occluder\n\n",
+        f"Never trained on, in any network: {', '.join(unseen_kinds(halves)) or 'none of the kinds'}.\n\n",
+        f"![Equal error rate by kind of occluder](lfw/kinds.svg)\n\n*EER by kind. Made by `{COMMAND}`.*\n\n{kind_table(halves)}\n",
+        f"## Bare faces\n\n{bare_sentence(halves)}\n",
+        "## Restoration\n\n",
+        "Inside the mask, against the clean photograph. The LPIPS, FID and KID forms use features of the dlib network instead of the "
+        "published ones: compare them only with figures of the same network, and note that the generator was trained "
+        f"towards it.\n\n{restoration_table(halves)}\n",
+    ]
+    if panel:
+        alt = "Clean, masked, predicted mask and completed faces of people never seen in training"
+        caption = f"The first test people under each kind, by the predicted mask; not selected. Made by `{COMMAND}`."
+        parts.append(f"![{alt}](lfw/panel.jpg)\n\n*{caption}*\n\n")
+    if thresholds:
+        text = "False-accept rates on test people of the thresholds that were calibrated on validation people, by predicted masks."
+        parts.append(f"## Thresholds\n\n{text}\n\n{thresholds}")
+    return "".join(parts).rstrip() + "\n"
+
+
+def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATES) -> Path:
+    """Write `lfw.md` and its ROC and bars below the folder of pages, and return the page's path. A panel that is there is shown."""
+    folder = pages / "lfw"
+    folder.mkdir(parents=True, exist_ok=True)
+    curves = {TITLES[row]: [half.pairs[row] for half in halves] for row in CURVES if all(row in half.pairs for half in halves)}
+    lfw_figures.write_roc(folder / "roc.svg", curves)
+    lfw_figures.write_kind_bars(folder / "kinds.svg", kind_rates(halves), unseen_kinds(halves))
+    path = pages / "lfw.md"
+    path.write_text(page(halves, replicates, (folder / "panel.jpg").is_file()), encoding="utf-8")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 1 where results are missing."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Write docs/pages/lfw.md and its figures from tested runs.")
+    parser.add_argument("--runs", type=Path, default=RUNS, help=f"the folder that bench.lfw wrote to (default: {RUNS})")
+    parser.add_argument("--data", help="the folder of LFW, for the panel (default: that of the runs)")
+    parser.add_argument("--pages", type=Path, default=PAGES, help="where to write (default: docs/pages)")
+    chosen = parser.parse_args(argv)
+    try:
+        halves = read_halves(chosen.runs)
+        (chosen.pages / "lfw").mkdir(parents=True, exist_ok=True)
+        lfw_figures.write_panel(chosen.pages / "lfw/panel.jpg", chosen.runs / halves[0].name / "distill", chosen.data)
+        print(f"page: {write_page(halves, chosen.pages)}")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"bench.lfw_page: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
