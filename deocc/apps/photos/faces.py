@@ -14,7 +14,8 @@ from deocc.detection import Detection, Detector, create_detector
 from deocc.geometry import TEMPLATES, similarity_transform, transform_points
 
 DEFAULT_DETECTOR: Final = "mtcnn"
-"""MEASURED"""
+"""Of 327 photographs of really masked people MTCNN finds a face in 74 %, dlib's detector in 21 %
+(`python -m bench.detectors --photos FOLDER`)."""
 
 _LEAST: Final = 20
 """Photos with a shorter side of fewer pixels are not searched: MTCNN looks for no smaller face and dlib's network fails. Our choice."""
