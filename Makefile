@@ -30,7 +30,7 @@ demo: install ## train both stages on real faces, test on people never seen, wri
 
 pretrained: install ## train the model that the package ships on LFW and install it in deocc/pretrained (LFW=folder, JOBS=2 trains side by side; resumes)
 	$(BIN)/python -m bench.lfw --data $(LFW) --halves a --jobs $(JOBS)
-	$(BIN)/python -m deocc.apps.pipeline.install_pretrained runs/lfw/a/distill
+	$(BIN)/python -m deocc.inference.model_folder runs/lfw/a/distill
 
 lfw-results: install ## train and test on both halves of LFW and write docs/pages/lfw.md (LFW=folder, JOBS=2; resumes)
 	$(BIN)/python -m bench.lfw --data $(LFW) --halves a b --jobs $(JOBS)

@@ -11,8 +11,8 @@ from torch.optim import AdamW
 from deocc.batch import MaskedFaceBatch
 from deocc.losses import instance_relation_loss, pair_relation_loss, triplet_relation_loss
 from deocc.modules import DistillationModule
-from deocc.modules.blending import blended_identity_loss, own_centers
-from deocc.modules.schedule import warmup_cosine
+from deocc.modules.identity_head import blended_identity_loss, own_centers
+from deocc.modules.optimization import warmup_cosine
 
 GRADIENT_CLIP = 5.0  # as in configs/distill.yaml
 

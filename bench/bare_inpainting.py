@@ -17,7 +17,7 @@ from deocc.losses import (
     masked_l1_loss,
 )
 from deocc.modules import InpaintingModule
-from deocc.modules.schedule import warmup_cosine
+from deocc.modules.optimization import warmup_cosine
 from deocc.networks.generator import compose
 
 BETAS = (0.5, 0.99)

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from deocc.apps.photos import find_photos, read_photo
 from deocc.data import OrlFaces
 from deocc.detection import Detection, Detector, create_detector, list_detectors
+from deocc.inference.batch import find_photos
+from deocc.inference.photos import read_photo
 from deocc.masking import list_kinds, render
 
 PADDING, SCALE = 24, 3

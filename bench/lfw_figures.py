@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from deocc import runs
-from deocc.apps.pipeline import load
 from deocc.batch import MaskedFaceBatch
 from deocc.data import LfwFaces, MaskedFaceDataModule
-from deocc.data.masked_faces import mask_batch
+from deocc.data.datamodule import mask_batch
 from deocc.evaluation import PairScores, panel_figure, roc_curve, roc_figure
 from deocc.evaluation.figures import COLOURS
+from deocc.inference.model_folder import load
 from deocc.masking import list_kinds
 
 PANEL_SIZE = 104  # pixels of a face in the panel

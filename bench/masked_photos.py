@@ -19,9 +19,11 @@ from rich.progress import track
 from torch import Tensor
 
 import deocc
-from deocc.apps.photos import NoFaceError, PhotoFace, find_photos, read_photo
-from deocc.apps.pipeline import Pipeline
-from deocc.evaluation.intervals import wilson
+from deocc.evaluation.bootstrap import wilson
+from deocc.inference.batch import find_photos
+from deocc.inference.faces import NoFaceError, PhotoFace
+from deocc.inference.photos import read_photo
+from deocc.inference.pipeline import Pipeline
 
 _COLUMNS, _TILE = 12, 128
 _EYES, _LOWER_FACE = [0, 1], [2, 3, 4]

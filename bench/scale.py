@@ -16,8 +16,8 @@ from bench.measuring import in_own_process
 from bench.relations import Loss, peak
 from deocc.losses import pair_relation_loss, triplet_relation_loss
 from deocc.losses.distances import DEVICE_CHUNK_ELEMENTS
-from deocc.networks.dlib_resnet import DlibResNet
-from deocc.networks.iresnet import BLOCKS, IResNet
+from deocc.networks.embedders.dlib import DlibResNet
+from deocc.networks.embedders.iresnet import BLOCKS, IResNet
 
 PROCESSES = (8, 64, 512)
 BATCH, DIMENSION, IDENTITIES = 64, 512, 1_000_000

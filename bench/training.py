@@ -19,7 +19,7 @@ from bench.bare_inpainting import BareInpainting
 from bench.measuring import Row, in_own_process, median_ratio, peak_mebibytes
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data import MaskedFaceDataModule
-from deocc.data.masked_faces import mask_batch
+from deocc.data.datamodule import mask_batch
 from deocc.masking import draw_kinds
 from deocc.modules import DistillationModule, InpaintingModule
 from deocc.networks.deoccluder import Deoccluder

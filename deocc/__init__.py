@@ -16,7 +16,7 @@ _environment.prepare()
 
 
 def __getattr__(name: str) -> Any:
-    """`deocc.load`, which is `deocc.apps.pipeline.load`, imported when it is first asked for."""
+    """`deocc.load`, which is `deocc.inference.model_folder.load`, imported when it is first asked for."""
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module("deocc.apps.pipeline").load
+    return importlib.import_module("deocc.inference.model_folder").load

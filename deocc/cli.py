@@ -23,7 +23,7 @@ _APPS = {
     "doctor": "what is installed, what is wrong and what mends it: deocc doctor [--checkpoint RUN] [--data FOLDER]",
 }
 _COMMANDS = _TRAINING | _APPS
-_ROOMS = {"ablate": "deocc.apps.ablation"}  # where an app's name is not its command's
+
 _OF_PHOTOS = {"--out", "--parquet", "--all", "--aligned", "--detector", "--detector-weights"}
 _TRACEBACK = "DEOCC_TRACEBACK"
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(words: list[str]) -> None:
     try:
         if words[0] in _APPS or _names_photos(words):
-            code = importlib.import_module(_ROOMS.get(words[0], f"deocc.apps.{words[0]}")).main(words[1:])
+            code = importlib.import_module(f"deocc.commands.{words[0]}").main(words[1:])
         else:
             code = importlib.import_module("deocc.training_cli").run(words)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:

@@ -18,13 +18,11 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from deocc import processes, runs
-from deocc.callbacks.checkpoints import CheckpointCallback
-from deocc.callbacks.dashboard import UNFINISHED_CONFIG, DashboardConfigCallback
-from deocc.callbacks.fingerprint import FingerprintCallback
-from deocc.callbacks.finite import FiniteCallback
+from deocc.callbacks.checkpoints import CheckpointCallback, TrainingStopped
+from deocc.callbacks.dashboards import UNFINISHED_CONFIG, DashboardConfigCallback
+from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
 from deocc.callbacks.loggers import place_loggers
-from deocc.callbacks.quarantine import QuarantineCallback
-from deocc.callbacks.stopping import TrainingStopped
+from deocc.callbacks.provenance import FingerprintCallback
 from deocc.data import MaskedFaceDataModule
 from deocc.networks.weights import read_checkpoint
 from deocc.run_arguments import FROM_CHECKPOINT, resolve, to_resume

@@ -10,13 +10,13 @@ import pytest
 
 _PACKAGE = Path(__file__).parents[1] / "deocc"
 _ORDER: tuple[set[str], ...] = (
-    {"_environment", "_version", "processes"},
+    {"_environment", "_version", "processes", "messages"},
     {"__init__", "batch", "geometry", "runs"},
     {"networks", "losses", "masking", "evaluation", "detection"},
     {"data"},
     {"modules", "callbacks"},
-    {"apps"},
-    {"run_arguments"},
+    {"inference"},
+    {"commands", "run_arguments"},
     {"training_cli"},
     {"cli"},
 )

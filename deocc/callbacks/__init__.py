@@ -2,14 +2,11 @@
 
 from deocc.callbacks.calibration import CalibrationCallback
 from deocc.callbacks.checkpoints import CheckpointCallback
-from deocc.callbacks.fingerprint import FingerprintCallback
-from deocc.callbacks.finite import FiniteCallback
+from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
 from deocc.callbacks.loggers import MetricsLogger
-from deocc.callbacks.panels import PanelCallback
-from deocc.callbacks.perceptual import PerceptualCallback
-from deocc.callbacks.predictions import PredictionCallback
-from deocc.callbacks.quarantine import QuarantineCallback
-from deocc.callbacks.results import ResultsCallback
+from deocc.callbacks.panels import PanelCallback, PredictionCallback
+from deocc.callbacks.provenance import FingerprintCallback
+from deocc.callbacks.results import PerceptualCallback, ResultsCallback
 
 __all__ = [
     "CalibrationCallback",

@@ -7,20 +7,149 @@ A step begins where all of the one before is done, its log included; there it is
 from seeds, images, epochs and steps, so no generator's state belongs to a checkpoint.
 """
 
+import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from deocc import runs
-from deocc.callbacks.checkpoint_io import DurableCheckpointIO
-from deocc.callbacks.dashboard import logged_step
-from deocc.callbacks.stopping import StopSignals, TrainingStopped
+from deocc.callbacks.dashboards import logged_step
+from deocc.networks.weights import read_checkpoint
+
+ASKING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C; the end that a machine announces; what SLURM sends ahead of a time limit (`--signal=USR1@120`)."""
+
+_SAID: Final = {
+    signal.SIGINT: "Ctrl-C: stopping after this step, with a checkpoint; Ctrl-C again stops at once",
+    signal.SIGTERM: "SIGTERM: stopping after this step, with a checkpoint",
+    signal.SIGUSR1: "SIGUSR1: stopping after this step, with a checkpoint",
+}
+
+
+class TrainingStopped(BaseException):
+    """A training that was asked to stop, and has; not an `Exception`, so that nothing on the way takes it for an error to be handled.
+
+    Attributes:
+        signum: the signal that asked.
+        run: the run folder.
+        saved: whether a checkpoint of the very last step was written; False where it was stopped at once.
+    """
+
+    def __init__(self, signum: int, run: str, saved: bool) -> None:
+        super().__init__(signum, run, saved)
+        self.signum, self.run, self.saved = signum, run, saved
+
+
+class StopSignals:
+    """Notes the first signal of `ASKING`; the second one raises `TrainingStopped` wherever the training is."""
+
+    def __init__(self) -> None:
+        self.received: int = 0
+        self._run, self._process, self._listening = "", os.getpid(), False
+        self._former: dict[int, Callable[..., Any] | int | None] = {}
+
+    def listen(self, run: str) -> None:
+        """Take over the signals, or take them back from whoever did since. Python allows that in the main thread only.
+
+        One that is ignored stays so: a shell lets what it starts in the background ignore the Ctrl-C that is meant for others.
+
+        Args:
+            run: the folder of the run that a signal stops.
+        """
+        self._run = run
+        if threading.current_thread() is threading.main_thread():
+            heard = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+            former: dict[int, Callable[..., Any] | int | None] = {number: signal.signal(number, self._note) for number in heard}
+            self._former = self._former or former
+            self._listening = True
+
+    def leave(self) -> None:
+        """Give the signals back."""
+        self._listening, self.received = False, 0
+        for number, handler in self._former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a forked loader worker, which the training ends when it stops
+        if not self._listening:  # Lightning puts back what it found, after we have left
+            signal.signal(signum, self._former[signum] or signal.SIG_DFL)
+            os.kill(self._process, signum)
+        elif self.received:
+            raise TrainingStopped(signum, self._run, saved=False)
+        else:
+            self.received = signum
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                os.write(2, f"\ndeocc: {_SAID[signal.Signals(signum)]}\n".encode())  # print could meet itself here
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file and renames, so that a kill leaves the earlier file; reads tensors and plain values only.
+
+    A file that cannot be written stops nothing: `failure` says why, and stderr gets a line.
+    """
+
+    failure: str | None = None
+    """Why the last checkpoint could not be written."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        """Write the file and let the disk confirm it, then give it its name."""
+        target = Path(path)
+        part = target.with_name(f".{target.name}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+            _confirm(target.parent)
+            self.failure = None
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, where it could not finish the archive
+            with suppress(OSError):
+                part.unlink()
+            self.failure = _reason(error)
+            print(
+                f"deocc: cannot write {target} ({self.failure}): training goes on; make room, it is tried again",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """The content, on the CPU; whatever `weights_only` says, nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: no file there.
+            ValueError: the file is damaged or no checkpoint.
+        """
+        return read_checkpoint(Path(path))
+
+
+def _confirm(folder: Path) -> None:
+    """Make the new name last: a rename lies in the folder, not in the file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    cause = error if isinstance(error, OSError) else error.__context__
+    return cause.strerror or str(cause) if isinstance(cause, OSError) else " ".join(str(error).split())[:120]
+
 
 _SAVE: Final = 1  # below every signal's number
 _ATTEMPTS, _PAUSE = 40, 15.0  # for ten minutes somebody can make room for the weights that a whole training gave

@@ -1,16 +1,16 @@
 """Face sets, alignment, and the one LightningDataModule."""
 
 from deocc.data.ar import ArFaces
-from deocc.data.bin_file import BinFaces
 from deocc.data.celeba import CelebaFaces
+from deocc.data.datamodule import MaskedFaceDataModule
 from deocc.data.face_set import FaceSet
 from deocc.data.folder import FolderFaces
+from deocc.data.identities import shared_people
+from deocc.data.insightface_bin import BinFaces
+from deocc.data.insightface_rec import RecordFaces
 from deocc.data.lfw import LfwFaces
-from deocc.data.masked_faces import MaskedFaceDataModule
 from deocc.data.orl import OrlFaces
-from deocc.data.overlap import shared_people
-from deocc.data.pair_list import PairListFaces
-from deocc.data.record_file import RecordFaces
+from deocc.data.pairs import PairListFaces
 
 __all__ = [
     "ArFaces",

@@ -15,10 +15,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.data.face_set import FaceSet
+from deocc.data.face_set import FaceSet, missing_set
 from deocc.data.images import IMAGE_SUFFIXES, read_image
-from deocc.data.landmark_cache import detected_landmarks
-from deocc.data.missing import missing_set
+from deocc.data.landmarks import detected_landmarks
 from deocc.evaluation.protocol import Galleries
 from deocc.masking import list_kinds
 

@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.data.archive import ImageStore, open_images
-from deocc.data.face_set import SPLITS, FaceSet, Split
+from deocc.data.face_set import SPLITS, FaceSet, Split, missing_set
+from deocc.data.identities import NameTable, name_key, read_people, shared_people
 from deocc.data.images import IMAGE_SUFFIXES
-from deocc.data.missing import missing_set
-from deocc.data.name_table import NameTable
-from deocc.data.overlap import name_key, read_people, shared_people
 
 Images = Literal["aligned", "in_the_wild"]
 

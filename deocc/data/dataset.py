@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deocc.data.aligned_cache import AlignedCache, AlignedFace
 from deocc.data.augmentation import Augmentation, Augmented
+from deocc.data.cache import AlignedCache, AlignedFace
 from deocc.data.face_set import FaceSet, Split
+from deocc.data.loader import ItemKey, item_seed
 from deocc.data.quarantine import UnreadableImageError
-from deocc.data.sampler import ItemKey, item_seed
 from deocc.geometry import align
 
 CLEAN, REAL = (-1, 0), (-2, 0)

@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from deocc.data.face_set import Split
-from deocc.data.landmark_cache import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
-from deocc.data.pair_list import Pair, PairedFiles, inside, numbered_pair, read_lines
-from deocc.data.sampler import item_seed
+from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
+from deocc.data.loader import item_seed
+from deocc.data.pairs import Pair, PairedFiles, inside, numbered_pair, read_lines
 
 _FOLDERS: Final = (
     "",

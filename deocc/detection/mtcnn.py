@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.detection.detector import Detection, Detector
-from deocc.detection.weights_file import given_file
+from deocc.detection.detector import Detection, Detector, given_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,7 @@ import inspect
 from typing import Any
 
 from deocc.detection.detector import Detector
-from deocc.detection.dlib_cnn import DlibCnnDetector
-from deocc.detection.dlib_hog import DlibHogDetector
+from deocc.detection.dlib import DlibCnnDetector, DlibHogDetector
 from deocc.detection.mtcnn import MtcnnDetector
 from deocc.detection.yunet import YunetDetector
 

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.detection.detector import Detection, Detector, enlarge, shrink
-from deocc.detection.weights_file import given_file
+from deocc.detection.detector import Detection, Detector, enlarge, given_file, shrink
 
 _SIDE: Final = 640
 """Images are shrunk to this and laid on a black square of it: the only size that the releases of fixed input size accept."""

@@ -9,15 +9,194 @@ twice that, each similarity has its own bin and the result is exact. Else a rate
 more than the share of the pairs in that bin; `tests/evaluation/test_bootstrap.py` holds the interval to the exact one within 1e-4.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deocc.evaluation.folds import decisions
-from deocc.evaluation.verification import PairScores, curve_equal_error_rate, equal_error_rate
+from deocc.evaluation.verification import (
+    FALSE_ACCEPT_RATES,
+    PairScores,
+    curve_equal_error_rate,
+    decisions,
+    equal_error_rate,
+    negatives_needed,
+    operating_point,
+    roc_curve,
+)
+
+
+class Bounds(NamedTuple):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+
+def wilson(successes: float, trials: float, confidence: float = 0.95) -> Bounds:
+    """The score interval [0] of the chance behind `successes` out of `trials` independent ones; NaN where nothing was tried.
+
+    >>> [round(bound, 4) for bound in wilson(9, 10)]
+    [0.5958, 0.9821]
+
+    Raises:
+        ValueError: `successes` is not from 0 to `trials`, or `confidence` not between 0 and 1.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials: choose from 0 to the number of trials")
+    if not 0 < confidence < 1:
+        raise ValueError(f"a confidence of {confidence} was asked for: choose one between 0 and 1")
+    if trials == 0:
+        return Bounds(math.nan, math.nan)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, spread = successes / trials, z * z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return Bounds(max(0.0, middle - half), min(1.0, middle + half))
+
+
+class PeopleRate(NamedTuple):
+    """A rate over pairs of people, with its Wilson interval."""
+
+    rate: float
+    low: float
+    high: float
+    effective: float
+    """Number of independent pairs that would estimate the rate with the same variance."""
+
+
+class PairsOfPeople:
+    """Pairs of images, grouped by the people they show, for rates in which each two people count once.
+
+    Args:
+        first_person: (N,) int64, at least 0.
+        second_person: (N,) int64, equal to `first_person` for pairs of one person.
+    """
+
+    def __init__(self, first_person: Tensor, second_person: Tensor) -> None:
+        length = 1 + int(torch.maximum(first_person, second_person).max()) if len(first_person) else 0
+        seen = (torch.bincount(first_person, minlength=length) + torch.bincount(second_person, minlength=length)) > 0
+        place = seen.cumsum(0) - 1
+        first, second = place[first_person], place[second_person]
+        self.people = int(seen.sum())
+        self._group = torch.minimum(first, second) * self.people + torch.maximum(first, second)
+        self._count = torch.bincount(self._group, minlength=self.people**2)
+        self._known = self._count.nonzero().squeeze(1)
+
+    @property
+    def weight(self) -> Tensor:
+        """(N,) float64, one over the number of pairs that show the same people."""
+        return 1 / self._count[self._group].double()
+
+    def rate(self, chosen: Tensor, confidence: float = 0.95) -> PeopleRate:
+        """The share of pairs that are chosen, averaged over each two people, and its interval; NaN for no pairs.
+
+        Two pairs of people with a person in common are not independent. The variance v of the rate p is estimated by
+        adding up, for each person, the residuals of all pairs of people with that person, squaring the sums and adding
+        these up: the cluster-robust variance of [1] without its correction for terms counted twice, so that the
+        interval is rather too wide. The effective number of pairs in Wilson's interval is p (1 - p) / v; where all
+        pairs agree, so that v is unknown, it is the number of people.
+
+        Args:
+            chosen: (N,) bool.
+            confidence: of the interval, between 0 and 1.
+        """
+        number = len(self._known)
+        if number == 0:
+            return PeopleRate(math.nan, math.nan, math.nan, 0.0)
+        hits = torch.bincount(self._group[chosen], minlength=self.people**2)
+        share = hits[self._known].double() / self._count[self._known]
+        rate = float(share.mean())
+        first, second = self._known // self.people, self._known % self.people
+        sums = torch.bincount(first, share - rate, self.people)
+        sums += torch.bincount(second, torch.where(first == second, 0.0, share - rate), self.people)
+        variance = float(sums.square().sum()) / number**2
+        estimated = rate * (1 - rate) / variance if variance > 0 else self.people
+        effective = float(min(estimated, len(chosen)))
+        return PeopleRate(rate, *wilson(rate * effective, effective, confidence), effective)
+
+
+def tar_intervals(
+    similarity: Tensor, same: Tensor, fars: Mapping[str, float] = FALSE_ACCEPT_RATES, repeats: float = 1
+) -> dict[str, dict[str, float | str]]:
+    """`true_accept_rate` at each of `fars` with its 95 % interval by `wilson` over the pairs of one person.
+
+    The interval takes the threshold as given and the pairs as independent. They are not, since each person enters many: it is too narrow,
+    and where people can be drawn anew, a bootstrap over people is the better interval.
+
+    Args:
+        similarity: (N,).
+        same: (N,) bool, whether a pair shows one person.
+        fars: false accept rates in (0, 1], by the names that the answer has.
+        repeats: how many of the pairs show the same two images under other masks. They tell little more than one of them would, so each
+            such group counts as one pair, both for what the pairs can support and for the interval.
+
+    Returns:
+        By name `tar`, `low` and `high`; or, where the pairs cannot support it, `tar` as NaN and the `reason`.
+
+    Raises:
+        ValueError: a rate is not in (0, 1], or as in `roc_curve`.
+    """
+    curve, positives = roc_curve(similarity, same), round(int(same.sum()) / repeats)
+    negatives = round(int((~same).sum()) / repeats)
+    answers: dict[str, dict[str, float | str]] = {}
+    for name, far in fars.items():
+        if reason := _lacking(positives, negatives, negatives_needed(far)):
+            answers[name] = {"tar": math.nan, "reason": reason}
+        else:
+            tar, _ = operating_point(curve, int((~same).sum()), far)
+            answers[name] = {"tar": tar, **wilson(round(tar * positives), positives)._asdict()}
+    return answers
+
+
+def _lacking(positives: int, negatives: int, needed: int) -> str:
+    """Why there is no rate, or nothing."""
+    if negatives < needed:
+        return f"not enough negatives: {negatives}, {needed} needed"
+    return "" if positives else "not enough positives: 0, 1 needed"
+
+
+class McNemar(NamedTuple):
+    """The outcome of the test."""
+
+    first_only: int
+    """How many the first system alone decided rightly."""
+    second_only: int
+    """How many the second system alone decided rightly."""
+    p_value: float
+    """The chance of a split as uneven as this or more, were both equally good."""
+
+
+def mcnemar(first_right: Tensor, second_right: Tensor) -> McNemar:
+    """Compare two systems' decisions on the same items, (N,) bool: whether each was right, as of `decisions`.
+
+    Items are taken as independent. Pairs of faces are not, since they share people, and the p-value tends to be too small: a paired
+    bootstrap over people is the better judge.
+
+    >>> outcome = mcnemar(torch.tensor([True, True, True, False]), torch.tensor([False, False, True, False]))
+    >>> outcome.first_only, outcome.second_only, round(outcome.p_value, 6)
+    (2, 0, 0.5)
+
+    Raises:
+        ValueError: the two are not bool and of one shape (N,).
+    """
+    if first_right.ndim != 1 or first_right.shape != second_right.shape or {first_right.dtype, second_right.dtype} != {torch.bool}:
+        got = " and ".join(f"{tuple(right.shape)} of {right.dtype}" for right in (first_right, second_right))
+        raise ValueError(f"expected two bool tensors of one shape (N,), got {got}: evaluate both systems on the same pairs")
+    first_only, second_only = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
+    return McNemar(first_only, second_only, _two_sided(min(first_only, second_only), first_only + second_only))
+
+
+def _two_sided(fewer: int, tosses: int) -> float:
+    """Twice the chance of at most `fewer` heads in `tosses` of a fair coin, at most 1; in logarithms, for the counts overflow."""
+    heads = torch.arange(fewer + 1, dtype=torch.float64)
+    choices = math.lgamma(tosses + 1) - torch.lgamma(heads + 1) - torch.lgamma(tosses - heads + 1)
+    return min(1.0, 2 * math.exp(float(choices.logsumexp(0)) - tosses * math.log(2)))
+
 
 _BINS = 4096  # for either kind of pair
 _CELLS = 4_000_000  # numbers of a table that are held at a time, 32 MB

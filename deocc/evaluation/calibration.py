@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from deocc.evaluation.bootstrap import Bounds, PairsOfPeople
 from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.intervals import Bounds, PairsOfPeople
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import FALSE_ACCEPT_RATES, PairScores, operating_point, roc_curve
 from deocc.geometry import TEMPLATES

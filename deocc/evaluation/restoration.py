@@ -1,17 +1,59 @@
-"""Restoration: how near a completed face is to the clean one. PSNR and SSIM per image, on the whole image and on the covered pixels apart.
+"""How well a predicted mask fits the given one: intersection over union by kind of occluder, and false alarms on bare faces.
 
-The visible pixels are pasted back, so whole-image figures flatter whoever covers little: the covered ones compare generators.
-
-[0] Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004: SSIM, window and constants.
+[0] Everingham et al., "The Pascal Visual Object Classes Challenge", IJCV 2010: intersection over union of segmentations.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from deocc.evaluation.kind_means import KindMeans
+_KINDS = 64  # rows of the sums: kind -1 and up to 63 kinds
+
+
+class KindMeans(Metric):
+    """The sums behind a metric that is a mean over images; they reduce across processes. A subclass writes `update` and calls `add` there.
+
+    Args:
+        names: of the S scores.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names = tuple(names)
+        self.add_state("total", default=torch.zeros(_KINDS, len(self.names)), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros(_KINDS, len(self.names)), dist_reduce_fx="sum")
+
+    def add(self, scores: Tensor, known: Tensor, kind: Tensor) -> None:
+        """Add a batch: scores (B, S), `known` (B, S) bool, whether an image has that score, and `kind` (B,) int64 from -1.
+
+        Raises:
+            ValueError: a kind is out of range, or there is not one an image.
+        """
+        if kind.shape != scores.shape[:1] or not bool(((kind >= -1) & (kind < _KINDS - 1)).all()):
+            raise ValueError(f"expected kinds of shape ({len(scores)},) from -1 to {_KINDS - 2}, got {kind.tolist()}")
+        self.total.index_add_(0, kind + 1, scores.where(known, 0.0))
+        self.count.index_add_(0, kind + 1, known.to(self.count.dtype))
+
+    def compute(self) -> dict[str, Any]:
+        """`mean`: the scores by name; `per_kind`: the same by kind, for the kinds that were seen. A score of no image is NaN."""
+        seen = self.count.any(1).nonzero().flatten().tolist()  # a bare face has no intersection over union, say
+        return {
+            "mean": self._named(self.total.sum(0), self.count.sum(0)),
+            "per_kind": {row - 1: self._named(self.total[row], self.count[row]) for row in seen},
+        }
+
+    def _named(self, total: Tensor, count: Tensor) -> dict[str, float]:
+        return dict(zip(self.names, (total / count).tolist(), strict=True))
+
 
 PSNR_CAP = 100.0
 """dB, what an identical image gets in place of infinity. OURS; an 8-bit image's rounding alone allows no more than 59."""
@@ -109,3 +151,64 @@ def check_images(restored: Tensor, face: Tensor, mask: Tensor | None) -> None:
     fits = restored.ndim == 4 and face.shape == restored.shape
     if not fits or (mask is not None and mask.shape != (restored.shape[0], 1, *restored.shape[2:])):
         raise ValueError(f"expected two images (B, 3, H, W) and a mask (B, 1, H, W), got {' and '.join(map(str, shapes))}")
+
+
+MASK_PREDICTION_SCORES = ("iou", "recall", "found")
+
+
+class MaskPredictionMetric(KindMeans):
+    """Means over images, in all and by kind of occluder; sums reduce across processes.
+
+    `iou` and `recall` are those of a masked face's covered pixels, at confidence 0.5; `found` is the share of images that got any mask,
+    which for bare faces (kind -1) is the share of false alarms.
+
+    >>> metric = MaskPredictionMetric()
+    >>> mask = torch.zeros(1, 1, 4, 4); mask[..., :2] = 1
+    >>> metric.update(mask.roll(1, 3), mask, torch.tensor([2]))
+    >>> round(metric.compute()["mean"]["iou"], 3)
+    0.333
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(MASK_PREDICTION_SCORES, **kwargs)
+
+    def update(self, predicted_mask: Tensor, mask: Tensor, kind: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            predicted_mask: (B, 1, H, W) in [0, 1].
+            mask: (B, 1, H, W), 1 = covered; 0 everywhere for a bare face.
+            kind: (B,) int64, -1 for a bare face.
+
+        Raises:
+            ValueError: the shapes differ, or a kind is out of range.
+        """
+        if predicted_mask.shape != mask.shape:
+            raise ValueError(f"expected masks of one shape (B, 1, H, W), got {tuple(predicted_mask.shape)} and {tuple(mask.shape)}")
+        predicted, covered = (predicted_mask > 0.5).flatten(1), (mask > 0.5).flatten(1)
+        both, either = (predicted & covered).sum(1).float(), (predicted | covered).sum(1).float()
+        found = (predicted_mask > 0).flatten(1).any(1)
+        masked = covered.any(1)
+        scores = torch.stack([both / either.clamp_min(1), both / covered.sum(1).clamp_min(1), found.float()], 1)
+        self.add(scores, torch.stack([masked, masked, torch.ones_like(masked)], 1), kind)
+
+
+def mask_prediction_results(scores: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """The entry `mask_prediction` of the results file.
+
+    Args:
+        scores: what `MaskPredictionMetric.compute` returned.
+        kinds: names of the occluders, in the order in which kinds are counted.
+
+    Returns:
+        `bare`: {"found": share of bare faces that got a mask}; `masked`: `iou`, `recall` and `found` over all masked faces, `found` as the
+        mean over kinds; `per_kind`: the same by name. A part without images is left out.
+    """
+    per_kind = {kinds[kind]: dict(each) for kind, each in scores["per_kind"].items() if kind >= 0}
+    results: dict[str, Any] = {"per_kind": per_kind}
+    if per_kind:
+        found = sum(each["found"] for each in per_kind.values()) / len(per_kind)
+        results["masked"] = {"iou": scores["mean"]["iou"], "recall": scores["mean"]["recall"], "found": found}
+    if -1 in scores["per_kind"]:
+        results["bare"] = {"found": scores["per_kind"][-1]["found"]}
+    return {"mask_prediction": results}

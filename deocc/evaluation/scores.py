@@ -1,15 +1,54 @@
 """The pair scores behind a results file, kept so that runs can be compared pair by pair: McNemar and paired bootstrap need them."""
 
-from collections.abc import Collection, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deocc.evaluation.npz import read_npz
 from deocc.evaluation.verification import PairScores
+
+MOST_BYTES: Final = 2**31
+"""A file may unpack to so many bytes, or to as many as it has itself, as uncompressed files do: the pair scores of a hundred million pairs.
+OURS."""
+
+_PACKINGS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others are unpacked without a limit, whatever size the entry claims
+
+
+def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """The arrays whose names are wanted.
+
+    Raises:
+        ValueError: the file cannot be read, is something else, or unpacks to too much; the message is the reason alone.
+    """
+    try:
+        with path.open("rb") as file:
+            sizes = _sizes(file, path.stat().st_size)
+            with np.load(file, allow_pickle=False) as content:
+                arrays = {name: np.asarray(content[name]) for name in content.files if wanted(name)}
+    except Exception as error:  # a damaged file makes zipfile and NumPy fail in any way
+        raise ValueError(" ".join(str(error).split())[:120] or type(error).__name__) from error
+    for name, array in arrays.items():
+        if array.size > sizes[name]:  # elements of no bytes cost nothing here, and everything where they become a list
+            raise ValueError(f"{name} announces {array.size:,} numbers in {sizes[name]:,} bytes")
+    return arrays
+
+
+def _sizes(file: Any, own: int) -> dict[str, int]:
+    """The bytes of each array, unpacked."""
+    with zipfile.ZipFile(file) as content:
+        entries = content.infolist()
+    total = sum(entry.file_size for entry in entries)
+    if total > max(MOST_BYTES, own):
+        raise ValueError(f"it unpacks to {total:,} bytes, at most {max(MOST_BYTES, own):,} are allowed")
+    if any(entry.compress_type not in _PACKINGS for entry in entries):
+        raise ValueError("it is packed otherwise than NumPy packs")
+    file.seek(0)
+    return {entry.filename.removesuffix(".npy"): entry.file_size for entry in entries}
+
 
 SCORES = "scores.npz"
 """The file's name in a run folder."""

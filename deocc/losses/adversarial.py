@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.precision import widen
+from deocc.losses.distances import widen
 
 KINDS = ("hinge", "wgan")
 

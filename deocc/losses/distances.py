@@ -19,6 +19,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+
+def loss_dtype(tensor: Tensor) -> torch.dtype:
+    """float32 for tensors of float32 or less, float64 for float64: no loss is summed in half precision."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """The tensor in its `loss_dtype`, differentiably."""
+    return tensor.to(loss_dtype(tensor))
+
+
 COINCIDENT = 1e-6
 """OURS: two images whose squared distance is at most this share of the batch's mean squared distance have no direction between them.
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.precision import widen
+from deocc.losses.distances import widen
 
 MARGIN_TYPES = ("softmax", "cosface", "arcface")
 

@@ -1,18 +1,22 @@
-"""Masked l1: covered and visible pixels are averaged apart, so that a small mask counts as much as a big one.
+"""Perceptual loss: completed and clean face compared by a frozen network's features.
 
-With g the generator's output, y the clean face and M the mask (1 = covered), and every mean over pixels and channels,
+With f_l the feature maps, each divided by its length over channels at every place,
 
-    L = w_covered mean_covered |g - y| + w_visible mean_visible |g - y|
+    L = mean_l mean_places |f_l(c) - f_l(y)|^2
 
-where each mean is taken within an image first, then over the images that have such pixels.
-
-[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385: trained against the clean face. That it is by l1 is inferred; weights
-    and means are OURS.
+[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385, names no such term: it is OURS and optional.
+[1] Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
+[2] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018: channels of unit length, squared
+    distances summed over them and averaged over places (there with learned weights a channel, here with equal ones).
 """
 
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.precision import widen
+from deocc.losses.distances import widen
 
 
 def masked_l1_loss(generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float = 1.0, visible_weight: float = 0.1) -> Tensor:
@@ -57,3 +61,78 @@ def _mean_where(error: Tensor, weight: Tensor) -> Tensor:
     some = amount > 0
     means = (error * weight).flatten(1).sum(1) / amount.where(some, amount.new_ones(()))
     return means.sum() / some.sum().clamp_min(1)
+
+
+Features = Callable[[Tensor], Sequence[Tensor] | Tensor]
+
+
+def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
+    """Mean over maps and places of the squared distance of channel-normalised features; each map counts the same.
+
+    Args:
+        completed: feature maps (B, C_l, ...) of the completed faces; take the gradient.
+        clean: those of the clean faces, in the same order; take none.
+
+    Returns:
+        Scalar in [0, 4].
+
+    Raises:
+        ValueError: no maps, or shapes that differ.
+    """
+    shapes = [[tuple(item.shape) for item in maps] for maps in (completed, clean)]
+    if not completed or shapes[0] != shapes[1]:
+        raise ValueError(f"expected feature maps of equal shapes of completed and clean faces, got {shapes[0]} and {shapes[1]}")
+    pairs = zip(completed, clean, strict=True)
+    return torch.stack([(_unit(ours) - _unit(theirs.detach())).square().sum(1).mean() for ours, theirs in pairs]).mean()
+
+
+def perceptual_loss(features: Features, completed_face: Tensor, face: Tensor) -> Tensor:
+    """`feature_distance` through a feature network.
+
+    Args:
+        features: images (B, 3, H, W) in [-1, 1] to one feature tensor (B, C, ...) or a sequence of them.
+        completed_face: (B, 3, H, W) in [-1, 1]; takes the gradient.
+        face: (B, 3, H, W) in [-1, 1]; takes none.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if completed_face.shape != face.shape:
+        raise ValueError(f"expected completed and clean faces of one shape, got {tuple(completed_face.shape)} and {tuple(face.shape)}")
+    with torch.no_grad():
+        targets = _listed(features(face))
+    return feature_distance(_listed(features(completed_face)), targets)
+
+
+class PerceptualLoss(nn.Module):
+    """`perceptual_loss` through a network that it freezes, and keeps in evaluation mode.
+
+    Args:
+        network: see `perceptual_loss`'s `features`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "PerceptualLoss":
+        """Switch the mode of all but the frozen network."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, completed_face: Tensor, face: Tensor) -> Tensor:
+        """See `perceptual_loss`."""
+        return perceptual_loss(self.network, completed_face, face)
+
+
+def _listed(output: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    return [output] if isinstance(output, Tensor) else output
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Of unit length over the channels."""
+    return F.normalize(widen(features), dim=1)

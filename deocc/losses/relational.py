@@ -23,8 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.distances import angle_difference, distances, squared_distances
-from deocc.losses.precision import loss_dtype, widen
+from deocc.losses.distances import angle_difference, distances, loss_dtype, squared_distances, widen
 
 
 def instance_relation_loss(

@@ -14,7 +14,7 @@ ACM MM 2020, arXiv 2409.12385, is given its masks; predicting them and this loss
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.precision import widen
+from deocc.losses.distances import widen
 
 HARDEST = 0.25
 """Share of an image's pixels that the cross-entropy is averaged over."""

@@ -24,10 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.gathering import gather_embeddings
+from deocc.losses.distances import widen
+from deocc.losses.distributed import gather_embeddings, join_targets, logsumexp_over_processes, process_place, rows_of, sum_over_processes
 from deocc.losses.identity import check_margin, check_scale, margin_cosine
-from deocc.losses.precision import widen
-from deocc.losses.shards import join_targets, logsumexp_over_processes, process_place, rows_of, sum_over_processes
 
 
 def sharded_identity_loss(

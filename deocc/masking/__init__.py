@@ -1,7 +1,6 @@
 """Where an occluder lies and what it looks like: a batched, seeded renderer without files or detectors."""
 
-from deocc.masking.canvas import Canvas, Layer
-from deocc.masking.kind import Kind
+from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.registry import draw_kinds, list_kinds, register_kind
 from deocc.masking.renderer import render
 from deocc.masking.texture import register_texture

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer, noise_tiles
+from deocc.masking.canvas import Canvas, Kind, Layer, noise_tiles
 from deocc.masking.fabrics import wave
-from deocc.masking.kind import Kind
-from deocc.masking.outlines import norm, superellipse
-from deocc.masking.randomness import uniform
+from deocc.masking.random import uniform
 from deocc.masking.renderer import paint_kinds
+from deocc.masking.shapes import norm, superellipse
 
 _WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM = 1 << 41, 1 << 42, 1 << 43
 """Streams of an image's random numbers; the occluders' are below."""

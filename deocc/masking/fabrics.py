@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from deocc.masking.canvas import Canvas
-from deocc.masking.randomness import Draws
+from deocc.masking.random import Draws
 
 
 def wave(phase: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deocc.masking.kind import Kind
+from deocc.masking.canvas import Kind
 from deocc.masking.kinds import BUILT_IN
-from deocc.masking.randomness import uniform
+from deocc.masking.random import uniform
 
 _KINDS: dict[str, Kind] = {kind.name: kind for kind in BUILT_IN}
 

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from deocc.geometry import LARGEST_COORDINATE, TEMPLATES
-from deocc.masking.canvas import Canvas, Layer, Light
-from deocc.masking.frame import FaceFrame
-from deocc.masking.kind import Kind
-from deocc.masking.lighting import read_light
-from deocc.masking.randomness import Draws
+from deocc.masking.canvas import Canvas, Kind, Layer, Light, read_light
+from deocc.masking.random import Draws
 from deocc.masking.registry import get_kind, kind_numbers, list_kinds
+from deocc.masking.shapes import FaceFrame
 
 _PIXELS_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 26}
 """Pixels painted together: more fall out of the processor's cache, fewer pay the fixed cost of an operation too often. Measured. OURS."""

@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer, luma
+from deocc.masking.canvas import Canvas, Kind, Layer, luma
 from deocc.masking.fabrics import shading
-from deocc.masking.frame import FaceFrame
-from deocc.masking.kind import Kind
 from deocc.masking.registry import register_kind
+from deocc.masking.shapes import FaceFrame
 
 _LEVELS = 5
 """Copies of the picture, each half the size of the one before, so that a small face does not alias. 2^4 = 16 times smaller is enough."""

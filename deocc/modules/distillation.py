@@ -15,31 +15,30 @@ from torch.optim import Optimizer
 
 from deocc.batch import MaskedFaceBatch
 from deocc.losses import InstanceRelationLoss, PredictionRelationLoss, ShardedIdentityLoss
-from deocc.losses.gathering import gathered_pair_relation_loss, gathered_triplet_relation_loss
-from deocc.masking.randomness import chosen_share
-from deocc.modules.blending import blended_identity_loss, own_centers
-from deocc.modules.centers import identity_centers
-from deocc.modules.comparison import Comparison, centred
-from deocc.modules.frozen import check_stage, leave_out, put_back
+from deocc.losses.distributed import gathered_pair_relation_loss, gathered_triplet_relation_loss
+from deocc.masking.random import chosen_share
+from deocc.modules.evaluation import FROM_CHECKPOINT, Comparison, RecognitionModule, centred, identity_centers
 from deocc.modules.identity_head import (
     HeadType,
     IdentityHead,
+    blended_identity_loss,
     build_identity_head,
     check_head,
+    check_loadable,
+    check_shareable,
     clip_gradients,
     gather_head,
     leave_to_processes,
+    own_centers,
+    share_out,
     split_head,
 )
-from deocc.modules.recognition import FROM_CHECKPOINT, RecognitionModule
+from deocc.modules.optimization import check_stage, check_weights, gradient_norms, leave_out, put_back, warmup_cosine, weighted_terms
 from deocc.modules.row_adamw import student_optimizer
-from deocc.modules.schedule import warmup_cosine
-from deocc.modules.sharding import check_loadable, check_shareable, share_out
 from deocc.modules.teacher_cache import TeacherCache, TrainingData
-from deocc.modules.terms import check_weights, gradient_norms, weighted_terms
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.embedder import create_embedder, create_teacher, read_options
+from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
 from deocc.networks.student import Student, StudentInput, check_start
 
 STAGE = "distillation"

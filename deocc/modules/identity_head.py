@@ -7,19 +7,84 @@ Mixed precision in float16: a classifier's gradient is computed in float32 and i
 processes see after their gradients are averaged; so either all take a step or none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from deocc.batch import MaskedFaceBatch
 from deocc.losses import IdentityLoss
+from deocc.losses.distributed import process_place, rows_of
 from deocc.losses.sharded_identity import ShardedIdentityLoss
-from deocc.losses.shards import process_place, rows_of
+
+
+def share_out(mesh: DeviceMesh | None, trained: nn.Module, *likewise: nn.Module | None) -> None:
+    """Leave each process its part of the networks; from `configure_model`, before the optimiser is built.
+
+    Args:
+        mesh: the strategy's, with a dimension "data_parallel"; None changes nothing.
+        trained: the network that is trained.
+        likewise: networks that follow its weights, which must lie in the same parts.
+    """
+    if mesh is None:
+        return
+    for network in (trained, *likewise):
+        if network is not None and not isinstance(network, FSDPModule):  # Lightning asks again for every fit and test
+            fully_shard(network, mesh=mesh["data_parallel"])
+
+
+def check_shareable(mesh: DeviceMesh | None, classifier: nn.Module | None) -> None:
+    """Raise ValueError where a classifier would be trained beside a shared-out student: nobody would average its gradient."""
+    if mesh is not None and classifier is not None:
+        raise ValueError("configs/trainer/fsdp.yaml shares out the student alone: give model.init_args.identity_weight 0, or train by DDP")
+
+
+def check_loadable(checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError where a strategy has taken the weights out of `checkpoint`, which then cannot be completed by what it leaves out."""
+    if "state_dict" not in checkpoint:
+        raise ValueError("a training by configs/trainer/fsdp.yaml cannot be resumed by it: go on by configs/trainer/ddp.yaml, or anew")
+
+
+def people(batch: MaskedFaceBatch) -> Tensor:
+    """(B, 3), whose faces a face is made of."""
+    return torch.cat([batch["identity"][:, None], batch["other_identity"]], 1)
+
+
+def shares(batch: MaskedFaceBatch) -> Tensor:
+    """(B, 3), by which shares; they sum to 1."""
+    return torch.cat([1 - batch["other_share"].sum(1, keepdim=True), batch["other_share"]], 1)
+
+
+def own_centers(identity_centers: Tensor, batch: MaskedFaceBatch) -> Tensor:
+    """(B, D) unit vectors, each sample's centre of (K, D) identity centres, between its people's where faces are blended."""
+    return F.normalize((identity_centers[people(batch)] * shares(batch)[:, :, None]).sum(1), dim=1)
+
+
+def blended_identity_loss(
+    classifier: IdentityLoss | ShardedIdentityLoss, embedding: Tensor, batch: MaskedFaceBatch, turn: int = 0
+) -> Tensor:
+    """Cross-entropy over the training identities, a scalar; a blended face belongs to all of its people by their shares.
+
+    Args:
+        classifier: holds the identities' weights, the margin and the scale.
+        embedding: (B, D) unit vectors.
+        batch: whose faces they are.
+        turn: decides which identities a sharded classifier samples; the number of the training step.
+    """
+    if isinstance(classifier, ShardedIdentityLoss):
+        loss: Tensor = classifier(embedding, people(batch), shares(batch), turn)
+    else:
+        loss = classifier(embedding, people(batch), shares(batch))
+    return loss
+
 
 HeadType = Literal["full", "sharded"]
 IdentityHead = IdentityLoss | ShardedIdentityLoss

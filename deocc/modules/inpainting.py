@@ -24,16 +24,22 @@ from deocc.losses import (
     mask_segmentation_loss,
     masked_l1_loss,
 )
-from deocc.masking.randomness import uniform
-from deocc.modules.descent import Terms, descend
-from deocc.modules.frozen import check_stage, leave_out, put_back
-from deocc.modules.parts import Part, take_apart
-from deocc.modules.precision import outside_autocast
-from deocc.modules.restoration import RestorationModule
-from deocc.modules.schedule import warmup_cosine
-from deocc.modules.terms import check_weights, weighted_terms
+from deocc.masking.random import uniform
+from deocc.modules.evaluation import RestorationModule, outside_autocast
+from deocc.modules.optimization import (
+    Part,
+    Terms,
+    check_stage,
+    check_weights,
+    descend,
+    leave_out,
+    put_back,
+    take_apart,
+    warmup_cosine,
+    weighted_terms,
+)
 from deocc.networks.discriminator import GlobalLocalDiscriminator
-from deocc.networks.embedder import create_teacher, read_options
+from deocc.networks.embedders.registry import create_teacher, read_options
 from deocc.networks.generator import Generator, compose
 from deocc.networks.layers import gaussian_blur, noisy_mask
 from deocc.networks.segmenter import MaskSegmenter

@@ -16,10 +16,8 @@ from deocc.batch import MaskedFaceBatch
 from deocc.evaluation import MaskPredictionMetric, build_restoration_results, flat_scores, mask_prediction_results
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
-from deocc.modules.frozen import check_stage
-from deocc.modules.precision import outside_autocast
-from deocc.modules.schedule import warmup_cosine
-from deocc.modules.stepping import SteppingModule
+from deocc.modules.evaluation import SteppingModule, outside_autocast
+from deocc.modules.optimization import check_stage, warmup_cosine
 from deocc.networks.segmenter import MaskSegmenter, predicted_share
 
 STAGE = "segmentation"

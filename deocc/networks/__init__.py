@@ -1,14 +1,13 @@
 """Networks: pure `nn.Module`s, tensors in and out."""
 
-from deocc.networks.adaptation import Projection, widen_stem
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.discriminator import GlobalLocalDiscriminator, PatchDiscriminator
-from deocc.networks.embedder import Embedder, create_embedder, create_teacher, list_embedders
-from deocc.networks.embedder_spec import EmbedderSpec
+from deocc.networks.embedders.registry import Embedder, create_embedder, create_teacher, list_embedders
+from deocc.networks.embedders.spec import EmbedderSpec
 from deocc.networks.generator import Generator, complete, compose
 from deocc.networks.segmenter import MaskSegmenter
-from deocc.networks.student import Student
+from deocc.networks.student import Projection, Student, widen_stem
 
 __all__ = [
     "Deoccluder",

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deocc.apps.photos import faces
-from deocc.apps.pipeline import FaceNetwork, Pipeline, load, write_model
-from deocc.apps.pipeline.folder import face_contract
 from deocc.data import OrlFaces
 from deocc.detection import Detector, create_detector
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.geometry import align
+from deocc.inference import faces
+from deocc.inference.model_folder import face_contract, load, write_model
+from deocc.inference.network import FaceNetwork
+from deocc.inference.pipeline import Pipeline
 from deocc.networks import Deoccluder, create_embedder
 
 SIZE = 112

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from deocc.apps.ablation import runner
+from deocc.commands.ablate import runner
 from deocc.evaluation import PairScores, write_scores
 
 SAME = [True, True, False, False, False]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deocc.apps.ablation import Job, list_jobs, read_plan
-from deocc.apps.ablation.jobs import write_overlays
+from deocc.commands.ablate.plan import Job, list_jobs, read_plan, write_overlays
 from tests.apps.conftest import PLAN, write_plan
 from tests.apps.stand_in import Program
 from tests.conftest import ROOT, SMALL, run_deocc

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from deocc.apps.ablation import Job, list_jobs, main, read_plan, run_jobs
-from deocc.apps.ablation.devices import choose_device
-from deocc.apps.ablation.lock import locked
+from deocc.commands.ablate.command import main
+from deocc.commands.ablate.plan import Job, list_jobs, read_plan
+from deocc.commands.ablate.runner import choose_device, locked, run_jobs
 from tests.apps.conftest import write_plan
 from tests.apps.stand_in import Program
 
@@ -23,7 +23,7 @@ ALL |= {"inpaint-fold0-seed0 fit", "inpaint-fold1-seed0 fit"}
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes nine tenths of a run of the stand-in; `test_ablation_table.py` checks the figures."""
-    monkeypatch.setattr("deocc.apps.ablation.report._figures", lambda *_: {})
+    monkeypatch.setattr("deocc.commands.ablate.report._figures", lambda *_: {})
 
 
 def again(program: Program, words: list[str]) -> set[str]:
@@ -141,8 +141,9 @@ def test_a_test_that_leaves_no_results_has_failed(program: Program, monkeypatch:
 HOLD = """
 import sys, time
 from pathlib import Path
-from deocc.apps.ablation import Job, run_jobs
-from deocc.apps.ablation.lock import locked
+from deocc.commands.ablate.plan import Job
+from deocc.commands.ablate.runner import run_jobs
+from deocc.commands.ablate.runner import locked
 with locked(Path(sys.argv[1])) as lock:
     code = "import time; print('up', flush=True); time.sleep(60)"
     run_jobs([Job((sys.executable, "-c", code), Path(sys.argv[1], "job"), "fit", "same")], 1, [lock])
@@ -248,7 +249,7 @@ def test_a_child_does_not_take_the_place_of_the_runner_in_a_group(program: Progr
 def test_a_changed_plan_retrains_what_it_changes(
     program: Program, changes: dict[str, Any], retrained: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deocc.apps.ablation.report.log_outcome", lambda *_: None)
+    monkeypatch.setattr("deocc.commands.ablate.report.log_outcome", lambda *_: None)
     main(write_plan())
     assert again(program, write_plan(**changes)) == retrained
     for name in retrained:
@@ -288,7 +289,7 @@ class Interrupted(Program):
 
 def test_an_interrupt_leaves_no_child_and_marks_nothing_done(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted = Interrupted()
-    monkeypatch.setattr("deocc.apps.ablation.runner._start", interrupted)
+    monkeypatch.setattr("deocc.commands.ablate.runner._start", interrupted)
     plan = read_plan(write_plan())
     with pytest.raises(KeyboardInterrupt):
         run_jobs(list_jobs(plan), plan.jobs)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from deocc.apps.ablation import main
-from deocc.apps.ablation.figures import bar_figure, loss_figure, read_curves
-from deocc.apps.ablation.statistics import Outcome, compare, decisions, mean_and_deviation, row_figures, verdict
-from deocc.apps.ablation.tables import conclusions
-from deocc.evaluation import PairScores, equal_error_rate, fold_accuracy, mcnemar, paired_bootstrap_mean_eer, read_scores
+from deocc.commands.ablate.command import main
+from deocc.commands.ablate.report import bar_figure, conclusions, loss_figure, read_curves
+from deocc.commands.ablate.results import Outcome, compare, decisions, mean_and_deviation, row_figures, verdict
+from deocc.evaluation import PairScores, equal_error_rate, fold_accuracy, paired_bootstrap_mean_eer, read_scores
+from deocc.evaluation import bootstrap as mcnemar
 from tests.apps.conftest import write_plan
 from tests.apps.stand_in import SAME, STUDENT, TEACHER, Program, pairs
 
@@ -169,7 +169,7 @@ def test_the_numbers_are_written_before_a_figure_is_drawn(program: Program, monk
     def fail(*_: object) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr("deocc.apps.ablation.report.bar_figure", fail)
+    monkeypatch.setattr("deocc.commands.ablate.report.bar_figure", fail)
     with pytest.raises(RuntimeError, match="no font"):
         main(write_plan())
     assert "(d) student" in Path("out/table.md").read_text() and json.loads(Path("out/ablation.json").read_text())["rows"]
@@ -182,7 +182,7 @@ def test_of_the_scores_only_the_rows_in_question_are_read(program: Program, monk
         asked.append(rows)
         return read_scores(path, rows=rows)
 
-    monkeypatch.setattr("deocc.apps.ablation.summary.read_scores", reading)
+    monkeypatch.setattr("deocc.commands.ablate.results.read_scores", reading)
     main(write_plan(rows={"b": {"title": "teacher", "row": "teacher_masked"}}, compare=[]))
     assert asked and all(rows == ["teacher_masked"] for rows in asked)
 
@@ -240,7 +240,7 @@ logged: list[FakeLogger] = []
 
 def test_one_summary_run_joins_the_group_of_the_trainings(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr("deocc.apps.ablation.dashboard.WandbRunLogger", FakeLogger)
+    monkeypatch.setattr("deocc.commands.ablate.report.WandbRunLogger", FakeLogger)
     logged.clear()
     main([*write_plan(), "--wandb"])
     (summary,) = logged

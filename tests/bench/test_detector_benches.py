@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench import detectors, masked_photos
-from deocc.apps.pipeline import Pipeline
 from deocc.geometry import TEMPLATES
+from deocc.inference.pipeline import Pipeline
 from tests.apps.real_model import model, pipeline  # noqa: F401
 from tests.fake_sets.faces import save_face
 

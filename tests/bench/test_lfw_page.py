@@ -14,20 +14,12 @@ from PIL import Image
 from bench import lfw_figures, lfw_page
 from deocc.callbacks.results import _clean_scores, _scores
 from deocc.data import lfw
-from deocc.data.landmark_cache import FoundLandmarks
-from deocc.evaluation import (
-    EmbeddingSet,
-    ListedPairs,
-    build_results,
-    mask_prediction_results,
-    roc_curve,
-    write_results,
-    write_scores,
-)
+from deocc.data.landmarks import FoundLandmarks
+from deocc.evaluation import EmbeddingSet, ListedPairs, build_results, mask_prediction_results, roc_curve, write_results, write_scores
 from deocc.evaluation.scores import CLEAN_SCORES, SCORES
 from deocc.geometry import TEMPLATES
 from deocc.masking import list_kinds
-from deocc.modules.comparison import GALLERIES, PROBES
+from deocc.modules.evaluation import GALLERIES, PROBES
 from tests.fake_sets.lfw import write_lfw
 
 KINDS = ("box", "scarf")

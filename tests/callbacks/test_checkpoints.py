@@ -12,8 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from deocc.callbacks import CheckpointCallback
-from deocc.callbacks.checkpoint_io import DurableCheckpointIO
-from deocc.callbacks.stopping import TrainingStopped
+from deocc.callbacks.checkpoints import DurableCheckpointIO, TrainingStopped
 from tests.callbacks.small_training import Small, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

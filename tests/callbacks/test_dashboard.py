@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deocc.callbacks import PanelCallback
-from deocc.callbacks.dashboard import log_config, log_figure, log_image, log_table, shows_images
+from deocc.callbacks.dashboards import log_config, log_figure, log_image, log_table, shows_images
 from deocc.evaluation import png_bytes
 from deocc.masking import list_kinds
 

@@ -13,9 +13,7 @@ import torch
 import yaml
 
 from deocc import runs
-from deocc.callbacks.fingerprint import FINGERPRINT, FingerprintCallback
-from deocc.callbacks.mismatch import Difference
-from deocc.callbacks.provenance import Fingerprint
+from deocc.callbacks.provenance import FINGERPRINT, Difference, Fingerprint, FingerprintCallback
 from tests.callbacks.test_mismatch import fingerprint
 from tests.conftest import SMALL, run_deocc
 

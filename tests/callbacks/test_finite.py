@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deocc.callbacks import FiniteCallback
-from deocc.callbacks.finite import FOLDER
+from deocc.callbacks.faults import FOLDER
 from tests.callbacks.small_training import Small, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from deocc.callbacks import PanelCallback
-from deocc.callbacks.dashboard import logged_step
+from deocc.callbacks.dashboards import logged_step
 from deocc.callbacks.loggers import MetricsLogger
 from tests.callbacks.full_disk import log, no_file_above
 

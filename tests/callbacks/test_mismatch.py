@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from deocc.callbacks.mismatch import Action, compare, describe, refuse
-from deocc.callbacks.provenance import Fingerprint
+from deocc.callbacks.provenance import Action, Fingerprint, compare, describe, refuse
 
 
 def fingerprint(**changes: Any) -> Fingerprint:

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
-from deocc.callbacks.quarantine import QUARANTINE, QuarantineCallback
+from deocc.callbacks.faults import QUARANTINE, QuarantineCallback
 from deocc.data import FolderFaces, MaskedFaceDataModule, quarantine
 from deocc.data.quarantine import Quarantine
 from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc

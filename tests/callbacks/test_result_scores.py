@@ -10,7 +10,7 @@ from deocc.callbacks.results import _clean_scores, _scores
 from deocc.evaluation import EmbeddingSet, build_results, equal_error_rate
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.results import CLEAN_ROWS
-from deocc.modules.comparison import GALLERIES, PROBES
+from deocc.modules.evaluation import GALLERIES, PROBES
 
 TRAINER: Any = SimpleNamespace(datamodule=SimpleNamespace(protocol=AllPairs()))
 

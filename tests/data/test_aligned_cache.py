@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from deocc.data import FaceSet, MaskedFaceDataModule, aligned_cache, masked_faces
+from deocc.data import FaceSet, MaskedFaceDataModule
+from deocc.data import cache as aligned_cache
+from deocc.data import datamodule as masked_faces
 from deocc.data import dataset as dataset_file
-from deocc.data.aligned_cache import AlignedCache, AlignedFace
+from deocc.data.cache import AlignedCache, AlignedFace
 from deocc.data.dataset import AlignedFaces, FaceItem
 from deocc.data.quarantine import Quarantine, UnreadableImageError
 

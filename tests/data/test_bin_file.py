@@ -12,8 +12,9 @@ import pytest
 import torch
 from sklearn.model_selection import KFold
 
-from deocc.data import MaskedFaceDataModule, bin_file
-from deocc.data.bin_file import BinFaces
+from deocc.data import MaskedFaceDataModule
+from deocc.data import insightface_bin as bin_file
+from deocc.data.insightface_bin import BinFaces
 from deocc.evaluation.protocol import ListedPairs
 from deocc.geometry import TEMPLATES
 from tests.fake_sets.bin_file import Spelling, write_bin_file

@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from deocc.data.celeba import CelebaFaces
+from deocc.data.datamodule import MaskedFaceDataModule
 from deocc.data.face_set import SPLITS, Split
-from deocc.data.masked_faces import MaskedFaceDataModule
 from deocc.geometry import TEMPLATES, align
 from tests.fake_sets.celeba import Layout, write_celeba
 from tests.fake_sets.faces import orl_face

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deocc.data import FaceSet, MaskedFaceDataModule
-from deocc.data.face_loader import RestartingLoader
-from deocc.data.sampler import EpochSampler, ShareSampler
+from deocc.data.loader import EpochSampler, RestartingLoader, ShareSampler
 
 Batch = dict[str, Tensor]
 QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deocc.data import FolderFaces, MaskedFaceDataModule, landmark_cache
+from deocc.data import FolderFaces, MaskedFaceDataModule
+from deocc.data import landmarks as landmark_cache
 from deocc.data.face_set import SPLITS
 from deocc.geometry import TEMPLATES
 from tests.fake_sets.faces import orl_face, save_face

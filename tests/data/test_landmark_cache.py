@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deocc.data import landmark_cache
-from deocc.data.landmark_cache import detected_landmarks, find_file_landmarks
+from deocc.data import landmarks as landmark_cache
+from deocc.data.landmarks import detected_landmarks, find_file_landmarks
 from deocc.detection import Detection
 from deocc.geometry import TEMPLATES
 from tests.fake_sets.faces import orl_face

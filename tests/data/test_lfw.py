@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.data import FaceSet, MaskedFaceDataModule, landmark_cache, lfw
+from deocc.data import FaceSet, MaskedFaceDataModule, lfw
+from deocc.data import landmarks as landmark_cache
 from deocc.data.face_set import SPLITS, Split
-from deocc.data.landmark_cache import FoundLandmarks
+from deocc.data.landmarks import FoundLandmarks
 from deocc.data.lfw import LfwFaces
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import ListedPairs

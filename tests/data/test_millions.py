@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from deocc.data import FaceSet
-from deocc.data.aligned_cache import AlignedCache
 from deocc.data.augmentation import Augmentation
+from deocc.data.cache import AlignedCache
 from deocc.data.dataset import FixedFaces, TrainingFaces
-from deocc.data.name_table import NameTable
-from deocc.data.sampler import EpochSampler
+from deocc.data.identities import NameTable
+from deocc.data.loader import EpochSampler
 
 _IMAGES, _PEOPLE = 1_000_000, 1000
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from deocc.data.name_table import NameTable
+from deocc.data.identities import NameTable
 
 _NAMES = ["ann/1.jpg", "", "Zoë/ü.png", "broken\udcff.png", "ann/1.jpg"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from deocc.data.celeba import CelebaFaces
+from deocc.data.datamodule import MaskedFaceDataModule
 from deocc.data.face_set import Split
-from deocc.data.masked_faces import MaskedFaceDataModule
-from deocc.data.overlap import name_key, read_people, shared_people
+from deocc.data.identities import name_key, read_people, shared_people
 from tests.fake_sets.celeba import write_celeba
 
 _NUMBERS = [1000 - 7 * person for person in range(8)]  # the CelebA twin's identity number of each ORL person

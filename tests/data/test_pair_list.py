@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from sklearn.model_selection import KFold
 
-from deocc.data import MaskedFaceDataModule, pair_list
-from deocc.data.landmark_cache import FoundLandmarks
-from deocc.data.pair_list import PairListFaces, contiguous_folds
+from deocc.data import MaskedFaceDataModule
+from deocc.data import pairs as pair_list
+from deocc.data.landmarks import FoundLandmarks
+from deocc.data.pairs import PairListFaces, contiguous_folds
 from deocc.evaluation.protocol import ListedPairs
 from deocc.geometry import TEMPLATES
 from tests.fake_sets.pair_list import write_pair_list

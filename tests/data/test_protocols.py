@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 import torch
 
 from deocc.data import MaskedFaceDataModule
-from deocc.data import manifest as manifest_file
-from deocc.data.manifest import renderer_hash
+from deocc.data import datamodule as manifest_file
+from deocc.data.datamodule import renderer_hash
 from deocc.evaluation import ListedPairs
 from deocc.masking import list_kinds
 from tests.data.conftest import TinyFaces

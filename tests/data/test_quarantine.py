@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from deocc.data import FaceSet, FolderFaces, MaskedFaceDataModule, masked_faces, quarantine
+from deocc.data import FaceSet, FolderFaces, MaskedFaceDataModule, quarantine
+from deocc.data import datamodule as masked_faces
 from deocc.data import dataset as dataset_file
 from deocc.data.quarantine import Quarantine, UnreadableImageError
 from deocc.modules import teacher_cache
-from deocc.modules.centers import identity_centers
+from deocc.modules.evaluation import identity_centers
 from deocc.networks import Embedder
 from tests.data.conftest import TinyFaces
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deocc.data import MaskedFaceDataModule, record_io
-from deocc.data.record_file import RecordFaces
+from deocc.data import MaskedFaceDataModule
+from deocc.data import insightface_rec as record_io
+from deocc.data.insightface_rec import RecordFaces
 from deocc.geometry import TEMPLATES
 from tests.fake_sets.record_file import MAGIC, decoded, jpeg, labelled, write_record_file, write_records
 

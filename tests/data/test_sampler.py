@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch.distributed
 
-from deocc.data.sampler import EpochSampler, ItemKey, ShareSampler, item_seed
+from deocc.data.loader import EpochSampler, ItemKey, ShareSampler, item_seed
 
 
 def _order(monkeypatch: pytest.MonkeyPatch, length: int, rank: int, processes: int) -> list[ItemKey]:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deocc.detection import Detector, create_detector
-from deocc.detection.weights_file import packaged_file
+from deocc.detection.detector import packaged_file
 from tests.fake_sets.faces import orl_face
 
 pytest.importorskip("dlib")

@@ -71,7 +71,9 @@ def test_the_keys_of_a_training_command_exist(command: str) -> None:
 @pytest.mark.parametrize("command", sorted(line for line in _IN_BLOCKS if line.startswith("deocc ") and _words(line)[0] not in BY_CONFIG))
 def test_a_command_is_parsed_as_it_stands(command: str) -> None:
     name, *words = _words(command)
-    importlib.import_module(f"deocc.apps.{name}.command")._parser().parse_args(words)
+    importlib.import_module(f"deocc.commands.{name}" + (".command" if name in ("demo", "ablate", "doctor") else ""))._parser().parse_args(
+        words
+    )
 
 
 def _is_key(option: str) -> bool:
@@ -148,7 +150,7 @@ def test_what_a_program_imports_and_calls_exists(page: str, block: str) -> None:
 
 
 def _pipeline_names() -> set[str]:
-    from deocc.apps.pipeline import Pipeline
+    from deocc.inference.pipeline import Pipeline
 
     return set(dir(Pipeline)) | set(re.findall(r"self\.(\w+)", inspect.getsource(Pipeline.__init__)))
 

@@ -6,7 +6,7 @@ import torch
 
 from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, pair_scores, paired_bootstrap_eer
 from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer
-from deocc.evaluation.folds import decisions, fold_accuracy
+from deocc.evaluation.verification import decisions, fold_accuracy
 
 
 def _slow_replicates(first: PairScores, second: PairScores, replicates: int, seed: int | torch.Generator) -> list[float]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deocc.evaluation import PairScores
+from deocc.evaluation.bootstrap import PairsOfPeople
 from deocc.evaluation.calibration import (
     CONDITIONS,
     Calibration,
@@ -19,7 +20,6 @@ from deocc.evaluation.calibration import (
     least_visible,
     separate,
 )
-from deocc.evaluation.intervals import PairsOfPeople
 from tests.evaluation.conftest import IMAGES, KINDS, PEOPLE, SEEDS, MakeSets
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from deocc.evaluation.coverage import by_coverage, coverage_deciles, decile_edges
+from deocc.evaluation.results import by_coverage, coverage_deciles, decile_edges
 
 
 def test_edges_are_numpys_percentiles_of_the_known_coverages() -> None:

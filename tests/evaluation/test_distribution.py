@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import sqrtm
 from torchmetrics.image.kid import poly_mmd
 
-from deocc.evaluation.distribution import FrechetDistance, KernelDistance
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance
 
 DIMENSION = 6
 

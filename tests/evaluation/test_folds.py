@@ -7,7 +7,7 @@ import torch
 from sklearn.model_selection import KFold
 
 from deocc.evaluation import PairScores
-from deocc.evaluation.folds import decisions, fold_accuracy
+from deocc.evaluation.verification import decisions, fold_accuracy
 
 
 def _pairs(number: int = 200, folds: int = 4, decimals: int = 1, seed: int = 0) -> PairScores:

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binomtest
 
 from deocc.evaluation import true_accept_rate
-from deocc.evaluation.intervals import PairsOfPeople, tar_intervals, wilson
+from deocc.evaluation.bootstrap import PairsOfPeople, tar_intervals, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (3, 40), (20, 40), (40, 40), (71_234, 72_000)])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from deocc.evaluation.mcnemar import mcnemar
+from deocc.evaluation.bootstrap import mcnemar
 
 
 def _right(first_only: int, second_only: int) -> tuple[torch.Tensor, torch.Tensor]:

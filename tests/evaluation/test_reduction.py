@@ -8,8 +8,7 @@ import torch
 from torchmetrics import Metric
 
 from deocc.evaluation import EmbeddingBank, RestorationMetric, VerificationMetric
-from deocc.evaluation.distribution import FrechetDistance, KernelDistance
-from deocc.evaluation.perceptual import PerceptualDistance
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
 
 
 def test_verification_merges() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.evaluation import PairScores, npz, read_scores, write_scores
+from deocc.evaluation import PairScores, read_scores, write_scores
+from deocc.evaluation import scores as npz
 
 SAME, FIRST, SECOND = torch.tensor([True, False, True]), torch.tensor([1, 2, 3]), torch.tensor([1, 4, 3])
 ARRAYS: dict[str, Any] = {"same": SAME.numpy(), "first_person": FIRST.numpy(), "second_person": SECOND.numpy(), "fold": np.arange(3)}

@@ -16,8 +16,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from deocc.losses import IdentityLoss, identity_loss
+from deocc.losses.distributed import rows_of
 from deocc.losses.sharded_identity import ShardedIdentityLoss, choose_identities, sharded_identity_loss
-from deocc.losses.shards import rows_of
 
 PROCESSES, BATCH, PEOPLE, DIM, LIMIT = 2, 4, 11, 6, 120  # an odd number of people: unequal shards; LIMIT in seconds
 MARGINS = [("softmax", 0.0, 8.0), ("cosface", 0.35, 64.0), ("arcface", 0.5, 64.0)]

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 import deocc  # noqa: F401  # prepares the environment before albumentations is imported
-from deocc.masking.albumentations_transform import MaskFace
+from deocc.masking.albumentations import MaskFace
 
 albumentations = pytest.importorskip("albumentations")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deocc.geometry import TEMPLATES, similarity_transform, transform_points
 from deocc.masking import list_kinds, register_kind, render
-from deocc.masking.frame import FaceFrame
 from deocc.masking.registry import get_kind
+from deocc.masking.shapes import FaceFrame
 
 MakeFaces = Callable[..., Tensor]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deocc.masking import draw_kinds, list_kinds
-from deocc.masking.randomness import Draws, mix, uniform
+from deocc.masking.random import Draws, mix, uniform
 
 _M = 2**64 - 1
 

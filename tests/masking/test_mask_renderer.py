@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deocc.geometry import TEMPLATES
 from deocc.masking import Canvas, Kind, Layer, list_kinds, register_kind, render
-from deocc.masking.randomness import uniform
+from deocc.masking.random import uniform
 
 MakeFaces = Callable[..., Tensor]
 

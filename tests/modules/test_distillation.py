@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 
 from deocc.data import MaskedFaceDataModule
 from deocc.data.face_set import Split
-from deocc.modules import DistillationModule, InpaintingModule, centers
+from deocc.modules import DistillationModule, InpaintingModule
+from deocc.modules import evaluation as centers
 from deocc.networks import Student, create_embedder
 from deocc.networks.averaging import WeightAverage
 from tests.modules.test_inpainting import SMALL, faces, fit, moved, snapshot, trainer_for

@@ -12,7 +12,7 @@ import torch
 from deocc.batch import MaskedFaceBatch
 from deocc.masking import render
 from deocc.modules import InpaintingModule
-from deocc.modules.parts import take_apart
+from deocc.modules.optimization import take_apart
 from deocc.networks import Deoccluder
 
 SMALL = {"width": 8, "discriminator_width": 8, "segmenter_width": 8}

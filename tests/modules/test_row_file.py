@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deocc.modules.row_file import Draft, map_rows
+from deocc.modules.teacher_cache import Draft, map_rows
 
 
 def test_a_disk_that_fills_up_on_the_way_is_noted_and_nothing_is_raised(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from torch.multiprocessing.spawn import spawn
 
 from deocc.batch import MaskedFaceBatch
 from deocc.modules import DistillationModule, InpaintingModule
-from deocc.modules.parts import take_apart
-from deocc.modules.sharding import check_loadable, check_shareable
+from deocc.modules.identity_head import check_loadable, check_shareable
+from deocc.modules.optimization import take_apart
 from tests.conftest import ROOT
 from tests.modules.test_inpainting import SMALL, faces, fit, moved, snapshot
 

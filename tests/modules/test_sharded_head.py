@@ -25,8 +25,17 @@ from torch.utils.data import DataLoader
 from deocc.losses import IdentityLoss
 from deocc.losses.sharded_identity import ShardedIdentityLoss
 from deocc.modules import identity_head
-from deocc.modules.blending import blended_identity_loss, people, shares
-from deocc.modules.identity_head import HeadType, build_identity_head, clip_gradients, gather_head, leave_to_processes, split_head
+from deocc.modules.identity_head import (
+    HeadType,
+    blended_identity_loss,
+    build_identity_head,
+    clip_gradients,
+    gather_head,
+    leave_to_processes,
+    people,
+    shares,
+    split_head,
+)
 from deocc.modules.row_adamw import RowAdamW
 from tests.modules.test_inpainting import faces
 

@@ -17,7 +17,7 @@ from deocc.data import MaskedFaceDataModule
 from deocc.modules import DistillationModule
 from deocc.modules.teacher_cache import TeacherCache
 from deocc.networks import Embedder, create_teacher
-from deocc.networks.teacher_fingerprint import teacher_fingerprint
+from deocc.networks.embedders.registry import teacher_fingerprint
 from tests.data.conftest import TinyFaces
 from tests.modules.test_inpainting import trainer_for
 

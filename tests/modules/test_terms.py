@@ -2,7 +2,7 @@
 
 import torch
 
-from deocc.modules.terms import gradient_norms
+from deocc.modules.optimization import gradient_norms
 
 
 def test_the_norm_of_a_term_s_gradient_is_meant_over_the_batch_and_leaves_the_graph() -> None:

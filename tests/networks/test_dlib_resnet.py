@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deocc.networks import create_embedder, dlib_resnet
-from deocc.networks.dlib_file import read_layers
+from deocc.networks import create_embedder
+from deocc.networks.embedders import dlib as dlib_resnet
+from deocc.networks.embedders.dlib import read_layers
 
 PEOPLE = (1, 4, 9, 13, 22, 27, 31, 40)
 

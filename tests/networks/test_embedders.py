@@ -7,17 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from deocc.geometry import TEMPLATES, canonical_to, get_template, transform_points
-from deocc.networks import (
-    Embedder,
-    EmbedderSpec,
-    Projection,
-    create_embedder,
-    iresnet,
-    list_embedders,
-    widen_stem,
-)
-from deocc.networks.embedder import read_options
-from deocc.networks.embedder_spec import Recogniser
+from deocc.networks import Embedder, EmbedderSpec, Projection, create_embedder, list_embedders, widen_stem
+from deocc.networks.embedders import iresnet
+from deocc.networks.embedders.registry import read_options
+from deocc.networks.embedders.spec import Recogniser
 
 TIMM = "timm/resnet18"
 BUILT = {

@@ -5,7 +5,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from deocc.networks import create_embedder, inception_resnet, iresnet, timm_backbone
+from deocc.networks import create_embedder
+from deocc.networks.embedders import facenet as inception_resnet
+from deocc.networks.embedders import iresnet
+from deocc.networks.embedders import timm as timm_backbone
 
 TIMM = "timm/resnet18"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from deocc.data import MaskedFaceDataModule, OrlFaces
 from deocc.evaluation import AllPairs, EmbeddingSet, PairScores, paired_bootstrap_eer
 from deocc.modules import DistillationModule
-from deocc.modules.comparison import centred
+from deocc.modules.evaluation import centred
 from deocc.networks import Student, create_teacher
 from tests.conftest import ROOT, SMALL, run_deocc
 

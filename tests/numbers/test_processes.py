@@ -18,7 +18,7 @@ import torch
 
 from deocc.batch import MaskedFaceBatch
 from deocc.modules import InpaintingModule
-from deocc.modules.parts import Part, take_apart
+from deocc.modules.optimization import Part, take_apart
 from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
 from tests.modules.test_inpainting import SMALL as TINY
 from tests.modules.test_scale import partly_bare, rows

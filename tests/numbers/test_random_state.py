@@ -12,7 +12,7 @@ import torch
 
 from deocc.data import MaskedFaceDataModule
 from deocc.modules import DistillationModule, InpaintingModule
-from deocc.modules.stepping import SteppingModule
+from deocc.modules.evaluation import SteppingModule
 from deocc.networks import create_embedder
 from tests.data.conftest import TinyFaces
 from tests.modules.test_inpainting import SMALL, faces, fit

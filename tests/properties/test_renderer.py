@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deocc.geometry import LARGEST_COORDINATE, TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, registry, render
-from deocc.masking.randomness import Draws, uniform
+from deocc.masking.random import Draws, uniform
 from deocc.masking.registry import get_kind
 from tests.properties.strategies import SEEDS, faces, for_all, landmarks, noise
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deocc.apps.pipeline import FaceNetwork, write_model
-from deocc.apps.pipeline.folder import face_contract
+from deocc.inference.model_folder import face_contract, write_model
+from deocc.inference.network import FaceNetwork
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.apps.array_file import read_arrays
-from deocc.data import pickle_scan
+from deocc.data import insightface_bin as pickle_scan
 from deocc.data.archive import ZipImages
-from deocc.data.bin_file import BinFaces
-from deocc.networks.dlib_file import read_layers
+from deocc.data.insightface_bin import BinFaces
+from deocc.inference.outputs import read_arrays
+from deocc.networks.embedders.dlib import read_layers
 from deocc.networks.weights import read_checkpoint, read_state_dict
 from tests.security.fuzzing import within_memory
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 import deocc
-from deocc.apps.identify.kept import KeptFace, KeptFaces
-from deocc.apps.pipeline import FaceNetwork, write_model
-from deocc.apps.pipeline.folder import face_contract
-from deocc.apps.predict.embeddings import EmbeddedFace, EmbeddingFile
 from deocc.data.archive import ZipImages
-from deocc.data.bin_file import BinFaces
+from deocc.data.insightface_bin import BinFaces
 from deocc.evaluation.scores import read_scores, write_scores
 from deocc.evaluation.verification import PairScores
-from deocc.networks import dlib_resnet
+from deocc.inference.embedding_file import EmbeddedFace, EmbeddingFile
+from deocc.inference.gallery import KeptFace, KeptFaces
+from deocc.inference.model_folder import face_contract, write_model
+from deocc.inference.network import FaceNetwork
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.dlib_file import read_layers
+from deocc.networks.embedders import dlib as dlib_resnet
+from deocc.networks.embedders.dlib import read_layers
 from deocc.networks.weights import read_checkpoint, read_state_dict
 from tests.fake_sets.bin_file import write_bin_file
 from tests.fake_sets.faces import save_face

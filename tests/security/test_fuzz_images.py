@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.apps.photos import read_mark, read_photo, save_png
 from deocc.data.images import read_image, read_image_bytes, read_size
+from deocc.inference.outputs import read_mark, save_png
+from deocc.inference.photos import read_photo
 from tests.security.fuzzing import MANY, damaged, for_each
 
 _PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)

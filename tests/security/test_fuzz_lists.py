@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deocc.apps.photos import Outcome, OutcomeFile
 from deocc.data.celeba import CelebaFaces
-from deocc.data.overlap import read_people
-from deocc.data.pair_list import PairListFaces
-from deocc.data.record_file import RecordFaces
+from deocc.data.identities import read_people
+from deocc.data.insightface_rec import RecordFaces
+from deocc.data.pairs import PairListFaces
+from deocc.inference.outputs import Outcome, OutcomeFile
 from tests.fake_sets.celeba import write_celeba
 from tests.fake_sets.pair_list import write_pair_list
 from tests.fake_sets.record_file import write_record_file

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deocc.apps.photos import read_photo
 from deocc.data import images
 from deocc.data.images import FORMATS, MOST_PIXELS, read_image, read_image_bytes, read_size
+from deocc.inference.photos import read_photo
 from tests.security.fuzzing import within_memory
 
 _LITTLE = 100 * 2**20

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import deocc
-from deocc.apps.photos import Outcome, OutcomeFile
 from deocc.data.archive import ZipImages
-from deocc.data.pair_list import PairListFaces
+from deocc.data.pairs import PairListFaces
+from deocc.inference.outputs import Outcome, OutcomeFile
 from deocc.networks import create_embedder
 from deocc.networks.deoccluder import Deoccluder
 from tests.security.fuzzing import within_memory

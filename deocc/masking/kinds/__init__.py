@@ -1,5 +1,6 @@
 """The occluders that come with the package, one file each; their order is their number and must not change."""
 
+from deocc.masking.canvas import Kind
 from deocc.masking.kinds.blob import BLOB
 from deocc.masking.kinds.box import BOX
 from deocc.masking.kinds.cloth import CLOTH
@@ -10,6 +11,6 @@ from deocc.masking.kinds.strokes import STROKES
 from deocc.masking.kinds.sunglasses import SUNGLASSES
 from deocc.masking.kinds.surgical import SURGICAL
 
-BUILT_IN = (SURGICAL, CLOTH, N95, SCARF, SUNGLASSES, HAND, BOX, STROKES, BLOB)
+BUILT_IN: tuple[Kind, ...] = (SURGICAL, CLOTH, N95, SCARF, SUNGLASSES, HAND, BOX, STROKES, BLOB)
 
 __all__ = ["BLOB", "BOX", "BUILT_IN", "CLOTH", "HAND", "N95", "SCARF", "STROKES", "SUNGLASSES", "SURGICAL"]

@@ -8,10 +8,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer
+from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.fabrics import print_pattern, weave
-from deocc.masking.kind import Kind
-from deocc.masking.outlines import norm, smooth_min
+from deocc.masking.shapes import norm, smooth_min
 
 _LOBES = 4
 _JOINT = 0.25  # eye distances over which neighbouring lobes melt together

@@ -1,8 +1,7 @@
 """A rectangle over part of the face, filled with a colour, with noise, or with the face's mean colour."""
 
-from deocc.masking.canvas import Canvas, Layer
-from deocc.masking.kind import Kind
-from deocc.masking.outlines import rounded_box
+from deocc.masking.canvas import Canvas, Kind, Layer
+from deocc.masking.shapes import rounded_box
 
 
 def _paint(canvas: Canvas) -> Layer:

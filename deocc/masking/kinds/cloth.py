@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer
+from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.fabrics import print_pattern, shading, tinted, wave, weave
-from deocc.masking.kind import Kind
-from deocc.masking.outlines import smooth_max
-from deocc.masking.randomness import Draws
+from deocc.masking.random import Draws
+from deocc.masking.shapes import smooth_max
 
 
 def _paint(canvas: Canvas) -> Layer:

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer
-from deocc.masking.kind import Kind
-from deocc.masking.outlines import capsule, norm, rounded_box, smooth_min
-from deocc.masking.randomness import Draws
+from deocc.masking.canvas import Canvas, Kind, Layer
+from deocc.masking.random import Draws
+from deocc.masking.shapes import capsule, norm, rounded_box, smooth_min
 
 _PITCH = 0.228
 """Distance between neighbouring fingers' axes; like all lengths here in units of the hand, whose palm is 0.88 wide. OURS."""

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer
+from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.fabrics import shading, tinted
-from deocc.masking.kind import Kind
-from deocc.masking.outlines import smooth_max
-from deocc.masking.randomness import Draws
+from deocc.masking.random import Draws
+from deocc.masking.shapes import smooth_max
 
 _COLOURS = ((0.93, 0.93, 0.91), (0.90, 0.91, 0.93), (0.72, 0.75, 0.78), (0.60, 0.72, 0.84), (0.25, 0.26, 0.28))
 _STRAPS = ((0.95, 0.85, 0.35), (0.92, 0.92, 0.9), (0.15, 0.15, 0.17))

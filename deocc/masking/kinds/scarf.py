@@ -2,12 +2,11 @@
 
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer
+from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.fabrics import shading, tinted, wave, weave
-from deocc.masking.kind import Kind
 from deocc.masking.kinds.cloth import random_colours
-from deocc.masking.outlines import smooth_max
-from deocc.masking.randomness import Draws
+from deocc.masking.random import Draws
+from deocc.masking.shapes import smooth_max
 
 
 def _paint(canvas: Canvas) -> Layer:

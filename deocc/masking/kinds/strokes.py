@@ -8,8 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer
-from deocc.masking.kind import Kind
+from deocc.masking.canvas import Canvas, Kind, Layer
 
 _STROKES, _TURNS = 2, 4
 

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Layer
-from deocc.masking.kind import Kind
-from deocc.masking.outlines import superellipse
+from deocc.masking.canvas import Canvas, Kind, Layer
+from deocc.masking.shapes import superellipse
 
 _TINTS = ((0.05, 0.05, 0.06), (0.10, 0.07, 0.05), (0.05, 0.09, 0.07), (0.06, 0.08, 0.14), (0.16, 0.11, 0.08))
 _FRAMES = ((0.06, 0.06, 0.07), (0.06, 0.06, 0.07), (0.30, 0.19, 0.10), (0.75, 0.66, 0.42), (0.70, 0.71, 0.73), (0.55, 0.10, 0.12))

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import deocc
-from deocc.apps.demo.gallery import OrlGallery
-from deocc.apps.photos import FaceFinder, PhotoFace, read_photo
-from deocc.apps.pipeline import FaceNetwork, Pipeline, write_model
-from deocc.apps.pipeline.folder import face_contract
+from deocc.commands.demo.analysis import OrlGallery
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
+from deocc.inference.faces import FaceFinder, PhotoFace
+from deocc.inference.model_folder import face_contract, write_model
+from deocc.inference.network import FaceNetwork
+from deocc.inference.photos import read_photo
+from deocc.inference.pipeline import Pipeline
 from tests.apps.photos.scenes import ONE, Pasted, draw_scene
 
 SIZE = 64

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from tests.conftest import ROOT
 
-COMMAND = "import sys\nfrom deocc.apps.demo import main\nsys.exit(main(sys.argv[1:]))"
-KEPT_A_SECOND = f"from deocc.apps.demo import page\npage._SWEEP = page._KEPT = 1\n{COMMAND}"
+COMMAND = "import sys\nfrom deocc.commands.demo import main\nsys.exit(main(sys.argv[1:]))"
+KEPT_A_SECOND = f"from deocc.commands.demo import page\npage._SWEEP = page._KEPT = 1\n{COMMAND}"
 """The same, but photos are deleted after a second."""
 
 

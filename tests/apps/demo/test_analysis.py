@@ -6,14 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deocc.apps.demo.analysis import NO_MASK, Analyst
-from deocc.apps.demo.attention import attention_map, deoccluder_attention
-from deocc.apps.demo.gallery import EXAMPLES, OrlGallery
-from deocc.apps.demo.view import result_html
-from deocc.apps.photos import PhotoFace
-from deocc.apps.pipeline import Pipeline
+from deocc.commands.demo.analysis import EXAMPLES, NO_MASK, Analyst, OrlGallery, attention_map, deoccluder_attention
+from deocc.commands.demo.view import result_html
 from deocc.data import OrlFaces
 from deocc.geometry import TEMPLATES, similarity_transform, warp
+from deocc.inference.faces import PhotoFace
+from deocc.inference.pipeline import Pipeline
 from deocc.masking import list_kinds, render
 from deocc.networks import Deoccluder
 from deocc.networks.generator import Generator

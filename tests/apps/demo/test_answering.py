@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.apps.demo.analysis import NO_MASK, Analyst
-from deocc.apps.demo.answering import Answers, RateLimit
-from deocc.apps.demo.memory import PhotoMemory
-from deocc.apps.photos import FaceFinder
-from deocc.apps.pipeline import Pipeline
+from deocc.commands.demo.analysis import NO_MASK, Analyst
+from deocc.commands.demo.server import Answers, PhotoMemory, RateLimit
+from deocc.inference.faces import FaceFinder
+from deocc.inference.pipeline import Pipeline
 
 
 class Clock:

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from deocc.apps.demo import guard
-from deocc.apps.demo.answering import RateLimit
-from deocc.apps.demo.guard import MOST_BODY, Guard
+from deocc.commands.demo import server as guard
+from deocc.commands.demo.server import MOST_BODY, Guard, RateLimit
 
 _JOIN = "/gradio_api/queue/join"
 

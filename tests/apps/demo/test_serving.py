@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from deocc.apps.demo import command, main
-from deocc.apps.demo.command import _is_loopback
-from deocc.apps.demo.serving import address_of, listen, private_folder
-from deocc.apps.pipeline import Pipeline
+from deocc.commands.demo import command
+from deocc.commands.demo.command import _is_loopback, main
+from deocc.commands.demo.server import address_of, listen, private_folder
+from deocc.inference.pipeline import Pipeline
 from tests.apps.demo.server import KEPT_A_SECOND, Server, serving
 
 API = "/gradio_api"

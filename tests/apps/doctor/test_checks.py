@@ -10,12 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deocc.apps import doctor
-from deocc.apps.doctor import command, detectors, packages, shipped, storage, torch_state
-from deocc.apps.doctor.data_folders import checks as data_checks
-from deocc.apps.doctor.finding import Check, Finding, examine, one_line
-from deocc.apps.doctor.imports import import_failures
-from deocc.apps.pipeline import folder
+from deocc.commands import doctor
+from deocc.commands.doctor import command
+from deocc.commands.doctor import installation as detectors
+from deocc.commands.doctor import installation as packages
+from deocc.commands.doctor import installation as shipped
+from deocc.commands.doctor import installation as storage
+from deocc.commands.doctor import installation as torch_state
+from deocc.commands.doctor.data import checks as data_checks
+from deocc.commands.doctor.finding import Check, Finding, examine, one_line
+from deocc.commands.doctor.installation import import_failures
+from deocc.inference import model_folder as folder
 from tests.fake_sets.ar import write_ar
 from tests.fake_sets.celeba import write_celeba
 from tests.fake_sets.lfw import write_lfw
@@ -229,5 +234,5 @@ def test_unknown_words_are_refused_in_one_line() -> None:
 
 
 def test_the_command_imports_neither_torch_nor_numpy_before_it_looks() -> None:
-    code = "import sys, deocc.apps.doctor; assert not {'torch', 'numpy', 'cv2'} & set(sys.modules)"
+    code = "import sys, deocc.commands.doctor; assert not {'torch', 'numpy', 'cv2'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

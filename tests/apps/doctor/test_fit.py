@@ -14,16 +14,15 @@ from PIL import Image
 
 import deocc.detection
 from deocc import runs
-from deocc.apps.doctor.alignment import measure, spread
-from deocc.apps.doctor.checkpoint import checks
-from deocc.apps.doctor.finding import Finding, examine
-from deocc.apps.pipeline import folder as model_folder
-from deocc.apps.pipeline import load, write_model
-from deocc.apps.pipeline.folder import face_contract
 from deocc.callbacks.calibration import write_thresholds
+from deocc.commands.doctor.data import checkpoint_checks as checks
+from deocc.commands.doctor.data import measure, spread
+from deocc.commands.doctor.finding import Finding, examine
 from deocc.data import FolderFaces, OrlFaces
 from deocc.detection import Detector
 from deocc.geometry import TEMPLATES, similarity_transform, warp
+from deocc.inference import model_folder
+from deocc.inference.model_folder import face_contract, load, write_model
 from tests.apps.real_model import calibration
 
 

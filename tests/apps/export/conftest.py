@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from deocc.apps.export.faces import embedded_faces
-from deocc.apps.pipeline import FaceNetwork, Pipeline, write_model
-from deocc.apps.pipeline.folder import face_contract
 from deocc.data import OrlFaces
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
+from deocc.inference.export import embedded_faces
+from deocc.inference.model_folder import face_contract, write_model
+from deocc.inference.network import FaceNetwork
+from deocc.inference.pipeline import Pipeline
 from deocc.networks import create_embedder
 
 SMALL_STUDENT = {

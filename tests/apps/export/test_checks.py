@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from deocc.apps.export.checks import compare, measure, run_all
-from deocc.apps.export.faces import Faces, embedded_faces, photo_faces
-from deocc.apps.export.graph import Outputs
-from deocc.apps.pipeline import Pipeline
 from deocc.data import OrlFaces, orl
 from deocc.data.face_set import Split
+from deocc.inference.export import Faces, compare, embedded_faces, measure, photo_faces, run_all
+from deocc.inference.graphs import Outputs
+from deocc.inference.pipeline import Pipeline
 from tests.apps.export.conftest import SMALL_STUDENT, make_pipeline
 
 

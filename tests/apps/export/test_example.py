@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deocc.apps.export import export
-from deocc.apps.pipeline import Pipeline
-from deocc.apps.pipeline.folder import face_contract
 from deocc.geometry import TEMPLATES, align
+from deocc.inference.export import export
+from deocc.inference.model_folder import face_contract
+from deocc.inference.pipeline import Pipeline
 from tests.apps.photos.scenes import TWO, Pasted, draw_scene
 from tests.conftest import ROOT
 

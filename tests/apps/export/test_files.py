@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 import deocc
-from deocc.apps.export import export, main, writing
-from deocc.apps.export.checks import compare
-from deocc.apps.export.graph import Outputs, Run
-from deocc.apps.export.metadata import describe
-from deocc.apps.export.network import ExportNetwork
-from deocc.apps.pipeline import Pipeline
+from deocc.commands.export import main
 from deocc.data import OrlFaces
 from deocc.evaluation.calibration import Calibration, covered_share
 from deocc.geometry import TEMPLATES
+from deocc.inference import export as writing
+from deocc.inference.export import compare, describe, export
+from deocc.inference.graphs import ExportNetwork, Outputs, Run
+from deocc.inference.pipeline import Pipeline
 from tests.apps.photos.scenes import ONE, draw_scene
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
@@ -172,7 +171,7 @@ def test_a_run_of_stage_1_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deocc.apps.export.onnx_graph.importlib.util.find_spec", lambda name: None if name == "onnx" else name)
+    monkeypatch.setattr("deocc.inference.graphs.importlib.util.find_spec", lambda name: None if name == "onnx" else name)
     refused(r'exporting to ONNX needs onnx: pip install "deocc\[onnx\]"', "--to", "onnx", "--out", str(tmp_path / "a.onnx"))
 
 

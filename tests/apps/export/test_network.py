@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from deocc.apps.export.network import ExportNetwork, FixedCrop
 from deocc.evaluation.calibration import covered_share
 from deocc.geometry import canonical_to, get_template, warp
+from deocc.inference.graphs import ExportNetwork, FixedCrop
 from tests.apps.export.conftest import SMALL_STUDENT, make_pipeline
 
 

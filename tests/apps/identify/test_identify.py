@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deocc.apps.identify import Gallery, main
-from deocc.apps.identify.answers import Identifier
-from deocc.apps.photos import FaceFinder
+from deocc.commands.identify import main
+from deocc.inference.faces import FaceFinder
+from deocc.inference.gallery import Gallery, Identifier
 from tests.apps.photos.scenes import TWO, draw_scene
 from tests.apps.real_model import cover
 from tests.fake_sets.faces import orl_face

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deocc.apps.identify import PersonIndex, limit_for, list_indexes
-from deocc.apps.identify.decision import answer, condition_of
 from deocc.evaluation.calibration import Calibration, Rates, Separation, Threshold
+from deocc.inference.gallery import PersonIndex, answer, condition_of, limit_for, list_indexes
 
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 

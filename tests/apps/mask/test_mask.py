@@ -10,9 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deocc.apps.mask import main, mask_photo
-from deocc.apps.photos import FaceFinder, faces, read_photo
+from deocc.commands.mask import main, mask_photo
 from deocc.detection import Detector, create_detector
+from deocc.inference import faces
+from deocc.inference.faces import FaceFinder
+from deocc.inference.photos import read_photo
 from deocc.masking import list_kinds
 from tests.apps.photos.scenes import ONE, TWO, Pasted, draw_scene
 

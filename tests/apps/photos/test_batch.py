@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.apps.photos import FoundPhoto, Outcome, OutcomeFile, OutputError, outcomes, read_mark, save_png, work_through
+from deocc.inference import outputs as outcomes
+from deocc.inference.batch import FoundPhoto, work_through
+from deocc.inference.outputs import Outcome, OutcomeFile, OutputError, read_mark, save_png
 
 _PHOTOS = [FoundPhoto(Path(f"in/{name}.jpg"), name) for name in "abcd"]
 

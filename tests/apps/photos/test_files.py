@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deocc.apps.photos import find_photos
+from deocc.inference.batch import find_photos
 
 
 def _touch(root: Path, *names: str) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deocc.apps.photos import FaceFinder, NoFaceError, faces, list_alignments
 from deocc.detection import Detection
 from deocc.geometry import TEMPLATES, align, invert_transform, transform_points
+from deocc.inference import faces
+from deocc.inference.faces import FaceFinder, NoFaceError, list_alignments
 from tests.apps.photos.scenes import ONE, TWO, Pasted, draw_scene
 
 

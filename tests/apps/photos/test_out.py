@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deocc.apps.photos import OutputError, alone_in, find_photos, read_photo, save_png
 from deocc.data.images import read_image_bytes
+from deocc.inference.batch import find_photos
+from deocc.inference.outputs import OutputError, alone_in, save_png
+from deocc.inference.photos import read_photo
 
 
 def test_a_second_command_is_refused_while_one_is_at_work(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deocc.apps.photos import paste_back, weight_in_photo
-from deocc.apps.photos.cutting import cut
 from deocc.geometry import TEMPLATES, align, similarity_transform
+from deocc.inference.faces import cut, paste_back, weight_in_photo
 
 _PHOTO = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 

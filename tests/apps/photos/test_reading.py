@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.apps.photos import read_photo
 from deocc.data.images import MOST_PIXELS
+from deocc.inference.photos import read_photo
 
 _COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 

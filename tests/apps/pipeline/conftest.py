@@ -15,7 +15,7 @@ FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]", "--
 CALLBACKS = (
     "deocc.callbacks.ResultsCallback",
     "deocc.callbacks.calibration.CalibrationCallback",
-    "deocc.apps.pipeline.ModelFolderCallback",
+    "deocc.inference.model_folder.ModelFolderCallback",
 )
 
 

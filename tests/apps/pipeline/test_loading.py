@@ -14,8 +14,8 @@ import torch
 
 import deocc
 from deocc import runs
-from deocc.apps.model_argument import model_hash
-from deocc.apps.pipeline import FaceOutput
+from deocc.commands.arguments import model_hash
+from deocc.inference.network import FaceOutput
 from deocc.modules import DistillationModule
 
 

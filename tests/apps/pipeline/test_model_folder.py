@@ -10,11 +10,10 @@ import yaml
 from safetensors.torch import load_file
 
 import deocc
-from deocc.apps.export.faces import embedded_faces
-from deocc.apps.pipeline import write_model
-from deocc.apps.pipeline.card import licences, model_card, training_facts
 from deocc.data import LfwFaces, MaskedFaceDataModule
 from deocc.evaluation.calibration import CONDITIONS, covered_share
+from deocc.inference.export import embedded_faces
+from deocc.inference.model_folder import licences, model_card, training_facts, write_model
 from deocc.modules import DistillationModule
 from deocc.networks import create_embedder
 from tests.apps.export.conftest import REAL_STUDENT, make_pipeline

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 import deocc
-from deocc.apps.model_argument import load_model
-from deocc.apps.pipeline import folder, install_pretrained
+from deocc.commands.arguments import load_model
 from deocc.data import OrlFaces
 from deocc.geometry import align
+from deocc.inference import model_folder as folder
+from deocc.inference import model_folder as install_pretrained
 from tests.apps.real_model import model, untested_model
 from tests.conftest import ROOT
 
@@ -112,7 +113,9 @@ def test_load_without_a_source_takes_the_pretrained_model(shipped: Path, tmp_pat
 def test_every_command_takes_the_pretrained_model_by_default(
     command: str, words: list[str], shipped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parser = importlib.import_module(f"deocc.apps.{command}.command")._parser()
+    parser = importlib.import_module(
+        f"deocc.commands.{command}" + (".command" if command in ("demo", "ablate", "doctor") else "")
+    )._parser()
     pipeline = load_model(parser.parse_args([*words, "--device", "cpu"]))
     assert pipeline.config == deocc.load(shipped).config
     assert capsys.readouterr().err == f"deocc: using the pretrained model, {shipped}; --checkpoint takes another\n"

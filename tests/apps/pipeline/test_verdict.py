@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import deocc
-from deocc.apps.pipeline import Pipeline, decide
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold, covered_share
+from deocc.inference.pipeline import Pipeline, decide
 
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 

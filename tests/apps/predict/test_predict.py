@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deocc.apps.photos import FaceFinder, read_photo
-from deocc.apps.pipeline import FaceNetwork, FaceOutput, Pipeline
-from deocc.apps.predict import main, sheets
+from deocc.commands import predict as sheets
+from deocc.commands.predict import main
+from deocc.inference.faces import FaceFinder
+from deocc.inference.network import FaceNetwork, FaceOutput
+from deocc.inference.photos import read_photo
+from deocc.inference.pipeline import Pipeline
 from deocc.networks import Deoccluder
 from tests.apps.photos.scenes import ONE, TWO, draw_scene
 from tests.apps.real_model import SIZE, cover

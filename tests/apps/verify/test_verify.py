@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from deocc import runs
-from deocc.apps.pipeline import Pipeline, folder
-from deocc.apps.verify import main
+from deocc.commands.verify import main
+from deocc.inference import model_folder as folder
+from deocc.inference.pipeline import Pipeline
 from tests.apps.photos.scenes import TWO, Pasted, draw_scene
 from tests.apps.real_model import SAME, TESTED, cover
 from tests.fake_sets.faces import orl_face

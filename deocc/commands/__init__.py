@@ -1,0 +1,1 @@
+"""The commands of `deocc` other than those of training, one file or folder each."""

@@ -1,0 +1,5 @@
+"""`deocc demo`: a local web page."""
+
+from deocc.commands.demo.command import main
+
+__all__ = ["main"]
