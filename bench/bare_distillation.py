@@ -26,7 +26,9 @@ class BareDistillation:
     def __init__(self, module: DistillationModule, steps: int) -> None:
         """Copy the networks of a module that knows its identity centres, for a training of so many steps."""
         self.settings = dict(module.hparams)
-        networks: Any = copy.deepcopy((module.teacher, module.deoccluder, module.student, module.average, module.classifier))
+        networks: Any = copy.deepcopy(
+            (module.teacher, module.deoccluder, module.student, module.average, module.classifier)
+        )
         self.teacher, self.deoccluder, self.student, self.average, self.classifier = networks
         self.center, self.identity_centers = module.center.clone(), module.identity_centers.clone()
         rate, decay = self.settings["learning_rate"], self.settings["weight_decay"]

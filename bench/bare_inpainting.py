@@ -33,13 +33,19 @@ class BareInpainting:
     def __init__(self, module: InpaintingModule, steps: int) -> None:
         """Copy a module's networks, for a training of so many steps."""
         self.settings, self.step_number = dict(module.hparams), 0
-        networks: Any = copy.deepcopy((module.generator, module.segmenter, module.discriminator, module.teacher, module.average))
+        networks: Any = copy.deepcopy(
+            (module.generator, module.segmenter, module.discriminator, module.teacher, module.average)
+        )
         self.generator, self.segmenter, self.discriminator, self.teacher, self.average = networks
         rates = {name: self.settings[f"{name}learning_rate"] for name in ("", "segmenter_", "discriminator_")}
         groups = [(self.generator, rates[""]), (self.segmenter, rates["segmenter_"])]
-        self.generator_optimizer = Adam([{"params": list(network.parameters()), "lr": rate} for network, rate in groups], betas=BETAS)
+        self.generator_optimizer = Adam(
+            [{"params": list(network.parameters()), "lr": rate} for network, rate in groups], betas=BETAS
+        )
         self.discriminator_optimizer = Adam(self.discriminator.parameters(), lr=rates["discriminator_"], betas=BETAS)
-        self.schedulers = [warmup_cosine(optimizer, steps) for optimizer in (self.generator_optimizer, self.discriminator_optimizer)]
+        self.schedulers = [
+            warmup_cosine(optimizer, steps) for optimizer in (self.generator_optimizer, self.discriminator_optimizer)
+        ]
 
     def step(self, batch: MaskedFaceBatch) -> None:
         """One step of the discriminators, one of generator and segmenter, running average."""
@@ -79,6 +85,7 @@ class BareInpainting:
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(
-            [parameter for group in optimizer.param_groups for parameter in group["params"]], self.settings["gradient_clip"]
+            [parameter for group in optimizer.param_groups for parameter in group["params"]],
+            self.settings["gradient_clip"],
         )
         optimizer.step()

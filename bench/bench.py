@@ -55,9 +55,16 @@ def shown(value: object) -> str:
 def machine() -> dict[str, object]:
     """What the figures belong to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    processor = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"processor": processor, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), **versions}
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        **versions,
+    }
 
 
 def main() -> None:
@@ -71,7 +78,9 @@ def main() -> None:
     figures = {"machine": machine(), "minutes": (time.perf_counter() - start) / 60, "rows": rows}
     RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
     console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in machine().items()), f"{figures['minutes']:.1f} minutes", sep="; ")
+    console.print(
+        ", ".join(f"{name} {value}" for name, value in machine().items()), f"{figures['minutes']:.1f} minutes", sep="; "
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,14 @@ def fit(config: str, run: Path, overlays: tuple[str, ...], seed: int, *more: str
     if (ROOT / run).exists():
         shutil.rmtree(ROOT / run)
     files = [word for name in overlays for word in ("--config", f"configs/ablation/{name}.yaml")]
-    command = [str(Path(sys.executable).with_name("deocc")), "fit", "--config", f"configs/{config}.yaml", *DEVELOPMENT, *files]
+    command = [
+        str(Path(sys.executable).with_name("deocc")),
+        "fit",
+        "--config",
+        f"configs/{config}.yaml",
+        *DEVELOPMENT,
+        *files,
+    ]
     seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
     subprocess.run([*command, "--run", str(run), *seeds, *more], cwd=ROOT, check=True)
     (ROOT / run / DONE).touch()
@@ -92,8 +99,12 @@ def cell(values: list[float]) -> str:
 
 def main() -> None:
     """Train what is missing; print the table and write it down."""
-    parser = argparse.ArgumentParser(description="Train and compare the variants of configs/ablation/ on the validation people.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="every variant is trained once a seed (default: 0)")
+    parser = argparse.ArgumentParser(
+        description="Train and compare the variants of configs/ablation/ on the validation people."
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="every variant is trained once a seed (default: 0)"
+    )
     lines = []
     for line in table_lines(parser.parse_args().seeds):
         print(line, flush=True)

@@ -57,7 +57,10 @@ def orl_photographs(number: int) -> list[Photograph]:
     """Bare ORL faces, spread evenly over the people, with repeated edges and in three times the size."""
     faces = OrlFaces()
     chosen = np.linspace(0, len(faces), min(number, len(faces)), endpoint=False).astype(int).tolist()
-    return [Photograph(_enlarged(faces.image(index)), (faces.landmarks[index] + PADDING + 0.5) * SCALE - 0.5) for index in chosen]
+    return [
+        Photograph(_enlarged(faces.image(index)), (faces.landmarks[index] + PADDING + 0.5) * SCALE - 0.5)
+        for index in chosen
+    ]
 
 
 def _enlarged(image: Image) -> Image:
@@ -130,14 +133,19 @@ def errors(found: Sequence[Points | None], truth: Sequence[Points | None]) -> li
 def row(outcomes: Sequence[Outcome], truth: Sequence[Points], own: Sequence[Points | None] | None) -> list[str]:
     """Cells of one line: found, extra boxes, errors against the reference and against the detector itself, time."""
     found = [outcome.landmarks for outcome in outcomes]
-    cells = [f"{sum(landmarks is not None for landmarks in found)} of {len(found)}", str(sum(outcome.extra for outcome in outcomes))]
+    cells = [
+        f"{sum(landmarks is not None for landmarks in found)} of {len(found)}",
+        str(sum(outcome.extra for outcome in outcomes)),
+    ]
     cells += [" ".join(errors(found, truth)), "" if own is None else " ".join(errors(found, own))]
     return [*cells, f"{1000 * statistics.median(outcome.seconds for outcome in outcomes):.0f}"]
 
 
 def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], slow_images: int) -> Table:
     """Table of the detectors on bare and masked photographs with known landmarks."""
-    table = Table("detector", "faces", "found", "extra boxes", "eyes, nose, mouth: dlib", "eyes, nose, mouth: self", "ms an image")
+    table = Table(
+        "detector", "faces", "found", "extra boxes", "eyes, nose, mouth: dlib", "eyes, nose, mouth: self", "ms an image"
+    )
     masked = mask_all(bare)
     truth = [photograph.landmarks for photograph in bare]
     for name, detector in detectors.items():
@@ -174,9 +182,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Compare the face detectors.")
     parser.add_argument("--images", type=int, default=400, help="faces of ORL or LFW to look at (default: 400)")
-    parser.add_argument("--lfw", type=Path, metavar="FOLDER", help="folder of LFW images, in place of the embedded ORL faces")
     parser.add_argument(
-        "--photos", type=Path, metavar="FOLDER", help="any photos: measure the share with a face and the time, nothing else"
+        "--lfw", type=Path, metavar="FOLDER", help="folder of LFW images, in place of the embedded ORL faces"
+    )
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="FOLDER",
+        help="any photos: measure the share with a face and the time, nothing else",
     )
     parser.add_argument("--detectors", nargs="+", choices=list_detectors(), default=["dlib", _SLOW, "mtcnn"])
     parser.add_argument("--yunet", metavar="FILE", help="weights of yunet")

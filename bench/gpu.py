@@ -44,12 +44,16 @@ class Extent(NamedTuple):
 def full() -> Extent:
     """For a GPU: both stages as `configs/` says, and at the paper's size."""
     settings = tuple(read(stage) for read in (read_setting, at_paper_size) for stage in STAGES)
-    return Extent((112, 256), (256, 1024), (256, 512, 1024, 2048, 4096), settings, repeats=7, steps=20, backend="inductor")
+    return Extent(
+        (112, 256), (256, 1024), (256, 512, 1024, 2048, 4096), settings, repeats=7, steps=20, backend="inductor"
+    )
 
 
 def small() -> Extent:
     """For a test: the compiler reads the networks and generates no code."""
-    return Extent((32,), (8,), (8,), tuple(_smaller(read_setting(stage)) for stage in STAGES), repeats=1, steps=1, backend="eager")
+    return Extent(
+        (32,), (8,), (8,), tuple(_smaller(read_setting(stage)) for stage in STAGES), repeats=1, steps=1, backend="eager"
+    )
 
 
 def _smaller(setting: Setting) -> Setting:
@@ -62,7 +66,9 @@ def parts(device: torch.device, extent: Extent) -> dict[str, Callable[[], Iterat
     return {
         "renderer": lambda: renderer_rows(device, extent.crops, extent.faces, extent.repeats),
         "losses": lambda: triplet_rows(device, extent.embeddings, extent.repeats, extent.backend),
-        "steps": lambda: (row for setting in extent.settings for row in step_rows(device, setting, extent.steps, extent.backend)),
+        "steps": lambda: (
+            row for setting in extent.settings for row in step_rows(device, setting, extent.steps, extent.backend)
+        ),
     }
 
 
@@ -85,7 +91,10 @@ def table_of(rows: list[Row]) -> Table:
     for row in rows:
         details = row.get("details", {})
         table.add_row(
-            row["what"], row["unit"], *[shown(row.get(name)) for name in FIGURES], *[shown(details.get(name)) for name in DETAILS]
+            row["what"],
+            row["unit"],
+            *[shown(row.get(name)) for name in FIGURES],
+            *[shown(details.get(name)) for name in DETAILS],
         )
     return table
 
@@ -93,10 +102,14 @@ def table_of(rows: list[Row]) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table."""
     names = list(parts(torch.device("cpu"), small()))
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="cuda, cuda:1 or cpu")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="measure these only; the file's others stay")
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="measure these only; the file's others stay"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     if options.device.type == "cuda" and not torch.cuda.is_available():

@@ -17,7 +17,9 @@ Piece = Callable[[Angles, Angles, Tensor, Tensor], tuple[Tensor, Tensor]]
 TEXTBOOK_SIZE = 512  # the largest batch that the textbook form is given: 3 GiB
 
 
-def renderer_rows(device: torch.device, sizes: tuple[int, ...], batches: tuple[int, ...], repeats: int) -> Iterator[Row]:
+def renderer_rows(
+    device: torch.device, sizes: tuple[int, ...], batches: tuple[int, ...], repeats: int
+) -> Iterator[Row]:
     """Faces a second, all kinds in equal shares in one batch."""
     for size in sizes:
         for batch in batches:
@@ -55,7 +57,12 @@ def triplet_row(device: torch.device, size: int, loss: Loss, repeats: int) -> Ro
 
     taken = median_seconds(device, both_passes, repeats)
     value = value_and_gradient(loss, student, teacher)[0]
-    row: Row = {"what": f"triplet relation, B = {size}", "unit": "ms", "ours": 1000 * taken, "details": {"value": value}}
+    row: Row = {
+        "what": f"triplet relation, B = {size}",
+        "unit": "ms",
+        "ours": 1000 * taken,
+        "details": {"value": value},
+    }
     return with_memory(row, "ours_mib", peak_mebibytes_on(device, both_passes))
 
 

@@ -40,7 +40,9 @@ class Steps(pl.Callback):
     def __init__(self, device: torch.device) -> None:
         self.device, self.ends, self.losses = device, list[float](), list[float]()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Wait for the device."""
         synchronize(self.device)
         self.ends.append(time.perf_counter())
@@ -54,11 +56,15 @@ class Operations(pl.Callback):
     def __init__(self) -> None:
         self.counter = FlopCounterMode(display=False)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Begin."""
         self.counter.__enter__()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """End."""
         self.counter.__exit__(None, None, None)
 
@@ -73,7 +79,9 @@ def step_rows(device: torch.device, setting: Setting, steps: int, backend: str) 
         yield row
         if precision != "fp32":
             found = train(device, setting, precision, steps, backend)
-            compiled = step_row(setting, f"{precision}, compiled", found, details(device, precision, operations, found, exact))
+            compiled = step_row(
+                setting, f"{precision}, compiled", found, details(device, precision, operations, found, exact)
+            )
             yield {**compiled, "reference": row["ours"], "ratio": compiled["ours"] / row["ours"]}
 
 
@@ -89,11 +97,15 @@ def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, fl
     return row if found.mebibytes is None else {**row, "ours_mib": found.mebibytes}
 
 
-def details(device: torch.device, precision: Precision, operations: int, found: Measured, exact: list[float]) -> dict[str, float]:
+def details(
+    device: torch.device, precision: Precision, operations: int, found: Measured, exact: list[float]
+) -> dict[str, float]:
     """Operations, utilisation where the peak is known, and how far the losses are from those in float32."""
     figures = {
         "operations a step": float(operations),
-        "first loss deviation": deviation(found.losses[:1], exact[:1]),  # of equal weights; later ones go ways of their own
+        "first loss deviation": deviation(
+            found.losses[:1], exact[:1]
+        ),  # of equal weights; later ones go ways of their own
         "largest loss deviation": deviation(found.losses, exact),
     }
     peak = peak_flops(device_name(device), precision)
@@ -123,13 +135,27 @@ def count_operations(device: torch.device, setting: Setting) -> int:
     return count.counter.get_total_flops()
 
 
-def fit(device: torch.device, module: Module, data: CachedBatches, setting: Setting, precision: Precision, callback: pl.Callback) -> None:
+def fit(
+    device: torch.device,
+    module: Module,
+    data: CachedBatches,
+    setting: Setting,
+    precision: Precision,
+    callback: pl.Callback,
+) -> None:
     """One epoch in a precision, of which nothing is kept or shown."""
     where: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
     if device.type == "cuda":
         where = {"accelerator": "gpu", "devices": [device.index or 0]}
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    settings = {**setting.trainer, **where, **quiet, "precision": LIGHTNING[precision], "max_epochs": 1, "limit_val_batches": 0}
+    settings = {
+        **setting.trainer,
+        **where,
+        **quiet,
+        "precision": LIGHTNING[precision],
+        "max_epochs": 1,
+        "limit_val_batches": 0,
+    }
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tensor_float(device, precision == "tf32"):
         warnings.simplefilter("ignore")  # loaders without workers, metrics without a logger

@@ -78,15 +78,32 @@ class Stage(NamedTuple):
         if self.name == "test-distill":
             return ["test", "--checkpoint", run, "--run", run, *root]
         if self.name == "test-inpaint":
-            mixed = ["--data.mixed_kinds", "true", "--data.test_seeds", "[1]"]  # the masks that the student is tested with
-            return ["test", "--checkpoint", run, "--config", "configs/test/perceptual.yaml", "--run", run, *root, *mixed]
+            mixed = [
+                "--data.mixed_kinds",
+                "true",
+                "--data.test_seeds",
+                "[1]",
+            ]  # the masks that the student is tested with
+            return [
+                "test",
+                "--checkpoint",
+                run,
+                "--config",
+                "configs/test/perceptual.yaml",
+                "--run",
+                run,
+                *root,
+                *mixed,
+            ]
         if (self.run / runs.CONFIG).is_file():
             return ["fit", "--resume", run, *root]
         folds = ["--data.face_set.init_args.test_folds", TEST_FOLDS[self.half]]
         earlier = []
         if self.name == "distill":
             names = {"inpaint": "inpainting_checkpoint", "segment": "segmenter_checkpoint"}
-            earlier = [word for name, key in names.items() for word in (f"--model.init_args.{key}", str(self.folder / name))]
+            earlier = [
+                word for name, key in names.items() for word in (f"--model.init_args.{key}", str(self.folder / name))
+            ]
         return ["fit", "--config", f"configs/lfw/{self.name}.yaml", "--run", run, *root, *folds, *earlier]
 
 
@@ -136,24 +153,32 @@ def _start(stage: Stage, data: str, environment: Mapping[str, str]) -> subproces
     print(f"{stage.half}: {stage.name} started at {time.strftime('%H:%M')}, log {stage.log}", flush=True)
     stage.folder.mkdir(parents=True, exist_ok=True)
     with stage.log.open("ab") as log:
-        return subprocess.Popen([*DEOCC, *stage.argv(data)], stdout=log, stderr=subprocess.STDOUT, env=dict(environment))
+        return subprocess.Popen(
+            [*DEOCC, *stage.argv(data)], stdout=log, stderr=subprocess.STDOUT, env=dict(environment)
+        )
 
 
 def _check(stage: Stage, status: int) -> None:
     if status != 0:
         raise StageFailedError(f"{stage.name} of half {stage.half} failed with exit status {status}: see {stage.log}")
     if not stage.is_finished():
-        raise StageFailedError(f"{stage.name} of half {stage.half} ended without its result in {stage.run}: see {stage.log}")
+        raise StageFailedError(
+            f"{stage.name} of half {stage.half} ended without its result in {stage.run}: see {stage.log}"
+        )
     print(f"{stage.half}: {stage.name} ended at {time.strftime('%H:%M')}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 1 where a stage failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.lfw", description="Train and test the LFW models; resumes.")
-    parser.add_argument("--data", default="data/lfw", help="the folder of LFW, as of deocc.data.LfwFaces (default: data/lfw)")
+    parser.add_argument(
+        "--data", default="data/lfw", help="the folder of LFW, as of deocc.data.LfwFaces (default: data/lfw)"
+    )
     parser.add_argument("--halves", nargs="+", choices=list(TEST_FOLDS), default=list(TEST_FOLDS), help="default: both")
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"where to write (default: {RUNS})")
-    parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="stages side by side, which share the cores (default: 1)")
+    parser.add_argument(
+        "--jobs", type=int, choices=(1, 2), default=1, help="stages side by side, which share the cores (default: 1)"
+    )
     chosen = parser.parse_args(argv)
     if not Path(chosen.data).is_dir():
         parser.error(f"no folder {chosen.data}: give the folder of LFW as --data")

@@ -55,7 +55,9 @@ def write_kind_bars(path: Path, rates: Mapping[str, Mapping[str, float]], unseen
         bars = axes.bar(places, [100 * by_kind[kind] for kind in kinds], width, label=title, color=COLOURS[position])
         for kind, bar in zip(kinds, bars, strict=True):
             bar.set_hatch("//" if kind in unseen else "")
-    axes.set_xticks(range(len(kinds)), [f"{kind}\n(never trained on)" if kind in unseen else kind for kind in kinds], fontsize=8)
+    axes.set_xticks(
+        range(len(kinds)), [f"{kind}\n(never trained on)" if kind in unseen else kind for kind in kinds], fontsize=8
+    )
     axes.set_ylabel("EER %")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)
@@ -87,7 +89,10 @@ def write_panel(path: Path, run: Path, data: str | None = None) -> None:
     face, masked_face, kinds = one_person_a_kind(map(mask_batch, module.test_dataloader()[1]), module.eval_kinds)
     output = pipeline.process_faces(masked_face)
     columns = {"clean": face, "masked": masked_face, "predicted mask": output.mask, "completed": output.completed_face}
-    small = {title: F.interpolate(images.cpu(), PANEL_SIZE, mode="bilinear", antialias=True) for title, images in columns.items()}
+    small = {
+        title: F.interpolate(images.cpu(), PANEL_SIZE, mode="bilinear", antialias=True)
+        for title, images in columns.items()
+    }
     labels = [kind if kind in module.kinds else f"{kind}\n(never trained on)" for kind in kinds]
     panel_figure(small, labels).savefig(path, pil_kwargs={"quality": 90})
 

@@ -82,11 +82,15 @@ def read_halves(folder: Path) -> list[Half]:
             continue
         results = json.loads((run / runs.RESULTS).read_text())
         if "accuracy" not in results["rows"]["teacher_clean"]:
-            raise ValueError(f"{run / runs.RESULTS} has no accuracy over folds: test the run on LFW, `python -m bench.lfw`")
+            raise ValueError(
+                f"{run / runs.RESULTS} has no accuracy over folds: test the run on LFW, `python -m bench.lfw`"
+            )
         generator = json.loads(file.read_text())["restoration"].get("given_mask", {}) if file.is_file() else {}
         halves.append(Half(name, results, generator, read_scores(run / SCORES) | read_scores(run / CLEAN_SCORES)))
     if not halves:
-        raise FileNotFoundError(f"no tested run in {folder}/*/distill: run `python -m bench.lfw` first, or give another folder as --runs")
+        raise FileNotFoundError(
+            f"no tested run in {folder}/*/distill: run `python -m bench.lfw` first, or give another folder as --runs"
+        )
     folds = [fold for half in halves for fold in half.pairs["teacher_masked"].fold.unique().tolist()]  # type: ignore[union-attr]
     if len(set(folds)) < len(folds):
         raise ValueError(f"both halves in {folder} tested the same folds: train them again with `python -m bench.lfw`")
@@ -126,7 +130,12 @@ def eer(halves: Sequence[Half], row: str) -> float | None:
 def recognition_table(halves: Sequence[Half]) -> str:
     """Accuracy, EER and TAR of every row that was tested."""
     body = [
-        [title, accuracy_cell(halves, row), percent(eer(halves, row)), *[tar_cell(halves, row, rate) for rate in ("1e-2", "1e-3")]]
+        [
+            title,
+            accuracy_cell(halves, row),
+            percent(eer(halves, row)),
+            *[tar_cell(halves, row, rate) for rate in ("1e-2", "1e-3")],
+        ]
         for row, title in TITLES.items()
         if eer(halves, row) is not None
     ]
@@ -140,7 +149,9 @@ def difference_table(halves: Sequence[Half], replicates: int) -> str:
         if any(not {first, second} <= half.pairs.keys() for half in halves):
             continue
         ones, others = ([half.pairs[row] for half in halves] for row in (first, second))
-        intervals = [measure(ones, others, replicates) for measure in (paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer)]
+        intervals = [
+            measure(ones, others, replicates) for measure in (paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer)
+        ]
         cells = [f"{points(each.estimate)} ({points(each.low)} to {points(each.high)})" for each in intervals]
         body.append([f"{TITLES[first]} minus {TITLES[second]}", *cells])
     return markdown_cells((["", "accuracy, points", "EER, points"], body))
@@ -167,7 +178,9 @@ def kind_rates(halves: Sequence[Half]) -> dict[str, dict[str, float]]:
     rates: dict[str, dict[str, float]] = {}
     for row in BARS:
         for kind in halves[0].results["per_kind"]:
-            rate = mean(half.results["per_kind"].get(kind, {}).get("rows", {}).get(row, {}).get("eer") for half in halves)
+            rate = mean(
+                half.results["per_kind"].get(kind, {}).get("rows", {}).get(row, {}).get("eer") for half in halves
+            )
             if rate is not None:
                 rates.setdefault(TITLES[row], {})[kind] = rate
     return rates
@@ -205,13 +218,20 @@ def restoration_table(halves: Sequence[Half]) -> str:
     """PSNR and SSIM inside the mask, and the figures by a network's features."""
     sources = {
         "completed by the generator at its own side, given mask": [half.generator for half in halves],
-        "completed at the student's side, given mask": [half.results["restoration"].get("given_mask", {}) for half in halves],
-        "completed at the student's side, predicted mask": [half.results["restoration"].get("predicted_mask", {}) for half in halves],
+        "completed at the student's side, given mask": [
+            half.results["restoration"].get("given_mask", {}) for half in halves
+        ],
+        "completed at the student's side, predicted mask": [
+            half.results["restoration"].get("predicted_mask", {}) for half in halves
+        ],
     }
     body = []
     for title, parts in sources.items():
         if all(parts):
-            values = {key: mean(part.get(key) for part in parts) for key in ("psnr_covered", "ssim_covered", *_NETWORK_FIGURES)}
+            values = {
+                key: mean(part.get(key) for part in parts)
+                for key in ("psnr_covered", "ssim_covered", *_NETWORK_FIGURES)
+            }
             network = [MISSING if values[key] is None else f"{values[key]:.4g}" for key in _NETWORK_FIGURES]
             body.append([title, number(values["psnr_covered"], 2), number(values["ssim_covered"], 3), *network])
     return markdown_cells((["", "PSNR dB", "SSIM", *_NETWORK_FIGURES.values()], body))
@@ -226,12 +246,17 @@ def threshold_table(halves: Sequence[Half]) -> str:
                 measured = entry.get("test")
                 if measured:
                     low, high = measured.get("interval") or (None, None)
-                    cell = f"{100 * measured['false_accept_rate']:.3g}" + ("" if low is None else f" ({100 * low:.3g} to {100 * high:.3g})")
+                    cell = f"{100 * measured['false_accept_rate']:.3g}" + (
+                        "" if low is None else f" ({100 * low:.3g} to {100 * high:.3g})"
+                    )
                     rates.setdefault((condition, entry["target"]), {})[half.name] = cell
     if not rates:
         return ""
     names = [half.name for half in halves]
-    body = [[condition, f"{100 * target:g}", *[cells.get(name, MISSING) for name in names]] for (condition, target), cells in rates.items()]
+    body = [
+        [condition, f"{100 * target:g}", *[cells.get(name, MISSING) for name in names]]
+        for (condition, target), cells in rates.items()
+    ]
     return markdown_cells((["pairs", "target FAR %", *[f"FAR % of half {name} (95 %)" for name in names]], body))
 
 
@@ -240,7 +265,11 @@ def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
     number_of_pairs = sum(len(half.pairs["teacher_masked"].same) for half in halves)
     people = sum(half.results["rows"]["teacher_clean"]["people"] for half in halves)
     tested = " and ".join(f"half {half.name} (folds {_FOLDS[half.name]})" for half in halves)
-    missing = "" if len(halves) == len(TEST_FOLDS) else "**Only one half has been tested: all figures are those of its pairs.**\n\n"
+    missing = (
+        ""
+        if len(halves) == len(TEST_FOLDS)
+        else "**Only one half has been tested: all figures are those of its pairs.**\n\n"
+    )
     kinds, thresholds = halves[0].results["kinds"], threshold_table(halves)
     parts = [
         f"# Results on LFW\n\n{missing}",
@@ -284,7 +313,9 @@ def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATE
     """Write `lfw.md` and its ROC and bars below the folder of pages, and return the page's path. A panel that is there is shown."""
     folder = pages / "lfw"
     folder.mkdir(parents=True, exist_ok=True)
-    curves = {TITLES[row]: [half.pairs[row] for half in halves] for row in CURVES if all(row in half.pairs for half in halves)}
+    curves = {
+        TITLES[row]: [half.pairs[row] for half in halves] for row in CURVES if all(row in half.pairs for half in halves)
+    }
     lfw_figures.write_roc(folder / "roc.svg", curves)
     lfw_figures.write_kind_bars(folder / "kinds.svg", kind_rates(halves), unseen_kinds(halves))
     path = pages / "lfw.md"
@@ -294,7 +325,9 @@ def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 1 where results are missing."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Write docs/pages/lfw.md and its figures from tested runs.")
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Write docs/pages/lfw.md and its figures from tested runs."
+    )
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"the folder that bench.lfw wrote to (default: {RUNS})")
     parser.add_argument("--data", help="the folder of LFW, for the panel (default: that of the runs)")
     parser.add_argument("--pages", type=Path, default=PAGES, help="where to write (default: docs/pages)")

@@ -81,7 +81,10 @@ def rates(folder: Path, workers: int) -> Rates:
     (folder / "photographs").mkdir(exist_ok=True)
     faces, settings = Photographs(folder / "photographs"), {**read_setting("distill").data, "num_workers": workers}
     os.environ["DEOCC_CACHE"] = str(folder / f"cache{workers}")  # this process is the function's own
-    module, anew = MaskedFaceDataModule(faces, **settings), MaskedFaceDataModule(faces, **{**settings, "cache_gigabytes": 0})
+    module, anew = (
+        MaskedFaceDataModule(faces, **settings),
+        MaskedFaceDataModule(faces, **{**settings, "cache_gigabytes": 0}),
+    )
     start = time.perf_counter()
     module.prepare_data()
     filling = len(faces) / (time.perf_counter() - start)

@@ -85,9 +85,13 @@ def _tile(face: MaskedFace) -> NDArray[np.uint8]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Where the predicted mask falls on photos of masked people.")
-    parser.add_argument("--photos", type=Path, required=True, metavar="FOLDER", help="photos of people who wear face masks")
+    parser.add_argument(
+        "--photos", type=Path, required=True, metavar="FOLDER", help="photos of people who wear face masks"
+    )
     parser.add_argument("--model", metavar="PATH", help="what deocc.load accepts (default: the packaged model)")
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all crops with the outlined mask to this file")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE.png", help="write all crops with the outlined mask to this file"
+    )
     chosen = parser.parse_args(argv)
     paths = [photo.path for photo in find_photos([chosen.photos])[0]]
     if not paths:
@@ -97,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (successes, trials) in summarise(len(paths), faces).items():
         low, high = wilson(successes, trials)
         share = successes / trials if trials else float("nan")
-        print(f"{name}: {successes} of {trials}, {100 * share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
+        print(
+            f"{name}: {successes} of {trials}, {100 * share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        )
     if chosen.sheet is not None and faces:
         cv2.imwrite(str(chosen.sheet), contact_sheet(faces)[..., ::-1])
         print(f"wrote {chosen.sheet}")

@@ -28,9 +28,13 @@ class Row(TypedDict):
     """What goes to the file only."""
 
 
-def in_own_process(function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+def in_own_process(
+    function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
+) -> _Result:
     """The function's result, from a fresh interpreter: no other measurement's memory, threads or caches are in it."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a Pool's process may not start loader workers
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn")
+    ) as pool:  # a Pool's process may not start loader workers
         return pool.submit(function, *arguments, **options).result()
 
 

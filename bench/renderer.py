@@ -8,8 +8,12 @@ from bench.measuring import Row, in_own_process, peak_mebibytes, seconds
 from deocc.masking import list_kinds, render
 
 BATCH = 64
-PIXELS = 2**21  # of a batch at most, 24 MiB: glibc gives blocks above 32 MiB back at once, and every call would fetch them anew
-KEPT = 31 * 2**20  # bytes, almost the largest block whose release teaches glibc to keep blocks of its size, and twice that in all
+PIXELS = (
+    2**21
+)  # of a batch at most, 24 MiB: glibc gives blocks above 32 MiB back at once, and every call would fetch them anew
+KEPT = (
+    31 * 2**20
+)  # bytes, almost the largest block whose release teaches glibc to keep blocks of its size, and twice that in all
 
 
 def faces_per_second(size: int, repeats: int = 5) -> list[Row]:
@@ -19,7 +23,9 @@ def faces_per_second(size: int, repeats: int = 5) -> list[Row]:
     """
     taken, memory = in_own_process(times, size, repeats)
     rates = {kind: batch_size(size) / median for kind, median in taken.items()}
-    rows: list[Row] = [{"what": f"renderer, {size} px, {kind}", "unit": "faces/s", "ours": rate} for kind, rate in rates.items()]
+    rows: list[Row] = [
+        {"what": f"renderer, {size} px, {kind}", "unit": "faces/s", "ours": rate} for kind, rate in rates.items()
+    ]
     together: Row = {
         "what": f"renderer, {size} px, all kinds",
         "unit": "faces/s",

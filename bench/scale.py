@@ -24,7 +24,10 @@ BATCH, DIMENSION, IDENTITIES = 64, 512, 1_000_000
 SAMPLE_SHARE, PEOPLE = 0.1, 3  # as configs/size/million.yaml; people in a blended face
 FLOAT, MEMORY = 4, 80e9  # bytes of a float32; of a GPU
 ADAMW = 4  # weight, gradient and two moments
-RELATION_GATHERS, GRADIENT_GATHERS = 4, 2  # student and teacher, for pairs and for triplets; the student's have a gradient
+RELATION_GATHERS, GRADIENT_GATHERS = (
+    4,
+    2,
+)  # student and teacher, for pairs and for triplets; the student's have a gradient
 MEASURED = 2048  # images of the small batch, of which 8 MiB a (B, B) buffer are well above what else a process takes
 Line = list[str]
 Networks = dict[str, Callable[[], nn.Module]]
@@ -76,7 +79,10 @@ def head() -> Iterator[Line]:
     yield ["sharded: sent a step", *[amount(head_traffic(W)) for W in PROCESSES]]
     sampled = [sampled_rows(W) for W in PROCESSES]
     yield [f"sharded, {SAMPLE_SHARE:.0%} sampled: rows a step", *[f"{rows:,.0f}" for rows in sampled]]
-    yield ["sampled: weight, two moments, gradient of the rows", *[amount(row * (3 * IDENTITIES / W + sampled_rows(W))) for W in PROCESSES]]
+    yield [
+        "sampled: weight, two moments, gradient of the rows",
+        *[amount(row * (3 * IDENTITIES / W + sampled_rows(W))) for W in PROCESSES],
+    ]
     yield ["sampled: logits and their gradient", *[amount(shard_logits(W, sampled_rows(W))) for W in PROCESSES]]
 
 
@@ -138,7 +144,9 @@ def main() -> None:
     """Print the tables and what follows from them."""
     pair, triplet = bytes_a_pair(pair_relation_loss), bytes_a_pair(partial(triplet_relation_loss, max_vertices=1))
     gpus = [f"{W} GPUs" for W in PROCESSES]
-    print(f"Batch {BATCH} a GPU, embeddings of {DIMENSION} numbers, {IDENTITIES:,} identities, float32, AdamW; per GPU and step.\n")
+    print(
+        f"Batch {BATCH} a GPU, embeddings of {DIMENSION} numbers, {IDENTITIES:,} identities, float32, AdamW; per GPU and step.\n"
+    )
     print(markdown(["student", "parameters", "memory", *[f"sent, {name}" for name in gpus]], students()), end="\n\n")
     print(markdown(["identity head", *gpus], head()), end="\n\n")
     print(markdown(["relations", *gpus], relations(pair, triplet)), end="\n\n")

@@ -35,7 +35,9 @@ class Watch(pl.Callback):
         """Begin to count."""
         self._begun = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Note the step."""
         self.steps.append((time.monotonic(), _resident()))
         trainer.should_stop = self.steps[-1][0] - self._begun > self.seconds
@@ -48,7 +50,10 @@ class Watch(pl.Callback):
             part = steps[number * third : (number + 1) * third + 1]
             pace = statistics.median(later[0] - earlier[0] for earlier, later in itertools.pairwise(part))
             memory = statistics.median(step[1] for step in part)
-            print(f"third {number + 1}: {len(part)} steps, median {pace:.3f} s a step, median {memory:.0f} MiB", flush=True)
+            print(
+                f"third {number + 1}: {len(part)} steps, median {pace:.3f} s a step, median {memory:.0f} MiB",
+                flush=True,
+            )
 
 
 def _resident() -> float:

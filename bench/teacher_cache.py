@@ -31,7 +31,9 @@ class Turns(pl.Callback):
             raise ValueError("there is nothing to look up: give a data setting without other augmentation than flips")
         self._left = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """All that the trainer does between two calls is the step's time, looking up too."""
         came = time.perf_counter()
         self.seconds.append(came - self._left)

@@ -28,7 +28,11 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 Stage = Literal["inpaint", "distill"]
 Module = InpaintingModule | DistillationModule
 Bare = BareInpainting | BareDistillation
-CACHED, STEPS, MEMORY_STEPS = 4, 16, 3  # batches made beforehand; pairs of steps that are timed; steps whose memory is taken
+CACHED, STEPS, MEMORY_STEPS = (
+    4,
+    16,
+    3,
+)  # batches made beforehand; pairs of steps that are timed; steps whose memory is taken
 
 
 class Setting(NamedTuple):
@@ -51,7 +55,9 @@ class CachedBatches(pl.LightningDataModule):
             data.training_fingerprint,
             data.reference_dataloader,
         )
-        batches = [masked(batch, data) for batch, _ in zip(data.train_dataloader(), range(min(CACHED, steps)), strict=False)]
+        batches = [
+            masked(batch, data) for batch, _ in zip(data.train_dataloader(), range(min(CACHED, steps)), strict=False)
+        ]
         self.batches = [batches[step % len(batches)] for step in range(steps)]
 
     def train_dataloader(self) -> DataLoader[MaskedFaceBatch]:
@@ -102,7 +108,10 @@ def against_bare_loop(stage: Stage, loading: bool) -> Row:
         "ratio": median_ratio(reference, ours),
     }
     if not loading:
-        row["ours_mib"], row["reference_mib"] = in_own_process(trainer_peak, setting), in_own_process(bare_peak, setting)
+        row["ours_mib"], row["reference_mib"] = (
+            in_own_process(trainer_peak, setting),
+            in_own_process(bare_peak, setting),
+        )
     return row
 
 
@@ -140,9 +149,18 @@ def bare_peak(setting: Setting) -> float:
 def fit(module: pl.LightningModule, data: TrainingData, setting: Setting, steps: int, *callbacks: pl.Callback) -> None:
     """Train for at least so many steps as the configuration says, but keep and show nothing."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     batches = min(steps, len(data.train_dataloader()))
-    length: dict[str, Any] = {"limit_train_batches": batches, "max_epochs": math.ceil(steps / batches), "limit_val_batches": 0}
+    length: dict[str, Any] = {
+        "limit_train_batches": batches,
+        "max_epochs": math.ceil(steps / batches),
+        "limit_val_batches": 0,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loaders without workers, metrics without a logger
         trainer = pl.Trainer(**setting.trainer, **quiet, **length, accelerator="cpu", callbacks=[*callbacks])
@@ -165,7 +183,9 @@ def build_module(setting: Setting) -> Module:
         return InpaintingModule(**setting.model)
     module = DistillationModule(**{**setting.model, "inpainting_checkpoint": "from_checkpoint"})
     stage1 = read_setting("inpaint").model
-    module.deoccluder = Deoccluder({"width": stage1["width"], "attention": stage1["attention"]}, {"width": stage1["segmenter_width"]})
+    module.deoccluder = Deoccluder(
+        {"width": stage1["width"], "attention": stage1["attention"]}, {"width": stage1["segmenter_width"]}
+    )
     module.awaits_deoccluder = False
     return module
 

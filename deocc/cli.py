@@ -64,7 +64,9 @@ def _run(words: list[str]) -> None:
 def _names_photos(words: Sequence[str]) -> bool:
     """Whether this is the `predict` of photos: that of validation faces takes options only, and other ones."""
     given = {word.partition("=")[0] for word in words[1:]}
-    return words[0] == "predict" and len(words) > 1 and (not words[1].startswith("-") or not given.isdisjoint(_OF_PHOTOS))
+    return (
+        words[0] == "predict" and len(words) > 1 and (not words[1].startswith("-") or not given.isdisjoint(_OF_PHOTOS))
+    )
 
 
 def _explained(message: str) -> str:

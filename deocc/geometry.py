@@ -46,7 +46,9 @@ def _canonical() -> Template:
 TEMPLATES: dict[str, Template] = {
     "canonical": _canonical(),
     # insightface's published 112 x 112 template, used by ArcFace, CosFace, AdaFace and MagFace.
-    "arcface": Template(112, ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))),
+    "arcface": Template(
+        112, ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+    ),
     # Measured on dlib's 150 x 150 chips (padding 0.25).
     "dlib": Template(150, ((46.2, 45.6), (100.6, 46.7), (74.7, 76.3), (47.7, 102.7), (99.7, 103.3))),
     # OURS: FaceNet crops a detector's box, not points; this places the eyes where such a box has them on average.
@@ -82,7 +84,9 @@ def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes are not those of points.
     """
     if source.shape[-1] != 2 or source.shape[-2:] != target.shape[-2:]:
-        raise ValueError(f"expected points (..., P, 2) of equal count, got {tuple(source.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            f"expected points (..., P, 2) of equal count, got {tuple(source.shape)} and {tuple(target.shape)}"
+        )
     source, target = torch.broadcast_tensors(source, target)
     source_mean, target_mean = source.mean(-2, keepdim=True), target.mean(-2, keepdim=True)
     p, q = source - source_mean, target - target_mean
@@ -158,7 +162,9 @@ def _finest_scale(matrix: Tensor) -> float:
     scales = torch.linalg.det(matrix[:, :, :2]).abs().sqrt()
     least, most = torch.stack(scales.aminmax()).tolist()
     if not 0 < least <= most < math.inf:
-        raise ValueError(f"expected matrices with an inverse, got scales from {least:g} to {most:g}: are the landmarks those of a face?")
+        raise ValueError(
+            f"expected matrices with an inverse, got scales from {least:g} to {most:g}: are the landmarks those of a face?"
+        )
     return float(most)
 
 
@@ -183,10 +189,18 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) 
             `LARGEST_COORDINATE`, or all in one place.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
-        raise ValueError(f"expected an RGB image of shape (H, W, 3) with pixels and of type uint8, got {image.shape} of {image.dtype}")
+        raise ValueError(
+            f"expected an RGB image of shape (H, W, 3) with pixels and of type uint8, got {image.shape} of {image.dtype}"
+        )
     points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float32)
-    if points.shape != (5, 2) or not bool((points.abs() <= LARGEST_COORDINATE).all()) or float(points.std(0).max()) < 1e-3:
-        raise ValueError(f"expected five finite landmarks (5, 2) in pixels, not all in one place, got {points.tolist()}")
+    if (
+        points.shape != (5, 2)
+        or not bool((points.abs() <= LARGEST_COORDINATE).all())
+        or float(points.std(0).max()) < 1e-3
+    ):
+        raise ValueError(
+            f"expected five finite landmarks (5, 2) in pixels, not all in one place, got {points.tolist()}"
+        )
     matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(size))
     pixels = torch.tensor(image).permute(2, 0, 1).float()[None] / 127.5 - 1
     return warp(pixels, matrix, size)[0].clamp(-1, 1), transform_points(points, matrix)

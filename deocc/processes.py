@@ -10,7 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # as torchrun, srun and Lightning number processes; children inherit some
+_RANKS = (
+    "RANK",
+    "SLURM_PROCID",
+    "NODE_RANK",
+    "LOCAL_RANK",
+)  # as torchrun, srun and Lightning number processes; children inherit some
 _GRACE = 20.0  # seconds in which a process that ends together with its parent has ended
 _LOST = re.compile(r"(closed|reset) by peer|connection (closed|reset|refused)|gloo|NCCL|ProcessGroup", re.IGNORECASE)
 _LAUNCHER = "lightning_fabric.strategies.launchers.subprocess_script"
@@ -73,7 +78,9 @@ def requeue() -> None:
         try:
             subprocess.run([scontrol, "requeue", _job()], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"deocc: scontrol cannot requeue job {_job()} ({error}): submit it again", file=sys.stderr, flush=True)
+            print(
+                f"deocc: scontrol cannot requeue job {_job()} ({error}): submit it again", file=sys.stderr, flush=True
+            )
 
 
 def _job() -> str:

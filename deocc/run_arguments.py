@@ -32,8 +32,19 @@ def _evaluated(command: str, words: list[str]) -> list[str]:
     checkpoint = runs.find_checkpoint(where)
     folder = runs.run_folder_of(checkpoint)
     if not (folder / runs.CONFIG).is_file():
-        raise FileNotFoundError(f"{checkpoint} has no {runs.CONFIG} in its run folder {folder}: give a run that `deocc fit` wrote")
-    return [command, "--config", str(folder / runs.CONFIG), "--run", FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *words]
+        raise FileNotFoundError(
+            f"{checkpoint} has no {runs.CONFIG} in its run folder {folder}: give a run that `deocc fit` wrote"
+        )
+    return [
+        command,
+        "--config",
+        str(folder / runs.CONFIG),
+        "--run",
+        FROM_CHECKPOINT,
+        "--ckpt_path",
+        str(checkpoint),
+        *words,
+    ]
 
 
 def _resumed(words: list[str]) -> list[str]:
@@ -43,7 +54,9 @@ def _resumed(words: list[str]) -> list[str]:
         return ["fit", *_in_place(words)]
     run = Path(where)
     if not (run / runs.CONFIG).is_file():
-        raise FileNotFoundError(f"no run to resume at {run}: it has no {runs.CONFIG}; give the folder that `deocc fit` wrote to")
+        raise FileNotFoundError(
+            f"no run to resume at {run}: it has no {runs.CONFIG}; give the folder that `deocc fit` wrote to"
+        )
     return ["fit", "--config", str(run / runs.CONFIG), *rest, "--run", str(run), *to_resume(run)]
 
 

@@ -82,14 +82,22 @@ def find_checkpoint(where: str | Path, resume: bool = False) -> Path:
     found = [path] if path.is_file() else _checkpoints(path, resume)
     if not found:
         looked = f"looked for the file {path} and for {path / CHECKPOINTS}/*.ckpt"
-        raise FileNotFoundError(f"no checkpoint at {path}: {looked}; train one with `deocc fit --config configs/...` or give another path")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: {looked}; train one with `deocc fit --config configs/...` or give another path"
+        )
     for number, file in enumerate(found):
         problem = damage(file)
         if problem is None:
             return file
         if number + 1 < len(found):
-            print(f"deocc: {file} is damaged ({problem}): taking {found[number + 1].name}, the one before", file=sys.stderr, flush=True)
-    raise ValueError(f"{found[-1]} is damaged ({problem}), and no other checkpoint is there: train the run again" + _beside(path))
+            print(
+                f"deocc: {file} is damaged ({problem}): taking {found[number + 1].name}, the one before",
+                file=sys.stderr,
+                flush=True,
+            )
+    raise ValueError(
+        f"{found[-1]} is damaged ({problem}), and no other checkpoint is there: train the run again" + _beside(path)
+    )
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -113,7 +121,9 @@ def newest_run(monitored: str, root: Path = ROOT) -> Path:
     files = [path for depth in range(1, _DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
     runs = [path.parent for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
     if not runs:
-        raise FileNotFoundError(f"no trained {monitored} below {root.absolute()}: train one first with `deocc fit`, or give a checkpoint")
+        raise FileNotFoundError(
+            f"no trained {monitored} below {root.absolute()}: train one first with `deocc fit`, or give a checkpoint"
+        )
     return max(runs, key=lambda run: (run / CONFIG).stat().st_mtime)
 
 
@@ -138,5 +148,9 @@ def _checkpoints(run: Path, resume: bool = False) -> list[Path]:
 
 def _beside(file: Path) -> str:
     """The advice to take another checkpoint of the folder that a damaged file lies in."""
-    others = [path.name for path in file.parent.glob("*.ckpt") if path != file and damage(path) is None] if file.is_file() else []
+    others = (
+        [path.name for path in file.parent.glob("*.ckpt") if path != file and damage(path) is None]
+        if file.is_file()
+        else []
+    )
     return f", or take {others[0]} beside it" if others else ""

@@ -58,8 +58,12 @@ class DeoccCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `--run`, `--resume`, and what keeps every training safe."""
-        parser.add_argument("--run", type=str, default=str(runs.ROOT / "unnamed"), help="The folder that this run writes to.")
-        parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with, by its own configuration.")
+        parser.add_argument(
+            "--run", type=str, default=str(runs.ROOT / "unnamed"), help="The folder that this run writes to."
+        )
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="fit: the run to go on with, by its own configuration."
+        )
         for key, callback in _SAFEGUARDS.items():
             parser.add_lightning_class_args(callback, key)
 
@@ -75,7 +79,11 @@ class DeoccCLI(LightningCLI):
         config.run, config.resume = str(folder), None
         print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
         _place(config.trainer, folder)
-        home = folder if fitting or checkpoint is None or folder.name.startswith(_OF_OTHER_DATA) else runs.run_folder_of(checkpoint)
+        home = (
+            folder
+            if fitting or checkpoint is None or folder.name.startswith(_OF_OTHER_DATA)
+            else runs.run_folder_of(checkpoint)
+        )
         place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
         for key, module in _EARLIER_STAGES.items():
             if checkpoint is None:
@@ -96,7 +104,9 @@ class DeoccCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where everything is."""
         if self.trainer.is_global_zero:
-            print(f"deocc fit: done; go on with `deocc test --checkpoint {self.config[self.subcommand].run}`", flush=True)
+            print(
+                f"deocc fit: done; go on with `deocc test --checkpoint {self.config[self.subcommand].run}`", flush=True
+            )
 
 
 def run(arguments: list[str]) -> int:
@@ -154,11 +164,17 @@ def explain(message: str) -> str:
 def _stopped(stop: TrainingStopped) -> int:
     """Say how to go on; let SLURM begin again where it announced the end. The code is that of a shell for the signal."""
     if processes.is_first():
-        kept = "after a whole step, which is saved" if stop.saved else "at once; steps since the last checkpoint will be taken again"
+        kept = (
+            "after a whole step, which is saved"
+            if stop.saved
+            else "at once; steps since the last checkpoint will be taken again"
+        )
         print(f"deocc fit: stopped {kept}; `deocc fit --resume {stop.run}` goes on", file=sys.stderr, flush=True)
     if stop.signum == signal.SIGUSR1:
         processes.requeue()
-    return 128 + stop.signum if processes.is_first() else 0  # Lightning kills the first process where another one's code is not 0
+    return (
+        128 + stop.signum if processes.is_first() else 0
+    )  # Lightning kills the first process where another one's code is not 0
 
 
 def _go_on_if_requeued(config: Any) -> None:
@@ -176,10 +192,15 @@ def _writable(config: Any, checkpoint: Path | None) -> Path:
         OSError: nothing can be written there.
     """
     wanted = Path(config.run)
-    resumed = config.resume is not None or (checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve())
+    resumed = config.resume is not None or (
+        checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve()
+    )
     folder = wanted if resumed else runs.free_folder(wanted)
     if folder != wanted and processes.is_first():
-        print(f"deocc fit: a run lies at {wanted}: this one is new; `deocc fit --resume {wanted}` goes on with that one", flush=True)
+        print(
+            f"deocc fit: a run lies at {wanted}: this one is new; `deocc fit --resume {wanted}` goes on with that one",
+            flush=True,
+        )
     runs.check_writable(folder)
     processes.note_job(folder)
     return folder
@@ -197,7 +218,9 @@ def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
     name = "OrlFaces" if face_set is None else str(face_set.class_path).rsplit(".", 1)[-1]
     settings = {} if face_set is None else dict(face_set.get("init_args") or {})
     own_name, own_settings = runs.face_set_of(wanted)
-    same = own_name in (None, name) and all(settings[key] == value for key, value in own_settings.items() if key in settings)
+    same = own_name in (None, name) and all(
+        settings[key] == value for key, value in own_settings.items() if key in settings
+    )
     return wanted if same else wanted / f"{_OF_OTHER_DATA}{name.removesuffix('Faces').lower()}"
 
 

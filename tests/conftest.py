@@ -22,8 +22,20 @@ from deocc.detection import Detector, create_detector
 import pytorch_lightning  # isort: skip  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--data.size", "64", "--data.batch_size", "4", "--data.eval_batch_size", "8", "--trainer.enable_progress_bar", "false"]
-TINY_STAGE1 = [f"--model.init_args.{name}={value}" for name, value in {"width": 8, "discriminator_width": 8, "segmenter_width": 8}.items()]
+SMALL = [
+    "--data.size",
+    "64",
+    "--data.batch_size",
+    "4",
+    "--data.eval_batch_size",
+    "8",
+    "--trainer.enable_progress_bar",
+    "false",
+]
+TINY_STAGE1 = [
+    f"--model.init_args.{name}={value}"
+    for name, value in {"width": 8, "discriminator_width": 8, "segmenter_width": 8}.items()
+]
 ONE_STEP = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0"]
 ONE_STEP += ["--trainer.log_every_n_steps", "1"]
 
@@ -76,7 +88,9 @@ def draw_folder(root: Path) -> Path:
 def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a tiny stage 1, trained for a step on real faces."""
     folder = tmp_path_factory.mktemp("runs") / "inpaint"
-    run_deocc("fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--run", str(folder), *SMALL, *TINY_STAGE1, *ONE_STEP)
+    run_deocc(
+        "fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--run", str(folder), *SMALL, *TINY_STAGE1, *ONE_STEP
+    )
     return folder
 
 

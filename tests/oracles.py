@@ -20,7 +20,9 @@ def pair_relation(student: Tensor, teacher: Tensor) -> Tensor:
     ours = [_length(student[i] - student[j]) for i, j in pairs]
     theirs = [_length(teacher[i] - teacher[j]) for i, j in pairs]
     our_mean, their_mean = sum(ours) / len(pairs), sum(theirs) / len(pairs)
-    return sum((huber(a / our_mean - b / their_mean) for a, b in zip(ours, theirs, strict=True)), torch.zeros(())) / len(pairs)
+    return sum(
+        (huber(a / our_mean - b / their_mean) for a, b in zip(ours, theirs, strict=True)), torch.zeros(())
+    ) / len(pairs)
 
 
 def triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
@@ -58,12 +60,16 @@ def identity_loss(cosine: Tensor, identity: Sequence[int], margin_type: str, mar
     """Cross-entropy of scaled cosines with a margin, mean over the batch."""
     total = 0.0
     for row, own in zip(cosine.tolist(), identity, strict=True):
-        logits = [scale * (margin_cosine(value, margin_type, margin) if k == own else value) for k, value in enumerate(row)]
+        logits = [
+            scale * (margin_cosine(value, margin_type, margin) if k == own else value) for k, value in enumerate(row)
+        ]
         total -= math.log(_softmax(logits)[own])
     return total / len(identity)
 
 
-def masked_l1(generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float, visible_weight: float) -> float:
+def masked_l1(
+    generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float, visible_weight: float
+) -> float:
     """Pixel by pixel: each image's mean over its covered and over its visible pixels, then the means over images that have any."""
     result = 0.0
     for weight, wanted in ((covered_weight, 1.0), (visible_weight, 0.0)):

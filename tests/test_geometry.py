@@ -40,8 +40,12 @@ def _centroid(image: Tensor) -> Tensor:
     return torch.stack([(weight.sum(0) * x).sum(), (weight.sum(1) * y).sum()])
 
 
-@pytest.mark.parametrize(("scale", "degrees", "x", "y"), [(1, 0, 0, 0), (2.5, 30, -7, 4), (0.2, -170, 100, 0), (1e-3, 90, 0, 1e3)])
-def test_similarity_recovers_the_rotation_scale_and_shift_that_made_the_points(scale: float, degrees: float, x: float, y: float) -> None:
+@pytest.mark.parametrize(
+    ("scale", "degrees", "x", "y"), [(1, 0, 0, 0), (2.5, 30, -7, 4), (0.2, -170, 100, 0), (1e-3, 90, 0, 1e3)]
+)
+def test_similarity_recovers_the_rotation_scale_and_shift_that_made_the_points(
+    scale: float, degrees: float, x: float, y: float
+) -> None:
     matrix, source = _similarity(scale, degrees, x, y), _points(5)
     torch.testing.assert_close(similarity_transform(source, transform_points(source, matrix)), matrix)
 
@@ -78,7 +82,9 @@ def test_similarity_names_both_shapes_where_they_are_wrong(source: tuple[int, ..
 def test_the_inverse_brings_points_back() -> None:
     matrix = torch.stack([_similarity(2, 20, 3, 4), _similarity(0.5, -80, -30, 9)]).float()
     points = _points(2, 5).float()
-    torch.testing.assert_close(transform_points(transform_points(points, matrix), invert_transform(matrix)), points, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        transform_points(transform_points(points, matrix), invert_transform(matrix)), points, atol=1e-4, rtol=0
+    )
 
 
 def test_warp_by_the_identity_is_the_identity() -> None:
@@ -132,7 +138,9 @@ def test_the_canonical_crop_contains_the_crop_of_every_recogniser(name: str) -> 
 
 
 def test_an_unknown_template_is_refused_with_the_list_of_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="unknown face template 'arc': choose one of arcface, canonical, dlib, facenet"):
+    with pytest.raises(
+        ValueError, match="unknown face template 'arc': choose one of arcface, canonical, dlib, facenet"
+    ):
         get_template("arc")
 
 

@@ -22,7 +22,10 @@ _ORDER: tuple[set[str], ...] = (
 )
 _RANK = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 _NEVER = {("modules", "data")}
-_FILES = {".".join(["deocc", *path.relative_to(_PACKAGE).with_suffix("").parts]): path for path in sorted(_PACKAGE.rglob("*.py"))}
+_FILES = {
+    ".".join(["deocc", *path.relative_to(_PACKAGE).with_suffix("").parts]): path
+    for path in sorted(_PACKAGE.rglob("*.py"))
+}
 
 
 def _room(file: str) -> str:
@@ -106,7 +109,11 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 def test_what_needs_no_torch_does_not_import_it(code: str) -> None:
     heavy = "{'torch', 'pytorch_lightning', 'albumentations', 'torchvision', 'numpy'}"
     result = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nassert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"],
+        [
+            sys.executable,
+            "-c",
+            f"import sys\n{code}\nassert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)",
+        ],
         capture_output=True,
         text=True,
         check=False,

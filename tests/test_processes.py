@@ -31,7 +31,8 @@ def test_who_is_first(environment: dict[str, str], first: bool, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "message", ["gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]", "NCCL communicator was aborted"]
+    "message",
+    ["gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]", "NCCL communicator was aborted"],
 )
 def test_a_lost_process_is_told_where_there_are_several(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
@@ -50,7 +51,9 @@ def test_a_child_ends_with_its_parent_and_a_first_process_does_not() -> None:
     parent += "; child.stdout.readline()"
     for rank, seconds, said in (("1", "60", "the first process of this training has ended"), ("0", "1", "")):
         command = [sys.executable, "-c", parent, child, seconds]
-        ended = subprocess.run(command, env={"LOCAL_RANK": rank}, capture_output=True, text=True, timeout=40, check=True)
+        ended = subprocess.run(
+            command, env={"LOCAL_RANK": rank}, capture_output=True, text=True, timeout=40, check=True
+        )
         assert said in ended.stderr if said else ended.stderr == ""  # which only the child's end closes
 
 

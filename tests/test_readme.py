@@ -10,13 +10,21 @@ from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
 from tests.fake_sets.celeba import write_celeba
 
 README = (ROOT / "README.md").read_text()
-LINES = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+LINES = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
 COMMANDS = sorted(
-    {line for line in LINES if line.startswith("deocc ")} | set(re.findall(r"`(deocc fit [^`]+)`", README.replace("\n  ", " ")))
+    {line for line in LINES if line.startswith("deocc ")}
+    | set(re.findall(r"`(deocc fit [^`]+)`", README.replace("\n  ", " ")))
 )
 ELSEWHERE = {
     "deocc test --config configs/paper/": "tests/cli/test_paper.py runs it, on a fake twin",
-    **{f"deocc {name} ": "tests/apps/test_photo_commands.py runs it, on photos" for name in ("mask", "verify", "identify", "export")},
+    **{
+        f"deocc {name} ": "tests/apps/test_photo_commands.py runs it, on photos"
+        for name in ("mask", "verify", "identify", "export")
+    },
     "deocc predict photos": "tests/apps/test_photo_commands.py runs it, on photos",
     "deocc demo": "tests/apps/demo/test_serving.py starts it, and looks at it in a browser",
     "deocc doctor": "tests/apps/doctor/ runs it",
@@ -28,7 +36,16 @@ TARGETS = sorted(set(re.findall(r"\bmake ([a-z]+)", README)))
 
 
 # No GPU, no weights of one's own, no low precision: what the paper's commands have and this test has not.
-PAPER = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto", "--trainer.precision", "32-true"]
+PAPER = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.devices",
+    "1",
+    "--trainer.strategy",
+    "auto",
+    "--trainer.precision",
+    "32-true",
+]
 PAPER += ["--data.num_workers", "0"]
 
 
@@ -43,7 +60,9 @@ def test_a_make_target_exists(target: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_runs(command: str, stage1: Path, stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_runs(
+    command: str, stage1: Path, stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for beginning, where in ELSEWHERE.items():
         if command.startswith(beginning):
             pytest.skip(where)
@@ -55,7 +74,9 @@ def test_a_command_runs(command: str, stage1: Path, stage2: Path, tmp_path: Path
     (tmp_path / "runs" / "distill").symlink_to(stage2)
     words = shlex.split(command)[1:]
     tiny = TINY_STAGE1 if any(word.endswith("/inpaint.yaml") for word in words) else []
-    people = ["--data.eval_batch_size", "16"] if words[0] == "test" else []  # two, by whom to draw a confidence interval
+    people = (
+        ["--data.eval_batch_size", "16"] if words[0] == "test" else []
+    )  # two, by whom to draw a confidence interval
     paper = PAPER if any("configs/paper/" in word for word in words) else []
     if paper:
         write_celeba(tmp_path / "data/celeba")

@@ -54,9 +54,14 @@ class CalibrationCallback(pl.Callback):
         if checkpoint_of_own_test(trainer) is None:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        loaders = dict(zip((_GALLERY, _PROBE, _TEST_GALLERY), (*data.val_dataloader(), data.test_dataloader()[0]), strict=True))
+        loaders = dict(
+            zip((_GALLERY, _PROBE, _TEST_GALLERY), (*data.val_dataloader(), data.test_dataloader()[0]), strict=True)
+        )
         if min(len(loader.dataset) for loader in loaders.values()) < 2:
-            warnings.warn(f"no thresholds: {type(data.face_set).__name__} has no validation faces to calibrate them on", stacklevel=2)
+            warnings.warn(
+                f"no thresholds: {type(data.face_set).__name__} has no validation faces to calibrate them on",
+                stacklevel=2,
+            )
             return
         self.embeddings = {name: _embed(pl_module, data, loader) for name, loader in loaders.items()}
 
@@ -69,7 +74,9 @@ class CalibrationCallback(pl.Callback):
         try:
             write_thresholds(checkpoint, calibration)
         except OSError as error:
-            warnings.warn(f"cannot write {path} ({error.strerror or error}): make it writable and test again", stacklevel=2)
+            warnings.warn(
+                f"cannot write {path} ({error.strerror or error}): make it writable and test again", stacklevel=2
+            )
         else:
             supported = ", ".join(f"{name} {len(calibration.thresholds[name])}" for name in CONDITIONS)
             print(f"thresholds: {path} (number of targets: {supported})", flush=True)
@@ -154,7 +161,9 @@ def read_thresholds(checkpoint: Path) -> Calibration | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         expected, calibration = content[_SHA256], Calibration.from_plain(content[THRESHOLDS])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): write it again with `deocc test`") from error
+        raise ValueError(
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}): write it again with `deocc test`"
+        ) from error
     if expected != _sha256(checkpoint):
         warnings.warn(f"{path} is not used: {checkpoint.name} has changed since; run `deocc test` again", stacklevel=2)
         return None

@@ -71,7 +71,9 @@ class StopSignals:
         self._run = run
         if threading.current_thread() is threading.main_thread():
             heard = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
-            former: dict[int, Callable[..., Any] | int | None] = {number: signal.signal(number, self._note) for number in heard}
+            former: dict[int, Callable[..., Any] | int | None] = {
+                number: signal.signal(number, self._note) for number in heard
+            }
             self._former = self._former or former
             self._listening = True
 
@@ -104,7 +106,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
     failure: str | None = None
     """Why the last checkpoint could not be written."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write the file and let the disk confirm it, then give it its name."""
         target = Path(path)
         part = target.with_name(f".{target.name}.part")
@@ -127,7 +131,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 flush=True,
             )
 
-    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """The content, on the CPU; whatever `weights_only` says, nothing in the file is executed.
 
         Raises:
@@ -194,7 +200,9 @@ class CheckpointCallback(Checkpoint):
         self._since, self._begun = time.monotonic(), False
         self._signals.listen(trainer.default_root_dir)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Save the steps before this one where it is time to; stop where a signal asked."""
         if not self._begun:
             _forget_what_comes_again(trainer)
@@ -222,9 +230,13 @@ class CheckpointCallback(Checkpoint):
             time.sleep(_PAUSE)
             self._save(trainer)
         folder = Path(trainer.default_root_dir) / runs.CHECKPOINTS
-        raise OSError(f"the trained weights cannot be written to {folder} ({self._io.failure}): make room and resume the run")
+        raise OSError(
+            f"the trained weights cannot be written to {folder} ({self._io.failure}): make room and resume the run"
+        )
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Count the batch that is fetched, but not begun, as not fetched."""
         if self._between:
             _recount(checkpoint["loops"]["fit_loop"])
@@ -266,7 +278,11 @@ def _rotate(folder: Path) -> None:
             last.replace(folder / runs.PREVIOUS)
         (folder / runs.NEXT).replace(last)
     except OSError as error:
-        print(f"deocc: cannot rename {folder / runs.NEXT} ({error.strerror}): it is the newest checkpoint", file=sys.stderr, flush=True)
+        print(
+            f"deocc: cannot rename {folder / runs.NEXT} ({error.strerror}): it is the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _highest(trainer: pl.Trainer, wish: int) -> int:

@@ -46,14 +46,20 @@ class FiniteCallback(pl.Callback):
         self._batch: Any = None
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Keep what may have to be told or put back."""
         self._batch, self._bad = batch, False
         if self.action == "skip":
-            layers = [module for module in pl_module.modules() if isinstance(module, _NORMALISATIONS) and module.training]
+            layers = [
+                module for module in pl_module.modules() if isinstance(module, _NORMALISATIONS) and module.training
+            ]
             self._statistics = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
         """Stop, or take the gradients away, where something is not finite.
 
         Raises:
@@ -70,7 +76,9 @@ class FiniteCallback(pl.Callback):
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Count a step that was left out, and undo what it did to running statistics."""
         self._batch, self._row = None, self._row + 1 if self._bad else 0
         if self._bad:
@@ -91,13 +99,19 @@ class FiniteCallback(pl.Callback):
         values = [torch.stack([term.float() for term in terms.values()]).sum()] if terms else []
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             values += [torch.nn.utils.get_total_norm(_gradients(optimizer))]
-        finite = bool(torch.stack([value.to(values[0].device).isfinite() for value in values]).all()) if values else True
+        finite = (
+            bool(torch.stack([value.to(values[0].device).isfinite() for value in values]).all()) if values else True
+        )
         return bool(trainer.strategy.reduce_boolean_decision(finite, all=True)) if trainer.world_size > 1 else finite
 
     def _write(self, trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
         folder, step = Path(trainer.default_root_dir) / FOLDER, logged_step(trainer)
         rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        found = {"step": step, "epoch": trainer.current_epoch, "terms": {name: str(value.item()) for name, value in terms.items()}}
+        found = {
+            "step": step,
+            "epoch": trainer.current_epoch,
+            "terms": {name: str(value.item()) for name, value in terms.items()},
+        }
         batch = {name: self._batch[name].tolist() for name in _IDS if name in self._batch}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +123,12 @@ class FiniteCallback(pl.Callback):
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
     """The numbers of all gradients: of a sparse one its rows, of one that lies on several processes this one's part."""
-    found: list[Any] = [parameter.grad for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
+    found: list[Any] = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
     local = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in found]
     return [cast(Tensor, gradient.coalesce().values() if gradient.is_sparse else gradient) for gradient in local]
 
@@ -136,7 +155,9 @@ class QuarantineCallback(pl.Callback):
     def __init__(self) -> None:
         self._told = 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Tell of new ones."""
         self._tell(trainer)
 
@@ -198,7 +219,9 @@ def _write(quarantine: Quarantine, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         quarantine.write(path)
     except OSError as error:
-        warnings.warn(f"cannot write {path} ({error.strerror}): make room; it is written again with the next image", stacklevel=2)
+        warnings.warn(
+            f"cannot write {path} ({error.strerror}): make room; it is written again with the next image", stacklevel=2
+        )
 
 
 def _log(trainer: pl.Trainer, count: int) -> None:

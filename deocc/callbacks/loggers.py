@@ -57,7 +57,11 @@ class WriteFaults:
                 self._failing.add(path)
                 reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
                 advice = "make room or make it writable"
-                print(f"deocc: cannot write {path} ({reason}): training goes on; {advice}; {meanwhile}", file=sys.stderr, flush=True)
+                print(
+                    f"deocc: cannot write {path} ({reason}): training goes on; {advice}; {meanwhile}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         else:
             if path in self._failing:
                 self._failing.remove(path)
@@ -134,7 +138,9 @@ class _EventFile:
 
     def __init__(self, folder: Path) -> None:
         stamps = [int(found[1]) for path in folder.glob("events.out.tfevents.*") if (found := _STAMP.match(path.name))]
-        stamp = max([int(time.time()), *stamps])  # files are read in the order of their names, and a clock may have been set back
+        stamp = max(
+            [int(time.time()), *stamps]
+        )  # files are read in the order of their names, and a clock may have been set back
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self._path, self._waiting, self._faults = folder / name, io.BytesIO(), WriteFaults()
         self.add_event(Event(wall_time=time.time(), file_version=_VERSION))
@@ -200,7 +206,9 @@ class MetricsWriter(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         """Go on in the file that lies in `log_dir`, without the part of a row at its end that a kill has left."""
         self._faults = WriteFaults()
-        self._instead: list[Row] | None = None  # the rows that a new file must begin with, where the one there is not to be added to
+        self._instead: list[Row] | None = (
+            None  # the rows that a new file must begin with, where the one there is not to be added to
+        )
         super().__init__(log_dir=log_dir)
 
     def log_hparams(self, params: dict[str, Any]) -> None:
@@ -234,7 +242,11 @@ class MetricsWriter(ExperimentWriter):
             self._instead = rows
 
     def _write(self) -> None:
-        if self._instead is None and self.metrics_keys == _columns(self.metrics, self.metrics_keys) and self._file.is_file():
+        if (
+            self._instead is None
+            and self.metrics_keys == _columns(self.metrics, self.metrics_keys)
+            and self._file.is_file()
+        ):
             add_whole(self._file, _text(self.metrics, self.metrics_keys))
         else:
             rows = [*(_read(self._file)[1] if self._instead is None else self._instead), *self.metrics]
@@ -404,7 +416,10 @@ class WandbRunLogger(WandbLogger):
             reason = " ".join(str(error).split())
             wandb.teardown()  # the attempt that failed holds the run's id
             os.environ["WANDB_MODE"] = "offline"
-            print(f"deocc: W&B does not answer ({reason}), logging offline to {self.save_dir}/wandb; `wandb sync` uploads it", flush=True)
+            print(
+                f"deocc: W&B does not answer ({reason}), logging offline to {self.save_dir}/wandb; `wandb sync` uploads it",
+                flush=True,
+            )
             return super().experiment
 
 
@@ -417,7 +432,9 @@ def wandb_id(home: Path) -> str:
     if (kept := _kept_id(path)) is not None:
         return kept
     begun = [found.groups() for folder in path.parent.glob("*run-*") if (found := _FOLDER.fullmatch(folder.name))]
-    wanted = max(begun)[1] if begun else f"r{secrets.token_hex(4)}"  # the letter keeps a parser from reading 269e7080 as a number
+    wanted = (
+        max(begun)[1] if begun else f"r{secrets.token_hex(4)}"
+    )  # the letter keeps a parser from reading 269e7080 as a number
     if path.exists():
         write_whole(path, wanted.encode())
     else:
@@ -502,4 +519,7 @@ def _go_offline_without_key(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder where its own is missing
     if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").is_file()):
         os.environ["WANDB_MODE"] = "offline"
-        print(f"deocc: no W&B key, logging offline to {folder / 'wandb'}; `wandb login`, then `wandb sync` uploads it", flush=True)
+        print(
+            f"deocc: no W&B key, logging offline to {folder / 'wandb'}; `wandb login`, then `wandb sync` uploads it",
+            flush=True,
+        )

@@ -56,13 +56,20 @@ class PanelCallback(pl.Callback):
         """Keep the images that are to be shown."""
         self._keep(outputs, batch)
 
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Keep the images that are to be shown."""
         self._keep(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the panel to `panels/` in the run folder; log it as `val/panel`, and each kind of occluder as `val/face/KIND`."""
-        if self.rows and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False) and trainer.is_global_zero:
+        if (
+            self.rows
+            and not trainer.sanity_checking
+            and not getattr(trainer, "fast_dev_run", False)
+            and trainer.is_global_zero
+        ):
             image = panel_image(*self.panel())
             folder = Path(trainer.default_root_dir) / "panels"
             with self._faults.spared(folder, "panels are left out until then"):
@@ -73,7 +80,9 @@ class PanelCallback(pl.Callback):
 
     def panel(self) -> tuple[dict[str, Tensor], list[str]]:
         """The images by column title, and the kind of each row."""
-        columns = {title: torch.stack([row[key] for row in self.rows]) for key, title in COLUMNS.items() if key in self.rows[0]}
+        columns = {
+            title: torch.stack([row[key] for row in self.rows]) for key, title in COLUMNS.items() if key in self.rows[0]
+        }
         return columns, [list_kinds()[kind] for kind in self.kinds]
 
     def _log_faces(self, trainer: pl.Trainer) -> None:
@@ -81,7 +90,9 @@ class PanelCallback(pl.Callback):
         columns, labels = self.panel()
         for kind in dict.fromkeys(labels):
             chosen = torch.tensor([label == kind for label in labels])
-            strip = panel_image({title: images[chosen] for title, images in columns.items()}, [kind] * int(chosen.sum()))
+            strip = panel_image(
+                {title: images[chosen] for title, images in columns.items()}, [kind] * int(chosen.sum())
+            )
             log_image(trainer, f"val/face/{kind}", strip)
 
     def _restart(self) -> None:
@@ -114,11 +125,21 @@ class PredictionCallback(pl.Callback):
         self.rows: list[dict[str, Tensor]] = []
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the sheet, keep the embeddings."""
         folder = _folder(trainer)
-        columns = {"masked": batch["masked_face"], "predicted mask": outputs["mask"], "completed": outputs["completed_face"]}
+        columns = {
+            "masked": batch["masked_face"],
+            "predicted mask": outputs["mask"],
+            "completed": outputs["completed_face"],
+        }
         labels = [list_kinds()[kind] for kind in batch["kind"][:_SHOWN].tolist()]
         image = panel_image({title: images[:_SHOWN].float().cpu() for title, images in columns.items()}, labels)
         Image.fromarray(image).save(folder / f"sheet-{trainer.global_rank}-{batch_idx:04d}.png")

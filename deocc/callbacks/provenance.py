@@ -85,7 +85,10 @@ def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> Fingerprint:
         "seeds": {"seed_everything": global_seed(), "data": data.seed},
         "face_set": data.face_set.credit,
         "training_data": training_data_hash(data.face_set),
-        "template": {"canonical": template_hash(TEMPLATES["canonical"]), "teacher": template_hash(teacher.template) if teacher else None},
+        "template": {
+            "canonical": template_hash(TEMPLATES["canonical"]),
+            "teacher": template_hash(teacher.template) if teacher else None,
+        },
         "size": data.size,
         "masks": _masks(data),
         "teacher": teacher_fingerprint(teacher)[:_DIGITS] if teacher else None,
@@ -166,9 +169,16 @@ _RESUMING: Final[dict[str, Severity]] = {
     "packages": "warn",
 }
 # An evaluation draws nothing, so seeds do not matter to it.
-_EVALUATING: Final[dict[str, Severity]] = {name: grade for name, grade in _RESUMING.items() if name != "seeds"} | {"training_data": "warn"}
+_EVALUATING: Final[dict[str, Severity]] = {name: grade for name, grade in _RESUMING.items() if name != "seeds"} | {
+    "training_data": "warn"
+}
 
-_TITLES: Final = {"template": "alignment template", "size": "crop size", "training_data": "training data", "masks": "evaluation masks"}
+_TITLES: Final = {
+    "template": "alignment template",
+    "size": "crop size",
+    "training_data": "training data",
+    "masks": "evaluation masks",
+}
 _REMEDIES: Final = {
     "teacher": "give the teacher that it was trained with",
     "template": "use the deocc and the teacher_options that it was trained with",
@@ -232,7 +242,10 @@ def describe(differences: Iterable[Difference]) -> list[str]:
 def refuse(differences: Iterable[Difference]) -> str:
     """One line for all: the values, and what to do."""
     groups = _by_field(differences)
-    values, remedies = ", ".join(_values(group) for _, group in groups), "; ".join(_REMEDIES[field] for field, _ in groups)
+    values, remedies = (
+        ", ".join(_values(group) for _, group in groups),
+        "; ".join(_REMEDIES[field] for field, _ in groups),
+    )
     return f"{values} (saved -> present): {remedies}; --fingerprint.mismatch warn goes on anyway"
 
 
@@ -263,7 +276,9 @@ def _by_field(differences: Iterable[Difference]) -> list[tuple[str, list[Differe
 
 def _values(group: list[Difference]) -> str:
     field = group[0].field.split(".")[0]
-    changes = [f"{each.field.removeprefix(field)[1:]} {_word(each.saved)} -> {_word(each.present)}".lstrip() for each in group]
+    changes = [
+        f"{each.field.removeprefix(field)[1:]} {_word(each.saved)} -> {_word(each.present)}".lstrip() for each in group
+    ]
     return f"{_TITLES.get(field, field)} {', '.join(changes)}"
 
 
@@ -306,12 +321,16 @@ class FingerprintCallback(pl.Callback):
         if self._present is not None:
             self._present["config"] = _config(Path(trainer.default_root_dir) / runs.CONFIG)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Put the fingerprint of the training under `FINGERPRINT`."""
         if self._present is not None:
             checkpoint[FINGERPRINT] = self._present
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Compare; every process is told the same.
 
         Raises:

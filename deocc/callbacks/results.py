@@ -34,7 +34,15 @@ from deocc.evaluation import (
 )
 from deocc.evaluation.results import CLEAN_ROWS, ROWS
 from deocc.evaluation.scores import CLEAN_SCORES, SCORES
-from deocc.evaluation.tables import Cells, difference_cells, is_listed, kind_cells, restoration_cells, row_cells, setting_cells
+from deocc.evaluation.tables import (
+    Cells,
+    difference_cells,
+    is_listed,
+    kind_cells,
+    restoration_cells,
+    row_cells,
+    setting_cells,
+)
 from deocc.networks import create_teacher
 from deocc.networks.embedders.registry import read_options
 
@@ -58,7 +66,9 @@ class PerceptualCallback(pl.Callback):
         FileNotFoundError: no weights file.
     """
 
-    def __init__(self, network: str = "dlib_resnet", weights: str | None = None, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, network: str = "dlib_resnet", weights: str | None = None, options: dict[str, Any] | None = None
+    ) -> None:
         self.network = create_teacher(network, weights, **read_options(options))
         self.scores: dict[str, dict[str, float]] = {}
         self._metrics: dict[str, tuple[PerceptualDistance, FrechetDistance, KernelDistance]] = {}
@@ -68,7 +78,9 @@ class PerceptualCallback(pl.Callback):
         self.network.to(pl_module.device)
         self._metrics, self.scores = {}, {}
 
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Take in the completed faces of a batch whose clean faces and masks are known."""
         for key, source in _SOURCES.items():
             if "mask" in batch and key in (outputs or {}):
@@ -80,7 +92,11 @@ class PerceptualCallback(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the figures together, over all processes."""
         for source, (distance, frechet, kernel) in self._metrics.items():
-            self.scores[source] = {**distance.compute()["mean"], "frechet": float(frechet.compute()), "kernel": float(kernel.compute())}
+            self.scores[source] = {
+                **distance.compute()["mean"],
+                "frechet": float(frechet.compute()),
+                "kernel": float(kernel.compute()),
+            }
 
     def _build(self, pl_module: pl.LightningModule) -> tuple[PerceptualDistance, FrechetDistance, KernelDistance]:
         def maps(face: Tensor) -> list[Tensor]:
@@ -227,7 +243,11 @@ def _score_figures(scores: dict[str, PairScores]) -> dict[str, Figure]:
 
 def _log(trainer: pl.Trainer, results: dict[str, Any], figures: dict[str, Figure]) -> None:
     """The numbers to every logger; figures and tables to the dashboards."""
-    numbers = {name: value for row, scores in results["rows"].items() for name, value in flat_scores(scores, f"test/{row}").items()}
+    numbers = {
+        name: value
+        for row, scores in results["rows"].items()
+        for name, value in flat_scores(scores, f"test/{row}").items()
+    }
     for source, scores in results["restoration"].items():
         numbers |= flat_scores(scores, f"test/{source}")
     for logger in trainer.loggers:

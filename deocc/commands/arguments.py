@@ -30,7 +30,9 @@ class PhotoParser(argparse.ArgumentParser):
         if photos:
             what = "image files, and folders of them with their subfolders"
             self.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=what)
-        self.add_argument("--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent")
+        self.add_argument(
+            "--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent"
+        )
         aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
         self.add_argument("--aligned", choices=list_alignments(), help=aligned)
         self.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
@@ -59,11 +61,13 @@ _STAGE_2 = "DistillationModule"
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint and --device, which `load_model` reads."""
-    places = (
-        f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest stage-2 run below runs/"
+    places = f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest stage-2 run below runs/"
+    parser.add_argument(
+        "--checkpoint", metavar="MODEL", help=f"{places} (default: the packaged model, else the newest run)"
     )
-    parser.add_argument("--checkpoint", metavar="MODEL", help=f"{places} (default: the packaged model, else the newest run)")
-    parser.add_argument("--device", default=_AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
+    parser.add_argument(
+        "--device", default=_AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one"
+    )
 
 
 def load_model(chosen: argparse.Namespace) -> Pipeline:

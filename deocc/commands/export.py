@@ -54,8 +54,12 @@ def _parser() -> _Parser:
     suffixes = ", ".join(f"{form.suffix} for {name}" for name, form in FORMATS.items())
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=f"where to write it: {suffixes}")
     smaller = parser.add_mutually_exclusive_group()
-    smaller.add_argument("--int8", action="store_true", help="quantise an onnx file to 8 bits; tells what that costs in accuracy")
-    smaller.add_argument("--fp16", action="store_true", help="half precision inside an onnx file; tells what that costs in accuracy")
+    smaller.add_argument(
+        "--int8", action="store_true", help="quantise an onnx file to 8 bits; tells what that costs in accuracy"
+    )
+    smaller.add_argument(
+        "--fp16", action="store_true", help="half precision inside an onnx file; tells what that costs in accuracy"
+    )
     photos = "compare with torch on the faces of these photos (default: embedded faces of validation people)"
     parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
@@ -66,9 +70,13 @@ def _parser() -> _Parser:
 def _check_words(to: str, precision: Precision, photos: Sequence[Path]) -> None:
     """Refuse at once what would fail only after the model is loaded."""
     if precision != "fp32" and to != "onnx":
-        raise ValueError(f"--{precision} is for --to onnx alone, files of {to} are float32: leave it out, or take --to onnx")
+        raise ValueError(
+            f"--{precision} is for --to onnx alone, files of {to} are float32: leave it out, or take --to onnx"
+        )
     if precision != "fp32" and photos:
-        raise ValueError(f"--{precision} measures accuracy on people whom it knows, the embedded faces: leave --photos out")
+        raise ValueError(
+            f"--{precision} measures accuracy on people whom it knows, the embedded faces: leave --photos out"
+        )
     if to == "onnx":
         require_onnx()
 
@@ -96,6 +104,8 @@ def _write(out: Path, content: bytes) -> None:
         draft.write_bytes(content)
         draft.replace(out)
     except OSError as error:
-        raise OSError(f"cannot write {out} ({error.strerror or error}): free some space, or choose another folder") from error
+        raise OSError(
+            f"cannot write {out} ({error.strerror or error}): free some space, or choose another folder"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)

@@ -7,7 +7,16 @@ from pathlib import Path
 from deocc.commands.arguments import PhotoParser, add_model_argument, finder_of, load_model, model_hash
 from deocc.inference.batch import find_photos, work_through
 from deocc.inference.faces import FaceFinder
-from deocc.inference.gallery import WANTED, Gallery, Identifier, KeptFaces, PersonIndex, import_faiss, list_indexes, read_gallery
+from deocc.inference.gallery import (
+    WANTED,
+    Gallery,
+    Identifier,
+    KeptFaces,
+    PersonIndex,
+    import_faiss,
+    list_indexes,
+    read_gallery,
+)
 from deocc.inference.outputs import Outcome, OutcomeFile
 from deocc.inference.pipeline import Pipeline
 
@@ -38,7 +47,9 @@ def main(words: Sequence[str]) -> int:
     _check(chosen)
     pipeline = load_model(chosen)
     if pipeline.thresholds is None:
-        raise ValueError("this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`")
+        raise ValueError(
+            "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
+        )
     finder = finder_of(chosen, pipeline.size)
     gallery, problems = _gallery(chosen, pipeline, finder)
     index = PersonIndex(gallery.embeddings, gallery.people, chosen.index)
@@ -64,7 +75,9 @@ def _check(chosen: argparse.Namespace) -> None:
 def _gallery(chosen: argparse.Namespace, pipeline: Pipeline, finder: FaceFinder) -> tuple[Gallery, list[Outcome]]:
     """The gallery and what was left out of it; its embeddings are kept where asked for."""
     finding = (chosen.aligned, chosen.detector, chosen.detector_weights)
-    kept = KeptFaces(chosen.save_index, repr((model_hash(pipeline), finding))) if chosen.save_index is not None else None
+    kept = (
+        KeptFaces(chosen.save_index, repr((model_hash(pipeline), finding))) if chosen.save_index is not None else None
+    )
     gallery, problems = read_gallery(chosen.gallery, pipeline, finder, kept)
     if kept is not None:
         kept.write()
@@ -73,16 +86,29 @@ def _gallery(chosen: argparse.Namespace, pipeline: Pipeline, finder: FaceFinder)
 
 
 def _parser() -> PhotoParser:
-    parser = PhotoParser("identify", "Find people of a gallery in photos: the most similar ones, and who is unknown.", photos=False)
+    parser = PhotoParser(
+        "identify", "Find people of a gallery in photos: the most similar ones, and who is unknown.", photos=False
+    )
     who = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help=who)
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help="image files, and folders of them with their subfolders")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)")
+    parser.add_argument(
+        "photos", nargs="+", type=Path, metavar="PHOTOS", help="image files, and folders of them with their subfolders"
+    )
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)"
+    )
     rate = f"share of unknown faces that may be taken for anyone of the gallery (default: {WANTED:g})"
     parser.add_argument("--false-accept-rate", type=float, default=WANTED, metavar="RATE", help=rate)
     kinds = "flat compares with every face, for up to 100,000 or so; hnsw and ivf find nearly all of the most similar ones faster"
     parser.add_argument("--index", choices=list_indexes(), default="flat", help=f"{kinds} (default: flat)")
-    parser.add_argument("--save-index", type=Path, metavar="FILE", help="keep the gallery's embeddings in this file, and use those in it")
-    parser.add_argument("--out", type=Path, default=Path("identified.csv"), metavar="FILE", help="the table (default: identified.csv)")
+    parser.add_argument(
+        "--save-index",
+        type=Path,
+        metavar="FILE",
+        help="keep the gallery's embeddings in this file, and use those in it",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("identified.csv"), metavar="FILE", help="the table (default: identified.csv)"
+    )
     add_model_argument(parser)
     return parser

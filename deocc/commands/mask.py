@@ -67,7 +67,9 @@ def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, 
     return MaskedPhoto(photo, mask, tuple(kinds), tuple(covered))
 
 
-def _cover(photo: NDArray[np.uint8], face: PhotoFace, kind: str, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _cover(
+    photo: NDArray[np.uint8], face: PhotoFace, kind: str, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The photo with one more occluder, and where that lies, (H, W), 1 = covered."""
     landmarks, matrix, size = _wide_crop(face)
     masked_face, mask = render(cut(photo, matrix, size)[None], landmarks[None], kind, torch.tensor([seed]))
@@ -162,7 +164,9 @@ class _Job:
         output = self._relative(_PHOTOS)
         rows = [row for row in table.rows(str(self._found.path)) if row.done and row.output == output]
         wanted = [output, self._relative(_MASKS)]
-        wanted += [name for row in rows if row.face for name in self._crop_names(row.face)] if self._settings.crops else []
+        wanted += (
+            [name for row in rows if row.face for name in self._crop_names(row.face)] if self._settings.crops else []
+        )
         whole = all(read_mark(self._settings.out / name) == self._mark for name in wanted)
         return rows if whole else []
 
@@ -212,11 +216,19 @@ class _Job:
     def _row(self, masked: MaskedPhoto, number: int, face: PhotoFace, seeds: list[int]) -> Outcome:
         sides = dict(zip(("left", "top", "right", "bottom"), face.box.round(1).tolist(), strict=True))
         finding = {"detector": face.detector, "score": round(face.score, 3)}
-        details = {"mask": self._relative(_MASKS), "kind": masked.kinds[number], "seed": seeds[number], **finding, **sides}
+        details = {
+            "mask": self._relative(_MASKS),
+            "kind": masked.kinds[number],
+            "seed": seeds[number],
+            **finding,
+            **sides,
+        }
         if self._settings.crops:
             details["crop"] = self._crop_names(number + 1)[0]
         covered = masked.covered[number]
-        return Outcome(str(self._found.path), "", number + 1, self._relative(_PHOTOS), {**details, "covered_pixels": covered})
+        return Outcome(
+            str(self._found.path), "", number + 1, self._relative(_PHOTOS), {**details, "covered_pixels": covered}
+        )
 
 
 _ALL = "all"
@@ -247,16 +259,22 @@ def main(words: Sequence[str]) -> int:
     finder = finder_of(chosen, CROP_SIZE)
     with alone_in(out):
         table = OutcomeFile(out / TABLE)
-        return work_through("mask", find_photos(chosen.photos, outside=out), table, PhotoMasker(settings, finder, table))
+        return work_through(
+            "mask", find_photos(chosen.photos, outside=out), table, PhotoMasker(settings, finder, table)
+        )
 
 
 def _parser() -> PhotoParser:
-    parser = PhotoParser("mask", "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done.")
+    parser = PhotoParser(
+        "mask", "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
+    )
     kinds = f"{', '.join(list_kinds())}; {_ALL} = a copy with each; {RANDOM} = one at random for each face; may be given several times"
     parser.add_argument("--kind", action="append", metavar="KIND", help=f"default: surgical. {kinds}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default: 0)")
-    parser.add_argument("--crops", action="store_true", help=f"write aligned crops of the masked faces too, {CROP_SIZE} pixels a side")
+    parser.add_argument(
+        "--crops", action="store_true", help=f"write aligned crops of the masked faces too, {CROP_SIZE} pixels a side"
+    )
     return parser
 
 

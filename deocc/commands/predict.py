@@ -45,7 +45,9 @@ def write_sheets(out: Path, faces: Sequence[EmbeddedFace], columns: Mapping[str,
     Raises:
         OutputError: a page cannot be written, or a file that is none is in its place.
     """
-    shown = [face for face in faces if all((out / folder / f"{face.name}.png").is_file() for folder in columns.values())]
+    shown = [
+        face for face in faces if all((out / folder / f"{face.name}.png").is_file() for folder in columns.values())
+    ]
     pages = []
     for number, start in enumerate(range(0, len(shown), _ROWS), 1):
         pages.append(out / SHEETS / f"{number:03}.png")
@@ -61,7 +63,10 @@ def _write_page(path: Path, out: Path, faces: Sequence[EmbeddedFace], columns: M
         raise OutputError(f"{path} exists and is no contact sheet of an earlier run: choose another --out")
     if present == mark:
         return
-    images = {title: torch.stack([_pixels(out / folder / f"{face.name}.png") for face in faces]) for title, folder in columns.items()}
+    images = {
+        title: torch.stack([_pixels(out / folder / f"{face.name}.png") for face in faces])
+        for title, folder in columns.items()
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks show as boxes
         save_png(path, panel_image(images, [_label(face.name) for face in faces]), mark)
@@ -111,7 +116,9 @@ class PhotoPredictor:
         embeddings: takes the embeddings, and holds those of an earlier run.
     """
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, finder: FaceFinder, table: OutcomeFile, embeddings: EmbeddingFile) -> None:
+    def __init__(
+        self, settings: Settings, pipeline: Pipeline, finder: FaceFinder, table: OutcomeFile, embeddings: EmbeddingFile
+    ) -> None:
         self._settings, self._pipeline, self._finder = settings, pipeline, finder
         self._table, self._embeddings = table, embeddings
 
@@ -131,7 +138,9 @@ class PhotoPredictor:
             return earlier
         photo = read_photo(data, str(found.path))
         faces = self._finder.find(photo, str(found.path))
-        output = FaceOutput(*(part.cpu() for part in self._pipeline.process_faces(torch.stack([face.face for face in faces]))))
+        output = FaceOutput(
+            *(part.cpu() for part in self._pipeline.process_faces(torch.stack([face.face for face in faces])))
+        )
         self._write(found, mark, self._images(found, photo, faces, output))
         for number, embedding in enumerate(output.embedding.numpy(), 1):
             self._embeddings.put(EmbeddedFace(_face_name(found, number), str(found.path), number, mark, embedding))
@@ -152,10 +161,15 @@ class PhotoPredictor:
     ) -> dict[str, NDArray[np.uint8]]:
         """By file name, the whole photo last."""
         images: dict[str, NDArray[np.uint8]] = {}
-        for number, (face, mask, completed_face) in enumerate(zip(faces, output.mask, output.completed_face, strict=True), 1):
+        for number, (face, mask, completed_face) in enumerate(
+            zip(faces, output.mask, output.completed_face, strict=True), 1
+        ):
             covered = (mask[0] * 255).round().byte().numpy()
             pictures = (_to_pixels(face.face), covered, _to_pixels(completed_face))
-            images |= {_file(folder, _face_name(found, number)): picture for folder, picture in zip(PANELS.values(), pictures, strict=True)}
+            images |= {
+                _file(folder, _face_name(found, number)): picture
+                for folder, picture in zip(PANELS.values(), pictures, strict=True)
+            }
             photo = paste_back(photo, completed_face, face.matrix, mask)
         return {**images, _file(PHOTOS, found.name): photo}
 
@@ -171,14 +185,22 @@ class PhotoPredictor:
 
     def _rows(self, found: FoundPhoto, faces: list[PhotoFace], output: FaceOutput) -> list[Outcome]:
         return [
-            Outcome(str(found.path), "", number, _file(PHOTOS, found.name), self._details(_face_name(found, number), face, covered))
+            Outcome(
+                str(found.path),
+                "",
+                number,
+                _file(PHOTOS, found.name),
+                self._details(_face_name(found, number), face, covered),
+            )
             for number, (face, covered) in enumerate(zip(faces, covered_share(output.mask).tolist(), strict=True), 1)
         ]
 
     def _details(self, name: str, face: PhotoFace, covered: float) -> dict[str, object]:
         files = {"mask": _file(MASKS, name), "completed_face": _file(COMPLETED, name), "embedding": name}
         known = self._pipeline.thresholds
-        seen = {"visible": round(1 - covered, 3)} | ({} if known is None else {"masked": "yes" if covered >= known.masked.limit else "no"})
+        seen = {"visible": round(1 - covered, 3)} | (
+            {} if known is None else {"masked": "yes" if covered >= known.masked.limit else "no"}
+        )
         sides = dict(zip(("left", "top", "right", "bottom"), face.box.round(1).tolist(), strict=True))
         return {**files, **seen, "detector": face.detector, "score": round(face.score, 3), **sides}
 
@@ -226,7 +248,9 @@ def main(words: Sequence[str]) -> int:
         import_arrow()
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
-    settings = Settings(out, model_hash(pipeline), (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights))
+    settings = Settings(
+        out, model_hash(pipeline), (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights)
+    )
     with alone_in(out):
         table, embeddings = OutcomeFile(out / TABLE), EmbeddingFile(out / EMBEDDINGS, settings.model)
         predict = PhotoPredictor(settings, pipeline, finder, table, embeddings)
@@ -239,7 +263,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser() -> PhotoParser:
-    parser = PhotoParser("predict PHOTOS", "Predict masks, complete the faces behind them and embed the faces of photos.")
+    parser = PhotoParser(
+        "predict PHOTOS", "Predict masks, complete the faces behind them and embed the faces of photos."
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--parquet", action="store_true", help=f"write {PARQUET} beside {EMBEDDINGS}")
     add_model_argument(parser)

@@ -48,12 +48,18 @@ def main(words: Sequence[str]) -> int:
         for a, one in enumerate(faces_a, 1)
         for b, other in enumerate(faces_b, 1)
     ]
-    print(_json(compared, chosen.every) if chosen.json else "\n\n".join(_text(each, chosen.a, chosen.b, chosen.every) for each in compared))
+    print(
+        _json(compared, chosen.every)
+        if chosen.json
+        else "\n\n".join(_text(each, chosen.a, chosen.b, chosen.every) for each in compared)
+    )
     return 0
 
 
 def _parser() -> PhotoParser:
-    parser = PhotoParser("verify", "Say whether two photos show the same person: same, different, or not sure.", photos=False)
+    parser = PhotoParser(
+        "verify", "Say whether two photos show the same person: same, different, or not sure.", photos=False
+    )
     parser.add_argument("a", type=Path, metavar="A", help="a photo")
     parser.add_argument("b", type=Path, metavar="B", help="a photo")
     rate = "share of pairs of two people that may be called the same; one of those calibrated (default: 0.01, or the strictest above it)"

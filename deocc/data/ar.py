@@ -28,7 +28,9 @@ SHOTS: Final = 2 * _SESSION
 _OCCLUDERS: Final = dict.fromkeys((8, 9, 10), "sunglasses") | dict.fromkeys((11, 12, 13), "scarf")
 _NAME: Final = re.compile(r"([mwf])-(\d{1,3})-(\d{1,2})", re.IGNORECASE)
 _RAW: Final = (3, 576, 768)  # the red, the green and the blue plane, rows from the top [2]
-_ADVICE: Final = "ask for access on the AR Face Database's home page (A. M. Martinez, Ohio State University) and copy all of it"
+_ADVICE: Final = (
+    "ask for access on the AR Face Database's home page (A. M. Martinez, Ohio State University) and copy all of it"
+)
 
 
 class _Shot(NamedTuple):
@@ -81,8 +83,13 @@ class ArFaces(FaceSet):
         self.occluder = np.array([occluder_of(shot.number) for shot in shots], dtype=np.int64)
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
-            raise missing_set("AR shots with sunglasses or scarf a person", Path(root), occluded, len(occluded), _ADVICE)
-        galleries = {"protocol2": self._gallery(Path(root), (1,)), "protocol1": self._gallery(Path(root), protocol1_shots)}
+            raise missing_set(
+                "AR shots with sunglasses or scarf a person", Path(root), occluded, len(occluded), _ADVICE
+            )
+        galleries = {
+            "protocol2": self._gallery(Path(root), (1,)),
+            "protocol1": self._gallery(Path(root), protocol1_shots),
+        }
         self.protocol = Galleries(galleries)
         key = hashlib.sha256(b"".join(self.content(index) for index in range(len(self)))).hexdigest()
         self.landmarks = detected_landmarks(self.names, self.image, key, detector, detector_weights)
@@ -119,7 +126,9 @@ class ArFaces(FaceSet):
                 missing.append(f"{person}-{shots[0]:02d}")
         if missing:
             wanted = " or ".join(str(shot) for shot in sorted({*shots, *map(_twin, shots)}))
-            raise missing_set(f"AR gallery images (shot {wanted} of a person)", root, missing, len(self.person_names or ()), _ADVICE)
+            raise missing_set(
+                f"AR gallery images (shot {wanted} of a person)", root, missing, len(self.person_names or ()), _ADVICE
+            )
         return np.array(sorted(chosen), dtype=np.int64)
 
 
@@ -147,18 +156,24 @@ def _shot_or_twin(person: str, shot: int, place: dict[str, int]) -> Iterator[str
 def _check_gallery_shots(shots: Sequence[int]) -> None:
     bare = [shot for shot in range(1, SHOTS + 1) if occluder_of(shot) < 0]
     if not shots or not set(shots) <= set(bare):
-        raise ValueError(f"protocol1_shots is {list(shots)}: choose bare shots, that is some of {', '.join(map(str, bare))}")
+        raise ValueError(
+            f"protocol1_shots is {list(shots)}: choose bare shots, that is some of {', '.join(map(str, bare))}"
+        )
 
 
 def _find_shots(root: Path) -> list[_Shot]:
     """All shots below the folder, by person and number."""
     shots = sorted(_shots(root))
     if not shots:
-        looked = "looked for m-001-01.bmp and the like (m or w, person, shot from 1 to 26), unpacked, in all its folders"
+        looked = (
+            "looked for m-001-01.bmp and the like (m or w, person, shot from 1 to 26), unpacked, in all its folders"
+        )
         raise FileNotFoundError(f"no AR image below {root.absolute()}: {looked}; {_ADVICE}")
     for shot, other in pairwise(shots):
         if shot[:2] == other[:2]:
-            raise ValueError(f"shot {shot.number} of {shot.person} is there twice, {shot.path} and {other.path}: keep one copy of the set")
+            raise ValueError(
+                f"shot {shot.number} of {shot.person} is there twice, {shot.path} and {other.path}: keep one copy of the set"
+            )
     return shots
 
 
@@ -176,5 +191,7 @@ def _read_raw(path: Path) -> NDArray[np.uint8]:
     data = np.fromfile(path, np.uint8)
     if data.size != np.prod(_RAW):
         expected = f"a .raw file of AR has {np.prod(_RAW):,}, three planes of 768 x 576"
-        raise ValueError(f"{path} has {data.size:,} bytes, but {expected}: copy it again, or convert it to an image file")
+        raise ValueError(
+            f"{path} has {data.size:,} bytes, but {expected}: copy it again, or convert it to an image file"
+        )
     return np.ascontiguousarray(data.reshape(_RAW).transpose(1, 2, 0))

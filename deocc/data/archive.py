@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from deocc.data.images import IMAGE_SUFFIXES, read_image, read_image_bytes
 
 _MAX_BYTES: Final = 256 * 2**20  # OURS: far above any photograph; a zip entry that claims more is a bomb
-_PACKINGS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others are unpacked without a limit, whatever size the entry claims
+_PACKINGS: Final = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+)  # the others are unpacked without a limit, whatever size the entry claims
 
 
 class ImageStore(ABC):
@@ -99,16 +102,22 @@ class ZipImages(ImageStore):
     def names(self) -> list[str]:
         """As `ImageStore.names`; hidden files are not images, nor is what would lie outside, were the zip unpacked."""
         start = len(self.folder)
-        listed = (name[start:] for name in self._opened().namelist() if name.startswith(self.folder) and _is_image(name))
+        listed = (
+            name[start:] for name in self._opened().namelist() if name.startswith(self.folder) and _is_image(name)
+        )
         return sorted(name for name in listed if not leads_out(name))
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """As `ImageStore.read`."""
         entry, shown = self._entry(name), f"{self.path}/{self.folder}{name}"
         if entry.file_size > _MAX_BYTES:
-            raise ValueError(f"cannot read {shown} ({entry.file_size:,} bytes, at most {_MAX_BYTES:,} allowed): it is no photograph")
+            raise ValueError(
+                f"cannot read {shown} ({entry.file_size:,} bytes, at most {_MAX_BYTES:,} allowed): it is no photograph"
+            )
         if entry.compress_type not in _PACKINGS:
-            raise ValueError(f"cannot read {shown} (packed by method {entry.compress_type}): pack the zip anew, by deflate or not at all")
+            raise ValueError(
+                f"cannot read {shown} (packed by method {entry.compress_type}): pack the zip anew, by deflate or not at all"
+            )
         try:
             with self._opened().open(entry) as file:
                 data = file.read(entry.file_size)  # told how much, zipfile does not unpack more than that
@@ -175,7 +184,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory makes zipfile fail in any way
-        raise ValueError(f"cannot read {path} as a zip ({_reason(error)}): it may be half copied, copy it again") from error
+        raise ValueError(
+            f"cannot read {path} as a zip ({_reason(error)}): it may be half copied, copy it again"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -209,4 +220,9 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
 
 def _is_image(name: str) -> bool:
     base, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    return bool(base) and dot + suffix.lower() in IMAGE_SUFFIXES and not base.startswith(".") and not name.startswith("__MACOSX/")
+    return (
+        bool(base)
+        and dot + suffix.lower() in IMAGE_SUFFIXES
+        and not base.startswith(".")
+        and not name.startswith("__MACOSX/")
+    )

@@ -71,7 +71,9 @@ def warp_elastically(
     nodes = generator.normal(0, DEVIATION * width, (NODES, NODES, 2)).astype(np.float32)
     field = cv2.resize(nodes, (width, height), interpolation=cv2.INTER_CUBIC)
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    warped = cv2.remap(image, columns + field[..., 0], rows + field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    warped = cv2.remap(
+        image, columns + field[..., 0], rows + field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     moved = landmarks.astype(np.float32)
     for _ in range(5):  # the field tells where a pixel comes from; a landmark goes where that is its old place
         column, row = (moved[:, axis].round().astype(int).clip(0, side - 1) for axis, side in ((0, width), (1, height)))
@@ -95,5 +97,8 @@ def _transforms(strength: Strength) -> list[A.BasicTransform]:
         A.Affine(scale=(0.92, 1.08), translate_percent=(-0.03, 0.03), rotate=(-8, 8), shear=(-4, 4), p=0.9, **edge),
         A.RandomBrightnessContrast(0.3, 0.3, p=0.8),
         A.RandomGamma((70, 140), p=0.5),
-        A.OneOf([A.GaussianBlur((3, 5)), coarser, A.ImageCompression(quality_range=(40, 95)), A.GaussNoise((0.01, 0.05))], p=0.4),
+        A.OneOf(
+            [A.GaussianBlur((3, 5)), coarser, A.ImageCompression(quality_range=(40, 95)), A.GaussNoise((0.01, 0.05))],
+            p=0.4,
+        ),
     ]

@@ -136,22 +136,36 @@ class AlignedCache:
             with reader(self.path).begin(buffers=True) as transaction:
                 value = np.array(np.frombuffer(transaction.get(_key(index), _MISSING), np.uint8))
         except lmdb.Error as error:
-            raise ValueError(f"cannot read aligned faces from {self.path} ({error}): start again, and they are made anew") from error
+            raise ValueError(
+                f"cannot read aligned faces from {self.path} ({error}): start again, and they are made anew"
+            ) from error
         if len(value) == 0:
             raise UnreadableImageError(f"image {index} could not be read when the faces in {self.path} were aligned")
         if len(value) != self._value_bytes:
-            raise ValueError(f"{self.path} lacks the face {index}: remove the file and start again, and it is made anew")
-        return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), value[:_LANDMARK_BYTES].view(np.float32).reshape(5, 2)
+            raise ValueError(
+                f"{self.path} lacks the face {index}: remove the file and start again, and it is made anew"
+            )
+        return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), value[:_LANDMARK_BYTES].view(
+            np.float32
+        ).reshape(5, 2)
 
     def is_complete(self) -> bool:
         """Whether all faces can be read."""
         try:
-            return self.path.is_file() and is_whole(reader(self.path), self.path) and count(reader(self.path)) == self.number
+            return (
+                self.path.is_file()
+                and is_whole(reader(self.path), self.path)
+                and count(reader(self.path)) == self.number
+            )
         except (OSError, lmdb.Error):
             return False
 
     def fill(
-        self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], num_workers: int, leave_out: Callable[[list[int]], None]
+        self,
+        align: Callable[[int], AlignedFace],
+        indices: NDArray[np.int64],
+        num_workers: int,
+        leave_out: Callable[[list[int]], None],
     ) -> None:
         """Write the faces that are not there yet. One process works, others with the same file wait for it.
 
@@ -199,18 +213,26 @@ class AlignedCache:
             lock.release()
 
     def _write(
-        self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], num_workers: int, leave_out: Callable[[list[int]], None]
+        self,
+        align: Callable[[int], AlignedFace],
+        indices: NDArray[np.int64],
+        num_workers: int,
+        leave_out: Callable[[list[int]], None],
     ) -> None:
         part = self.path.with_suffix(".part")
         with _storage():
             forget(self.path)
             part.parent.mkdir(parents=True, exist_ok=True)
-            environment = open_to_append(part, self.number * (self._stored_bytes + 256) + 2**24)  # with room for the tree of keys
+            environment = open_to_append(
+                part, self.number * (self._stored_bytes + 256) + 2**24
+            )  # with room for the tree of keys
         with closing(environment):
             done = count(environment)
             _check_room(part, (self.number - done) * self._stored_bytes)
             blocks = _Blocks(align, indices[done:], max(1, _BLOCK_BYTES // self._value_bytes))
-            loader = RestartingLoader(blocks, batch_size=None, sampler=ShareSampler(len(blocks), shared=False), num_workers=num_workers)
+            loader = RestartingLoader(
+                blocks, batch_size=None, sampler=ShareSampler(len(blocks), shared=False), num_workers=num_workers
+            )
             title = f"aligning {self.number - done:,} faces, once"
             for block in track(loader, title, total=len(blocks), console=Console(stderr=True), transient=True):
                 leave_out([index for index, value in block if not value])

@@ -72,11 +72,15 @@ class CelebaFaces(FaceSet):
 
     credit = "CelebA, Z. Liu, P. Luo, X. Wang, X. Tang, ICCV 2015; for non-commercial research only"
 
-    def __init__(self, root: str, images: Images = "aligned", exclude: str | None = None, names: str | None = None) -> None:
+    def __init__(
+        self, root: str, images: Images = "aligned", exclude: str | None = None, names: str | None = None
+    ) -> None:
         if images not in _FOLDERS:
             raise ValueError(f"unknown CelebA images {images!r}: choose one of {', '.join(_FOLDERS)}")
         if exclude is not None and names is None:
-            raise ValueError("exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME")
+            raise ValueError(
+                "exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME"
+            )
         self._store, rows = _find(Path(root), images)
         numbers, person = np.unique(rows.identity, return_inverse=True)
         split_of_person, kept = _split_people(person, rows.partition)
@@ -131,7 +135,9 @@ def _read_list(path: Path, width: int) -> tuple[Path, NDArray[np.void]]:
         header, promised = _read_header(path)
         layout = np.dtype([("name", _NAME), ("values", np.float64, (width,))])
         delimiter = "," if path.suffix == ".csv" else None
-        rows = np.loadtxt(path, layout, comments=None, delimiter=delimiter, skiprows=header, encoding="utf-8-sig", ndmin=1)
+        rows = np.loadtxt(
+            path, layout, comments=None, delimiter=delimiter, skiprows=header, encoding="utf-8-sig", ndmin=1
+        )
     except ValueError as error:
         raise ValueError(f"cannot read {path} ({error}): it may be half copied or altered, get it again") from error
     if len(rows) < promised:
@@ -173,22 +179,33 @@ def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tup
     kept = partition == split_of_person[person]
     if not kept.all():
         found = f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits"
-        warnings.warn(f"{found}: {np.sum(~kept):,} images outside the split with most of their person's are left out", stacklevel=3)
+        warnings.warn(
+            f"{found}: {np.sum(~kept):,} images outside the split with most of their person's are left out",
+            stacklevel=3,
+        )
     return split_of_person, kept
 
 
-def _read_names(path: Path, images: NDArray[np.str_], person: NDArray[np.intp], numbers: NDArray[np.int64]) -> dict[int, str]:
+def _read_names(
+    path: Path, images: NDArray[np.str_], person: NDArray[np.intp], numbers: NDArray[np.int64]
+) -> dict[int, str]:
     """The name of each person, by position in `numbers`, where the file knows it."""
     if not path.is_file():
-        raise FileNotFoundError(f"no list of names at {path.absolute()}: give a text file of lines IMAGE NAME or IDENTITY NAME")
-    place = dict(zip(images.tolist(), person.tolist(), strict=True)) | {str(number): at for at, number in enumerate(numbers)}
+        raise FileNotFoundError(
+            f"no list of names at {path.absolute()}: give a text file of lines IMAGE NAME or IDENTITY NAME"
+        )
+    place = dict(zip(images.tolist(), person.tolist(), strict=True)) | {
+        str(number): at for at, number in enumerate(numbers)
+    }
     known: dict[int, str] = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         key, *name = re.split(r"[\s,]+", line.strip(), maxsplit=1)
         if key in place and name and name_key(name[0]):
             known.setdefault(place[key], name[0].strip())
     if not known:
-        raise ValueError(f"{path} names nobody in CelebA: its lines have to be IMAGE NAME or IDENTITY NAME, such as '000001.jpg Jane Doe'")
+        raise ValueError(
+            f"{path} names nobody in CelebA: its lines have to be IMAGE NAME or IDENTITY NAME, such as '000001.jpg Jane Doe'"
+        )
     return known
 
 
@@ -197,7 +214,10 @@ def _find_excluded(path: Path, known: dict[int, str], split_of_person: NDArray[n
     tested = SPLITS.index("test")
     unnamed = sum(split != tested and at not in known for at, split in enumerate(split_of_person.tolist()))
     if unnamed:
-        warnings.warn(f"{unnamed:,} training and validation people have no name: whether {path} holds them cannot be told", stacklevel=3)
+        warnings.warn(
+            f"{unnamed:,} training and validation people have no name: whether {path} holds them cannot be told",
+            stacklevel=3,
+        )
     shared = {name_key(name) for name in shared_people(known.values(), read_people(path))}
     return [at for at, name in sorted(known.items()) if split_of_person[at] != tested and name_key(name) in shared]
 
@@ -205,4 +225,6 @@ def _find_excluded(path: Path, known: dict[int, str], split_of_person: NDArray[n
 def _check_splits(split_of_person: dict[int, Split], root: Path) -> None:
     empty = [split for split in SPLITS if split not in split_of_person.values()]
     if empty:
-        raise ValueError(f"CelebA in {root.absolute()} leaves nobody for {' and '.join(empty)}: check {_PARTITION} and the excluded people")
+        raise ValueError(
+            f"CelebA in {root.absolute()} leaves nobody for {' and '.join(empty)}: check {_PARTITION} and the excluded people"
+        )

@@ -181,7 +181,10 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             elif cache is not None:
                 taken = f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB"
                 advice = "raise it to at least that, or set it to 0 to go without"
-                warnings.warn(f"{taken}, data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept: {advice}", stacklevel=2)
+                warnings.warn(
+                    f"{taken}, data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept: {advice}",
+                    stacklevel=2,
+                )
 
     def train_dataloader(self) -> FaceLoader[FaceItem]:
         """Augmented training faces, shuffled by seed and epoch; of an epoch that a checkpoint has left in its middle, the rest.
@@ -190,7 +193,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             ValueError: the face set has nobody to train on.
         """
         if len(self.face_set.bare("train")) == 0:
-            raise ValueError(f"{type(self.face_set).__name__} has nobody to train on, it is for tests: choose another data.face_set")
+            raise ValueError(
+                f"{type(self.face_set).__name__} has nobody to train on, it is for tests: choose another data.face_set"
+            )
         augmentation, cache = Augmentation(self.augmentation), self._filled_cache("train")
         faces = TrainingFaces(self.face_set, self.size, augmentation, self.seed, self.blend_probability, cache)
         sampler = EpochSampler(len(faces), self.seed)
@@ -289,7 +294,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def _probes(self, split: Split) -> FixedFaces:
         if self.face_set.occluder is not None:
-            return FixedFaces(self.face_set, split, self.size, [REAL], self._chosen(split, self.face_set.occluded(split)))
+            return FixedFaces(
+                self.face_set, split, self.size, [REAL], self._chosen(split, self.face_set.occluded(split))
+            )
         return self._faces(split, self._masks(self.eval_seeds[split]))
 
     def _masks(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
@@ -330,7 +337,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def _loader(self, faces: FixedFaces, shared: bool = True) -> FaceLoader[FaceItem]:
         share = ShareSampler(len(faces), shared)
-        return FaceLoader(faces, self.quarantine, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers)
+        return FaceLoader(
+            faces, self.quarantine, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers
+        )
 
     def _batches_done(self) -> int:
         """How many batches of the running epoch were trained on: above 0 where a checkpoint was written in its middle."""
@@ -350,7 +359,9 @@ def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
         return batch
     repeated = cast(FaceBatch, {key: cast(Tensor, value).repeat_interleave(times, 0) for key, value in batch.items()})
     copy_number = torch.arange(times, device=repeated["seed"].device).repeat(len(batch["seed"]))
-    repeated["seed"] = torch.where(copy_number > 0, mix(repeated["seed"] + copy_number) >> 1 & (2**62 - 1), repeated["seed"])
+    repeated["seed"] = torch.where(
+        copy_number > 0, mix(repeated["seed"] + copy_number) >> 1 & (2**62 - 1), repeated["seed"]
+    )
     return repeated
 
 

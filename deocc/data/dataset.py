@@ -237,7 +237,9 @@ def _blend(faces: Sequence[AlignedFace], weights: Sequence[float]) -> AlignedFac
     """The weighted mean of faces and of landmarks; a lone face has the first weight, which is then 1."""
     parts = [(weight, *face) for weight, face in zip(weights, faces, strict=False)]
     face = np.sum([weight * image.astype(np.float32) for weight, image, _ in parts], axis=0)
-    return face.round().astype(np.uint8), np.sum([weight * landmarks for weight, _, landmarks in parts], axis=0, dtype=np.float32)
+    return face.round().astype(np.uint8), np.sum(
+        [weight * landmarks for weight, _, landmarks in parts], axis=0, dtype=np.float32
+    )
 
 
 class _People(NamedTuple):

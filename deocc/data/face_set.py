@@ -83,8 +83,12 @@ class FaceSet(ABC):
         An image that cannot be read, which a training leaves out, counts as such: the hash is another once it can be.
         """
         digest, indices = hashlib.sha256(), self.indices(split)
-        for index, points, person in zip(indices.tolist(), np.round(self.landmarks[indices], 2), self.person[indices], strict=True):
-            digest.update(b"".join([self.names[index].encode(), points.tobytes(), person.tobytes(), self._content(index)]))
+        for index, points, person in zip(
+            indices.tolist(), np.round(self.landmarks[indices], 2), self.person[indices], strict=True
+        ):
+            digest.update(
+                b"".join([self.names[index].encode(), points.tobytes(), person.tobytes(), self._content(index)])
+            )
         return digest.hexdigest()[:16]
 
     def _content(self, index: int) -> bytes:

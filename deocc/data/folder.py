@@ -92,7 +92,9 @@ class FolderListing:
         """The images at ascending positions, and the people who have any of them."""
         names = NameTable(self.names[index] for index in indices.tolist())
         people, person = np.unique(self.person[indices], return_inverse=True)
-        return FolderListing(self.root, names, [self.people[at] for at in people], person.astype(np.int64), self.stamp[indices])
+        return FolderListing(
+            self.root, names, [self.people[at] for at in people], person.astype(np.int64), self.stamp[indices]
+        )
 
     def sides(self) -> NDArray[np.int64]:
         """(N,) the sides of the square images in pixels; kept, since to look into a million files takes minutes.
@@ -104,7 +106,13 @@ class FolderListing:
         return kept_array("sides", key, self._read_sides)
 
     def _read_sides(self) -> NDArray[np.int64]:
-        shown = track(self.names, "sizes of the images", console=Console(stderr=True), transient=True, disable=len(self.names) < _SHOWN)
+        shown = track(
+            self.names,
+            "sizes of the images",
+            console=Console(stderr=True),
+            transient=True,
+            disable=len(self.names) < _SHOWN,
+        )
         return np.array([_side(self.root / name) for name in shown], dtype=np.int64)
 
 
@@ -115,11 +123,15 @@ def list_folder(root: Path) -> FolderListing:
         FileNotFoundError: no such folder, or no image in its subfolders.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder at {root.absolute()}: give the folder that has one folder of faces for each person")
+        raise FileNotFoundError(
+            f"no folder at {root.absolute()}: give the folder that has one folder of faces for each person"
+        )
     files = sorted(_scan(root))
     if not files:
         looked = f"looked for PERSON/IMAGE with the endings {', '.join(sorted(IMAGE_SUFFIXES))}"
-        raise FileNotFoundError(f"no image below {root.absolute()}: {looked}; put each person's faces into a folder of their own")
+        raise FileNotFoundError(
+            f"no image below {root.absolute()}: {looked}; put each person's faces into a folder of their own"
+        )
     people = {person: sum(1 for _ in group) for person, group in groupby(files, key=lambda file: file[0])}
     person = np.repeat(np.arange(len(people), dtype=np.int64), list(people.values()))
     names = NameTable(f"{folder}/{name}" for folder, name, _, _ in files)
@@ -201,7 +213,9 @@ class FolderFaces(FaceSet):
     ) -> None:
         template = get_template(aligned)
         if not (train > 0 and val > 0 and train + val < 1):
-            raise ValueError(f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share")
+            raise ValueError(
+                f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
+            )
         self.root = Path(root)
         self._files = list_folder(self.root)
         splits = _split_people(self._files.people, train, val, seed)
@@ -233,7 +247,13 @@ class FolderFaces(FaceSet):
 
     def fingerprint(self, split: Split) -> str:
         """As `FaceSet.fingerprint`, of pixels; kept under `quick_fingerprint`, so that only the first run reads every image."""
-        return str(kept_array("fingerprints", self.quick_fingerprint(split), lambda: np.array(super(FolderFaces, self).fingerprint(split))))
+        return str(
+            kept_array(
+                "fingerprints",
+                self.quick_fingerprint(split),
+                lambda: np.array(super(FolderFaces, self).fingerprint(split)),
+            )
+        )
 
     def quick_fingerprint(self, split: Split) -> str:
         """A hash of where the split's files lie, of their names, sizes, times of modification and landmarks; no file is read."""
@@ -263,9 +283,13 @@ def _split_people(people: list[str], train: float, val: float, seed: int) -> lis
     splits = [_split(name, train, val, seed) for name in people]
     empty = [split for split in SPLITS if split not in splits]
     if empty:
-        found = f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed})"
+        found = (
+            f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed})"
+        )
         better = (other for other in range(1000) if {_split(name, train, val, other) for name in people} == set(SPLITS))
-        advice = next((f"set seed to {other}" for other in better), "at least 3 are needed: add people or change the shares")
+        advice = next(
+            (f"set seed to {other}" for other in better), "at least 3 are needed: add people or change the shares"
+        )
         raise ValueError(f"{found}: {advice}")
     return splits
 

@@ -98,11 +98,15 @@ def read_people(path: Path) -> list[str]:
         ValueError: it holds no name, or is no text.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no list of people at {path.absolute()}: give a text file with one name a line, such as LFW's people.txt")
+        raise FileNotFoundError(
+            f"no list of people at {path.absolute()}: give a text file with one name a line, such as LFW's people.txt"
+        )
     try:
         lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}): give a text file with one name a line") from error
+        raise ValueError(
+            f"{path} is not text in UTF-8 ({error.reason}): give a text file with one name a line"
+        ) from error
     names = [" ".join(words[:-1] if words[-1].isdigit() else words) for words in lines if words]
     people = [name for name in names if name_key(name) and not name.isdigit()]
     if not people:

@@ -25,7 +25,9 @@ MOST_OPCODES: Final = 2**24
 """OURS: published verification files take some twenty an image where they hold arrays, else two."""
 
 _STACK: Final = "PROTO FRAME STOP MARK EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3"
-_VALUES: Final = "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
+_VALUES: Final = (
+    "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
+)
 _TEXT: Final = "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
 _MEMO: Final = "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
 _CALLS: Final = "GLOBAL STACK_GLOBAL REDUCE BUILD"
@@ -44,7 +46,9 @@ def check_opcodes(file: mmap.mmap) -> None:
             raise ValueError(f"more than {MOST_OPCODES:,} opcodes")
         if opcode.name not in _KNOWN:
             raise ValueError(f"opcode {opcode.name}, which no such file needs")
-        if opcode.name in _PUTS and not 0 <= int(argument or 0) <= number:  # each place of the memo takes an opcode to fill
+        if (
+            opcode.name in _PUTS and not 0 <= int(argument or 0) <= number
+        ):  # each place of the memo takes an opcode to fill
             raise ValueError(f"place {argument} of the memo after {number:,} opcodes")
 
 
@@ -99,7 +103,9 @@ class BinFaces(FaceSet):
         image = read_image_bytes(self._encoded[index], f"image {index} of {self.path}")
         if image.shape != (_SIZE, _SIZE, 3):
             found = f"{image.shape[1]} x {image.shape[0]}"
-            raise ValueError(f"image {index} of {self.path} is {found} pixels: expected insightface's {_SIZE} x {_SIZE} crops")
+            raise ValueError(
+                f"image {index} of {self.path} is {found} pixels: expected insightface's {_SIZE} x {_SIZE} crops"
+            )
         return image
 
     def content(self, index: int) -> bytes:
@@ -204,7 +210,9 @@ def _read(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
         raise ValueError(f"{path} lists {len(images):,} images: a verification file has at most {MAX_IMAGES:,}")
     for index, image in enumerate(images):
         if len(image) > MAX_IMAGE_BYTES:
-            raise ValueError(f"image {index} of {path} has {len(image):,} bytes: an aligned face has at most {MAX_IMAGE_BYTES:,}")
+            raise ValueError(
+                f"image {index} of {path} has {len(image):,} bytes: an aligned face has at most {MAX_IMAGE_BYTES:,}"
+            )
     return images, np.array(same, dtype=np.bool_)
 
 
@@ -212,7 +220,9 @@ def _unpickled(path: Path) -> tuple[list[bytes], list[bool]]:
     if not path.is_file():
         raise FileNotFoundError(f"no verification file at {path.absolute()}: give one of insightface's .bin files")
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes: a verification file has at most {MAX_FILE_BYTES:,}")
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes: a verification file has at most {MAX_FILE_BYTES:,}"
+        )
     try:
         with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
             check_opcodes(file)
@@ -224,7 +234,9 @@ def _unpickled(path: Path) -> tuple[list[bytes], list[bool]]:
         raise ValueError(f"{refused}: the file may be malicious, get another copy") from error
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"cannot read {path} as an insightface verification file ({reason}): get another copy") from error
+        raise ValueError(
+            f"cannot read {path} as an insightface verification file ({reason}): get another copy"
+        ) from error
 
 
 def _image(value: object) -> bytes:

@@ -177,7 +177,10 @@ def _keep(index: RecordIndex, cached: Path) -> None:
         part.replace(cached)
     except OSError as error:
         advice = "set DEOCC_CACHE to a folder that can be written to"
-        warnings.warn(f"labels cannot be kept in {cached.parent} ({error.strerror}) and will be collected again: {advice}", stacklevel=4)
+        warnings.warn(
+            f"labels cannot be kept in {cached.parent} ({error.strerror}) and will be collected again: {advice}",
+            stacklevel=4,
+        )
 
 
 def _cache_file(file: RecordFile, idx: Path) -> Path:
@@ -190,30 +193,50 @@ def _read_idx(file: RecordFile, idx: Path) -> tuple[NDArray[np.int64], NDArray[n
     try:
         rows = np.loadtxt(idx, np.int64, comments=None, ndmin=2) if idx.stat().st_size else np.zeros((0, 2), np.int64)
     except ValueError as error:
-        raise ValueError(f"{idx} is no index of a record file ({error}): each line must be KEY tab OFFSET; {_ADVICE}") from error
+        raise ValueError(
+            f"{idx} is no index of a record file ({error}): each line must be KEY tab OFFSET; {_ADVICE}"
+        ) from error
     if rows.size == 0 or rows.shape[1] != 2:
-        raise ValueError(f"{idx} is no index of a record file: expected lines KEY tab OFFSET, got {rows.shape} numbers; {_ADVICE}")
+        raise ValueError(
+            f"{idx} is no index of a record file: expected lines KEY tab OFFSET, got {rows.shape} numbers; {_ADVICE}"
+        )
     size = file.path.stat().st_size
     outside = (rows[:, 1] < 0) | (rows[:, 1] > size - _HEAD.itemsize)
     if outside.any():
         key, offset = rows[outside][0].tolist()
         found = f"{outside.sum():,} of {len(rows):,} records of {idx} lie outside {file.path} of {size:,} bytes"
-        raise ValueError(f"{found} (first: {key} at byte {offset:,}): the file is cut short or the index is another's; {_ADVICE}")
+        raise ValueError(
+            f"{found} (first: {key} at byte {offset:,}): the file is cut short or the index is another's; {_ADVICE}"
+        )
     return rows[:, 0], rows[:, 1]
 
 
 def _scan(file: RecordFile, idx: Path, key: NDArray[np.int64], offset: NDArray[np.int64]) -> RecordIndex:
     """The labels of all records."""
     chunks = [slice(start, start + _CHUNK) for start in range(0, len(key), _CHUNK)]
-    shown = track(chunks, f"labels of {file.path.name}", console=Console(stderr=True), transient=True, disable=len(chunks) < 8)
-    labels, images = (np.concatenate(column) for column in zip(*(file.labels(offset[chunk]) for chunk in shown), strict=True))
+    shown = track(
+        chunks, f"labels of {file.path.name}", console=Console(stderr=True), transient=True, disable=len(chunks) < 8
+    )
+    labels, images = (
+        np.concatenate(column) for column in zip(*(file.labels(offset[chunk]) for chunk in shown), strict=True)
+    )
     promised = labels[(key == 0) & ~images] - 1
-    absent = () if len(promised) == 0 or promised[0] >= _EXACT else np.setdiff1d(np.arange(1, promised[0] + 1), key[images])
+    absent = (
+        () if len(promised) == 0 or promised[0] >= _EXACT else np.setdiff1d(np.arange(1, promised[0] + 1), key[images])
+    )
     if len(absent):
-        raise missing_set(f"images of {idx.name}", idx.parent, [f"record {number:.0f}" for number in absent], int(promised[0]), _ADVICE)
+        raise missing_set(
+            f"images of {idx.name}",
+            idx.parent,
+            [f"record {number:.0f}" for number in absent],
+            int(promised[0]),
+            _ADVICE,
+        )
     labels = labels[images]
     if len(labels) == 0 or not ((labels >= 0) & (labels < _EXACT) & (labels == np.floor(labels))).all():
-        raise ValueError(f"{file.path} holds no images with people's numbers as labels: choose a record file made for face recognition")
+        raise ValueError(
+            f"{file.path} holds no images with people's numbers as labels: choose a record file made for face recognition"
+        )
     return RecordIndex(key[images], offset[images], labels.astype(np.int64))
 
 
@@ -300,7 +323,9 @@ class RecordFaces(FaceSet):
         image = self._decode(index)
         if image.shape != (self._size, self._size, 3):
             shapes = f"{image.shape[1]} x {image.shape[0]} pixels, but the first image {self._size} x {self._size}"
-            raise ValueError(f"image {self.names[index]} of {self._file.path} has {shapes}: all crops of a record file must be of one size")
+            raise ValueError(
+                f"image {self.names[index]} of {self._file.path} has {shapes}: all crops of a record file must be of one size"
+            )
         return image
 
     def fingerprint(self, split: Split) -> str:
@@ -318,7 +343,9 @@ class RecordFaces(FaceSet):
         name = f"image {self.names[index]} of {self._file.path}"
         image = read_image_bytes(self._file.image_bytes(int(self._index.offset[index])), name)
         if image.shape[0] != image.shape[1]:
-            raise ValueError(f"{name} has {image.shape[1]} x {image.shape[0]} pixels: aligned crops are square, so choose another file")
+            raise ValueError(
+                f"{name} has {image.shape[1]} x {image.shape[0]} pixels: aligned crops are square, so choose another file"
+            )
         return image
 
     def _set_landmarks(self) -> None:
@@ -333,6 +360,8 @@ def _split_people(people: list[int], train: float, val: float, seed: int) -> dic
     splits: list[Split] = ["train" if place < train else "val" if place < train + val else "test" for place in places]
     empty = [split for split, share in (("train", train), ("val", val)) if share > 0 and split not in splits]
     if empty:
-        found = f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed})"
+        found = (
+            f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed})"
+        )
         raise ValueError(f"{found}: raise that share, choose another seed, or set val to 0")
     return dict(zip(people, splits, strict=True))

@@ -73,7 +73,11 @@ class FoundLandmarks:
 
 
 def find_landmarks(
-    names: Sequence[str], image: Callable[[int], NDArray[np.uint8]], key: str, detector: str = "dlib", weights: str | None = None
+    names: Sequence[str],
+    image: Callable[[int], NDArray[np.uint8]],
+    key: str,
+    detector: str = "dlib",
+    weights: str | None = None,
 ) -> FoundLandmarks:
     """Detect the five landmarks of every image, or read them from the file of an earlier call; interrupted work is resumed.
 
@@ -134,7 +138,11 @@ def find_file_landmarks(
 
 
 def detected_landmarks(
-    names: Sequence[str], image: Callable[[int], NDArray[np.uint8]], key: str, detector: str = "dlib", weights: str | None = None
+    names: Sequence[str],
+    image: Callable[[int], NDArray[np.uint8]],
+    key: str,
+    detector: str = "dlib",
+    weights: str | None = None,
 ) -> NDArray[np.float64]:
     """(N, 5, 2) landmarks of every image as `find_landmarks`; a warning names images without a face, which get a substitute.
 
@@ -182,7 +190,10 @@ def _read(path: Path, names: Sequence[str]) -> FoundLandmarks:
     """The file's state, or one in which nothing is known."""
     fresh = FoundLandmarks(names, np.full((len(names), 5, 2), np.nan), np.zeros((len(names), 2), np.int64))
     try:
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:  # given a path, NumPy leaves a cut file open
+        with (
+            path.open("rb") as content,
+            np.load(content, allow_pickle=False) as file,
+        ):  # given a path, NumPy leaves a cut file open
             state = FoundLandmarks(names, file["landmarks"], file["size"])
         if (state.landmarks.shape, state.size.shape) != (fresh.landmarks.shape, fresh.size.shape):
             raise ValueError(f"it holds {state.landmarks.shape} landmarks in place of {fresh.landmarks.shape}")
@@ -221,7 +232,9 @@ def _complete(state: FoundLandmarks, image: Callable[[int], NDArray[np.uint8]], 
     kept = path.is_file() or _write(path, state)  # so that hours do not pass before an unusable folder is told
     pending = np.flatnonzero(~state.done).tolist()
     try:
-        for number, index in enumerate(track(pending, "finding faces", console=Console(stderr=True), transient=True), 1):
+        for number, index in enumerate(
+            track(pending, "finding faces", console=Console(stderr=True), transient=True), 1
+        ):
             photograph = image(index)
             faces = detector.detect(photograph)
             height, width = photograph.shape[:2]

@@ -85,7 +85,9 @@ class LfwFaces(PairedFiles):
         if test_folds is not None:
             _check_folds(test_folds, folds, path)
             listed = [pair for pair in listed if pair.fold in test_folds]
-        super().__init__("LFW images", images, listed, np.array([pair.fold for pair in listed], dtype=np.int64), _ADVICE)
+        super().__init__(
+            "LFW images", images, listed, np.array([pair.fold for pair in listed], dtype=np.int64), _ADVICE
+        )
         photographs = sorted({*self.names, *(image.relative_to(images).as_posix() for image in _photographs(images))})
         found = self._find_landmarks(photographs, detector, detector_weights)
         split_of_name: dict[str, Split] = dict.fromkeys(map(_person, self.names), "test")
@@ -114,7 +116,9 @@ def _image_folder(root: Path) -> Path:
         looked = f"looked for NAME/NAME_0001.jpg in it and below it in {', '.join(_FOLDERS[1:])}"
         raise FileNotFoundError(f"no LFW images in {root.absolute()}: {looked}; {_ADVICE}")
     if len(found) > 1:
-        raise ValueError(f"several copies of LFW ({', '.join(str(folder) for folder in found)}): give the folder of one of them as root")
+        raise ValueError(
+            f"several copies of LFW ({', '.join(str(folder) for folder in found)}): give the folder of one of them as root"
+        )
     return found[0]
 
 
@@ -131,20 +135,29 @@ def _photographs(folder: Path) -> Iterator[Path]:
 def _check_folds(chosen: Sequence[int], folds: int, path: Path) -> None:
     unknown = sorted({*chosen} - {*range(folds)})
     if unknown or not chosen:
-        raise ValueError(f"test_folds {list(chosen)}: choose one or more of 0 to {folds - 1}, the folds of {path}, or null to test on all")
+        raise ValueError(
+            f"test_folds {list(chosen)}: choose one or more of 0 to {folds - 1}, the folds of {path}, or null to test on all"
+        )
 
 
 def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[str, Split]:
     """The split of each person in the images `names`, none of whom is tested."""
     count = Counter(map(_person, names))
-    pairable = sorted((person for person, images in count.items() if images > 1), key=lambda person: item_seed(seed, "validation", person))
+    pairable = sorted(
+        (person for person, images in count.items() if images > 1),
+        key=lambda person: item_seed(seed, "validation", person),
+    )
     if not 1 <= val_identities <= len(pairable):
         available = f"{len(pairable):,} people outside the test folds have two or more images to validate on"
-        raise ValueError(f"val_identities is {val_identities}, but {available}: choose from 1 to that number, or fewer test_folds")
+        raise ValueError(
+            f"val_identities is {val_identities}, but {available}: choose from 1 to that number, or fewer test_folds"
+        )
     splits: dict[str, Split] = dict.fromkeys(count, "train")
     splits.update(dict.fromkeys(pairable[:val_identities], "val"))
     if "train" not in splits.values():
-        raise ValueError(f"test_folds and val_identities {val_identities} leave nobody to train on: choose fewer of either")
+        raise ValueError(
+            f"test_folds and val_identities {val_identities} leave nobody to train on: choose fewer of either"
+        )
     return splits
 
 
@@ -175,7 +188,9 @@ def _read_pairs(path: Path) -> tuple[list[Pair], int]:
         raise ValueError(f"{path}:{number}: expected a header 'FOLDS PAIRS' or 'PAIRS', got {header!r}")
     folds, half = ([1, *(int(word) for word in words)])[-2:]
     if len(lines) != folds * 2 * half:
-        raise ValueError(f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(lines)} follow: get the whole file")
+        raise ValueError(
+            f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(lines)} follow: get the whole file"
+        )
     return [_pair(path, place, half, *line) for place, line in enumerate(lines)], folds
 
 
@@ -199,7 +214,10 @@ def _check_people(path: Path, pairs: Sequence[Pair], people_path: Path, folds: i
     """Warn of pairs whose people are not those of their fold: lists of two copies, perhaps, so that folds share people."""
     people = _read_people(people_path)
     if len(people) != folds:
-        warnings.warn(f"{people_path} has {len(people)} folds and {path} has {folds}: take both from one copy of LFW", stacklevel=3)
+        warnings.warn(
+            f"{people_path} has {len(people)} folds and {path} has {folds}: take both from one copy of LFW",
+            stacklevel=3,
+        )
         return
     for pair in pairs:
         stranger = {_person(pair.first), _person(pair.second)} - people[pair.fold or 0]
@@ -219,5 +237,7 @@ def _read_people(path: Path) -> list[set[str]]:
         elif people and len(row) == 2:
             people[-1].add(row[0])
         else:
-            raise ValueError(f"{path}:{number}: expected NAME IMAGES below the number of a fold's people, got {' '.join(row)!r}")
+            raise ValueError(
+                f"{path}:{number}: expected NAME IMAGES below the number of a fold's people, got {' '.join(row)!r}"
+            )
     return people

@@ -204,7 +204,9 @@ class FaceLoader(RestartingLoader[T]):
     another image, its ValueError ends the iteration.
     """
 
-    def __init__(self, dataset: Dataset[T], quarantine: Quarantine, start: Callable[[], int] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, dataset: Dataset[T], quarantine: Quarantine, start: Callable[[], int] | None = None, **settings: Any
+    ) -> None:
         """As `RestartingLoader`; the items are of `deocc.data.dataset.FaceItem`.
 
         Args:
@@ -237,7 +239,11 @@ def _check_alive(workers: Sequence[BaseProcess], seconds: float) -> None:
     if dead is not None:
         dead.join(_PATIENCE)
         code = dead.exitcode
-        how = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code is not None and code < 0 else f"ended with code {code}"
+        how = (
+            f"was killed by signal {-code} ({signal.strsignal(-code)})"
+            if code is not None and code < 0
+            else f"ended with code {code}"
+        )
         raise _WorkerDiedError(f"loader worker {dead.pid} {how}")
 
 

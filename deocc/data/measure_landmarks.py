@@ -18,14 +18,19 @@ from torch import Tensor
 from deocc.data.images import read_image
 from deocc.data.orl import LANDMARKS_FILE, image_paths
 
-_PADDING, _SCALE = 24, 3  # the detector wants a margin around the face and more pixels than the 92 x 112 of an ORL image
+_PADDING, _SCALE = (
+    24,
+    3,
+)  # the detector wants a margin around the face and more pixels than the 92 x 112 of an ORL image
 
 
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """Non-maximum suppression by OpenCV, since torchvision's needs compiled operators that a CPU-only torch may not be able to load."""
     corners = boxes.numpy()
     sized = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
-    return torch.as_tensor(np.array(cv2.dnn.NMSBoxesBatched(sized, scores.tolist(), groups.int().tolist(), 0.0, threshold), dtype=np.int64))
+    return torch.as_tensor(
+        np.array(cv2.dnn.NMSBoxesBatched(sized, scores.tolist(), groups.int().tolist(), 0.0, threshold), dtype=np.int64)
+    )
 
 
 def measure(path: Path, detector: Any) -> NDArray[np.float64]:

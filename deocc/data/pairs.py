@@ -109,12 +109,23 @@ class PairListFaces(PairedFiles):
     """
 
     def __init__(
-        self, root: str, pairs: str, aligned: str | None = None, detector: str = "dlib", detector_weights: str | None = None
+        self,
+        root: str,
+        pairs: str,
+        aligned: str | None = None,
+        detector: str = "dlib",
+        detector_weights: str | None = None,
     ) -> None:
         template = get_template(aligned) if aligned is not None else None
         self._list = Path(pairs)
         listed, fold = _read(self._list, Path(root))
-        super().__init__(f"images of {self._list.name}", Path(root), listed, fold, "give the folder that the list's paths are relative to")
+        super().__init__(
+            f"images of {self._list.name}",
+            Path(root),
+            listed,
+            fold,
+            "give the folder that the list's paths are relative to",
+        )
         self._name_people(*_people(self.names, self._first, self._second, self._same))
         if template is None:
             found = find_file_landmarks(self.root, self.names, detector, detector_weights)
@@ -141,7 +152,9 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): give a text file with one pair of images a line") from error
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason}): give a text file with one pair of images a line"
+        ) from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise ValueError(f"{path} is empty: give a text file with one pair of images a line")
@@ -185,7 +198,11 @@ def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
     """The pairs of a list and their folds."""
     lines = read_lines(path)
     words = lines[0][1].split()
-    header = [int(word) for word in words] if len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words) else []
+    header = (
+        [int(word) for word in words]
+        if len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words)
+        else []
+    )
     pairs = [_pair(path, root, number, line) for number, line in (lines[1:] if header else lines)]
     if not pairs:
         raise ValueError(f"{path} holds no pair below its header: expected {_EXPECTED}")
@@ -212,7 +229,11 @@ def _fields(root: Path, fields: list[str]) -> tuple[str, str, bool, int | None]:
         return _with_suffix(root, numbered[0]), _with_suffix(root, numbered[1]), numbered[2], None
     label = fields[2].lower() if len(fields) in (3, 4) else ""
     fold = fields[3] if len(fields) == 4 else None
-    if label not in _LABELS or (fold is not None and not re.fullmatch(r"[+-]?\d+", fold)) or not (fields[0] and fields[1]):
+    if (
+        label not in _LABELS
+        or (fold is not None and not re.fullmatch(r"[+-]?\d+", fold))
+        or not (fields[0] and fields[1])
+    ):
         raise ValueError(f"expected {_EXPECTED}, got {' '.join(fields)!r}")
     return inside(fields[0]), inside(fields[1]), _LABELS[label], None if fold is None else int(fold)
 
@@ -232,7 +253,9 @@ def _is_there(path: Path) -> bool:
 
 def _folds(pairs: Sequence[Pair], header: list[int]) -> NDArray[np.int64]:
     if pairs[0].fold is not None:
-        return np.unique([pair.fold for pair in pairs if pair.fold is not None], return_inverse=True)[1].astype(np.int64)
+        return np.unique([pair.fold for pair in pairs if pair.fold is not None], return_inverse=True)[1].astype(
+            np.int64
+        )
     if len(header) == 2 and header[0] * 2 * header[1] == len(pairs):
         return np.repeat(np.arange(header[0]), 2 * header[1]).astype(np.int64)
     return contiguous_folds(len(pairs))
@@ -243,10 +266,14 @@ def _people(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """The person of each image, and a name for each person: of the folder, else of the image, that comes first."""
     folders = [str(PurePosixPath(name).parent) for name in names]
-    mixed = {folders[one] for one, other in zip(first[~same], second[~same], strict=True) if folders[one] == folders[other]} | {"."}
+    mixed = {
+        folders[one] for one, other in zip(first[~same], second[~same], strict=True) if folders[one] == folders[other]
+    } | {"."}
     owners, owner = np.unique(
         [name if folder in mixed else folder for name, folder in zip(names, folders, strict=True)], return_inverse=True
     )
-    links = coo_array((np.ones(same.sum()), (owner[first[same]], owner[second[same]])), shape=(len(owners), len(owners)))
+    links = coo_array(
+        (np.ones(same.sum()), (owner[first[same]], owner[second[same]])), shape=(len(owners), len(owners))
+    )
     number = connected_components(links, directed=False)[1]
     return number[owner], owners[np.unique(number, return_index=True)[1]].tolist()

@@ -98,7 +98,9 @@ class Detector(ABC):
             ValueError: the image has another shape or type.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(f"expected an RGB image of shape (H, W, 3) and type uint8, got {image.shape} of {image.dtype}")
+            raise ValueError(
+                f"expected an RGB image of shape (H, W, 3) and type uint8, got {image.shape} of {image.dtype}"
+            )
         faces = sorted(self._find(np.ascontiguousarray(image)), key=lambda face: -face.prominence)
         return [face for face in faces if face.score >= self._sure_score] or faces
 

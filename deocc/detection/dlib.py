@@ -34,7 +34,9 @@ def import_dlib() -> Any:
     try:
         return importlib.import_module("dlib")
     except ImportError as error:
-        raise ImportError(f"dlib's face detectors need the package dlib-bin, which is not installed: {REMEDY}") from error
+        raise ImportError(
+            f"dlib's face detectors need the package dlib-bin, which is not installed: {REMEDY}"
+        ) from error
 
 
 def read_weights(reader: Callable[[str], Any], path: Path) -> Any:
@@ -47,7 +49,9 @@ def read_weights(reader: Callable[[str], Any], path: Path) -> Any:
         return reader(str(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file") from None
+        raise ValueError(
+            f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file"
+        ) from None
 
 
 def confidence(margin: float) -> float:
@@ -77,7 +81,9 @@ class DlibDetector(Detector):
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         smaller, factors = shrink(image, _LARGE)
         for rectangle, score in self._boxes(smaller, int(min(smaller.shape[:2]) < _SMALL)):
-            corners = np.array([[rectangle.left(), rectangle.top()], [rectangle.right(), rectangle.bottom()]], dtype=np.float64)
+            corners = np.array(
+                [[rectangle.left(), rectangle.top()], [rectangle.right(), rectangle.bottom()]], dtype=np.float64
+            )
             box = enlarge(corners, factors).reshape(-1)
             yield Detection(box, self._landmarks(image, box), confidence(score))
 

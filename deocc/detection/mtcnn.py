@@ -113,7 +113,9 @@ class MtcnnDetector(Detector):
         if len(squares) == 0:
             return np.zeros((0, 4)), np.zeros(0)
         crops = np.stack([_crop(image, square, _SIDES[network]) for square in squares])
-        output = np.concatenate([_run(self._weights, network, crops[i : i + _BATCH]) for i in range(0, len(crops), _BATCH)])
+        output = np.concatenate(
+            [_run(self._weights, network, crops[i : i + _BATCH]) for i in range(0, len(crops), _BATCH)]
+        )
         passed = output[:, 0] >= threshold
         return _adjust(squares[passed].astype(np.float64), output[passed, 1:5]), output[passed, 0]
 
@@ -121,7 +123,9 @@ class MtcnnDetector(Detector):
         """Landmarks (5, 2) of the face in a box (4,), from the crop and its mirror image."""
         square = _squares(box[None])[0]
         crop = _crop(image, square, _SIDES["output"])
-        points, mirrored = _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
+        points, mirrored = (
+            _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
+        )
         mirrored = np.array([1, 0]) + mirrored[[1, 0, 2, 4, 3]] * np.array([-1, 1])
         located: Floats = square[:2] + (points + mirrored) / 2 * (square[2:] - square[:2])
         return located
@@ -136,13 +140,17 @@ def _read_weights(path: Path) -> "dict[str, Tensor]":
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} is damaged or no safetensors file ({reason}): get it again or give another file") from None
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({reason}): get it again or give another file"
+        ) from None
     try:
         for network, side in {"proposal": _CELL, **_SIDES}.items():
             _run(weights, network, np.zeros((1, side, side, 3), np.uint8))
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} does not hold the weights of MTCNN ({reason}): convert them by bench/mtcnn_weights.py") from None
+        raise ValueError(
+            f"{path} does not hold the weights of MTCNN ({reason}): convert them by bench/mtcnn_weights.py"
+        ) from None
     return weights
 
 

@@ -36,5 +36,7 @@ def create_detector(name: str = "dlib", weights: str | None = None, **options: A
     known = [option for option in inspect.signature(_DETECTORS[name]).parameters if option != "weights"]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f"face detector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"face detector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(known) or 'none'}"
+        )
     return _DETECTORS[name](weights, **options)

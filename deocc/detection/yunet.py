@@ -33,14 +33,18 @@ class YunetDetector(Detector):
 
     def __init__(self, weights: str | None = None, threshold: float = 0.6) -> None:
         if weights is None:
-            raise ValueError("face detector 'yunet' needs weights: give the path of a face_detection_yunet_*.onnx of OpenCV's model zoo")
+            raise ValueError(
+                "face detector 'yunet' needs weights: give the path of a face_detection_yunet_*.onnx of OpenCV's model zoo"
+            )
         self._path = given_file(weights)
         try:
             self._detector = cv2.FaceDetectorYN.create(str(self._path), "", (_SIDE, _SIDE), score_threshold=threshold)
             self._faces(np.zeros((_SIDE, _SIDE, 3), np.uint8))  # another network is noticed only when it runs
         except cv2.error as error:
             reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"{self._path} is not a YuNet that OpenCV {cv2.__version__} can run ({reason}): get another release") from None
+            raise ValueError(
+                f"{self._path} is not a YuNet that OpenCV {cv2.__version__} can run ({reason}): get another release"
+            ) from None
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         smaller, factors = shrink(image, _SIDE)
@@ -48,7 +52,9 @@ class YunetDetector(Detector):
         canvas[: smaller.shape[0], : smaller.shape[1]] = smaller[..., ::-1]  # OpenCV's order of channels
         for face in self._faces(canvas):
             corners = np.stack([face[:2], face[:2] + face[2:4]])
-            yield Detection(enlarge(corners, factors).reshape(-1), enlarge(face[4:14].reshape(5, 2), factors), float(face[14]))
+            yield Detection(
+                enlarge(corners, factors).reshape(-1), enlarge(face[4:14].reshape(5, 2), factors), float(face[14])
+            )
 
     def _faces(self, canvas: NDArray[np.uint8]) -> NDArray[np.float64]:
         """(F, 15): x, y, width, height, five landmarks from the image's left to its right, score [1]."""

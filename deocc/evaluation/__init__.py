@@ -13,7 +13,15 @@ from deocc.evaluation.bootstrap import (
     wilson,
 )
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
-from deocc.evaluation.figures import cmc_figure, loss_figure, panel_figure, panel_image, png_bytes, roc_figure, score_histogram
+from deocc.evaluation.figures import (
+    cmc_figure,
+    loss_figure,
+    panel_figure,
+    panel_image,
+    png_bytes,
+    roc_figure,
+    score_histogram,
+)
 from deocc.evaluation.identification import cmc, rank1
 from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance, perceptual_distance
 from deocc.evaluation.protocol import AllPairs, Galleries, ListedPairs

@@ -184,9 +184,15 @@ def mcnemar(first_right: Tensor, second_right: Tensor) -> McNemar:
     Raises:
         ValueError: the two are not bool and of one shape (N,).
     """
-    if first_right.ndim != 1 or first_right.shape != second_right.shape or {first_right.dtype, second_right.dtype} != {torch.bool}:
+    if (
+        first_right.ndim != 1
+        or first_right.shape != second_right.shape
+        or {first_right.dtype, second_right.dtype} != {torch.bool}
+    ):
         got = " and ".join(f"{tuple(right.shape)} of {right.dtype}" for right in (first_right, second_right))
-        raise ValueError(f"expected two bool tensors of one shape (N,), got {got}: evaluate both systems on the same pairs")
+        raise ValueError(
+            f"expected two bool tensors of one shape (N,), got {got}: evaluate both systems on the same pairs"
+        )
     first_only, second_only = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     return McNemar(first_only, second_only, _two_sided(min(first_only, second_only), first_only + second_only))
 
@@ -264,7 +270,9 @@ def paired_bootstrap_mean_accuracy(
     """
     _check_parts(firsts, seconds)
     generator = torch.Generator().manual_seed(seed)
-    return _mean_interval([_accuracy_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)])
+    return _mean_interval(
+        [_accuracy_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)]
+    )
 
 
 def paired_bootstrap_mean_eer(
@@ -287,7 +295,9 @@ def paired_bootstrap_mean_eer(
     """
     _check_parts(firsts, seconds)
     generator = torch.Generator().manual_seed(seed)
-    return _mean_interval([_fold_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)])
+    return _mean_interval(
+        [_fold_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)]
+    )
 
 
 def _mean_interval(parts: Sequence[tuple[float, Tensor]]) -> Interval:
@@ -297,10 +307,14 @@ def _mean_interval(parts: Sequence[tuple[float, Tensor]]) -> Interval:
     difference = difference[~difference.isnan()]
     if len(difference) == 0:
         return Interval(estimate, *[float("nan")] * 3)
-    return Interval(estimate, float(difference.mean()), float(difference.quantile(_LOW)), float(difference.quantile(_HIGH)))
+    return Interval(
+        estimate, float(difference.mean()), float(difference.quantile(_LOW)), float(difference.quantile(_HIGH))
+    )
 
 
-def _accuracy_differences(first: PairScores, second: PairScores, replicates: int, generator: torch.Generator) -> tuple[float, Tensor]:
+def _accuracy_differences(
+    first: PairScores, second: PairScores, replicates: int, generator: torch.Generator
+) -> tuple[float, Tensor]:
     """The difference of accuracies on the people as they are, and (R,) on drawn people."""
     positions, counts = _draw_people(first, second, replicates, generator)
     gain = decisions(first).double() - decisions(second).double()
@@ -312,19 +326,25 @@ def _accuracy_differences(first: PairScores, second: PairScores, replicates: int
     return float(gain[first.same].mean() + gain[~first.same].mean()) / 2, torch.stack(halves).mean(0)
 
 
-def _fold_differences(first: PairScores, second: PairScores, replicates: int, generator: torch.Generator) -> tuple[float, Tensor]:
+def _fold_differences(
+    first: PairScores, second: PairScores, replicates: int, generator: torch.Generator
+) -> tuple[float, Tensor]:
     """The difference on the people as they are, and (R,) on drawn people; NaN where one person was drawn only."""
     positions, counts = _draw_people(first, second, replicates, generator)
     estimate = equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
     return estimate, _replicate_rates(first, positions, counts) - _replicate_rates(second, positions, counts)
 
 
-def _draw_people(first: PairScores, second: PairScores, replicates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_people(
+    first: PairScores, second: PairScores, replicates: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """(2, N) both persons of each pair as columns of (R, P) counts: how often each of the P people was drawn in a replicate."""
     people, positions = torch.unique(torch.stack([first.first_person, first.second_person]), return_inverse=True)
     _check(first, second, replicates, len(people))
     drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
-    counts = torch.zeros(replicates, len(people), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    counts = torch.zeros(replicates, len(people), dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+    )
     return positions, counts
 
 
@@ -378,9 +398,13 @@ def _check_parts(firsts: Sequence[PairScores], seconds: Sequence[PairScores]) ->
 
 
 def _check(first: PairScores, second: PairScores, replicates: int, people: int) -> None:
-    one, other = (torch.stack([pairs.first_person, pairs.second_person, pairs.same.long()]) for pairs in (first, second))
+    one, other = (
+        torch.stack([pairs.first_person, pairs.second_person, pairs.same.long()]) for pairs in (first, second)
+    )
     if not torch.equal(one, other):
-        raise ValueError(f"the two systems scored different pairs ({one.shape[1]} and {other.shape[1]}): evaluate both on the same probes")
+        raise ValueError(
+            f"the two systems scored different pairs ({one.shape[1]} and {other.shape[1]}): evaluate both on the same probes"
+        )
     if replicates < 1:
         raise ValueError(f"replicates is {replicates}: choose 1 or more, 1000 for an interval")
     if people < 2:

@@ -36,7 +36,11 @@ PAIRS_NEEDED = 5
 several times as high, since pairs that share people are not independent: `Rates` has an interval for this."""
 
 _LEAST_SEEN = 0.01  # share of the masked faces, the least visible ones, that fall below `least_visible`
-_CENTRE_V, _HALF_WIDTH, _HALF_HEIGHT = 0.45, 1.05, 1.4  # in eye distances, v from the eyes: cheeks at 1.05, chin at 1.85 (deocc.masking)
+_CENTRE_V, _HALF_WIDTH, _HALF_HEIGHT = (
+    0.45,
+    1.05,
+    1.4,
+)  # in eye distances, v from the eyes: cheeks at 1.05, chin at 1.85 (deocc.masking)
 
 
 class CountedPairs(NamedTuple):
@@ -128,7 +132,9 @@ class Calibration:
         near = min(known, key=lambda rate: abs(math.log(rate / wanted))) if wanted > 0 else min(known)
         if not math.isclose(near, wanted, rel_tol=1e-6):
             listed = ", ".join(f"{rate:g}" for rate in known)
-            raise ValueError(f"no threshold for a false-accept rate of {wanted:g} ({condition}): choose one of {listed}")
+            raise ValueError(
+                f"no threshold for a false-accept rate of {wanted:g} ({condition}): choose one of {listed}"
+            )
         return known[near]
 
     def plain(self) -> dict[str, Any]:
@@ -144,7 +150,10 @@ class Calibration:
             ValueError: `value` is no calibration.
         """
         try:
-            rows = {condition: tuple(_threshold(entry) for entry in value["thresholds"][condition]) for condition in CONDITIONS}
+            rows = {
+                condition: tuple(_threshold(entry) for entry in value["thresholds"][condition])
+                for condition in CONDITIONS
+            }
             return cls(**{**value, "thresholds": rows, "masked": Separation(**value["masked"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the thresholds cannot be read ({error}): write them again with `deocc test`") from error
@@ -199,7 +208,9 @@ class _Measure:
 
     def rates(self, same: float, different: float) -> Rates:
         accepted = self._groups[False].rate(self._similarity[False] >= same)
-        rejected, called_different = (self._groups[True].rate(self._similarity[True] < limit).rate for limit in (same, different))
+        rejected, called_different = (
+            self._groups[True].rate(self._similarity[True] < limit).rate for limit in (same, different)
+        )
         return Rates(
             false_accept_rate=accepted.rate,
             false_reject_rate=rejected,
@@ -239,7 +250,9 @@ def separate(clean: Tensor, masked: Tensor) -> Separation:
     """
     values = torch.unique(torch.cat([clean, masked]).double())
     if min(len(clean), len(masked)) == 0 or len(values) < 2:
-        raise ValueError(f"{len(clean)} clean and {len(masked)} masked faces with {len(values)} different shares: nothing to separate")
+        raise ValueError(
+            f"{len(clean)} clean and {len(masked)} masked faces with {len(values)} different shares: nothing to separate"
+        )
     limits = (values[1:] + values[:-1]) / 2
     above = 1 - torch.searchsorted(clean.double().sort().values, limits).double() / len(clean)
     below = torch.searchsorted(masked.double().sort().values, limits).double() / len(masked)
@@ -264,7 +277,9 @@ def _face_region(size: int) -> Tensor:
 
 
 def _threshold(entry: Mapping[str, Any]) -> Threshold:
-    return Threshold(**{**entry, "validation": _rates(entry["validation"]), "test": entry["test"] and _rates(entry["test"])})
+    return Threshold(
+        **{**entry, "validation": _rates(entry["validation"]), "test": entry["test"] and _rates(entry["test"])}
+    )
 
 
 def _rates(entry: Mapping[str, Any]) -> Rates:

@@ -42,7 +42,9 @@ class EmbeddingSet:
             raise ValueError(f"expected embeddings (N, D) and {', '.join(_FIELDS[1:])} of shape (N,), got {shapes}")
         wrong = ~((self.embedding.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE)  # a NaN is wrong too
         if bool(wrong.any()):
-            raise ValueError(f"{int(wrong.sum())} of {len(self)} embeddings are not finite unit vectors: divide each by its norm")
+            raise ValueError(
+                f"{int(wrong.sum())} of {len(self)} embeddings are not finite unit vectors: divide each by its norm"
+            )
 
     def __len__(self) -> int:
         """N."""
@@ -74,7 +76,9 @@ class EmbeddingSet:
 
     def draw(self) -> Tensor:
         """(N,) int64, the position of each mask in its group (`groups`), counted from 0 by ascending seed."""
-        key, position = torch.unique(torch.cat([self.groups(), self.seed[:, None], self.kind[:, None]], 1), dim=0, return_inverse=True)
+        key, position = torch.unique(
+            torch.cat([self.groups(), self.seed[:, None], self.kind[:, None]], 1), dim=0, return_inverse=True
+        )
         _, count = torch.unique_consecutive(key[:, :2], dim=0, return_counts=True)
         start = torch.repeat_interleave(count.cumsum(0) - count, count)
         return (torch.arange(len(key), device=key.device) - start)[position]
@@ -110,7 +114,13 @@ class EmbeddingBank(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
-        self, embedding: Tensor, identity: Tensor, index: Tensor, kind: Tensor, seed: Tensor, coverage: Tensor | None = None
+        self,
+        embedding: Tensor,
+        identity: Tensor,
+        index: Tensor,
+        kind: Tensor,
+        seed: Tensor,
+        coverage: Tensor | None = None,
     ) -> None:
         """Add a batch; shapes as in `EmbeddingSet`. A coverage of None is unknown."""
         coverage = _unknown(embedding) if coverage is None else coverage.float()
@@ -123,7 +133,9 @@ class EmbeddingBank(Metric):
         Raises:
             ValueError: fewer than two faces were seen, so that nothing can be compared.
         """
-        if len(self.embedding) == 0 or len(members := self._members()) < 2:  # a list, or one tensor once processes were merged
+        if (
+            len(self.embedding) == 0 or len(members := self._members()) < 2
+        ):  # a list, or one tensor once processes were merged
             raise ValueError("fewer than two faces were embedded: evaluate on at least two images")
         return members
 

@@ -36,7 +36,9 @@ def roc_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     grid = np.geomspace(1e-4, 1, 400)
     for position, (title, (far, tar)) in enumerate(curves.items()):
         place = np.searchsorted(far.numpy(), grid, side="right") - 1
-        axes.semilogx(grid, tar.numpy()[place], label=title, color=_colour(position), linestyle=_STYLES[position % len(_STYLES)])
+        axes.semilogx(
+            grid, tar.numpy()[place], label=title, color=_colour(position), linestyle=_STYLES[position % len(_STYLES)]
+        )
     axes.set(xlabel="false accept rate", ylabel="true accept rate", xlim=(1e-4, 1), ylim=(0, 1.01))
     axes.legend(loc="upper left", fontsize=8)
     return figure
@@ -59,7 +61,14 @@ def score_histogram(similarity: Tensor, same: Tensor, threshold: float | None = 
     figure, axes = _figure(7, 3.6)
     bins = np.linspace(float(similarity.min()), float(similarity.max()) + 1e-6, 80)
     for position, (title, chosen) in enumerate((("different people", ~same), ("the same person", same))):
-        axes.hist(similarity[chosen].numpy(), bins=bins.tolist(), density=True, alpha=0.6, label=title, color=_colour(position))
+        axes.hist(
+            similarity[chosen].numpy(),
+            bins=bins.tolist(),
+            density=True,
+            alpha=0.6,
+            label=title,
+            color=_colour(position),
+        )
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
     axes.set(xlabel="similarity", ylabel="density")
@@ -101,7 +110,9 @@ def panel_figure(columns: Mapping[str, Tensor], labels: Sequence[str]) -> Figure
     """
     shapes = {title: (len(images), *images.shape[2:]) for title, images in columns.items()}
     if len(set(shapes.values())) != 1 or any(shape[0] != len(labels) for shape in shapes.values()):
-        raise ValueError(f"expected columns of equal B, H and W and a label a row, got {shapes} and {len(labels)} labels")
+        raise ValueError(
+            f"expected columns of equal B, H and W and a label a row, got {shapes} and {len(labels)} labels"
+        )
     sheet = np.concatenate([_column(images) for images in columns.values()], 1)
     height, width = sheet.shape[0] + 24, sheet.shape[1] + 110
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
@@ -171,7 +182,13 @@ def _draw_series(axes: Axes, name: str, series: Mapping[str, list[tuple[float, f
         steps, values = zip(*points, strict=True)
         marker = "o" if len(points) < 30 else None
         axes.plot(
-            steps, values, label=key.partition("/")[0], color=_colour(position), linestyle=_STYLES[position], marker=marker, markersize=3
+            steps,
+            values,
+            label=key.partition("/")[0],
+            color=_colour(position),
+            linestyle=_STYLES[position],
+            marker=marker,
+            markersize=3,
         )
     axes.set_title(name.replace("_", " "), fontsize=9)
     axes.set_xlabel("step", fontsize=8)

@@ -33,7 +33,9 @@ def cmc(gallery: EmbeddingSet, probe: EmbeddingSet, k: int, images: Literal["fir
     if images not in ("first", "all"):
         raise ValueError(f'images is "{images}": choose "first" (one gallery image a person) or "all"')
     if missing := set(probe.identity.tolist()) - set(gallery.identity.tolist()):
-        raise ValueError(f"{len(missing)} people of the probes (first: {min(missing)}) have no gallery face: add one clean image of each")
+        raise ValueError(
+            f"{len(missing)} people of the probes (first: {min(missing)}) have no gallery face: add one clean image of each"
+        )
     chosen = _one_image_each(gallery) if images == "first" else gallery
     rank = _ranks(chosen, probe.take(~torch.isin(probe.index, chosen.index)))
     return torch.stack([(rank <= place).double().mean() for place in range(1, k + 1)])
@@ -53,7 +55,9 @@ def _ranks(gallery: EmbeddingSet, probe: EmbeddingSet) -> Tensor:
     people, person = torch.unique(gallery.identity, return_inverse=True)
     place = torch.searchsorted(people, probe.identity)
     chunks = zip(torch.split(probe.embedding.float(), _CHUNK), torch.split(place, _CHUNK), strict=True)
-    return torch.cat([_rank(_by_person(embedding @ gallery.embedding.float().T, person), own) for embedding, own in chunks])
+    return torch.cat(
+        [_rank(_by_person(embedding @ gallery.embedding.float().T, person), own) for embedding, own in chunks]
+    )
 
 
 def _by_person(similarity: Tensor, person: Tensor) -> Tensor:

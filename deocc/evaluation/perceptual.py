@@ -25,7 +25,11 @@ Features = Callable[[Tensor], Sequence[Tensor] | Tensor]
 
 
 def perceptual_distance(
-    features: Features, restored: Tensor, face: Tensor, mask: Tensor | None = None, weights: Sequence[Tensor] | None = None
+    features: Features,
+    restored: Tensor,
+    face: Tensor,
+    mask: Tensor | None = None,
+    weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """The distance d per image, without gradient and in float32 from the feature maps on.
 
@@ -45,7 +49,8 @@ def perceptual_distance(
     """
     check_images(restored, face, mask)
     return sum(
-        (_average(layer, mask) for layer in _layers(features, restored, face, weights)), start=torch.zeros(len(face), device=face.device)
+        (_average(layer, mask) for layer in _layers(features, restored, face, weights)),
+        start=torch.zeros(len(face), device=face.device),
     )
 
 
@@ -87,7 +92,9 @@ def _layers(features: Features, restored: Tensor, face: Tensor, weights: Sequenc
     """For each layer (B, 1, h, w), the weighted squared distance at every place."""
     ours, theirs = (_maps(features(images)) for images in (restored, face))
     weights = [torch.ones(maps.shape[1]) for maps in theirs] if weights is None else weights
-    if any(maps.ndim != 4 for maps in theirs) or [len(weight) for weight in weights] != [maps.shape[1] for maps in theirs]:
+    if any(maps.ndim != 4 for maps in theirs) or [len(weight) for weight in weights] != [
+        maps.shape[1] for maps in theirs
+    ]:
         shapes = [tuple(maps.shape) for maps in theirs]
         raise ValueError(
             f"expected feature maps (B, C, h, w) and C weights for each, got {shapes} and {[len(weight) for weight in weights]}"
@@ -134,7 +141,9 @@ class FrechetDistance(FrechetInceptionDistance):
 
     def __init__(self, network: Embed, dimension: int, **kwargs: Any) -> None:
         super().__init__(feature=_Double(network, dimension), **kwargs)
-        self.orig_dtype = torch.float64  # of the result; torchmetrics sets it in `update`, which a process without images never calls
+        self.orig_dtype = (
+            torch.float64
+        )  # of the result; torchmetrics sets it in `update`, which a process without images never calls
 
     @torch.no_grad()
     def update(self, restored: Tensor, face: Tensor) -> None:  # type: ignore[override]  # both crowds at once, as our other metrics take them
@@ -184,7 +193,9 @@ class KernelDistance(Metric):
         Raises:
             ValueError: fewer than two images of either crowd were seen.
         """
-        restored, face = (dim_zero_cat(features) if len(features) else torch.empty(0, 1) for features in (self.restored, self.face))
+        restored, face = (
+            dim_zero_cat(features) if len(features) else torch.empty(0, 1) for features in (self.restored, self.face)
+        )
         _check(len(restored), len(face))
         return _within(restored) + _within(face) - 2 * _kernel_sum(restored, face) / (len(restored) * len(face))
 

@@ -81,11 +81,17 @@ class ListedPairs(AllPairs):
         ValueError: the shapes are not all (N,), or N is 0.
     """
 
-    def __init__(self, first: NDArray[np.int64], second: NDArray[np.int64], same: NDArray[np.bool_], fold: NDArray[np.int64]) -> None:
+    def __init__(
+        self, first: NDArray[np.int64], second: NDArray[np.int64], same: NDArray[np.bool_], fold: NDArray[np.int64]
+    ) -> None:
         shapes = {array.shape for array in (first, second, same, fold)}
         if len(shapes) != 1 or len(first.shape) != 1 or len(first) == 0:
-            raise ValueError(f"expected first, second, same and fold of one shape (N,) with N above 0, got {sorted(shapes)}")
-        self.first, self.second, self.same, self.fold = (torch.as_tensor(array) for array in (first, second, same, fold))
+            raise ValueError(
+                f"expected first, second, same and fold of one shape (N,) with N above 0, got {sorted(shapes)}"
+            )
+        self.first, self.second, self.same, self.fold = (
+            torch.as_tensor(array) for array in (first, second, same, fold)
+        )
         self.images = np.unique(np.concatenate([first, second])).astype(np.int64)
 
     def __len__(self) -> int:
@@ -139,7 +145,9 @@ class Galleries(AllPairs):
 
     def __init__(self, galleries: Mapping[str, NDArray[np.int64]]) -> None:
         if not galleries or any(len(positions) == 0 for positions in galleries.values()):
-            raise ValueError(f"expected galleries with images, got { ({name: len(where) for name, where in galleries.items()}) }")
+            raise ValueError(
+                f"expected galleries with images, got { ({name: len(where) for name, where in galleries.items()}) }"
+            )
         self.galleries = {name: torch.as_tensor(positions) for name, positions in galleries.items()}
 
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:

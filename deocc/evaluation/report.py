@@ -54,7 +54,9 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
         figures: by caption, such as ROC curves, contact sheets and loss curves; shown in this order.
     """
     source = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(source)
     text = template.render(
         results=results,
         tables=_tables(results),

@@ -128,7 +128,9 @@ class RestorationMetric(KindMeans):
         """
         check_images(restored, face, mask)
         similarity_map = _ssim_map(restored, face)  # once for both areas: it takes longer than the completion itself
-        columns = [column for area in (None, mask) for column in (psnr(restored, face, area), _mean(similarity_map, area))]
+        columns = [
+            column for area in (None, mask) for column in (psnr(restored, face, area), _mean(similarity_map, area))
+        ]
         covered = mask.flatten(1).any(1)
         self.add(torch.stack(columns, 1), torch.stack([torch.ones_like(covered)] * 2 + [covered] * 2, 1), kind)
 
@@ -150,7 +152,9 @@ def check_images(restored: Tensor, face: Tensor, mask: Tensor | None) -> None:
     shapes = [tuple(value.shape) for value in (restored, face, mask) if value is not None]
     fits = restored.ndim == 4 and face.shape == restored.shape
     if not fits or (mask is not None and mask.shape != (restored.shape[0], 1, *restored.shape[2:])):
-        raise ValueError(f"expected two images (B, 3, H, W) and a mask (B, 1, H, W), got {' and '.join(map(str, shapes))}")
+        raise ValueError(
+            f"expected two images (B, 3, H, W) and a mask (B, 1, H, W), got {' and '.join(map(str, shapes))}"
+        )
 
 
 MASK_PREDICTION_SCORES = ("iou", "recall", "found")
@@ -184,7 +188,9 @@ class MaskPredictionMetric(KindMeans):
             ValueError: the shapes differ, or a kind is out of range.
         """
         if predicted_mask.shape != mask.shape:
-            raise ValueError(f"expected masks of one shape (B, 1, H, W), got {tuple(predicted_mask.shape)} and {tuple(mask.shape)}")
+            raise ValueError(
+                f"expected masks of one shape (B, 1, H, W), got {tuple(predicted_mask.shape)} and {tuple(mask.shape)}"
+            )
         predicted, covered = (predicted_mask > 0.5).flatten(1), (mask > 0.5).flatten(1)
         both, either = (predicted & covered).sum(1).float(), (predicted | covered).sum(1).float()
         found = (predicted_mask > 0).flatten(1).any(1)

@@ -76,11 +76,25 @@ DIFFERENCES = {
     "student_minus_teacher_completed": ("student", "teacher_completed"),
     "teacher_completed_predicted_mask_minus_teacher_masked": ("teacher_completed_predicted_mask", "teacher_masked"),
     "student_predicted_mask_minus_teacher_masked": ("student_predicted_mask", "teacher_masked"),
-    "student_predicted_mask_minus_teacher_completed_predicted_mask": ("student_predicted_mask", "teacher_completed_predicted_mask"),
+    "student_predicted_mask_minus_teacher_completed_predicted_mask": (
+        "student_predicted_mask",
+        "teacher_completed_predicted_mask",
+    ),
 }
 """Which rows are subtracted from which."""
 
-KEYS = ("people", "people_left_out", "images", "protocol", "rows", *DIFFERENCES, "restoration", "per_kind", "per_coverage", "thresholds")
+KEYS = (
+    "people",
+    "people_left_out",
+    "images",
+    "protocol",
+    "rows",
+    *DIFFERENCES,
+    "restoration",
+    "per_kind",
+    "per_coverage",
+    "thresholds",
+)
 """What a results file holds beside the provenance: what `build_results` returns, and `thresholds` (own data)."""
 
 _MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
@@ -152,7 +166,9 @@ def build_results(
     protocol = protocol or AllPairs()
     _check(probes, gallery_student, provenance)
     everybody = len(torch.unique(gallery_teacher.identity))
-    clean = {"teacher_clean": gallery_teacher} | ({"student_clean": gallery_student} if gallery_student is not None else {})
+    clean = {"teacher_clean": gallery_teacher} | (
+        {"student_clean": gallery_student} if gallery_student is not None else {}
+    )
     clean |= {f"{name}_clean_predicted_mask": gallery for name, gallery in (predicted_mask_galleries or {}).items()}
     narrowed = protocol.narrow({**clean, **probes})
     clean = {name: narrowed[name] for name in CLEAN_ROWS if name in narrowed}
@@ -181,7 +197,9 @@ def _gallery_of(row: str, clean: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
     return clean[predicted] if row.endswith("_predicted_mask") and predicted in clean else clean[name]
 
 
-def build_restoration_results(restoration: Restoration, kinds: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
+def build_restoration_results(
+    restoration: Restoration, kinds: Sequence[str], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
     """As `build_results`, of a test that embedded nothing: no rows, no differences.
 
     Raises:
@@ -242,18 +260,25 @@ def _differences(
 
 
 def _per_kind(
-    rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protocol: AllPairs, restoration: Restoration, kinds: Sequence[str]
+    rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]],
+    protocol: AllPairs,
+    restoration: Restoration,
+    kinds: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """The rows and the restoration of each kind that was seen."""
     seen = {kind for _, probe in rows.values() for kind in probe.kind.tolist()} | {
         kind for scores in restoration.values() for kind in scores["per_kind"]
     }
     if max(seen, default=-1) >= len(kinds):
-        raise ValueError(f"kind {max(seen)} was evaluated but only {len(kinds)} kinds are named: give all names, in order")
+        raise ValueError(
+            f"kind {max(seen)} was evaluated but only {len(kinds)} kinds are named: give all names, in order"
+        )
     return {
         kinds[kind]: {
             "rows": {name: score_row(gallery, probe.select(kind), protocol) for name, (gallery, probe) in rows.items()},
-            "restoration": {source: scores["per_kind"][kind] for source, scores in restoration.items() if kind in scores["per_kind"]},
+            "restoration": {
+                source: scores["per_kind"][kind] for source, scores in restoration.items() if kind in scores["per_kind"]
+            },
         }
         for kind in sorted(seen - {-1})
     }
@@ -274,13 +299,19 @@ def _per_coverage(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protoco
         {
             "low": float(edges[decile]),
             "high": float(edges[decile + 1]),
-            "rows": {name: {"eer": error(gallery, tenths[decile])} for name, (gallery, tenths) in parts.items() if decile in tenths},
+            "rows": {
+                name: {"eer": error(gallery, tenths[decile])}
+                for name, (gallery, tenths) in parts.items()
+                if decile in tenths
+            },
         }
         for decile in deciles
     ]
 
 
-def _check(probes: Mapping[str, EmbeddingSet], gallery_student: EmbeddingSet | None, provenance: Mapping[str, Any]) -> None:
+def _check(
+    probes: Mapping[str, EmbeddingSet], gallery_student: EmbeddingSet | None, provenance: Mapping[str, Any]
+) -> None:
     allowed = [name for name in ROWS if name not in CLEAN_ROWS]
     unknown = [name for name in probes if name not in allowed]
     if unknown:

@@ -15,7 +15,10 @@ MOST_BYTES: Final = 2**31
 """A file may unpack to so many bytes, or to as many as it has itself, as uncompressed files do: the pair scores of a hundred million pairs.
 OURS."""
 
-_PACKINGS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others are unpacked without a limit, whatever size the entry claims
+_PACKINGS: Final = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+)  # the others are unpacked without a limit, whatever size the entry claims
 
 
 def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
@@ -90,7 +93,9 @@ def read_scores(path: str | Path, rows: Collection[str] | None = None) -> dict[s
         raise ValueError(f"cannot read {path} as pair scores ({error}): run `deocc test` again") from error
     same, first, second, fold = (torch.from_numpy(arrays[name]) for name in _SHARED)
     found = {name.removeprefix("row/"): values for name, values in arrays.items() if name.startswith("row/")}
-    return {row: PairScores(torch.from_numpy(similarity), same, first, second, fold) for row, similarity in found.items()}
+    return {
+        row: PairScores(torch.from_numpy(similarity), same, first, second, fold) for row, similarity in found.items()
+    }
 
 
 def _check(arrays: Mapping[str, NDArray[Any]]) -> None:

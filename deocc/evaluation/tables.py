@@ -19,7 +19,12 @@ MISSING = "n/a"
 """Stands where there is no number: the column does not apply, or there are too few pairs or images to measure it."""
 
 _COLUMNS = {"eer": "EER %", "auc": "AUC %", "rank1": "rank-1 %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
-_PERCEPTUAL = {"perceptual": "LPIPS form", "perceptual_covered": "LPIPS form covered", "frechet": "FID form", "kernel": "KID form"}
+_PERCEPTUAL = {
+    "perceptual": "LPIPS form",
+    "perceptual_covered": "LPIPS form covered",
+    "frechet": "FID form",
+    "kernel": "KID form",
+}
 _RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered dB", "ssim_covered": "SSIM covered"}
 
 
@@ -27,7 +32,11 @@ def row_cells(results: Mapping[str, Any]) -> Cells:
     """Every row by its title: the figures against the clean gallery, rank-1 by each named gallery, the masked-masked EER."""
     columns = _COLUMNS | {column: f"rank-1 % {column.removeprefix('rank1_')}" for column in _galleries(results)}
     body = [
-        [ROWS[name], *[percent(row.get(column)) for column in columns], percent(row.get("masked_masked", {}).get("eer"))]
+        [
+            ROWS[name],
+            *[percent(row.get(column)) for column in columns],
+            percent(row.get("masked_masked", {}).get("eer")),
+        ]
         for name, row in results["rows"].items()
     ]
     return ["", *columns.values(), "masked-masked EER %"], body
@@ -40,7 +49,14 @@ def setting_cells(results: Mapping[str, Any]) -> Cells:
         + [_share_or_lack(scores["tar_intervals"][rate]) for rate in FALSE_ACCEPT_RATES]
         for name, setting, scores in _settings(results)
     ]
-    return ["", "setting", "accuracy % ± standard error", "EER %", "AUC %", *[f"TAR@{rate} %" for rate in FALSE_ACCEPT_RATES]], body
+    return [
+        "",
+        "setting",
+        "accuracy % ± standard error",
+        "EER %",
+        "AUC %",
+        *[f"TAR@{rate} %" for rate in FALSE_ACCEPT_RATES],
+    ], body
 
 
 def tar_cells(results: Mapping[str, Any]) -> Cells:
@@ -57,7 +73,10 @@ def coverage_cells(results: Mapping[str, Any]) -> Cells:
     seen = {name for part in results.get("per_coverage", []) for name in part["rows"]}
     names = [name for name in ROWS if name in seen]
     body = [
-        [f"{percent(part['low'])} to {percent(part['high'])}", *[percent(part["rows"].get(name, {}).get("eer")) for name in names]]
+        [
+            f"{percent(part['low'])} to {percent(part['high'])}",
+            *[percent(part["rows"].get(name, {}).get("eer")) for name in names],
+        ]
         for part in results.get("per_coverage", [])
     ]
     return ["covered % of the crop", *[ROWS[name] for name in names]], body
@@ -66,7 +85,11 @@ def coverage_cells(results: Mapping[str, Any]) -> Cells:
 def difference_cells(results: Mapping[str, Any]) -> Cells:
     """Every difference in EER, in percentage points, with its 95 % interval."""
     body = [
-        [f"{ROWS[first]} minus {ROWS[second]}", points(interval["estimate"]), f"{points(interval['low'])} to {points(interval['high'])}"]
+        [
+            f"{ROWS[first]} minus {ROWS[second]}",
+            points(interval["estimate"]),
+            f"{points(interval['low'])} to {points(interval['high'])}",
+        ]
         for name, (first, second) in DIFFERENCES.items()
         if name in results
         for interval in [results[name]["eer"]]
@@ -90,7 +113,9 @@ def restoration_cells(results: Mapping[str, Any]) -> Cells:
     """Restoration by source of the mask: all kinds together, then each."""
     seen = {column for sources in results["restoration"].values() for column in sources}
     columns = _RESTORATION | {column: title for column, title in _PERCEPTUAL.items() if column in seen}
-    groups = {"all kinds": results["restoration"]} | {kind: part["restoration"] for kind, part in results["per_kind"].items()}
+    groups = {"all kinds": results["restoration"]} | {
+        kind: part["restoration"] for kind, part in results["per_kind"].items()
+    }
     body = [
         [f"{kind}, {source.replace('_', ' ')}", *[_restored(column, scores.get(column)) for column in columns]]
         for kind, sources in groups.items()

@@ -149,9 +149,13 @@ def check_pairs(similarity: Tensor, same: Tensor, weight: Tensor | None = None) 
     """
     shapes = [tuple(value.shape) for value in (similarity, same, weight) if value is not None]
     if similarity.ndim != 1 or len(set(shapes)) > 1 or same.dtype != torch.bool:
-        raise ValueError(f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}")
+        raise ValueError(
+            f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}"
+        )
     if not bool(similarity.isfinite().all()):
-        raise ValueError(f"{int((~similarity.isfinite()).sum())} of {len(similarity)} similarities are not finite: check the embeddings")
+        raise ValueError(
+            f"{int((~similarity.isfinite()).sum())} of {len(similarity)} similarities are not finite: check the embeddings"
+        )
 
 
 def pair_scores(gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
@@ -166,8 +170,14 @@ def within_scores(members: EmbeddingSet) -> PairScores:
     (OURS) keeps the number of pairs near (images x kinds)^2 / 2 a draw.
     """
     draw = members.draw()
-    parts = [_within(members.take(draw == number)) for number in range(int(draw.max()) + 1)] if len(members) else [_within(members)]
-    return PairScores(*(torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True)))  # the fold is None
+    parts = (
+        [_within(members.take(draw == number)) for number in range(int(draw.max()) + 1)]
+        if len(members)
+        else [_within(members)]
+    )
+    return PairScores(
+        *(torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True))
+    )  # the fold is None
 
 
 class VerificationMetric(Metric):
@@ -257,7 +267,9 @@ def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
     thresholds = _thresholds(pairs, fold, len(folds))
     right = ((pairs.similarity >= thresholds[fold]) == pairs.same).double()
     accuracies = torch.zeros_like(thresholds).index_add_(0, fold, right) / torch.bincount(fold)
-    return FoldAccuracy(float(accuracies.mean()), float(accuracies.std()) / math.sqrt(len(folds)), accuracies, thresholds)
+    return FoldAccuracy(
+        float(accuracies.mean()), float(accuracies.std()) / math.sqrt(len(folds)), accuracies, thresholds
+    )
 
 
 def decisions(pairs: PairScores) -> Tensor:
@@ -268,7 +280,9 @@ def decisions(pairs: PairScores) -> Tensor:
     """
     fold, folds = _folds(pairs)
     if len(folds) < 2:
-        raise ValueError(f"the pairs lie in {len(folds)} fold: two or more are needed, so that others can give a fold's threshold")
+        raise ValueError(
+            f"the pairs lie in {len(folds)} fold: two or more are needed, so that others can give a fold's threshold"
+        )
     return (pairs.similarity >= _thresholds(pairs, fold, len(folds))[fold]) == pairs.same
 
 
@@ -291,9 +305,15 @@ def _thresholds(pairs: PairScores, fold: Tensor, folds: int) -> Tensor:
 
 def _best_threshold(score: Tensor, same: Tensor) -> Tensor:
     """The highest of the best thresholds for pairs in falling order of similarity."""
-    gain = torch.cat([torch.zeros(1, dtype=torch.int64), (2 * same.long() - 1).cumsum(0)])  # right decisions once n pairs are accepted
+    gain = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), (2 * same.long() - 1).cumsum(0)]
+    )  # right decisions once n pairs are accepted
     infinity = torch.full((1,), torch.inf, dtype=torch.float64)
     above, below = torch.cat([infinity, score]), torch.cat([score, -infinity])
     gain[above == below] = gain.min() - 1  # equal similarities cannot be told apart
     accepted = gain.argmax()
-    return above[accepted].lerp(below[accepted], 0.5) if 0 < accepted < len(score) else (below if accepted else above)[accepted]
+    return (
+        above[accepted].lerp(below[accepted], 0.5)
+        if 0 < accepted < len(score)
+        else (below if accepted else above)[accepted]
+    )

@@ -73,13 +73,17 @@ def _walk(folder: Path, outside: Path | None) -> tuple[list[Path], list[Outcome]
     files: list[Path] = []
     met = {avoided, folder.resolve()}  # links are followed, but never in a circle
     for root, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
-        inner = {Path(root) / name: (Path(root) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        inner = {
+            Path(root) / name: (Path(root) / name).resolve() for name in sorted(folders) if not name.startswith(".")
+        }
         folders[:] = [path.name for path, real in inner.items() if real not in met]
         met.update(inner.values())
         files += [Path(root) / name for name in names if _is_photo(name)]
     problems = [_unreadable(Path(error.filename or folder), error) for error in errors]
     if not files and not problems:
-        problems.append(Outcome(str(folder), f"no photo in {folder}: looked for the endings {_endings(PHOTO_SUFFIXES)}"))
+        problems.append(
+            Outcome(str(folder), f"no photo in {folder}: looked for the endings {_endings(PHOTO_SUFFIXES)}")
+        )
     return sorted(files), problems
 
 
@@ -110,7 +114,9 @@ _HARMLESS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 Work = Callable[[FoundPhoto], Sequence[Outcome]]
 
 
-def work_through(command: str, found: tuple[Sequence[FoundPhoto], Sequence[Outcome]], table: OutcomeFile, work: Work) -> int:
+def work_through(
+    command: str, found: tuple[Sequence[FoundPhoto], Sequence[Outcome]], table: OutcomeFile, work: Work
+) -> int:
     """Do `work` on each photo, show the progress, and keep the table.
 
     A photo that cannot be worked on is left out with one line on the error stream and in the table. A result that cannot be written, as on
@@ -144,7 +150,9 @@ def work_through(command: str, found: tuple[Sequence[FoundPhoto], Sequence[Outco
     except KeyboardInterrupt:
         table.write()
         raise
-    print(f"deocc {command}: {total - len(left_out)} of {total} done{f', {len(left_out)} left out' if left_out else ''}: see {table.path}")
+    print(
+        f"deocc {command}: {total - len(left_out)} of {total} done{f', {len(left_out)} left out' if left_out else ''}: see {table.path}"
+    )
     return int(bool(left_out))
 
 
@@ -156,7 +164,9 @@ def _keep(photo: str, outcomes: Sequence[Outcome], table: OutcomeFile, left_out:
         _say(reason, console)
 
 
-def _outcomes(photos: Sequence[FoundPhoto], work: Work, console: Console) -> Iterator[tuple[FoundPhoto, Sequence[Outcome]]]:
+def _outcomes(
+    photos: Sequence[FoundPhoto], work: Work, console: Console
+) -> Iterator[tuple[FoundPhoto, Sequence[Outcome]]]:
     for photo in track(photos, "photos", console=console, transient=True, disable=not console.is_terminal):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)

@@ -115,8 +115,13 @@ def _read(path: Path, model: str) -> list[EmbeddedFace]:
         columns = read_arrays(path, (*EmbeddedFace._fields, _MODEL))
         check_rows(columns, _KINDS)
     except ValueError as error:
-        raise ValueError(f"{path} exists and holds no embeddings of an earlier run ({error}): choose another --out") from error
+        raise ValueError(
+            f"{path} exists and holds no embeddings of an earlier run ({error}): choose another --out"
+        ) from error
     if str(columns[_MODEL]) != model:
         raise ValueError(f"{path} holds embeddings of another model, which cannot be compared: choose another --out")
     rows = zip(*(columns[name] for name in EmbeddedFace._fields), strict=True)
-    return [EmbeddedFace(str(name), str(photo), int(face), str(mark), embedding) for name, photo, face, mark, embedding in rows]
+    return [
+        EmbeddedFace(str(name), str(photo), int(face), str(mark), embedding)
+        for name, photo, face, mark, embedding in rows
+    ]

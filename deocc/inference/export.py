@@ -70,7 +70,9 @@ def embedded_faces(pipeline: Pipeline, split: Split, every: int = 1) -> Faces:
     pixels = torch.tensor(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
     people = {"train": "training", "val": "validation"}[split]
     identity = torch.tensor(face_set.person[indices])
-    return _masked(f"{len(indices)} ORL faces of {people} people", pixels, torch.tensor(np.stack(landmarks)).float(), identity)
+    return _masked(
+        f"{len(indices)} ORL faces of {people} people", pixels, torch.tensor(np.stack(landmarks)).float(), identity
+    )
 
 
 def photo_faces(pipeline: Pipeline, photos: Sequence[Path]) -> Faces:
@@ -136,12 +138,16 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether a float32 file may be trusted: within `LIMIT`, and masks of the same sort."""
-        close = all(difference <= LIMIT for difference in (self.completed_face, self.embedding, self.covered))  # a NaN is not
+        close = all(
+            difference <= LIMIT for difference in (self.completed_face, self.embedding, self.covered)
+        )  # a NaN is not
         return close and self.mask_agreement >= _MASKS_ALIKE
 
     def __str__(self) -> str:
         """One line for people."""
-        masks = f"{self.mask_agreement:.4%} of the masks' pixels agree ({self.equal_masks} of {self.faces} masks in all)"
+        masks = (
+            f"{self.mask_agreement:.4%} of the masks' pixels agree ({self.equal_masks} of {self.faces} masks in all)"
+        )
         return f"largest difference of completed_face {self.completed_face:.1e}, of embedding {self.embedding:.1e}; {masks}"
 
 
@@ -183,7 +189,8 @@ def compare(expected: Outputs, found: Outputs) -> Parity:
     same = (expected.mask - found.mask).abs() <= LIMIT
     equal = same.flatten(1).all(1)
     largest = {
-        name: _largest((getattr(expected, name) - getattr(found, name)).abs()[equal]) for name in ("completed_face", "embedding", "covered")
+        name: _largest((getattr(expected, name) - getattr(found, name)).abs()[equal])
+        for name in ("completed_face", "embedding", "covered")
     }
     return Parity(len(equal), int(equal.sum()), float(same.double().mean()), **largest)
 
@@ -270,7 +277,9 @@ def _weights_hash(pipeline: Pipeline) -> str:
 Precision = Literal["fp32", "fp16", "int8"]
 
 _CHECKED_EVERY: Final = 2  # of 40 validation faces
-_CALIBRATED_EVERY: Final = 8  # of 200 training faces, each masked and clean; similarities differ as much with twice as many
+_CALIBRATED_EVERY: Final = (
+    8  # of 200 training faces, each masked and clean; similarities differ as much with twice as many
+)
 
 
 @dataclass(frozen=True)
@@ -333,11 +342,15 @@ def _checked(run: Run, reference: Run, faces: Faces, kind: str) -> Parity:
     shown = torch.cat([faces.masked_face, faces.face[:2]])
     parity = compare(run_all(reference, shown), run_all(run, shown))
     if not parity.holds:
-        raise ValueError(f"the {kind} file does not equal torch on {faces.source}, {parity}; allowed is {LIMIT:g}: nothing was written")
+        raise ValueError(
+            f"the {kind} file does not equal torch on {faces.source}, {parity}; allowed is {LIMIT:g}: nothing was written"
+        )
     return parity
 
 
-def _reduced(graph: OnnxGraph, pipeline: Pipeline, precision: Precision, metadata: dict[str, Any]) -> tuple[Graph, Accuracy]:
+def _reduced(
+    graph: OnnxGraph, pipeline: Pipeline, precision: Precision, metadata: dict[str, Any]
+) -> tuple[Graph, Accuracy]:
     """The smaller graph, and what it costs, which is put into the metadata too."""
     validation, training = embedded_faces(pipeline, "val"), embedded_faces(pipeline, "train", _CALIBRATED_EVERY)
     smaller = REDUCTIONS[precision](graph, torch.cat([training.masked_face, training.face]))

@@ -55,7 +55,9 @@ def aligned_landmarks(alignment: str, width: int, height: int, name: str) -> NDA
     made = _ALIGNMENTS[alignment]
     if abs(width * made.height / (height * made.width) - 1) > _TOLERANCE:
         shape = f"{made.width} x {made.height}"
-        raise ValueError(f"{name} is {width} x {height} pixels, {alignment} crops have the shape {shape}: leave --aligned out for photos")
+        raise ValueError(
+            f"{name} is {width} x {height} pixels, {alignment} crops have the shape {shape}: leave --aligned out for photos"
+        )
     factors = np.array([width / made.width, height / made.height])
     return np.asarray((np.array(made.points) + 0.5) * factors - 0.5)
 
@@ -164,12 +166,19 @@ class FaceFinder:
     """
 
     def __init__(
-        self, size: int, detector: str | None = None, weights: str | None = None, aligned: str | None = None, every: bool = False
+        self,
+        size: int,
+        detector: str | None = None,
+        weights: str | None = None,
+        aligned: str | None = None,
+        every: bool = False,
     ) -> None:
         if aligned is not None:
             check_alignment(aligned)
             if detector is not None or weights is not None:
-                raise ValueError("aligned crops need no detector: give --aligned, or --detector and its weights, not both")
+                raise ValueError(
+                    "aligned crops need no detector: give --aligned, or --detector and its weights, not both"
+                )
         if weights is not None and detector is None:
             raise ValueError("weights need the name of their detector: give --detector with --detector-weights")
         self.size, self.every = size, every
@@ -196,7 +205,9 @@ class FaceFinder:
             raise NoFaceError(f"no face found in {name}: it is only {width} x {height} pixels")
         faces = [face for face in self._detector.detect(photo) if _is_usable(face)]
         if not faces:
-            raise NoFaceError(f"no face found in {name} by {self._name}: use a larger or more frontal face, or --aligned for crops")
+            raise NoFaceError(
+                f"no face found in {name} by {self._name}: use a larger or more frontal face, or --aligned for crops"
+            )
         return [self._cut(photo, face, self._name) for face in (faces if self.every else faces[:1])]
 
     def _cut(self, photo: NDArray[np.uint8], found: Detection, detector: str) -> PhotoFace:

@@ -123,7 +123,9 @@ class KeptFaces:
     def replace(self, faces: Mapping[Path, KeptFace]) -> None:
         """Keep these, and no others."""
         resolved = {str(path.resolve()): face for path, face in faces.items()}
-        same = resolved.keys() == self._faces.keys() and all(resolved[name].stamp == face.stamp for name, face in self._faces.items())
+        same = resolved.keys() == self._faces.keys() and all(
+            resolved[name].stamp == face.stamp for name, face in self._faces.items()
+        )
         self._changed = self._changed or not same
         self._faces = resolved
 
@@ -135,7 +137,9 @@ class KeptFaces:
         """
         if not self._changed:
             return
-        columns = dict(zip(_COLUMNS[1:], (np.array(column) for column in zip(*self._faces.values(), strict=True)), strict=True))
+        columns = dict(
+            zip(_COLUMNS[1:], (np.array(column) for column in zip(*self._faces.values(), strict=True)), strict=True)
+        )
         write_arrays(self.path, {"photo": np.array(list(self._faces)), **columns, "key": np.array(self._key)})
         self._changed = False
 
@@ -211,7 +215,9 @@ def person_of(photo: Path, folder: Path) -> str:
     return parts[0] if len(parts) > 1 else photo.stem
 
 
-def read_gallery(folder: Path, pipeline: Pipeline, finder: FaceFinder, kept: KeptFaces | None = None) -> tuple[Gallery, list[Outcome]]:
+def read_gallery(
+    folder: Path, pipeline: Pipeline, finder: FaceFinder, kept: KeptFaces | None = None
+) -> tuple[Gallery, list[Outcome]]:
     """The faces of a folder of photos, and a row for each that gave none.
 
     Args:
@@ -226,7 +232,9 @@ def read_gallery(folder: Path, pipeline: Pipeline, finder: FaceFinder, kept: Kep
     """
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
-        raise kind(f"no gallery at {folder}: give a folder of photos, each in a folder or a file called like its person")
+        raise kind(
+            f"no gallery at {folder}: give a folder of photos, each in a folder or a file called like its person"
+        )
     photos, problems = find_photos([folder])
     known = {photo.path: kept.find(photo.path) for photo in photos} if kept is not None else {}
     new, more_problems = _embed([photo for photo in photos if known.get(photo.path) is None], pipeline, finder)
@@ -238,10 +246,14 @@ def read_gallery(folder: Path, pipeline: Pipeline, finder: FaceFinder, kept: Kep
         raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
     if kept is not None:
         kept.replace(found)
-    return Gallery([GalleryFace(person_of(path, folder), path, entry.embedding, entry.covered) for path, entry in found.items()]), problems
+    return Gallery(
+        [GalleryFace(person_of(path, folder), path, entry.embedding, entry.covered) for path, entry in found.items()]
+    ), problems
 
 
-def _embed(photos: Sequence[FoundPhoto], pipeline: Pipeline, finder: FaceFinder) -> tuple[dict[Path, KeptFace], list[Outcome]]:
+def _embed(
+    photos: Sequence[FoundPhoto], pipeline: Pipeline, finder: FaceFinder
+) -> tuple[dict[Path, KeptFace], list[Outcome]]:
     """What is to be kept of each photo with a face, and rows of the others."""
     console = Console(stderr=True)
     entries: dict[Path, KeptFace] = {}
@@ -256,19 +268,27 @@ def _embed(photos: Sequence[FoundPhoto], pipeline: Pipeline, finder: FaceFinder)
     return entries, problems
 
 
-def _look(photos: Sequence[FoundPhoto], finder: FaceFinder, problems: list[Outcome]) -> Iterator[tuple[Path, tuple[int, int], PhotoFace]]:
+def _look(
+    photos: Sequence[FoundPhoto], finder: FaceFinder, problems: list[Outcome]
+) -> Iterator[tuple[Path, tuple[int, int], PhotoFace]]:
     """Path, stamp and largest face of each photo that has one; the others become problems."""
     for photo in photos:
         try:
             with telling_warnings():
                 stamp, face = stamp_of(photo.path), finder.find(read_photo(photo.path), str(photo.path))[0]
         except _HARMLESS as error:
-            problems.append(Outcome(str(photo.path), f"gallery: {' '.join(str(error).split()) or type(error).__name__}"))
+            problems.append(
+                Outcome(str(photo.path), f"gallery: {' '.join(str(error).split()) or type(error).__name__}")
+            )
         else:
             yield photo.path, stamp, face
 
 
-_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 200, 256  # M, efConstruction, efSearch of [1]. OURS, by the recall that the tests ask for
+_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = (
+    32,
+    200,
+    256,
+)  # M, efConstruction, efSearch of [1]. OURS, by the recall that the tests ask for
 _PER_LIST: Final = 39  # faces a list, below which FAISS warns that clusters are trained on too few
 _PROBED: Final = 4  # every fourth list is searched. OURS
 
@@ -300,7 +320,9 @@ class PersonIndex:
         if kind not in _KINDS_search:
             raise ValueError(f"unknown index {kind!r}: choose one of {', '.join(_KINDS_search)}")
         if len(embeddings) == 0 or len(embeddings) != len(people):
-            raise ValueError(f"expected embeddings (N, D) and N names, N at least 1, got {embeddings.shape} and {len(people)} names")
+            raise ValueError(
+                f"expected embeddings (N, D) and N names, N at least 1, got {embeddings.shape} and {len(people)} names"
+            )
         self._people = list(people)
         self._most = int(np.unique(self._people, return_counts=True)[1].max())
         self._index = _KINDS_search[kind](import_faiss(), np.ascontiguousarray(embeddings, dtype=np.float32))

@@ -56,7 +56,11 @@ def silence() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -192,7 +196,9 @@ def to_fp16(graph: OnnxGraph) -> OnnxGraph:
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     with silence():
-        model = convert_float_to_float16(model, keep_io_types=True, node_block_list=[n.name for n in model.graph.node if _exact(n)])
+        model = convert_float_to_float16(
+            model, keep_io_types=True, node_block_list=[n.name for n in model.graph.node if _exact(n)]
+        )
         _without_detours(model.graph)
         sorted_model = OnnxModel(model)
         sorted_model.topological_sort()  # the converter appends its casts
@@ -206,7 +212,10 @@ def _without_detours(graph: "onnx.GraphProto") -> None:
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
     for node in casts.values():
         rounded = casts.get(node.input[0])
-        if rounded is not None and (rounded.attribute[0].i, node.attribute[0].i) == (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
+        if rounded is not None and (rounded.attribute[0].i, node.attribute[0].i) == (
+            onnx.TensorProto.FLOAT16,
+            onnx.TensorProto.FLOAT,
+        ):
             node.input[0] = rounded.input[0]
 
 
@@ -337,7 +346,9 @@ class FixedCrop(nn.Module):
         # Relative to the image's extent, so that a smaller copy has the same.
         grid = (2 * sources + 1) / canonical_size - 1
         self.register_buffer("grid", grid.reshape(1, template.size, template.size, 2))
-        self.register_buffer("resize", _resizing(canonical_size, max(2, round(canonical_size * scale))) if scale < _COARSE else None)
+        self.register_buffer(
+            "resize", _resizing(canonical_size, max(2, round(canonical_size * scale))) if scale < _COARSE else None
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, C, T, T), T = the template's size."""

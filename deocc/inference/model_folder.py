@@ -79,7 +79,9 @@ def pretrained_folder() -> Path:
 
 def weight_bytes(network: FaceNetwork) -> bytes:
     """Weights as safetensors: matrices and filters in half precision, vectors and scalars, which are few, as they are."""
-    return safetensors.torch.save({name: _halved(value.detach().cpu()).contiguous() for name, value in network.state_dict().items()})
+    return safetensors.torch.save(
+        {name: _halved(value.detach().cpu()).contiguous() for name, value in network.state_dict().items()}
+    )
 
 
 def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, card: str) -> int:
@@ -92,8 +94,17 @@ def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, c
         OSError: the folder cannot be written to.
     """
     weights = weight_bytes(network)
-    described = {"format": _FORMAT, "format_version": FORMAT_VERSION, **config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    contents = {WEIGHTS: weights, CARD: card.encode(), CONFIG: json.dumps(described, indent=2, allow_nan=False).encode() + b"\n"}
+    described = {
+        "format": _FORMAT,
+        "format_version": FORMAT_VERSION,
+        **config,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    contents = {
+        WEIGHTS: weights,
+        CARD: card.encode(),
+        CONFIG: json.dumps(described, indent=2, allow_nan=False).encode() + b"\n",
+    }
     write_files(folder, contents)
     return sum(map(len, contents.values()))
 
@@ -124,7 +135,9 @@ def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in the model folder {folder}: write it again with `deocc test`, or get it again")
+            raise FileNotFoundError(
+                f"no {name} in the model folder {folder}: write it again with `deocc test`, or get it again"
+            )
     config = _read_config(folder / CONFIG)
     content = (folder / WEIGHTS).read_bytes()
     state = _read_weights(content, folder / WEIGHTS)
@@ -140,7 +153,9 @@ def _halved(value: Tensor) -> Tensor:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_CONFIG:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, at most {_MOST_CONFIG:,} are allowed: get it again")
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, at most {_MOST_CONFIG:,} are allowed: get it again"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -157,7 +172,9 @@ def _read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except Exception as error:  # a file that is something else makes the reader fail in several ways
-        raise ValueError(f"{path} is no safetensors file ({' '.join(str(error).split())[:120]}): get it again") from error
+        raise ValueError(
+            f"{path} is no safetensors file ({' '.join(str(error).split())[:120]}): get it again"
+        ) from error
 
 
 _TEACHERS = {
@@ -287,7 +304,9 @@ def _of_model(folder: Path) -> Pipeline:
         entry = config["thresholds"]
         return Pipeline(config, network, Calibration.from_plain(entry) if entry is not None else None)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({' '.join(str(error).split())[:160]}): get it again") from error
+        raise ValueError(
+            f"{folder / CONFIG} is damaged ({' '.join(str(error).split())[:160]}): get it again"
+        ) from error
 
 
 def _of_checkpoint(path: Path) -> Pipeline:
@@ -296,7 +315,9 @@ def _of_checkpoint(path: Path) -> Pipeline:
     calibration = read_thresholds(path)
     size = calibration.size if calibration is not None else _size_of_run(path)
     _check_size(size, path)
-    return Pipeline({**config, "face": face_contract(size), THRESHOLDS: calibration and calibration.plain()}, network, calibration)
+    return Pipeline(
+        {**config, "face": face_contract(size), THRESHOLDS: calibration and calibration.plain()}, network, calibration
+    )
 
 
 def _check_size(size: object, path: Path) -> None:
@@ -312,13 +333,20 @@ def _size_of_run(checkpoint: Path) -> int:
             return int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", _USUAL_SIZE))
         except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is damaged: get it again from the run that the checkpoint is of") from error
-    warnings.warn(f"{checkpoint} was never tested and has no {runs.CONFIG} beside it: taking crops of {_USUAL_SIZE} pixels", stacklevel=4)
+    warnings.warn(
+        f"{checkpoint} was never tested and has no {runs.CONFIG} beside it: taking crops of {_USUAL_SIZE} pixels",
+        stacklevel=4,
+    )
     return _USUAL_SIZE
 
 
 def _is_repository(source: str) -> bool:
     """Whether it reads as owner/name, and not as a path that was mistyped."""
-    return _REPOSITORY.fullmatch(source) is not None and not Path(source).parent.is_dir() and Path(source).suffix != ".ckpt"
+    return (
+        _REPOSITORY.fullmatch(source) is not None
+        and not Path(source).parent.is_dir()
+        and Path(source).suffix != ".ckpt"
+    )
 
 
 def _fetch(repository: str) -> Path:
@@ -327,14 +355,18 @@ def _fetch(repository: str) -> Path:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
-        raise ImportError(f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub") from error
+        raise ImportError(
+            f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub"
+        ) from error
     failures: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
     try:
         wanted = [CONFIG, WEIGHTS, CARD]
         fetched = huggingface_hub.snapshot_download(repository, allow_patterns=wanted)  # nosec B615  # text and numbers, nothing to run
     except failures as error:
         reason = " ".join(str(error).split())[:160]
-        raise FileNotFoundError(f"no folder {repository} here, and it cannot be got from the Hugging Face hub ({reason})") from error
+        raise FileNotFoundError(
+            f"no folder {repository} here, and it cannot be got from the Hugging Face hub ({reason})"
+        ) from error
     return Path(fetched)
 
 
@@ -360,7 +392,9 @@ class ModelFolderCallback(pl.Callback):
         try:
             size = write_model(folder, config, pipeline.network, model_card(config, results, pipeline.thresholds))
         except OSError as error:
-            warnings.warn(f"cannot write {folder} ({error.strerror or error}): make it writable and test again", stacklevel=2)
+            warnings.warn(
+                f"cannot write {folder} ({error.strerror or error}): make it writable and test again", stacklevel=2
+            )
         else:
             print(f"model:   {folder} ({size / 1e6:.1f} MB)", flush=True)
 
@@ -395,7 +429,9 @@ def install_pretrained(run: Path, target: Path = PRETRAINED) -> dict[str, int]:
     folder = run / FOLDER if (run / FOLDER).is_dir() else run
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"no {missing[0]} in {folder}: write the model folder with `deocc test --checkpoint {run}`")
+        raise FileNotFoundError(
+            f"no {missing[0]} in {folder}: write the model folder with `deocc test --checkpoint {run}`"
+        )
     calibration = load(folder).thresholds
     lacking = [name for name, row in calibration.thresholds.items() if not row] if calibration else ["any condition"]
     if lacking:
@@ -403,7 +439,9 @@ def install_pretrained(run: Path, target: Path = PRETRAINED) -> dict[str, int]:
     contents = {name: (folder / name).read_bytes() for name in _FILES}
     size = sum(map(len, contents.values()))
     if size > MOST_BYTES:
-        raise ValueError(f"{folder} has {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.0f} MB are allowed: train smaller networks")
+        raise ValueError(
+            f"{folder} has {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.0f} MB are allowed: train smaller networks"
+        )
     write_files(target, contents)
     return {name: len(content) for name, content in contents.items()}
 
@@ -412,7 +450,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m deocc.inference.model_folder", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a stage-2 run that was tested on its own data")
-    parser.add_argument("--target", type=Path, default=PRETRAINED, help="folder to install it in (default: that of this package)")
+    parser.add_argument(
+        "--target", type=Path, default=PRETRAINED, help="folder to install it in (default: that of this package)"
+    )
     chosen = parser.parse_args(argv)
     sizes = install_pretrained(chosen.run, chosen.target)
     listed = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items())

@@ -101,7 +101,9 @@ def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str
         network = FaceNetwork(config)
         network.load_state_dict(dict(state))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the networks in {name} cannot be rebuilt ({' '.join(str(error).split())[:160]}): it is damaged") from error
+        raise ValueError(
+            f"the networks in {name} cannot be rebuilt ({' '.join(str(error).split())[:160]}): it is damaged"
+        ) from error
     return network
 
 
@@ -111,7 +113,9 @@ def _check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     if center.shape != (student["embedding_dim"],):
         raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
     if (student["options"].get("size") or 1) > MOST_SIDE:
-        raise ValueError(f"crops of {student['options']['size']} pixels for the student, at most {MOST_SIDE} are allowed")
+        raise ValueError(
+            f"crops of {student['options']['size']} pixels for the student, at most {MOST_SIDE} are allowed"
+        )
     if config["deoccluder"] is not None:
         check_fit(config["deoccluder"], _below(state, _DEOCCLUDER))
 

@@ -48,7 +48,9 @@ def writing_to(path: Path, draft: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(f"the name {path.name} is too long for this disk: rename the photo") from error
-        raise OutputError(f"cannot write {path} ({error.strerror or error}): make room or choose another --out") from error
+        raise OutputError(
+            f"cannot write {path} ({error.strerror or error}): make room or choose another --out"
+        ) from error
 
 
 def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
@@ -96,7 +98,9 @@ def alone_in(out: Path) -> Iterator[None]:
     Raises:
         ValueError: another command is at work there.
     """
-    lock = FileLock(cache_folder() / "locks" / f"out-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.lock")
+    lock = FileLock(
+        cache_folder() / "locks" / f"out-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.lock"
+    )
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -208,7 +212,9 @@ def _as_row(outcome: Outcome) -> dict[str, object]:
     status = _DONE if outcome.done else _LEFT_OUT
     values = (outcome.photo, outcome.face, status, outcome.reason, outcome.output)
     row = {**dict(zip(_COLUMNS, values, strict=True)), **outcome.details}
-    return {name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value for name, value in row.items()}
+    return {
+        name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value for name, value in row.items()
+    }
 
 
 def _read(path: Path) -> Iterable[Outcome]:
@@ -218,12 +224,20 @@ def _read(path: Path) -> Iterable[Outcome]:
             if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
                 raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
             return [_as_outcome(row) for row in table]
-    except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:  # rows of more or fewer cells hold lists or nothing
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        csv.Error,
+    ) as error:  # rows of more or fewer cells hold lists or nothing
         raise ValueError(f"{path} exists and is no list of an earlier run ({error}): choose another --out") from error
 
 
 def _as_outcome(written: dict[str, str]) -> Outcome:
-    row = {name: value[1:] if value.startswith("'") and _FORMULA.match(value) else value for name, value in written.items()}
+    row = {
+        name: value[1:] if value.startswith("'") and _FORMULA.match(value) else value for name, value in written.items()
+    }
     details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
     face = int(row["face"]) if row["face"] else None
     return Outcome(row["photo"], row["reason"], face, row["output"], details)

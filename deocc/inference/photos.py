@@ -50,9 +50,13 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         raise ValueError(str(error)) from None
     except UnidentifiedImageError:
         known = ", ".join((*PHOTO_FORMATS, "HEIC"))
-        raise ValueError(f"{name} is not an image, or a damaged one ({known} are read): replace the file or remove it") from None
+        raise ValueError(
+            f"{name} is not an image, or a damaged one ({known} are read): replace the file or remove it"
+        ) from None
     except Exception as error:  # Pillow's readers of damaged files raise nearly anything
-        raise ValueError(f"cannot read {name} as a photo ({reason_of(error)}): replace the file or remove it") from error
+        raise ValueError(
+            f"cannot read {name} as a photo ({reason_of(error)}): replace the file or remove it"
+        ) from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -88,7 +92,9 @@ def _opened(source: bytes | Image.Image, name: str) -> Iterator[Image.Image]:
         return
     Image.init()  # all of Pillow's readers, among which AVIF's is not in every version
     formats: tuple[str, ...] = tuple(each for each in PHOTO_FORMATS if each in Image.OPEN)
-    if source[4:8] == b"ftyp" and not _is_known(source, formats):  # the box that every ISO media file, and so every HEIC, begins with
+    if source[4:8] == b"ftyp" and not _is_known(
+        source, formats
+    ):  # the box that every ISO media file, and so every HEIC, begins with
         formats = _heif(name)
     with open_image(source, formats) as image:
         yield image
@@ -145,7 +151,9 @@ def _eight_bits(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
     if array.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
         raise _PhotoError(f"{name} holds {array.dtype} numbers: expected 8 or 16 bits without sign")
     if array.min() < 0 or array.max() > _SIXTEEN_BITS:
-        raise _PhotoError(f"{name} holds numbers from {array.min()} to {array.max()}: expected 8 or 16 bits without sign")
+        raise _PhotoError(
+            f"{name} holds numbers from {array.min()} to {array.max()}: expected 8 or 16 bits without sign"
+        )
     numbers = array.astype(np.uint32)  # and in place: a photo of 100 million pixels takes 400 MB
     numbers *= 255
     numbers += _SIXTEEN_BITS // 2

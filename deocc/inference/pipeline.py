@@ -43,7 +43,9 @@ class Verdict:
     """One line."""
 
 
-def decide(calibration: Calibration, similarity: float, covered: tuple[float, float], false_accept_rate: float | None = None) -> Verdict:
+def decide(
+    calibration: Calibration, similarity: float, covered: tuple[float, float], false_accept_rate: float | None = None
+) -> Verdict:
     """The verdict on two faces.
 
     Args:
@@ -82,8 +84,15 @@ def _decision(threshold: Threshold, similarity: float, visible: float, least_vis
         return "not sure", f"only {visible:.0%} of a face is visible, {least_visible:.0%} are needed"
     said = f"similarity {similarity:.3f}"
     if similarity >= threshold.same:
-        tried = "" if threshold.test is None else f", which accepted {threshold.test.false_accept_rate:.2g} of test people's pairs"
-        return "same", f"{said} is not below {threshold.same:.3f}, calibrated for a false-accept rate of {threshold.target:g}{tried}"
+        tried = (
+            ""
+            if threshold.test is None
+            else f", which accepted {threshold.test.false_accept_rate:.2g} of test people's pairs"
+        )
+        return (
+            "same",
+            f"{said} is not below {threshold.same:.3f}, calibrated for a false-accept rate of {threshold.target:g}{tried}",
+        )
     if similarity < threshold.different:
         reach = f"{1 - threshold.validation.called_different:.0%} of pairs of one person reach"
         return "different", f"{said} is below {threshold.different:.3f}, which {reach}"
@@ -140,7 +149,9 @@ class Pipeline:
     @finder.setter
     def finder(self, finder: "FaceFinder") -> None:
         if finder.size != self.size:
-            raise ValueError(f"the finder cuts crops of {finder.size} pixels, this model takes {self.size}: make one of that size")
+            raise ValueError(
+                f"the finder cuts crops of {finder.size} pixels, this model takes {self.size}: make one of that size"
+            )
         self._finder = finder
 
     @torch.no_grad()
@@ -155,7 +166,10 @@ class Pipeline:
         if mask is not None and mask.shape != (len(face), 1, *face.shape[2:]):
             raise ValueError(f"expected masks of shape {(len(face), 1, *face.shape[2:])}, got {tuple(mask.shape)}")
         parts = zip(face.split(_BATCH), mask.split(_BATCH) if mask is not None else [None] * len(face), strict=False)
-        outputs = [self.network(part.to(self.device), None if given is None else given.to(self.device)) for part, given in parts]
+        outputs = [
+            self.network(part.to(self.device), None if given is None else given.to(self.device))
+            for part, given in parts
+        ]
         return FaceOutput(*(torch.cat(column) for column in zip(*outputs, strict=True)))
 
     def complete_faces(self, face: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -185,7 +199,9 @@ class Pipeline:
     def verify_faces(self, face_a: Tensor, face_b: Tensor, false_accept_rate: float | None = None) -> Verdict:
         """Whether two crops, (3, S, S) each, show one person; the rest as for `verify`."""
         if self.thresholds is None:
-            raise ValueError("this model has no thresholds: write them with `deocc test --checkpoint RUN` and load RUN again")
+            raise ValueError(
+                "this model has no thresholds: write them with `deocc test --checkpoint RUN` and load RUN again"
+            )
         output = self.process_faces(torch.stack([face_a, face_b]))
         similarity = float(output.embedding[0] @ output.embedding[1])
         covered = covered_share(output.mask).tolist()

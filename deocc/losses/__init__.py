@@ -1,6 +1,12 @@
 """Losses: one file each, a function `x_loss()` and a thin module `XLoss`; tensors in, a scalar out."""
 
-from deocc.losses.adversarial import DiscriminatorLoss, GeneratorLoss, discriminator_loss, generator_loss, gradient_penalty
+from deocc.losses.adversarial import (
+    DiscriminatorLoss,
+    GeneratorLoss,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
 from deocc.losses.distributed import gather_embeddings, gathered_pair_relation_loss, gathered_triplet_relation_loss
 from deocc.losses.identity import IdentityLoss, identity_loss, margin_cosine, margin_logits
 from deocc.losses.reconstruction import MaskedL1Loss, PerceptualLoss, feature_distance, masked_l1_loss, perceptual_loss

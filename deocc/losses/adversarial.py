@@ -60,7 +60,9 @@ def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
     return -widen(fake_logits).mean()
 
 
-def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor | None = None) -> Tensor:
+def gradient_penalty(
+    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor | None = None
+) -> Tensor:
     """How far the discriminator's slope is from 1 between clean and completed faces [2].
 
     Runs outside autocast, since a squared gradient norm soon leaves half precision's range. The discriminator must treat images one by one
@@ -79,7 +81,9 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fa
         ValueError: the shapes differ.
     """
     if real.shape != fake.shape:
-        raise ValueError(f"expected clean and completed faces of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
+        raise ValueError(
+            f"expected clean and completed faces of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
     real, fake = real.detach(), fake.detach()
     share = torch.rand(len(real), device=real.device) if share is None else share
     between = torch.lerp(fake.to(real), real, share.to(real).view(-1, *[1] * (real.ndim - 1))).requires_grad_()

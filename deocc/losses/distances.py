@@ -68,7 +68,9 @@ def distances(squared: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
 
 
-def angle_difference(student: Tensor, teacher: Tensor, chunk_size: int | None = None, vertices: slice | None = None) -> Tensor:
+def angle_difference(
+    student: Tensor, teacher: Tensor, chunk_size: int | None = None, vertices: slice | None = None
+) -> Tensor:
     """Huber_1 of the difference of two batches' angle cosines, mean over all ordered triples of three different images.
 
     A triple in which an image coincides with the vertex (see `COINCIDENT`), in either batch, has no angle and adds nothing.
@@ -109,7 +111,9 @@ class _AngleDifference(torch.autograd.Function):
         at_once = min(B, max(1, _chunk_elements(student) // max(1, chunk_size * B)))
         buffers = student.new_empty(3, chunk_size * at_once * B)
         for rows, arms in _pieces(vertices, chunk_size, B, at_once):
-            ours, theirs = (Angles.at(s, inverse, rows, arms) for s, inverse in zip((student, teacher), inverses, strict=True))
+            ours, theirs = (
+                Angles.at(s, inverse, rows, arms) for s, inverse in zip((student, teacher), inverses, strict=True)
+            )
             loss, beside = piece(ours, theirs, gradient[arms], buffers[:, : ours.numel()])
             gradient[rows, arms] += beside
             total += loss

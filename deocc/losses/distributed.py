@@ -195,4 +195,6 @@ def _check_sizes(embedding: Tensor, processes: int) -> None:
     counts = torch.cat(sizes).tolist()
     if len(set(counts)) > 1:
         listed = ", ".join(map(str, counts))
-        raise ValueError(f"relations across processes need one batch size in all of them, got {listed}: pad or drop the last batch")
+        raise ValueError(
+            f"relations across processes need one batch size in all of them, got {listed}: pad or drop the last batch"
+        )

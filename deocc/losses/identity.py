@@ -43,7 +43,9 @@ def margin_logits(cosine: Tensor, identity: Tensor, margin_type: str, margin: fl
     """
     check_margin(margin_type, margin)
     if cosine.ndim != 2 or identity.shape != cosine.shape[:1]:
-        raise ValueError(f"expected cosines (B, K) and identities (B,), got {tuple(cosine.shape)} and {tuple(identity.shape)}")
+        raise ValueError(
+            f"expected cosines (B, K) and identities (B,), got {tuple(cosine.shape)} and {tuple(identity.shape)}"
+        )
     cosine = widen(cosine)
     if margin_type == "softmax":
         return cosine
@@ -92,8 +94,13 @@ def identity_loss(
     if share is None:
         return F.cross_entropy(scale * margin_logits(cosine, identity, margin_type, margin), identity)
     if identity.ndim != 2 or share.shape != identity.shape:
-        raise ValueError(f"expected identities and shares of one shape (B, T), got {tuple(identity.shape)} and {tuple(share.shape)}")
-    losses = [F.cross_entropy(scale * margin_logits(cosine, one, margin_type, margin), one, reduction="none") for one in identity.T]
+        raise ValueError(
+            f"expected identities and shares of one shape (B, T), got {tuple(identity.shape)} and {tuple(share.shape)}"
+        )
+    losses = [
+        F.cross_entropy(scale * margin_logits(cosine, one, margin_type, margin), one, reduction="none")
+        for one in identity.T
+    ]
     return (torch.stack(losses, 1) * share).sum(1).mean()
 
 
@@ -111,7 +118,9 @@ class IdentityLoss(nn.Module):
         ValueError: as `identity_loss`, or a count is not positive.
     """
 
-    def __init__(self, num_identities: int, dim: int, margin_type: str = "softmax", margin: float = 0.0, scale: float = 64.0) -> None:
+    def __init__(
+        self, num_identities: int, dim: int, margin_type: str = "softmax", margin: float = 0.0, scale: float = 64.0
+    ) -> None:
         super().__init__()
         if num_identities < 1 or dim < 1:
             raise ValueError(f"num_identities and dim must be positive, got {num_identities} and {dim}")
@@ -128,7 +137,9 @@ class IdentityLoss(nn.Module):
             ValueError: the centres' shape is not (K, D).
         """
         if centers.shape != self.weight.shape:
-            raise ValueError(f"expected identity centres of shape {tuple(self.weight.shape)}, got {tuple(centers.shape)}")
+            raise ValueError(
+                f"expected identity centres of shape {tuple(self.weight.shape)}, got {tuple(centers.shape)}"
+            )
         with torch.no_grad():
             self.weight.copy_(centers)
 

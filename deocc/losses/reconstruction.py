@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from deocc.losses.distances import widen
 
 
-def masked_l1_loss(generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float = 1.0, visible_weight: float = 0.1) -> Tensor:
+def masked_l1_loss(
+    generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float = 1.0, visible_weight: float = 0.1
+) -> Tensor:
     """Weighted l1 distance of a generated face from the clean one.
 
     Args:
@@ -81,7 +83,9 @@ def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Te
     """
     shapes = [[tuple(item.shape) for item in maps] for maps in (completed, clean)]
     if not completed or shapes[0] != shapes[1]:
-        raise ValueError(f"expected feature maps of equal shapes of completed and clean faces, got {shapes[0]} and {shapes[1]}")
+        raise ValueError(
+            f"expected feature maps of equal shapes of completed and clean faces, got {shapes[0]} and {shapes[1]}"
+        )
     pairs = zip(completed, clean, strict=True)
     return torch.stack([(_unit(ours) - _unit(theirs.detach())).square().sum(1).mean() for ours, theirs in pairs]).mean()
 
@@ -101,7 +105,9 @@ def perceptual_loss(features: Features, completed_face: Tensor, face: Tensor) ->
         ValueError: the shapes differ.
     """
     if completed_face.shape != face.shape:
-        raise ValueError(f"expected completed and clean faces of one shape, got {tuple(completed_face.shape)} and {tuple(face.shape)}")
+        raise ValueError(
+            f"expected completed and clean faces of one shape, got {tuple(completed_face.shape)} and {tuple(face.shape)}"
+        )
     with torch.no_grad():
         targets = _listed(features(face))
     return feature_distance(_listed(features(completed_face)), targets)

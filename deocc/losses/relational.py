@@ -49,7 +49,9 @@ def instance_relation_loss(
     student, target = widen(student), widen(teacher.detach())
     if beta > 0:
         if centers is None:
-            raise ValueError(f"beta = {beta} needs the identity centres: pass centers of shape {tuple(teacher.shape)}, or beta = 0")
+            raise ValueError(
+                f"beta = {beta} needs the identity centres: pass centers of shape {tuple(teacher.shape)}, or beta = 0"
+            )
         if centers.shape != teacher.shape:
             raise ValueError(f"expected one centre a sample, {tuple(teacher.shape)}, got {tuple(centers.shape)}")
         target = torch.lerp(target, centers.detach().to(target.dtype), beta)
@@ -117,7 +119,9 @@ def triplet_relation_loss(
     return shares * angle_difference(ours, theirs, chunk_size, taken)
 
 
-def prediction_relation_loss(student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float) -> Tensor:
+def prediction_relation_loss(
+    student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float
+) -> Tensor:
     """Softened KL [2] between the identities that teacher and student see, by their similarity to the identity centres.
 
     Args:
@@ -212,7 +216,9 @@ def _relative_squares(embedding: Tensor) -> Tensor:
     return squared / squared.detach().mean().clamp_min(torch.finfo(squared.dtype).tiny)
 
 
-def _share_of_vertices(size: int, vertices: slice | None, max_vertices: int | None, turn: int) -> tuple[slice | None, int]:
+def _share_of_vertices(
+    size: int, vertices: slice | None, max_vertices: int | None, turn: int
+) -> tuple[slice | None, int]:
     """Every n-th of a batch's vertices, at most `max_vertices`, and n; raise ValueError unless that is a positive number or None."""
     if max_vertices is None:
         return vertices, 1
@@ -229,7 +235,9 @@ def _check_shapes(student: Tensor, teacher: Tensor, same_dimension: bool = False
     fits = student.ndim == teacher.ndim == 2 and len(student) == len(teacher)
     if not fits or (same_dimension and student.shape != teacher.shape):
         allowed = "(B, D) of one shape" if same_dimension else "(B, D) and (B, D') of one batch size"
-        raise ValueError(f"expected student and teacher embeddings {allowed}, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+        raise ValueError(
+            f"expected student and teacher embeddings {allowed}, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
 
 
 def _check_beta(beta: float) -> None:

@@ -25,7 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.losses.distances import widen
-from deocc.losses.distributed import gather_embeddings, join_targets, logsumexp_over_processes, process_place, rows_of, sum_over_processes
+from deocc.losses.distributed import (
+    gather_embeddings,
+    join_targets,
+    logsumexp_over_processes,
+    process_place,
+    rows_of,
+    sum_over_processes,
+)
 from deocc.losses.identity import check_margin, check_scale, margin_cosine
 
 
@@ -174,9 +181,13 @@ class ShardedIdentityLoss(nn.Module):
         people, shares = join_targets(people), join_targets(shares)
         if people.min() < 0 or people.max() >= self.num_identities:
             found = f"{int(people.min())} to {int(people.max())}"
-            raise ValueError(f"identities must lie in 0 to {self.num_identities - 1}, got {found}: is this the training set of the head?")
+            raise ValueError(
+                f"identities must lie in 0 to {self.num_identities - 1}, got {found}: is this the training set of the head?"
+            )
         chosen = choose_identities(people, self.num_identities, self.rows, self.sample_share, seed)
-        weight = self.weight if self.sample_share == 1 else F.embedding(chosen - self.rows.start, self.weight, sparse=True)
+        weight = (
+            self.weight if self.sample_share == 1 else F.embedding(chosen - self.rows.start, self.weight, sparse=True)
+        )
         return sharded_identity_loss(joined, weight, chosen, people, shares, self.margin_type, self.margin, self.scale)
 
 
@@ -201,7 +212,13 @@ def _check_targets(embedding: Tensor, identity: Tensor, share: Tensor | None) ->
     if share is None and identity.ndim == 1:
         identity = identity[:, None]
         share = torch.ones_like(identity, dtype=torch.float32)
-    if share is None or embedding.ndim != 2 or identity.ndim != 2 or share.shape != identity.shape or len(embedding) != len(identity):
+    if (
+        share is None
+        or embedding.ndim != 2
+        or identity.ndim != 2
+        or share.shape != identity.shape
+        or len(embedding) != len(identity)
+    ):
         given = None if share is None else tuple(share.shape)
         raise ValueError(
             "expected embeddings (B, D) with identities (B,), or with identities and shares (B, T), got "

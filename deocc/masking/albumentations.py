@@ -54,7 +54,10 @@ class MaskFace(ImageOnlyTransform):  # type: ignore[misc]  # albumentations ship
         """The seed, from the transform's own generator, and the landmarks."""
         points = data.get("keypoints")
         points = data.get("landmarks") if points is None else np.asarray(points)[:, :2]
-        return {"seed": self.py_random.getrandbits(63), "landmarks": None if points is None else np.asarray(points, np.float32)}
+        return {
+            "seed": self.py_random.getrandbits(63),
+            "landmarks": None if points is None else np.asarray(points, np.float32),
+        }
 
     def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Render once, and return the image and its mask with all other data."""

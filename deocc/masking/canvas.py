@@ -155,7 +155,16 @@ def _weighted_sum(a: float | Tensor, p: Tensor, b: float | Tensor, q: Tensor) ->
     return first if isinstance(b, float) and b == 0 else first + b * q
 
 
-_SIDE = ((0.18, -0.35), (0.42, -0.40), (0.30, 0.42), (0.50, 0.50), (0.62, 0.62), (0.50, 0.80), (0.72, 0.75), (0.62, 1.00))
+_SIDE = (
+    (0.18, -0.35),
+    (0.42, -0.40),
+    (0.30, 0.42),
+    (0.50, 0.50),
+    (0.62, 0.62),
+    (0.50, 0.80),
+    (0.72, 0.75),
+    (0.62, 1.00),
+)
 """Forehead and cheek, in face coordinates: bare skin on most faces, away from eyes, nostrils and mouth. OURS."""
 
 

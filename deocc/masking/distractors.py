@@ -62,7 +62,9 @@ def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
     return _compress(changed, quality)
 
 
-def _paint_some(kinds: tuple[Kind, ...], faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float, stream: int) -> Tensor:
+def _paint_some(
+    kinds: tuple[Kind, ...], faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float, stream: int
+) -> Tensor:
     choice, chance = uniform(seeds, 2, stream).unbind(1)
     number = torch.where(chance < probability, (choice * len(kinds)).long(), -1)
     return paint_kinds(kinds, faces, landmarks, number, seeds ^ stream)[0]

@@ -24,7 +24,9 @@ def register_kind(kind: Kind) -> None:
         ValueError: the name is taken.
     """
     if kind.name in _KINDS:
-        raise ValueError(f"an occluder named {kind.name!r} exists already: choose another name than {', '.join(_KINDS)}")
+        raise ValueError(
+            f"an occluder named {kind.name!r} exists already: choose another name than {', '.join(_KINDS)}"
+        )
     _KINDS[kind.name] = kind
 
 
@@ -62,7 +64,9 @@ def draw_kinds(seeds: Tensor, kinds: Sequence[str] | None = None, clean_probabil
     """
     numbers = kind_numbers(list_kinds() if kinds is None else kinds)
     if not numbers or not 0 <= clean_probability <= 1:
-        raise ValueError(f"expected at least one kind and 0 <= clean_probability <= 1, got {kinds} and {clean_probability}")
+        raise ValueError(
+            f"expected at least one kind and 0 <= clean_probability <= 1, got {kinds} and {clean_probability}"
+        )
     choice, clean = uniform(seeds, 2).unbind(1)
     chosen = torch.tensor(numbers, device=seeds.device)[(choice * len(numbers)).long()]
     return torch.where(clean < clean_probability, -1, chosen)

@@ -21,7 +21,9 @@ _PIXELS_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 26}
 
 
 @torch.no_grad()
-def render(faces: Tensor, landmarks: Tensor | None, kinds: Tensor | Sequence[str] | str, seeds: Tensor) -> tuple[Tensor, Tensor]:
+def render(
+    faces: Tensor, landmarks: Tensor | None, kinds: Tensor | Sequence[str] | str, seeds: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mask faces.
 
     Rule of grey: where a face's three channels are equal everywhere, its occluder is painted in the brightness (BT.601) of its colours,
@@ -55,7 +57,9 @@ def render(faces: Tensor, landmarks: Tensor | None, kinds: Tensor | Sequence[str
 
 
 @torch.no_grad()
-def paint_kinds(table: Sequence[Kind], faces: Tensor, landmarks: Tensor | None, numbers: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+def paint_kinds(
+    table: Sequence[Kind], faces: Tensor, landmarks: Tensor | None, numbers: Tensor, seeds: Tensor
+) -> tuple[Tensor, Tensor]:
     """Paint on each face the kind at its position in `table`; arguments and results otherwise as for `render`.
 
     Args:
@@ -126,7 +130,9 @@ def _paint_group(kind: Kind, channels: int, inputs: RenderInputs, out: tuple[Ten
 def _blend(layer: Layer, channels: int, out: tuple[Tensor, Tensor, Tensor]) -> None:
     """face (1 - alpha) + (2 colour - 1) alpha; where alpha is 0 this is the face less +0, so every bit of it, whatever the colour."""
     faces, masks, index = out
-    alpha = layer.alpha.unsqueeze(1).to(torch.promote_types(layer.alpha.dtype, faces.dtype))  # in float32, 1 - alpha is rounded
+    alpha = layer.alpha.unsqueeze(1).to(
+        torch.promote_types(layer.alpha.dtype, faces.dtype)
+    )  # in float32, 1 - alpha is rounded
     away = alpha - (layer.colour * (alpha * 2)).nan_to_num_()
     blended = (faces[:, :channels].index_select(0, index) * (1 - alpha)).sub_(away)
     faces.index_copy_(0, index, blended.to(faces.dtype).expand(-1, 3, -1, -1))
@@ -158,7 +164,9 @@ def _numbers(kinds: Tensor | Sequence[str] | str, faces: Tensor) -> Tensor:
         names = [kinds] * len(faces) if isinstance(kinds, str) else list(kinds)
         kinds = torch.tensor(kind_numbers(names), dtype=torch.int64, device=faces.device)
     if kinds.shape != faces.shape[:1] or kinds.dtype != torch.int64:
-        raise ValueError(f"expected one int64 kind or one name per face, ({len(faces)},), got {kinds.dtype} {tuple(kinds.shape)}")
+        raise ValueError(
+            f"expected one int64 kind or one name per face, ({len(faces)},), got {kinds.dtype} {tuple(kinds.shape)}"
+        )
     count = len(list_kinds())
     if bool(((kinds < -1) | (kinds >= count)).any()):
         raise ValueError(f"expected kinds from -1 to {count - 1} ({', '.join(list_kinds())}), got {kinds.tolist()}")
@@ -170,11 +178,15 @@ def _points(landmarks: Tensor | None, faces: Tensor) -> Tensor:
     if landmarks is None:
         height, width = faces.shape[-2:]
         if height != width:
-            raise ValueError(f"without landmarks the faces must be square canonical crops, got {height} x {width}: pass landmarks")
+            raise ValueError(
+                f"without landmarks the faces must be square canonical crops, got {height} x {width}: pass landmarks"
+            )
         landmarks = TEMPLATES["canonical"].tensor(width)
     if landmarks.shape not in ((5, 2), (len(faces), 5, 2)):
         raise ValueError(f"expected landmarks (5, 2) or ({len(faces)}, 5, 2), got {tuple(landmarks.shape)}")
     if not bool((landmarks.abs() <= LARGEST_COORDINATE).all()):
         found = f"got {float(landmarks.abs().max()):g}"
-        raise ValueError(f"landmarks must be finite pixels up to {LARGEST_COORDINATE:g}, {found}: check the detector, or pass None")
+        raise ValueError(
+            f"landmarks must be finite pixels up to {LARGEST_COORDINATE:g}, {found}: check the detector, or pass None"
+        )
     return landmarks.to(device=faces.device, dtype=torch.float32).expand(len(faces), 5, 2)

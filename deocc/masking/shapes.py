@@ -29,7 +29,9 @@ def _blend(a: Tensor, b: Tensor, radius: float) -> Tensor:
     return overlap.mul_(overlap).mul_(0.25 / radius)
 
 
-def rounded_box(x: Tensor, y: Tensor, half_width: float | Tensor, half_height: float | Tensor, radius: float | Tensor) -> Tensor:
+def rounded_box(
+    x: Tensor, y: Tensor, half_width: float | Tensor, half_height: float | Tensor, radius: float | Tensor
+) -> Tensor:
     """Signed distance to an axis-parallel box round (0, 0) with corners of the given radius."""
     dx, dy = x.abs() - (half_width - radius), y.abs() - (half_height - radius)
     inside = torch.maximum(dx, dy).clamp_max_(0)
@@ -96,7 +98,9 @@ class FaceFrame(NamedTuple):
         eyes = (ex * ex + ey * ey).sqrt().clamp_min(1e-3)
         ex, ey = ex / eyes, ey / eyes
         down = my * ex - mx * ey
-        flip = torch.where(down < 0, -1.0, 1.0)  # the points are sorted left to right, so an upside-down face has its mouth above
+        flip = torch.where(
+            down < 0, -1.0, 1.0
+        )  # the points are sorted left to right, so an upside-down face has its mouth above
         nx, ny = -ey * flip, ex * flip
         du = torch.maximum(eyes, 0.6 * down.abs())
         dv = down.abs().clamp(0.7 * du, 1.5 * du)

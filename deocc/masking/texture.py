@@ -46,7 +46,9 @@ class Texture:
         self._frame = FaceFrame.from_landmarks(anchors[None])
         self.extent = self._face_extent(picture.shape[1], picture.shape[2])
         self._border = 1 << _LEVELS
-        colour = picture[:3] * picture[3:]  # premultiplied, so that transparent pixels lend no colour to their neighbours
+        colour = (
+            picture[:3] * picture[3:]
+        )  # premultiplied, so that transparent pixels lend no colour to their neighbours
         levels = _pyramid(torch.cat([colour, picture[3:]]), self._border)
         self._texels = torch.cat([level.flatten(1) for level in levels], 1)
         sizes = [(level.shape[1], level.shape[2]) for level in levels]
@@ -108,7 +110,9 @@ def _read(path: Path) -> Tensor:
         raise FileNotFoundError(f"no texture at {path.resolve()}: give the path of an RGBA PNG")
     with Image.open(path, formats=("PNG",)) as image:
         if "A" not in image.getbands():
-            raise ValueError(f"{path} has no alpha channel (mode {image.mode}): save it as an RGBA PNG, transparent where the face shows")
+            raise ValueError(
+                f"{path} has no alpha channel (mode {image.mode}): save it as an RGBA PNG, transparent where the face shows"
+            )
         pixels = np.array(image.convert("RGBA"))
     if not pixels[..., 3].any():
         raise ValueError(f"{path} is transparent everywhere: an occluder must cover something")

@@ -33,7 +33,15 @@ from deocc.modules.identity_head import (
     share_out,
     split_head,
 )
-from deocc.modules.optimization import check_stage, check_weights, gradient_norms, leave_out, put_back, warmup_cosine, weighted_terms
+from deocc.modules.optimization import (
+    check_stage,
+    check_weights,
+    gradient_norms,
+    leave_out,
+    put_back,
+    warmup_cosine,
+    weighted_terms,
+)
 from deocc.modules.row_adamw import student_optimizer
 from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.networks.averaging import WeightAverage
@@ -144,7 +152,11 @@ class DistillationModule(RecognitionModule):
         check_head(identity_head, identity_sample_share)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
         if student is None:
-            student, student_weights, student_options = teacher, student_weights or teacher_weights, student_options or teacher_options
+            student, student_weights, student_options = (
+                teacher,
+                student_weights or teacher_weights,
+                student_options or teacher_options,
+            )
         start = create_embedder(student, student_weights, **read_options(student_options))
         self.student = Student(start, self.teacher.embedding_dim, student_input, mask_channel)
         check_start(self.student, self.teacher.embedding_dim, interpolation)
@@ -155,7 +167,9 @@ class DistillationModule(RecognitionModule):
             )
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         known = inpainting_checkpoint is not None and not self.awaits_deoccluder
-        self.deoccluder = Deoccluder.from_checkpoint(str(inpainting_checkpoint), segmenter_checkpoint) if known else None
+        self.deoccluder = (
+            Deoccluder.from_checkpoint(str(inpainting_checkpoint), segmenter_checkpoint) if known else None
+        )
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
@@ -198,7 +212,9 @@ class DistillationModule(RecognitionModule):
         if stage == "fit" and self.hparams["identity_weight"] > 0 and self.classifier is None:
             self._build_classifier(self.trainer.datamodule.num_identities)  # type: ignore[attr-defined]
         # Every process computes equal centres: sending them in each step would be 2 GB at a million people.
-        leave_to_processes(self, "identity_centers", *(["classifier"] if isinstance(self.classifier, ShardedIdentityLoss) else []))
+        leave_to_processes(
+            self, "identity_centers", *(["classifier"] if isinstance(self.classifier, ShardedIdentityLoss) else [])
+        )
 
     def configure_model(self) -> None:
         """Share the student out where the strategy brings a mesh of processes."""
@@ -216,7 +232,9 @@ class DistillationModule(RecognitionModule):
         fresh = len(self.identity_centers) == 0
         aligned = self.hparams["teacher_view"] == "aligned"
         if aligned and data.blends:
-            raise ValueError("teacher_view aligned knows no blended faces: set data.blend_probability to 0, or teacher_view to augmented")
+            raise ValueError(
+                "teacher_view aligned knows no blended faces: set data.blend_probability to 0, or teacher_view to augmented"
+            )
         views = (False,) if aligned else data.plain_views
         if fresh or views:
             cache = TeacherCache(self.teacher, self.trainer, views)
@@ -289,7 +307,9 @@ class DistillationModule(RecognitionModule):
     def _terms(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> dict[str, Tensor]:
         """The weighted losses whose weight is not 0."""
         losses: dict[str, Callable[[], Tensor]] = {
-            "identity": lambda: blended_identity_loss(cast(IdentityHead, self.classifier), student, batch, self.global_step),
+            "identity": lambda: blended_identity_loss(
+                cast(IdentityHead, self.classifier), student, batch, self.global_step
+            ),
             "instance": lambda: self.instance(student, teacher, own_centers(self.identity_centers, batch)),
             "pair": lambda: gathered_pair_relation_loss(student, teacher),
             "triplet": lambda: gathered_triplet_relation_loss(
@@ -310,4 +330,6 @@ class DistillationModule(RecognitionModule):
     def _build_classifier(self, num_identities: int) -> None:
         head, share = self.hparams["identity_head"], self.hparams["identity_sample_share"]
         margin = (self.hparams["margin_type"], self.hparams["margin"], self.hparams["scale"])
-        self.classifier = build_identity_head(head, share, num_identities, self.teacher.embedding_dim, *margin).to(self.device)
+        self.classifier = build_identity_head(head, share, num_identities, self.teacher.embedding_dim, *margin).to(
+            self.device
+        )

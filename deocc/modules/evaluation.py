@@ -70,7 +70,13 @@ class SteppingModule(pl.LightningModule):
 
 GALLERIES = ("gallery_teacher", "gallery_student", "gallery_teacher_predicted_mask", "gallery_student_predicted_mask")
 """Clean faces: by an empty mask, and as photographs are embedded, by the predicted mask."""
-PROBES = ("teacher_masked", "teacher_completed", "teacher_completed_predicted_mask", "student", "student_predicted_mask")
+PROBES = (
+    "teacher_masked",
+    "teacher_completed",
+    "teacher_completed_predicted_mask",
+    "student",
+    "student_predicted_mask",
+)
 SOURCES = ("given_mask", "predicted_mask")
 
 
@@ -95,7 +101,9 @@ class Comparison(nn.Module):
     def add_restoration(self, source: str, completed_face: Tensor, batch: MaskedFaceBatch) -> None:
         """Add a batch's completed faces, (B, 3, H, W) in [-1, 1], to one of `SOURCES`."""
         self.seen.add(source)
-        cast(RestorationMetric, self.restoration[source]).update(completed_face, batch["face"], batch["mask"], batch["kind"])
+        cast(RestorationMetric, self.restoration[source]).update(
+            completed_face, batch["face"], batch["mask"], batch["kind"]
+        )
 
     def add_mask_prediction(self, predicted_mask: Tensor, batch: MaskedFaceBatch) -> None:
         """Add a batch's predicted masks, (B, 1, H, W) in [0, 1]; those of bare faces measure false alarms."""
@@ -104,8 +112,14 @@ class Comparison(nn.Module):
 
     def collect(self) -> tuple[dict[str, EmbeddingSet], dict[str, dict[str, Any]]]:
         """The embeddings by row and the restoration by source, of what was seen; then start anew."""
-        embeddings = {name: cast(EmbeddingBank, bank).compute() for name, bank in self.banks.items() if name in self.seen}
-        restoration = {name: cast(RestorationMetric, metric).compute() for name, metric in self.restoration.items() if name in self.seen}
+        embeddings = {
+            name: cast(EmbeddingBank, bank).compute() for name, bank in self.banks.items() if name in self.seen
+        }
+        restoration = {
+            name: cast(RestorationMetric, metric).compute()
+            for name, metric in self.restoration.items()
+            if name in self.seen
+        }
         self.reset()
         return embeddings, restoration
 
@@ -124,7 +138,9 @@ def centred(raw: Tensor, center: Tensor) -> Tensor:
 _CHUNK = 16384  # rows: 32 MiB of 512 numbers each
 
 
-def identity_centers(embeddings: NDArray[np.float32], identity: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+def identity_centers(
+    embeddings: NDArray[np.float32], identity: NDArray[np.int64], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The mean over people, by which embeddings are centred, and every person's centre, from clean faces.
 
     Args:
@@ -192,7 +208,11 @@ class RecognitionModule(SteppingModule):
         masked_face = batch["masked_face"]
         mask = self._predicted_mask(masked_face)
         completed_face = self._complete(masked_face, mask)
-        return {"mask": mask, "completed_face": completed_face, "embedding": self._embed_student(masked_face, completed_face, mask)}
+        return {
+            "mask": mask,
+            "completed_face": completed_face,
+            "embedding": self._embed_student(masked_face, completed_face, mask),
+        }
 
     def on_validation_epoch_end(self) -> None:
         """Log verification and identification of teacher and student on the validation people."""
@@ -220,7 +240,9 @@ class RecognitionModule(SteppingModule):
             list_kinds(),
             data.provenance(),
             data.protocol,
-            predicted_mask_galleries={name: galleries[f"{name}_predicted_mask"] for name in ("teacher", "student") if len(galleries) == 4},
+            predicted_mask_galleries={
+                name: galleries[f"{name}_predicted_mask"] for name in ("teacher", "student") if len(galleries) == 4
+            },
         )
         if predicted is not None:
             self.results |= mask_prediction_results(predicted, list_kinds())
@@ -235,7 +257,9 @@ class RecognitionModule(SteppingModule):
         shown: dict[str, Tensor] = {}
         known = "mask" in batch
         if known or self.deoccluder is None:
-            shown = self._embed_completed(batch, batch["mask"] if known else self._predicted_mask(masked_face), "given_mask", "")
+            shown = self._embed_completed(
+                batch, batch["mask"] if known else self._predicted_mask(masked_face), "given_mask", ""
+            )
         if (predicted or not known) and self.deoccluder is not None:
             mask = self._predicted_mask(masked_face)
             if known:
@@ -297,7 +321,9 @@ class RecognitionModule(SteppingModule):
         if self.deoccluder is not None:
             return self.deoccluder.predict_mask(masked_face)
         if self.student.needs_mask:
-            raise ValueError("no mask given, and no de-occluder to predict it: train with model.init_args.inpainting_checkpoint")
+            raise ValueError(
+                "no mask given, and no de-occluder to predict it: train with model.init_args.inpainting_checkpoint"
+            )
         return _no_mask(masked_face)
 
     def _check_deoccluder(self) -> None:

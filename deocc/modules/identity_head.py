@@ -44,13 +44,17 @@ def share_out(mesh: DeviceMesh | None, trained: nn.Module, *likewise: nn.Module 
 def check_shareable(mesh: DeviceMesh | None, classifier: nn.Module | None) -> None:
     """Raise ValueError where a classifier would be trained beside a shared-out student: nobody would average its gradient."""
     if mesh is not None and classifier is not None:
-        raise ValueError("configs/trainer/fsdp.yaml shares out the student alone: give model.init_args.identity_weight 0, or train by DDP")
+        raise ValueError(
+            "configs/trainer/fsdp.yaml shares out the student alone: give model.init_args.identity_weight 0, or train by DDP"
+        )
 
 
 def check_loadable(checkpoint: Mapping[str, Any]) -> None:
     """Raise ValueError where a strategy has taken the weights out of `checkpoint`, which then cannot be completed by what it leaves out."""
     if "state_dict" not in checkpoint:
-        raise ValueError("a training by configs/trainer/fsdp.yaml cannot be resumed by it: go on by configs/trainer/ddp.yaml, or anew")
+        raise ValueError(
+            "a training by configs/trainer/fsdp.yaml cannot be resumed by it: go on by configs/trainer/ddp.yaml, or anew"
+        )
 
 
 def people(batch: MaskedFaceBatch) -> Tensor:
@@ -112,7 +116,9 @@ def check_head(head: HeadType, sample_share: float) -> None:
     if not 0 < sample_share <= 1:
         raise ValueError(f"identity_sample_share must lie in (0, 1], got {sample_share}")
     if head == "full" and sample_share < 1:
-        raise ValueError(f"identity_sample_share {sample_share} needs identity_head sharded, which one process can have too; or give 1.0")
+        raise ValueError(
+            f"identity_sample_share {sample_share} needs identity_head sharded, which one process can have too; or give 1.0"
+        )
 
 
 def leave_to_processes(module: nn.Module, *names: str) -> None:
@@ -128,7 +134,9 @@ def leave_to_processes(module: nn.Module, *names: str) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(head: ShardedIdentityLoss, optimizer: Optimizer, limit: float | None, algorithm: str | None = None) -> None:
+def clip_gradients(
+    head: ShardedIdentityLoss, optimizer: Optimizer, limit: float | None, algorithm: str | None = None
+) -> None:
     """Clip as Lightning does, by the norm of one process with all rows: the others' rows count, so all processes shrink alike.
 
     Args:
@@ -161,7 +169,9 @@ def gather_head(checkpoint: dict[str, Any], name: str, head: ShardedIdentityLoss
     """
     if process_place()[1] == 1:
         return
-    _replace(checkpoint, name, lambda own: _gathered(own, head.num_identities) if own.shape == head.weight.shape else own)
+    _replace(
+        checkpoint, name, lambda own: _gathered(own, head.num_identities) if own.shape == head.weight.shape else own
+    )
 
 
 def split_head(checkpoint: dict[str, Any], name: str, head: ShardedIdentityLoss) -> None:

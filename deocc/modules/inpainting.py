@@ -109,7 +109,9 @@ class InpaintingModule(RestorationModule):
         self.save_hyperparameters()
         check_weights(self.hparams, ("reconstruction", "adversarial", "identity", "perceptual"))
         if accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, the number of parts that a batch is taken in, got {accumulate}")
+            raise ValueError(
+                f"accumulate must be at least 1, the number of parts that a batch is taken in, got {accumulate}"
+            )
         self.automatic_optimization = False
         self.generator = Generator(width=width, attention=attention)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
@@ -174,7 +176,9 @@ class InpaintingModule(RestorationModule):
             groups.append({"params": list(self.segmenter.parameters()), "lr": self.hparams["segmenter_learning_rate"]})
         optimizers: list[Optimizer] = [Adam(groups, betas=betas)]
         if self.discriminator is not None:
-            optimizers.append(Adam(self.discriminator.parameters(), lr=self.hparams["discriminator_learning_rate"], betas=betas))
+            optimizers.append(
+                Adam(self.discriminator.parameters(), lr=self.hparams["discriminator_learning_rate"], betas=betas)
+            )
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [warmup_cosine(optimizer, steps) for optimizer in optimizers]
 
@@ -187,7 +191,9 @@ class InpaintingModule(RestorationModule):
             def judge(face: Tensor) -> Tensor:
                 return torch.cat([logits.flatten(1) for logits in discriminator(face, mask)], 1)
 
-            share = uniform(batch["seed"], 1, _PENALTY_STREAM)[:, 0]  # an image's own, in whatever part or process it is
+            share = uniform(batch["seed"], 1, _PENALTY_STREAM)[
+                :, 0
+            ]  # an image's own, in whatever part or process it is
             loss = loss + _GRADIENT_PENALTY_WEIGHT * gradient_penalty(judge, batch["face"], completed_face, share)
         return loss
 
@@ -201,7 +207,9 @@ class InpaintingModule(RestorationModule):
         }
         terms = weighted_terms(self.hparams, losses)
         if self.segmenter is not None:
-            terms["segmentation"] = part.images * mask_segmentation_loss(self.segmenter(part.batch["masked_face"]), mask)
+            terms["segmentation"] = part.images * mask_segmentation_loss(
+                self.segmenter(part.batch["masked_face"]), mask
+            )
         return terms
 
     def _adversarial_loss(self, completed_face: Tensor, mask: Tensor) -> Tensor:
@@ -217,8 +225,12 @@ class InpaintingModule(RestorationModule):
         shift = tuple(number - _SHIFT for number in divmod(self.global_step % (2 * _SHIFT + 1) ** 2, 2 * _SHIFT + 1))
         blur = self.hparams["teacher_blur"]
         with torch.no_grad():
-            clean, clean_maps = self.teacher.embed_with_features(gaussian_blur(part.batch["face"].roll(shift, (2, 3)), blur))
-        completed, completed_maps = self.teacher.embed_with_features(gaussian_blur(completed_face.roll(shift, (2, 3)), blur))
+            clean, clean_maps = self.teacher.embed_with_features(
+                gaussian_blur(part.batch["face"].roll(shift, (2, 3)), blur)
+            )
+        completed, completed_maps = self.teacher.embed_with_features(
+            gaussian_blur(completed_face.roll(shift, (2, 3)), blur)
+        )
         return {
             "identity": lambda: part.images * instance_relation_loss(completed, clean),
             "perceptual": lambda: part.images * feature_distance(completed_maps, clean_maps),

@@ -69,7 +69,9 @@ def check_stage(checkpoint: dict[str, Any], wanted: str) -> None:
 
 def leave_out(checkpoint: dict[str, Any], name: str) -> None:
     """Drop the state of the submodule `name`: its weights belong to somebody else and are loaded anew from where they came from."""
-    checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(f"{name}.")}
+    checkpoint["state_dict"] = {
+        key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(f"{name}.")
+    }
 
 
 def put_back(checkpoint: dict[str, Any], name: str, module: nn.Module | None) -> None:
@@ -99,7 +101,9 @@ def take_apart(batch: MaskedFaceBatch, number: int, mean_over_processes: Callabl
         mean_over_processes: a tensor's mean over all processes, which all of them call once a batch.
     """
     pieces = {key: cast(Tensor, value).chunk(number) for key, value in batch.items()}
-    parts = [cast(MaskedFaceBatch, dict(zip(pieces, values, strict=True))) for values in zip(*pieces.values(), strict=True)]
+    parts = [
+        cast(MaskedFaceBatch, dict(zip(pieces, values, strict=True))) for values in zip(*pieces.values(), strict=True)
+    ]
     counts = torch.stack([_counts(part["mask"]) for part in parts])
     shares = counts / mean_over_processes(counts.sum(0)).clamp_min(torch.finfo(counts.dtype).tiny)
     return [Part(part, *row) for part, row in zip(parts, shares, strict=True)]

@@ -67,7 +67,12 @@ class RowAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 outcome = closure()
-        sparse = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None and p.grad.is_sparse]
+        sparse = [
+            (group, p)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and p.grad.is_sparse
+        ]
         gradients = [p.grad for _, p in sparse]
         for (group, parameter), gradient in zip(sparse, gradients, strict=True):
             self._step_rows(group, parameter, gradient.coalesce())

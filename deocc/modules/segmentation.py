@@ -33,7 +33,9 @@ class SegmentationModule(SteppingModule):
         ema_decay: of the running average, per step.
     """
 
-    def __init__(self, width: int = 16, learning_rate: float = 3e-3, weight_decay: float = 1e-4, ema_decay: float = 0.998) -> None:
+    def __init__(
+        self, width: int = 16, learning_rate: float = 3e-3, weight_decay: float = 1e-4, ema_decay: float = 0.998
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.segmenter = MaskSegmenter(width)
@@ -78,7 +80,10 @@ class SegmentationModule(SteppingModule):
         """Calibrate the gate on all processes' bare faces, and log intersection over union by kind."""
         if self._bare_shares:
             shares = cast(Tensor, self.all_gather(torch.cat(self._bare_shares))).flatten()
-            for segmenter in (self.segmenter, self.averaged_segmenter):  # the average copies the buffers of what it follows
+            for segmenter in (
+                self.segmenter,
+                self.averaged_segmenter,
+            ):  # the average copies the buffers of what it follows
                 segmenter.calibrate_gate(shares)
             self.log("val/gate", self.averaged_segmenter.gate.clone())
         self._bare_shares = []
@@ -86,7 +91,9 @@ class SegmentationModule(SteppingModule):
         self.mask_prediction.reset()
         if not self.trainer.sanity_checking:
             self.log_dict(flat_scores(scores["mean"], "val/predicted_mask"))
-            self.log_dict({f"val/iou/{list_kinds()[kind]}": each["iou"] for kind, each in scores["per_kind"].items() if kind >= 0})
+            self.log_dict(
+                {f"val/iou/{list_kinds()[kind]}": each["iou"] for kind, each in scores["per_kind"].items() if kind >= 0}
+            )
 
     def on_test_epoch_end(self) -> None:
         """Build the results, which `deocc.callbacks` writes."""
@@ -97,7 +104,9 @@ class SegmentationModule(SteppingModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine decay."""
-        optimizer = AdamW(self.segmenter.parameters(), lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"])
+        optimizer = AdamW(
+            self.segmenter.parameters(), lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"]
+        )
         scheduler = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -116,7 +125,9 @@ class SegmentationModule(SteppingModule):
     @outside_autocast
     def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int, calibrating: bool) -> dict[str, Tensor]:
         if "mask" not in batch:
-            raise ValueError("these faces have real occluders of unknown extent: a mask predictor cannot be measured on them")
+            raise ValueError(
+                "these faces have real occluders of unknown extent: a mask predictor cannot be measured on them"
+            )
         if dataloader_idx == 0 and calibrating:
             self._bare_shares.append(predicted_share(self.averaged_segmenter(batch["face"]).sigmoid()))
             return {}

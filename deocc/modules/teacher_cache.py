@@ -125,7 +125,9 @@ def _remove_abandoned(folder: Path) -> None:
                 draft.unlink()
 
 
-_VERSION: Final = 1  # raised when the same teacher and faces give other embeddings, so that old files are not taken for new ones
+_VERSION: Final = (
+    1  # raised when the same teacher and faces give other embeddings, so that old files are not taken for new ones
+)
 
 
 class TrainingData(Protocol):
@@ -177,7 +179,9 @@ class TeacherCache:
         used = self._data.training_identity >= 0
         self._shape, self._number = (len(used), teacher.embedding_dim), int(used.sum())
         key = f"{teacher_fingerprint(teacher)}/{self._data.training_fingerprint()}" if trainer.is_global_zero else ""
-        self._key, self._draft = self._strategy.broadcast((hashlib.sha256(f"{_VERSION}/{key}".encode()).hexdigest()[:32], uuid.uuid4().hex))
+        self._key, self._draft = self._strategy.broadcast(
+            (hashlib.sha256(f"{_VERSION}/{key}".encode()).hexdigest()[:32], uuid.uuid4().hex)
+        )
         stored = self._stored(flipped=False)
         self.faces = self._in_memory() if stored is None else stored
         self._views: dict[bool, Rows] = {False: self.faces} if self._wanted == (False,) else {}
@@ -242,7 +246,9 @@ class TeacherCache:
         rounds = math.ceil(math.ceil(self._number / self._trainer.world_size) / size)
         console = Console(stderr=True, quiet=not self._trainer.is_global_zero)
         for _ in track(range(rounds), "embedding clean faces by the teacher", console=console, transient=True):
-            places, rows = (self._strategy.all_gather(part) for part in self._embedded(next(batches, None), size, flipped))
+            places, rows = (
+                self._strategy.all_gather(part) for part in self._embedded(next(batches, None), size, flipped)
+            )
             yield places.reshape(-1).cpu().numpy(), rows.reshape(-1, self._shape[1]).cpu().numpy()
 
     @torch.no_grad()

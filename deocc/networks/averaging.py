@@ -47,7 +47,9 @@ class WeightAverage(nn.Module):
     def _copy_buffers(self, network: nn.Module) -> None:
         starts = self.start.buffers() if self.start is not None else self.network.buffers()
         for average, current, start in zip(self.network.buffers(), network.buffers(), starts, strict=True):
-            between = self.start is not None and average.is_floating_point()  # counters have no value between two others
+            between = (
+                self.start is not None and average.is_floating_point()
+            )  # counters have no value between two others
             average.copy_(torch.lerp(start, current, self.interpolation) if between else current)
 
     def train(self, mode: bool = True) -> Self:

@@ -83,7 +83,9 @@ class Deoccluder(nn.Module):
             deoccluder.load_state_dict(state)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"{path} holds no whole stage 1 ({reason}): it is damaged or of another version of deocc") from error
+            raise ValueError(
+                f"{path} holds no whole stage 1 ({reason}): it is damaged or of another version of deocc"
+            ) from error
         return deoccluder
 
     def train(self, mode: bool = True) -> Self:
@@ -148,7 +150,11 @@ def check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         raise ValueError(f"a depth of {config['generator']['depth']} for {len(state)} weights")
     with torch.device("meta"):  # shapes without numbers
         wanted = {key: value.shape for key, value in Deoccluder(**config).state_dict().items()}
-    odd = [key for key in wanted.keys() | state.keys() if key not in wanted or key not in state or wanted[key] != state[key].shape]
+    odd = [
+        key
+        for key in wanted.keys() | state.keys()
+        if key not in wanted or key not in state or wanted[key] != state[key].shape
+    ]
     if odd:
         raise ValueError(f"{len(odd)} weights are missing, unknown or of another shape, such as {min(odd)}")
 

@@ -11,12 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.networks.layers import DilatedBlock, GatedConv2d, VisibleAttention, check_face_and_mask, check_width, pad_to_multiple
+from deocc.networks.layers import (
+    DilatedBlock,
+    GatedConv2d,
+    VisibleAttention,
+    check_face_and_mask,
+    check_width,
+    pad_to_multiple,
+)
 
 STRIDE = 8
 """Inputs are padded to a multiple of it: features lie at a quarter of the side, attention patches at an eighth."""
 
-POSITION_CELLS = 14  # a side: the canonical crop is 3.5 eye distances wide, so that a cell is a quarter of the eye distance
+POSITION_CELLS = (
+    14  # a side: the canonical crop is 3.5 eye distances wide, so that a cell is a quarter of the eye distance
+)
 
 
 class Generator(nn.Module):
@@ -44,13 +53,17 @@ class Generator(nn.Module):
         self.encoder_quarter = GatedConv2d(width, features, stride=2)
         # Convolutions do not know where they are, but faces are aligned: what lies under a mask follows from its place in the crop.
         self.position = nn.Parameter(0.1 * torch.randn(1, features, POSITION_CELLS, POSITION_CELLS))
-        gain = 1 / math.sqrt(2 * depth)  # residual branches of unit gain would double the activations' mean square with every block
+        gain = 1 / math.sqrt(
+            2 * depth
+        )  # residual branches of unit gain would double the activations' mean square with every block
         dilations = [2**i for i in range(depth)]
         self.fill = nn.Sequential(*(DilatedBlock(features, d, gain) for d in dilations))
         self.feature_branch = nn.Sequential(*(DilatedBlock(features, d, gain) for d in reversed(dilations)))
         self.attention_branch = VisibleAttention(features) if attention else None
         self.merge = GatedConv2d((2 if attention else 1) * features, width, kernel=1)
-        self.decoder_half = nn.Sequential(GatedConv2d(2 * width, width), GatedConv2d(width, 2 * width), nn.PixelShuffle(2))
+        self.decoder_half = nn.Sequential(
+            GatedConv2d(2 * width, width), GatedConv2d(width, 2 * width), nn.PixelShuffle(2)
+        )
         # The one layer at the full side sees the visible pixels again, so that colours can run on across the mask's rim.
         self.to_image = nn.Conv2d(width // 2 + 4, 3, 3, padding=1)
 
@@ -72,7 +85,9 @@ class Generator(nn.Module):
         branches = [self.feature_branch(features)]
         if self.attention_branch is not None:
             branches.append(self.attention_branch(features, padded_mask))
-        merged = F.interpolate(self.merge(torch.cat(branches, 1)), scale_factor=2.0, mode="bilinear", align_corners=False)
+        merged = F.interpolate(
+            self.merge(torch.cat(branches, 1)), scale_factor=2.0, mode="bilinear", align_corners=False
+        )
         full = _smooth(self.decoder_half(torch.cat([merged, half], 1)))
         image = self.to_image(torch.cat([full, visible], 1))
         return _grey_where_grey(torch.tanh(image[..., : mask.shape[-2], : mask.shape[-1]]), visible)

@@ -25,13 +25,17 @@ def check_face_and_mask(face: Tensor, mask: Tensor) -> None:
     check_face(face)
     if mask.shape != (face.shape[0], 1, *face.shape[2:]):
         expected = (face.shape[0], 1, *face.shape[2:])
-        raise ValueError(f"expected a mask of shape {expected} beside a face of {tuple(face.shape)}, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"expected a mask of shape {expected} beside a face of {tuple(face.shape)}, got {tuple(mask.shape)}"
+        )
 
 
 def check_face(face: Tensor) -> None:
     """Raise ValueError unless face is (B, 3, H, W) with H, W >= `MIN_SIDE`."""
     if face.ndim != 4 or face.shape[1] != 3 or min(face.shape[2:]) < MIN_SIDE:
-        raise ValueError(f"expected faces of shape (B, 3, H, W) with H and W of at least {MIN_SIDE} pixels, got {tuple(face.shape)}")
+        raise ValueError(
+            f"expected faces of shape (B, 3, H, W) with H and W of at least {MIN_SIDE} pixels, got {tuple(face.shape)}"
+        )
 
 
 def check_width(width: int) -> None:
@@ -53,7 +57,15 @@ class GatedConv2d(nn.Module):
     in [0] a layer would cost twice as much, with this one 11 % more; unlike a single-channel gate, it can still close channel by channel.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, dilation: int = 1, gain: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        gain: float = 1.0,
+    ) -> None:
         """Output side = input side / stride (sides must be multiples of the stride); `gain` scales the initial weights' effect."""
         super().__init__()
         self.feature = nn.Conv2d(in_channels, out_channels, kernel, stride, dilation * (kernel // 2), dilation)

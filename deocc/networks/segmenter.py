@@ -45,7 +45,9 @@ class MaskSegmenter(nn.Module):
         self.down_quarter = nn.Sequential(_block(width, 2 * width, stride=2), _block(2 * width, 2 * width))
         self.down_eighth = nn.Sequential(_block(2 * width, 4 * width, stride=2), _block(4 * width, 4 * width))
         # The coarsest layers see the whole crop: a hand has a face's colour, only its place and outline tell.
-        self.down_sixteenth = nn.Sequential(_block(4 * width, 8 * width, stride=2), _block(8 * width, 8 * width, dilation=2))
+        self.down_sixteenth = nn.Sequential(
+            _block(4 * width, 8 * width, stride=2), _block(8 * width, 8 * width, dilation=2)
+        )
         self.up_eighth = _block(12 * width, 4 * width)
         self.up_quarter = _block(6 * width, 2 * width)
         self.up_half = _block(3 * width, width)
@@ -127,9 +129,13 @@ def load_segmenter(path: str | Path) -> MaskSegmenter:
     checkpoint = read_checkpoint(path)
     if checkpoint.get("stage") != "segmentation":
         stage = checkpoint.get("stage", "unknown")
-        raise ValueError(f"{path} is a checkpoint of the stage {stage!r}, not of 'segmentation': give a run of SegmentationModule")
+        raise ValueError(
+            f"{path} is a checkpoint of the stage {stage!r}, not of 'segmentation': give a run of SegmentationModule"
+        )
     prefix = "average.module."
-    state = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    state = {
+        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
     segmenter = MaskSegmenter(int(checkpoint["hyper_parameters"]["width"]))
     segmenter.load_state_dict(state)
     return segmenter

@@ -20,7 +20,9 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
         raise ValueError(
             f"{embedder.name} can be widened once, by at least 1 channel: it has {embedder.extra_channels}, got {extra_channels}"
         )
-    convolutions = ((name, module) for name, module in embedder.network.named_modules() if isinstance(module, nn.Conv2d))
+    convolutions = (
+        (name, module) for name, module in embedder.network.named_modules() if isinstance(module, nn.Conv2d)
+    )
     name, stem = next(((name, module) for name, module in convolutions if module.in_channels == 3), ("", None))
     if stem is None or stem.groups != 1:
         raise ValueError(f"{embedder.name} has no convolution of three channels to widen: choose another student")
@@ -63,7 +65,9 @@ StudentInput = Literal["completed", "masked", "both"]
 class Student(nn.Module):
     """An embedder over the completed face, the masked face or both, and a projection to the teacher's dimension."""
 
-    def __init__(self, embedder: Embedder, out_dim: int, student_input: StudentInput = "completed", mask_channel: bool = False) -> None:
+    def __init__(
+        self, embedder: Embedder, out_dim: int, student_input: StudentInput = "completed", mask_channel: bool = False
+    ) -> None:
         """Wrap and, where needed, widen `embedder`.
 
         Args:
@@ -77,7 +81,9 @@ class Student(nn.Module):
         """
         super().__init__()
         if student_input not in get_args(StudentInput):
-            raise ValueError(f"unknown student_input {student_input!r}: choose one of {', '.join(get_args(StudentInput))}")
+            raise ValueError(
+                f"unknown student_input {student_input!r}: choose one of {', '.join(get_args(StudentInput))}"
+            )
         if not embedder.differentiable:
             raise ValueError(f"{embedder.name} cannot be trained: it can be a teacher, not a student")
         self.student_input, self.mask_channel = student_input, mask_channel

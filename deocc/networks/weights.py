@@ -47,7 +47,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for name in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
+    state = (
+        {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
     if not state:
         raise ValueError(f"{path} holds no named tensors: give a file that holds a network's state_dict")
     return state
@@ -96,7 +100,11 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, 
         ValueError: names are missing or unexpected, or shapes differ; the message shows the first three of each.
     """
     wanted = network.state_dict()
-    found = {key: value for key, value in strip_prefixes(state, wanted).items() if key in wanted or not key.startswith(ignored)}
+    found = {
+        key: value
+        for key, value in strip_prefixes(state, wanted).items()
+        if key in wanted or not key.startswith(ignored)
+    }
     # PyTorch before 0.4.1 saved no counters of batches, and nothing at inference depends on them.
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in wanted]
@@ -108,7 +116,9 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, 
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if any(problems.values()):
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
-        raise ValueError(f"the weights in {source} do not fit {type(network).__name__} ({listed}): give the file of this architecture")
+        raise ValueError(
+            f"the weights in {source} do not fit {type(network).__name__} ({listed}): give the file of this architecture"
+        )
     network.load_state_dict(found, strict=False)
 
 
@@ -129,7 +139,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "weights_only" in reason:  # torch's advice is to load it unsafely
             reason = "it is no file of weights, or holds more than weights"
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else"
+        ) from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
     return content

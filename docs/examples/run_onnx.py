@@ -24,7 +24,9 @@ def crop(photo: Image.Image, points: Sequence[Sequence[float | str]], face: dict
     start = (here.mean() - there.mean() / turn) / finer + edge + 1j * edge
     pixels = np.pad(np.asarray(photo.convert("RGB").reduce(finer)), ((edge, edge), (edge, edge), (0, 0)), "edge")
     coefficients = (back.real, -back.imag, start.real, back.imag, back.real, start.imag)
-    warped = Image.fromarray(pixels).transform((face["size"],) * 2, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+    warped = Image.fromarray(pixels).transform(
+        (face["size"],) * 2, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+    )
     return (np.asarray(warped, np.float32) / 127.5 - 1).transpose(2, 0, 1)
 
 
@@ -32,9 +34,15 @@ def main(model: str, first: str, second: str, *points: str) -> None:
     """Print how similar the faces are, and what the file's thresholds make of that."""
     session = onnxruntime.InferenceSession(model)
     about = json.loads(session.get_modelmeta().custom_metadata_map["deocc.json"])
-    marks = [[pair.split(",") for pair in each.split()] for each in points] or [about["alignments"]["arcface112"]["template"]] * 2
-    faces = np.stack([crop(Image.open(path), five, about["face"]) for path, five in zip((first, second), marks, strict=True)])
-    embedding, covered = session.run(["embedding", "covered"], {"face": faces})  # "completed_face" and "mask" are the others
+    marks = [[pair.split(",") for pair in each.split()] for each in points] or [
+        about["alignments"]["arcface112"]["template"]
+    ] * 2
+    faces = np.stack(
+        [crop(Image.open(path), five, about["face"]) for path, five in zip((first, second), marks, strict=True)]
+    )
+    embedding, covered = session.run(
+        ["embedding", "covered"], {"face": faces}
+    )  # "completed_face" and "mask" are the others
     print(f"similarity {embedding[0] @ embedding[1]:.3f}, covered {covered[0]:.0%} and {covered[1]:.0%} of the faces")
     if about["thresholds"]:
         masked = sum(covered >= about["thresholds"]["masked"]["limit"])

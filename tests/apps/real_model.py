@@ -27,13 +27,20 @@ _MEAN_OF = [0, 57, 113, 171, 229, 287, 345]  # faces of seven people
 def calibration() -> Calibration:
     """0.5 and 0.4 of clean faces, 0.1 less for each masked one; from 30 % covered on a face is masked, from 80 % on nothing is decided."""
     rows: dict[str, tuple[Threshold, ...]] = {
-        name: (Threshold(1e-2, SAME - number / 10, DIFFERENT - number / 10, _VALIDATION, _TEST),) for number, name in enumerate(CONDITIONS)
+        name: (Threshold(1e-2, SAME - number / 10, DIFFERENT - number / 10, _VALIDATION, _TEST),)
+        for number, name in enumerate(CONDITIONS)
     }
     return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.2, SIZE, "Faces", "0")
 
 
 def _write(folder: Path, known: Calibration | None) -> Path:
-    student = {"name": "dlib_resnet", "options": {}, "student_input": "completed", "mask_channel": False, "embedding_dim": 128}
+    student = {
+        "name": "dlib_resnet",
+        "options": {},
+        "student_input": "completed",
+        "mask_channel": False,
+        "embedding_dim": 128,
+    }
     generator = {"width": 8, "depth": 1, "attention": True}
     config = {
         "student": student,

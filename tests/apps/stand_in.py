@@ -77,7 +77,13 @@ class Program:
         fold = int(folder.name.split("fold")[1][0]) if "fold" in folder.name else 0
         figures = {"eer": 0.1 + 0.02 * fold, "rank1": 0.5, "auc": 0.75, "tar@1e-2": None}
         names = ["teacher_clean", *rows, "student_predicted_mask"]
-        provenance = {"people": 2, "data": "OrlFaces", "credit": "us", "command": f"deocc test {folder}", "versions": {"torch": "2"}}
+        provenance = {
+            "people": 2,
+            "data": "OrlFaces",
+            "credit": "us",
+            "command": f"deocc test {folder}",
+            "versions": {"torch": "2"},
+        }
         (folder / "results.json").write_text(json.dumps({**provenance, "rows": dict.fromkeys(names, figures)}))
         write_scores(folder / "scores.npz", {name: pairs(similarity, self.folds) for name, similarity in rows.items()})
 
@@ -85,7 +91,9 @@ class Program:
 def pairs(similarity: list[float], folds: list[int] | None = None) -> PairScores:
     """Five pairs of two people."""
     first, second = (torch.tensor(people) for people in PEOPLE)
-    return PairScores(torch.tensor(similarity), torch.tensor(SAME), first, second, None if folds is None else torch.tensor(folds))
+    return PairScores(
+        torch.tensor(similarity), torch.tensor(SAME), first, second, None if folds is None else torch.tensor(folds)
+    )
 
 
 def install(monkeypatch: Any) -> Program:

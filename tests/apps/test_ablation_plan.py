@@ -28,15 +28,30 @@ ROW = {"a": {"title": "x", "row": "student"}}
         ({"stage1": {"configs": ["one.yaml"], "overlays": 1}}, "'overlays'"),
         ({"stage2": {"configs": ["gone.yaml"]}}, "stage2.configs: no file gone.yaml"),
         ({"rows": {}}, "the plan has no rows: give one with --config"),
-        ({"rows": {"a": {"title": "x", "row": "pupil"}}, "compare": []}, "unknown row 'pupil': choose among teacher_clean, "),
-        ({"rows": {"a": {"title": "x", "row": "student", "variant": "none"}}, "compare": []}, "unknown variant 'none': .* task, masked"),
+        (
+            {"rows": {"a": {"title": "x", "row": "pupil"}}, "compare": []},
+            "unknown row 'pupil': choose among teacher_clean, ",
+        ),
+        (
+            {"rows": {"a": {"title": "x", "row": "student", "variant": "none"}}, "compare": []},
+            "unknown variant 'none': .* task, masked",
+        ),
         ({"rows": {"a": {"title": "x"}}}, "row"),
-        ({"stage1": {"configs": ["broken.yaml"]}}, r"stage1.configs: cannot read broken.yaml as YAML \(.*\): mend the file"),
+        (
+            {"stage1": {"configs": ["broken.yaml"]}},
+            r"stage1.configs: cannot read broken.yaml as YAML \(.*\): mend the file",
+        ),
         ({"test": {"configs": ["broken.yaml"]}}, "test.configs: cannot read broken.yaml as YAML"),
         ({"stage2": {"configs": ["list.yaml"]}}, "stage2.configs: list.yaml holds list, not keys with values"),
         ({"test": {"configs": ["gone.yaml"]}}, "test.configs: no file gone.yaml"),
-        ({"test": {"configs": [], "overlay": {"data": {"face_set": "Lfw"}}}}, "folds is 2, but test names a face set of its own"),
-        ({"variants": {"inpaint": {}}, "rows": ROW, "compare": []}, "variants: 'inpaint' is the name of stage 1's runs"),
+        (
+            {"test": {"configs": [], "overlay": {"data": {"face_set": "Lfw"}}}},
+            "folds is 2, but test names a face set of its own",
+        ),
+        (
+            {"variants": {"inpaint": {}}, "rows": ROW, "compare": []},
+            "variants: 'inpaint' is the name of stage 1's runs",
+        ),
         ({"variants": {"a/b": {}}, "rows": ROW, "compare": []}, "variants: 'a/b' cannot name a folder"),
         ({"variants": {"": {}}, "rows": ROW, "compare": []}, "variants: '' cannot name a folder"),
         ({"compare": [["d", "z"]]}, "compare: unknown letter 'z': choose among a, b, d, i"),
@@ -60,7 +75,11 @@ def test_words_after_the_file_win_over_it(program: Program) -> None:
     words = write_plan()
     plan = read_plan([*words, "--seeds", "3", "4", "--jobs", "1", "--wandb"])
     assert (plan.seeds, plan.jobs, plan.wandb, plan.run) == ([3, 4], 1, True, Path("out"))
-    assert plan.variants == PLAN["variants"] and plan.rows["d"].variant == "task" and plan.compare == [("d", "b"), ("i", "b")]
+    assert (
+        plan.variants == PLAN["variants"]
+        and plan.rows["d"].variant == "task"
+        and plan.compare == [("d", "b"), ("i", "b")]
+    )
 
 
 def test_every_command_of_the_paper_plan_parses(
@@ -76,7 +95,12 @@ def test_every_command_of_the_paper_plan_parses(
         with pytest.raises(SystemExit) as end:
             run_deocc(*job.command[1:], "--print_config")
         shown = capsys.readouterr().out
-        assert end.value.code in (0, None) and f"run: {job.folder}" in shown and "fold: 0" in shown and "WandbRunLogger" in shown
+        assert (
+            end.value.code in (0, None)
+            and f"run: {job.folder}" in shown
+            and "fold: 0" in shown
+            and "WandbRunLogger" in shown
+        )
 
 
 def test_every_command_of_the_plan_at_paper_scale_parses(
@@ -99,7 +123,9 @@ def test_every_command_of_the_plan_at_paper_scale_parses(
 
 
 def test_the_plan_at_paper_scale_has_the_rows_of_the_embedded_faces() -> None:
-    small, large = (yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in ("ablation/paper", "paper/ablation"))
+    small, large = (
+        yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in ("ablation/paper", "paper/ablation")
+    )
     assert large["compare"] == small["compare"] and list(large["rows"]) == list(small["rows"])
     assert all(large["rows"][letter] == small["rows"][letter] for letter in "abcdefghi")
     beta = {name: _beta(f"configs/{path}.yaml") for name, path in (("small", "distill"), ("large", "paper/distill"))}
@@ -111,7 +137,9 @@ def test_the_plan_at_paper_scale_has_the_rows_of_the_embedded_faces() -> None:
 
 
 @pytest.mark.slow
-def test_a_test_on_other_faces_writes_beside_its_training(stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_on_other_faces_writes_beside_its_training(
+    stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On another face set than the run's own, whose results would go to a folder of their own."""
     monkeypatch.chdir(ROOT)
     plan = read_plan(["--config", "configs/paper/ablation.yaml", "--run", str(tmp_path), "--seeds", "0"])
@@ -150,4 +178,7 @@ def _beta(file: str) -> float:
 
 def _absolute() -> list[str]:
     """The stages' files from anywhere."""
-    return [f"--{stage}.configs=[{ROOT / 'configs' / name}.yaml]" for stage, name in (("stage1", "inpaint"), ("stage2", "distill"))]
+    return [
+        f"--{stage}.configs=[{ROOT / 'configs' / name}.yaml]"
+        for stage, name in (("stage1", "inpaint"), ("stage2", "distill"))
+    ]

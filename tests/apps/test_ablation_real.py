@@ -38,7 +38,9 @@ def test_a_plan_is_trained_tested_and_compared_and_not_trained_twice(
     assert "3 of 3 runs are done, 0 to go" in capsys.readouterr().out
     run = tmp_path / "runs/small"
     assert "student, completed: task only" in (run / "table.md").read_text()
-    assert {f"{name}.{kind}" for name in ("bars", "losses") for kind in ("png", "svg")} <= {path.name for path in run.iterdir()}
+    assert {f"{name}.{kind}" for name in ("bars", "losses") for kind in ("png", "svg")} <= {
+        path.name for path in run.iterdir()
+    }
     tested = json.loads((run / "task-seed0" / "results.json").read_text())
     assert f"{100 * tested['rows']['student']['eer']:.2f}" in (run / "table.md").read_text()
     assert (run / "ablation.html").is_file() and (run / "ablation.json").is_file()

@@ -16,7 +16,9 @@ from deocc.commands.ablate.runner import choose_device, locked, run_jobs
 from tests.apps.conftest import write_plan
 from tests.apps.stand_in import Program
 
-ALL = {f"{name}-fold{fold}-seed0 {action}" for name in ("task", "masked") for fold in (0, 1) for action in ("fit", "test")}
+ALL = {
+    f"{name}-fold{fold}-seed0 {action}" for name in ("task", "masked") for fold in (0, 1) for action in ("fit", "test")
+}
 ALL |= {"inpaint-fold0-seed0 fit", "inpaint-fold1-seed0 fit"}
 
 
@@ -59,7 +61,10 @@ def test_the_commands_name_fold_seed_overlays_and_stage_1(program: Program) -> N
         "--model.init_args.inpainting_checkpoint=out/inpaint-fold1-seed10",
         "--trainer.enable_progress_bar=false",
     ]
-    assert program.commands["inpaint-fold0-seed0 fit"][2:4] == ["--config=one.yaml", "--config=out/overlays/stage1.yaml"]
+    assert program.commands["inpaint-fold0-seed0 fit"][2:4] == [
+        "--config=one.yaml",
+        "--config=out/overlays/stage1.yaml",
+    ]
     assert Path("out/overlays/stage1.yaml").read_text() == "trainer:\n  max_epochs: 3\n"
 
 
@@ -104,7 +109,13 @@ def test_a_changed_test_is_made_again_without_training(program: Program) -> None
     assert again(program, write_plan(test={"configs": ["three.yaml"], "overlay": {"data": {"size": 64}}})) == tests
     words = ["--config=three.yaml", "--config=out/overlays/test.yaml", "--run=out/task-fold0-seed0"]
     command = program.commands["task-fold0-seed0 test"]
-    assert command[1:] == ["test", "--checkpoint", "out/task-fold0-seed0", *words, "--trainer.enable_progress_bar=false"]
+    assert command[1:] == [
+        "test",
+        "--checkpoint",
+        "out/task-fold0-seed0",
+        *words,
+        "--trainer.enable_progress_bar=false",
+    ]
     assert Path("out/overlays/test.yaml").read_text() == "data:\n  size: 64\n"
     Path("three.yaml").write_text("data: {batch_size: 2}\n")
     assert again(program, write_plan(test={"configs": ["three.yaml"], "overlay": {"data": {"size": 64}}})) == tests
@@ -112,12 +123,17 @@ def test_a_changed_test_is_made_again_without_training(program: Program) -> None
 
 
 @pytest.mark.parametrize("name", ["results.json", "scores.npz"])
-def test_results_changed_by_hand_are_told_and_made_again(name: str, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_changed_by_hand_are_told_and_made_again(
+    name: str, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(write_plan())
     with Path("out/task-fold1-seed0", name).open("ab") as file:
         file.write(b" ")
     assert again(program, write_plan()) == {"task-fold1-seed0 test"}
-    assert f"task-fold1-seed0 test is run again: {name} in out/task-fold1-seed0 changed since it wrote them" in capsys.readouterr().out
+    assert (
+        f"task-fold1-seed0 test is run again: {name} in out/task-fold1-seed0 changed since it wrote them"
+        in capsys.readouterr().out
+    )
     Path("out/task-fold1-seed0", name).unlink()
     assert again(program, write_plan()) == {"task-fold1-seed0 test"}
     assert again(program, write_plan()) == set()
@@ -134,7 +150,9 @@ def test_a_test_that_ended_before_hashes_were_kept_stays_done(program: Program) 
 
 def test_a_test_that_leaves_no_results_has_failed(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "_test", lambda folder: None)
-    with pytest.raises(RuntimeError, match=r"4 of 10 runs .*ended well, but left no results\.json in out/task-fold0-seed0"):
+    with pytest.raises(
+        RuntimeError, match=r"4 of 10 runs .*ended well, but left no results\.json in out/task-fold0-seed0"
+    ):
         main(write_plan())
 
 
@@ -152,7 +170,10 @@ with locked(Path(sys.argv[1])) as lock:
 
 def test_a_folder_is_refused_while_a_runner_or_its_orphan_holds_it(program: Program) -> None:
     with locked(Path("out")) as lock:
-        with pytest.raises(RuntimeError, match=rf"^out is in use by another `deocc ablate` \(process {os.getpid()}, or a run that it left"):
+        with pytest.raises(
+            RuntimeError,
+            match=rf"^out is in use by another `deocc ablate` \(process {os.getpid()}, or a run that it left",
+        ):
             main(write_plan())
         orphan = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
     try:
@@ -173,7 +194,10 @@ def test_a_folder_takes_one_runner_and_its_orphans_keep_it(program: Program, tmp
     log = tmp_path / "out/job/fit.log"
     try:
         _wait_for(lambda: log.is_file() and log.read_text() == "up\n")
-        with pytest.raises(RuntimeError, match=rf"^out is in use by another `deocc ablate` \(process {holder.pid}, or a run that it left"):
+        with pytest.raises(
+            RuntimeError,
+            match=rf"^out is in use by another `deocc ablate` \(process {holder.pid}, or a run that it left",
+        ):
             main(write_plan())
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
         (orphan,) = (int(number) for number in children.read_text().split())
@@ -209,12 +233,17 @@ def test_jobs_side_by_side_have_a_gpu_each(program: Program, monkeypatch: pytest
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     main(write_plan())
-    assert {program.environments[f"inpaint-fold{fold}-seed0 fit"]["CUDA_VISIBLE_DEVICES"] for fold in (0, 1)} == {"0", "1"}
+    assert {program.environments[f"inpaint-fold{fold}-seed0 fit"]["CUDA_VISIBLE_DEVICES"] for fold in (0, 1)} == {
+        "0",
+        "1",
+    }
     assert choose_device(["0", "1", "2"], ["0", "2"]) == "1" and choose_device(["0", "1"], ["0", "1", "1"]) == "0"
     assert choose_device([], []) is None
 
 
-@pytest.mark.parametrize(("count", "jobs", "visible"), [(1, 2, None), (2, 1, None), (2, 2, "3")], ids=["one GPU", "one job", "the user's"])
+@pytest.mark.parametrize(
+    ("count", "jobs", "visible"), [(1, 2, None), (2, 1, None), (2, 2, "3")], ids=["one GPU", "one job", "the user's"]
+)
 def test_nothing_is_shared_out_where_nothing_need_be(
     count: int, jobs: int, visible: str | None, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,20 +255,41 @@ def test_nothing_is_shared_out_where_nothing_need_be(
     assert {environment.get("CUDA_VISIBLE_DEVICES") for environment in program.environments.values()} == {visible}
 
 
-def test_a_child_does_not_take_the_place_of_the_runner_in_a_group(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    foreign = ["SLURM_NTASKS", "SLURM_JOB_NAME", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"]
+def test_a_child_does_not_take_the_place_of_the_runner_in_a_group(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = [
+        "SLURM_NTASKS",
+        "SLURM_JOB_NAME",
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TORCHELASTIC_RUN_ID",
+    ]
     for name in [*foreign, "RANKING"]:
         monkeypatch.setenv(name, "1")
     main(write_plan())
     environment = program.environments["inpaint-fold0-seed0 fit"]
-    assert not set(foreign) & set(environment) and environment["RANKING"] == "1" and environment["PATH"] == os.environ["PATH"]
+    assert (
+        not set(foreign) & set(environment)
+        and environment["RANKING"] == "1"
+        and environment["PATH"] == os.environ["PATH"]
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "retrained"),
     [
-        ({"variants": {"task": {"model": {"init_args": {"pair_weight": 1.0}}}, "masked": {}}}, {name for name in ALL if "task" in name}),
-        ({"stage2": {"configs": ["two.yaml"], "overlay": {"trainer": {"max_epochs": 1}}}}, {name for name in ALL if "inpaint" not in name}),
+        (
+            {"variants": {"task": {"model": {"init_args": {"pair_weight": 1.0}}}, "masked": {}}},
+            {name for name in ALL if "task" in name},
+        ),
+        (
+            {"stage2": {"configs": ["two.yaml"], "overlay": {"trainer": {"max_epochs": 1}}}},
+            {name for name in ALL if "inpaint" not in name},
+        ),
         ({"stage1": {"configs": ["one.yaml"]}}, ALL),
         ({"jobs": 1, "compare": []}, set()),
         ({"wandb": True, "rows": {"a": {"title": "other", "row": "student"}}, "compare": []}, set()),
@@ -253,7 +303,9 @@ def test_a_changed_plan_retrains_what_it_changes(
     main(write_plan())
     assert again(program, write_plan(**changes)) == retrained
     for name in retrained:
-        assert not any(word.startswith("--ckpt_path") for word in program.commands[name]), "went on from weights of another plan"
+        assert not any(word.startswith("--ckpt_path") for word in program.commands[name]), (
+            "went on from weights of another plan"
+        )
 
 
 def test_a_changed_configuration_file_retrains_too(program: Program) -> None:
@@ -268,7 +320,9 @@ def test_a_failing_run_does_not_stop_the_others(program: Program, capsys: pytest
         main(write_plan())
     assert set(program.started) == {name for name in ALL if "fold1" in name} | {"inpaint-fold0-seed0 fit"}
     text = str(error.value)
-    assert "\n" not in text and text.startswith("5 of 10 runs are missing, first inpaint-fold0-seed0 fit (exit code 1, ")
+    assert "\n" not in text and text.startswith(
+        "5 of 10 runs are missing, first inpaint-fold0-seed0 fit (exit code 1, "
+    )
     assert "fit.log: deocc: no room left)" in text and "masked-fold0-seed0 test" in text
     assert "| (b) teacher | n/a, 1 of 2 runs |" in Path("out/table.md").read_text()
     assert "[5/10] " in capsys.readouterr().out

@@ -19,7 +19,9 @@ from tests.apps.stand_in import SAME, STUDENT, TEACHER, Program, pairs
 
 
 def outcome(fold: int, seed: int, similarity: list[float], eer: float = 0.25) -> Outcome:
-    return Outcome(fold, seed, {"people": 2, "rows": {"student": {"eer": eer, "rank1": 1.0}}}, {"student": pairs(similarity)}.get)
+    return Outcome(
+        fold, seed, {"people": 2, "rows": {"student": {"eer": eer, "rank1": 1.0}}}, {"student": pairs(similarity)}.get
+    )
 
 
 def test_a_fold_is_decided_by_the_threshold_of_the_others() -> None:
@@ -66,15 +68,23 @@ def test_one_seed_is_compared_by_the_bootstrap_over_folds_and_by_mcnemar_over_al
     found = compare(runs[0], "student", runs[1], "student", 200)
     assert found is not None
     assert found["eer"] == pytest.approx(paired_bootstrap_mean_eer(firsts, seconds, 200, 0)._asdict())
-    by_hand = [equal_error_rate(*one[:2]) - equal_error_rate(*other[:2]) for one, other in zip(firsts, seconds, strict=True)]
+    by_hand = [
+        equal_error_rate(*one[:2]) - equal_error_rate(*other[:2]) for one, other in zip(firsts, seconds, strict=True)
+    ]
     assert found["eer"]["estimate"] == pytest.approx(sum(by_hand) / 2) and found["eer"]["estimate"] < 0
     right = [torch.cat([part for part in decisions(some, "student") if part is not None]) for some in runs]
-    assert found["mcnemar"] == mcnemar(*right)._asdict() and found["mcnemar"]["first_only"] > found["mcnemar"]["second_only"]
+    assert (
+        found["mcnemar"] == mcnemar(*right)._asdict()
+        and found["mcnemar"]["first_only"] > found["mcnemar"]["second_only"]
+    )
 
 
 def test_of_several_seeds_the_ends_are_averaged_and_the_larger_p_value_stands() -> None:
     parts = {
-        seed: [[run(fold, seed, noisy(10 * seed + fold + add, noise)) for fold in (0, 1)] for add, noise in ((0, 0.5), (5, 0.6 + seed))]
+        seed: [
+            [run(fold, seed, noisy(10 * seed + fold + add, noise)) for fold in (0, 1)]
+            for add, noise in ((0, 0.5), (5, 0.6 + seed))
+        ]
         for seed in (0, 1)
     }
     alone = [found for first, second in parts.values() if (found := compare(first, "student", second, "student", 100))]
@@ -87,7 +97,8 @@ def test_of_several_seeds_the_ends_are_averaged_and_the_larger_p_value_stands() 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(-2, -1, "better"), (1, 2, "worse"), (-1, 1, "cannot be told apart"), (0, 1, "cannot be told apart")]
+    ("low", "high", "said"),
+    [(-2, -1, "better"), (1, 2, "worse"), (-1, 1, "cannot be told apart"), (0, 1, "cannot be told apart")],
 )
 def test_an_interval_that_holds_zero_says_nothing(low: float, high: float, said: str) -> None:
     assert verdict({"low": low, "high": high}) == said
@@ -137,7 +148,11 @@ def test_folds_of_pairs_decide_within_each_test(program: Program) -> None:
     main([*write_plan(folds=None), "--seeds", "0", "1"])
     table = Path("out/table.md").read_text()
     assert table.startswith("2 people of OrlFaces, 2 folds of pairs, 2 seeds (0, 1); ")
-    assert "| accuracy % |" in table and "under the threshold that is best on the other folds" in table and "alanced" not in table
+    assert (
+        "| accuracy % |" in table
+        and "under the threshold that is best on the other folds" in table
+        and "alanced" not in table
+    )
     student, teacher = (fold_accuracy(pairs(similarity, program.folds)).mean for similarity in (STUDENT, TEACHER))
     assert (student, teacher) == (pytest.approx(3 / 4), pytest.approx(7 / 12))
     assert (
@@ -154,13 +169,19 @@ def test_a_clean_row_has_the_accuracy_of_its_test(program: Program) -> None:
     """Its pairs are not among the scores."""
     results = {"rows": {"teacher_clean": {"accuracy": {"mean": 0.75}}}}
     assert row_figures([Outcome(None, 0, results, {}.get)], "teacher_clean")["accuracy"] == [0.75]
-    assert row_figures([Outcome(0, 0, results, {}.get)], "teacher_clean")["accuracy"] == [None], "a fold of people has another accuracy"
+    assert row_figures([Outcome(0, 0, results, {}.get)], "teacher_clean")["accuracy"] == [None], (
+        "a fold of people has another accuracy"
+    )
 
 
 def test_the_accuracy_over_folds_of_people_is_called_balanced(program: Program) -> None:
     main(write_plan())
     table = Path("out/table.md").read_text()
-    assert "| balanced accuracy % |" in table and "at the threshold of equal error of all other folds" in table and "seeds" not in table
+    assert (
+        "| balanced accuracy % |" in table
+        and "at the threshold of equal error of all other folds" in table
+        and "seeds" not in table
+    )
     axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
     assert [part.get_xlabel() for part in axes] == ["balanced accuracy %", "EER %"]
 
@@ -172,7 +193,9 @@ def test_the_numbers_are_written_before_a_figure_is_drawn(program: Program, monk
     monkeypatch.setattr("deocc.commands.ablate.report.bar_figure", fail)
     with pytest.raises(RuntimeError, match="no font"):
         main(write_plan())
-    assert "(d) student" in Path("out/table.md").read_text() and json.loads(Path("out/ablation.json").read_text())["rows"]
+    assert (
+        "(d) student" in Path("out/table.md").read_text() and json.loads(Path("out/ablation.json").read_text())["rows"]
+    )
 
 
 def test_of_the_scores_only_the_rows_in_question_are_read(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,14 +229,21 @@ def test_curves_are_the_mean_over_runs_and_only_of_terms(program: Program) -> No
 def test_a_bar_a_row_and_a_dot_a_run(program: Program) -> None:
     main(write_plan())
     axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["(a) clean", "(b) teacher", "(d) student", "(i) masked"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [
+        "(a) clean",
+        "(b) teacher",
+        "(d) student",
+        "(i) masked",
+    ]
     assert [round(bar.get_width(), 2) for bar in axes[1].patches] == [11.0] * 4  # type: ignore[attr-defined]
     assert len(axes[0].patches) == 3, "the clean row has no accuracy and so no bar"
 
 
 def test_without_accuracies_there_is_no_panel_of_them(program: Program) -> None:
     main(write_plan(folds=None))
-    assert [axes.get_xlabel() for axes in bar_figure(json.loads(Path("out/ablation.json").read_text())).axes] == ["EER %"]
+    assert [axes.get_xlabel() for axes in bar_figure(json.loads(Path("out/ablation.json").read_text())).axes] == [
+        "EER %"
+    ]
 
 
 class FakeLogger:
@@ -245,8 +275,20 @@ def test_one_summary_run_joins_the_group_of_the_trainings(program: Program, monk
     main([*write_plan(), "--wandb"])
     (summary,) = logged
     settings = {key: summary.settings[key] for key in ("project", "name", "group", "job_type", "save_dir")}
-    assert settings == {"project": "deocc", "name": "summary", "group": "out", "job_type": "ablation", "save_dir": "out/summary"}
-    assert [row[0] for row in summary.tables["ablation/rows"]] == ["row", "(a) clean", "(b) teacher", "(d) student", "(i) masked"]
+    assert settings == {
+        "project": "deocc",
+        "name": "summary",
+        "group": "out",
+        "job_type": "ablation",
+        "save_dir": "out/summary",
+    }
+    assert [row[0] for row in summary.tables["ablation/rows"]] == [
+        "row",
+        "(a) clean",
+        "(b) teacher",
+        "(d) student",
+        "(i) masked",
+    ]
     assert [row[0] for row in summary.tables["ablation/comparisons"]] == ["row", "d - b", "i - b"]
     assert summary.images == ["ablation/bars", "ablation/losses"]
     assert "--config=out/overlays/wandb.yaml" in program.commands["inpaint-fold0-seed0 fit"]

@@ -35,7 +35,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("command", [line for line in PHOTOS if line != "deocc predict"])
-def test_a_command_of_the_readme_runs(command: str, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_of_the_readme_runs(
+    command: str, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = shlex.split(command)[1:]
     own = [] if words[0] == WITHOUT_MODEL else ["--checkpoint", str(model)]
     run_deocc(*words, *own)
@@ -49,5 +51,9 @@ def _check(command: str, folder: Path, said: str) -> None:
         rows = (folder / "identified.csv").read_text().splitlines()
         assert [f"person{number}" in row for number, row in enumerate(rows[1:4])] == [True] * 3
     else:
-        made = {"mask": "masked/masked_photos/0*.png", "predict": "predicted/contact_sheets/001.png", "export": "model.onnx"}[command]
+        made = {
+            "mask": "masked/masked_photos/0*.png",
+            "predict": "predicted/contact_sheets/001.png",
+            "export": "model.onnx",
+        }[command]
         assert [path.stat().st_size > 0 for path in folder.glob(made)] == [True]

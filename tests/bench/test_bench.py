@@ -47,14 +47,27 @@ def test_the_table_and_the_file_hold_every_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows: list[Row] = [
-        {"what": "loss", "unit": "ms", "ours": 1.5, "reference": 30.0, "ratio": 20.0, "ours_mib": 3.0, "reference_mib": 4000.0},
+        {
+            "what": "loss",
+            "unit": "ms",
+            "ours": 1.5,
+            "reference": 30.0,
+            "ratio": 20.0,
+            "ours_mib": 3.0,
+            "reference_mib": 4000.0,
+        },
         {"what": "renderer", "unit": "faces/s", "ours": 12345.6},
     ]
     monkeypatch.setattr(bench, "measure", lambda: iter(rows))
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.json")
     bench.main()
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line]
-    assert lines[2:] == [["loss", "ms", "1.5", "30", "20", "3", "4,000"], ["renderer", "faces/s", "12,346", "", "", "", ""]]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line
+    ]
+    assert lines[2:] == [
+        ["loss", "ms", "1.5", "30", "20", "3", "4,000"],
+        ["renderer", "faces/s", "12,346", "", "", "", ""],
+    ]
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["rows"] == rows
     assert written["machine"]["cores"] >= 1

@@ -19,7 +19,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_everything_runs_on_a_cpu_and_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_everything_runs_on_a_cpu_and_is_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--small", "--output", str(output)])
     figures, printed = json.loads(output.read_text()), capsys.readouterr().out
@@ -34,7 +36,9 @@ def test_everything_runs_on_a_cpu_and_is_printed_and_written(tmp_path: Path, cap
         assert "model-FLOP utilisation" not in exact["details"], "nobody has published this device's peak"
         assert exact["details"]["largest loss deviation"] == 0
         assert 0 < half["details"]["first loss deviation"] < 0.02
-        assert compiled["details"]["first loss deviation"] == pytest.approx(half["details"]["first loss deviation"], abs=1e-3)
+        assert compiled["details"]["first loss deviation"] == pytest.approx(
+            half["details"]["first loss deviation"], abs=1e-3
+        )
 
 
 def test_parts_that_are_not_measured_stay_and_those_of_another_device_go(tmp_path: Path) -> None:
@@ -45,7 +49,9 @@ def test_parts_that_are_not_measured_stay_and_those_of_another_device_go(tmp_pat
         assert ("losses" in json.loads(output.read_text())) is kept
 
 
-def test_without_a_gpu_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_way_out_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         gpu.main([])

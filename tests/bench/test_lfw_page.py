@@ -15,7 +15,15 @@ from bench import lfw_figures, lfw_page
 from deocc.callbacks.results import _clean_scores, _scores
 from deocc.data import lfw
 from deocc.data.landmarks import FoundLandmarks
-from deocc.evaluation import EmbeddingSet, ListedPairs, build_results, mask_prediction_results, roc_curve, write_results, write_scores
+from deocc.evaluation import (
+    EmbeddingSet,
+    ListedPairs,
+    build_results,
+    mask_prediction_results,
+    roc_curve,
+    write_results,
+    write_scores,
+)
 from deocc.evaluation.scores import CLEAN_SCORES, SCORES
 from deocc.geometry import TEMPLATES
 from deocc.masking import list_kinds
@@ -58,10 +66,14 @@ def _write_half(folder: Path, half: str, thresholds: bool = True) -> dict[str, A
     results = build_results(*galleries, *arguments, replicates=1, predicted_mask_galleries=predicted)
     kinds = {list_kinds().index(kind): {"iou": 0.8 + 0.1 * number, "recall": 0.9, "found": 1.0} for kind in KINDS}
     bare = {-1: {"iou": float("nan"), "recall": float("nan"), "found": 0.025}}
-    results |= mask_prediction_results({"mean": {"iou": 0.85, "recall": 0.9, "found": 1.0}, "per_kind": kinds | bare}, list_kinds())
+    results |= mask_prediction_results(
+        {"mean": {"iou": 0.85, "recall": 0.9, "found": 1.0}, "per_kind": kinds | bare}, list_kinds()
+    )
     if thresholds:
         entry = {"target": 0.01, "test": {"false_accept_rate": 0.012, "interval": [0.008, 0.017]}}
-        results["thresholds"] = {"thresholds": {"clean-masked": [entry], "clean-clean": [{"target": 0.01, "test": None}]}}
+        results["thresholds"] = {
+            "thresholds": {"clean-masked": [entry], "clean-clean": [{"target": 0.01, "test": None}]}
+        }
     write_results(run / "results.json", results)
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(protocol=protocol))
     write_scores(run / SCORES, _scores(trainer, embeddings))
@@ -112,11 +124,16 @@ def test_all_rows_and_differences_are_listed(text: str) -> None:
 
 
 def test_ratio_and_difference_follow_the_results(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
-    means = {name: np.mean([results["rows"][name]["eer"] for results in both[1]]) for name in ("student_predicted_mask", "teacher_masked")}
+    means = {
+        name: np.mean([results["rows"][name]["eer"] for results in both[1]])
+        for name in ("student_predicted_mask", "teacher_masked")
+    }
     ratio = means["student_predicted_mask"] / means["teacher_masked"]
     assert f'masked faces": **{ratio:.2f}**' in text and ratio < 0.9
     difference = _cells(text, "student, predicted mask minus teacher, masked faces")[1]
-    assert float(difference.split()[0]) == pytest.approx(100 * (means["student_predicted_mask"] - means["teacher_masked"]), abs=0.006)
+    assert float(difference.split()[0]) == pytest.approx(
+        100 * (means["student_predicted_mask"] - means["teacher_masked"]), abs=0.006
+    )
 
 
 def test_kinds_are_listed_and_the_unseen_one_is_marked(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
@@ -128,9 +145,17 @@ def test_kinds_are_listed_and_the_unseen_one_is_marked(both: tuple[Path, list[di
 
 def test_bare_faces_restoration_and_thresholds(text: str) -> None:
     assert f"Of {4 * PAIRS} bare faces of test people, 4 get any mask: 2.50 %" in text
-    assert _cells(text, "completed by the generator at its own side, given mask") == ["18.50", "0.500", "0.25", "3", "0.5"]
+    assert _cells(text, "completed by the generator at its own side, given mask") == [
+        "18.50",
+        "0.500",
+        "0.25",
+        "3",
+        "0.5",
+    ]
     assert _cells(text, "completed at the student's side, predicted mask")[-1] == "n/a"
-    assert _cells(text, "clean-masked") == ["1", "1.2 (0.8 to 1.7)", "1.2 (0.8 to 1.7)"] and "| clean-clean |" not in text
+    assert (
+        _cells(text, "clean-masked") == ["1", "1.2 (0.8 to 1.7)", "1.2 (0.8 to 1.7)"] and "| clean-clean |" not in text
+    )
 
 
 def test_every_figure_names_its_command(text: str) -> None:
@@ -166,7 +191,10 @@ def test_mean_roc_has_the_mean_rate_at_each_false_accept_rate(both: tuple[Path, 
     pairs = [half.pairs["teacher_masked"] for half in lfw_page.read_halves(both[0])]
     far, tar = lfw_figures.mean_roc(pairs)
     assert bool((far.diff() > 0).all()) and bool((tar.diff() >= 0).all()) and tar[-1] == 1
-    expected = [max(tar for false, tar in zip(*roc_curve(each.similarity, each.same)[:2], strict=True) if false <= 0.1) for each in pairs]
+    expected = [
+        max(tar for false, tar in zip(*roc_curve(each.similarity, each.same)[:2], strict=True) if false <= 0.1)
+        for each in pairs
+    ]
     assert tar[(far <= 0.1).sum() - 1] == pytest.approx(np.mean(expected))
 
 
@@ -190,7 +218,10 @@ def test_panel_is_drawn_from_test_people(tmp_path: Path, monkeypatch: pytest.Mon
         return SimpleNamespace(mask=face[:, :1] * 0, completed_face=face)
 
     monkeypatch.setattr(lfw_figures, "load", lambda _: SimpleNamespace(size=48, process_faces=process_faces))
-    face_set = {"class_path": "deocc.data.LfwFaces", "init_args": {"root": "elsewhere", "test_folds": [0], "val_identities": 1}}
+    face_set = {
+        "class_path": "deocc.data.LfwFaces",
+        "init_args": {"root": "elsewhere", "test_folds": [0], "val_identities": 1},
+    }
     settings = {"face_set": face_set, "kinds": ["box"], "eval_kinds": ["box", "scarf"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": settings}))
     lfw_figures.write_panel(tmp_path / "panel.jpg", tmp_path, str(root))

@@ -13,7 +13,9 @@ def test_parameters_are_those_of_the_networks() -> None:
     for name, embedder in (("dlib ResNet", "dlib_resnet"), ("IResNet-50", "iresnet50")):
         state = create_embedder(embedder, pretrained=False).network.state_dict()
         fixed = ("running_mean", "running_var", "num_batches_tracked", "features.weight")
-        assert scale.parameters_of(scale.STUDENTS[name]) == sum(value.numel() for key, value in state.items() if not key.endswith(fixed))
+        assert scale.parameters_of(scale.STUDENTS[name]) == sum(
+            value.numel() for key, value in state.items() if not key.endswith(fixed)
+        )
 
 
 def test_a_ring_sends_nothing_alone_and_twice_everything_among_many() -> None:
@@ -46,7 +48,9 @@ def test_the_bytes_of_a_pair_are_measured() -> None:
     assert 3 * 8 < scale.bytes_a_pair(pair_relation_loss, 1024) < 30 * 8  # some float64 buffers
 
 
-@pytest.mark.parametrize(("size", "text"), [(12.0, "12 B"), (2048e3, "2.05 MB"), (8.192e9, "8.19 GB"), (1.5e12, "1,500 GB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(12.0, "12 B"), (2048e3, "2.05 MB"), (8.192e9, "8.19 GB"), (1.5e12, "1,500 GB")]
+)
 def test_amounts_are_written_for_people(size: float, text: str) -> None:
     assert scale.amount(size) == text
 

@@ -12,7 +12,10 @@ from bench.training import Alternation, CachedBatches, Setting, Stage, bare_peak
 from deocc.data import MaskedFaceDataModule
 
 STEPS = 3
-SMALL_MODEL: dict[Stage, dict[str, Any]] = {"inpaint": {"width": 8, "discriminator_width": 8, "segmenter_width": 8}, "distill": {}}
+SMALL_MODEL: dict[Stage, dict[str, Any]] = {
+    "inpaint": {"width": 8, "discriminator_width": 8, "segmenter_width": 8},
+    "distill": {},
+}
 TRAINED: dict[Stage, tuple[str, ...]] = {
     "inpaint": ("generator", "segmenter", "discriminator", "average"),
     "distill": ("student", "classifier", "average"),
@@ -47,7 +50,9 @@ def test_the_bare_loop_ends_with_the_weights_of_the_trainer(stage: Stage) -> Non
     module = build_module(setting)
     fit(module, CachedBatches(MaskedFaceDataModule(**setting.data), STEPS), setting, STEPS, pairs)
     for name in TRAINED[stage]:
-        bare, trained, start = (weights(network) for network in (getattr(pairs.bare, name), getattr(module, name), pairs.start[name]))
+        bare, trained, start = (
+            weights(network) for network in (getattr(pairs.bare, name), getattr(module, name), pairs.start[name])
+        )
         moved = (trained - start).norm()
         assert moved > 0
         assert (bare - trained).norm() < 1e-2 * moved, name

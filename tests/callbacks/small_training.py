@@ -24,7 +24,9 @@ class Small(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
-        loss = self.spoil(self.norm(self.layer(batch["face"])).square().mean(), self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        loss = self.spoil(
+            self.norm(self.layer(batch["face"])).square().mean(), self.trainer.fit_loop.epoch_loop.total_batch_idx
+        )
         self.terms = {"square": loss.detach()}
         return loss
 
@@ -32,11 +34,18 @@ class Small(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(module: Small, folder: Path, *callbacks: Callback, steps: int = 4, epochs: int = 1, **settings: Any) -> pl.Trainer:
+def fit(
+    module: Small, folder: Path, *callbacks: Callback, steps: int = 4, epochs: int = 1, **settings: Any
+) -> pl.Trainer:
     """Train for so many batches in each epoch."""
     generator = torch.Generator().manual_seed(0)
-    items = [{"face": torch.randn(8, generator=generator), "index": torch.tensor(n), "seed": torch.tensor(n)} for n in range(4 * steps)]
+    items = [
+        {"face": torch.randn(8, generator=generator), "index": torch.tensor(n), "seed": torch.tensor(n)}
+        for n in range(4 * steps)
+    ]
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = pl.Trainer(default_root_dir=folder, max_epochs=epochs, callbacks=[*callbacks], accelerator="cpu", **quiet, **settings)
+    trainer = pl.Trainer(
+        default_root_dir=folder, max_epochs=epochs, callbacks=[*callbacks], accelerator="cpu", **quiet, **settings
+    )
     trainer.fit(module, DataLoader(items, batch_size=4))  # type: ignore[arg-type]
     return trainer

@@ -33,10 +33,14 @@ def checkpoint(tmp_path: Path) -> Path:
 def trainer(checkpoint: Path | None, root: Path, **changes: Any) -> Any:
     ckpt_path = None if checkpoint is None else str(checkpoint)
     data = SimpleNamespace(face_set=OrlFaces.__new__(OrlFaces))
-    return SimpleNamespace(**{"datamodule": data, "ckpt_path": ckpt_path, "default_root_dir": str(root), "is_global_zero": True, **changes})
+    return SimpleNamespace(
+        **{"datamodule": data, "ckpt_path": ckpt_path, "default_root_dir": str(root), "is_global_zero": True, **changes}
+    )
 
 
-def test_only_a_test_on_the_runs_own_faces_in_or_around_its_folder_belongs_to_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_only_a_test_on_the_runs_own_faces_in_or_around_its_folder_belongs_to_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     for own in ("data: {}", "data: {face_set: deocc.data.OrlFaces}"):
         (run / "config.yaml").write_text(own)
@@ -53,7 +57,10 @@ def test_only_a_test_on_the_runs_own_faces_in_or_around_its_folder_belongs_to_it
 
 
 def small_calibration(limit: float = 0.5) -> Calibration:
-    rows = {name: (Threshold(0.01, limit, 0.25, Rates(0.01, 0.1, 0.05, 100, 500, 9, Bounds(0.0, 0.1), 31.5)),) for name in CONDITIONS}
+    rows = {
+        name: (Threshold(0.01, limit, 0.25, Rates(0.01, 0.1, 0.05, 100, 500, 9, Bounds(0.0, 0.1), 31.5)),)
+        for name in CONDITIONS
+    }
     return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.2, 64, "Faces", "0")
 
 
@@ -129,7 +136,11 @@ class _Loader:
         count = len(self.dataset)
         index = torch.arange(count)
         ids = {"identity": index % 2, "index": index, "kind": torch.full((count,), self._kind), "seed": index * 0}
-        yield {**ids, "embedding": torch.eye(2)[index % 2], "mask": torch.full((count, 1, 64, 64), 1.0 + min(self._kind, 0))}
+        yield {
+            **ids,
+            "embedding": torch.eye(2)[index % 2],
+            "mask": torch.full((count, 1, 64, 64), 1.0 + min(self._kind, 0)),
+        }
 
 
 class _Module:
@@ -150,7 +161,10 @@ def calibrated(checkpoint: Path, images: int, test_images: int = 4, **changes: A
     """What the callback writes beside a checkpoint, which it must not touch."""
     root, before = checkpoint.parents[1], (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns)
     module = _Module(test_images)
-    running, callback = trainer(checkpoint, root, datamodule=_Data(images, test_images), **changes), CalibrationCallback()
+    running, callback = (
+        trainer(checkpoint, root, datamodule=_Data(images, test_images), **changes),
+        CalibrationCallback(),
+    )
     running.callbacks = [callback]
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
     for_results = calibration_of(running, module)  # type: ignore[arg-type]
@@ -172,7 +186,9 @@ def test_people_who_are_told_apart_give_thresholds_that_do(checkpoint: Path) -> 
 
 
 def test_thresholds_are_measured_on_all_pairs_of_test_people_not_on_those_of_a_list(checkpoint: Path) -> None:
-    found = calibrated(checkpoint, 48, test_images=6)  # three images of each of two people, of which the list names one pair
+    found = calibrated(
+        checkpoint, 48, test_images=6
+    )  # three images of each of two people, of which the list names one pair
     assert found is not None
     measured = {name: row[0].test for name, row in found.thresholds.items()}
     counts = {name: rates and (rates.genuine, rates.impostor, rates.people) for name, rates in measured.items()}
@@ -194,7 +210,11 @@ def test_thresholds_that_cannot_be_written_are_told(checkpoint: Path, monkeypatc
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(calibration, "write_thresholds", refused)
-    running, callback, module = trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48, 4)), CalibrationCallback(), _Module(4)
+    running, callback, module = (
+        trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48, 4)),
+        CalibrationCallback(),
+        _Module(4),
+    )
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match=r"cannot write .*last\.thresholds\.json \(Permission denied\)"):
         callback.on_test_end(running, module)  # type: ignore[arg-type]

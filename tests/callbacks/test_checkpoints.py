@@ -24,7 +24,9 @@ class Written(pl.Callback):
     def __init__(self) -> None:
         self.steps: list[int] = []
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.steps.append(trainer.global_step)
 
 
@@ -90,7 +92,9 @@ def test_a_signal_that_is_ignored_stays_so(_as_in_a_terminal: None, tmp_path: Pa
 
 @pytest.mark.usefixtures("_as_in_a_terminal")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_the_first_signal_waits_for_the_step_and_the_signals_are_given_back(signum: signal.Signals, tmp_path: Path) -> None:
+def test_the_first_signal_waits_for_the_step_and_the_signals_are_given_back(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
     with pytest.raises(TrainingStopped) as stop:
         fit(Small(), tmp_path, Send(signum), CheckpointCallback())
     assert (stop.value.signum, stop.value.saved, stop.value.run) == (signum, True, str(tmp_path))
@@ -107,7 +111,9 @@ def test_the_second_signal_does_not_wait(tmp_path: Path) -> None:
     assert not stop.value.saved and not (tmp_path / "checkpoints").exists()
 
 
-def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target, writer = tmp_path / "a.ckpt", DurableCheckpointIO()
     writer.save_checkpoint({"value": torch.ones(3)}, target)
     (tmp_path / ".a.ckpt.part").symlink_to("/dev/full")

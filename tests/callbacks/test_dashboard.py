@@ -32,9 +32,13 @@ class RecordingWandb(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        return SimpleNamespace(config=SimpleNamespace(update=lambda values, allow_val_change: self._experiment.config.update(values)))
+        return SimpleNamespace(
+            config=SimpleNamespace(update=lambda values, allow_val_change: self._experiment.config.update(values))
+        )
 
-    def log_table(self, key: str, columns: Any = None, data: Any = None, dataframe: Any = None, step: Any = None) -> None:
+    def log_table(
+        self, key: str, columns: Any = None, data: Any = None, dataframe: Any = None, step: Any = None
+    ) -> None:
         self.tables[key] = (columns, data, step)
 
     def log_image(self, key: str, images: list[Any], step: Any = None, **kwargs: Any) -> None:
@@ -44,7 +48,12 @@ class RecordingWandb(WandbLogger):
 def trainer_with(*loggers: Any, folder: Path | None = None) -> Any:
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=STEP))
     return SimpleNamespace(
-        loggers=list(loggers), fit_loop=loop, sanity_checking=False, fast_dev_run=False, is_global_zero=True, default_root_dir=str(folder)
+        loggers=list(loggers),
+        fit_loop=loop,
+        sanity_checking=False,
+        fast_dev_run=False,
+        is_global_zero=True,
+        default_root_dir=str(folder),
     )
 
 
@@ -66,7 +75,12 @@ def test_a_table_is_typed_by_column_in_wandb_and_markdown_in_tensorboard(tmp_pat
     columns = ["row", "EER %", "95 % interval"]
     assert wandb.tables == {"test/rows": (columns, [["teacher", 12.5, "1 to 2"], ["student", None, "3 to 4"]], STEP)}
     lines = text_of(read_events(board), "test/rows").splitlines()
-    assert lines == ["|  | EER % | 95 % interval |", "| --- | ---: | ---: |", "| teacher | 12.50 | 1 to 2 |", "| student | n/a | 3 to 4 |"]
+    assert lines == [
+        "|  | EER % | 95 % interval |",
+        "| --- | ---: | ---: |",
+        "| teacher | 12.50 | 1 to 2 |",
+        "| student | n/a | 3 to 4 |",
+    ]
 
 
 def test_a_figure_arrives_pixel_by_pixel_in_both(tmp_path: Path) -> None:
@@ -84,7 +98,10 @@ def test_a_figure_arrives_pixel_by_pixel_in_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["api_key", "WANDB_API_KEY", "apikey", "token", "hub_token", "password", "secret"])
 def test_secrets_stay_off_the_dashboards_at_any_depth(name: str, tmp_path: Path) -> None:
-    config = {"model": {"tokens": 3, "keys": ["a"]}, "trainer": {"logger": [{"init_args": {name: "hush-hush", "project": "deocc"}}]}}
+    config = {
+        "model": {"tokens": 3, "keys": ["a"]},
+        "trainer": {"logger": [{"init_args": {name: "hush-hush", "project": "deocc"}}]},
+    }
     wandb, board = RecordingWandb(), TensorBoardLogger(tmp_path, name="", version="")
     log_config(trainer_with(wandb, board), config)
     assert wandb._experiment.config == {

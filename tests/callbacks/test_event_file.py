@@ -32,8 +32,13 @@ def steps_of(folder: Path, tag: str = "train/loss") -> list[int]:
     return [event.step for event in events.Scalars(tag)]
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_event(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loggers = [MetricsLogger(str(small_disk), name="", version=""), TensorBoardRunLogger(small_disk, name="", version="")]
+def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_event(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loggers = [
+        MetricsLogger(str(small_disk), name="", version=""),
+        TensorBoardRunLogger(small_disk, name="", version=""),
+    ]
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
         while True:
@@ -46,12 +51,16 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_event(small_disk: P
     for logger in loggers:
         logger.save()
     with (small_disk / "metrics.csv").open(newline="") as text:
-        assert [(float(row["train/loss"]), int(row["step"])) for row in csv.DictReader(text)] == [(step / 7, step) for step in range(300)]
+        assert [(float(row["train/loss"]), int(row["step"])) for row in csv.DictReader(text)] == [
+            (step / 7, step) for step in range(300)
+        ]
     assert steps_of(small_disk) == list(range(300))
 
 
 @pytest.mark.parametrize("room", [0, 20, 60, 100, 300])
-def test_tensorboard_waits_while_the_disk_is_full(room: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensorboard_waits_while_the_disk_is_full(
+    room: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logger = TensorBoardRunLogger(tmp_path, name="", version="")
     with no_file_above(room):
         log(logger, [({"train/loss": step / 7}, step) for step in range(5)])
@@ -61,14 +70,18 @@ def test_tensorboard_waits_while_the_disk_is_full(room: int, tmp_path: Path, cap
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(step, np.float32(step / 7)) for step in range(6)]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (step, np.float32(step / 7)) for step in range(6)
+    ]
     assert [event.step for event in events.Images("val/panel")] == [4]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "events.out.tfevents" in said[0] and said[1].endswith("can be written again")
 
 
 @pytest.mark.parametrize("clock", [1.0, -3600.0])
-def test_tensorboard_shows_the_steps_of_a_resumed_run_once(clock: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_shows_the_steps_of_a_resumed_run_once(
+    clock: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the clock was set back in between."""
     now = 1_700_000_000.0
     monkeypatch.setattr("deocc.callbacks.event_file.time", SimpleNamespace(time=lambda: now))

@@ -24,7 +24,9 @@ def trainer(action: str, **changes: Any) -> Any:
     """As the callback sees it in the first process."""
     strategy = SimpleNamespace(broadcast=lambda found: found)
     state = SimpleNamespace(fn=SimpleNamespace(value=action))
-    return SimpleNamespace(**{"strategy": strategy, "state": state, "is_global_zero": True, "ckpt_path": "last.ckpt", **changes})
+    return SimpleNamespace(
+        **{"strategy": strategy, "state": state, "is_global_zero": True, "ckpt_path": "last.ckpt", **changes}
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,9 @@ def load(callback: FingerprintCallback, action: str, saved: Any, present: Finger
 
 def test_a_mismatch_is_said_and_refused_or_only_said(present: Fingerprint, capsys: pytest.CaptureFixture[str]) -> None:
     present["size"], present["code"] = 64, {"version": "1.0", "hash": "c9"}
-    with pytest.raises(ValueError, match=r"^last\.ckpt does not fit: crop size 112 -> 64 .*--fingerprint\.mismatch warn"):
+    with pytest.raises(
+        ValueError, match=r"^last\.ckpt does not fit: crop size 112 -> 64 .*--fingerprint\.mismatch warn"
+    ):
         load(FingerprintCallback(), "test", fingerprint(), present)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("deocc: warning: last.ckpt: code hash c0 -> c9 ")
@@ -52,7 +56,9 @@ def test_a_mismatch_is_said_and_refused_or_only_said(present: Fingerprint, capsy
     assert len(said) == 2 and "crop size 112 -> 64 (saved -> present): embeddings mean something else" in said[1]
 
 
-def test_nothing_is_said_where_all_fits_or_by_another_process(present: Fingerprint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_said_where_all_fits_or_by_another_process(
+    present: Fingerprint, capsys: pytest.CaptureFixture[str]
+) -> None:
     load(FingerprintCallback(), "test", fingerprint(), present)
     told = [Difference("size", 112, 64, "refuse")]
     other = trainer("test", is_global_zero=False, strategy=SimpleNamespace(broadcast=lambda _: told))
@@ -81,7 +87,9 @@ def keep_code(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tampered(stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
+def tampered(
+    stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
     """Makes a copy of the stage-2 run whose checkpoint was changed."""
 
     def make(change: Callable[[dict[str, Any]], object]) -> Path:
@@ -115,7 +123,10 @@ def test_a_test_that_fits_says_nothing_and_reports_the_fingerprint(
     assert "warning: " not in capsys.readouterr().err
     results = json.loads((tmp_path / runs.RESULTS).read_text())
     reported, saved = results[FINGERPRINT], content[FINGERPRINT]
-    assert reported == {"checkpoint": {key: value for key, value in saved.items() if key != "config"}, "differences": []}
+    assert reported == {
+        "checkpoint": {key: value for key, value in saved.items() if key != "config"},
+        "differences": [],
+    }
     assert results["manifest_hash"] == saved["masks"]
 
 
@@ -128,7 +139,10 @@ def test_a_test_under_other_masks_and_packages_warns_and_goes_on(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("deocc: warning: ")]
     assert len(said) == 2 and f"packages torch 0.1 -> {torch.__version__} " in said[0] and "evaluation masks" in said[1]
     differences = json.loads((tmp_path / "out" / runs.RESULTS).read_text())[FINGERPRINT]["differences"]
-    assert [(each["field"], each["severity"]) for each in differences] == [("packages.torch", "warn"), ("masks", "warn")]
+    assert [(each["field"], each["severity"]) for each in differences] == [
+        ("packages.torch", "warn"),
+        ("masks", "warn"),
+    ]
 
 
 @pytest.mark.slow
@@ -141,10 +155,23 @@ def test_a_test_under_other_masks_and_packages_warns_and_goes_on(
     ids=["test", "resume"],
 )
 def test_what_must_not_differ_ends_the_command_in_a_line(
-    words: list[str], change: dict[str, Any], said: str, tampered: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    change: dict[str, Any],
+    said: str,
+    tampered: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tampered(lambda content: content[FINGERPRINT].update(change))
-    resumed = ["--config", str(run / runs.CONFIG), "--ckpt_path", str(last(run)), "--run", str(run), "--trainer.max_epochs", "2"]
+    resumed = [
+        "--config",
+        str(run / runs.CONFIG),
+        "--ckpt_path",
+        str(last(run)),
+        "--run",
+        str(run),
+        "--trainer.max_epochs",
+        "2",
+    ]
     with pytest.raises(SystemExit) as stopped:
         run_deocc(*words, *(["--checkpoint", str(run)] if words == ["test"] else resumed))
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -156,7 +183,11 @@ def test_what_must_not_differ_ends_the_command_in_a_line(
     ("change", "words", "said"),
     [
         (lambda content: content.pop(FINGERPRINT), [], "fingerprint none -> 1 "),
-        (lambda content: content[FINGERPRINT].update(teacher="t0"), ["--fingerprint.mismatch", "warn"], "teacher t0 -> "),
+        (
+            lambda content: content[FINGERPRINT].update(teacher="t0"),
+            ["--fingerprint.mismatch", "warn"],
+            "teacher t0 -> ",
+        ),
     ],
     ids=["older checkpoint", "asked to go on"],
 )

@@ -62,7 +62,9 @@ def test_a_run_killed_at_any_byte_and_resumed_has_the_file_of_one_in_one_go(step
         assert cut.read_bytes() == whole
 
 
-@pytest.mark.parametrize("left", [b"", b"epo", b"epoch,st", b"\0" * 40, b"\xff\xfe\n\x00\n", b"epoch,step\r\n", b'epoch,step\r\n0,"1\r\n'])
+@pytest.mark.parametrize(
+    "left", [b"", b"epo", b"epoch,st", b"\0" * 40, b"\xff\xfe\n\x00\n", b"epoch,step\r\n", b'epoch,step\r\n0,"1\r\n']
+)
 def test_a_file_without_a_whole_row_is_begun_anew(left: bytes, tmp_path: Path) -> None:
     whole = content_of(tmp_path / "whole", 4)
     (tmp_path / "metrics.csv").write_bytes(left)
@@ -114,7 +116,9 @@ def test_rows_wait_while_the_disk_is_full_and_none_is_ever_half_there(
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"cannot write {file} (File too large): training goes on; make room" in said
     log(logger, LOGGED[-1:])
-    assert file.read_bytes() == whole and [path.name for path in tmp_path.iterdir() if path.is_file()] == ["metrics.csv"]
+    assert file.read_bytes() == whole and [path.name for path in tmp_path.iterdir() if path.is_file()] == [
+        "metrics.csv"
+    ]
     assert capsys.readouterr().err == f"deocc: {file} can be written again\n"
 
 
@@ -136,15 +140,24 @@ def test_rows_are_forgotten_in_the_file_and_in_memory_where_it_cannot_be_written
 def panel_of(folder: Path, step: int) -> None:
     callback, loop = PanelCallback(), SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=step))
     trainer: Any = SimpleNamespace(
-        loggers=[], fit_loop=loop, sanity_checking=False, fast_dev_run=False, is_global_zero=True, default_root_dir=str(folder)
+        loggers=[],
+        fit_loop=loop,
+        sanity_checking=False,
+        fast_dev_run=False,
+        is_global_zero=True,
+        default_root_dir=str(folder),
     )
     callback.on_validation_epoch_start(trainer, None)  # type: ignore[arg-type]
     faces = torch.zeros(1, 3, 8, 8)
-    callback.on_validation_batch_end(trainer, None, {}, {"face": faces, "masked_face": faces, "kind": torch.tensor([0])}, 0)
+    callback.on_validation_batch_end(
+        trainer, None, {}, {"face": faces, "masked_face": faces, "kind": torch.tensor([0])}, 0
+    )
     callback.on_validation_epoch_end(trainer, None)  # type: ignore[arg-type]
 
 
-def test_a_panel_that_finds_no_room_is_left_out_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_panel_that_finds_no_room_is_left_out_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with no_file_above(20):
         panel_of(tmp_path, 3)
     assert list((tmp_path / "panels").iterdir()) == []
@@ -179,7 +192,9 @@ class KeepAndBreak(pl.Callback):
     def __init__(self, keep: int, fail: int) -> None:
         self.keep, self.fail = keep, fail
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if logged_step(trainer) == self.keep:
             for logger in trainer.loggers:
                 logger.save()
@@ -194,7 +209,12 @@ def test_lightnings_steps_are_the_ones_that_are_forgotten(keep: int, tmp_path: P
     data = DataLoader(TensorDataset(torch.arange(1.0, 4.0)))
 
     def fit(folder: Path, callback: pl.Callback) -> None:
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+        quiet = {
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+        }
         settings = {"accelerator": "cpu", "max_epochs": 3, "log_every_n_steps": 1, "default_root_dir": folder}
         pl.Trainer(**settings, **quiet, logger=metrics_logger(folder), callbacks=callback).fit(Line(), data, data)  # type: ignore[arg-type]
 

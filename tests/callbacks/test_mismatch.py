@@ -50,11 +50,25 @@ WARNED = {"code.hash": "warn", "packages.torch": "warn", "packages.timm": "warn"
         ({}, "predict", REFUSED | WARNED | {"training_data": "warn"}),
         ({"face_set": "LFW"}, "test", REFUSED | WARNED),
         ({"face_set": "LFW", "training_data": None}, "test", REFUSED | WARNED),
-        ({"face_set": "LFW"}, "fit", REFUSED | WARNED | {"training_data": "refuse", "seeds.data": "refuse", "masks": "warn"}),
+        (
+            {"face_set": "LFW"},
+            "fit",
+            REFUSED | WARNED | {"training_data": "refuse", "seeds.data": "refuse", "masks": "warn"},
+        ),
         ({"training_data": None, "masks": None}, "test", REFUSED | WARNED),
         ({"masks": None}, "fit", REFUSED | WARNED | {"training_data": "refuse", "seeds.data": "refuse"}),
     ],
-    ids=["resume", "test", "validate", "predict", "other set", "set of test people", "resume on other set", "nobody", "resume, no masks"],
+    ids=[
+        "resume",
+        "test",
+        "validate",
+        "predict",
+        "other set",
+        "set of test people",
+        "resume on other set",
+        "nobody",
+        "resume, no masks",
+    ],
 )
 def test_what_differs_is_graded_by_what_the_checkpoint_is_loaded_for(
     changes: dict[str, Any], action: Action, expected: dict[str, str]
@@ -70,7 +84,9 @@ def test_nothing_differs_where_all_fits(action: Action) -> None:
     assert compare(no_test, fingerprint(), action) == [], "there was nothing to differ from"
 
 
-@pytest.mark.parametrize("saved", [None, {}, "text", fingerprint(version=2)], ids=["none", "empty", "no mapping", "newer"])
+@pytest.mark.parametrize(
+    "saved", [None, {}, "text", fingerprint(version=2)], ids=["none", "empty", "no mapping", "newer"]
+)
 def test_a_fingerprint_that_is_missing_or_of_another_format_is_one_warning(saved: object) -> None:
     (found,) = compare(saved, fingerprint(), "fit")
     assert (found.field, found.severity) == ("fingerprint", "warn")

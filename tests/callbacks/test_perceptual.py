@@ -34,7 +34,9 @@ def test_the_callback_gives_what_the_metrics_give() -> None:
     distance = PerceptualDistance(lambda face: network.embed_with_features(face)[1])
     frechet, kernel = FrechetDistance(network, network.embedding_dim), KernelDistance(network)
     for number, (outputs, batch) in enumerate(batches()):
-        callback.on_test_batch_end(trainer, module, {}, {"face": batch["face"]}, number, 0)  # real occluders: nothing is known
+        callback.on_test_batch_end(
+            trainer, module, {}, {"face": batch["face"]}, number, 0
+        )  # real occluders: nothing is known
         callback.on_test_batch_end(trainer, module, outputs, batch, number, 1)
         distance.update(outputs["completed_face"], batch["face"], batch["mask"], batch["kind"])
         for metric in (frechet, kernel):
@@ -42,7 +44,12 @@ def test_the_callback_gives_what_the_metrics_give() -> None:
     callback.on_test_epoch_end(trainer, module)
     results: dict[str, Any] = {"restoration": {"given_mask": {"psnr": 20.0}}}
     _add_perceptual(trainer, results)
-    expected = {**distance.compute()["mean"], "frechet": float(frechet.compute()), "kernel": float(kernel.compute()), "psnr": 20.0}
+    expected = {
+        **distance.compute()["mean"],
+        "frechet": float(frechet.compute()),
+        "kernel": float(kernel.compute()),
+        "psnr": 20.0,
+    }
     assert results["restoration"]["given_mask"] == pytest.approx(expected, rel=1e-5)
     assert expected["perceptual_covered"] > expected["perceptual"] > 0
 

@@ -68,8 +68,14 @@ def test_the_fingerprint_of_the_present_state_is_made_of_what_a_test_reports(mon
     found, reported = build(data, teacher), data.provenance()
     assert torch.equal(torch.get_rng_state(), before)
     assert (found["masks"], found["training_data"]) == (reported["manifest_hash"], reported["training_data_hash"])
-    assert (found["size"], found["face_set"], found["seeds"]) == (64, reported["credit"], {"seed_everything": 3, "data": 5})
-    assert found["packages"]["torch"] == torch.__version__ and found["template"]["teacher"] == template_hash(teacher.template)
+    assert (found["size"], found["face_set"], found["seeds"]) == (
+        64,
+        reported["credit"],
+        {"seed_everything": 3, "data": 5},
+    )
+    assert found["packages"]["torch"] == torch.__version__ and found["template"]["teacher"] == template_hash(
+        teacher.template
+    )
     next(teacher.parameters())[0] += 1e-6
     other = build(data, teacher)
     assert {field for field, value in found.items() if value != dict(other)[field]} == {"teacher"}

@@ -44,7 +44,11 @@ class Trained(pl.LightningModule):
 
 def fit(folder: Path, module: MaskedFaceDataModule, epochs: int = 2) -> list[dict[str, str]]:
     """Train a little with the callback; the rows of `metrics.csv` that tell of unreadable images."""
-    settings: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings: dict[str, Any] = {
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = pl.Trainer(
         max_epochs=epochs,
         limit_val_batches=0,
@@ -61,7 +65,9 @@ def fit(folder: Path, module: MaskedFaceDataModule, epochs: int = 2) -> list[dic
     return [row for row in rows if row.get("train/quarantined")]
 
 
-def test_a_training_writes_logs_and_tells_how_many(faces: FolderFaces, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_training_writes_logs_and_tells_how_many(
+    faces: FolderFaces, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     bad, run = spoil(faces, "train"), tmp_path / "run"
     rows = fit(run, data(faces))
     assert {float(row["train/quarantined"]) for row in rows} == {1.0}
@@ -74,7 +80,9 @@ def test_a_training_writes_logs_and_tells_how_many(faces: FolderFaces, tmp_path:
     assert f"deocc fit: 1 of 104 images could not be read and were left out: {run / QUARANTINE}\n" in out
 
 
-def test_a_training_that_reads_all_writes_nothing(faces: FolderFaces, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_reads_all_writes_nothing(
+    faces: FolderFaces, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert fit(tmp_path / "run", data(faces), epochs=1) == []
     assert not (tmp_path / "run" / QUARANTINE).exists()
     assert "could not be read" not in capfd.readouterr().out
@@ -98,7 +106,13 @@ def test_what_all_processes_found_is_put_together(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(quarantine, "MOST", 0.2)
     module = data(TinyFaces())
     module.quarantine.load_state_dict({"here": "empty"})
-    described = {"datamodule": module, "world_size": 2, "is_global_zero": True, "loggers": [], "default_root_dir": str(tmp_path)}
+    described = {
+        "datamodule": module,
+        "world_size": 2,
+        "is_global_zero": True,
+        "loggers": [],
+        "default_root_dir": str(tmp_path),
+    }
     callback, trainer = QuarantineCallback(), cast(pl.Trainer, SimpleNamespace(**described))
     callback.on_train_epoch_end(trainer, cast(pl.LightningModule, None))
     with (tmp_path / QUARANTINE).open(newline="") as file:
@@ -134,6 +148,8 @@ def test_a_whole_fit_ends_well_and_names_the_image(
     words += ["--trainer.check_val_every_n_epoch", "1", "--run", str(run), *SMALL, *TINY_STAGE1]
     run_deocc("fit", *(f"--config={ROOT}/configs/{name}.yaml" for name in ("inpaint", "data/folder")), *words)
     out, err = capfd.readouterr()
-    assert re.search(rf"deocc fit: 1 of \d+ images could not be read and were left out: {re.escape(str(run / QUARANTINE))}", out)
+    assert re.search(
+        rf"deocc fit: 1 of \d+ images could not be read and were left out: {re.escape(str(run / QUARANTINE))}", out
+    )
     assert faces.names[bad] in (run / QUARANTINE).read_text()
     assert err.count(f"{faces.names[bad]} is left out: ") == 1

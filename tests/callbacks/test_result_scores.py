@@ -19,12 +19,16 @@ def _embeddings(seed: int, kind: int) -> EmbeddingSet:
     """Noisy embeddings of six people with three images each."""
     index, generator = torch.arange(18), torch.Generator().manual_seed(seed)
     noisy = torch.eye(6)[index % 6] + 0.5 * torch.randn(18, 6, generator=generator)
-    return EmbeddingSet(torch.nn.functional.normalize(noisy, dim=1), index % 6, index, torch.full_like(index, kind), index * 0)
+    return EmbeddingSet(
+        torch.nn.functional.normalize(noisy, dim=1), index % 6, index, torch.full_like(index, kind), index * 0
+    )
 
 
 @pytest.fixture
 def embeddings() -> dict[str, EmbeddingSet]:
-    return {name: _embeddings(number, -1 if name in GALLERIES else 0) for number, name in enumerate((*GALLERIES, *PROBES))}
+    return {
+        name: _embeddings(number, -1 if name in GALLERIES else 0) for number, name in enumerate((*GALLERIES, *PROBES))
+    }
 
 
 def test_scores_are_those_of_the_results(embeddings: dict[str, EmbeddingSet]) -> None:
@@ -40,7 +44,9 @@ def test_scores_are_those_of_the_results(embeddings: dict[str, EmbeddingSet]) ->
 
 def test_rows_without_embeddings_are_left_out(embeddings: dict[str, EmbeddingSet]) -> None:
     known = {name: embeddings[name] for name in ("gallery_teacher", "teacher_masked")}
-    assert list(_scores(TRAINER, known)) == ["teacher_masked"] and list(_clean_scores(TRAINER, known)) == ["teacher_clean"]
+    assert list(_scores(TRAINER, known)) == ["teacher_masked"] and list(_clean_scores(TRAINER, known)) == [
+        "teacher_clean"
+    ]
     assert _scores(TRAINER, {}) == {} and _clean_scores(TRAINER, {}) == {}
 
 

@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow
 
 RUN_ID = "r0123abcd"
 STEP = "trainer/global_step"
-_SOON = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1", "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "1", "WANDB_FINISH_TIMEOUT": "4"}  # seconds
+_SOON = {
+    "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",
+    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "1",
+    "WANDB_FINISH_TIMEOUT": "4",
+}  # seconds
 
 
 class Training:
@@ -103,7 +107,9 @@ def files(folder: Path) -> list[Path]:
 
 def sync(folder: Path, server: WandbServer, *words: str) -> None:
     command = [str(Path(sys.executable).with_name("wandb")), "sync", *words]
-    subprocess.run(command, cwd=folder, env=environment(folder, server.environment), check=True, timeout=60, capture_output=True)
+    subprocess.run(
+        command, cwd=folder, env=environment(folder, server.environment), check=True, timeout=60, capture_output=True
+    )
 
 
 def test_a_connection_lost_for_good_stops_nothing_and_loses_nothing(start: Start, tmp_path: Path) -> None:
@@ -173,4 +179,6 @@ def test_wandbs_own_process_may_die(start: Start, tmp_path: Path) -> None:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]

@@ -50,7 +50,9 @@ def logger_to(run: FakeRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Wa
     return WandbRunLogger(save_dir=str(folder), id="r1")
 
 
-def placed(folder: Path, home: Path | None = None, subfolder: str = "", model: str = STAGE1, **settings: Any) -> Namespace:
+def placed(
+    folder: Path, home: Path | None = None, subfolder: str = "", model: str = STAGE1, **settings: Any
+) -> Namespace:
     """What the configuration of the W&B logger becomes."""
     logger = Namespace(class_path="deocc.callbacks.loggers.WandbRunLogger", init_args=Namespace(**settings))
     trainer = Namespace(logger=logger)
@@ -88,7 +90,9 @@ def test_a_test_goes_on_in_the_run_of_the_training(model: str, job: str, tmp_pat
     (home / "config.yaml").write_text("")
     tested = placed(tmp_path / "elsewhere", home, "test", model)
     assert tested.job_type == job
-    assert [tested[key] for key in ("id", "name", "group", "job_type")] == [trained[key] for key in ("id", "name", "group", "job_type")]
+    assert [tested[key] for key in ("id", "name", "group", "job_type")] == [
+        trained[key] for key in ("id", "name", "group", "job_type")
+    ]
 
 
 def test_a_test_without_a_training_is_a_run_of_its_own(tmp_path: Path) -> None:
@@ -129,7 +133,9 @@ def test_a_server_that_does_not_answer_sends_the_run_offline(
     assert defined["val/student/eer"]["summary"] == "min,last" and defined["val/student/rank1"]["summary"] == "max,last"
 
 
-def test_at_the_end_w_and_b_gets_a_minute_or_what_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_the_end_w_and_b_gets_a_minute_or_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _ = logger_to(FakeRun(), tmp_path, monkeypatch).experiment
     assert os.environ["WANDB_FINISH_TIMEOUT"] == "60"
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "7")
@@ -139,7 +145,12 @@ def test_at_the_end_w_and_b_gets_a_minute_or_what_the_environment_says(tmp_path:
 
 @pytest.mark.parametrize(("limit", "wait", "said"), [("60", 59.0, False), ("60", 60.5, True), ("0", 7200.0, False)])
 def test_a_run_that_the_server_did_not_take_in_time_is_named_in_one_line(
-    limit: str, wait: float, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    limit: str,
+    wait: float,
+    said: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """0 seconds are no limit, as for wandb."""
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", limit)
@@ -195,7 +206,9 @@ def test_the_id_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [None, b"", b"r", b"r0123ab", b"\0" * 9, b"\xff\xfe", b"r0123abcd\0"])
 @pytest.mark.parametrize("begun", [False, True])
-def test_an_id_that_a_crash_cut_is_found_again_or_made_anew_and_then_stays(left: bytes | None, begun: bool, tmp_path: Path) -> None:
+def test_an_id_that_a_crash_cut_is_found_again_or_made_anew_and_then_stays(
+    left: bytes | None, begun: bool, tmp_path: Path
+) -> None:
     file = id_file(tmp_path, left)
     file.with_name(f"{WANDB_ID}.0011223344556677").write_bytes(b"r9999")  # the draft of a process that was killed
     if begun:

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 
-_HEADER, _BLOCK, _FRAME = 7, 32768, 7  # of a W&B log, which is a LevelDB log: bytes before the first block, of a block, of a chunk's frame
+_HEADER, _BLOCK, _FRAME = (
+    7,
+    32768,
+    7,
+)  # of a W&B log, which is a LevelDB log: bytes before the first block, of a block, of a chunk's frame
 _WHOLE, _LAST = 1, 4  # the chunk types that end a record
 
 

@@ -55,20 +55,40 @@ class WandbServer:
         if "model(" in query:
             return {"model": {**_PROJECT, "bucket": self._bucket(variables["name"]) if self.begun else None}}
         if "createRunFiles" in query:
-            places = [{"name": name, "uploadUrl": f"http://127.0.0.1:{self.port}/{name}"} for name in variables["files"]]
+            places = [
+                {"name": name, "uploadUrl": f"http://127.0.0.1:{self.port}/{name}"} for name in variables["files"]
+            ]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": places}}
         return {"serverInfo": {"features": []}} if "serverInfo" in query else {}
 
     def keep(self, files: dict[str, Any]) -> None:
         """Lines of the run's streams, each at its position."""
         for name, part in files.items():
-            self.lines.setdefault(name, {}).update({part["offset"] + place: line for place, line in enumerate(part["content"])})
+            self.lines.setdefault(name, {}).update(
+                {part["offset"] + place: line for place, line in enumerate(part["content"])}
+            )
 
     def _bucket(self, name: str) -> dict[str, Any]:
         rows, events = (self.lines.get(f"wandb-{stream}.jsonl", {}) for stream in ("history", "events"))
-        tails = {"historyTail": json.dumps([rows[max(rows)]] if rows else []), "eventsTail": "[]", "summaryMetrics": "{}", "config": "{}"}
-        counts = {"historyLineCount": len(rows), "eventsLineCount": len(events), "logLineCount": len(self.lines.get("output.log", {}))}
-        told = {"id": "1", "name": name, "displayName": name, "project": _PROJECT, "wandbConfig": '{"t": {"1": 1}}', "tags": []}
+        tails = {
+            "historyTail": json.dumps([rows[max(rows)]] if rows else []),
+            "eventsTail": "[]",
+            "summaryMetrics": "{}",
+            "config": "{}",
+        }
+        counts = {
+            "historyLineCount": len(rows),
+            "eventsLineCount": len(events),
+            "logLineCount": len(self.lines.get("output.log", {})),
+        }
+        told = {
+            "id": "1",
+            "name": name,
+            "displayName": name,
+            "project": _PROJECT,
+            "wandbConfig": '{"t": {"1": 1}}',
+            "tags": [],
+        }
         return {**told, **tails, **counts}
 
 

@@ -51,7 +51,11 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
 )
 def test_one_line(
-    words: list[str], needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    needles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = complaint(capsys, *words)
@@ -74,7 +78,9 @@ def test_a_checkpoint_of_another_stage(
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken"])
-def test_a_damaged_checkpoint(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
@@ -82,17 +88,26 @@ def test_a_damaged_checkpoint(content: bytes, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what this machine has")
-def test_an_accelerator_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_accelerator_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert "gpu" in complaint(capsys, *INPAINT, "--trainer.accelerator", "gpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken"])
 @pytest.mark.parametrize(
-    "words", [["test", "--checkpoint", "run"], [*INPAINT, "--ckpt_path", "run/checkpoints/last.ckpt"]], ids=["test", "fit"]
+    "words",
+    [["test", "--checkpoint", "run"], [*INPAINT, "--ckpt_path", "run/checkpoints/last.ckpt"]],
+    ids=["test", "fit"],
 )
 def test_a_damaged_checkpoint_of_a_run(
-    words: list[str], content: bytes, stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    content: bytes,
+    stage1: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run/checkpoints").mkdir(parents=True)
@@ -103,7 +118,9 @@ def test_a_damaged_checkpoint_of_a_run(
 
 
 @pytest.mark.parametrize(
-    "words", [["test", "--checkpoint", "run"], [*INPAINT, "--ckpt_path", "run/checkpoints/last.ckpt"]], ids=["test", "fit"]
+    "words",
+    [["test", "--checkpoint", "run"], [*INPAINT, "--ckpt_path", "run/checkpoints/last.ckpt"]],
+    ids=["test", "fit"],
 )
 def test_a_single_bit_of_a_checkpoint(
     words: list[str], stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,9 +144,18 @@ def test_an_unreadable_image_in_a_loader_worker(
     monkeypatch.chdir(tmp_path)
     for path in draw_folder(Path("faces")).glob("*/*.png"):
         path.write_bytes(path.read_bytes()[:5000])
-    overlay = ["--config", str(ROOT / "configs/data/folder.yaml"), "--data.num_workers", "2", "--trainer.fast_dev_run", "true"]
+    overlay = [
+        "--config",
+        str(ROOT / "configs/data/folder.yaml"),
+        "--data.num_workers",
+        "2",
+        "--trainer.fast_dev_run",
+        "true",
+    ]
     line = complaint(capsys, *INPAINT, *overlay, *SMALL, *TINY_STAGE1)
-    assert "Traceback" not in line and ".png" in line and line.startswith(("deocc: person", "deocc: faces/person")), line
+    assert "Traceback" not in line and ".png" in line and line.startswith(("deocc: person", "deocc: faces/person")), (
+        line
+    )
 
 
 def test_a_pickle_in_a_checkpoint_is_not_executed(

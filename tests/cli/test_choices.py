@@ -28,7 +28,9 @@ class Trainings:
             raise subprocess.CalledProcessError(1, command)
         figure = 0.1 + 0.02 * int(self._value(command, "--data.seed"))
         values = [str(figure)] * len(choices.COLUMNS)
-        (run / "metrics.csv").write_text(",".join(f"val/{name}" for name in choices.COLUMNS) + "\n" + ",".join(values) + "\n")
+        (run / "metrics.csv").write_text(
+            ",".join(f"val/{name}" for name in choices.COLUMNS) + "\n" + ",".join(values) + "\n"
+        )
 
     def runs(self) -> list[str]:
         return [self._value(command, "--run") for command in self.commands]
@@ -51,7 +53,9 @@ def ablate(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     choices.main()
 
 
-def test_what_broke_off_is_trained_anew_and_what_ended_is_not(trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_broke_off_is_trained_anew_and_what_ended_is_not(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainings.fails_at = "distill_masked"
     with pytest.raises(subprocess.CalledProcessError):
         ablate(monkeypatch)
@@ -71,7 +75,9 @@ def test_one_seed_is_said_to_be_one(
     assert capsys.readouterr().out == text
 
 
-def test_several_seeds_give_mean_and_deviation(trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_seeds_give_mean_and_deviation(
+    trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ablate(monkeypatch, "--seeds", "0", "1")
     assert "2 seeds (0, 1)" in (tmp_path / "runs/choices/table.md").read_text()
     assert "| all terms | 11.00 ± 1.41 |" in (tmp_path / "runs/choices/table.md").read_text()

@@ -21,13 +21,31 @@ ELSEWHERE = {
     "logger/tensorboard.yaml": "tests/cli/test_loggers.py runs it, with a real logger",
     "ablation/paper.yaml": "tests/apps/ runs it: a plan of `deocc ablate`",
     "paper/ablation.yaml": "tests/apps/ parses all its commands: a plan of `deocc ablate`",
-    **{f"data/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("celeba", "record", "pairs", "bin")},
-    **{f"paper/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("inpaint", "distill", "lfw", "ar")},
-    **{f"lfw/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin" for name in ("data", "segment", "inpaint", "distill")},
+    **{
+        f"data/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin"
+        for name in ("celeba", "record", "pairs", "bin")
+    },
+    **{
+        f"paper/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin"
+        for name in ("inpaint", "distill", "lfw", "ar")
+    },
+    **{
+        f"lfw/{name}.yaml": "tests/cli/test_paper.py runs it, on a fake twin"
+        for name in ("data", "segment", "inpaint", "distill")
+    },
 }
 LARGE = {"teacher/arcface.yaml": "iresnet50", "teacher/facenet.yaml": "inception_resnet_v1"}
 """Overlays whose recogniser takes many seconds to train for a step, and its name: `make test-faults` runs them."""
-NO_GPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
+NO_GPU = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.devices",
+    "1",
+    "--trainer.num_nodes",
+    "1",
+    "--trainer.strategy",
+    "auto",
+]
 """What of an overlay for GPUs cannot be tried without them."""
 
 
@@ -35,7 +53,11 @@ NO_GPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.n
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Weights files such as people own, with random numbers in them, by the name of the recogniser."""
     folder = tmp_path_factory.mktemp("weights")
-    return {"iresnet50": _state(folder, "iresnet50"), "inception_resnet_v1": _state(folder, "inception_resnet_v1"), "onnx": _onnx(folder)}
+    return {
+        "iresnet50": _state(folder, "iresnet50"),
+        "inception_resnet_v1": _state(folder, "inception_resnet_v1"),
+        "onnx": _onnx(folder),
+    }
 
 
 def _state(folder: Path, name: str) -> str:
@@ -57,7 +79,12 @@ def _onnx(folder: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the exporter is an old one, but quick
         torch.onnx.export(
-            network, (torch.zeros(2, 3, 112, 112),), path, dynamo=False, input_names=["face"], dynamic_axes={"face": {0: "batch"}}
+            network,
+            (torch.zeros(2, 3, 112, 112),),
+            path,
+            dynamo=False,
+            input_names=["face"],
+            dynamic_axes={"face": {0: "batch"}},
         )
     return str(path)
 
@@ -94,7 +121,9 @@ def _parameter(overlay: Path) -> Any:
 
 
 @pytest.mark.parametrize("overlay", [_parameter(overlay) for overlay in OVERLAYS])
-def test_an_overlay_runs_on_its_stage(overlay: Path, stage1: Path, noise: Path, weights: dict[str, str], tmp_path: Path) -> None:
+def test_an_overlay_runs_on_its_stage(
+    overlay: Path, stage1: Path, noise: Path, weights: dict[str, str], tmp_path: Path
+) -> None:
     if reason := ELSEWHERE.get(f"{overlay.parent.name}/{overlay.name}"):
         pytest.skip(reason)
     of_stage1 = overlay.stem.startswith("inpaint")

@@ -63,7 +63,14 @@ def test_wandb_without_a_key_keeps_losses_panels_and_test_results_offline(
     home: Path, stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "group" / "name"
-    fit = ["fit", "--config", str(ROOT / "configs/distill.yaml"), "--config", str(ROOT / "configs/logger/wandb.yaml"), *SHORT]
+    fit = [
+        "fit",
+        "--config",
+        str(ROOT / "configs/distill.yaml"),
+        "--config",
+        str(ROOT / "configs/logger/wandb.yaml"),
+        *SHORT,
+    ]
     fit += ["--model.init_args.inpainting_checkpoint", str(stage1)]
     trained = run_recorded(run, *fit, "--run", str(run), "--trainer.max_epochs", "1")
     assert f"logging offline to {run / 'wandb'}" in capsys.readouterr().out
@@ -74,7 +81,9 @@ def test_wandb_without_a_key_keeps_losses_panels_and_test_results_offline(
     tested = run_recorded(run, *words)
     check_test(tested, json.loads((run / "results.json").read_text()))
 
-    resumed = run_recorded(run, *fit, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "2")
+    resumed = run_recorded(
+        run, *fit, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "2"
+    )
     check_second_panel(trained, resumed)
     for part in (trained, tested, resumed):
         assert part.run.run_id == trained.run.run_id, "every part goes on in the one W&B run"
@@ -83,7 +92,9 @@ def test_wandb_without_a_key_keeps_losses_panels_and_test_results_offline(
 
 def check_training(found: OfflineRun, run: Path) -> None:
     row = found.logged("train/loss")
-    assert row["train/loss"] == pytest.approx(sum(row[f"train/{term}_term"] for term in ("identity", "instance", "pair", "triplet")))
+    assert row["train/loss"] == pytest.approx(
+        sum(row[f"train/{term}_term"] for term in ("identity", "instance", "pair", "triplet"))
+    )
     assert all(row[f"train/{term}_gradient"] > 0 for term in ("identity", "instance", "pair", "triplet"))
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert {key: found.config[key] for key in written} == written, "the whole configuration is W&B's"
@@ -99,7 +110,9 @@ def check_test(found: OfflineRun, results: dict[str, Any]) -> None:
     student = results["rows"]["student"]
     assert found.logged("test/student/eer")["test/student/eer"] == student["eer"]
     table = found.table("test/recognition")
-    cells = dict(zip(table["columns"], *[row for row in table["data"] if row[0] == "student (given mask)"], strict=True))
+    cells = dict(
+        zip(table["columns"], *[row for row in table["data"] if row[0] == "student (given mask)"], strict=True)
+    )
     assert cells["EER %"] == pytest.approx(100 * student["eer"], abs=0.005)
     for key in ("test/roc", "test/scores", "test/panel"):
         assert found.picture(key).std() > 10, f"{key} is blank"
@@ -114,11 +127,22 @@ def check_second_panel(first: OfflineRun, second: OfflineRun) -> None:
 
 def test_tensorboard_beside_metrics_csv(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    fit = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--config", str(ROOT / "configs/logger/tensorboard.yaml"), *SHORT]
+    fit = [
+        "fit",
+        "--config",
+        str(ROOT / "configs/inpaint.yaml"),
+        "--config",
+        str(ROOT / "configs/logger/tensorboard.yaml"),
+        *SHORT,
+    ]
     run_deocc(*fit, *TINY_STAGE1, "--trainer.max_epochs", "1", "--run", str(run))
     events = EventAccumulator(str(run))
     events.Reload()
-    (loss,), (score,), (panel,) = events.Scalars("train/loss"), events.Scalars("val/given_mask/psnr"), events.Images("val/panel")
+    (loss,), (score,), (panel,) = (
+        events.Scalars("train/loss"),
+        events.Scalars("val/given_mask/psnr"),
+        events.Images("val/panel"),
+    )
     assert panel.step == score.step == loss.step == 0, "a step is a batch, though two optimisers step in it"
     sheet = np.array(Image.open(io.BytesIO(panel.encoded_image_string)))
     np.testing.assert_array_equal(sheet, np.array(Image.open(run / "panels" / "step-0000000.png")))

@@ -41,8 +41,20 @@ def test_a_stage_of_the_paper_trains_on_celeba(stage: str, celeba: Path, stage1:
     run_deocc(*words, "--data.face_set.init_args.root", str(celeba))
 
 
-def test_lfw_gives_the_table_of_four_settings(lfw: Path, stage2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["test", "--checkpoint", str(stage2), "--config", str(PAPER / "lfw.yaml"), "--run", str(tmp_path), *SMALL, *ONE_KIND]
+def test_lfw_gives_the_table_of_four_settings(
+    lfw: Path, stage2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "test",
+        "--checkpoint",
+        str(stage2),
+        "--config",
+        str(PAPER / "lfw.yaml"),
+        "--run",
+        str(tmp_path),
+        *SMALL,
+        *ONE_KIND,
+    ]
     run_deocc(*words, "--data.face_set.init_args.root", str(lfw))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["protocol"] == "ListedPairs" and results["data"] == "LfwFaces"
@@ -51,8 +63,12 @@ def test_lfw_gives_the_table_of_four_settings(lfw: Path, stage2: Path, tmp_path:
     assert "accuracy" in results["rows"]["student"]["masked_masked"]
     assert "not enough negatives" in results["rows"]["student"]["tar_intervals"]["1e-4"]["reason"]
     table = capsys.readouterr().out
-    assert all(words in table for words in ("clean-clean", "clean-masked", "masked-masked", "teacher, completed", "accuracy %"))
-    assert (tmp_path / "masks.csv").read_text().count("surgical") == 30 and "clean-masked" in (tmp_path / "report.html").read_text()
+    assert all(
+        words in table for words in ("clean-clean", "clean-masked", "masked-masked", "teacher, completed", "accuracy %")
+    )
+    assert (tmp_path / "masks.csv").read_text().count("surgical") == 30 and "clean-masked" in (
+        tmp_path / "report.html"
+    ).read_text()
 
 
 def test_lfw_trains_and_tests_on_people_apart(lfw: Path, tmp_path: Path) -> None:
@@ -60,7 +76,17 @@ def test_lfw_trains_and_tests_on_people_apart(lfw: Path, tmp_path: Path) -> None
     words = ["--config", str(ROOT / "configs/lfw/data.yaml"), "--data.face_set.init_args.root", str(lfw), *SMALL]
     words += ["--data.face_set.init_args.val_identities", "3", "--data.eval_kinds", "[surgical, hand, sunglasses]"]
     run = tmp_path / "run"
-    run_deocc("fit", "--config", str(ROOT / "configs/inpaint.yaml"), *words, *halves[0], "--run", str(run), *TINY_STAGE1, *ONE_STEP)
+    run_deocc(
+        "fit",
+        "--config",
+        str(ROOT / "configs/inpaint.yaml"),
+        *words,
+        *halves[0],
+        "--run",
+        str(run),
+        *TINY_STAGE1,
+        *ONE_STEP,
+    )
     run_deocc("test", "--checkpoint", str(run), *words, *halves[0])
     run_deocc("test", "--checkpoint", str(run), *words, *halves[1])
     rows = (run / "masks.csv").read_text().splitlines()[1:]
@@ -69,7 +95,9 @@ def test_lfw_trains_and_tests_on_people_apart(lfw: Path, tmp_path: Path) -> None
     assert {image.split("/")[0] for image in images} <= {f"Some_Person_{person:02d}" for person in range(20)}
     results = json.loads((run / "results.json").read_text())
     assert results["mixed_kinds"] and set(results["per_kind"]) == {"surgical", "hand", "sunglasses"}
-    assert (run / "test-lfw" / "results.json").is_file()  # people of the other half were trained on: not a test of this run
+    assert (
+        run / "test-lfw" / "results.json"
+    ).is_file()  # people of the other half were trained on: not a test of this run
 
 
 def test_lfw_stages_find_the_newest_runs(
@@ -87,10 +115,18 @@ def test_lfw_stages_find_the_newest_runs(
     assert "inpainting_checkpoint: the newest run of InpaintingModule, runs/lfw/inpaint" in told
     recorded = yaml.safe_load(Path("runs/lfw/distill/config.yaml").read_text())["model"]["init_args"]
     assert recorded["segmenter_checkpoint"] == "runs/lfw/segment/checkpoints/last.ckpt"
-    saved = [torch.load(f"runs/lfw/{stage}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for stage in ("segment", "distill")]
-    assert torch.equal(saved[0]["average.module.to_logits.0.weight"], saved[1]["deoccluder.segmenter.to_logits.0.weight"])
+    saved = [
+        torch.load(f"runs/lfw/{stage}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for stage in ("segment", "distill")
+    ]
+    assert torch.equal(
+        saved[0]["average.module.to_logits.0.weight"], saved[1]["deoccluder.segmenter.to_logits.0.weight"]
+    )
     run_deocc("test", "--checkpoint", "runs/lfw/segment", *SMALL)
-    assert set(json.loads(Path("runs/lfw/segment/results.json").read_text())["mask_prediction"]) >= {"per_kind", "masked"}
+    assert set(json.loads(Path("runs/lfw/segment/results.json").read_text())["mask_prediction"]) >= {
+        "per_kind",
+        "masked",
+    }
     run_deocc("test", "--checkpoint", "runs/lfw/distill", *SMALL)
     results = json.loads(Path("runs/lfw/distill/results.json").read_text())
     assert {"teacher_clean_predicted_mask", "student_clean_predicted_mask"} < set(results["rows"])
@@ -108,15 +144,28 @@ def test_ar_gives_ranks_by_both_galleries_with_predicted_masks_alone(stage2: Pat
     assert "Trained on OrlFaces, tested on ArFaces" in report and "occluders are rendered" not in report
     assert "scarf, rank-1 % protocol1" in report
     assert set(results["per_kind"]) == {"sunglasses", "scarf"} and results["restoration"] == {}
-    assert {"student_predicted_mask", "teacher_completed_predicted_mask"} < set(results["rows"]) and "student" not in results["rows"]
+    assert {"student_predicted_mask", "teacher_completed_predicted_mask"} < set(
+        results["rows"]
+    ) and "student" not in results["rows"]
     row = results["rows"]["student_predicted_mask"]
     assert {"rank1_protocol1", "rank1_protocol2", "cmc_protocol1"} < set(row) and row["rank1"] == row["rank1_protocol2"]
 
 
 @pytest.mark.parametrize("name", ["celeba", "record"])
 def test_a_data_set_to_train_on(name: str, celeba: Path, tmp_path: Path) -> None:
-    chosen = {"celeba": ["root", str(celeba)]}.get(name) or ["rec", str(write_record_file(tmp_path, people=40, images=2))]
-    words = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--config", str(DATA / f"{name}.yaml"), "--run", str(tmp_path / "run")]
+    chosen = {"celeba": ["root", str(celeba)]}.get(name) or [
+        "rec",
+        str(write_record_file(tmp_path, people=40, images=2)),
+    ]
+    words = [
+        "fit",
+        "--config",
+        str(ROOT / "configs/inpaint.yaml"),
+        "--config",
+        str(DATA / f"{name}.yaml"),
+        "--run",
+        str(tmp_path / "run"),
+    ]
     shares = ["--data.face_set.init_args.train=0.5", "--data.face_set.init_args.val=0.2"] if name == "record" else []
     run_deocc(*words, *QUICK, *TINY_STAGE1, f"--data.face_set.init_args.{chosen[0]}", chosen[1], *shares)
 
@@ -130,24 +179,49 @@ def test_a_data_set_to_test_on(name: str, stage2: Path, tmp_path: Path) -> None:
     else:
         write_bin_file(tmp_path / "pairs.bin")
         chosen = ["path", str(tmp_path / "pairs.bin")]
-    words = ["test", "--checkpoint", str(stage2), "--config", str(DATA / f"{name}.yaml"), "--run", str(tmp_path / "out"), *SMALL, *ONE_KIND]
-    run_deocc(*words, *[f"--data.face_set.init_args.{key}={value}" for key, value in zip(chosen[::2], chosen[1::2], strict=True)])
+    words = [
+        "test",
+        "--checkpoint",
+        str(stage2),
+        "--config",
+        str(DATA / f"{name}.yaml"),
+        "--run",
+        str(tmp_path / "out"),
+        *SMALL,
+        *ONE_KIND,
+    ]
+    run_deocc(
+        *words,
+        *[f"--data.face_set.init_args.{key}={value}" for key, value in zip(chosen[::2], chosen[1::2], strict=True)],
+    )
     assert json.loads((tmp_path / "out" / "results.json").read_text())["protocol"] == "ListedPairs"
 
 
 def test_a_set_for_tests_cannot_be_trained_on(lfw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), "--config", str(PAPER / "lfw.yaml"), "--run", str(tmp_path / "run")]
+    words = [
+        "fit",
+        "--config",
+        str(ROOT / "configs/inpaint.yaml"),
+        "--config",
+        str(PAPER / "lfw.yaml"),
+        "--run",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(SystemExit):
         run_deocc(*words, *QUICK, *TINY_STAGE1, "--data.face_set.init_args.root", str(lfw))
     assert "LfwFaces has nobody to train on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("changed", "folder"), [({}, ""), ({"fold": 1}, "test-orl"), ({"class_path": "deocc.data.LfwFaces"}, "test-lfw")])
+@pytest.mark.parametrize(
+    ("changed", "folder"), [({}, ""), ({"fold": 1}, "test-orl"), ({"class_path": "deocc.data.LfwFaces"}, "test-lfw")]
+)
 def test_results_on_other_faces_stay_apart(changed: dict[str, Any], folder: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     own = {"class_path": "deocc.data.OrlFaces", "init_args": {"split": "standard", "fold": None}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"face_set": own}}))
-    settings = {**own["init_args"], "fold": changed.get("fold")} if "class_path" not in changed else {"root": "data/lfw"}
+    settings = (
+        {**own["init_args"], "fold": changed.get("fold")} if "class_path" not in changed else {"root": "data/lfw"}
+    )
     face_set = Namespace(class_path=changed.get("class_path", own["class_path"]), init_args=Namespace(**settings))
     config = Namespace(run="from_checkpoint", data=Namespace(face_set=face_set))
     assert _evaluation_folder(config, tmp_path / "checkpoints" / "last.ckpt") == tmp_path / folder

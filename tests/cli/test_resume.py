@@ -63,10 +63,14 @@ def test_a_broken_and_resumed_run_equals_one_in_one_go(
     assert theirs["global_step"] == ours["global_step"]
     assert [key for key, value in ours["state_dict"].items() if not torch.equal(value, theirs["state_dict"][key])] == []
     assert logged(halved) == logged(through) and len(logged(through)) == 3
-    assert yaml.safe_load((halved / runs.CONFIG).read_text())["model"]["init_args"].get("inpainting_checkpoint") == named
+    assert (
+        yaml.safe_load((halved / runs.CONFIG).read_text())["model"]["init_args"].get("inpainting_checkpoint") == named
+    )
 
 
-def test_resuming_into_another_run_leaves_that_run_alone(stage1: Path, stage2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_into_another_run_leaves_that_run_alone(
+    stage1: Path, stage2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     resumed = ["--ckpt_path", str(stage1 / "checkpoints" / "last.ckpt"), "--trainer.fast_dev_run", "true"]
     fit("inpaint", *TINY_STAGE1, *resumed, "--run", str(stage2))
     assert f"writing to {stage2}-2" in capsys.readouterr().out

@@ -14,7 +14,13 @@ from deocc.data import MaskedFaceDataModule
 from deocc.evaluation.results import CLEAN_ROWS
 from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1, run_deocc
 
-TEACHER = ("teacher_clean", "teacher_masked", "teacher_completed", "teacher_completed_predicted_mask", "teacher_clean_predicted_mask")
+TEACHER = (
+    "teacher_clean",
+    "teacher_masked",
+    "teacher_completed",
+    "teacher_completed_predicted_mask",
+    "teacher_clean_predicted_mask",
+)
 ROWS = (*TEACHER, "student_clean", "student_clean_predicted_mask", "student", "student_predicted_mask")
 FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]"]
 INPAINT = ["fit", "--config", str(ROOT / "configs/inpaint.yaml")]
@@ -78,7 +84,9 @@ def test_the_report_stands_alone(tested: Path) -> None:
     assert 'src="http' not in text and 'href="http' not in text
 
 
-def test_testing_again_gives_the_same_figures_even_where_stage_1_has_gone(stage1: Path, stage2: Path, tmp_path: Path) -> None:
+def test_testing_again_gives_the_same_figures_even_where_stage_1_has_gone(
+    stage1: Path, stage2: Path, tmp_path: Path
+) -> None:
     words = ["test", "--checkpoint", str(stage2), *SMALL, *FEW, "--trainer.limit_test_batches", "4"]
     run_deocc(*words, "--run", str(tmp_path / "first"))
     away = stage1.rename(stage1.with_name("away"))
@@ -109,7 +117,17 @@ def test_the_newest_run_is_taken_and_named(
 
 
 def test_predict_writes_sheets_and_embeddings(stage2: Path, tmp_path: Path) -> None:
-    run_deocc("predict", "--checkpoint", str(stage2), "--run", str(tmp_path), *SMALL, *FEW, "--trainer.limit_predict_batches", "1")
+    run_deocc(
+        "predict",
+        "--checkpoint",
+        str(stage2),
+        "--run",
+        str(tmp_path),
+        *SMALL,
+        *FEW,
+        "--trainer.limit_predict_batches",
+        "1",
+    )
     arrays = np.load(tmp_path / "predictions" / "embeddings-0.npz")
     assert arrays["embedding"].shape == (8, 128)
     assert np.allclose(np.linalg.norm(arrays["embedding"], axis=1), 1, atol=1e-5)

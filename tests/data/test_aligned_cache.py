@@ -90,7 +90,9 @@ def test_kept_faces_are_bit_for_bit_the_aligned_ones(
     _check(pickle.loads(pickle.dumps(cache)), tiny_faces, indices)
 
 
-def test_interrupted_work_goes_on_where_it_stopped(cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64]) -> None:
+def test_interrupted_work_goes_on_where_it_stopped(
+    cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64]
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         cache.fill(_Counted(tiny_faces, stop_at=int(indices[7])), indices, 0, _refuse)
     assert not cache.is_complete()
@@ -130,7 +132,10 @@ def test_too_many_unreadable_images_stop_the_filling_and_no_cache_is_blamed(
     align = AlignedFaces(tiny_faces, _SIZE, 0)
     with monkeypatch.context() as patch:
         patch.setattr(tiny_faces, "image", lambda index: np.zeros((8, 8), np.uint8))
-        with pytest.raises(ValueError, match=r"2 of 12 images cannot be read, more than 1%: p0/0, p1/1 \(the first: expected an RGB image"):
+        with pytest.raises(
+            ValueError,
+            match=r"2 of 12 images cannot be read, more than 1%: p0/0, p1/1 \(the first: expected an RGB image",
+        ):
             cache.fill(align, indices, 0, Quarantine(align, tiny_faces.names, len(indices)).add)
     assert not cache.is_complete()
     cache.fill(align, indices, 0, _refuse)
@@ -181,10 +186,16 @@ def test_without_room_or_right_to_write_one_warning_tells_and_nothing_is_left(
     align = AlignedFaces(tiny_faces, _SIZE, 0)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-        with pytest.warns(UserWarning, match=r"cannot keep 0\.0 GB of aligned faces in .* \(0\.0 GB are free.*: set DEOCC_CACHE"):
+        with pytest.warns(
+            UserWarning, match=r"cannot keep 0\.0 GB of aligned faces in .* \(0\.0 GB are free.*: set DEOCC_CACHE"
+        ):
             cache.fill(align, indices, 0, _refuse)
     with monkeypatch.context() as patch:  # the disk fills up on the way
-        patch.setattr(aligned_cache, "open_to_append", lambda path, _: lmdb.open(str(path), map_size=2**16, subdir=False, lock=False))
+        patch.setattr(
+            aligned_cache,
+            "open_to_append",
+            lambda path, _: lmdb.open(str(path), map_size=2**16, subdir=False, lock=False),
+        )
         with pytest.warns(UserWarning, match="MDB_MAP_FULL"):
             cache.fill(align, indices, 0, _refuse)
     assert list(folder.iterdir()) == []
@@ -195,7 +206,9 @@ def test_without_room_or_right_to_write_one_warning_tells_and_nothing_is_left(
     assert not cache.is_complete()
 
 
-def test_the_file_follows_from_images_landmarks_choice_and_size(tiny_faces: FaceSet, indices: NDArray[np.int64]) -> None:
+def test_the_file_follows_from_images_landmarks_choice_and_size(
+    tiny_faces: FaceSet, indices: NDArray[np.int64]
+) -> None:
     def path(size: int = _SIZE, chosen: NDArray[np.int64] = indices) -> Path:
         return AlignedCache.of(tiny_faces, "train", size, chosen).path
 
@@ -215,7 +228,9 @@ def prepare(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     monkeypatch.setattr(masked_faces, "KEPT", 4)
 
     def make(training: bool = True, **changes: Any) -> MaskedFaceDataModule:
-        module = MaskedFaceDataModule(tiny_faces, **{"size": _SIZE, "batch_size": 4, "eval_batch_size": 5, "seed": 3, **changes})
+        module = MaskedFaceDataModule(
+            tiny_faces, **{"size": _SIZE, "batch_size": 4, "eval_batch_size": 5, "seed": 3, **changes}
+        )
         module.trainer = cast(pl.Trainer, SimpleNamespace(training=training))
         module.prepare_data()
         return module
@@ -252,10 +267,14 @@ def test_training_from_the_cache_is_bit_for_bit_the_same_and_reads_no_photograph
         assert worker.aligned.face_set is None  # what a spawned worker would get
 
 
-def test_what_is_not_trained_on_or_does_not_fit_is_not_kept(prepare: Prepare, folder: Path, tiny_faces: FaceSet) -> None:
+def test_what_is_not_trained_on_or_does_not_fit_is_not_kept(
+    prepare: Prepare, folder: Path, tiny_faces: FaceSet
+) -> None:
     prepare(training=False)
     assert not folder.exists()
-    with pytest.warns(UserWarning, match=r"12 images would take 0\.0 GB, data\.cache_gigabytes is 1e-05, so none is kept: raise it"):
+    with pytest.warns(
+        UserWarning, match=r"12 images would take 0\.0 GB, data\.cache_gigabytes is 1e-05, so none is kept: raise it"
+    ):
         module = prepare(cache_gigabytes=1e-5, val_people=1)  # three validation images fit into memory
     assert not folder.exists()
     assert next(iter(module.train_dataloader()))["face"].shape == (4, 3, _SIZE, _SIZE)

@@ -64,7 +64,9 @@ def test_people_are_numbered_named_and_all_for_the_test(root: Path) -> None:
         ("women/second session/w-007-14.tif", "w-007-14"),
     ],
 )
-def test_names_in_any_case_with_any_suffix_and_folder_are_shots(tmp_path: Path, root: Path, file: str, name: str) -> None:
+def test_names_in_any_case_with_any_suffix_and_folder_are_shots(
+    tmp_path: Path, root: Path, file: str, name: str
+) -> None:
     person = name[:5]
     write_ar(tmp_path, (person,), [shot for shot in (1, 11, 24) if shot != int(name[-2:])])
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,10 @@ def test_a_raw_file_of_another_size_is_named(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001",), (1, 8), ORIGINAL, ".raw")
     (tmp_path / "m-001-01.raw").write_bytes(b"short")
     faces = ArFaces(str(tmp_path))
-    with pytest.raises(ValueError, match=r"m-001-01\.raw has 5 bytes, but a \.raw file of AR has 1,327,104.*: copy it again, or convert"):
+    with pytest.raises(
+        ValueError,
+        match=r"m-001-01\.raw has 5 bytes, but a \.raw file of AR has 1,327,104.*: copy it again, or convert",
+    ):
         faces.image(0)
 
 
@@ -111,7 +116,9 @@ def test_other_shots_of_protocol_1_can_be_asked_for(root: Path) -> None:
 
 @pytest.mark.parametrize("shots", [(), (1, 8), (24,), (0,), (27,)])
 def test_gallery_shots_that_are_occluded_or_unknown_are_refused(root: Path, shots: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"protocol1_shots is \[.*\]: choose bare shots, that is some of 1, 2, .*7, 14, .*20$"):
+    with pytest.raises(
+        ValueError, match=r"protocol1_shots is \[.*\]: choose bare shots, that is some of 1, 2, .*7, 14, .*20$"
+    ):
         ArFaces(str(root), protocol1_shots=shots)
 
 
@@ -127,7 +134,9 @@ def test_the_other_session_stands_in_for_missing_gallery_shots(tmp_path: Path) -
 def test_the_data_module_embeds_bare_faces_and_probes_with_their_real_occluders(root: Path) -> None:
     faces = ArFaces(str(root))
     module = MaskedFaceDataModule(faces, size=32, eval_batch_size=8)
-    clean, occluded = ([index for batch in loader for index in batch["index"].tolist()] for loader in module.test_dataloader())
+    clean, occluded = (
+        [index for batch in loader for index in batch["index"].tolist()] for loader in module.test_dataloader()
+    )
     assert faces.occluder is not None
     assert {faces.names[index] for index in clean} >= set(_gallery(faces, "protocol1"))
     assert (faces.occluder[clean] < 0).all()
@@ -147,24 +156,35 @@ def test_people_without_a_gallery_image_are_named(tmp_path: Path) -> None:
 
 def test_a_set_without_probes_is_refused(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001", "m-002"), (1, 2))
-    with pytest.raises(FileNotFoundError, match=r"12 of 12 AR shots with sunglasses or scarf .* \(m-001-08, m-001-09, m-001-10, \.\.\.\)"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"12 of 12 AR shots with sunglasses or scarf .* \(m-001-08, m-001-09, m-001-10, \.\.\.\)",
+    ):
         ArFaces(str(tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
 def test_a_folder_without_shots_is_refused_with_what_was_looked_for(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=rf"no AR image below .*{folder}: looked for m-001-01\.bmp .*; ask for access"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no AR image below .*{folder}: looked for m-001-01\.bmp .*; ask for access"
+    ):
         ArFaces(str(tmp_path / folder))
 
 
 def test_the_same_shot_twice_is_refused_with_both_files(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001",), (1, 8))
     write_ar(tmp_path / "more", ("M-001",), (8,), suffix=".png")
-    with pytest.raises(ValueError, match=r"shot 8 of m-001 is there twice, .*m-001-08\.bmp and .*M-001-08\.png: keep one copy"):
+    with pytest.raises(
+        ValueError, match=r"shot 8 of m-001 is there twice, .*m-001-08\.bmp and .*M-001-08\.png: keep one copy"
+    ):
         ArFaces(str(tmp_path))
 
 
 def test_the_fingerprint_tells_copies_of_other_sizes_apart(tmp_path: Path, root: Path) -> None:
     larger = write_ar(tmp_path, ("m-001", "m-002", "w-001"), size=(240, 330))
-    assert ArFaces(str(root)).fingerprint("test") == ArFaces(str(root)).fingerprint("test") != ArFaces(str(larger)).fingerprint("test")
+    assert (
+        ArFaces(str(root)).fingerprint("test")
+        == ArFaces(str(root)).fingerprint("test")
+        != ArFaces(str(larger)).fingerprint("test")
+    )

@@ -54,7 +54,9 @@ def _write(root: Path, form: str) -> ImageStore:
     return _open(root)
 
 
-@pytest.mark.parametrize("form", ["folder faces", "folder faces/faces", "zip", "zip faces/", "zip faces/faces/", "zip faces/ stored"])
+@pytest.mark.parametrize(
+    "form", ["folder faces", "folder faces/faces", "zip", "zip faces/", "zip faces/faces/", "zip faces/ stored"]
+)
 def test_every_form_gives_the_same_names_images_and_sizes(tmp_path: Path, form: str) -> None:
     _write_folder(tmp_path / "expected")
     store = _write(tmp_path / "set", form)
@@ -119,7 +121,9 @@ def test_a_zip_that_was_cut_short_is_refused_when_it_is_opened(tmp_path: Path) -
     path = tmp_path / "faces.zip"
     _write_zip(path, "faces/")
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"cannot read .*faces\.zip as a zip \(.*\): it may be half copied, copy it again") as error:
+    with pytest.raises(
+        ValueError, match=r"cannot read .*faces\.zip as a zip \(.*\): it may be half copied, copy it again"
+    ) as error:
         open_images(tmp_path, "faces")
     assert "\n" not in str(error.value)
 
@@ -148,7 +152,9 @@ def test_an_entry_that_claims_more_than_any_photograph_is_not_unpacked(tmp_path:
         _open(tmp_path).read("bomb.png")
 
 
-def test_bytes_that_are_no_image_or_a_bomb_are_refused_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_no_image_or_a_bomb_are_refused_as_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "b.png"
     Image.fromarray(_picture(0)).save(path)
     data = path.read_bytes()

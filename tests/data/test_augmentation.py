@@ -9,7 +9,13 @@ from deocc.geometry import TEMPLATES
 
 _SIZE = 112
 _LANDMARKS = TEMPLATES["canonical"].tensor(_SIZE).numpy()
-_COLOURS = ((255, 40, 40), (40, 255, 40), (230, 230, 230), (255, 40, 40), (40, 255, 40))  # red lies left, green lies right
+_COLOURS = (
+    (255, 40, 40),
+    (40, 255, 40),
+    (230, 230, 230),
+    (255, 40, 40),
+    (40, 255, 40),
+)  # red lies left, green lies right
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,9 @@ def test_a_flip_swaps_eyes_and_mouth_corners_and_is_told(dotted: NDArray[np.uint
         image, points, flipped = augmentation(dotted, _LANDMARKS, seed)
         assert points[0, 0] < points[1, 0]
         assert points[3, 0] < points[4, 0]
-        red_is_left = [bool(np.subtract(*image[round(y), round(x), :2].astype(int)) > 0) for x, y in points[[0, 3]].tolist()]
+        red_is_left = [
+            bool(np.subtract(*image[round(y), round(x), :2].astype(int)) > 0) for x, y in points[[0, 3]].tolist()
+        ]
         assert red_is_left[0] == red_is_left[1]
         assert flipped is not red_is_left[0]
         flips.append(flipped)
@@ -58,7 +66,9 @@ def test_a_flip_swaps_eyes_and_mouth_corners_and_is_told(dotted: NDArray[np.uint
 
 
 @pytest.mark.parametrize("strength", ["light", "strong"])
-def test_the_same_seed_gives_the_same_face_whatever_was_augmented_before(dotted: NDArray[np.uint8], strength: Strength) -> None:
+def test_the_same_seed_gives_the_same_face_whatever_was_augmented_before(
+    dotted: NDArray[np.uint8], strength: Strength
+) -> None:
     first, second = Augmentation(strength), Augmentation(strength)
     second(dotted, _LANDMARKS, 999)
     results = []

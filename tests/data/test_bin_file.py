@@ -112,7 +112,12 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(path: Path, protocol: in
 def _global(module: str, name: str, *, stack: bool) -> bytes:
     """A pickle of nothing but a name, in the old or the new opcode."""
     if stack:
-        return pickle.PROTO + b"\x04" + b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name)) + b"\x93."
+        return (
+            pickle.PROTO
+            + b"\x04"
+            + b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name))
+            + b"\x93."
+        )
     return f"c{module}\n{name}\n.".encode()
 
 
@@ -176,8 +181,20 @@ def test_another_pickle_is_refused_with_what_is_wrong(path: Path, content: objec
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no pickle", b"\x80\x04.", b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", b"\x80\x02r" + b"\xff" * 4 + b"."],
-    ids=["empty", "text", "nothing on the stack", "more bytes announced than memory has", "a memo of four thousand million"],
+    [
+        b"",
+        b"no pickle",
+        b"\x80\x04.",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.",
+        b"\x80\x02r" + b"\xff" * 4 + b".",
+    ],
+    ids=[
+        "empty",
+        "text",
+        "nothing on the stack",
+        "more bytes announced than memory has",
+        "a memo of four thousand million",
+    ],
 )
 def test_a_damaged_file_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
@@ -194,7 +211,11 @@ def test_a_file_cut_short_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("limit", "message"),
-    [("MAX_FILE_BYTES", "a verification file has at most 5"), ("MAX_IMAGE_BYTES", "image 0 of .* has .* bytes"), ("MAX_IMAGES", "lists 6")],
+    [
+        ("MAX_FILE_BYTES", "a verification file has at most 5"),
+        ("MAX_IMAGE_BYTES", "image 0 of .* has .* bytes"),
+        ("MAX_IMAGES", "lists 6"),
+    ],
 )
 def test_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, message: str) -> None:
     write_bin_file(path, 3)

@@ -34,7 +34,9 @@ def test_the_identities_are_those_of_the_partners(blended: TrainingFaces) -> Non
 
 
 def test_shares_stay_in_range_and_the_face_keeps_the_largest_expected_part(blended: TrainingFaces) -> None:
-    shares = torch.stack([blended[epoch, position]["other_share"] for epoch in range(8) for position in range(len(blended))])
+    shares = torch.stack(
+        [blended[epoch, position]["other_share"] for epoch in range(8) for position in range(len(blended))]
+    )
     assert float(shares.min()) >= 0 and float(shares.sum(1).max()) <= 2 / 3 + 1e-6
     assert float(1 - shares.sum(1).mean()) > 0.5
 
@@ -52,5 +54,7 @@ def test_the_same_seed_blends_the_same(blended: TrainingFaces) -> None:
 
 def test_about_the_wanted_share_of_the_items_is_blended(tiny_faces: FaceSet) -> None:
     half = TrainingFaces(tiny_faces, 64, Augmentation("none"), seed=3, blend_probability=0.5)
-    blended = [float(half[epoch, position]["other_share"].sum()) > 0 for epoch in range(40) for position in range(len(half))]
+    blended = [
+        float(half[epoch, position]["other_share"].sum()) > 0 for epoch in range(40) for position in range(len(half))
+    ]
     assert 0.3 < np.mean(blended) < 0.7

@@ -60,11 +60,15 @@ def test_an_image_shows_the_person_of_its_identity(faces: CelebaFaces) -> None:
         candidates = [orl_face(person, image, 178, 218)[0] for image in range(4)]
         image = faces.image(index)
         assert image.shape == (218, 178, 3)
-        assert min(float(np.abs(image.astype(float) - candidate).mean()) for candidate in candidates) < 3  # what JPEG loses
+        assert (
+            min(float(np.abs(image.astype(float) - candidate).mean()) for candidate in candidates) < 3
+        )  # what JPEG loses
 
 
 @pytest.mark.parametrize("layout", ["zip", "csv"])
-def test_every_layout_of_the_aligned_images_holds_the_same_faces(drawn: dict[Layout, Path], faces: CelebaFaces, layout: Layout) -> None:
+def test_every_layout_of_the_aligned_images_holds_the_same_faces(
+    drawn: dict[Layout, Path], faces: CelebaFaces, layout: Layout
+) -> None:
     other = CelebaFaces(str(drawn[layout]))
     assert (other.names, other.split_of_person) == (faces.names, faces.split_of_person)
     np.testing.assert_array_equal(other.person, faces.person)
@@ -81,9 +85,13 @@ def test_images_may_lie_beside_the_lists_or_in_img(copied: Write, faces: CelebaF
     assert CelebaFaces(str(root)).fingerprint("train") == faces.fingerprint("train")
 
 
-def test_photographs_in_the_wild_have_their_own_sizes_and_landmarks(drawn: dict[Layout, Path], faces: CelebaFaces) -> None:
+def test_photographs_in_the_wild_have_their_own_sizes_and_landmarks(
+    drawn: dict[Layout, Path], faces: CelebaFaces
+) -> None:
     wild = CelebaFaces(str(drawn["in_the_wild"]), images="in_the_wild")
-    assert {wild.image(index).shape for index in range(len(wild))} == {(300 - 10 * image, 260 + 20 * image, 3) for image in range(4)}
+    assert {wild.image(index).shape for index in range(len(wild))} == {
+        (300 - 10 * image, 260 + 20 * image, 3) for image in range(4)
+    }
     np.testing.assert_array_equal(wild.person, faces.person)
     # The same ORL picture lies in both, larger here: the canonical crops agree.
     for index in (0, 6, 20):
@@ -103,7 +111,11 @@ def test_landmarks_are_those_of_the_list_and_lie_where_the_canonical_crop_wants_
 def test_the_official_partition_is_the_split(faces: CelebaFaces) -> None:
     train, val, test = (_numbers(faces, split) for split in SPLITS)
     assert (train, val, test) == (set(_NUMBERS[:4]), set(_NUMBERS[4:6]), set(_NUMBERS[6:]))
-    assert [faces.indices(split).tolist() for split in SPLITS] == [list(range(16)), list(range(16, 24)), list(range(24, 32))]
+    assert [faces.indices(split).tolist() for split in SPLITS] == [
+        list(range(16)),
+        list(range(16, 24)),
+        list(range(24, 32)),
+    ]
 
 
 def test_a_person_with_one_image_is_kept(tmp_path: Path) -> None:
@@ -117,8 +129,12 @@ def test_images_outside_the_split_of_most_of_their_persons_are_left_out_with_a_w
     # 1 and 5 are two of a training person's four images, moved to test and validation: two stay, so the person does. 26 and 28 are two of a
     # test person's four, moved to training: two against two, and training is the earlier split.
     moved = {"000001.jpg": 2, "000005.jpg": 1, "000026.jpg": 0, "000028.jpg": 0}
-    _edit(partition, lambda lines: [f"{line.split()[0]} {moved.get(line.split()[0], line.split()[1])}" for line in lines])
-    message = "spreads 2 people over several splits: 4 images outside the split with most of their person's are left out"
+    _edit(
+        partition, lambda lines: [f"{line.split()[0]} {moved.get(line.split()[0], line.split()[1])}" for line in lines]
+    )
+    message = (
+        "spreads 2 people over several splits: 4 images outside the split with most of their person's are left out"
+    )
     with pytest.warns(UserWarning, match=message):
         faces = CelebaFaces(str(root))
     assert set(range(1, 33)) - {int(name[:6]) for name in faces.names} == {1, 5, 30, 32}
@@ -194,7 +210,9 @@ def test_a_list_that_ends_early_is_told_from_the_others(copied: Write, name: str
     root = copied()
     _edit(root / name, lambda lines: lines[:30])
     path = root / name
-    assert _refusal(root).startswith(f"2 of 32 rows of {path.name} are missing in {path.parent} (000031.jpg, 000032.jpg): get ")
+    assert _refusal(root).startswith(
+        f"2 of 32 rows of {path.name} are missing in {path.parent} (000031.jpg, 000032.jpg): get "
+    )
 
 
 def test_landmarks_that_end_early_are_told_from_their_own_first_line(copied: Write) -> None:
@@ -206,15 +224,31 @@ def test_landmarks_that_end_early_are_told_from_their_own_first_line(copied: Wri
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("Anno/identity_CelebA.txt", lambda lines: [], r"identity_CelebA.txt (no line begins with an image's name): it may be half copied"),
-        ("Anno/identity_CelebA.txt", lambda lines: [*lines[:-1], "000032.jpg"], "it may be half copied or altered, get it again"),
-        ("Anno/identity_CelebA.txt", lambda lines: [*lines, lines[3]], "identity_CelebA.txt names 1 images twice: get it again"),
+        (
+            "Anno/identity_CelebA.txt",
+            lambda lines: [],
+            r"identity_CelebA.txt (no line begins with an image's name): it may be half copied",
+        ),
+        (
+            "Anno/identity_CelebA.txt",
+            lambda lines: [*lines[:-1], "000032.jpg"],
+            "it may be half copied or altered, get it again",
+        ),
+        (
+            "Anno/identity_CelebA.txt",
+            lambda lines: [*lines, lines[3]],
+            "identity_CelebA.txt names 1 images twice: get it again",
+        ),
         (
             "Anno/list_landmarks_align_celeba.txt",
             lambda lines: [*lines[:9], lines[9][:20], *lines[10:]],
             "it may be half copied or altered",
         ),
-        ("Eval/list_eval_partition.txt", lambda lines: ["000001.jpg 3", *lines[1:]], "other numbers than 0 (train), 1 (validation) and 2"),
+        (
+            "Eval/list_eval_partition.txt",
+            lambda lines: ["000001.jpg 3", *lines[1:]],
+            "other numbers than 0 (train), 1 (validation) and 2",
+        ),
         (
             "Eval/list_eval_partition.txt",
             lambda lines: [line[:-1] + "0" for line in lines],
@@ -222,7 +256,9 @@ def test_landmarks_that_end_early_are_told_from_their_own_first_line(copied: Wri
         ),
     ],
 )
-def test_a_damaged_list_is_refused_in_one_line(copied: Write, name: str, change: Callable[[list[str]], list[str]], message: str) -> None:
+def test_a_damaged_list_is_refused_in_one_line(
+    copied: Write, name: str, change: Callable[[list[str]], list[str]], message: str
+) -> None:
     root = copied()
     _edit(root / name, change)
     assert message in _refusal(root, ValueError)
@@ -250,7 +286,9 @@ def test_a_cut_image_is_named_when_it_is_read(copied: Write) -> None:
         ({"exclude": "people.txt"}, "exclude needs names: CelebA numbers its people"),
     ],
 )
-def test_bad_settings_are_refused_in_one_line(drawn: dict[Layout, Path], arguments: dict[str, str], message: str) -> None:
+def test_bad_settings_are_refused_in_one_line(
+    drawn: dict[Layout, Path], arguments: dict[str, str], message: str
+) -> None:
     assert message in _refusal(drawn["official"], ValueError, **arguments)
 
 
@@ -263,7 +301,9 @@ def _batches(module: MaskedFaceDataModule, loader: Any, training: bool) -> list[
 
 
 def test_the_data_module_trains_and_tests_on_celeba(faces: CelebaFaces) -> None:
-    module = MaskedFaceDataModule(faces, size=64, batch_size=4, eval_batch_size=8, kinds=["surgical"], clean_probability=0, test_seeds=[1])
+    module = MaskedFaceDataModule(
+        faces, size=64, batch_size=4, eval_batch_size=8, kinds=["surgical"], clean_probability=0, test_seeds=[1]
+    )
     assert module.num_identities == 4
     train = _batches(module, module.train_dataloader(), True)
     assert sum(len(batch["index"]) for batch in train) == 16
@@ -290,5 +330,7 @@ def test_two_forked_loader_workers_read_the_zip_as_one_process_does(drawn: dict[
     def read(indices: list[int]) -> torch.Tensor:
         return torch.stack([torch.tensor(faces.image(index)) for index in indices])
 
-    loader: DataLoader[int] = DataLoader(cast(Any, range(32)), batch_size=2, num_workers=2, collate_fn=read, multiprocessing_context="fork")
+    loader: DataLoader[int] = DataLoader(
+        cast(Any, range(32)), batch_size=2, num_workers=2, collate_fn=read, multiprocessing_context="fork"
+    )
     assert torch.equal(torch.cat(list(loader)), read(list(range(32))))

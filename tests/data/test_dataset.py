@@ -86,7 +86,9 @@ def test_aligned_faces_travel_to_a_spawned_worker(tiny_faces: FaceSet) -> None:
     np.testing.assert_array_equal(there(0)[0], here(0)[0])
 
 
-def test_of_a_large_set_every_image_is_asked_for_by_all_its_masks_in_turn(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_set_every_image_is_asked_for_by_all_its_masks_in_turn(
+    tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dataset_file, "KEPT", 4)
     masks = [(0, 1), (1, 1), (2, 1)]
     faces = FixedFaces(tiny_faces, "train", _SIZE, masks, tiny_faces.indices("train")[:10])

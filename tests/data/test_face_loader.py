@@ -21,7 +21,12 @@ from deocc.data import FaceSet, MaskedFaceDataModule
 from deocc.data.loader import EpochSampler, RestartingLoader, ShareSampler
 
 Batch = dict[str, Tensor]
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,9 @@ def _no_handler() -> Iterator[None]:
 
 
 def data(faces: FaceSet, workers: int = 0, **changes: Any) -> MaskedFaceDataModule:
-    return MaskedFaceDataModule(faces, **{"size": 48, "batch_size": 2, "eval_batch_size": 1, "num_workers": workers, **changes})
+    return MaskedFaceDataModule(
+        faces, **{"size": 48, "batch_size": 2, "eval_batch_size": 1, "num_workers": workers, **changes}
+    )
 
 
 def train(faces: FaceSet, workers: int = 0, epoch: int = 0) -> RestartingLoader[Any]:
@@ -55,7 +62,9 @@ def kill(index: int, number: int = signal.SIGKILL, seconds: float = 5) -> int:
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_a_killed_worker_changes_no_batch(tiny_faces: FaceSet, persistent: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_worker_changes_no_batch(
+    tiny_faces: FaceSet, persistent: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
     module, alone = data(tiny_faces, 2), data(tiny_faces)
     loader, expected = module.train_dataloader(), alone.train_dataloader()
     if not persistent:
@@ -67,7 +76,9 @@ def test_a_killed_worker_changes_no_batch(tiny_faces: FaceSet, persistent: bool,
             pids.append(kill(number % 2))
     assert_same(found, list(expected))
     lines = capfd.readouterr().err.splitlines()
-    assert lines == [f"loader worker {pid} was killed by signal 9 (Killed): new ones go on with the next batch" for pid in pids]
+    assert lines == [
+        f"loader worker {pid} was killed by signal 9 (Killed): new ones go on with the next batch" for pid in pids
+    ]
     assert_same(list(loader), list(expected))  # a second epoch
 
 
@@ -92,7 +103,9 @@ def numbers(dataset: Dataset[int], workers: int = 1) -> RestartingLoader[int]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_while_its_batch_is_waited_for_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_dies_while_its_batch_is_waited_for_is_replaced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert list(numbers(Fatal(tmp_path / "trace"), workers=2)) == [0, 1, 2, 3, 4, 5]
     assert "was killed by signal 9 (Killed): new ones go on with the next batch" in capfd.readouterr().err
 
@@ -107,7 +120,9 @@ def test_what_kills_every_worker_ends_in_one_line(tmp_path: Path) -> None:
     assert active_children() == []
 
 
-def test_a_death_is_noticed_where_a_batch_is_asked_for_and_nowhere_else(tiny_faces: FaceSet, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_death_is_noticed_where_a_batch_is_asked_for_and_nowhere_else(
+    tiny_faces: FaceSet, capfd: pytest.CaptureFixture[str]
+) -> None:
     batches = iter(train(tiny_faces, 1))
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
@@ -187,15 +202,20 @@ class Recorder(pl.LightningModule):
 
 
 def fit(module: Recorder, faces: FaceSet, workers: int, checkpoint: Path | None = None) -> list[list[int]]:
-    trainer = pl.Trainer(max_epochs=3, limit_val_batches=0, use_distributed_sampler=False, enable_checkpointing=False, **QUIET)
+    trainer = pl.Trainer(
+        max_epochs=3, limit_val_batches=0, use_distributed_sampler=False, enable_checkpointing=False, **QUIET
+    )
     trainer.fit(module, datamodule=data(faces, workers), ckpt_path=checkpoint, weights_only=True)
     return module.seeds
 
 
 @pytest.mark.parametrize(
-    ("workers", "batches"), [(0, 0), (0, 6), (0, 9), (2, 9), *(pytest.param(2, number, marks=pytest.mark.slow) for number in (0, 12, 16))]
+    ("workers", "batches"),
+    [(0, 0), (0, 6), (0, 9), (2, 9), *(pytest.param(2, number, marks=pytest.mark.slow) for number in (0, 12, 16))],
 )
-def test_a_resumed_training_sees_the_batches_that_are_left(tiny_faces: FaceSet, tmp_path: Path, workers: int, batches: int) -> None:
+def test_a_resumed_training_sees_the_batches_that_are_left(
+    tiny_faces: FaceSet, tmp_path: Path, workers: int, batches: int
+) -> None:
     whole = fit(Recorder(), tiny_faces, 0)
     assert len(whole) == 18
     if batches == 0:
@@ -237,9 +257,13 @@ def test_an_error_of_the_data_comes_through_as_it_is() -> None:
         list(RestartingLoader(Broken(Path()), batch_size=None, sampler=ShareSampler(6), num_workers=1, start=lambda: 5))
 
 
-@pytest.mark.parametrize("make", [lambda: EpochSampler(7, seed=1), lambda: ShareSampler(7), lambda: ShareSampler(7, shared=False)])
+@pytest.mark.parametrize(
+    "make", [lambda: EpochSampler(7, seed=1), lambda: ShareSampler(7), lambda: ShareSampler(7, shared=False)]
+)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_sampler_that_starts_later_gives_the_rest(make: Callable[[], Any], processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_starts_later_gives_the_rest(
+    make: Callable[[], Any], processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: processes > 1)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)

@@ -30,7 +30,9 @@ def make_folder(tmp_path: Path) -> MakeFolder:
             folder = tmp_path / f"person{person:02d}"
             folder.mkdir(exist_ok=True)
             for number in range(images):
-                Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{number}.png")
+                Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
+                    folder / f"{number}.png"
+                )
         return tmp_path
 
     return make
@@ -48,7 +50,15 @@ def test_images_are_named_by_person_and_file_in_a_fixed_order(make_folder: MakeF
 def test_files_come_in_the_order_of_their_paths_and_only_images_count(make_folder: MakeFolder) -> None:
     root = make_folder(20)
     picture = (root / "person00" / "0.png").read_bytes()
-    for name in ("person 0/b.PNG", "person-0/a.x.png", "person00/A.png", "person00/.png", "person00/a.", "person00/é/0.png", "loose.png"):
+    for name in (
+        "person 0/b.PNG",
+        "person-0/a.x.png",
+        "person00/A.png",
+        "person00/.png",
+        "person00/a.",
+        "person00/é/0.png",
+        "loose.png",
+    ):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(picture)
     (root / "person00" / "gone.png").symlink_to(root / "nowhere.png")
@@ -60,7 +70,9 @@ def test_files_come_in_the_order_of_their_paths_and_only_images_count(make_folde
     )
 
 
-def test_a_second_run_looks_into_no_file_until_one_changes(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_looks_into_no_file_until_one_changes(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_folder(20)
     before = FolderFaces(str(root), seed=1)
     print_before, index = before.fingerprint("train"), int(before.indices("train")[0])
@@ -128,7 +140,10 @@ def test_another_seed_splits_otherwise(make_folder: MakeFolder) -> None:
 
 
 def _people(faces: FolderFaces) -> dict[str, str]:
-    return {name.split("/")[0]: faces.split_of_person[int(person)] for name, person in zip(faces.names, faces.person, strict=True)}
+    return {
+        name.split("/")[0]: faces.split_of_person[int(person)]
+        for name, person in zip(faces.names, faces.person, strict=True)
+    }
 
 
 def test_the_data_module_takes_a_folder(make_folder: MakeFolder) -> None:
@@ -143,7 +158,9 @@ def test_the_data_module_takes_a_folder(make_folder: MakeFolder) -> None:
 @pytest.mark.parametrize("folder", ["missing", "empty"])
 def test_a_missing_or_empty_root_says_what_was_looked_for_and_where(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty" / "person").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"no (folder at|image below) .*" + folder + r": (give|looked for PERSON/IMAGE)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no (folder at|image below) .*" + folder + r": (give|looked for PERSON/IMAGE)"
+    ):
         FolderFaces(str(tmp_path / folder))
 
 
@@ -155,7 +172,9 @@ def test_too_few_people_are_refused_with_how_many_are_needed(make_folder: MakeFo
 
 def test_an_empty_split_is_refused_with_a_seed_that_fills_it(make_folder: MakeFolder) -> None:
     root = str(make_folder(20))
-    with pytest.raises(ValueError, match=r"of 20 people none falls into val \(train 0\.6, val 0\.1, seed 0\): set seed to 1$"):
+    with pytest.raises(
+        ValueError, match=r"of 20 people none falls into val \(train 0\.6, val 0\.1, seed 0\): set seed to 1$"
+    ):
         FolderFaces(root)
     assert set(_people(FolderFaces(root, seed=1)).values()) == set(SPLITS)
 
@@ -179,7 +198,9 @@ def test_an_image_that_is_not_square_is_named(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image"], ids=["empty", "text"])
-def test_a_file_that_is_no_image_is_named_when_it_is_read_and_not_before(content: bytes, make_folder: MakeFolder) -> None:
+def test_a_file_that_is_no_image_is_named_when_it_is_read_and_not_before(
+    content: bytes, make_folder: MakeFolder
+) -> None:
     root = make_folder(20)
     (root / "person07" / "1.png").write_bytes(content)
     faces = FolderFaces(str(root), seed=1)
@@ -231,7 +252,11 @@ def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None
     pytest.importorskip("dlib")
     splits = _people(_photo_faces(photos))
     chosen = {split: sorted(name for name in splits if splits[name] == split) for split in SPLITS}
-    blank = [f"{chosen['train'][0]}/1.png", *(f"{chosen['train'][1]}/{number}.png" for number in range(3)), f"{chosen['val'][0]}/0.png"]
+    blank = [
+        f"{chosen['train'][0]}/1.png",
+        *(f"{chosen['train'][1]}/{number}.png" for number in range(3)),
+        f"{chosen['val'][0]}/0.png",
+    ]
     tested = f"{chosen['test'][0]}/2.png"
     for name in (*blank[:-1], tested):
         Image.new("RGB", (120, 90), (90, 120, 150)).save(photos / name)
@@ -242,10 +267,15 @@ def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None
             faces = _photo_faces(photos)
         left_out, stands_in = (str(warning.message) for warning in told)
         fitted = 3 * (len(chosen["train"]) + len(chosen["val"]))
-        assert re.fullmatch(rf"no face found in 5 of {fitted} images \(\S+, \S+, \S+, \.\.\.\): they are left out of .*", left_out)
+        assert re.fullmatch(
+            rf"no face found in 5 of {fitted} images \(\S+, \S+, \S+, \.\.\.\): they are left out of .*", left_out
+        )
         assert stands_in == f"no face found in 1 of {30 - fitted} images ({tested}): a mean face's landmarks stand in"
         assert {path.relative_to(photos).as_posix() for path in photos.glob("*/*")} - {*faces.names} == {*blank}
-        assert chosen["train"][1] not in _people(faces) and len(faces.split_of_person) == len(set(faces.person.tolist())) == 9
+        assert (
+            chosen["train"][1] not in _people(faces)
+            and len(faces.split_of_person) == len(set(faces.person.tolist())) == 9
+        )
         assert {name: splits[name] for name in splits if name != chosen["train"][1]} == _people(faces)
         assert np.isfinite(faces.landmarks).all() and len(faces.landmarks) == len(faces.names) == 25
         np.testing.assert_array_equal(faces.image(len(faces) - 1), np.asarray(Image.open(photos / faces.names[-1])))
@@ -256,7 +286,10 @@ def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None
 
 def test_photos_in_which_no_face_is_found_leave_nobody_to_train_on(make_folder: MakeFolder) -> None:
     pytest.importorskip("dlib")
-    with pytest.warns(UserWarning, match="no face found in"), pytest.raises(ValueError, match=r"none falls into train and val"):
+    with (
+        pytest.warns(UserWarning, match="no face found in"),
+        pytest.raises(ValueError, match=r"none falls into train and val"),
+    ):
         FolderFaces(str(make_folder(20)), seed=1, detector="dlib")
 
 

@@ -126,7 +126,12 @@ def test_another_set_name_detector_or_weights_has_its_own_file(use: Use, folder:
     files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for file in files:
         file.write_text(file.name)
-    variants: list[dict[str, str]] = [{}, {"key": "other"}, {"detector": "dlib_cnn"}, *({"weights": str(file)} for file in files)]
+    variants: list[dict[str, str]] = [
+        {},
+        {"key": "other"},
+        {"detector": "dlib_cnn"},
+        *({"weights": str(file)} for file in files),
+    ]
     for number, options in enumerate(variants, 1):
         stub = use()
         _detect(**options)
@@ -160,7 +165,9 @@ def test_missing_weights_are_named(folder: Path, tmp_path: Path) -> None:
         ([(90, 70, 14), (48, 42, 12)], 1),  # a bystander in the corner, somewhat larger
     ],
 )
-def test_of_several_faces_the_large_one_near_the_middle_counts(use: Use, faces: list[tuple[int, int, int]], chosen: int) -> None:
+def test_of_several_faces_the_large_one_near_the_middle_counts(
+    use: Use, faces: list[tuple[int, int, int]], chosen: int
+) -> None:
     use()
     for order in (faces, faces[::-1]):
         found = _detect([_picture(*order)], key=str(order))
@@ -171,7 +178,9 @@ def test_a_face_that_is_not_found_gets_the_mean_place_of_images_of_its_size(use:
     use()
     pictures = [_picture((30, 40, 9)), _picture(), _picture((50, 44, 9)), _picture((9, 9, 9), width=60)]
     for _ in range(2):  # told again when read from the file
-        with pytest.warns(UserWarning, match=r"no face found in 1 of 4 images \(p/1\): a mean face's landmarks stand in") as told:
+        with pytest.warns(
+            UserWarning, match=r"no face found in 1 of 4 images \(p/1\): a mean face's landmarks stand in"
+        ) as told:
             found = _detect(pictures)
         assert len(told) == 1
         np.testing.assert_allclose(found[1], _points(40, 42))
@@ -219,21 +228,29 @@ def _damage(path: Path, how: str) -> None:
     else:
         method = content.index(b"PK\x01\x02") + 10  # how the zip's first entry says it is compressed
         flipped = content[:method] + b"\xff" + content[method + 1 :]
-        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"landmarks", "flipped": flipped}[how])
+        path.write_bytes(
+            {"empty": b"", "cut": content[: len(content) // 2], "text": b"landmarks", "flipped": flipped}[how]
+        )
 
 
-def test_without_a_usable_folder_the_work_goes_on_with_one_warning(use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_usable_folder_the_work_goes_on_with_one_warning(
+    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("no folder can be made below a file")
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(landmark_cache, "_SAVE_EVERY", 1)
     stub = use()
-    with pytest.warns(UserWarning, match=r"cannot keep landmarks in .*: set DEOCC_CACHE to a folder that can be written to") as told:
+    with pytest.warns(
+        UserWarning, match=r"cannot keep landmarks in .*: set DEOCC_CACHE to a folder that can be written to"
+    ) as told:
         np.testing.assert_array_equal(_detect(), _EXPECTED)
     assert len(told) == 1
     assert stub.seen == len(_NAMES)
 
 
-def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(use: Use, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(
+    use: Use, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(patience=3)
     with pytest.raises(KeyboardInterrupt):
         _detect()

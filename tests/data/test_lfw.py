@@ -38,7 +38,10 @@ def _listed(faces: FaceSet) -> list[tuple[str, str, bool, int]]:
     protocol = faces.protocol
     assert isinstance(protocol, ListedPairs)
     columns = (protocol.first.tolist(), protocol.second.tolist(), protocol.same.tolist(), protocol.fold.tolist())
-    return [(faces.names[first], faces.names[second], same, fold) for first, second, same, fold in zip(*columns, strict=True)]
+    return [
+        (faces.names[first], faces.names[second], same, fold)
+        for first, second, same, fold in zip(*columns, strict=True)
+    ]
 
 
 def _file(name: str, number: str | int) -> str:
@@ -51,7 +54,9 @@ def test_every_copy_is_found_from_its_image_folder_and_from_above(tmp_path: Path
     images = next(above.glob("lfw*"))
     roots = [above, images, *([tmp_path] if copy == "sklearn" else [])]
     found = [LfwFaces(str(root)) for root in roots]
-    assert {tuple(faces.names) for faces in found} == {tuple(sorted(path.relative_to(images).as_posix() for path in images.glob("*/*")))}
+    assert {tuple(faces.names) for faces in found} == {
+        tuple(sorted(path.relative_to(images).as_posix() for path in images.glob("*/*")))
+    }
     assert all(_listed(faces) == _listed(found[0]) for faces in found)
     assert found[0].image(0).shape == (40, 40, 3)
 
@@ -75,7 +80,9 @@ def test_pairs_labels_and_folds_are_those_of_the_list(tmp_path: Path) -> None:
     assert _listed(faces) == expected
     protocol = faces.protocol
     assert isinstance(protocol, ListedPairs)
-    assert torch.equal(protocol.same, torch.from_numpy(faces.person)[protocol.first] == torch.from_numpy(faces.person)[protocol.second])
+    assert torch.equal(
+        protocol.same, torch.from_numpy(faces.person)[protocol.first] == torch.from_numpy(faces.person)[protocol.second]
+    )
 
 
 def test_only_images_of_the_list_are_in_the_set_and_all_are_test_people_with_names(tmp_path: Path) -> None:
@@ -122,7 +129,9 @@ def test_the_detector_finds_the_faces_once(tmp_path: Path, monkeypatch: pytest.M
 def test_the_protocol_scores_each_listed_pair_of_embedded_faces(tmp_path: Path) -> None:
     faces = LfwFaces(str(write_lfw(tmp_path, folds=2, pairs=3, size=40)))
     order = np.random.default_rng(0).permutation(len(faces))
-    vectors = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(1).normal(size=(len(faces), 8))), dim=1)
+    vectors = torch.nn.functional.normalize(
+        torch.from_numpy(np.random.default_rng(1).normal(size=(len(faces), 8))), dim=1
+    )
     index = torch.from_numpy(order)
     none = torch.zeros(len(faces), dtype=torch.int64)
     members = EmbeddingSet(vectors[index], torch.from_numpy(faces.person)[index], index, none - 1, none)
@@ -272,7 +281,9 @@ def test_training_has_everyone_outside_the_test_folds(lfw_root: Path, test_folds
     assert len(val) == 6 and "Ann_Alone" not in val
     assert train | val == everyone - tested and not train & val
     images = {name for name in faces.names if name.split("/")[0] not in tested}
-    assert images == {f"{path.parent.name}/{path.name}" for path in (lfw_root / "lfw").glob("*/*") if path.parent.name not in tested}
+    assert images == {
+        f"{path.parent.name}/{path.name}" for path in (lfw_root / "lfw").glob("*/*") if path.parent.name not in tested
+    }
     assert len(faces.names) == len(set(faces.names)) == len(faces.landmarks) == len(faces.person)
 
 
@@ -293,7 +304,9 @@ def test_halves_test_everyone_of_the_pairs_once(lfw_root: Path) -> None:
 
 
 def test_validation_people_follow_from_the_seed(lfw_root: Path) -> None:
-    chosen = [_people(LfwFaces(str(lfw_root), test_folds=[0], val_identities=8, seed=seed), "val") for seed in (0, 0, 1)]
+    chosen = [
+        _people(LfwFaces(str(lfw_root), test_folds=[0], val_identities=8, seed=seed), "val") for seed in (0, 0, 1)
+    ]
     assert chosen[0] == chosen[1] != chosen[2]
     fewer = _people(LfwFaces(str(lfw_root), test_folds=[0], val_identities=3), "val")
     assert fewer < chosen[0]
@@ -302,15 +315,26 @@ def test_validation_people_follow_from_the_seed(lfw_root: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"test_folds": [0, 4]}, r"test_folds \[0, 4\]: choose one or more of 0 to 3, the folds of .*pairs\.txt, or null"),
+        (
+            {"test_folds": [0, 4]},
+            r"test_folds \[0, 4\]: choose one or more of 0 to 3, the folds of .*pairs\.txt, or null",
+        ),
         ({"test_folds": [-1]}, r"test_folds \[-1\]: choose one or more of 0 to 3"),
         ({"test_folds": []}, r"test_folds \[\]: choose one or more of 0 to 3"),
-        ({"test_folds": [0, 1, 2, 3]}, r"val_identities is 300, but 2 people outside the test folds have two or more images"),
-        ({"test_folds": [0], "val_identities": 33}, r"val_identities is 33, but 32 people .*: choose from 1 to that number"),
+        (
+            {"test_folds": [0, 1, 2, 3]},
+            r"val_identities is 300, but 2 people outside the test folds have two or more images",
+        ),
+        (
+            {"test_folds": [0], "val_identities": 33},
+            r"val_identities is 33, but 32 people .*: choose from 1 to that number",
+        ),
         ({"test_folds": [0], "val_identities": 0}, "val_identities is 0, but 32 people"),
     ],
 )
-def test_folds_that_cannot_be_trained_beside_are_refused(lfw_root: Path, settings: dict[str, Any], message: str) -> None:
+def test_folds_that_cannot_be_trained_beside_are_refused(
+    lfw_root: Path, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message) as error:
         LfwFaces(str(lfw_root), **settings)
     assert "\n" not in str(error.value)
@@ -338,8 +362,12 @@ def test_photos_without_a_face_are_tested_and_not_trained_on(lfw_root: Path, mon
     with pytest.warns(UserWarning) as told:
         faces = LfwFaces(str(lfw_root), test_folds=[0], val_identities=31)
     messages = [str(warning.message) for warning in told]
-    assert re.fullmatch(rf"no face found in 1 of \d+ images \({tested}\): a mean face's landmarks stand in", messages[0])
-    assert re.fullmatch(r"no face found in 2 of \d+ images \(Ann_Alone/\S+, Bob_Pair/\S+\): they are left out of .*", messages[1])
+    assert re.fullmatch(
+        rf"no face found in 1 of \d+ images \({tested}\): a mean face's landmarks stand in", messages[0]
+    )
+    assert re.fullmatch(
+        r"no face found in 2 of \d+ images \(Ann_Alone/\S+, Bob_Pair/\S+\): they are left out of .*", messages[1]
+    )
     assert faceless & {*faces.names} == {tested}
     assert np.isfinite(faces.landmarks).all()
     assert "Bob_Pair" in _people(faces, "train")  # one photo is left, which validates nothing
@@ -347,7 +375,9 @@ def test_photos_without_a_face_are_tested_and_not_trained_on(lfw_root: Path, mon
 
 def test_a_data_module_trains_validates_and_tests_on_one_copy(lfw_root: Path) -> None:
     faces = LfwFaces(str(lfw_root), test_folds=[1], val_identities=4)
-    module = MaskedFaceDataModule(faces, size=64, batch_size=4, kinds=("surgical",), val_seeds=(1,), test_seeds=(1,), eval_batch_size=4)
+    module = MaskedFaceDataModule(
+        faces, size=64, batch_size=4, kinds=("surgical",), val_seeds=(1,), test_seeds=(1,), eval_batch_size=4
+    )
     assert module.num_identities == len(_people(faces, "train")) == 29
     assert next(iter(module.train_dataloader()))["face"].shape == (4, 3, 64, 64)
     for split, loaders in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
@@ -368,7 +398,10 @@ def test_real_lfw_trains_on_the_published_numbers_of_people_and_photos() -> None
         assert np.bincount(faces.person[faces.indices("val")])[np.unique(faces.person[faces.indices("val")])].min() >= 2
         assert len(faces.protocol) == 3000  # type: ignore[arg-type]
     first, second = halves
-    photos = {person: len(list((first.root / person).glob("*.jpg"))) for person in _people(first, "train") | _people(first, "val")}
+    photos = {
+        person: len(list((first.root / person).glob("*.jpg")))
+        for person in _people(first, "train") | _people(first, "val")
+    }
     assert sum(photos.values()) == 7860
     assert len(first.indices("train")) == sum(photos[person] for person in _people(first, "train"))
     assert len(first.indices("val")) == sum(min(10, photos[person]) for person in _people(first, "val"))

@@ -19,13 +19,17 @@ def _module(faces: FaceSet, **changes: Any) -> MaskedFaceDataModule:
     return MaskedFaceDataModule(faces, **{"size": 48, "batch_size": 4, "eval_batch_size": 5, **changes})
 
 
-def _batches(module: MaskedFaceDataModule, loader: DataLoader[FaceItem], training: bool = False) -> list[MaskedFaceBatch]:
+def _batches(
+    module: MaskedFaceDataModule, loader: DataLoader[FaceItem], training: bool = False
+) -> list[MaskedFaceBatch]:
     """What a module receives of one epoch."""
     module.trainer = cast(pl.Trainer, SimpleNamespace(training=training))
     return [module.on_after_batch_transfer(batch, 0) for batch in loader]
 
 
-def _training_epoch(module: MaskedFaceDataModule, epoch: int, loader: DataLoader[FaceItem] | None = None) -> list[MaskedFaceBatch]:
+def _training_epoch(
+    module: MaskedFaceDataModule, epoch: int, loader: DataLoader[FaceItem] | None = None
+) -> list[MaskedFaceBatch]:
     loader = loader or module.train_dataloader()
     cast(Any, loader.sampler).set_epoch(epoch)
     return _batches(module, loader, training=True)
@@ -36,7 +40,9 @@ def _column(batches: list[MaskedFaceBatch], key: str) -> Tensor:
 
 
 def _same(first: list[MaskedFaceBatch], second: list[MaskedFaceBatch]) -> bool:
-    return first[0].keys() == second[0].keys() and all(torch.equal(_column(first, key), _column(second, key)) for key in first[0])
+    return first[0].keys() == second[0].keys() and all(
+        torch.equal(_column(first, key), _column(second, key)) for key in first[0]
+    )
 
 
 def _splits(faces: FaceSet, batches: list[MaskedFaceBatch]) -> set[str]:
@@ -92,9 +98,16 @@ def test_lightning_turns_the_epochs_and_training_alone_draws_kinds(tiny_faces: F
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     module, recorder = _module(tiny_faces, clean_probability=0.0), Recorder()
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     pl.Trainer(max_epochs=2, accelerator="cpu", use_distributed_sampler=False, **quiet).fit(recorder, datamodule=module)
-    expected = [seed for epoch in (0, 1) for seed in _column(_training_epoch(_module(tiny_faces), epoch), "seed").tolist()]
+    expected = [
+        seed for epoch in (0, 1) for seed in _column(_training_epoch(_module(tiny_faces), epoch), "seed").tolist()
+    ]
     assert recorder.training_seeds == expected
     assert set(recorder.clean_masks) == {0.0}
 
@@ -115,14 +128,18 @@ def test_masks_per_face_repeat_the_face(tiny_faces: FaceSet) -> None:
 def test_masks_per_face_leave_evaluation_alone(tiny_faces: FaceSet) -> None:
     plain, repeated = _module(tiny_faces), _module(tiny_faces, masks_per_face=3, distractors=True)
     for number in (0, 1):
-        assert _same(_batches(plain, plain.val_dataloader()[number]), _batches(repeated, repeated.val_dataloader()[number]))
+        assert _same(
+            _batches(plain, plain.val_dataloader()[number]), _batches(repeated, repeated.val_dataloader()[number])
+        )
     with pytest.raises(ValueError, match=r"data\.masks_per_face is 0"):
         _module(tiny_faces, masks_per_face=0)
 
 
 def test_distractors_change_images_and_no_mask(tiny_faces: FaceSet) -> None:
     settings: dict[str, Any] = {"clean_probability": 0.3, "size": 64, "kinds": ("box", "hand")}
-    plain, disturbed = (_training_epoch(_module(tiny_faces, **settings, distractors=wanted), 0) for wanted in (False, True))
+    plain, disturbed = (
+        _training_epoch(_module(tiny_faces, **settings, distractors=wanted), 0) for wanted in (False, True)
+    )
     for key in ("mask", "kind", "seed", "index", "landmarks"):
         assert torch.equal(_column(plain, key), _column(disturbed, key))
     changed = (_column(plain, "masked_face") != _column(disturbed, "masked_face")).flatten(1).any(1)
@@ -170,7 +187,11 @@ def test_prediction_takes_the_validation_people_under_one_mask_a_kind(tiny_faces
 def test_no_person_crosses_from_one_split_into_another(tiny_faces: FaceSet) -> None:
     module = _module(tiny_faces)
     trained = _training_epoch(module, 0)
-    assert _splits(tiny_faces, trained) == _splits(tiny_faces, _batches(module, module.reference_dataloader())) == {"train"}
+    assert (
+        _splits(tiny_faces, trained)
+        == _splits(tiny_faces, _batches(module, module.reference_dataloader()))
+        == {"train"}
+    )
     assert all(_splits(tiny_faces, _batches(module, loader)) == {"val"} for loader in module.val_dataloader())
     assert all(_splits(tiny_faces, _batches(module, loader)) == {"test"} for loader in module.test_dataloader())
 
@@ -181,7 +202,10 @@ def test_identities_of_training_count_from_zero(tiny_faces: FaceSet) -> None:
     assert set(_column(reference, "identity").tolist()) == set(range(module.num_identities)) == {0, 1, 2, 3}
     people = dict(zip(_column(reference, "index").tolist(), _column(reference, "identity").tolist(), strict=True))
     trained = _training_epoch(module, 0)
-    assert all(people[index] == own for index, own in zip(*(_column(trained, key).tolist() for key in ("index", "identity")), strict=True))
+    assert all(
+        people[index] == own
+        for index, own in zip(*(_column(trained, key).tolist() for key in ("index", "identity")), strict=True)
+    )
 
 
 def test_only_the_chosen_kinds_appear(tiny_faces: FaceSet) -> None:
@@ -202,7 +226,9 @@ def test_a_process_with_fewer_images_than_a_batch_still_trains(
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: processes > 1)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
-    assert len(_training_epoch(_module(tiny_faces, batch_size=10), 0)) == 1  # 12 images, 6 a process where there are two
+    assert (
+        len(_training_epoch(_module(tiny_faces, batch_size=10), 0)) == 1
+    )  # 12 images, 6 a process where there are two
 
 
 @pytest.mark.parametrize(
@@ -210,7 +236,10 @@ def test_a_process_with_fewer_images_than_a_batch_still_trains(
     [
         ({"kinds": ("beard",)}, r"unknown occluder kinds \['beard'\]: choose some of surgical"),
         ({"kinds": ()}, "choose some of surgical"),
-        ({"eval_kinds": ("box", "beard")}, r"data\.eval_kinds has unknown occluder kinds \['beard'\]: choose some of surgical"),
+        (
+            {"eval_kinds": ("box", "beard")},
+            r"data\.eval_kinds has unknown occluder kinds \['beard'\]: choose some of surgical",
+        ),
         ({"eval_kinds": ()}, "data.eval_kinds has unknown"),
         ({"size": 8}, "data.size is 8: choose a value from 32 to 1024"),
         ({"size": 4096}, "data.size is 4096"),
@@ -228,7 +257,17 @@ def test_bad_values_are_refused_in_one_line(tiny_faces: FaceSet, changes: dict[s
 def test_provenance_identifies_the_test_data_and_the_masks(tiny_faces: FaceSet) -> None:
     provenance = _module(tiny_faces).provenance()
     hashes = {"data_hash", "training_data_hash", "manifest_hash"}
-    assert set(provenance) == {"data", "credit", "data_seed", "size", "kinds", "mixed_kinds", "training_kinds", "mask_seeds", *hashes}
+    assert set(provenance) == {
+        "data",
+        "credit",
+        "data_seed",
+        "size",
+        "kinds",
+        "mixed_kinds",
+        "training_kinds",
+        "mask_seeds",
+        *hashes,
+    }
     assert len({provenance[name] for name in hashes}) == 3
     assert provenance | {"data_seed": 9} == _module(tiny_faces, seed=9).provenance()
     brightness = cast(Any, tiny_faces).brightness

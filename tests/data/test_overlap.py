@@ -41,7 +41,9 @@ def test_one_name_in_two_spellings_has_one_key(one: str, other: str) -> None:
     assert name_key(one) == name_key(other) != ""
 
 
-@pytest.mark.parametrize(("one", "other"), [("Ann Lee", "Anna Lee"), ("Louis XIV", "Louis XV"), ("王菲", "王非"), ("Ann 1", "Ann 2")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("Ann Lee", "Anna Lee"), ("Louis XIV", "Louis XV"), ("王菲", "王非"), ("Ann 1", "Ann 2")]
+)
 def test_different_names_have_different_keys(one: str, other: str) -> None:
     assert name_key(one) != name_key(other)
 
@@ -61,7 +63,9 @@ def test_counts_and_numbers_of_lfws_lists_are_no_names(tmp_path: Path) -> None:
     assert read_people(path) == ["Aaron_Eckhart", "50_Cent", "Zoë Ball", "NoCount"]
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"10\n601\n", "holds no name: give"), (b"Zo\xeb Ball\n", "is not text in UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"10\n601\n", "holds no name: give"), (b"Zo\xeb Ball\n", "is not text in UTF-8")]
+)
 def test_a_list_without_names_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "people.txt"
     path.write_bytes(content)
@@ -85,13 +89,18 @@ def _names_file(path: Path, form: str, faces: CelebaFaces) -> Path:
     by_number = {number: f"Jané D. {'ABCDEFGH'[person]}th" for person, number in enumerate(_NUMBERS)}
     rows = [(str(number), name) for number, name in by_number.items()]
     if form == "image":
-        rows = [(name, by_number[sorted(_NUMBERS)[person]]) for name, person in zip(faces.names, faces.person.tolist(), strict=True)]
+        rows = [
+            (name, by_number[sorted(_NUMBERS)[person]])
+            for name, person in zip(faces.names, faces.person.tolist(), strict=True)
+        ]
     path.write_text("".join(f"{key} {name}\n" for key, name in rows), encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("form", ["image", "identity"])
-def test_people_of_another_set_are_neither_trained_nor_validated_on(root: Path, faces: CelebaFaces, tmp_path: Path, form: str) -> None:
+def test_people_of_another_set_are_neither_trained_nor_validated_on(
+    root: Path, faces: CelebaFaces, tmp_path: Path, form: str
+) -> None:
     people = tmp_path / "people.txt"
     people.write_text("1\n4\nJane_D_BTH\t3\nJane_D_Fth\t1\nJane_D_Hth\t1\nSomeone_Else\t2\n")
     names = _names_file(tmp_path / "names.txt", form, faces)
@@ -102,7 +111,11 @@ def test_people_of_another_set_are_neither_trained_nor_validated_on(root: Path, 
     assert _numbers(chosen, "test") == set(_NUMBERS[6:])  # H is tested, not learnt from
     assert len(chosen) == 24
     assert chosen.person_names is not None
-    assert [chosen.person_names[person] for person in chosen.person[:3]] == ["Jané D. Ath", "Jané D. Cth", "Jané D. Dth"]
+    assert [chosen.person_names[person] for person in chosen.person[:3]] == [
+        "Jané D. Ath",
+        "Jané D. Cth",
+        "Jané D. Dth",
+    ]
     assert MaskedFaceDataModule(chosen, size=64).num_identities == 3
     position = chosen.names.index("000003.jpg")
     np.testing.assert_array_equal(chosen.image(position), faces.image(2))
@@ -112,7 +125,10 @@ def test_people_of_another_set_are_neither_trained_nor_validated_on(root: Path, 
 def test_people_without_a_name_are_warned_of(root: Path, tmp_path: Path) -> None:
     (tmp_path / "people.txt").write_text("Ann\nBob\n")
     (tmp_path / "names.txt").write_text("key name\n1000 Ann\n958 Bob\n")  # ORL's persons 0 (train) and 6 (test)
-    with pytest.warns(UserWarning, match="5 training and validation people have no name: whether .*people.txt holds them cannot be told"):
+    with pytest.warns(
+        UserWarning,
+        match="5 training and validation people have no name: whether .*people.txt holds them cannot be told",
+    ):
         chosen = CelebaFaces(str(root), exclude=str(tmp_path / "people.txt"), names=str(tmp_path / "names.txt"))
     assert chosen.excluded == ["Ann"]
     assert chosen.person_names is not None
@@ -135,7 +151,13 @@ def test_names_alone_exclude_nobody(root: Path, faces: CelebaFaces, tmp_path: Pa
     ],
 )
 def test_unusable_lists_of_names_are_refused_in_one_line(
-    root: Path, faces: CelebaFaces, tmp_path: Path, names: str, exclude: str | None, error: type[Exception], message: str
+    root: Path,
+    faces: CelebaFaces,
+    tmp_path: Path,
+    names: str,
+    exclude: str | None,
+    error: type[Exception],
+    message: str,
 ) -> None:
     _names_file(tmp_path / "names.txt", "identity", faces)
     (tmp_path / "others.txt").write_text("1 Ann\n2 Bob\n")

@@ -67,7 +67,9 @@ def test_paths_may_hold_spaces_where_tabs_or_commas_separate(tmp_path: Path) -> 
     assert _faces(tmp_path / "list.txt").names == ["one person/a b.png", "one person/c.png"]
 
 
-@pytest.mark.parametrize(("label", "same"), [("1", True), ("same", True), ("Same", True), ("0", False), ("-1", False), ("diff", False)])
+@pytest.mark.parametrize(
+    ("label", "same"), [("1", True), ("same", True), ("Same", True), ("0", False), ("-1", False), ("diff", False)]
+)
 def test_labels(tmp_path: Path, label: str, same: bool) -> None:
     assert _protocol(_faces(_write(tmp_path, f"p/a.png q/b.png {label}"))).same.tolist() == [same]
 
@@ -76,7 +78,9 @@ def test_folds_of_a_fourth_column_count_from_zero(tmp_path: Path) -> None:
     assert _protocol(_faces(write_pair_list(tmp_path, "folds"))).fold.tolist() == [0, 0, 1, 1] * 2
 
 
-@pytest.mark.parametrize(("header", "folds"), [("2 1", [0, 0, 1, 1]), ("4", [0] * 4), ("10 300", [0] * 4), ("", [0] * 4)])
+@pytest.mark.parametrize(
+    ("header", "folds"), [("2 1", [0, 0, 1, 1]), ("4", [0] * 4), ("10 300", [0] * 4), ("", [0] * 4)]
+)
 def test_a_header_gives_the_folds_where_it_fits_the_list(tmp_path: Path, header: str, folds: list[int]) -> None:
     path = write_pair_list(tmp_path, "numbered", people=2)
     path.write_text(f"{header}\n{path.read_text()}")
@@ -105,12 +109,17 @@ def test_a_folder_is_a_person_and_all_are_test_people(tmp_path: Path) -> None:
 
 def test_a_same_pair_makes_one_person_of_two_folders(tmp_path: Path) -> None:
     faces = _faces(_write(tmp_path, "p/a.png q/b.png 1", "q/c.png r/d.png same", "s/e.png p/f.png 0"))
-    assert _groups(faces) == {frozenset({"p/a.png", "q/b.png", "q/c.png", "r/d.png", "p/f.png"}), frozenset({"s/e.png"})}
+    assert _groups(faces) == {
+        frozenset({"p/a.png", "q/b.png", "q/c.png", "r/d.png", "p/f.png"}),
+        frozenset({"s/e.png"}),
+    }
     assert faces.person_names == ["p", "s"]
 
 
 def test_a_folder_with_a_different_pair_and_the_root_itself_name_nobody(tmp_path: Path) -> None:
-    faces = _faces(_write(tmp_path, "all/a.png all/b.png 0", "all/a.png all/c.png 1", "d.png p/f.png 0", "e.png p/g.png 0"))
+    faces = _faces(
+        _write(tmp_path, "all/a.png all/b.png 0", "all/a.png all/c.png 1", "d.png p/f.png 0", "e.png p/g.png 0")
+    )
     together = [{"all/a.png", "all/c.png"}, {"all/b.png"}, {"d.png"}, {"e.png"}, {"p/f.png", "p/g.png"}]
     assert _groups(faces) == {frozenset(group) for group in together}
 
@@ -129,7 +138,9 @@ def test_landmarks_of_other_images_are_detected_once(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(pair_list, "find_file_landmarks", record)
     path = _write(tmp_path, "p/a.png p/b.png 1")
-    with pytest.warns(UserWarning, match=r"no face found in 1 of 2 images \(p/b\.png\): a mean face's landmarks stand in"):
+    with pytest.warns(
+        UserWarning, match=r"no face found in 1 of 2 images \(p/b\.png\): a mean face's landmarks stand in"
+    ):
         faces = PairListFaces(str(tmp_path), str(path), detector="mtcnn", detector_weights="w")
     assert (faces.landmarks == 7).all()
     assert calls == [(tmp_path, ["p/a.png", "p/b.png"], "mtcnn", "w")]
@@ -169,7 +180,9 @@ def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: str,
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"4\n", "holds no pair"), (b"\xff\xfe\x00", "is not UTF-8 text")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty"), (b"4\n", "holds no pair"), (b"\xff\xfe\x00", "is not UTF-8 text")]
+)
 def test_a_list_without_pairs_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -186,7 +199,9 @@ def test_missing_images_are_counted_and_the_first_three_named(tmp_path: Path) ->
     for person in (0, 2):
         for image in (tmp_path / f"person{person:02d}").iterdir():
             image.unlink()
-    with pytest.raises(FileNotFoundError, match=r"4 of 8 images of pairs\.txt are missing .*00_0001\.jpg, .*\.\.\.\): give the folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"4 of 8 images of pairs\.txt are missing .*00_0001\.jpg, .*\.\.\.\): give the folder"
+    ):
         _faces(path)
 
 

@@ -124,7 +124,9 @@ def test_kinds_of_an_evaluation_can_differ_from_those_of_training(tiny_faces: Ti
     data = module(tiny_faces, kinds=("surgical", "box"), eval_kinds=("hand",), clean_probability=0.0, batch_size=4)
     hand = list_kinds().index("hand")
     assert set(column(received(data, 1), "kind")) == {hand}
-    assert {hand} == set(column([cast(Any, data.on_after_batch_transfer(batch, 0)) for batch in data.val_dataloader()[1]], "kind"))
+    assert {hand} == set(
+        column([cast(Any, data.on_after_batch_transfer(batch, 0)) for batch in data.val_dataloader()[1]], "kind")
+    )
     cast(Any, data.trainer).training = True
     trained = column([cast(Any, data.on_after_batch_transfer(batch, 0)) for batch in data.train_dataloader()], "kind")
     assert set(trained) <= {list_kinds().index(kind) for kind in ("surgical", "box")}

@@ -49,7 +49,9 @@ def faces(tmp_path: Path) -> FolderFaces:
 
 
 def data(faces: FaceSet, **changes: Any) -> MaskedFaceDataModule:
-    return MaskedFaceDataModule(faces, **{"size": 48, "batch_size": 8, "eval_batch_size": 5, "kinds": ("box",), "seed": 2, **changes})
+    return MaskedFaceDataModule(
+        faces, **{"size": 48, "batch_size": 8, "eval_batch_size": 5, "kinds": ("box",), "seed": 2, **changes}
+    )
 
 
 def spoil(faces: FolderFaces, split: Any, how: str = "truncated", number: int = 3) -> int:
@@ -71,7 +73,9 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("how", ["truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE if how != "truncated")])
+@pytest.mark.parametrize(
+    "how", ["truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE if how != "truncated")]
+)
 def test_another_training_image_takes_the_place_of_one_that_cannot_be_read(faces: FolderFaces, how: str) -> None:
     whole = epoch(data(faces))
     bad = spoil(faces, "train", how)
@@ -101,7 +105,9 @@ def test_no_unreadable_image_is_blended_in(faces: FolderFaces) -> None:
     items, again = (cast(Any, data(faces, **settings).train_dataloader().dataset) for _ in range(2))
     met = [position for position in range(len(items)) if bad in items[0, position]["unreadable"]]
     assert len(met) > 1  # as itself and as a partner
-    torch.testing.assert_close([items[0, position] for position in met], [again[0, position] for position in met], atol=0, rtol=0)
+    torch.testing.assert_close(
+        [items[0, position] for position in met], [again[0, position] for position in met], atol=0, rtol=0
+    )
     assert_same(epoch(module), epoch(data(faces, **settings, num_workers=2)))
     assert list(module.quarantine.reasons) == [faces.names[bad]]
 
@@ -131,7 +137,9 @@ def test_an_error_names_ten_and_counts_the_others() -> None:
 
     record = Quarantine(read, [f"n{index}" for index in range(100_000)], 1300)
     record.add(range(13))
-    with pytest.raises(ValueError, match=r"14 of 1,300 images .*: n0, n1, .*, n9 and 4 more \(the first: gone\): replace"):
+    with pytest.raises(
+        ValueError, match=r"14 of 1,300 images .*: n0, n1, .*, n9 and 4 more \(the first: gone\): replace"
+    ):
         record.add([13])
 
 
@@ -169,7 +177,9 @@ def test_a_test_fails_closed(faces: FolderFaces, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_aligned_faces_on_disk_leave_it_out_alike(faces: FolderFaces, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_the_aligned_faces_on_disk_leave_it_out_alike(
+    faces: FolderFaces, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     bad = spoil(faces, "train")
     plain = data(faces)
     expected = [epoch(plain), list(plain.reference_dataloader())]
@@ -185,7 +195,9 @@ def test_the_aligned_faces_on_disk_leave_it_out_alike(faces: FolderFaces, monkey
         assert found.train_dataloader().dataset.aligned.cache is not None  # type: ignore[attr-defined]
         assert_same(epoch(found), expected[0])
     monkeypatch.undo()
-    assert_same([{"index": column(list(again.reference_dataloader()), "index")}], [{"index": column(expected[1], "index")}])
+    assert_same(
+        [{"index": column(list(again.reference_dataloader()), "index")}], [{"index": column(expected[1], "index")}]
+    )
     assert bad not in column(expected[1], "index")
 
 

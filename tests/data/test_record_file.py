@@ -60,14 +60,18 @@ def test_records_that_hold_the_magic_number_are_joined_from_their_parts(tmp_path
     np.testing.assert_array_equal(faces.image(1), decoded(jpeg(1, 0)))
 
 
-def test_reading_in_many_chunks_gives_the_same_index(rec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_reading_in_many_chunks_gives_the_same_index(
+    rec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     whole = _faces(rec)
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(record_io, "_CHUNK", 5)
     assert list(_faces(rec).names) == list(whole.names)
 
 
-def test_labels_are_collected_once_and_anew_for_other_files(rec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_labels_are_collected_once_and_anew_for_other_files(
+    rec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     first = _faces(rec)
     with monkeypatch.context() as patch:
         patch.setattr(record_io, "_scan", None)
@@ -79,7 +83,9 @@ def test_labels_are_collected_once_and_anew_for_other_files(rec: Path, monkeypat
     assert list(_faces(rec).names) == list(first.names)
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(rec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    rec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="labels cannot be kept in .*: set DEOCC_CACHE"):
@@ -132,14 +138,18 @@ def test_the_fingerprint_changes_with_images_people_and_split(rec: Path, tmp_pat
 @pytest.mark.parametrize("missing", ["train.rec", "train.idx"])
 def test_a_missing_file_is_named(rec: Path, missing: str) -> None:
     (rec.parent / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"1 of 2 record files is missing in .*faces \({missing}\): get both files"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"1 of 2 record files is missing in .*faces \({missing}\): get both files"
+    ):
         _faces(rec)
 
 
 def test_a_cut_record_file_is_refused(rec: Path) -> None:
     content = rec.read_bytes()
     rec.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"of 49 records of .*train\.idx lie outside .*train\.rec of .* the file is cut short") as error:
+    with pytest.raises(
+        ValueError, match=r"of 49 records of .*train\.idx lie outside .*train\.rec of .* the file is cut short"
+    ) as error:
         _faces(rec)
     assert "\n" not in str(error.value)
 
@@ -147,18 +157,25 @@ def test_a_cut_record_file_is_refused(rec: Path) -> None:
 def test_a_file_that_ends_within_its_last_record_is_refused(tmp_path: Path) -> None:
     rec = write_records(tmp_path / "faces", {1: labelled([0], jpeg(0, 0))})
     rec.write_bytes(rec.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"train\.rec has .* bytes, but a record reaches to byte .*: the file is cut short"):
+    with pytest.raises(
+        ValueError, match=r"train\.rec has .* bytes, but a record reaches to byte .*: the file is cut short"
+    ):
         RecordFaces(str(rec), train=1.0, val=0.0)
 
 
 def test_an_index_shorter_than_the_header_promises_is_refused_with_what_is_missing(rec: Path) -> None:
     lines = rec.with_suffix(".idx").read_text().splitlines(keepends=True)
     rec.with_suffix(".idx").write_text("".join(lines[:33]))
-    with pytest.raises(FileNotFoundError, match=r"4 of 36 images of train\.idx are missing .*\(record 33, record 34, record 35, \.\.\.\)"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"4 of 36 images of train\.idx are missing .*\(record 33, record 34, record 35, \.\.\.\)",
+    ):
         _faces(rec)
 
 
-@pytest.mark.parametrize(("offset", "message"), [(10**9, "lie outside"), (-4, "lie outside"), (4, "no record begins at byte 4 of")])
+@pytest.mark.parametrize(
+    ("offset", "message"), [(10**9, "lie outside"), (-4, "lie outside"), (4, "no record begins at byte 4 of")]
+)
 def test_an_offset_where_no_record_begins_is_refused(rec: Path, offset: int, message: str) -> None:
     with rec.with_suffix(".idx").open("a") as file:
         file.write(f"99\t{offset}\n")
@@ -179,7 +196,8 @@ def test_a_wrong_magic_number_is_refused(rec: Path) -> None:
     content[0] ^= 1
     rec.write_bytes(bytes(content))
     with pytest.raises(
-        ValueError, match=r"no record begins at byte 0 of .*train\.rec: the file is damaged or the index belongs to another"
+        ValueError,
+        match=r"no record begins at byte 0 of .*train\.rec: the file is damaged or the index belongs to another",
     ):
         _faces(rec)
 
@@ -202,7 +220,9 @@ def test_labels_that_number_nobody_are_refused(tmp_path: Path, label: float) -> 
 def test_images_of_another_shape_or_none_are_named(tmp_path: Path) -> None:
     records = {1: labelled([0], jpeg(0, 0)), 2: labelled([0], jpeg(0, 1, 56)), 3: labelled([1], b"not an image")}
     faces = RecordFaces(str(write_records(tmp_path / "faces", records)), train=1.0, val=0.0)
-    with pytest.raises(ValueError, match=r"image 0/2 of .*train\.rec has 56 x 56 pixels, but the first image 112 x 112"):
+    with pytest.raises(
+        ValueError, match=r"image 0/2 of .*train\.rec has 56 x 56 pixels, but the first image 112 x 112"
+    ):
         faces.image(1)
     with pytest.raises(ValueError, match=r"cannot read image 1/3 of .*train\.rec as an image"):
         faces.image(2)
@@ -215,5 +235,7 @@ def test_impossible_shares_are_refused(rec: Path, train: float, val: float) -> N
 
 
 def test_a_share_that_nobody_falls_into_is_refused(rec: Path) -> None:
-    with pytest.raises(ValueError, match=r"of 12 people none falls into val \(train 0\.99, val 0\.01, seed 0\): .* or set val to 0"):
+    with pytest.raises(
+        ValueError, match=r"of 12 people none falls into val \(train 0\.99, val 0\.01, seed 0\): .* or set val to 0"
+    ):
         RecordFaces(str(rec))

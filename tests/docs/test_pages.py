@@ -30,14 +30,22 @@ from tests.conftest import ROOT
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/pages").glob("*.md"))}
 TEXT = "\n".join(PAGES.values())
-_IN_BLOCKS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+_IN_BLOCKS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+]
 _IN_LINES = re.findall(r"`((?:srun )?deocc [a-z][^`]*)`", TEXT)
 COMMANDS = sorted({line for line in (*_IN_BLOCKS, *_IN_LINES) if re.match(r"(srun )?deocc ", line)})
 BY_CONFIG = ("fit", "validate", "test", "ablate")
-BLOCKS = [(name, block) for name, text in PAGES.items() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+BLOCKS = [
+    (name, block) for name, text in PAGES.items() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+]
 
 _MODULES = (modules.InpaintingModule, modules.DistillationModule)
-_FACE_SETS = [value for value in vars(deocc.data).values() if inspect.isclass(value) and issubclass(value, deocc.data.FaceSet)]
+_FACE_SETS = [
+    value for value in vars(deocc.data).values() if inspect.isclass(value) and issubclass(value, deocc.data.FaceSet)
+]
 KEYS: dict[str, tuple[Callable[..., object], ...]] = {
     "--model.init_args.": _MODULES,
     "--data.face_set.init_args.": tuple(_FACE_SETS),
@@ -64,23 +72,29 @@ def test_a_command_is_one_of_deocc(command: str) -> None:
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if "--" in each and _words(each)[0] in BY_CONFIG])
 def test_the_keys_of_a_training_command_exist(command: str) -> None:
-    unknown = [word.split("=")[0] for word in _words(command) if word.startswith("--") and not _is_key(word.split("=")[0])]
+    unknown = [
+        word.split("=")[0] for word in _words(command) if word.startswith("--") and not _is_key(word.split("=")[0])
+    ]
     assert not unknown
 
 
-@pytest.mark.parametrize("command", sorted(line for line in _IN_BLOCKS if line.startswith("deocc ") and _words(line)[0] not in BY_CONFIG))
+@pytest.mark.parametrize(
+    "command", sorted(line for line in _IN_BLOCKS if line.startswith("deocc ") and _words(line)[0] not in BY_CONFIG)
+)
 def test_a_command_is_parsed_as_it_stands(command: str) -> None:
     name, *words = _words(command)
-    importlib.import_module(f"deocc.commands.{name}" + (".command" if name in ("demo", "ablate", "doctor") else ""))._parser().parse_args(
-        words
-    )
+    importlib.import_module(
+        f"deocc.commands.{name}" + (".command" if name in ("demo", "ablate", "doctor") else "")
+    )._parser().parse_args(words)
 
 
 def _is_key(option: str) -> bool:
     if option in {"--config", "--run", "--ckpt_path", "--checkpoint", "--resume"}:
         return True
     beginning = next((each for each in KEYS if option.startswith(each)), None)
-    return beginning is not None and any(option.removeprefix(beginning) in inspect.signature(each).parameters for each in KEYS[beginning])
+    return beginning is not None and any(
+        option.removeprefix(beginning) in inspect.signature(each).parameters for each in KEYS[beginning]
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,13 +120,16 @@ def test_a_program_that_is_named_exists(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", sorted(set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", "\n".join([*_IN_BLOCKS, *re.findall(r"`[^`\n]+`", TEXT)]))))
+    "target",
+    sorted(set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", "\n".join([*_IN_BLOCKS, *re.findall(r"`[^`\n]+`", TEXT)])))),
 )
 def test_a_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("extra", sorted({name for names in re.findall(r'"deocc\[([a-z,-]+)\]"', TEXT) for name in names.split(",")}))
+@pytest.mark.parametrize(
+    "extra", sorted({name for names in re.findall(r'"deocc\[([a-z,-]+)\]"', TEXT) for name in names.split(",")})
+)
 def test_an_extra_exists(extra: str) -> None:
     assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 
@@ -126,15 +143,23 @@ def test_links_between_pages_hold(page: str) -> None:
 def test_every_page_is_in_the_navigation() -> None:
     settings = yaml.safe_load((ROOT / "docs/mkdocs.yml").read_text())
     entries = [value for entry in settings["nav"] for value in entry.values()]
-    listed = [name for entry in entries for name in ([entry] if isinstance(entry, str) else [next(iter(each.values())) for each in entry])]
+    listed = [
+        name
+        for entry in entries
+        for name in ([entry] if isinstance(entry, str) else [next(iter(each.values())) for each in entry])
+    ]
     assert sorted(listed) == sorted(PAGES)
 
 
-@pytest.mark.skipif(find_spec("mkdocs") is None or find_spec("material") is None, reason="mkdocs-material is not installed")
+@pytest.mark.skipif(
+    find_spec("mkdocs") is None or find_spec("material") is None, reason="mkdocs-material is not installed"
+)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     words = ["build", "--strict", "--config-file", str(ROOT / "docs/mkdocs.yml"), "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run([sys.executable, "-m", "mkdocs", *words], capture_output=True, text=True, check=False, env=environment)
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *words], capture_output=True, text=True, check=False, env=environment
+    )
     assert built.returncode == 0, built.stderr
     assert {f"{Path(page).stem}.html" for page in PAGES} <= {path.name for path in tmp_path.iterdir()}
 
@@ -174,7 +199,9 @@ def test_own_kinds_are_registered_and_drawn(tmp_path: Path, monkeypatch: pytest.
         exec(_program("own-mask.md", part), {})
     assert list_kinds()[-2:] == ("striped", "patch")
     names: dict[str, torch.Tensor] = {}
-    drawing = _program("python.md", "draw_kinds").replace("draw_kinds(seeds)", "draw_kinds(seeds, ['striped', 'patch'])")
+    drawing = _program("python.md", "draw_kinds").replace(
+        "draw_kinds(seeds)", "draw_kinds(seeds, ['striped', 'patch'])"
+    )
     exec(drawing, names)
     covered = names["mask"].mean((1, 2, 3))
     assert bool((covered > 0.02).all()) and bool((covered < 0.6).all())

@@ -22,11 +22,15 @@ def make_sets() -> MakeSets:
         index = torch.arange(PEOPLE * IMAGES) + 100
         clean = torch.randn(PEOPLE, dimension, generator=generator)[identity]
         clean = clean + 0.5 * torch.randn(len(index), dimension, generator=generator)
-        gallery = EmbeddingSet(F.normalize(clean, dim=1), identity, index, torch.full_like(index, -1), torch.zeros_like(index))
+        gallery = EmbeddingSet(
+            F.normalize(clean, dim=1), identity, index, torch.full_like(index, -1), torch.zeros_like(index)
+        )
         masks = KINDS * SEEDS
         probe = clean.repeat(masks, 1) + noise * torch.randn(len(index) * masks, dimension, generator=generator)
         kind = torch.arange(KINDS).repeat_interleave(SEEDS * len(index))
         mask_seed = torch.randint(2**62, (len(probe),), generator=torch.Generator().manual_seed(5))
-        return gallery, EmbeddingSet(F.normalize(probe, dim=1), identity.repeat(masks), index.repeat(masks), kind, mask_seed)
+        return gallery, EmbeddingSet(
+            F.normalize(probe, dim=1), identity.repeat(masks), index.repeat(masks), kind, mask_seed
+        )
 
     return make

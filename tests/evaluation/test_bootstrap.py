@@ -5,11 +5,17 @@ import pytest
 import torch
 
 from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, pair_scores, paired_bootstrap_eer
-from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer
+from deocc.evaluation.bootstrap import (
+    paired_bootstrap_accuracy,
+    paired_bootstrap_mean_accuracy,
+    paired_bootstrap_mean_eer,
+)
 from deocc.evaluation.verification import decisions, fold_accuracy
 
 
-def _slow_replicates(first: PairScores, second: PairScores, replicates: int, seed: int | torch.Generator) -> list[float]:
+def _slow_replicates(
+    first: PairScores, second: PairScores, replicates: int, seed: int | torch.Generator
+) -> list[float]:
     """The weighted equal error rates, pair by pair, for the people that the fast form draws."""
     people = torch.cat([first.first_person, first.second_person]).unique().tolist()
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
@@ -37,7 +43,9 @@ def test_interval_equals_the_exact_one(make_sets, monkeypatch: pytest.MonkeyPatc
     assert np.std(slow) > 0.01
     assert interval.mean == pytest.approx(np.mean(slow), abs=tolerance)
     assert [interval.low, interval.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=tolerance)
-    assert interval.estimate == equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
+    assert interval.estimate == equal_error_rate(first.similarity, first.same) - equal_error_rate(
+        second.similarity, second.same
+    )
 
 
 def test_bins_of_a_large_test_shift_the_interval_by_less_than_1e_4() -> None:
@@ -54,12 +62,17 @@ def test_bins_of_a_large_test_shift_the_interval_by_less_than_1e_4() -> None:
     first, second = scores(2.0), scores(1.5)
     interval = paired_bootstrap_eer(first, second, replicates=8, seed=1)
     slow = _slow_replicates(first, second, 8, seed=1)
-    assert [interval.mean, interval.low, interval.high] == pytest.approx([np.mean(slow), *np.quantile(slow, [0.025, 0.975])], abs=1e-4)
+    assert [interval.mean, interval.low, interval.high] == pytest.approx(
+        [np.mean(slow), *np.quantile(slow, [0.025, 0.975])], abs=1e-4
+    )
 
 
 def _two_folds(make_sets, noise: float, seed: int) -> list[PairScores]:
     """Of different people: 0 to 2 and 3 to 5."""
-    parts = [[members.take((members.identity < 3) == lower) for members in make_sets(noise, seed=seed)] for lower in (True, False)]
+    parts = [
+        [members.take((members.identity < 3) == lower) for members in make_sets(noise, seed=seed)]
+        for lower in (True, False)
+    ]
     return [pair_scores(*sets) for sets in parts]
 
 
@@ -121,9 +134,13 @@ def test_no_replicate_of_several_people_leaves_the_estimate_alone(make_sets, mon
     gallery, probe = make_sets(4.0)
     pairs = pair_scores(*(members.take(members.identity < 2) for members in (gallery, probe)))
     worse = pairs._replace(similarity=-pairs.similarity)
-    monkeypatch.setattr(torch, "randint", lambda high, size, generator: torch.zeros(size, dtype=torch.int64))  # always the first person
+    monkeypatch.setattr(
+        torch, "randint", lambda high, size, generator: torch.zeros(size, dtype=torch.int64)
+    )  # always the first person
     interval = paired_bootstrap_eer(worse, pairs, replicates=3)
-    assert interval.estimate == equal_error_rate(worse.similarity, worse.same) - equal_error_rate(pairs.similarity, pairs.same)
+    assert interval.estimate == equal_error_rate(worse.similarity, worse.same) - equal_error_rate(
+        pairs.similarity, pairs.same
+    )
     assert all(math.isnan(value) for value in interval[1:])
 
 
@@ -148,7 +165,9 @@ def _folded(make_sets, noise: float, seed: int) -> PairScores:
 def _slow_accuracy_differences(first: PairScores, second: PairScores, replicates: int, seed: int) -> list[float]:
     """The weighted accuracies, pair by pair: the mean of the accuracy over same pairs and that over different pairs."""
     people = sorted({*first.first_person.tolist(), *first.second_person.tolist()})
-    drawn = torch.randint(len(people), (replicates, len(people)), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = torch.randint(
+        len(people), (replicates, len(people)), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
     right = [decisions(pairs).tolist() for pairs in (first, second)]
     pairs = list(zip(first.same.tolist(), first.first_person.tolist(), first.second_person.tolist(), strict=True))
     differences = []
@@ -180,7 +199,9 @@ def test_bootstrap_accuracy_estimate_is_that_of_folds(make_sets) -> None:
     for noise, seed in ((2.0, 1), (3.0, 2)):
         pairs = pair_scores(*make_sets(noise, seed=seed))
         same, different = (chosen.nonzero().flatten()[:300] for chosen in (pairs.same, ~pairs.same))
-        chosen = torch.stack([same, different[torch.randperm(300, generator=torch.Generator().manual_seed(0))]], 1).flatten()
+        chosen = torch.stack(
+            [same, different[torch.randperm(300, generator=torch.Generator().manual_seed(0))]], 1
+        ).flatten()
         taken = [value[chosen] for value in (pairs.similarity, pairs.same, pairs.first_person, pairs.second_person)]
         parts.append(PairScores(*taken, torch.arange(600) // 200))
     interval = paired_bootstrap_accuracy(*parts, replicates=5)
@@ -204,7 +225,9 @@ def test_mean_accuracy_of_parts_keeps_thresholds_within_a_part(make_sets) -> Non
     firsts = [_in_folds(pair_scores(*make_sets(4.0, seed=seed)), seed) for seed in (1, 2)]
     seconds = [_in_folds(pair_scores(*make_sets(7.0, seed=seed + 2)), seed) for seed in (1, 2)]
     shifted = [[part[0], part[1]._replace(similarity=part[1].similarity + 5)] for part in (firsts, seconds)]
-    assert paired_bootstrap_mean_accuracy(*shifted, 80, seed=3) == paired_bootstrap_mean_accuracy(firsts, seconds, 80, seed=3)
+    assert paired_bootstrap_mean_accuracy(*shifted, 80, seed=3) == paired_bootstrap_mean_accuracy(
+        firsts, seconds, 80, seed=3
+    )
     both = paired_bootstrap_mean_accuracy(firsts, seconds, 80, seed=3)
     alone = [paired_bootstrap_accuracy(*pairs, 80, seed=3) for pairs in zip(firsts, seconds, strict=True)]
     assert both.estimate == pytest.approx(np.mean([interval.estimate for interval in alone]))

@@ -45,7 +45,9 @@ def test_thresholds_equal_a_search_through_all_of_them(shift: float) -> None:
     found = calibrate(counted)
     assert [threshold.target for threshold in found] == [1e-1, 1e-2]
     for threshold in found:
-        lowest = min(t for t in set(scores) if sum(score >= t for score in impostor) <= threshold.target * len(impostor))
+        lowest = min(
+            t for t in set(scores) if sum(score >= t for score in impostor) <= threshold.target * len(impostor)
+        )
         highest = max(t for t in set(genuine) if sum(score < t for score in genuine) <= 0.05 * len(genuine))
         assert (threshold.same, threshold.different) == (lowest, min(lowest, highest))
         rates = threshold.validation
@@ -54,7 +56,10 @@ def test_thresholds_equal_a_search_through_all_of_them(shift: float) -> None:
         assert rates.called_different == pytest.approx(sum(score < threshold.different for score in genuine) / 200)
         assert rates.false_accept_rate <= threshold.target and rates.called_different <= 0.05
         assert (rates.genuine, rates.impostor, rates.people) == (200, 1000, 2)
-        (first, second), accepted = (torch.full((1000,), person) for person in (0, 1)), (pairs.similarity >= threshold.same)[~pairs.same]
+        (first, second), accepted = (
+            (torch.full((1000,), person) for person in (0, 1)),
+            (pairs.similarity >= threshold.same)[~pairs.same],
+        )
         measured = PairsOfPeople(first, second).rate(accepted)
         assert rates.interval == measured[1:3] and rates.effective_impostor == measured.effective
 
@@ -64,7 +69,9 @@ def test_a_hand_made_case_has_a_band_between_same_and_different() -> None:
     impostor = torch.tensor([0.5] * 10 + [0.45] + [0.1] * 89)  # eleven in a hundred from 0.45 on
     (threshold,) = calibrate(scored(genuine, impostor))
     assert (threshold.target, threshold.different) == (0.1, pytest.approx(0.4)) and threshold.same == pytest.approx(0.5)
-    assert threshold.validation.false_reject_rate == pytest.approx(0.1) and threshold.validation.called_different == pytest.approx(0.05)
+    assert threshold.validation.false_reject_rate == pytest.approx(
+        0.1
+    ) and threshold.validation.called_different == pytest.approx(0.05)
 
 
 def test_a_person_of_many_photos_counts_once() -> None:
@@ -103,7 +110,9 @@ def test_other_people_try_the_thresholds_and_do_not_move_them() -> None:
     similarity, same = drawn(1).pairs[:2]
     for threshold in tried:
         assert threshold.test is not None
-        assert threshold.test.false_accept_rate == pytest.approx(float((similarity >= threshold.same)[~same].float().mean()))
+        assert threshold.test.false_accept_rate == pytest.approx(
+            float((similarity >= threshold.same)[~same].float().mean())
+        )
     only_genuine = scored(torch.ones(3), torch.zeros(0))
     assert calibrate(drawn(0), only_genuine) == alone
 
@@ -113,7 +122,10 @@ def test_the_conditions_hold_the_pairs_of_different_images(make_sets: MakeSets) 
     images, masks = PEOPLE * IMAGES, KINDS * SEEDS
     assert tuple(found) == CONDITIONS
     assert len(found["clean-clean"].pairs.same) == images * (images - 1) // 2 and found["clean-clean"].repeats == 1
-    assert len(found["clean-masked"].pairs.same) == images * (images - 1) * masks and found["clean-masked"].repeats == masks
+    assert (
+        len(found["clean-masked"].pairs.same) == images * (images - 1) * masks
+        and found["clean-masked"].repeats == masks
+    )
     both = found["masked-masked"]
     assert len(both.pairs.same) / both.repeats == pytest.approx(images * (images - 1) / 2)
 
@@ -125,7 +137,9 @@ def test_the_limit_between_masked_and_clean_has_the_fewest_errors(seed: int) -> 
     found = separate(clean, masked)
 
     def errors(limit: float) -> float:
-        return sum(value >= limit for value in clean.tolist()) / 17 + sum(value < limit for value in masked.tolist()) / 23
+        return (
+            sum(value >= limit for value in clean.tolist()) / 17 + sum(value < limit for value in masked.tolist()) / 23
+        )
 
     assert found.clean_called_masked + found.masked_called_clean == pytest.approx(errors(found.limit))
     assert errors(found.limit) == pytest.approx(min(errors(step / 2000) for step in range(2001)))
@@ -146,7 +160,9 @@ def test_only_what_covers_the_face_counts() -> None:
     mask[3, :, :, :56] = 1
     assert covered_share(mask).tolist() == pytest.approx([0, 1, 0, 0.5], abs=1e-6)
     mask[3] = 0
-    mask[3, :, 48:] = 1  # below the eyes; the area of an ellipse below the height h of its centre, in units of its half axis
+    mask[3, :, 48:] = (
+        1  # below the eyes; the area of an ellipse below the height h of its centre, in units of its half axis
+    )
     height = -0.45 / 1.4
     share = 0.5 - (height * math.sqrt(1 - height**2) + math.asin(height)) / math.pi
     assert float(covered_share(mask)[3]) == pytest.approx(share, abs=0.01)
@@ -154,7 +170,12 @@ def test_only_what_covers_the_face_counts() -> None:
 
 def test_the_face_ends_at_the_cheeks_the_forehead_and_the_chin() -> None:
     # In the canonical crop of 350: an eye distance of 100 around (174.5, 149.5), 105 to either side, 95 up and 185 down.
-    edges = {"left": (3, slice(0, 70)), "right": (3, slice(280, 350)), "top": (2, slice(0, 55)), "bottom": (2, slice(335, 350))}
+    edges = {
+        "left": (3, slice(0, 70)),
+        "right": (3, slice(280, 350)),
+        "top": (2, slice(0, 55)),
+        "bottom": (2, slice(335, 350)),
+    }
     for axis, beyond in edges.values():
         for margin, touches in ((0, False), (5, True)):
             mask = torch.zeros(1, 1, 350, 350)
@@ -167,7 +188,10 @@ def test_the_least_visible_hundredth_is_left_out() -> None:
 
 
 def calibration() -> Calibration:
-    rows = {"clean-clean": calibrate(drawn(0), drawn(1)), "clean-masked": calibrate(scored(torch.ones(100), torch.linspace(-1, 0, 60)))}
+    rows = {
+        "clean-clean": calibrate(drawn(0), drawn(1)),
+        "clean-masked": calibrate(scored(torch.ones(100), torch.linspace(-1, 0, 60))),
+    }
     return Calibration({**rows, "masked-masked": ()}, Separation(0.25, 0.0, 0.1), 0.4, 64, "TinyFaces", "abc")
 
 
@@ -186,7 +210,8 @@ def test_a_calibration_of_an_earlier_version_has_no_intervals() -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", [None, [], "thresholds", {}, {"thresholds": {"clean-clean": ["x"]}}, {**calibration().plain(), "more": 1}]
+    "damaged",
+    [None, [], "thresholds", {}, {"thresholds": {"clean-clean": ["x"]}}, {**calibration().plain(), "more": 1}],
 )
 def test_what_is_no_calibration_is_refused(damaged: object) -> None:
     with pytest.raises(ValueError, match="deocc test"):
@@ -194,7 +219,9 @@ def test_what_is_no_calibration_is_refused(damaged: object) -> None:
 
 
 def test_the_usual_target_is_one_in_a_hundred_or_the_strictest_above_it() -> None:
-    assert calibration().threshold("clean-clean").target == 1e-2 and calibration().threshold("clean-masked").target == 1e-1
+    assert (
+        calibration().threshold("clean-clean").target == 1e-2 and calibration().threshold("clean-masked").target == 1e-1
+    )
     assert calibration().threshold("clean-clean", 0.1).target == 1e-1
 
 

@@ -13,7 +13,9 @@ def _network(images: torch.Tensor) -> torch.Tensor:
     """Correlated float32 features (B, 6)."""
     features = torch.cat([images.mean((2, 3)), images.amax((2, 3))], 1).double()
     mixed = torch.stack([features.roll(i, 1) @ torch.arange(1.0, 7.0).double() for i in range(DIMENSION)], 1)
-    return mixed.float()  # float64 rounded once: the last digit of a float32 product depends on the batch size and the processor
+    return (
+        mixed.float()
+    )  # float64 rounded once: the last digit of a float32 product depends on the batch size and the processor
 
 
 def _crowds(restored: int = 40, face: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,15 +59,26 @@ def test_kernel_distance_of_crowds_of_unequal_size_equals_a_loop_over_pairs() ->
 
     def mean(first: np.ndarray, second: np.ndarray, alike: bool) -> float:
         return float(
-            np.mean([(x @ y / DIMENSION + 1) ** 3 for i, x in enumerate(first) for j, y in enumerate(second) if not alike or i != j])
+            np.mean(
+                [
+                    (x @ y / DIMENSION + 1) ** 3
+                    for i, x in enumerate(first)
+                    for j, y in enumerate(second)
+                    if not alike or i != j
+                ]
+            )
         )
 
     metric = KernelDistance(_network)
     metric.update(restored, face)
-    assert float(metric.compute()) == pytest.approx(mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False), rel=1e-9)
+    assert float(metric.compute()) == pytest.approx(
+        mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False), rel=1e-9
+    )
 
 
-@pytest.mark.parametrize("metric", [FrechetDistance(_network, DIMENSION), KernelDistance(_network)], ids=["frechet", "kernel"])
+@pytest.mark.parametrize(
+    "metric", [FrechetDistance(_network, DIMENSION), KernelDistance(_network)], ids=["frechet", "kernel"]
+)
 def test_fewer_than_two_faces_are_refused(metric: FrechetDistance | KernelDistance) -> None:
     metric.reset()
     metric.update(*_crowds(1, 5))
@@ -75,7 +88,10 @@ def test_fewer_than_two_faces_are_refused(metric: FrechetDistance | KernelDistan
 
 def test_no_faces_at_all_are_refused() -> None:
     for metric in (FrechetDistance(_network, DIMENSION), KernelDistance(_network)):
-        with pytest.warns(UserWarning, match="before the ``update`` method"), pytest.raises(ValueError, match="0 completed and 0 clean"):
+        with (
+            pytest.warns(UserWarning, match="before the ``update`` method"),
+            pytest.raises(ValueError, match="0 completed and 0 clean"),
+        ):
             metric.compute()
 
 

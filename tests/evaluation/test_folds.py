@@ -80,7 +80,9 @@ def test_a_tie_that_cannot_be_told_apart_leaves_the_highest_threshold() -> None:
 def test_decisions_are_those_behind_the_accuracies() -> None:
     pairs = _pairs()
     right, scores = decisions(pairs), fold_accuracy(pairs)
-    assert [float(right[pairs.fold == fold].double().mean()) for fold in pairs.fold.unique()] == pytest.approx(scores.accuracies.tolist())
+    assert [float(right[pairs.fold == fold].double().mean()) for fold in pairs.fold.unique()] == pytest.approx(
+        scores.accuracies.tolist()
+    )
 
 
 @pytest.mark.parametrize("fold", [None, torch.zeros(200, dtype=torch.int64)])

@@ -7,13 +7,17 @@ from deocc.evaluation import EmbeddingSet, cmc, rank1
 def _set(angles: list[float], identity: list[int], index: list[int]) -> EmbeddingSet:
     radians = torch.tensor(angles).deg2rad()
     ids = torch.zeros(len(index), dtype=torch.int64)
-    return EmbeddingSet(torch.stack([radians.cos(), radians.sin()], 1), torch.tensor(identity), torch.tensor(index), ids, ids)
+    return EmbeddingSet(
+        torch.stack([radians.cos(), radians.sin()], 1), torch.tensor(identity), torch.tensor(index), ids, ids
+    )
 
 
 def test_rank1_of_a_case_worked_by_hand() -> None:
     # Gallery after one image a person: 0 at 0 degrees (index 1, not 4), 1 at 90, 2 at 180.
     gallery = _set([60, 180, 0, 90], [0, 2, 0, 1], [4, 3, 1, 2])
-    probe = _set([10, 50, 100, 170, 5], [0, 0, 1, 1, 0], [4, 5, 6, 7, 1])  # right, wrong, right, wrong, left out: the gallery's own image
+    probe = _set(
+        [10, 50, 100, 170, 5], [0, 0, 1, 1, 0], [4, 5, 6, 7, 1]
+    )  # right, wrong, right, wrong, left out: the gallery's own image
     assert rank1(gallery, probe) == pytest.approx(0.5)
     assert cmc(gallery, probe, 3).tolist() == pytest.approx([0.5, 1.0, 1.0])
 

@@ -10,7 +10,9 @@ from deocc.evaluation import true_accept_rate
 from deocc.evaluation.bootstrap import PairsOfPeople, tar_intervals, wilson
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (3, 40), (20, 40), (40, 40), (71_234, 72_000)])
+@pytest.mark.parametrize(
+    ("successes", "trials"), [(0, 1), (1, 1), (0, 40), (3, 40), (20, 40), (40, 40), (71_234, 72_000)]
+)
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
 def test_wilson_equals_scipy(successes: int, trials: int, confidence: float) -> None:
     expected = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
@@ -22,7 +24,8 @@ def test_wilson_of_no_trials_is_unknown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((3, 2), "3 successes in 2"), ((-1, 2), "-1 successes"), ((1, 2, 1.0), "confidence of 1.0")]
+    ("arguments", "message"),
+    [((3, 2), "3 successes in 2"), ((-1, 2), "-1 successes"), ((1, 2, 1.0), "confidence of 1.0")],
 )
 def test_wilson_of_impossible_counts_is_refused(arguments: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -55,7 +58,9 @@ def test_a_rate_over_people_equals_loops_over_them() -> None:
 def test_weights_count_each_two_people_once() -> None:
     first, second = person_pairs([1, 2, 3])
     weight = PairsOfPeople(first, second).weight
-    assert [float(weight[(first == a) & (second == b)].sum()) for a, b in ((0, 1), (0, 2), (1, 2))] == pytest.approx([1, 1, 1])
+    assert [float(weight[(first == a) & (second == b)].sum()) for a, b in ((0, 1), (0, 2), (1, 2))] == pytest.approx(
+        [1, 1, 1]
+    )
 
 
 def test_of_pairs_of_one_person_each_person_counts_once() -> None:

@@ -13,7 +13,9 @@ def _right(first_only: int, second_only: int) -> tuple[torch.Tensor, torch.Tenso
     return first[order], second[order]
 
 
-@pytest.mark.parametrize("counts", [(1, 0), (3, 9), (9, 3), (10, 10), (0, 60), (480, 520), (5_200, 4_800), (30_000, 30_500)])
+@pytest.mark.parametrize(
+    "counts", [(1, 0), (3, 9), (9, 3), (10, 10), (0, 60), (480, 520), (5_200, 4_800), (30_000, 30_500)]
+)
 def test_p_value_equals_scipys_binomial_test(counts: tuple[int, int]) -> None:
     outcome = mcnemar(*_right(*counts))
     assert (outcome.first_only, outcome.second_only) == counts

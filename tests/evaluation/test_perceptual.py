@@ -36,7 +36,9 @@ class _Maps(nn.Module):
 def test_with_its_network_and_weights_it_is_torchmetrics_lpips() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        published = lpips._LPIPS(net="squeeze", pnet_rand=True)  # the published channel weights on a network of random ones
+        published = lpips._LPIPS(
+            net="squeeze", pnet_rand=True
+        )  # the published channel weights on a network of random ones
     restored, face, _ = _images()
     distance = perceptual_distance(
         lambda images: published.net(published.scaling_layer(images)),
@@ -88,7 +90,9 @@ def test_covered_distance_sees_covered_places_only() -> None:
     restored, face, mask = _images()
     pasted = torch.where(mask.bool(), restored, face)
     one_map = torch.nn.Identity()
-    torch.testing.assert_close(perceptual_distance(one_map, pasted, face, mask), perceptual_distance(one_map, restored, face, mask))
+    torch.testing.assert_close(
+        perceptual_distance(one_map, pasted, face, mask), perceptual_distance(one_map, restored, face, mask)
+    )
     assert perceptual_distance(one_map, pasted, face, 1 - mask).tolist() == [0.0] * 3
 
 

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.evaluation import AllPairs, EmbeddingSet, Galleries, ListedPairs, PairScores, build_results, cmc, pair_scores, summary_table
+from deocc.evaluation import (
+    AllPairs,
+    EmbeddingSet,
+    Galleries,
+    ListedPairs,
+    PairScores,
+    build_results,
+    cmc,
+    pair_scores,
+    summary_table,
+)
 from deocc.evaluation.tables import setting_cells
 
 FIRST, SECOND = np.array([100, 107, 129, 500, 103]), np.array([101, 120, 100, 101, 104])
@@ -20,7 +30,13 @@ def listed() -> ListedPairs:
 def as_set(pairs: PairScores) -> set[tuple[float, bool, int, int, int]]:
     assert pairs.fold is not None
     columns = (pairs.similarity, pairs.same, pairs.first_person, pairs.second_person, pairs.fold)
-    return set(zip([round(value, 5) for value in pairs.similarity.tolist()], *(column.tolist() for column in columns[1:]), strict=True))
+    return set(
+        zip(
+            [round(value, 5) for value in pairs.similarity.tolist()],
+            *(column.tolist() for column in columns[1:]),
+            strict=True,
+        )
+    )
 
 
 def slow(first: EmbeddingSet, second: EmbeddingSet, masked: bool) -> set[tuple[float, bool, int, int, int]]:
@@ -56,14 +72,18 @@ def slow_mixed(gallery: EmbeddingSet, probe: EmbeddingSet) -> tuple[list[tuple[f
     """Similarity and fold of the listed pairs by loops: clean against every mask of the second image; masks by order of their seeds."""
     crossed, within = [], []
     seed, index = probe.seed.tolist(), probe.index.tolist()
-    masks = {image: sorted((i for i in range(len(probe)) if index[i] == image), key=seed.__getitem__) for image in set(index)}
+    masks = {
+        image: sorted((i for i in range(len(probe)) if index[i] == image), key=seed.__getitem__) for image in set(index)
+    }
     for a, b, fold in zip(FIRST.tolist(), SECOND.tolist(), FOLD.tolist(), strict=True):
         if a not in masks or b not in masks:
             continue
         one, other = masks[a], masks[b]
         clean = gallery.embedding[gallery.index.tolist().index(a)]
         crossed += [(round(float(clean @ probe.embedding[j]), 5), fold) for j in other]
-        within += [(round(float(probe.embedding[i] @ probe.embedding[j]), 5), fold) for i, j in zip(one, other, strict=True)]
+        within += [
+            (round(float(probe.embedding[i] @ probe.embedding[j]), 5), fold) for i, j in zip(one, other, strict=True)
+        ]
     return sorted(crossed), sorted(within)
 
 
@@ -108,7 +128,9 @@ def test_mixed_kinds_are_listed_by_the_kind_of_the_second_image(make_sets, liste
     for number, name in enumerate(("cloth", "hand")):
         row = built["per_kind"][name]["rows"]["teacher_masked"]
         assert sum(row["pairs"].values()) == sum(kind_of[b] == number for _, b in embedded)
-        assert sum(row["masked_masked"]["pairs"].values()) == sum(kind_of[a] == kind_of[b] == number for a, b in embedded)
+        assert sum(row["masked_masked"]["pairs"].values()) == sum(
+            kind_of[a] == kind_of[b] == number for a, b in embedded
+        )
     assert sum(built["rows"]["teacher_masked"]["masked_masked"]["pairs"].values()) == len(embedded) == 4
 
 
@@ -139,7 +161,10 @@ def test_a_list_gives_accuracies_in_every_setting(make_sets, listed: ListedPairs
 
 @pytest.mark.parametrize("lengths", [(2, 1, 1, 1), (0, 0, 0, 0)])
 def test_a_list_of_unequal_or_no_columns_is_refused(lengths: tuple[int, ...]) -> None:
-    columns = [np.zeros(length, dtype=kind) for length, kind in zip(lengths, (np.int64, np.int64, np.bool_, np.int64), strict=True)]
+    columns = [
+        np.zeros(length, dtype=kind)
+        for length, kind in zip(lengths, (np.int64, np.int64, np.bool_, np.int64), strict=True)
+    ]
     with pytest.raises(ValueError, match="of one shape"):
         ListedPairs(*columns)
 
@@ -148,7 +173,10 @@ def test_galleries_name_their_images_and_leave_the_pairs_as_they_are(make_sets) 
     gallery, probe = make_sets(3.0)
     one, many = np.arange(6) * 5 + 101, np.concatenate([np.arange(6) * 5 + 101, np.arange(6) * 5 + 102])
     protocol = Galleries({"protocol2": one, "protocol1": many})
-    chosen = {name: gallery.take(torch.isin(gallery.index, torch.as_tensor(images))) for name, images in (("2", one), ("1", many))}
+    chosen = {
+        name: gallery.take(torch.isin(gallery.index, torch.as_tensor(images)))
+        for name, images in (("2", one), ("1", many))
+    }
     scores = protocol.identify(gallery, probe)
     assert scores["rank1"] == scores["rank1_protocol2"] == float(cmc(chosen["2"], probe, 1, images="all")[0])
     assert scores["cmc_protocol1"] == cmc(chosen["1"], probe, 6, images="all").tolist()

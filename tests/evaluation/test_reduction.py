@@ -39,7 +39,12 @@ def test_bank_merges_and_drops_what_both_saw(make_sets) -> None:
     probe.coverage = torch.linspace(0, 1, len(probe))
     one, other = EmbeddingBank(), EmbeddingBank()
     for bank, part in ((one, slice(0, 100)), (other, slice(90, len(probe)))):
-        bank.update(*(value[part] for value in (probe.embedding, probe.identity, probe.index, probe.kind, probe.seed, probe.coverage)))
+        bank.update(
+            *(
+                value[part]
+                for value in (probe.embedding, probe.identity, probe.index, probe.kind, probe.seed, probe.coverage)
+            )
+        )
     one.merge_state(other)
     assert len(one.compute()) == len(probe)
     assert one.compute().coverage.sort().values.tolist() == probe.coverage.tolist()
@@ -61,7 +66,9 @@ def _means(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3))
 
 
-@pytest.mark.parametrize("make", [lambda: FrechetDistance(_means, 3), lambda: KernelDistance(_means)], ids=["frechet", "kernel"])
+@pytest.mark.parametrize(
+    "make", [lambda: FrechetDistance(_means, 3), lambda: KernelDistance(_means)], ids=["frechet", "kernel"]
+)
 def test_distances_of_crowds_merge(make: Callable[[], Metric]) -> None:
     generator = torch.Generator().manual_seed(0)
     face, restored = (torch.rand(9, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))
@@ -110,5 +117,7 @@ def test_a_synchronised_metric_equals_one_that_saw_what_every_process_did(make: 
         alone.update(*_batch(alone))
     got, expected = (metric.compute() for metric in (synchronised, alone))
     if isinstance(alone, EmbeddingBank):
-        got, expected = ({field.name: getattr(members, field.name) for field in fields(members)} for members in (got, expected))
+        got, expected = (
+            {field.name: getattr(members, field.name) for field in fields(members)} for members in (got, expected)
+        )
     torch.testing.assert_close(got, expected, equal_nan=True)

@@ -56,7 +56,14 @@ def page(make_sets, tmp_path: Path) -> str:
     }
     galleries = {"teacher": gallery, "student": gallery}
     results = build_results(
-        gallery, gallery, probes, restoration, ["cloth", "hand"], provenance, replicates=5, predicted_mask_galleries=galleries
+        gallery,
+        gallery,
+        probes,
+        restoration,
+        ["cloth", "hand"],
+        provenance,
+        replicates=5,
+        predicted_mask_galleries=galleries,
     )
     write_report(tmp_path / "report.html", results, {"Faces & masks": panel_figure(_columns(), ["cloth", "hand"])})
     return (tmp_path / "report.html").read_text()
@@ -65,7 +72,13 @@ def page(make_sets, tmp_path: Path) -> str:
 def test_report_holds_every_row_kind_and_source(page: str) -> None:
     for text in (*ROWS.values(), "cloth", "hand", "18.25", "torch: 9.9.9", "41, 42", "Faces &amp; masks"):
         assert text in page
-    captions = ("Recognition", "True accepts by false accept rate", "Differences in equal error rate", "By kind of occluder", "Restoration")
+    captions = (
+        "Recognition",
+        "True accepts by false accept rate",
+        "Differences in equal error rate",
+        "By kind of occluder",
+        "Restoration",
+    )
     assert all(caption in page for caption in captions) and "rank-1 %" in page
     assert "ORL database shows 40 people, grey, frontal" in page
     assert "prefers-color-scheme: dark" in page and "compared with every gallery face but its own image" in page
@@ -88,7 +101,9 @@ def test_report_escapes_what_it_shows(page: str) -> None:
 
 def test_report_of_other_data_does_not_speak_of_orl(make_sets, tmp_path: Path) -> None:
     gallery, masked = make_sets(3.0)
-    write_report(tmp_path / "r.html", build_results(gallery, None, {"teacher_masked": masked}, {}, ["cloth", "hand"], {}), {})
+    write_report(
+        tmp_path / "r.html", build_results(gallery, None, {"teacher_masked": masked}, {}, ["cloth", "hand"], {}), {}
+    )
     page = (tmp_path / "r.html").read_text()
     assert "ORL" not in page
     assert "do not say" in page
@@ -96,11 +111,17 @@ def test_report_of_other_data_does_not_speak_of_orl(make_sets, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("trained", "said"), [("OtherFaces", True), ("OrlFaces", False), (None, False)])
-def test_report_says_when_the_test_set_is_not_the_training_set(make_sets, tmp_path: Path, trained: str | None, said: bool) -> None:
+def test_report_says_when_the_test_set_is_not_the_training_set(
+    make_sets, tmp_path: Path, trained: str | None, said: bool
+) -> None:
     provenance = {"data": "OrlFaces", "trained_on": trained}
-    write_report(tmp_path / "new" / "deep" / "r.html", build_results(*_one_row(make_sets), {}, ["cloth", "hand"], provenance), {})
+    write_report(
+        tmp_path / "new" / "deep" / "r.html", build_results(*_one_row(make_sets), {}, ["cloth", "hand"], provenance), {}
+    )
     page = (tmp_path / "new" / "deep" / "r.html").read_text()
-    assert ("Trained on OtherFaces, tested on OrlFaces: whether people of one are in the other is not known" in page) == said
+    assert (
+        "Trained on OtherFaces, tested on OrlFaces: whether people of one are in the other is not known" in page
+    ) == said
 
 
 def _one_row(make_sets) -> tuple[EmbeddingSet, None, dict[str, EmbeddingSet]]:
@@ -141,9 +162,14 @@ def test_cmc_figure_draws_each_curve_from_rank_one() -> None:
 
 
 def test_loss_figure_reads_a_metrics_file_with_gaps_and_pairs_the_stages(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("epoch,step,train/loss,val/loss,val/eer\n0,0,3.0,,\n0,5,2.0,,\n1,9,,2.5,0.2\n")
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,train/loss,val/loss,val/eer\n0,0,3.0,,\n0,5,2.0,,\n1,9,,2.5,0.2\n"
+    )
     figure = loss_figure(tmp_path / "metrics.csv")
-    drawn = {axes.get_title(): {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes}
+    drawn = {
+        axes.get_title(): {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines}
+        for axes in figure.axes
+    }
     assert drawn == {"loss": {"train": [[0, 3.0], [5, 2.0]], "val": [[9, 2.5]]}, "eer": {"val": [[9, 0.2]]}}
     rows = [{"step": 0, "train/loss": 3.0, "val/loss": None}]
     assert [axes.get_title() for axes in loss_figure(rows).axes] == ["loss"]

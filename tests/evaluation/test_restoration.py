@@ -52,7 +52,9 @@ def test_covered_psnr_sees_covered_pixels_only() -> None:
     mask[..., :2, :] = 1
     restored = face + 0.2 * mask
     assert float(psnr(restored, face, mask)) == pytest.approx(20.0, abs=1e-4)
-    assert float(psnr(restored, face)) == pytest.approx(20.0 + 10 * math.log10(4), abs=1e-4)  # a quarter of the pixels is wrong
+    assert float(psnr(restored, face)) == pytest.approx(
+        20.0 + 10 * math.log10(4), abs=1e-4
+    )  # a quarter of the pixels is wrong
 
 
 def test_an_identical_image_gets_the_cap_and_one() -> None:
@@ -64,7 +66,11 @@ def test_an_identical_image_gets_the_cap_and_one() -> None:
 def test_covered_scores_of_an_uncovered_image_are_nan() -> None:
     restored, face, mask = _images()
     mask[1] = 0
-    assert psnr(restored, face, mask).isnan().tolist() == ssim(restored, face, mask).isnan().tolist() == [False, True, False]
+    assert (
+        psnr(restored, face, mask).isnan().tolist()
+        == ssim(restored, face, mask).isnan().tolist()
+        == [False, True, False]
+    )
 
 
 def test_autocast_does_not_change_ssim() -> None:
@@ -87,7 +93,9 @@ def test_metric_is_the_mean_over_images_in_all_and_by_kind() -> None:
     assert scores["mean"]["psnr_covered"] == pytest.approx(float(covered[:4].mean()), abs=1e-4)
     assert list(scores["per_kind"]) == [-1, 0, 2]
     assert scores["per_kind"][2]["psnr_covered"] == pytest.approx(float(covered[[0, 2]].mean()), abs=1e-4)
-    assert scores["per_kind"][0]["ssim_covered"] == pytest.approx(float(ssim(restored, face, mask)[[1, 3]].mean()), abs=1e-5)
+    assert scores["per_kind"][0]["ssim_covered"] == pytest.approx(
+        float(ssim(restored, face, mask)[[1, 3]].mean()), abs=1e-5
+    )
     assert math.isnan(scores["per_kind"][-1]["ssim_covered"])
 
 

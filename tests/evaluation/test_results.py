@@ -36,10 +36,19 @@ def built(make_sets) -> dict:
     """Results of a test with every row."""
     gallery, masked = make_sets(3.0)
     gallery_student, student = make_sets(0.5, dimension=12)
-    probes = {name: student if name.startswith("student") else masked for name in reversed(ROWS) if name not in CLEAN_ROWS}
+    probes = {
+        name: student if name.startswith("student") else masked for name in reversed(ROWS) if name not in CLEAN_ROWS
+    }
     predicted = {"teacher": gallery, "student": gallery_student}
     return build_results(
-        gallery, gallery_student, probes, RESTORATION, KINDS, PROVENANCE, replicates=20, predicted_mask_galleries=predicted
+        gallery,
+        gallery_student,
+        probes,
+        RESTORATION,
+        KINDS,
+        PROVENANCE,
+        replicates=20,
+        predicted_mask_galleries=predicted,
     )
 
 
@@ -67,7 +76,9 @@ def test_each_number_is_that_of_its_own_protocol(built: dict, make_sets) -> None
     assert row["pairs"] == {"different": int(counts[0]), "same": int(counts[1])}
     assert built["rows"]["student_clean"]["eer"] == equal_error_rate(*within_scores(gallery_student)[:2])
     assert built["rows"]["teacher_clean"]["eer"] == equal_error_rate(*within_scores(gallery)[:2])
-    assert built["per_kind"]["hand"]["rows"]["teacher_masked"]["eer"] == equal_error_rate(*pair_scores(gallery, masked.select(1))[:2])
+    assert built["per_kind"]["hand"]["rows"]["teacher_masked"]["eer"] == equal_error_rate(
+        *pair_scores(gallery, masked.select(1))[:2]
+    )
     difference = built["student_minus_teacher_masked"]["eer"]
     assert difference["estimate"] == pytest.approx(row["eer"] - built["rows"]["teacher_masked"]["eer"])
     assert difference["low"] <= difference["mean"] <= difference["high"] < 0
@@ -83,7 +94,11 @@ def test_galleries_with_predicted_masks_have_rows(make_sets) -> None:
     built = build_results(gallery, gallery, probes, {}, KINDS, {}, replicates=5, predicted_mask_galleries=galleries)
     assert [name for name in built["rows"] if name in CLEAN_ROWS] == list(CLEAN_ROWS)
     for name, predicted in galleries.items():
-        assert built["rows"][f"{name}_clean_predicted_mask"]["eer"] == clean_row(predicted)["eer"] != built["rows"][f"{name}_clean"]["eer"]
+        assert (
+            built["rows"][f"{name}_clean_predicted_mask"]["eer"]
+            == clean_row(predicted)["eer"]
+            != built["rows"][f"{name}_clean"]["eer"]
+        )
     expected = {
         "student": gallery,
         "student_predicted_mask": galleries["student"],
@@ -93,12 +108,16 @@ def test_galleries_with_predicted_masks_have_rows(make_sets) -> None:
         assert built["rows"][name]["rank1"] == score_row(compared, masked)["rank1"]
         assert built["rows"][name]["eer"] == score_row(compared, masked)["eer"]
     difference = built["student_clean_predicted_mask_minus_teacher_clean"]["eer"]["estimate"]
-    assert difference == pytest.approx(built["rows"]["student_clean_predicted_mask"]["eer"] - built["rows"]["teacher_clean"]["eer"])
+    assert difference == pytest.approx(
+        built["rows"]["student_clean_predicted_mask"]["eer"] - built["rows"]["teacher_clean"]["eer"]
+    )
 
 
 def test_a_stage_1_test_yields_the_teachers_rows_only(make_sets) -> None:
     gallery, masked = make_sets(3.0)
-    built = build_results(gallery, None, {"teacher_masked": masked, "teacher_completed": masked}, RESTORATION, KINDS, {}, replicates=5)
+    built = build_results(
+        gallery, None, {"teacher_masked": masked, "teacher_completed": masked}, RESTORATION, KINDS, {}, replicates=5
+    )
     assert list(built["rows"]) == ["teacher_clean", "teacher_masked", "teacher_completed"]
     assert set(DIFFERENCES) & set(built) == {"teacher_completed_minus_teacher_masked"}
 
@@ -113,13 +132,18 @@ def test_a_kind_that_only_some_rows_saw_has_no_numbers_in_the_others(make_sets) 
     assert math.isnan(row["rank1"])
 
 
-def test_too_many_pairs_are_limited_to_the_first_people_with_all_of_their_pairs(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pairs_are_limited_to_the_first_people_with_all_of_their_pairs(
+    make_sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gallery, probe = make_sets(3.0)
     monkeypatch.setattr(protocol, "MAX_PAIRS", len(gallery) * len(probe) // 4)
     built = build_results(gallery, None, {"teacher_masked": probe}, {}, KINDS, {}, replicates=5)
     few: list[EmbeddingSet] = [members.take(members.identity < 3) for members in (gallery, probe)]
     assert (built["people"], built["people_left_out"]) == (3, 3)
-    for scores, expected in ((built["rows"]["teacher_masked"], score_row(*few)), (built["rows"]["teacher_clean"], clean_row(few[0]))):
+    for scores, expected in (
+        (built["rows"]["teacher_masked"], score_row(*few)),
+        (built["rows"]["teacher_clean"], clean_row(few[0])),
+    ):
         assert all(scores[name] == expected[name] for name in ("eer", "auc", "rank1", "pairs", "people"))
     assert built["per_kind"]["hand"]["rows"]["teacher_masked"]["eer"] == score_row(few[0], few[1].select(1))["eer"]
 
@@ -143,7 +167,9 @@ def test_several_masks_of_one_pair_of_images_support_no_more_than_one(make_sets)
         (["teacher_masked"], {}, "kind 1 was evaluated but only 1 kinds are named"),
     ],
 )
-def test_results_that_cannot_be_built_say_why(make_sets, probe_names: list[str], provenance: dict, message: str) -> None:
+def test_results_that_cannot_be_built_say_why(
+    make_sets, probe_names: list[str], provenance: dict, message: str
+) -> None:
     gallery, masked = make_sets(3.0)
     with pytest.raises(ValueError, match=message):
         build_results(gallery, None, dict.fromkeys(probe_names, masked), {}, KINDS[:1], provenance)
@@ -226,4 +252,7 @@ def test_columns_of_the_plain_table_are_aligned(built: dict) -> None:
 
 def test_differences_carry_their_sign_in_points(built: dict) -> None:
     built["student_minus_teacher_masked"]["eer"] = {"estimate": -0.05, "mean": -0.05, "low": -0.075, "high": 0.01}
-    assert difference_cells(built)[1][list(DIFFERENCES).index("student_minus_teacher_masked")][1:] == ["-5.00", "-7.50 to +1.00"]
+    assert difference_cells(built)[1][list(DIFFERENCES).index("student_minus_teacher_masked")][1:] == [
+        "-5.00",
+        "-7.50 to +1.00",
+    ]

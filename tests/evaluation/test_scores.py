@@ -13,7 +13,12 @@ from deocc.evaluation import PairScores, read_scores, write_scores
 from deocc.evaluation import scores as npz
 
 SAME, FIRST, SECOND = torch.tensor([True, False, True]), torch.tensor([1, 2, 3]), torch.tensor([1, 4, 3])
-ARRAYS: dict[str, Any] = {"same": SAME.numpy(), "first_person": FIRST.numpy(), "second_person": SECOND.numpy(), "fold": np.arange(3)}
+ARRAYS: dict[str, Any] = {
+    "same": SAME.numpy(),
+    "first_person": FIRST.numpy(),
+    "second_person": SECOND.numpy(),
+    "fold": np.arange(3),
+}
 ROW = {"row/a": np.array([0.5, 0.25, -1.0], dtype=np.float32)}
 
 
@@ -28,7 +33,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert list(found) == ["student", "teacher"]
     for row, scores in found.items():
         assert torch.equal(scores.similarity, rows[row].similarity)
-        for name, values in zip(("same", "first_person", "second_person", "fold"), (SAME, FIRST, SECOND, [0, 1, 1]), strict=True):
+        for name, values in zip(
+            ("same", "first_person", "second_person", "fold"), (SAME, FIRST, SECOND, [0, 1, 1]), strict=True
+        ):
             assert getattr(scores, name).tolist() == list(values)
 
 
@@ -70,7 +77,9 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, arrays: dict[str, An
         read_scores(tmp_path / "scores.npz")
 
 
-def test_a_file_that_unpacks_to_too_much_or_is_packed_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_unpacks_to_too_much_or_is_packed_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "scores.npz"
     np.savez_compressed(path, **ARRAYS, **{"row/a": np.zeros(3, dtype=np.float32)}, large=np.zeros(1000))
     with zipfile.ZipFile(path) as content:

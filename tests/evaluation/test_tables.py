@@ -28,8 +28,18 @@ MASKED = {**CLEAN, "rank1": 0.5, "masked_masked": {**PAIRS, "eer": 0.25}}
 RESULTS: dict[str, Any] = {
     "rows": {"teacher_clean": CLEAN, "teacher_completed": MASKED, "student": MASKED},
     "student_minus_teacher_completed": {"eer": {"estimate": -0.05, "low": -0.075, "high": 0.01}},
-    "restoration": {"given_mask": {"psnr": 25.126, "ssim": 0.8126, "psnr_covered": 18.0, "ssim_covered": None, "kernel": 0.000123456}},
-    "per_kind": {"cloth": {"rows": {"student": {"eer": 0.2, "rank1": 0.6}}, "restoration": {"predicted_mask": {"psnr": 20.0}}}},
+    "restoration": {
+        "given_mask": {
+            "psnr": 25.126,
+            "ssim": 0.8126,
+            "psnr_covered": 18.0,
+            "ssim_covered": None,
+            "kernel": 0.000123456,
+        }
+    },
+    "per_kind": {
+        "cloth": {"rows": {"student": {"eer": 0.2, "rank1": 0.6}}, "restoration": {"predicted_mask": {"psnr": 20.0}}}
+    },
     "per_coverage": [{"low": 0.1, "high": 0.2, "rows": {"student": {"eer": 0.3}}}],
 }
 
@@ -53,7 +63,13 @@ def test_the_tables_of_a_test_in_markdown() -> None:
 
 
 def test_thresholds_are_shown_with_their_rates_and_intervals() -> None:
-    validation = {"false_accept_rate": 0.00098, "false_reject_rate": 0.125, "genuine": 1234, "impostor": 1_000_000, "people": 300}
+    validation = {
+        "false_accept_rate": 0.00098,
+        "false_reject_rate": 0.125,
+        "genuine": 1234,
+        "impostor": 1_000_000,
+        "people": 300,
+    }
     test = {**validation, "false_accept_rate": 0.0012, "interval": [0.00075, 0.0021], "people": 2086}
     row = [{"target": 0.001, "same": 0.5, "different": 0.25, "validation": validation, "test": test}]
     row += [{**row[0], "target": 0.0001, "test": None}]
@@ -85,7 +101,17 @@ def test_listed_pairs_show_their_accuracy() -> None:
     assert is_listed(listed) and not is_listed(RESULTS)
     header, body = setting_cells(listed)
     assert header[:5] == ["", "setting", "accuracy % ± standard error", "EER %", "AUC %"]
-    assert body == [["student (given mask)", "clean-masked", "90.00 ± 1.00", "12.50", "90.00", "50.00", *["not enough negatives"] * 3]]
+    assert body == [
+        [
+            "student (given mask)",
+            "clean-masked",
+            "90.00 ± 1.00",
+            "12.50",
+            "90.00",
+            "50.00",
+            *["not enough negatives"] * 3,
+        ]
+    ]
     listed["rows"]["student"]["accuracy"]["mean"] = None
     assert setting_cells(listed)[1][0][2] == "n/a"
     assert "accuracy %" in markdown_table(listed).splitlines()[0]
@@ -105,7 +131,10 @@ def test_kinds_and_coverages_have_a_column_for_each_masked_row() -> None:
 
 
 def test_restoration_by_kind_follows_that_of_all() -> None:
-    assert [row[:2] for row in restoration_cells(RESULTS)[1]] == [["all kinds, given mask", "25.13"], ["cloth, predicted mask", "20.00"]]
+    assert [row[:2] for row in restoration_cells(RESULTS)[1]] == [
+        ["all kinds, given mask", "25.13"],
+        ["cloth, predicted mask", "20.00"],
+    ]
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, math.inf])

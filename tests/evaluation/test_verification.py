@@ -38,7 +38,9 @@ def test_roc_curve_and_area_equal_sklearn_with_ties_and_weights(weighted: bool) 
     similarity, same, weight = _pairs()
     chosen = weight if weighted else None
     curve = roc_curve(similarity, same, chosen)
-    far, tar, threshold = sklearn_metrics.roc_curve(same, similarity.double(), sample_weight=chosen, drop_intermediate=False)
+    far, tar, threshold = sklearn_metrics.roc_curve(
+        same, similarity.double(), sample_weight=chosen, drop_intermediate=False
+    )
     kept = np.isin(curve.threshold.numpy(), threshold)  # sklearn drops thresholds that only pairs of weight 0 have
     np.testing.assert_allclose(curve.far.numpy()[kept], far, atol=1e-12)
     np.testing.assert_allclose(curve.tar.numpy()[kept], tar, atol=1e-12)
@@ -58,9 +60,13 @@ def test_equal_error_rate_of_a_case_worked_by_hand() -> None:
     assert equal_error_rate(similarity, same) == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize(("similarity", "expected"), [([0.9, 0.8, 0.2, 0.1], 0.0), ([0.1, 0.2, 0.8, 0.9], 1.0), ([0.5] * 4, 0.5)])
+@pytest.mark.parametrize(
+    ("similarity", "expected"), [([0.9, 0.8, 0.2, 0.1], 0.0), ([0.1, 0.2, 0.8, 0.9], 1.0), ([0.5] * 4, 0.5)]
+)
 def test_equal_error_rate_of_separated_swapped_and_tied_pairs(similarity: list[float], expected: float) -> None:
-    assert equal_error_rate(torch.tensor(similarity), torch.tensor([True, True, False, False])) == pytest.approx(expected)
+    assert equal_error_rate(torch.tensor(similarity), torch.tensor([True, True, False, False])) == pytest.approx(
+        expected
+    )
 
 
 def test_pairs_of_one_similarity_have_half_of_the_area() -> None:
@@ -87,7 +93,9 @@ def test_equal_error_rate_lies_on_the_line_between_the_slow_rates_around_it() ->
 def test_true_accept_rate_equals_a_search_over_all_thresholds(far: float) -> None:
     similarity, same, _ = _pairs(seed=1)
     rates = [_slow_rates(similarity, same, threshold) for threshold in similarity.tolist()]
-    assert true_accept_rate(similarity, same, far) == pytest.approx(max((tar for f, tar in rates if f <= far), default=0.0))
+    assert true_accept_rate(similarity, same, far) == pytest.approx(
+        max((tar for f, tar in rates if f <= far), default=0.0)
+    )
 
 
 def test_true_accept_rate_is_nan_just_where_far_is_less_than_one_pair() -> None:
@@ -178,7 +186,9 @@ def _sorted(similarity: list[float]) -> torch.Tensor:
 def test_within_scores_compare_each_two_images_of_equal_draw_once(make_sets) -> None:
     _, probe = make_sets(1.0)
     draw = [
-        sorted(int(s) for i, k, s in zip(probe.index, probe.kind, probe.seed, strict=True) if (i, k) == (index, kind)).index(int(seed))
+        sorted(
+            int(s) for i, k, s in zip(probe.index, probe.kind, probe.seed, strict=True) if (i, k) == (index, kind)
+        ).index(int(seed))
         for index, kind, seed in zip(probe.index, probe.kind, probe.seed, strict=True)
     ]
     expected = [

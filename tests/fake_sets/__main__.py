@@ -24,7 +24,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 def main() -> None:
     """Write the set that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fake_sets", description="Draw a small data set in the layout of a real one.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fake_sets", description="Draw a small data set in the layout of a real one."
+    )
     parser.add_argument("name", choices=sorted(WRITERS))
     parser.add_argument("folder", type=Path)
     words = parser.parse_args()

@@ -44,7 +44,9 @@ def write_bin_file(path: Path, pairs: int = 20, spelling: Spelling = "python2", 
     with path.open("wb") as file:
         pickler: Any = (_Python2Pickler if spelling == "python2" else pickle.Pickler)(file, _PROTOCOLS[spelling])
         arrays = spelling.startswith("array")
-        pickler.dump(([np.frombuffer(image, np.uint8) for image in images], np.array(same)) if arrays else (images, same))
+        pickler.dump(
+            ([np.frombuffer(image, np.uint8) for image in images], np.array(same)) if arrays else (images, same)
+        )
     return same
 
 

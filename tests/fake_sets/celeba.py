@@ -30,7 +30,9 @@ def write_celeba(root: Path, people: int = 8, images: int = 4, layout: Layout = 
             folder of a folder, identities added by hand; "in_the_wild" photographs of several sizes instead of 178 x 218 crops.
     """
     kind = "img_celeba" if layout == "in_the_wild" else "img_align_celeba"
-    folder = root / {"official": f"Img/{kind}", "zip": kind, "csv": f"{kind}/{kind}", "in_the_wild": f"Img/{kind}"}[layout]
+    folder = (
+        root / {"official": f"Img/{kind}", "zip": kind, "csv": f"{kind}/{kind}", "in_the_wild": f"Img/{kind}"}[layout]
+    )
     names, identities, partition, landmarks = [], [], [], []
     for split, group in enumerate(np.split(np.arange(people), [people // 2, people - people // 4])):
         for image in range(images):
@@ -42,7 +44,9 @@ def write_celeba(root: Path, people: int = 8, images: int = 4, layout: Layout = 
                 partition.append([split])
     lists = root if layout in ("zip", "csv") else root / "Anno"
     _write(lists / "identity_CelebA.txt", names, identities)
-    _write_points(lists / f"list_landmarks_{kind.removeprefix('img_')}.{'csv' if layout == 'csv' else 'txt'}", names, landmarks)
+    _write_points(
+        lists / f"list_landmarks_{kind.removeprefix('img_')}.{'csv' if layout == 'csv' else 'txt'}", names, landmarks
+    )
     if layout == "csv":
         _write(root / "list_eval_partition.csv", names, partition, "image_id,partition\n", ",")
     else:
@@ -60,7 +64,9 @@ def _write_points(path: Path, names: Sequence[str], landmarks: Sequence[NDArray[
 
 def _write(path: Path, names: Sequence[str], rows: Sequence[Sequence[int]], head: str = "", between: str = " ") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(head + "".join(f"{between.join(map(str, (name, *row)))}\n" for name, row in zip(names, rows, strict=True)))
+    path.write_text(
+        head + "".join(f"{between.join(map(str, (name, *row)))}\n" for name, row in zip(names, rows, strict=True))
+    )
 
 
 def _pack(folder: Path) -> None:

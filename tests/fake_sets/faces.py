@@ -17,7 +17,9 @@ def _faces() -> OrlFaces:
     return OrlFaces()
 
 
-def orl_face(person: int, image: int, width: int, height: int, share: float = 0.9) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+def orl_face(
+    person: int, image: int, width: int, height: int, share: float = 0.9
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """One ORL picture in the middle of a grey frame.
 
     Args:

@@ -7,7 +7,11 @@ from tests.fake_sets.faces import save_face
 
 
 def write_pair_list(
-    root: Path, form: Literal["paths", "folds", "numbered"] = "paths", people: int = 4, separator: str = " ", size: int = 112
+    root: Path,
+    form: Literal["paths", "folds", "numbered"] = "paths",
+    people: int = 4,
+    separator: str = " ",
+    size: int = 112,
 ) -> Path:
     """Draw two images of each person below `root`, and a list of one same and one different pair a person.
 

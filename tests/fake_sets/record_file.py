@@ -18,7 +18,8 @@ def record(data: bytes) -> bytes:
     parts = [data[start:end] for start, end in zip([0, *(cut + 4 for cut in cuts)], [*cuts, len(data)], strict=True)]
     flags = [0] if len(parts) == 1 else [1, *[2] * (len(parts) - 2), 3]
     return b"".join(
-        MAGIC + struct.pack("<I", flag << 29 | len(part)) + part + bytes(-len(part) % 4) for flag, part in zip(flags, parts, strict=True)
+        MAGIC + struct.pack("<I", flag << 29 | len(part)) + part + bytes(-len(part) % 4)
+        for flag, part in zip(flags, parts, strict=True)
     )
 
 

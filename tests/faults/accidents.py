@@ -14,8 +14,22 @@ from tests.conftest import ROOT, SMALL, TINY_STAGE1
 
 DEOCC = str(Path(sys.executable).with_name("deocc"))
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "1"]
-SHORT += ["--trainer.check_val_every_n_epoch", "1", "--trainer.log_every_n_steps", "1", "--checkpoints.every_batches", "2"]
-TWO_PROCESSES = ["--config", str(ROOT / "configs/trainer/ddp.yaml"), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+SHORT += [
+    "--trainer.check_val_every_n_epoch",
+    "1",
+    "--trainer.log_every_n_steps",
+    "1",
+    "--checkpoints.every_batches",
+    "2",
+]
+TWO_PROCESSES = [
+    "--config",
+    str(ROOT / "configs/trainer/ddp.yaml"),
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.devices",
+    "2",
+]
 
 
 class Strike(pl.Callback):
@@ -32,7 +46,9 @@ class Strike(pl.Callback):
     def __init__(self, epoch: int = 1, batch: int = 3, signum: int = 9, rank: int = 0, times: int = 1) -> None:
         self.place, self.signum, self.rank, self.times = (epoch, batch), signum, rank, times
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Strike where it is time."""
         place = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
         if place == self.place and trainer.global_rank == self.rank:
@@ -47,7 +63,9 @@ def struck(**settings: int) -> list[str]:
     return words + [f"--trainer.callbacks.init_args.{name}={value}" for name, value in settings.items()]
 
 
-def fit(*words: str, stage: str = "inpaint", timeout: float = 240, **environment: str) -> "subprocess.CompletedProcess[str]":
+def fit(
+    *words: str, stage: str = "inpaint", timeout: float = 240, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     """A small training, from the repository's root as a person would start it; it may fail."""
     own = TINY_STAGE1 if stage == "inpaint" else []
     command = [DEOCC, "fit", "--config", str(ROOT / f"configs/{stage}.yaml"), *SMALL, *own, *SHORT, *words]
@@ -63,10 +81,18 @@ def run(command: list[str], timeout: float = 240, **environment: str) -> "subpro
     """A command's end, its output as text."""
     known = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
     passed = {name: value for name, value in os.environ.items() if name in ("HOME", "DEOCC_CACHE", "TMPDIR")}
-    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it, and so would what it starts
+    heard = signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # a suite in the background ignores it, and so would what it starts
     try:
         return subprocess.run(
-            command, cwd=ROOT, env=known | passed | environment, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            cwd=ROOT,
+            env=known | passed | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
     finally:
         signal.signal(signal.SIGINT, heard)
@@ -82,7 +108,9 @@ class Spoil(pl.Callback):
     def __init__(self, rank: int | None = None) -> None:
         self.rank = rank
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Spoil the batch."""
         if (trainer.current_epoch, batch_idx) == (1, 1) and self.rank in (None, trainer.global_rank):
             batch["face"].fill_(float("nan"))
@@ -99,7 +127,9 @@ class FillDisk(pl.Callback):
     def __init__(self, epoch: int = 0, batch: int = 1) -> None:
         self.place = (epoch, batch)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Put the device there that Linux has for that."""
         if (trainer.current_epoch, batch_idx) == self.place:
             folder = Path(trainer.default_root_dir) / "checkpoints"

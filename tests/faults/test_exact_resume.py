@@ -69,7 +69,9 @@ def test_a_killed_and_resumed_run_equals_one_in_one_go(
     done = fit(*words, "--run", str(through), stage=stage)
     assert done.returncode == 0, done.stderr[-2000:]
     assert fit(*words, "--run", str(killed), *struck(**strike), stage=stage).returncode != 0
-    assert last(killed)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] in (2, 4), "not in an epoch"
+    assert last(killed)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] in (2, 4), (
+        "not in an epoch"
+    )
     resumed = resume(killed, "--trainer.callbacks.init_args.epoch=99")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert list(differing(last(through), last(killed))) == []

@@ -28,7 +28,9 @@ def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_stops_after_the_step_with_a_checkpoint_of_it(signum: int, code: int, through: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_after_the_step_with_a_checkpoint_of_it(
+    signum: int, code: int, through: Path, tmp_path: Path
+) -> None:
     """In an epoch, at a batch after which none would have been written."""
     run_folder = tmp_path / "run"
     stopped = fit("--run", str(run_folder), "--data.num_workers", "1", *struck(epoch=1, batch=2, signum=signum))
@@ -84,7 +86,9 @@ def test_slurm_ends_and_begins_again(through: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "half-written"])
-def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_taken(harm: str, through: Path, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_taken(
+    harm: str, through: Path, tmp_path: Path
+) -> None:
     run_folder = tmp_path / "run"
     shutil.copytree(through, run_folder)
     newest = run_folder / "checkpoints" / ("next.ckpt" if harm == "half-written" else "last.ckpt")
@@ -100,10 +104,17 @@ def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_taken(harm: s
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, 4)], ids=["between", "last"])
-def test_a_disk_that_is_full_while_a_checkpoint_is_written(epoch: int, batch: int, through: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(
+    epoch: int, batch: int, through: Path, tmp_path: Path
+) -> None:
     """Training goes on, and writes again once there is room; the weights of the whole training are insisted on."""
     run_folder = tmp_path / "run"
-    full = ["--trainer.callbacks+", "tests.faults.accidents.FillDisk", "--trainer.callbacks.init_args.epoch", str(epoch)]
+    full = [
+        "--trainer.callbacks+",
+        "tests.faults.accidents.FillDisk",
+        "--trainer.callbacks.init_args.epoch",
+        str(epoch),
+    ]
     done = fit("--run", str(run_folder), *full, "--trainer.callbacks.init_args.batch", str(batch))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "cannot write" in done.stderr and "No space left" in done.stderr

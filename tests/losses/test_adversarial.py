@@ -14,7 +14,9 @@ def places(number: int, seed: int) -> torch.Tensor:
     return torch.rand(number, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("hinge", (0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3), ("wgan", -2 / 3 - 1.5 / 3)])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("hinge", (0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3), ("wgan", -2 / 3 - 1.5 / 3)]
+)
 def test_the_discriminator_loss_has_its_hand_made_value(kind: str, expected: float) -> None:
     assert float(discriminator_loss(REAL, FAKE, kind)) == pytest.approx(expected)
     assert torch.equal(DiscriminatorLoss(kind)(REAL, FAKE), discriminator_loss(REAL, FAKE, kind))
@@ -51,7 +53,9 @@ def test_a_linear_discriminator_pays_its_slopes_distance_from_one(length: float)
     assert float(penalty.detach()) == pytest.approx((length - 1) ** 2, rel=1e-5, abs=1e-6)
     (slope,) = torch.autograd.grad(penalty, weight)
     assert slope.isfinite().all()
-    assert float((slope * direction).sum() / direction.norm()) == pytest.approx(2 * (length - 1) if length else 0, abs=1e-5)
+    assert float((slope * direction).sum() / direction.norm()) == pytest.approx(
+        2 * (length - 1) if length else 0, abs=1e-5
+    )
 
 
 def test_the_penalty_looks_between_the_faces_and_each_image_at_its_own_place() -> None:

@@ -42,7 +42,9 @@ def network() -> nn.Module:
     with torch.no_grad():
         linear.weight.copy_(draw(4, 6, seed=3) / 2)
         linear.bias.copy_(draw(4, seed=4) / 2)
-    return nn.Sequential(linear, nn.Tanh())  # the relations do not see a shift: without tanh the bias would have no gradient
+    return nn.Sequential(
+        linear, nn.Tanh()
+    )  # the relations do not see a shift: without tanh the bias would have no gradient
 
 
 def measure(loss: Any, student: nn.Module, images: Tensor, teacher: Tensor) -> Outcome:
@@ -62,7 +64,9 @@ def one_process(rank: int, folder: str) -> None:
     """What each of the processes computes from its own half, written to a file of its own."""
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=LIMIT / 2))
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=LIMIT / 2)
+    )
     own = slice(rank * BATCH, (rank + 1) * BATCH)
     images, teacher = IMAGES[own], TEACHER[own]
     outcome: Outcome = {}
@@ -83,7 +87,9 @@ def one_process(rank: int, folder: str) -> None:
     dist.barrier()  # neither leaves while the other still needs it
     gc.collect()  # DDP's modules lie in cycles that hold the process group
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
+    os._exit(
+        0
+    )  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +124,9 @@ def test_two_processes_equal_one_on_the_joined_batch(name: str, outcomes: list[O
 
 
 @RELATIONS
-def test_distributed_data_parallel_gives_every_process_the_gradient_of_the_joined_batch(name: str, outcomes: list[Outcome]) -> None:
+def test_distributed_data_parallel_gives_every_process_the_gradient_of_the_joined_batch(
+    name: str, outcomes: list[Outcome]
+) -> None:
     expected = measure(PLAIN[name], network(), IMAGES, TEACHER)
     assert_close(mean(outcomes, f"ddp {name}", "value"), expected["value"])
     for outcome in outcomes:
@@ -142,7 +150,9 @@ def test_every_process_has_the_whole_pair_loss_and_its_own_share_of_the_triplet_
     assert abs(outcomes[0]["triplet"]["value"] - outcomes[1]["triplet"]["value"]) > 1e-3
 
 
-def test_estimates_from_some_vertices_average_over_turns_and_processes_to_one_process_on_the_joined_batch(outcomes: list[Outcome]) -> None:
+def test_estimates_from_some_vertices_average_over_turns_and_processes_to_one_process_on_the_joined_batch(
+    outcomes: list[Outcome],
+) -> None:
     expected = measure(triplet_relation_loss, network(), IMAGES, TEACHER)
     for key in ("value", "gradient"):
         assert_close(torch.stack([mean(outcomes, f"turn {turn}", key) for turn in range(TURNS)]).mean(0), expected[key])

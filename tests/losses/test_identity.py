@@ -53,12 +53,18 @@ def test_the_gradient_is_bounded_at_and_just_beyond_both_ends_of_the_cosine(marg
 @pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
 def test_gradcheck(margin_type: str, margin: float) -> None:
     cosine = (0.9 * cosines(6, 4, 2)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda c: identity_loss(c, torch.tensor([0, 1, 2, 3, 0, 1]), margin_type, margin, 4.0), cosine)
+    assert torch.autograd.gradcheck(
+        lambda c: identity_loss(c, torch.tensor([0, 1, 2, 3, 0, 1]), margin_type, margin, 4.0), cosine
+    )
 
 
 def test_the_classifier_ignores_lengths_and_autocast() -> None:
     torch.manual_seed(0)
-    loss, embedding, identity = IdentityLoss(5, 8, "arcface", 0.5, 16.0), torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    loss, embedding, identity = (
+        IdentityLoss(5, 8, "arcface", 0.5, 16.0),
+        torch.randn(6, 8),
+        torch.tensor([0, 1, 2, 3, 4, 0]),
+    )
     value = loss(embedding, identity)
     torch.testing.assert_close(loss(10 * embedding, identity), value)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -71,7 +77,11 @@ def test_the_classifier_ignores_lengths_and_autocast() -> None:
 def test_without_settings_it_is_softmax_of_64_cosines_without_margin() -> None:
     cosine, identity = cosines(6, 4, 5), torch.tensor([0, 1, 2, 3, 3, 0])
     expected = F.cross_entropy(64 * cosine, identity)
-    for found in (identity_loss(cosine, identity), identity_loss(cosine, identity, "cosface"), identity_loss(cosine, identity, scale=64)):
+    for found in (
+        identity_loss(cosine, identity),
+        identity_loss(cosine, identity, "cosface"),
+        identity_loss(cosine, identity, scale=64),
+    ):
         torch.testing.assert_close(found, expected)
     head = IdentityLoss(4, 8)
     assert (head.margin_type, head.margin, head.scale) == ("softmax", 0.0, 64.0)
@@ -137,7 +147,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 def test_a_face_of_several_people_has_their_losses_in_its_shares(margin_type: str, margin: float) -> None:
     cosine, identity = cosines(3, 5, 4), torch.tensor([[0, 1], [4, 4], [2, 0]])
     share = torch.tensor([[0.7, 0.3], [1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    alone = [[oracles.identity_loss(cosine[[i]], [int(identity[i, t])], margin_type, margin, 8.0) for t in range(2)] for i in range(3)]
+    alone = [
+        [oracles.identity_loss(cosine[[i]], [int(identity[i, t])], margin_type, margin, 8.0) for t in range(2)]
+        for i in range(3)
+    ]
     expected = sum(float(share[i, t]) * alone[i][t] for i in range(3) for t in range(2)) / 3
     assert float(identity_loss(cosine, identity, margin_type, margin, 8.0, share)) == pytest.approx(expected, rel=1e-6)
 

@@ -31,7 +31,9 @@ def test_masked_l1_equals_the_loop_over_pixels(covered_weight: float, visible_we
     generated, face, mask = images(0, 4, 3, 5, 6), images(1, 4, 3, 5, 6), masks(2, 4, 1, 5, 6)
     mask[1], mask[2] = 0, 1
     found = MaskedL1Loss(covered_weight, visible_weight)(generated, face, mask)
-    assert float(found) == pytest.approx(oracles.masked_l1(generated, face, mask, covered_weight, visible_weight), rel=1e-5)
+    assert float(found) == pytest.approx(
+        oracles.masked_l1(generated, face, mask, covered_weight, visible_weight), rel=1e-5
+    )
 
 
 def test_a_small_mask_counts_as_much_as_a_big_one() -> None:
@@ -110,11 +112,18 @@ def _slow_segmentation(logits: Tensor, mask: Tensor) -> float:
     """The loss image by image: the mean cross-entropy of the worst quarter of the pixels, and Dice where there is a mask."""
     losses = []
     for image_logits, image_mask in zip(logits, mask, strict=True):
-        pixels = [(1 / (1 + math.exp(-x)), m) for x, m in zip(image_logits.flatten().tolist(), image_mask.flatten().tolist(), strict=True)]
-        errors = sorted((-m * math.log(p) - (1 - m) * math.log(1 - p) for p, m in pixels), reverse=True)[: len(pixels) // 4]
+        pixels = [
+            (1 / (1 + math.exp(-x)), m)
+            for x, m in zip(image_logits.flatten().tolist(), image_mask.flatten().tolist(), strict=True)
+        ]
+        errors = sorted((-m * math.log(p) - (1 - m) * math.log(1 - p) for p, m in pixels), reverse=True)[
+            : len(pixels) // 4
+        ]
         loss = sum(errors) / len(errors)
         if any(m > 0 for _, m in pixels):
-            loss += 1 - (2 * sum(p * m for p, m in pixels) + 1) / (sum(p for p, _ in pixels) + sum(m for _, m in pixels) + 1)
+            loss += 1 - (2 * sum(p * m for p, m in pixels) + 1) / (
+                sum(p for p, _ in pixels) + sum(m for _, m in pixels) + 1
+            )
         losses.append(loss)
     return sum(losses) / len(losses)
 

@@ -45,7 +45,9 @@ def rotation(dim: int, seed: int) -> Tensor:
 
 @RELATIONS
 @pytest.mark.parametrize(("student_dim", "teacher_dim"), [(5, 5), (3, 9)])
-def test_value_and_gradient_equal_the_loop_over_the_definition(loss: Loss, oracle: Loss, student_dim: int, teacher_dim: int) -> None:
+def test_value_and_gradient_equal_the_loop_over_the_definition(
+    loss: Loss, oracle: Loss, student_dim: int, teacher_dim: int
+) -> None:
     student, teacher = embeddings(8, student_dim, 0), embeddings(8, teacher_dim, 1)
     assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
     expected = gradient(oracle, student, teacher)
@@ -166,7 +168,9 @@ def test_a_distance_of_zero_has_a_gradient_of_zero() -> None:
 
 @RELATIONS
 def test_batches_of_close_embeddings_agree_with_the_definition(loss: Loss, oracle: Loss) -> None:
-    student, teacher = (F.normalize(embeddings(1, 16, 21) + 0.002 * embeddings(8, 16, seed), dim=1) for seed in (22, 23))
+    student, teacher = (
+        F.normalize(embeddings(1, 16, 21) + 0.002 * embeddings(8, 16, seed), dim=1) for seed in (22, 23)
+    )
     assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-4)
 
 
@@ -182,7 +186,9 @@ def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
     student, teacher = embeddings(10, 8, 26, torch.float64), embeddings(10, 8, 27, torch.float64)
     whole = TripletRelationLoss(chunk_size=10)
     torch.testing.assert_close(triplet_relation_loss(student, teacher, chunk_size), whole(student, teacher))
-    torch.testing.assert_close(gradient(TripletRelationLoss(chunk_size), student, teacher), gradient(whole, student, teacher))
+    torch.testing.assert_close(
+        gradient(TripletRelationLoss(chunk_size), student, teacher), gradient(whole, student, teacher)
+    )
 
 
 def test_the_cosines_of_a_piece_are_those_of_the_directions() -> None:
@@ -198,7 +204,9 @@ def test_the_cosines_of_a_piece_are_those_of_the_directions() -> None:
 
 @pytest.mark.parametrize("elements", [1, 30, 250])
 @pytest.mark.parametrize("chunk_size", [None, 4])
-def test_the_size_of_a_piece_changes_nothing(elements: int, chunk_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_piece_changes_nothing(
+    elements: int, chunk_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student, teacher = embeddings(10, 8, 26, torch.float64), embeddings(10, 8, 27, torch.float64)
     loss = TripletRelationLoss(chunk_size)
     value, slope = loss(student, teacher), gradient(loss, student, teacher)
@@ -238,9 +246,12 @@ def test_batches_of_different_size_are_refused_with_both_shapes(loss: Loss) -> N
 
 
 @pytest.mark.parametrize(
-    ("vertices", "max_vertices", "turns"), [(None, 1, 10), (None, 3, 4), (None, 4, 3), (slice(2, 9), 3, 3), (None, 99, 1)]
+    ("vertices", "max_vertices", "turns"),
+    [(None, 1, 10), (None, 3, 4), (None, 4, 3), (slice(2, 9), 3, 3), (None, 99, 1)],
 )
-def test_estimates_from_some_vertices_average_to_the_whole_loss_and_gradient(vertices: slice | None, max_vertices: int, turns: int) -> None:
+def test_estimates_from_some_vertices_average_to_the_whole_loss_and_gradient(
+    vertices: slice | None, max_vertices: int, turns: int
+) -> None:
     student, teacher = embeddings(10, 5, 26, torch.float64), embeddings(10, 5, 27, torch.float64)
 
     def estimate(turn: int) -> Loss:
@@ -249,7 +260,9 @@ def test_estimates_from_some_vertices_average_to_the_whole_loss_and_gradient(ver
     values = [float(estimate(turn)(student, teacher)) for turn in range(turns)]
     slopes = [gradient(estimate(turn), student, teacher) for turn in range(turns)]
     assert len(set(values)) == turns, "every turn takes vertices of its own"
-    assert sum(values) / turns == pytest.approx(float(triplet_relation_loss(student, teacher, vertices=vertices)), rel=1e-12)
+    assert sum(values) / turns == pytest.approx(
+        float(triplet_relation_loss(student, teacher, vertices=vertices)), rel=1e-12
+    )
     whole = gradient(lambda s, t: triplet_relation_loss(s, t, vertices=vertices), student, teacher)
     torch.testing.assert_close(torch.stack(slopes).mean(0), whole)
     assert float(estimate(turns + 1)(student, teacher)) == values[1 % turns], "turns are counted round"
@@ -322,7 +335,9 @@ def test_at_beta_one_only_the_centre_counts() -> None:
 
 def test_the_instance_loss_passes_gradcheck() -> None:
     student, teacher, centers = (embeddings(4, 3, seed, torch.float64) for seed in (35, 36, 37))
-    assert torch.autograd.gradcheck(lambda s: instance_relation_loss(s, teacher, centers, 0.5), student.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: instance_relation_loss(s, teacher, centers, 0.5), student.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize(
@@ -367,7 +382,10 @@ def test_prediction_arguments_that_do_not_fit_are_refused() -> None:
 
 def test_half_precision_predictions_are_compared_in_float32() -> None:
     student, teacher, centers = embeddings(5, 4, 38).bfloat16(), embeddings(5, 4, 39).bfloat16(), embeddings(3, 4, 40)
-    found, wide = (prediction_relation_loss(*pair, centers, 16.0, 2.0) for pair in ((student, teacher), (student.float(), teacher.float())))
+    found, wide = (
+        prediction_relation_loss(*pair, centers, 16.0, 2.0)
+        for pair in ((student, teacher), (student.float(), teacher.float()))
+    )
     assert found.dtype == torch.float32
     assert torch.equal(found, wide)
 

@@ -78,7 +78,9 @@ def one_process(rank: int, folder: str) -> None:
     """What each of the processes computes from its own half, written to a file of its own."""
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=LIMIT / 2))
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=LIMIT / 2)
+    )
     own = slice(rank * BATCH, (rank + 1) * BATCH)
     outcome: Outcome = {}
     for setting in MARGINS:
@@ -99,7 +101,9 @@ def one_process(rank: int, folder: str) -> None:
     dist.barrier()  # neither leaves while the other still needs it
     gc.collect()  # DDP's modules lie in cycles that hold the process group
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
+    os._exit(
+        0
+    )  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +136,19 @@ def test_two_processes_equal_one_whole_classifier_on_the_joined_batch(
     margin_type: str, margin: float, scale: float, outcomes: list[Outcome]
 ) -> None:
     trainee = whole(margin_type, margin, scale)
-    assert_same([outcome[margin_type] for outcome in outcomes], outcome_of(trainee, trainee, IMAGES, IDENTITY, SHARE.double()))
+    assert_same(
+        [outcome[margin_type] for outcome in outcomes], outcome_of(trainee, trainee, IMAGES, IDENTITY, SHARE.double())
+    )
 
 
 @BY_MARGIN
-def test_one_process_with_all_identities_has_the_whole_classifiers_loss(margin_type: str, margin: float, scale: float) -> None:
+def test_one_process_with_all_identities_has_the_whole_classifiers_loss(
+    margin_type: str, margin: float, scale: float
+) -> None:
     ours, theirs = sharded(margin_type, margin, scale), whole(margin_type, margin, scale)
-    assert_same([outcome_of(ours, ours, IMAGES, IDENTITY, SHARE)], outcome_of(theirs, theirs, IMAGES, IDENTITY, SHARE.double()))
+    assert_same(
+        [outcome_of(ours, ours, IMAGES, IDENTITY, SHARE)], outcome_of(theirs, theirs, IMAGES, IDENTITY, SHARE.double())
+    )
     ours, theirs = sharded(margin_type, margin, scale), whole(margin_type, margin, scale)
     assert_same([outcome_of(ours, ours, IMAGES, IDENTITY[:, 0])], outcome_of(theirs, theirs, IMAGES, IDENTITY[:, 0]))
 
@@ -146,7 +156,10 @@ def test_one_process_with_all_identities_has_the_whole_classifiers_loss(margin_t
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_sample_does_not_depend_on_the_number_of_processes(seed: int, outcomes: list[Outcome]) -> None:
     trainee = sharded(*MARGINS[1], sample_share=0.4)
-    assert_same([outcome[f"sampled {seed}"] for outcome in outcomes], outcome_of(trainee, trainee, IMAGES, IDENTITY[:, 0], None, seed))
+    assert_same(
+        [outcome[f"sampled {seed}"] for outcome in outcomes],
+        outcome_of(trainee, trainee, IMAGES, IDENTITY[:, 0], None, seed),
+    )
 
 
 def test_a_sampled_step_is_the_whole_loss_over_the_chosen_identities_alone() -> None:
@@ -217,7 +230,9 @@ def test_without_settings_it_is_the_plain_classifiers_loss() -> None:
     expected = identity_loss(F.normalize(embedding) @ F.normalize(CENTERS).T, identity[:, 0])
     everybody = torch.arange(PEOPLE)
     torch.testing.assert_close(sharded_identity_loss(embedding, CENTERS, everybody, identity, share), expected)
-    torch.testing.assert_close(sharded_identity_loss(embedding, CENTERS, everybody, identity, share, "cosface"), expected)
+    torch.testing.assert_close(
+        sharded_identity_loss(embedding, CENTERS, everybody, identity, share, "cosface"), expected
+    )
 
 
 def test_a_half_precision_embedding_is_compared_in_float32() -> None:
@@ -233,7 +248,11 @@ def test_gradcheck() -> None:
 
 
 def test_autocast_changes_nothing() -> None:
-    head, embedding, identity = ShardedIdentityLoss(5, 8, "arcface", 0.5, 16.0), draw(3, 8, seed=6).float(), torch.tensor([0, 4, 2])
+    head, embedding, identity = (
+        ShardedIdentityLoss(5, 8, "arcface", 0.5, 16.0),
+        draw(3, 8, seed=6).float(),
+        torch.tensor([0, 4, 2]),
+    )
     expected = head(embedding, identity)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(head(embedding, identity), expected)

@@ -52,7 +52,9 @@ def test_distractors_follow_from_the_seed_alone(add: Add, make_faces: MakeFaces)
 
 
 @pytest.mark.parametrize(("add", "probability"), [(add_worn, 0.4), (add_cast, 0.3)], ids=["worn", "cast"])
-def test_distractors_change_a_share_of_the_faces(add: Callable[..., Tensor], probability: float, make_faces: MakeFaces) -> None:
+def test_distractors_change_a_share_of_the_faces(
+    add: Callable[..., Tensor], probability: float, make_faces: MakeFaces
+) -> None:
     faces, seeds, landmarks = make_faces(1).expand(200, -1, -1, -1), torch.arange(200), LANDMARKS.expand(200, 5, 2)
     share = (add(faces, landmarks, seeds) != faces).flatten(1).any(1).float().mean()
     assert abs(float(share) - probability) < 0.1

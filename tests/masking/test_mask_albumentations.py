@@ -22,7 +22,9 @@ def test_the_mask_comes_with_the_image_and_marks_what_changed(image: NDArray[np.
     result = MaskFace(p=1.0)(image=image, label=7)
     changed = (result["image"] != image).any(-1)
     mask = result["occlusion_mask"]
-    assert result["label"] == 7 and mask.dtype == np.uint8 and mask.shape == (96, 96) and result["image"].dtype == np.uint8
+    assert (
+        result["label"] == 7 and mask.dtype == np.uint8 and mask.shape == (96, 96) and result["image"].dtype == np.uint8
+    )
     assert changed.any() and not changed[mask == 0].any() and changed[mask == 1].mean() > 0.9
 
 
@@ -45,7 +47,9 @@ def test_later_spatial_transforms_move_the_mask_along(image: NDArray[np.uint8]) 
     plain = albumentations.Compose([MaskFace(("hand",), p=1.0)], seed=3)(image=image)
     flip = albumentations.HorizontalFlip(p=1.0)
     targets = {"occlusion_mask": "mask"}
-    flipped = albumentations.Compose([MaskFace(("hand",), p=1.0), flip], seed=3, additional_targets=targets)(image=image)
+    flipped = albumentations.Compose([MaskFace(("hand",), p=1.0), flip], seed=3, additional_targets=targets)(
+        image=image
+    )
     assert np.array_equal(flipped["occlusion_mask"], plain["occlusion_mask"][:, ::-1])
     assert np.array_equal(flipped["image"], plain["image"][:, ::-1])
 
@@ -54,7 +58,9 @@ def test_landmarks_are_read_from_keypoints_or_metadata(image: NDArray[np.uint8])
     points = np.array([(20, 20), (40, 20), (30, 31), (21, 42), (39, 42)], np.float32)
     by_key = MaskFace(("sunglasses",), p=1.0)(image=image, landmarks=points)["occlusion_mask"]
     keypoints = albumentations.KeypointParams(format="xy", remove_invisible=False)
-    by_target = albumentations.Compose([MaskFace(("sunglasses",), p=1.0)], keypoint_params=keypoints)(image=image, keypoints=points)
+    by_target = albumentations.Compose([MaskFace(("sunglasses",), p=1.0)], keypoint_params=keypoints)(
+        image=image, keypoints=points
+    )
     for mask in (by_key, by_target["occlusion_mask"]):
         assert mask[20, 20] == mask[20, 40] == 1 and mask[40:].sum() == 0
     with pytest.raises(ValueError, match="landmarks"):

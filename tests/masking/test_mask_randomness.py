@@ -34,7 +34,9 @@ def test_uniform_numbers_are_flat_and_uncorrelated_between_neighbouring_seeds() 
     assert numbers.min() >= 0 and numbers.max() < 1
     counts = torch.histc(numbers[:, 2], 20, 0, 1)
     assert ((counts - 1000).square() / 1000).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
-    pairs = torch.stack([numbers[:-1, 0], numbers[1:, 0], numbers[:-1, 1], uniform(torch.arange(19999), 1, stream=1)[:, 0]])
+    pairs = torch.stack(
+        [numbers[:-1, 0], numbers[1:, 0], numbers[:-1, 1], uniform(torch.arange(19999), 1, stream=1)[:, 0]]
+    )
     assert (torch.corrcoef(pairs) - torch.eye(4)).abs().max() < 0.03
 
 
@@ -47,7 +49,9 @@ def test_draw_kinds_follows_the_seed_and_the_probabilities() -> None:
     seeds = torch.arange(8000)
     chosen = draw_kinds(seeds, ("hand", "box"), clean_probability=0.25)
     assert torch.equal(chosen[seeds % 7 == 3], draw_kinds(seeds[seeds % 7 == 3], ("hand", "box"), 0.25))
-    shares = [(chosen == number).float().mean() for number in (-1, list_kinds().index("hand"), list_kinds().index("box"))]
+    shares = [
+        (chosen == number).float().mean() for number in (-1, list_kinds().index("hand"), list_kinds().index("box"))
+    ]
     torch.testing.assert_close(torch.stack(shares), torch.tensor([0.25, 0.375, 0.375]), atol=0.02, rtol=0)
     assert set(draw_kinds(seeds, None).tolist()) == set(range(len(list_kinds())))
 
@@ -66,5 +70,7 @@ def test_several_ranges_at_once_give_what_they_give_one_by_one(used: int) -> Non
     for draws in (one, other):
         for _ in range(used):
             draws.unit()
-    assert all(torch.equal(a, one.between(*bounds)) for a, bounds in zip(other.between_each(*ranges), ranges, strict=True))
+    assert all(
+        torch.equal(a, one.between(*bounds)) for a, bounds in zip(other.between_each(*ranges), ranges, strict=True)
+    )
     assert torch.equal(torch.cat([one.unit() for _ in range(3)], 1)[:, :, 0], other.colour())

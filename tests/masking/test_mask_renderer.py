@@ -27,7 +27,9 @@ def test_the_mask_is_exactly_where_the_face_changed(kind: str, grey: bool, make_
     before = faces.clone()
     masked, masks = render(faces, None, kind, torch.arange(8))
     assert torch.equal(faces, before)
-    assert masked.shape == faces.shape and masks.shape == (8, 1, 96, 96) and masked.dtype == masks.dtype == torch.float32
+    assert (
+        masked.shape == faces.shape and masks.shape == (8, 1, 96, 96) and masked.dtype == masks.dtype == torch.float32
+    )
     assert masked.min() >= -1 and masked.max() <= 1 and bool(((masks == 0) | (masks == 1)).all())
     changed = (masked != faces).any(1, keepdim=True)
     assert not bool((changed & (masks == 0)).any())
@@ -39,7 +41,9 @@ def test_an_image_does_not_depend_on_its_batch(kind: str, make_faces: MakeFaces)
     """97 pixels: vector registers do not end where images end, so an operation that rounds its tail differently would show."""
     count, size = 13, 97
     faces, seeds = make_faces(count, size), torch.arange(count) * 7919
-    landmarks = TEMPLATES["canonical"].tensor(size) + torch.randn(count, 5, 2, generator=torch.Generator().manual_seed(0)) * 2
+    landmarks = (
+        TEMPLATES["canonical"].tensor(size) + torch.randn(count, 5, 2, generator=torch.Generator().manual_seed(0)) * 2
+    )
     masked, masks = render(faces, landmarks, kind, seeds)
     for i in range(count):
         alone = render(faces[i : i + 1], landmarks[i : i + 1], kind, seeds[i : i + 1])
@@ -101,7 +105,9 @@ def test_names_numbers_and_landmark_forms_say_the_same(make_faces: MakeFaces) ->
     faces, seeds, template = make_faces(3), torch.arange(3), TEMPLATES["canonical"].tensor(64)
     expected = render(faces, None, "hand", seeds)[0]
     assert torch.equal(expected, render(faces, template, ["hand"] * 3, seeds)[0])
-    assert torch.equal(expected, render(faces, template.expand(3, 5, 2), torch.full((3,), list_kinds().index("hand")), seeds)[0])
+    assert torch.equal(
+        expected, render(faces, template.expand(3, 5, 2), torch.full((3,), list_kinds().index("hand")), seeds)[0]
+    )
 
 
 def test_an_empty_batch_is_no_error(make_faces: MakeFaces) -> None:
@@ -139,7 +145,12 @@ def test_brighter_light_from_one_side_shows_on_what_takes_on_the_light(kind: str
     ],
 )
 def test_wrong_input_is_refused_with_one_clear_line(change: dict[str, object], message: str) -> None:
-    given: dict[str, object] = {"faces": torch.zeros(2, 3, 32, 32), "landmarks": None, "kinds": "surgical", "seeds": torch.arange(2)}
+    given: dict[str, object] = {
+        "faces": torch.zeros(2, 3, 32, 32),
+        "landmarks": None,
+        "kinds": "surgical",
+        "seeds": torch.arange(2),
+    }
     with pytest.raises(ValueError, match=message) as error:
         render(**(given | change))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
@@ -168,10 +179,14 @@ def test_grain_is_one_tile_repeated_and_shifted_by_the_seed(own_kinds: None) -> 
 
     register_kind(Kind("noise", None, paint))
     seeds = torch.arange(2)
-    render(torch.zeros(2, 3, 150, 140), torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) * 140, "noise", seeds)
+    render(
+        torch.zeros(2, 3, 150, 140), torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) * 140, "noise", seeds
+    )
     tile, places = uniform(torch.arange(128), 128) * 2 - 1, (uniform(seeds, 2, stream=1) * 128).long().tolist()
     for grain, (top, left) in zip(grains[0], places, strict=True):
-        assert all(grain[y, x] == tile[(y + top) % 128, (x + left) % 128] for y in (0, 77, 127, 149) for x in (0, 127, 139))
+        assert all(
+            grain[y, x] == tile[(y + top) % 128, (x + left) % 128] for y in (0, 77, 127, 149) for x in (0, 127, 139)
+        )
 
 
 def test_a_kind_of_ones_own_is_painted_and_numbered_last(own_kinds: None, make_faces: MakeFaces) -> None:

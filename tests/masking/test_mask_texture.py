@@ -25,7 +25,9 @@ def _picture(path: Path) -> Path:
     return path
 
 
-def test_a_texture_lands_where_its_anchors_say_at_any_size(own_kinds: None, tmp_path: Path, make_faces: MakeFaces) -> None:
+def test_a_texture_lands_where_its_anchors_say_at_any_size(
+    own_kinds: None, tmp_path: Path, make_faces: MakeFaces
+) -> None:
     register_texture("patch", _picture(tmp_path / "patch.png"), ANCHORS)
     assert list_kinds()[-1] == "patch"
     for size in (50, 100, 400):

@@ -39,7 +39,9 @@ def distil(folder: Path, steps: int = 1, **settings: Any) -> DistillationModule:
 @pytest.fixture(scope="module")
 def inpainting_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("stage1")
-    trainer = fit(InpaintingModule(**SMALL, identity_weight=0, perceptual_weight=0, adversarial_weight=0), folder, steps=1)
+    trainer = fit(
+        InpaintingModule(**SMALL, identity_weight=0, perceptual_weight=0, adversarial_weight=0), folder, steps=1
+    )
     trainer.save_checkpoint(folder / "a.ckpt")
     return str(folder / "a.ckpt")
 
@@ -54,7 +56,9 @@ def test_only_the_student_learns(inpainting_checkpoint: str, tmp_path: Path) -> 
     assert not moved(module.teacher, frozen["teacher"]) and not moved(module.deoccluder, frozen["deoccluder"])
 
 
-def test_the_centres_are_the_teachers_over_clean_training_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_centres_are_the_teachers_over_clean_training_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))  # other tests keep embeddings of all images of this set
     module = distil(tmp_path)
     data = _Data()
@@ -65,13 +69,18 @@ def test_the_centres_are_the_teachers_over_clean_training_faces(tmp_path: Path, 
     people, embeddings = torch.cat(identity), torch.cat(raw).detach()
     center = torch.stack([embeddings[people == person].mean(0) for person in range(20)]).mean(0)
     assert torch.allclose(module.center, center, atol=1e-5)
-    expected = [normalize(normalize(embeddings[people == person] - center, dim=1).mean(0), dim=0) for person in range(20)]
+    expected = [
+        normalize(normalize(embeddings[people == person] - center, dim=1).mean(0), dim=0) for person in range(20)
+    ]
     assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
 
 
 def test_centres_are_the_same_however_the_embeddings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
-    embeddings, identity = generator.normal(size=(40, 6)).astype(np.float32), generator.permutation(np.arange(40) % 5 - 1)
+    embeddings, identity = (
+        generator.normal(size=(40, 6)).astype(np.float32),
+        generator.permutation(np.arange(40) % 5 - 1),
+    )
     expected = centers.identity_centers(embeddings, identity, torch.device("cpu"))
     monkeypatch.setattr(centers, "_CHUNK", 7)
     for found, value in zip(centers.identity_centers(embeddings, identity, torch.device("cpu")), expected, strict=True):
@@ -84,7 +93,9 @@ def test_centres_are_the_same_however_the_embeddings_are_read(monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["identity", "instance", "pair", "triplet", "prediction"])
 def test_each_loss_alone_trains_and_a_weight_of_zero_leaves_it_out(name: str, tmp_path: Path) -> None:
-    weights = {f"{other}_weight": float(other == name) for other in ("identity", "instance", "pair", "triplet", "prediction")}
+    weights = {
+        f"{other}_weight": float(other == name) for other in ("identity", "instance", "pair", "triplet", "prediction")
+    }
     module = distil(tmp_path, **weights)
     assert moved(module.student, snapshot(DistillationModule(student_input="masked").student))
     terms = module._terms(torch.eye(128)[:3], torch.eye(128)[:3], faces())
@@ -96,7 +107,8 @@ def test_training_the_last_blocks_leaves_the_first_alone(tmp_path: Path) -> None
     module = distil(tmp_path, trainable_blocks=2)
     start = create_embedder("dlib_resnet")
     moved_blocks = [
-        moved(block, snapshot(old)) for block, old in zip(module.student.embedder.network.blocks, start.network.blocks, strict=True)
+        moved(block, snapshot(old))
+        for block, old in zip(module.student.embedder.network.blocks, start.network.blocks, strict=True)
     ]
     assert moved_blocks == [False] * 12 + [True] * 2
 
@@ -125,7 +137,9 @@ def test_a_widened_student_starts_as_its_embedder(student_input: Any, mask_chann
     completed = torch.flip(batch["face"], (-1,))
     student = Student(create_embedder("dlib_resnet"), 128, student_input, mask_channel)
     assert student.embedder.network.stem[0].in_channels == channels
-    assert torch.allclose(student(batch["masked_face"], completed, batch["mask"]), create_embedder("dlib_resnet")(completed), atol=1e-6)
+    assert torch.allclose(
+        student(batch["masked_face"], completed, batch["mask"]), create_embedder("dlib_resnet")(completed), atol=1e-6
+    )
 
 
 def test_the_student_on_masked_input_does_not_see_the_completion() -> None:
@@ -142,7 +156,12 @@ def test_another_students_dimension_is_projected(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_all_but_the_teacher_and_its_copy(inpainting_checkpoint: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"identity_weight": 1.0, "student_input": "both", "mask_channel": True, "interpolation": 0.5}
+    settings: dict[str, Any] = {
+        "identity_weight": 1.0,
+        "student_input": "both",
+        "mask_channel": True,
+        "interpolation": 0.5,
+    }
     module = DistillationModule(inpainting_checkpoint, **settings)
     trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0)
     trainer.fit(module, datamodule=_Data())
@@ -175,7 +194,9 @@ def test_without_a_deoccluder_a_mask_is_needed_by_a_student_that_sees_it_only() 
     expected = module(batch["masked_face"], batch["mask"])
     assert torch.equal(module(batch["masked_face"]), expected)
     predicted = module.predict_step(batch, 0)
-    assert torch.equal(predicted["embedding"], expected) and torch.equal(predicted["completed_face"], batch["masked_face"])
+    assert torch.equal(predicted["embedding"], expected) and torch.equal(
+        predicted["completed_face"], batch["masked_face"]
+    )
     assert predicted["mask"].shape == batch["mask"].shape and not predicted["mask"].any()
 
 
@@ -197,7 +218,9 @@ def test_a_student_on_masked_input_is_trained_without_completing_anything(inpain
     assert module(faces()["masked_face"]).shape == (3, 128)
 
 
-def test_the_new_channels_learn_where_only_the_last_blocks_are_trained(inpainting_checkpoint: str, tmp_path: Path) -> None:
+def test_the_new_channels_learn_where_only_the_last_blocks_are_trained(
+    inpainting_checkpoint: str, tmp_path: Path
+) -> None:
     module = DistillationModule(inpainting_checkpoint, student_input="both", mask_channel=True, trainable_blocks=1)
     trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=_Data())
     network: Any = module.student.embedder.network

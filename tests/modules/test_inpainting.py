@@ -20,7 +20,9 @@ SMALL = {"width": 8, "discriminator_width": 8, "segmenter_width": 8}
 
 def faces(number: int = 3, size: int = 64) -> MaskedFaceBatch:
     generator = torch.Generator().manual_seed(0)
-    face = torch.nn.functional.interpolate(torch.rand(number, 3, 4, 4, generator=generator) * 2 - 1, (size, size), mode="bilinear")
+    face = torch.nn.functional.interpolate(
+        torch.rand(number, 3, 4, 4, generator=generator) * 2 - 1, (size, size), mode="bilinear"
+    )
     masked_face, mask = render(face, None, "surgical", torch.arange(number))
     numbers = torch.arange(number)
     kind = torch.zeros(number, dtype=torch.int64)
@@ -58,7 +60,9 @@ def trainer_for(folder: Path, **settings: Any) -> pl.Trainer:
     return pl.Trainer(default_root_dir=folder, max_epochs=1, **quiet, **settings)
 
 
-def fit(module: pl.LightningModule, folder: Path, steps: int = 2, batch: MaskedFaceBatch | None = None, **settings: Any) -> pl.Trainer:
+def fit(
+    module: pl.LightningModule, folder: Path, steps: int = 2, batch: MaskedFaceBatch | None = None, **settings: Any
+) -> pl.Trainer:
     loader = torch.utils.data.DataLoader(Batches(batch if batch is not None else faces(), steps), batch_size=None)
     trainer = trainer_for(folder, **settings)
     trainer.fit(module, loader)
@@ -74,10 +78,17 @@ def moved(module: torch.nn.Module, before: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("adversarial", ["hinge", "wgan"])
-def test_a_step_trains_generator_segmenter_and_discriminators_and_not_the_teacher(adversarial: str, tmp_path: Path) -> None:
+def test_a_step_trains_generator_segmenter_and_discriminators_and_not_the_teacher(
+    adversarial: str, tmp_path: Path
+) -> None:
     module = InpaintingModule(**SMALL, adversarial=adversarial)  # type: ignore[arg-type]
     assert module.discriminator is not None and module.teacher is not None
-    parts = {"generator": module.generator, "segmenter": module.segmenter, "discriminator": module.discriminator, "average": module.average}
+    parts = {
+        "generator": module.generator,
+        "segmenter": module.segmenter,
+        "discriminator": module.discriminator,
+        "average": module.average,
+    }
     before = {name: snapshot(part) for name, part in parts.items()}
     teacher = snapshot(module.teacher)
     fit(module, tmp_path)
@@ -85,7 +96,9 @@ def test_a_step_trains_generator_segmenter_and_discriminators_and_not_the_teache
     assert not moved(module.teacher, teacher)
 
 
-def test_without_adversarial_identity_and_perceptual_terms_neither_discriminators_nor_teacher_are_built(tmp_path: Path) -> None:
+def test_without_adversarial_identity_and_perceptual_terms_neither_discriminators_nor_teacher_are_built(
+    tmp_path: Path,
+) -> None:
     module = InpaintingModule(**SMALL, adversarial_weight=0, identity_weight=0, perceptual_weight=0)
     assert module.discriminator is None and module.teacher is None
     fit(module, tmp_path)
@@ -125,14 +138,18 @@ def test_a_checkpoint_rebuilds_the_deoccluder_without_the_teachers_weights(tmp_p
     assert not [key for key in content["state_dict"] if key.startswith("teacher.")]
     batch = faces()
     deoccluder = Deoccluder.from_checkpoint(tmp_path / "a.ckpt")
-    torch.testing.assert_close(deoccluder(batch["masked_face"], batch["mask"]), module(batch["masked_face"], batch["mask"]))
+    torch.testing.assert_close(
+        deoccluder(batch["masked_face"], batch["mask"]), module(batch["masked_face"], batch["mask"])
+    )
     again = InpaintingModule.load_from_checkpoint(tmp_path / "a.ckpt", map_location="cpu")
     assert torch.equal(again(batch["masked_face"], batch["mask"]), module(batch["masked_face"], batch["mask"]))
 
 
 @pytest.mark.parametrize("name", ["identity", "perceptual"])
 def test_the_teachers_two_losses_are_computed_apart(name: str) -> None:
-    module = InpaintingModule(**SMALL, adversarial_weight=0, **{"identity_weight": 0, "perceptual_weight": 0, f"{name}_weight": 1})
+    module = InpaintingModule(
+        **SMALL, adversarial_weight=0, **{"identity_weight": 0, "perceptual_weight": 0, f"{name}_weight": 1}
+    )
     (part,) = take_apart(faces(), 1, torch.clone)
     assert set(module._generator_terms(part, part.batch["face"])) == {"reconstruction", "segmentation", name}
 

@@ -41,7 +41,9 @@ def test_evaluation_in_bfloat16_equals_that_in_float32(module: DistillationModul
         torch.testing.assert_close(low[name], embedding, atol=1e-5, rtol=0)
 
 
-def test_the_teachers_targets_in_bfloat16_equal_those_in_float32(module: DistillationModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teachers_targets_in_bfloat16_equal_those_in_float32(
+    module: DistillationModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def terms(student: torch.Tensor, teacher: torch.Tensor, batch: Any) -> dict[str, torch.Tensor]:

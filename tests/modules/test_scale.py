@@ -38,9 +38,13 @@ class Watch(pl.Callback):
         self.gradients: list[Tensor] = []
         self.exchanged: list[bool] = []
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.gradients.append(torch.cat([parameter.grad.flatten().clone() for parameter in parameters if parameter.grad is not None]))
+        self.gradients.append(
+            torch.cat([parameter.grad.flatten().clone() for parameter in parameters if parameter.grad is not None])
+        )
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self.exchanged.append(getattr(trainer.model, "require_backward_grad_sync", True))
@@ -120,10 +124,14 @@ def half_precision(scale: float) -> MixedPrecision:
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_precision_steps_with_unscaled_gradients_near_those_of_float32(precision: str, tmp_path: Path) -> None:
-    lower: dict[str, Any] = {"plugins": [half_precision(2.0**10)]} if precision == "float16" else {"precision": "bf16-mixed"}
+    lower: dict[str, Any] = (
+        {"plugins": [half_precision(2.0**10)]} if precision == "float16" else {"precision": "bf16-mixed"}
+    )
     exact = watched(build(accumulate=2), tmp_path, partly_bare(), precision="32-true")
     low = watched(build(accumulate=2), tmp_path, partly_bare(), **lower)
-    limit = 0.1 if precision == "float16" else 0.2  # gradients for real and completed faces nearly cancel out in the discriminators
+    limit = (
+        0.1 if precision == "float16" else 0.2
+    )  # gradients for real and completed faces nearly cancel out in the discriminators
     for ours, theirs in zip(low.gradients, exact.gradients, strict=True):
         assert 0 < (ours - theirs).norm() < limit * theirs.norm()
 
@@ -164,10 +172,14 @@ def one_process(rank: int, folder: str) -> None:
     warnings.simplefilter("ignore")  # Lightning's, about its own call of torch.load
     os.environ["LOCAL_RANK"] = str(rank)  # tells Lightning that the processes are there already
     meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=LIMIT / 2))
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=LIMIT / 2)
+    )
     own = rows(partly_bare(), slice(rank * IMAGES // PROCESSES, (rank + 1) * IMAGES // PROCESSES))
     ddp = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo")
-    watch = watched(build(**UNTAUGHT, accumulate=2), Path(folder), own, strategy=ddp, devices=PROCESSES, precision="64-true")
+    watch = watched(
+        build(**UNTAUGHT, accumulate=2), Path(folder), own, strategy=ddp, devices=PROCESSES, precision="64-true"
+    )
     given = yaml.safe_load((ROOT / "configs/trainer/fsdp.yaml").read_text())["trainer"]["strategy"]["init_args"]
     fsdp = ModelParallelStrategy(**given | {"data_parallel_size": PROCESSES})
     weights = student(Path(folder), own, strategy=fsdp, devices=PROCESSES)
@@ -175,7 +187,9 @@ def one_process(rank: int, folder: str) -> None:
     dist.barrier()  # neither leaves while the other still needs it
     gc.collect()  # DDP's modules lie in cycles that hold the process group
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
+    os._exit(
+        0
+    )  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +220,9 @@ def test_two_processes_in_parts_step_with_the_gradients_of_one_and_exchange_them
 
 
 @pytest.mark.slow
-def test_a_student_shared_out_to_two_processes_learns_what_one_process_learns(outcomes: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_student_shared_out_to_two_processes_learns_what_one_process_learns(
+    outcomes: list[dict[str, Any]], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     start = Shared(student_input="masked", interpolation=0.75).state_dict()
     expected = student(tmp_path, partly_bare())
@@ -214,7 +230,9 @@ def test_a_student_shared_out_to_two_processes_learns_what_one_process_learns(ou
         assert outcome["student"].keys() == expected.keys()
         for prefix in ("student.", "average.network."):
             names = [name for name in expected if name.startswith(prefix)]
-            before, whole, shared = (torch.cat([of[name].flatten() for name in names]) for of in (start, expected, outcome["student"]))
+            before, whole, shared = (
+                torch.cat([of[name].flatten() for name in names]) for of in (start, expected, outcome["student"])
+            )
             assert (shared - whole).norm() < 1e-3 * (whole - before).norm()
 
 

@@ -20,7 +20,9 @@ class _Data(MaskedFaceDataModule):
     """Twelve training faces, six to validate and six to test on."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(TinyFaces(), **{"size": 48, "batch_size": 6, "eval_batch_size": 6, "kinds": ("box",), **settings})
+        super().__init__(
+            TinyFaces(), **{"size": 48, "batch_size": 6, "eval_batch_size": 6, "kinds": ("box",), **settings}
+        )
 
 
 def _fitted(folder: Path, **settings: Any) -> tuple[SegmentationModule, pl.Trainer]:
@@ -92,7 +94,9 @@ def test_segmentation_test_counts_false_alarms(tmp_path: Path) -> None:
 
 
 def test_segmentation_refuses_another_stage(tmp_path: Path) -> None:
-    other = InpaintingModule(width=8, segmenter_width=None, adversarial_weight=0, identity_weight=0, perceptual_weight=0)
+    other = InpaintingModule(
+        width=8, segmenter_width=None, adversarial_weight=0, identity_weight=0, perceptual_weight=0
+    )
     fit(other, tmp_path, steps=1).save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="inpainting"):
         SegmentationModule(width=8).on_load_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=True))

@@ -11,7 +11,9 @@ from deocc.modules import DistillationModule, InpaintingModule
 from tests.modules.test_distillation import _Data
 from tests.modules.test_inpainting import SMALL, trainer_for
 
-NOTHING = dict.fromkeys(("identity_weight", "instance_weight", "pair_weight", "triplet_weight", "prediction_weight"), 0.0)
+NOTHING = dict.fromkeys(
+    ("identity_weight", "instance_weight", "pair_weight", "triplet_weight", "prediction_weight"), 0.0
+)
 
 
 def refused(module: type, message: str, **settings: Any) -> None:
@@ -28,7 +30,10 @@ def refused(module: type, message: str, **settings: Any) -> None:
         ("back to random weights: give interpolation 1.0", {"student": "timm/resnet18", "interpolation": 0.75}),
         ("at least 0 and not all 0, got identity_weight 0.0, instance_weight 0.0", NOTHING),
         ("pair_weight -1", {"pair_weight": -1}),
-        ("unknown recogniser option 'colour': choose among template, size, color", {"teacher_options": {"colour": "bgr"}}),
+        (
+            "unknown recogniser option 'colour': choose among template, size, color",
+            {"teacher_options": {"colour": "bgr"}},
+        ),
         ("option mean is three numbers, got 127.5", {"student_options": {"mean": 127.5}}),
     ],
 )
@@ -41,7 +46,11 @@ def test_a_trained_student_of_another_dimension_is_not_drawn_back_either(tmp_pat
     from deocc.networks import create_embedder
 
     torch.save(create_embedder("timm/resnet18").network.state_dict(), tmp_path / "resnet18.pth")
-    settings = {"student_input": "masked", "student": "timm/resnet18", "student_weights": str(tmp_path / "resnet18.pth")}
+    settings = {
+        "student_input": "masked",
+        "student": "timm/resnet18",
+        "student_weights": str(tmp_path / "resnet18.pth"),
+    }
     refused(DistillationModule, "embeddings of 128 numbers", **settings, interpolation=0.5)
     DistillationModule(**settings, interpolation=1.0)  # type: ignore[arg-type]
 
@@ -50,7 +59,10 @@ def test_a_trained_student_of_another_dimension_is_not_drawn_back_either(tmp_pat
     ("message", "settings"),
     [
         ("adversarial_weight -0.1", {"adversarial_weight": -0.1}),
-        ("not all 0", dict.fromkeys(("reconstruction_weight", "adversarial_weight", "identity_weight", "perceptual_weight"), 0)),
+        (
+            "not all 0",
+            dict.fromkeys(("reconstruction_weight", "adversarial_weight", "identity_weight", "perceptual_weight"), 0),
+        ),
         ("option size is a whole number of pixels, got '150'", {"teacher_options": {"size": "150"}}),
     ],
 )
@@ -76,7 +88,9 @@ def test_options_reach_teacher_and_student() -> None:
     for embedder in (module.teacher, module.student.embedder):
         assert embedder.spec.color == "bgr" and embedder.mean.flatten().tolist() == [1, 2, 3]
         assert embedder(torch.zeros(1, 3, 64, 64)).dtype == torch.float32
-    module = DistillationModule(student_input="masked", student="timm/resnet18", teacher_options=options, student_options={"size": 96})
+    module = DistillationModule(
+        student_input="masked", student="timm/resnet18", teacher_options=options, student_options={"size": 96}
+    )
     assert (module.student.embedder.spec.color, module.student.embedder.input_size) == ("rgb", 96)
     stage1 = InpaintingModule(**SMALL, teacher_options=options)  # type: ignore[arg-type]
     assert stage1.teacher is not None and stage1.teacher.spec.color == "bgr"

@@ -67,14 +67,20 @@ class Recogniser(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.classifier is None:
-            self.classifier = build_identity_head(self.head, self.sample_share, PEOPLE, DIM, "cosface", 0.2, 16.0).double()
+            self.classifier = build_identity_head(
+                self.head, self.sample_share, PEOPLE, DIM, "cosface", 0.2, 16.0
+            ).double()
             self.classifier.initialise(CENTERS)
             if self.head == "sharded":
                 leave_to_processes(self, "classifier")
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         number = self.global_step
-        own = slice(self.global_rank * BATCH, (self.global_rank + 1) * BATCH) if self.trainer.world_size > 1 else slice(None)
+        own = (
+            slice(self.global_rank * BATCH, (self.global_rank + 1) * BATCH)
+            if self.trainer.world_size > 1
+            else slice(None)
+        )
         targets: tuple[Any, ...] = (IDENTITY[number, own], SHARE[own])
         if isinstance(self.classifier, ShardedIdentityLoss):
             targets = (*targets, self.global_step)
@@ -85,7 +91,9 @@ class Recogniser(pl.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         assert self.classifier is not None
         kind = AdamW if self.head == "full" else RowAdamW
-        return kind([{"params": self.student.parameters(), "lr": 0.01}, {"params": self.classifier.parameters(), "lr": 0.1}])
+        return kind(
+            [{"params": self.student.parameters(), "lr": 0.01}, {"params": self.classifier.parameters(), "lr": 0.1}]
+        )
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -113,7 +121,9 @@ def train(
         max_steps=steps,
         accelerator="cpu",
         devices=devices,
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT / 2)) if devices > 1 else "auto",
+        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT / 2))
+        if devices > 1
+        else "auto",
         gradient_clip_val=CLIP,
         use_distributed_sampler=False,  # every process sees all batches, and takes its own images of each
         logger=False,
@@ -135,8 +145,18 @@ def load(path: Path) -> Checkpoint:
 def one_process(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     identity_head._PIECE = 2  # several pieces, the last one shorter
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(PROCESSES), "GROUP_RANK": "0"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(PROCESSES),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LOCAL_WORLD_SIZE": str(PROCESSES),
+        "GROUP_RANK": "0",
+    }
     ours: dict[str, Any] = {"folder": Path(folder), "head": "sharded", "devices": PROCESSES}
     train(**ours, name="whole.ckpt", sample_share=1.0, steps=STEPS)
     train(**ours, name="half.ckpt", sample_share=1.0, steps=STEPS // 2)
@@ -146,7 +166,9 @@ def one_process(rank: int, folder: str, port: int) -> None:
     dist.barrier()
     gc.collect()  # DDP's modules lie in cycles that hold the process group
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
+    os._exit(
+        0
+    )  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +194,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def numbers(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Weights and the optimiser's moments by name."""
     moments = {
-        f"{number} {name}": value for number, state in checkpoint["optimizer_states"][0]["state"].items() for name, value in state.items()
+        f"{number} {name}": value
+        for number, state in checkpoint["optimizer_states"][0]["state"].items()
+        for name, value in state.items()
     }
     return {**checkpoint["state_dict"], **moments}
 
@@ -275,7 +299,9 @@ def test_blended_faces_have_one_loss_under_either_head() -> None:
     full.initialise(draw(5, 8, seed=10).float())
     sharded.initialise(full.weight.detach())
     embedding = draw(4, 8, seed=11).float()
-    torch.testing.assert_close(blended_identity_loss(sharded, embedding, batch, turn=3), blended_identity_loss(full, embedding, batch))
+    torch.testing.assert_close(
+        blended_identity_loss(sharded, embedding, batch, turn=3), blended_identity_loss(full, embedding, batch)
+    )
     alone = [full(embedding[[image]], person[None]) for image in range(4) for person in people(batch)[image]]
     expected = (torch.stack(alone).view(4, 3) * shares(batch)).sum(1).mean()
     torch.testing.assert_close(blended_identity_loss(full, embedding, batch), expected)
@@ -292,7 +318,10 @@ def test_what_is_left_to_the_processes_is_what_was_named_and_what_lies_in_it() -
 
 def test_one_process_leaves_its_checkpoint_as_it_is() -> None:
     head = ShardedIdentityLoss(5, 4)
-    checkpoint: Checkpoint = {"state_dict": {"classifier.weight": head.weight.detach(), "other": torch.ones(2)}, "optimizer_states": []}
+    checkpoint: Checkpoint = {
+        "state_dict": {"classifier.weight": head.weight.detach(), "other": torch.ones(2)},
+        "optimizer_states": [],
+    }
     before = copy.copy(checkpoint)
     gather_head(checkpoint, "classifier", head)
     assert checkpoint == before

@@ -21,7 +21,12 @@ from deocc.networks.embedders.registry import teacher_fingerprint
 from tests.data.conftest import TinyFaces
 from tests.modules.test_inpainting import trainer_for
 
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 SIZE, IMAGES = 48, 24
 
 
@@ -34,7 +39,9 @@ class Noise(TinyFaces):
 
 class Data(MaskedFaceDataModule):
     def __init__(self, augmentation: Any = "flip", **settings: Any) -> None:
-        super().__init__(Noise(), **{"size": SIZE, "batch_size": 4, "eval_batch_size": 5, "augmentation": augmentation, **settings})
+        super().__init__(
+            Noise(), **{"size": SIZE, "batch_size": 4, "eval_batch_size": 5, "augmentation": augmentation, **settings}
+        )
 
 
 class Unknown(Data):
@@ -76,7 +83,9 @@ def teacher() -> Embedder:
     return create_teacher("dlib_resnet")
 
 
-def fit(folder: Path, data: Data, steps: int = 3, epochs: int = 1, **further: Any) -> tuple[DistillationModule, Counting]:
+def fit(
+    folder: Path, data: Data, steps: int = 3, epochs: int = 1, **further: Any
+) -> tuple[DistillationModule, Counting]:
     module, counting = DistillationModule(student_input="masked"), Counting()
     length: dict[str, Any] = {"max_epochs": epochs, "limit_train_batches": steps, "limit_val_batches": 0}
     trainer = pl.Trainer(**length, **QUIET, default_root_dir=folder, accelerator="cpu", callbacks=[counting])
@@ -128,7 +137,9 @@ def test_what_is_looked_up_is_what_the_teacher_gives_for_the_training_face(teach
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "light", "strong"])
-def test_a_face_said_to_be_plain_has_the_very_pixels_of_the_aligned_face_or_of_its_mirror_image(augmentation: str) -> None:
+def test_a_face_said_to_be_plain_has_the_very_pixels_of_the_aligned_face_or_of_its_mirror_image(
+    augmentation: str,
+) -> None:
     data, same = Data(augmentation), []
     plain = aligned(data)
     for batch in data.train_dataloader():
@@ -153,7 +164,9 @@ class Batches(pl.Callback):
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.batches.append(batch)
 
 
@@ -168,19 +181,25 @@ def test_teacher_view_aligned_embeds_aligned_faces(teacher: Embedder, tmp_path: 
         assert len(batch["teacher_embedding"]) == len(batch["face"]) == 8
         assert_close(batch["teacher_embedding"], expected[batch["index"]])
         with torch.no_grad():
-            assert (teacher(batch["face"]) - batch["teacher_embedding"]).abs().max() > 0.01  # the augmented face has another
+            assert (
+                teacher(batch["face"]) - batch["teacher_embedding"]
+            ).abs().max() > 0.01  # the augmented face has another
     assert counting.before == counting.faces == 12 and len(list(cache.iterdir())) == 1
 
 
 def test_teacher_view_aligned_refuses_blends(tmp_path: Path) -> None:
     module = DistillationModule(student_input="masked", teacher_view="aligned")
     trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0)
-    with pytest.raises(ValueError, match=r"teacher_view aligned knows no blended faces: set data\.blend_probability to 0"):
+    with pytest.raises(
+        ValueError, match=r"teacher_view aligned knows no blended faces: set data\.blend_probability to 0"
+    ):
         trainer.fit(module, datamodule=Data("none", blend_probability=0.5))
 
 
 @pytest.mark.parametrize(("augmentation", "views"), [("strong", 1), ("none", 1), ("flip", 2)])
-def test_no_view_is_computed_that_is_not_used_and_none_twice(augmentation: str, views: int, tmp_path: Path, cache: Path) -> None:
+def test_no_view_is_computed_that_is_not_used_and_none_twice(
+    augmentation: str, views: int, tmp_path: Path, cache: Path
+) -> None:
     first, again = fit(tmp_path, Data(augmentation), steps=1), fit(tmp_path, Data(augmentation), steps=1)
     assert (first[1].before, again[1].before) == (12 * views, 0)
     assert len(list(cache.iterdir())) == views
@@ -201,7 +220,9 @@ def test_a_resumed_training_uses_it_and_makes_it_where_it_is_gone(tmp_path: Path
 
 def test_validation_within_a_training_runs_the_teacher(tmp_path: Path) -> None:
     module, counting = DistillationModule(student_input="masked"), Counting()
-    trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=1, callbacks=[counting], enable_checkpointing=False)
+    trainer = trainer_for(
+        tmp_path, limit_train_batches=1, limit_val_batches=1, callbacks=[counting], enable_checkpointing=False
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metrics without pairs
         trainer.fit(module, datamodule=Data(kinds=("box",)))
@@ -219,12 +240,20 @@ def test_another_teacher_or_other_data_are_another_file(teacher: Embedder, tmp_p
     moved, repainted = Data("none"), Data("none")
     moved.face_set.landmarks = moved.face_set.landmarks + 1.0
     repainted.face_set.image = lambda index: np.full((72, 72, 3), index, np.uint8)  # type: ignore[method-assign]
-    cases = [(Data("none"), teacher), (Data("none"), other), (Data("none", size=64), teacher), (moved, teacher), (repainted, teacher)]
+    cases = [
+        (Data("none"), teacher),
+        (Data("none"), other),
+        (Data("none", size=64), teacher),
+        (moved, teacher),
+        (repainted, teacher),
+    ]
     assert [number_of_files(*case) for case in cases] == [1, 2, 3, 4, 5]
     assert number_of_files(Data("none", batch_size=2, seed=5), create_teacher("dlib_resnet")) == 5
 
 
-@pytest.mark.parametrize("options", [{"color": "bgr"}, {"template": "arcface"}, {"size": 140}, {"mean": (1.0, 2.0, 3.0)}])
+@pytest.mark.parametrize(
+    "options", [{"color": "bgr"}, {"template": "arcface"}, {"size": 140}, {"mean": (1.0, 2.0, 3.0)}]
+)
 def test_the_fingerprint_tells_what_a_teacher_expects(options: dict[str, Any], teacher: Embedder) -> None:
     assert teacher_fingerprint(create_teacher("dlib_resnet", **options)) != teacher_fingerprint(teacher)
 
@@ -235,7 +264,9 @@ def test_the_fingerprint_of_a_teacher_without_parameters_is_that_of_its_file(tmp
     found: list[str] = []
     for pool in (10, 20, 10):
         path = tmp_path / f"{len(found)}.onnx"
-        network = torch.nn.Sequential(torch.nn.AvgPool2d(pool), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+        network = torch.nn.Sequential(
+            torch.nn.AvgPool2d(pool), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        ).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             torch.onnx.export(network, (torch.zeros(1, 3, 40, 40),), path, dynamo=False)
@@ -282,7 +313,9 @@ def test_without_room_on_disk_a_warning_is_given_and_the_faces_as_they_are_stay_
     assert_close(known.faces, computed(teacher, Data(), flipped=False))
 
 
-def test_where_no_file_can_be_written_the_teacher_runs_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_file_can_be_written_the_teacher_runs_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "file"))
     with warnings.catch_warnings(record=True) as told:

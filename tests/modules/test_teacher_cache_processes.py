@@ -29,20 +29,38 @@ PROCESSES, LIMIT = 2, 120  # LIMIT in seconds, after which a hang is a failure
 def one_process(rank: int, folder: str, port: int) -> None:
     """A training in two processes on one file system, and one in which each has its own."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(PROCESSES), "GROUP_RANK": "0"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(PROCESSES),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LOCAL_WORLD_SIZE": str(PROCESSES),
+        "GROUP_RANK": "0",
+    }
     for place in ("shared", str(rank)):
         os.environ["DEOCC_CACHE"] = f"{folder}/{place}"
         module, counting = DistillationModule(student_input="masked"), Counting()
         strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT / 2))
-        settings: Any = {"accelerator": "cpu", "devices": PROCESSES, "strategy": strategy, "use_distributed_sampler": False, **QUIET}
+        settings: Any = {
+            "accelerator": "cpu",
+            "devices": PROCESSES,
+            "strategy": strategy,
+            "use_distributed_sampler": False,
+            **QUIET,
+        }
         pl.Trainer(max_steps=1, limit_val_batches=0, callbacks=[counting], **settings).fit(module, datamodule=Data())
         outcome = {"before": counting.before, "faces": counting.faces, "centers": module.identity_centers}
         torch.save(outcome, f"{folder}/{place} {rank}.pt")
     dist.barrier()
     gc.collect()  # DDP's modules lie in cycles that hold the process group
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
+    os._exit(
+        0
+    )  # gloo's threads, where any are left, may abort while an interpreter is taken down: nothing that is tested here
 
 
 @pytest.fixture(scope="module")

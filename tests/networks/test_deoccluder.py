@@ -51,7 +51,9 @@ def test_its_layers_run_channels_last_whoever_loads_the_weights(deoccluder: Deoc
     other.load_state_dict({key: value.contiguous() for key, value in deoccluder.state_dict().items()})
     orders: list[bool] = []
     layer = other.generator.fill[0]
-    layer.register_forward_hook(lambda _, given, __: orders.append(given[0].is_contiguous(memory_format=torch.channels_last)))
+    layer.register_forward_hook(
+        lambda _, given, __: orders.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
     other(*masked_faces())
     assert orders == [True]
 
@@ -108,7 +110,9 @@ def test_deoccluder_takes_a_segmenter_checkpoint(deoccluder: Deoccluder, tmp_pat
         _save_stage1(tmp_path / "inpaint.ckpt", deoccluder, width)
         loaded = Deoccluder.from_checkpoint(tmp_path / "inpaint.ckpt", tmp_path / "segment.ckpt")
         assert loaded.size == 32 and loaded.config["segmenter"] == {"width": 12}
-        assert all(torch.equal(value, loaded.segmenter.state_dict()[key]) for key, value in segmenter.state_dict().items())
+        assert all(
+            torch.equal(value, loaded.segmenter.state_dict()[key]) for key, value in segmenter.state_dict().items()
+        )
         twin = Deoccluder(**loaded.config)
         twin.load_state_dict(loaded.state_dict())
         assert torch.equal(twin(*masked_faces()), loaded(*masked_faces()))

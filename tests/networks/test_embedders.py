@@ -29,7 +29,9 @@ def embedders() -> dict[str, Embedder]:
 
 def _tiny(**changed: object) -> Embedder:
     """An embedder whose network is three pixels' colours: what it receives can be read off."""
-    spec = EmbedderSpec(**{"template": "arcface", "size": 112, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} | changed)
+    spec = EmbedderSpec(
+        **{"template": "arcface", "size": 112, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} | changed
+    )
     return Embedder("tiny", Recogniser(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), spec, pretrained=False))
 
 
@@ -64,7 +66,10 @@ def test_each_recogniser_declares_its_crop(embedders, name):
 def test_black_and_white_reach_the_published_normalised_values(name):
     """(0 - mean) / std and (255 - mean) / std of each recogniser's own preprocessing, from its publication."""
     published = {
-        "dlib_resnet": ((-122.782 / 256, -117.001 / 256, -104.298 / 256), (132.218 / 256, 137.999 / 256, 150.702 / 256)),
+        "dlib_resnet": (
+            (-122.782 / 256, -117.001 / 256, -104.298 / 256),
+            (132.218 / 256, 137.999 / 256, 150.702 / 256),
+        ),
         "inception_resnet_v1": ((-127.5 / 128,) * 3, (127.5 / 128,) * 3),
         "iresnet18": ((-1.0,) * 3, (1.0,) * 3),
         "iresnet50": ((-1.0,) * 3, (1.0,) * 3),
@@ -121,14 +126,18 @@ def test_the_crop_puts_canonical_points_on_the_template(template, side):
     # Faces differ from templates: a similarity leaves up to a tenth of the eye distance (100 of 350 canonical pixels).
     assert (found - wanted).norm(dim=1).max() < 0.1 * side * 100 / 350
     at = transform_points(wanted, canonical_to(get_template(template), side))
-    assert (at - get_template(template).tensor()).norm(dim=1).max() < 0.1 * float(embedder.template.tensor()[:2, 0].diff())
+    assert (at - get_template(template).tensor()).norm(dim=1).max() < 0.1 * float(
+        embedder.template.tensor()[:2, 0].diff()
+    )
 
 
 def test_blue_green_red_is_the_reverse_of_red_green_blue():
     face = torch.rand(2, 3, 64, 64) * 2 - 1
     torch.testing.assert_close(_tiny(color="bgr")(face), _tiny()(face).flip(1))
     # Means belong to the network's own order: the first is blue's here.
-    assert _tiny(color="bgr", mean=(9.0, 0.0, 0.0))(face)[0, 0] == pytest.approx(float(_tiny()(face)[0, 2]) - 9, abs=1e-3)
+    assert _tiny(color="bgr", mean=(9.0, 0.0, 0.0))(face)[0, 0] == pytest.approx(
+        float(_tiny()(face)[0, 2]) - 9, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -175,10 +184,16 @@ def test_an_embedder_that_is_not_frozen_follows_its_parent(embedders):
 
 def test_the_tail_of_each_architecture(embedders):
     network = embedders["iresnet18"].network
-    expected = {id(p) for part in (network.layer4, network.bn2, network.fc, network.features) for p in part.parameters()}
+    expected = {
+        id(p) for part in (network.layer4, network.bn2, network.fc, network.features) for p in part.parameters()
+    }
     assert {id(p) for p in embedders["iresnet18"].trainable_tail(2)} == expected
     network = embedders["inception_resnet_v1"].network
-    expected = {id(p) for part in (network.repeat_3, network.block8, network.last_linear, network.last_bn) for p in part.parameters()}
+    expected = {
+        id(p)
+        for part in (network.repeat_3, network.block8, network.last_linear, network.last_bn)
+        for p in part.parameters()
+    }
     assert {id(p) for p in embedders["inception_resnet_v1"].trainable_tail(2)} == expected
     network = embedders[TIMM].network
     assert {id(p) for p in embedders[TIMM].trainable_tail(2)} == {id(p) for p in network.layer4.parameters()}
@@ -241,7 +256,9 @@ def test_projection_is_linear_and_the_identity_where_dimensions_agree():
 
 def test_embedder_mirror_averages_in_evaluation() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 7, stride=7), nn.AdaptiveAvgPool2d(2), nn.Flatten())  # tells left from right
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 7, stride=7), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    )  # tells left from right
     spec = EmbedderSpec("arcface", 112, mean=(127.5,) * 3, std=(127.5,) * 3)
     plain = Embedder("plain", Recogniser(network, spec, pretrained=False)).eval()
     mirror = Embedder("mirror", Recogniser(network, replace(spec, mirror=True), pretrained=False)).eval()

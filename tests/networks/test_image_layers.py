@@ -13,7 +13,9 @@ from deocc.networks.layers import gaussian_blur, noisy_mask
 def test_gaussian_blur_equals_that_of_scipy(sigma: float) -> None:
     face = torch.rand(2, 3, 20, 17, generator=torch.Generator().manual_seed(0)) * 2 - 1
     radius = max(1, round(3 * sigma))
-    expected = ndimage.gaussian_filter(face.double().numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=radius / sigma)
+    expected = ndimage.gaussian_filter(
+        face.double().numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=radius / sigma
+    )
     np.testing.assert_allclose(gaussian_blur(face, sigma).numpy(), expected, rtol=0, atol=1e-5)
 
 

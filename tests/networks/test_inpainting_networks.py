@@ -65,7 +65,9 @@ def test_generator_and_segmenter_keep_any_size_and_the_range(height: int, width:
 def test_an_odd_size_is_reflected_at_the_right_and_lower_border_and_cropped_again() -> None:
     generator, segmenter, face = Generator(8).eval(), MaskSegmenter(8).eval(), _faces(1, 37, 51)
     mask = _box_mask(face, 5, 9, 30, 33)
-    padded_face, padded_mask = (F.pad(image, (0, 5, 0, 3), mode="reflect") for image in (face, mask))  # to multiples of 8
+    padded_face, padded_mask = (
+        F.pad(image, (0, 5, 0, 3), mode="reflect") for image in (face, mask)
+    )  # to multiples of 8
     assert torch.equal(generator(face, mask), generator(padded_face, padded_mask)[..., :37, :51])
     assert torch.equal(segmenter(face), segmenter(F.pad(face, (0, 13, 0, 11), mode="reflect"))[..., :37, :51])  # of 16
 
@@ -164,7 +166,9 @@ def test_an_image_is_treated_alike_alone_and_in_a_batch(network: nn.Module) -> N
 
 def test_config_rebuilds_the_network(network: nn.Module) -> None:
     twin = type(network)(**network.config)
-    assert {name: value.shape for name, value in twin.state_dict().items()} == {n: v.shape for n, v in network.state_dict().items()}
+    assert {name: value.shape for name, value in twin.state_dict().items()} == {
+        n: v.shape for n, v in network.state_dict().items()
+    }
 
 
 def test_a_gated_layer_of_random_weights_keeps_the_mean_square() -> None:
@@ -219,7 +223,9 @@ def test_discriminator_is_trained_on_real_and_fake_faces_in_one_step() -> None:
     optimizer = torch.optim.Adam(discriminator.parameters(), 2e-3, betas=(0.5, 0.99))
     for _ in range(20):
         fake = torch.where(mask.bool(), torch.zeros_like(real), real)
-        margins = [r.mean() - f.mean() for r, f in zip(discriminator(real, mask), discriminator(fake, mask), strict=True)]
+        margins = [
+            r.mean() - f.mean() for r, f in zip(discriminator(real, mask), discriminator(fake, mask), strict=True)
+        ]
         optimizer.zero_grad()
         sum(F.softplus(-margin) for margin in margins).backward()
         optimizer.step()
@@ -253,7 +259,9 @@ def test_predicted_mask_holds_confidences_that_the_dilation_spreads() -> None:
     segmenter, face = _segmenter_of(logits), _faces(1, 20, 20)
     assert torch.equal(segmenter.predict_mask(face, dilation=0), logits.sigmoid())
     grown = _box_mask(face, 0, 8, 3, 13).bool()
-    assert torch.equal(segmenter.predict_mask(face, dilation=2), torch.where(grown, logits.max().sigmoid(), logits.min().sigmoid()))
+    assert torch.equal(
+        segmenter.predict_mask(face, dilation=2), torch.where(grown, logits.max().sigmoid(), logits.min().sigmoid())
+    )
     assert torch.equal(segmenter.predict_mask(face), segmenter.predict_mask(face, dilation=1))
 
 
@@ -293,7 +301,9 @@ def test_load_segmenter_takes_the_running_average(tmp_path: Path) -> None:
     segmenter.gate.fill_(0.07)
     state = {f"average.module.{key}": value for key, value in segmenter.state_dict().items()}
     other = {f"segmenter.{key}": value + 1 for key, value in segmenter.state_dict().items()}
-    torch.save({"stage": "segmentation", "hyper_parameters": {"width": 8}, "state_dict": state | other}, tmp_path / "a.ckpt")
+    torch.save(
+        {"stage": "segmentation", "hyper_parameters": {"width": 8}, "state_dict": state | other}, tmp_path / "a.ckpt"
+    )
     loaded, face = load_segmenter(tmp_path / "a.ckpt"), _faces()
     assert loaded.gate == segmenter.gate
     assert torch.equal(loaded(face), segmenter(face))

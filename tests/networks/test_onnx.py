@@ -20,7 +20,9 @@ def _network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.AvgPool2d(10), nn.Flatten(), nn.Linear(16, 5)).eval()
 
 
-def _export(path: Path, network: nn.Module, shape: tuple[int, ...] = (2, 3, 40, 40), free: tuple[int, ...] = (0,)) -> Path:
+def _export(
+    path: Path, network: nn.Module, shape: tuple[int, ...] = (2, 3, 40, 40), free: tuple[int, ...] = (0,)
+) -> Path:
     """Write `network` as ONNX; the dimensions `free` accept any size."""
     axes = {"image": {axis: f"axis{axis}" for axis in free}}
     with warnings.catch_warnings():
@@ -56,9 +58,13 @@ def test_a_free_side_follows_the_template_or_the_option(tmp_path):
 def test_preprocessing_options_apply(tmp_path):
     network = _network()
     path = str(_export(tmp_path / "net.onnx", network))
-    embedder = create_embedder("onnx", weights=path, color="bgr", mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0), template="dlib")
+    embedder = create_embedder(
+        "onnx", weights=path, color="bgr", mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0), template="dlib"
+    )
     crop = torch.rand(1, 3, 40, 40) * 2 - 1
-    torch.testing.assert_close(embedder.embed_crop(crop), network((crop.flip(1) + 1) / 2).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        embedder.embed_crop(crop), network((crop.flip(1) + 1) / 2).detach(), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_is_frozen_and_not_differentiable(tmp_path):
@@ -83,8 +89,15 @@ def test_wrong_files_are_refused_in_one_line(tmp_path):
     four = _export(tmp_path / "four.onnx", nn.Conv2d(4, 1, 1), (1, 4, 8, 8))
     pair = _export(tmp_path / "pair.onnx", nn.Conv2d(3, 1, 1), (2, 3, 8, 8), free=())
     whole = str(_export(tmp_path / "whole.onnx", _network()))
-    cases = [({"weights": str(garbage)}, "no readable ONNX file"), ({"weights": str(four)}, "expected one of"), ({}, "give weights=")]
-    cases += [({"weights": str(pair)}, "batch free or 1"), ({"weights": whole, "size": 64}, "takes images of 40 pixels")]
+    cases = [
+        ({"weights": str(garbage)}, "no readable ONNX file"),
+        ({"weights": str(four)}, "expected one of"),
+        ({}, "give weights="),
+    ]
+    cases += [
+        ({"weights": str(pair)}, "batch free or 1"),
+        ({"weights": whole, "size": 64}, "takes images of 40 pixels"),
+    ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
             create_embedder("onnx", **options)

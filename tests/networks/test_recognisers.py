@@ -52,7 +52,9 @@ def test_iresnet_has_insightfaces_size(name, millions):
 def test_iresnet_has_insightfaces_names():
     keys = set(iresnet.IResNet(iresnet.BLOCKS["iresnet18"]).state_dict())
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    expected = {"conv1.weight", "prelu.weight", "fc.weight", "fc.bias"} | {f"{n}.{v}" for n in ("bn1", "bn2", "features") for v in norm}
+    expected = {"conv1.weight", "prelu.weight", "fc.weight", "fc.bias"} | {
+        f"{n}.{v}" for n in ("bn1", "bn2", "features") for v in norm
+    }
     for block in (f"layer{stage}.{number}" for stage in (1, 2, 3, 4) for number in (0, 1)):
         expected |= {f"{block}.{n}.weight" for n in ("conv1", "conv2", "prelu")}
         expected |= {f"{block}.{n}.{v}" for n in ("bn1", "bn2", "bn3") for v in norm}
@@ -68,7 +70,12 @@ class _AdaFaceBlock(nn.Module):
         super().__init__()
         shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
         self.shortcut_layer = nn.MaxPool2d(1, stride) if before == after else shortcut
-        first = [nn.BatchNorm2d(before), nn.Conv2d(before, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.PReLU(after)]
+        first = [
+            nn.BatchNorm2d(before),
+            nn.Conv2d(before, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.PReLU(after),
+        ]
         self.res_layer = nn.Sequential(*first, nn.Conv2d(after, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -81,9 +88,17 @@ def _adaface(blocks: tuple[int, ...]) -> nn.Sequential:
     for after, count in zip((64, 128, 256, 512), blocks, strict=True):
         body += [_AdaFaceBlock(before if i == 0 else after, after, 2 if i == 0 else 1) for i in range(count)]
         before = after
-    head = [nn.BatchNorm2d(512), nn.Dropout(0.4), nn.Flatten(), nn.Linear(512 * 49, 512), nn.BatchNorm1d(512, affine=False)]
+    head = [
+        nn.BatchNorm2d(512),
+        nn.Dropout(0.4),
+        nn.Flatten(),
+        nn.Linear(512 * 49, 512),
+        nn.BatchNorm1d(512, affine=False),
+    ]
     network = nn.Sequential()
-    network.add_module("input_layer", nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)))
+    network.add_module(
+        "input_layer", nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64))
+    )
     network.add_module("body", nn.Sequential(*body))
     network.add_module("output_layer", nn.Sequential(*head))
     return network
@@ -112,7 +127,9 @@ def test_timm_weights_from_a_file_leave_the_classifier_out(tmp_path):
     embedder = create_embedder(TIMM, weights=str(path)).eval()
     image = torch.randn(1, 3, 112, 112)
     with torch.no_grad():
-        torch.testing.assert_close(embedder.network(image), whole.forward_head(whole.forward_features(image), pre_logits=True))
+        torch.testing.assert_close(
+            embedder.network(image), whole.forward_head(whole.forward_features(image), pre_logits=True)
+        )
 
 
 def test_timm_downloads_only_when_asked_and_says_how_to_do_without(monkeypatch):
@@ -130,7 +147,9 @@ def test_timm_downloads_only_when_asked_and_says_how_to_do_without(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     create_embedder(TIMM)
     assert asked == [False]
-    with pytest.raises(FileNotFoundError, match=r"download model\.safetensors from https://huggingface\.co/timm/resnet18.*weights="):
+    with pytest.raises(
+        FileNotFoundError, match=r"download model\.safetensors from https://huggingface\.co/timm/resnet18.*weights="
+    ):
         create_embedder(TIMM, weights=timm_backbone.ONLINE)
 
 

@@ -25,7 +25,9 @@ def test_a_layer_that_is_not_widened_is_not_trained():
     assert {id(parameter) for parameter in student.trainable(0)} == {id(student.embedder.network.head.weight)}
 
 
-@pytest.mark.parametrize(("name", "head"), [("dlib_resnet", "head"), ("iresnet18", "fc"), ("inception_resnet_v1", "last_linear")])
+@pytest.mark.parametrize(
+    ("name", "head"), [("dlib_resnet", "head"), ("iresnet18", "fc"), ("inception_resnet_v1", "last_linear")]
+)
 def test_under_autocast_the_layers_run_low_and_the_head_in_full_precision(name, head):
     torch.manual_seed(0)
     embedder = create_embedder(name, pretrained=False).eval()

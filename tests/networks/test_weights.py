@@ -13,7 +13,9 @@ def _small() -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "model.", "module.backbone.", "network.", "model.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "backbone.", "model.", "module.backbone.", "network.", "model.module."]
+)
 @pytest.mark.parametrize("container", [None, "state_dict", "model"])
 def test_weights_load_whatever_wraps_them(tmp_path, prefix, container):
     source, target = _small(), _small()
@@ -50,7 +52,9 @@ def test_wrong_weights_change_nothing(tmp_path):
     network = _small()
     before = network[0].weight.clone()
     with pytest.raises(ValueError, match=r"1 missing: 0\.bias"):
-        load_weights(network, {key: value + 1 for key, value in network.state_dict().items() if key != "0.bias"}, tmp_path)
+        load_weights(
+            network, {key: value + 1 for key, value in network.state_dict().items() if key != "0.bias"}, tmp_path
+        )
     assert torch.equal(network[0].weight, before)
 
 

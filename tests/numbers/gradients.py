@@ -16,7 +16,9 @@ class GradientFile(pl.Callback):
     def __init__(self) -> None:
         self._steps: list[Gradients] = []
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Take this step's."""
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         named = ((name, parameter.grad) for name, parameter in pl_module.named_parameters() if id(parameter) in own)

@@ -27,7 +27,9 @@ Rows = dict[str, EmbeddingSet]
 
 def faces(**settings: Any) -> MaskedFaceDataModule:
     """Eight people to validate on; two kinds of mask on each of their images."""
-    return MaskedFaceDataModule(OrlFaces("development"), size=64, eval_batch_size=20, kinds=("surgical", "sunglasses"), **settings)
+    return MaskedFaceDataModule(
+        OrlFaces("development"), size=64, eval_batch_size=20, kinds=("surgical", "sunglasses"), **settings
+    )
 
 
 @torch.no_grad()
@@ -63,7 +65,9 @@ def test_the_networks_themselves_keep_the_embeddings_under_autocast(stage2: Path
     """Raw and centred ones, of clean faces and of masked ones, by the teacher and by the student's running average."""
     module, data = read(stage2), faces(val_people=1)
     clean, probes = data.val_dataloader()
-    shown = [batch["face"] for batch in clean] + [data.on_after_batch_transfer(batch, 1)["masked_face"] for batch in probes]
+    shown = [batch["face"] for batch in clean] + [
+        data.on_after_batch_transfer(batch, 1)["masked_face"] for batch in probes
+    ]
     for network in (module.teacher, cast(Student, module.average.network).embedder):
         full = torch.cat([network(face) for face in shown])
         with torch.autocast("cpu", torch.bfloat16):
@@ -84,9 +88,31 @@ def test_autocast_does_not_move_a_crop() -> None:
 
 def train(folder: Path, stage1: Path, precision: str, seed: int) -> Rows:
     """A short training with the configuration's own losses, rate and average; what its student gives, in float32."""
-    words = [*SMALL, "--data.batch_size", "16", "--data.face_set.init_args.split", "development", "--data.seed", str(seed)]
-    words += ["--model.init_args.inpainting_checkpoint", str(stage1), "--trainer.precision", precision, "--trainer.max_epochs", "1"]
-    words += ["--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1"]
+    words = [
+        *SMALL,
+        "--data.batch_size",
+        "16",
+        "--data.face_set.init_args.split",
+        "development",
+        "--data.seed",
+        str(seed),
+    ]
+    words += [
+        "--model.init_args.inpainting_checkpoint",
+        str(stage1),
+        "--trainer.precision",
+        precision,
+        "--trainer.max_epochs",
+        "1",
+    ]
+    words += [
+        "--trainer.limit_train_batches",
+        "5",
+        "--trainer.limit_val_batches",
+        "0",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
     run_deocc("fit", "--config", str(ROOT / "configs/distill.yaml"), "--run", str(folder), *words)
     return embedded(folder, False, faces())
 
@@ -105,11 +131,15 @@ def scores(rows: Rows) -> PairScores:
 
 
 @pytest.mark.slow
-def test_the_error_rate_of_a_training_in_bfloat16_lies_within_the_interval_of_that_in_float32(trained: tuple[Rows, Rows, Rows]) -> None:
+def test_the_error_rate_of_a_training_in_bfloat16_lies_within_the_interval_of_that_in_float32(
+    trained: tuple[Rows, Rows, Rows],
+) -> None:
     """And the other way round; and the paired interval of the difference, which is narrower, holds 0."""
     full, low = (scores(rows) for rows in trained[:2])
     # Against a system without errors, the interval of a difference is that of the rate itself.
-    own_full, own_low = (paired_bootstrap_eer(pairs, pairs._replace(similarity=pairs.same.float())) for pairs in (full, low))
+    own_full, own_low = (
+        paired_bootstrap_eer(pairs, pairs._replace(similarity=pairs.same.float())) for pairs in (full, low)
+    )
     assert own_full.low <= own_low.estimate <= own_full.high
     assert own_low.low <= own_full.estimate <= own_low.high
     difference = paired_bootstrap_eer(low, full)
@@ -117,7 +147,9 @@ def test_the_error_rate_of_a_training_in_bfloat16_lies_within_the_interval_of_th
 
 
 @pytest.mark.slow
-def test_a_training_in_bfloat16_goes_a_small_part_of_the_way_that_another_seed_goes(trained: tuple[Rows, Rows, Rows]) -> None:
+def test_a_training_in_bfloat16_goes_a_small_part_of_the_way_that_another_seed_goes(
+    trained: tuple[Rows, Rows, Rows],
+) -> None:
     """No cosine of `ALIKE`: a rounded gradient near 0 changes its sign, and Adam makes a whole rate of it."""
     full, low, other = trained
     for row in ("gallery_student", "student"):

@@ -22,7 +22,9 @@ ROUNDING = 2.0**-8
 
 def half_precision(scale: float, growth_interval: int = 2000) -> MixedPrecision:
     """What Lightning builds for a GPU, on the CPU; each optimiser's step counts towards the interval."""
-    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth_interval))
+    return MixedPrecision(
+        "16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth_interval)
+    )
 
 
 def some() -> MaskedFaceBatch:
@@ -89,9 +91,13 @@ def test_one_optimisers_left_out_step_moves_nothing_of_its_own_and_does_not_hold
     averaged, segmented = snapshot(module.average), snapshot(module.segmenter)
     next(networks[which].parameters()).register_hook(lambda gradient: gradient * torch.inf)
     trainer = fit(module, tmp_path, steps=1, batch=some(), plugins=[plugin])
-    assert {name: moved(network, before[name]) for name, network in networks.items()} == {name: name != which for name in networks}
+    assert {name: moved(network, before[name]) for name, network in networks.items()} == {
+        name: name != which for name in networks
+    }
     of_generator = which != "generator"
-    assert moved(module.average, averaged) == moved(module.segmenter, segmented) == of_generator  # one optimiser, one step
+    assert (
+        moved(module.average, averaged) == moved(module.segmenter, segmented) == of_generator
+    )  # one optimiser, one step
     assert int(module.average.n_averaged) == of_generator
     assert steps_of(trainer) == [int(of_generator), int(not of_generator)]
     own, other = trainer.optimizers if which == "generator" else reversed(trainer.optimizers)
@@ -106,7 +112,9 @@ def test_a_gan_resumes_in_float16_with_its_scale_and_goes_on_exactly(tmp_path: P
     def second_epoch(module: InpaintingModule, plugin: MixedPrecision, start: Path | None) -> pl.Trainer:
         keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = pl.Trainer(default_root_dir=tmp_path, max_epochs=2, accelerator="cpu", plugins=[plugin], callbacks=[keep], **quiet)
+        trainer = pl.Trainer(
+            default_root_dir=tmp_path, max_epochs=2, accelerator="cpu", plugins=[plugin], callbacks=[keep], **quiet
+        )
         trainer.fit(module, DataLoader(Batches(some(), 3), batch_size=None), ckpt_path=start)
         return trainer
 
@@ -123,7 +131,10 @@ def test_a_gan_resumes_in_float16_with_its_scale_and_goes_on_exactly(tmp_path: P
 @pytest.mark.slow
 def test_parts_in_bfloat16_step_with_the_gradients_of_the_whole_batch_in_bfloat16(tmp_path: Path) -> None:
     """Up to the rounding of sums over images, each part's to bfloat16 before they are added: less than bfloat16 differs from float32."""
-    whole, parts = (watched(build(accumulate=number), tmp_path, partly_bare(), precision="bf16-mixed").gradients for number in (1, 2))
+    whole, parts = (
+        watched(build(accumulate=number), tmp_path, partly_bare(), precision="bf16-mixed").gradients
+        for number in (1, 2)
+    )
     exact = watched(build(), tmp_path, partly_bare(), precision="32-true").gradients
     for ours, theirs, true in zip(parts, whole, exact, strict=True):
         assert (ours - theirs).norm() < 4 * ROUNDING * theirs.norm()

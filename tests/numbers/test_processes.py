@@ -27,7 +27,10 @@ from tests.numbers.gradients import Gradients
 STEPS = 3
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "0"]
 SHORT += ["--trainer.log_every_n_steps", "1", "--trainer.callbacks+", "tests.numbers.gradients.GradientFile"]
-ALL_TERMS = [f"--model.init_args.{name}={value}" for name, value in {"identity_weight": 0.5, "beta": 0.5, "prediction_weight": 1}.items()]
+ALL_TERMS = [
+    f"--model.init_args.{name}={value}"
+    for name, value in {"identity_weight": 0.5, "beta": 0.5, "prediction_weight": 1}.items()
+]
 SHARDED = ["--model.init_args.identity_head", "sharded"]
 WGAN = ["--model.init_args.adversarial", "wgan"]
 
@@ -54,7 +57,14 @@ CASES = {
 
 def start(*words: str) -> None:
     """Run `deocc` in two processes of its own."""
-    command = [str(Path(sys.executable).with_name("deocc")), *words, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    command = [
+        str(Path(sys.executable).with_name("deocc")),
+        *words,
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        "2",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # where the callback is found
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -63,7 +73,10 @@ def start(*words: str) -> None:
 def logged(run: Path) -> list[dict[str, float]]:
     """What was logged at each training step, by name."""
     with (run / "metrics.csv").open(newline="") as file:
-        found = [{key: float(value) for key, value in row.items() if value and key.startswith("train/")} for row in csv.DictReader(file)]
+        found = [
+            {key: float(value) for key, value in row.items() if value and key.startswith("train/")}
+            for row in csv.DictReader(file)
+        ]
     return [row for row in found if row]
 
 
@@ -73,8 +86,13 @@ def gradients(run: Path) -> list[Gradients]:
     if not others:
         return list(first)
     (second,) = others
-    split = [name for name in first[0] if name == "classifier.weight" and not torch.equal(first[0][name], second[0][name])]
-    return [ours | {name: torch.cat([ours[name], theirs[name]]) for name in split} for ours, theirs in zip(first, second, strict=True)]
+    split = [
+        name for name in first[0] if name == "classifier.weight" and not torch.equal(first[0][name], second[0][name])
+    ]
+    return [
+        ours | {name: torch.cat([ours[name], theirs[name]]) for name in split}
+        for ours, theirs in zip(first, second, strict=True)
+    ]
 
 
 def joined(step: Gradients) -> torch.Tensor:
@@ -83,14 +101,25 @@ def joined(step: Gradients) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_log_the_losses_and_step_with_the_gradients_of_one(name: str, stage1: Path, tmp_path: Path) -> None:
+def test_two_processes_log_the_losses_and_step_with_the_gradients_of_one(
+    name: str, stage1: Path, tmp_path: Path
+) -> None:
     """Three steps with every term; a gradient's norm at the embeddings counts as one of the losses."""
     case, one, two = CASES[name], tmp_path / "1", tmp_path / "2"
     own = [*SMALL, *case.words, *SHORT, "--trainer.precision", case.precision]
     own += ["--model.init_args.inpainting_checkpoint", str(stage1)] if case.stage == "distill" else []
     words = ["fit", "--config", str(ROOT / f"configs/{case.stage}.yaml"), *own]
     run_deocc(*words, "--run", str(one), "--data.batch_size", "8")
-    start(*words, *case.apart, "--run", str(two), "--config", str(ROOT / "configs/trainer/ddp.yaml"), "--data.batch_size", "4")
+    start(
+        *words,
+        *case.apart,
+        "--run",
+        str(two),
+        "--config",
+        str(ROOT / "configs/trainer/ddp.yaml"),
+        "--data.batch_size",
+        "4",
+    )
     expected, found = logged(one), logged(two)
     assert len(expected) == STEPS and len(expected[0]) == (7 if case.stage == "inpaint" else 11)
     for ours, theirs in zip(found, expected, strict=True):
@@ -113,7 +142,9 @@ def test_the_terms_of_two_processes_of_stage_1_average_to_those_of_one(adversari
     halves = [rows(batch, slice(0, 4)), rows(batch, slice(4, 8))]
     shared = [terms(module, take_apart(half, 1, lambda _: counts(batch) / 2)[0]) for half in halves]
     for name, value in terms(module, whole).items():
-        torch.testing.assert_close(torch.stack([half[name] for half in shared]).mean(), value, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            torch.stack([half[name] for half in shared]).mean(), value, rtol=1e-5, atol=1e-6, msg=name
+        )
 
 
 def counts(batch: MaskedFaceBatch) -> torch.Tensor:
@@ -126,7 +157,9 @@ def terms(module: InpaintingModule, part: Part) -> dict[str, torch.Tensor]:
     """All of a part's, with that of the discriminators."""
     generated = module._generate(part)
     batch: MaskedFaceBatch = part.batch
-    return module._generator_terms(part, generated) | {"discriminator": part.images * module._discriminator_loss(batch, generated.detach())}
+    return module._generator_terms(part, generated) | {
+        "discriminator": part.images * module._discriminator_loss(batch, generated.detach())
+    }
 
 
 @pytest.mark.slow
@@ -138,5 +171,7 @@ def test_two_processes_share_a_test_and_find_what_one_finds(stage2: Path, tmp_pa
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in "12")
     for row, scores in one["rows"].items():
         assert two["rows"][row]["pairs"] == scores["pairs"]
-        assert two["rows"][row]["eer"] == pytest.approx(scores["eer"], abs=2e-3)  # batches of other sizes round otherwise
+        assert two["rows"][row]["eer"] == pytest.approx(
+            scores["eer"], abs=2e-3
+        )  # batches of other sizes round otherwise
     assert two["restoration"]["given_mask"] == pytest.approx(one["restoration"]["given_mask"], rel=1e-4)

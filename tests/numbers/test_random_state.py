@@ -33,7 +33,11 @@ class Centred(DistillationModule):
 
 def build(stage: str) -> pl.LightningModule:
     small: dict[str, Any] = {**SMALL, "adversarial": "wgan"}
-    return InpaintingModule(**small) if stage == "inpaint" else Centred(student_input="masked", prediction_weight=1.0, beta=0.5)
+    return (
+        InpaintingModule(**small)
+        if stage == "inpaint"
+        else Centred(student_input="masked", prediction_weight=1.0, beta=0.5)
+    )
 
 
 @pytest.mark.parametrize("stage", ["inpaint", "distill"])
@@ -49,7 +53,13 @@ def test_what_training_steps_do_does_not_depend_on_the_global_generators(stage: 
 
 @pytest.mark.parametrize(
     ("name", "drawing"),
-    [("dlib_resnet", False), ("iresnet18", False), ("inception_resnet_v1", True), ("timm/resnet18", False), ("timm/rexnet_100", True)],
+    [
+        ("dlib_resnet", False),
+        ("iresnet18", False),
+        ("inception_resnet_v1", True),
+        ("timm/resnet18", False),
+        ("timm/rexnet_100", True),
+    ],
 )
 def test_networks_with_dropout_draw_in_training_and_none_does_in_evaluation(name: str, drawing: bool) -> None:
     network = create_embedder(name, pretrained=False)
@@ -90,7 +100,12 @@ class Drawing(SteppingModule):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_what_a_step_draws_follows_from_epoch_and_batch_and_not_from_what_was_drawn_before(tmp_path: Path) -> None:
     """Another run draws the same, be it another generator's state that it begins with, or in the midst of it all."""
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
     runs = []
     for seed, skipped in ((1, 0), (2, 1)):
         torch.manual_seed(seed)

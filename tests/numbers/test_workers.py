@@ -20,7 +20,12 @@ MORE_THAN_CORES = pytest.mark.filterwarnings("ignore:This DataLoader will create
 
 def module(workers: int) -> MaskedFaceDataModule:
     """Everything that draws at random is on."""
-    settings: dict[str, Any] = {"augmentation": "strong", "blend_probability": 0.7, "kinds": ("surgical",), "num_workers": workers}
+    settings: dict[str, Any] = {
+        "augmentation": "strong",
+        "blend_probability": 0.7,
+        "kinds": ("surgical",),
+        "num_workers": workers,
+    }
     return MaskedFaceDataModule(TinyFaces(), size=48, batch_size=2, eval_batch_size=4, **settings)
 
 
@@ -64,13 +69,24 @@ def test_four_workers_train_on_what_none_does_whether_or_not_they_outlive_an_epo
 @pytest.mark.slow
 def test_a_training_with_two_workers_ends_with_the_checkpoint_and_the_log_of_one_without(tmp_path: Path) -> None:
     """Two epochs with validation; weights, running average, optimisers and rates."""
-    short = ["--trainer.max_epochs", str(EPOCHS), "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "2"]
+    short = [
+        "--trainer.max_epochs",
+        str(EPOCHS),
+        "--trainer.limit_train_batches",
+        "3",
+        "--trainer.limit_val_batches",
+        "2",
+    ]
     short += ["--trainer.check_val_every_n_epoch", "1", "--trainer.log_every_n_steps", "1"]
     words = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), *SMALL, *TINY_STAGE1, *short]
     for workers in ("0", "2"):
         run_deocc(*words, "--run", str(tmp_path / workers), "--data.num_workers", workers)
-    alone, shared = (torch.load(tmp_path / workers / "checkpoints" / "last.ckpt", weights_only=True) for workers in ("0", "2"))
+    alone, shared = (
+        torch.load(tmp_path / workers / "checkpoints" / "last.ckpt", weights_only=True) for workers in ("0", "2")
+    )
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(shared[part], alone[part], rtol=0, atol=0)
     assert logged(tmp_path / "2") == logged(tmp_path / "0") and len(logged(tmp_path / "0")) == EPOCHS * 3
-    assert (tmp_path / "2" / "metrics.csv").read_text() == (tmp_path / "0" / "metrics.csv").read_text()  # validation's rows too
+    assert (tmp_path / "2" / "metrics.csv").read_text() == (
+        tmp_path / "0" / "metrics.csv"
+    ).read_text()  # validation's rows too

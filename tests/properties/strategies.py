@@ -26,7 +26,9 @@ def for_all(**arguments: st.SearchStrategy[Any]) -> Callable[[Property], Any]:
     def decorate(test: Property) -> Any:
         few, many = (settings.get_profile(name)(given(**arguments)(test)) for name in ("quick", "thorough"))
 
-        @pytest.mark.parametrize("prove", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.slow)])
+        @pytest.mark.parametrize(
+            "prove", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.slow)]
+        )
         def both(prove: Property, **fixtures: Any) -> None:
             prove(**fixtures)
 
@@ -120,7 +122,9 @@ def image_sets(draw: st.DrawFn, least: int = 1) -> tuple[EmbeddingSet, Embedding
         clean, masked = (F.one_hot(faces.argmax(1), 3).float() for faces in (clean, masked))
     kind = torch.arange(kinds).repeat_interleave(draws * len(index))
     seed = torch.arange(masks).repeat_interleave(len(index)) * 7 - 3
-    gallery = EmbeddingSet(F.normalize(clean, dim=1), identity, index, torch.full_like(index, -1), torch.zeros_like(index))
+    gallery = EmbeddingSet(
+        F.normalize(clean, dim=1), identity, index, torch.full_like(index, -1), torch.zeros_like(index)
+    )
     return gallery, EmbeddingSet(F.normalize(masked, dim=1), identity.repeat(masks), index.repeat(masks), kind, seed)
 
 

@@ -30,7 +30,9 @@ COORDINATES = st.floats(-1e4, 1e4, width=32)
 @st.composite
 def point_sets(draw: st.DrawFn) -> Tensor:
     """(P, 2) float64 points, P from 2 to 6, two of which lie a pixel or more apart; they may coincide else, or lie on a line."""
-    points = torch.tensor(draw(st.lists(st.tuples(COORDINATES, COORDINATES), min_size=2, max_size=6)), dtype=torch.float64)
+    points = torch.tensor(
+        draw(st.lists(st.tuples(COORDINATES, COORDINATES), min_size=2, max_size=6)), dtype=torch.float64
+    )
     assume(float((points - points[0]).norm(dim=1).max()) >= 1)
     return points
 
@@ -65,17 +67,23 @@ def test_no_points_are_fitted_by_a_reflection_and_no_near_similarity_fits_better
         return float((transform_points(source, matrix) - target).square().sum())
 
     change = 1e-3 * noise(seed, 4).double()
-    near = found + torch.stack([torch.stack([change[0], -change[1], change[2]]), torch.stack([change[1], change[0], change[3]])])
+    near = found + torch.stack(
+        [torch.stack([change[0], -change[1], change[2]]), torch.stack([change[1], change[0], change[3]])]
+    )
     assert error(found) <= error(near) * (1 + 1e-9) + 1e-9
 
 
 @for_all(matrix=similarities(), other=similarities(), points=point_sets())
-def test_an_inverse_undoes_its_matrix_and_two_matrices_act_as_their_product(matrix: Tensor, other: Tensor, points: Tensor) -> None:
+def test_an_inverse_undoes_its_matrix_and_two_matrices_act_as_their_product(
+    matrix: Tensor, other: Tensor, points: Tensor
+) -> None:
     back = transform_points(transform_points(points.float(), matrix.float()), invert_transform(matrix.float()))
     reach = float(points.abs().max()) + float(matrix[:, 2].abs().max()) / float(torch.linalg.det(matrix[:, :2]).sqrt())
     torch.testing.assert_close(back, points.float(), rtol=0, atol=1e-5 * (1 + reach))
     together = transform_points(points, _compose(other, matrix))
-    torch.testing.assert_close(transform_points(transform_points(points, matrix), other), together, rtol=1e-9, atol=1e-6)
+    torch.testing.assert_close(
+        transform_points(transform_points(points, matrix), other), together, rtol=1e-9, atol=1e-6
+    )
 
 
 @for_all(name=TEMPLATE_NAMES, one=st.integers(1, 600), other=st.integers(1, 600))
@@ -91,20 +99,33 @@ def test_the_canonical_points_lie_near_every_recogniser_s_own(name: str, size: i
     assert float((placed - template.tensor()).abs().max()) < 0.05 * template.size
 
 
-@for_all(matrix=similarities(0.05, 20.0), size=st.integers(8, 96), seed=SEEDS, height=st.integers(1, 40), width=st.integers(1, 40))
-def test_align_puts_the_landmarks_of_any_exact_face_on_the_template(matrix: Tensor, size: int, seed: int, height: int, width: int) -> None:
+@for_all(
+    matrix=similarities(0.05, 20.0),
+    size=st.integers(8, 96),
+    seed=SEEDS,
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+)
+def test_align_puts_the_landmarks_of_any_exact_face_on_the_template(
+    matrix: Tensor, size: int, seed: int, height: int, width: int
+) -> None:
     wanted = TEMPLATES["canonical"].tensor(size)
     image = (noise(seed, height, width, 3) * 99).numpy().astype(np.uint8)
     face, points = align(image, transform_points(wanted.double(), matrix).numpy(), size)
     assert face.shape == (3, size, size) and bool(face.isfinite().all())
-    assert float(image.min()) / 127.5 - 1 - 1e-5 <= float(face.min()) and float(face.max()) <= float(image.max()) / 127.5 - 1 + 1e-5
+    assert (
+        float(image.min()) / 127.5 - 1 - 1e-5 <= float(face.min())
+        and float(face.max()) <= float(image.max()) / 127.5 - 1 + 1e-5
+    )
     scale = 1 / float(torch.linalg.det(matrix[:, :2]).sqrt())
     torch.testing.assert_close(points, wanted, rtol=0, atol=1e-3 + 1e-6 * scale * float(matrix[:, 2].abs().max()))
 
 
 BROKEN = st.one_of(
     COORDINATES.map(lambda value: np.full((5, 2), value)),
-    st.sampled_from([math.nan, math.inf, -math.inf, 1e8, -1e19, 1e30, 1e300]).map(lambda value: np.where(np.eye(5, 2), value, 3.0)),
+    st.sampled_from([math.nan, math.inf, -math.inf, 1e8, -1e19, 1e30, 1e300]).map(
+        lambda value: np.where(np.eye(5, 2), value, 3.0)
+    ),
     st.integers(1, 9).filter(lambda count: count != 5).map(lambda count: np.arange(2.0 * count).reshape(count, 2)),
 )
 
@@ -142,19 +163,34 @@ def test_so_is_a_much_coarser_crop_away_from_the_border(matrix: Tensor, slope: t
     """Antialiasing takes means round a place; their weights, taken at whole pixels, miss it by a few hundredths of a pixel."""
     grid, weights = _grid(96), torch.tensor(slope, dtype=torch.float64)
     image = (grid @ weights[:2] + weights[2]).view(1, 1, 96, 96).float()
-    places, border = transform_points(_grid(24), invert_transform(matrix)), 2 / float(torch.linalg.det(matrix[:, :2]).sqrt())
+    places, border = (
+        transform_points(_grid(24), invert_transform(matrix)),
+        2 / float(torch.linalg.det(matrix[:, :2]).sqrt()),
+    )
     inside = ((places >= border) & (places <= 95 - border)).all(1)
     error = (warp(image, matrix, 24).flatten().double() - places @ weights[:2] - weights[2])[inside].abs()
     assert bool((error <= 0.1 * float(weights[:2].abs().sum()) + 1e-3).all())
 
 
-@for_all(first=similarities(0.8, 1.4, 6.0), second=similarities(0.8, 1.4, 6.0), pitch=st.floats(0.05, 0.25), angle=st.floats(0, 3))
-def test_two_crops_are_near_the_crop_by_both_matrices(first: Tensor, second: Tensor, pitch: float, angle: float) -> None:
+@for_all(
+    first=similarities(0.8, 1.4, 6.0),
+    second=similarities(0.8, 1.4, 6.0),
+    pitch=st.floats(0.05, 0.25),
+    angle=st.floats(0, 3),
+)
+def test_two_crops_are_near_the_crop_by_both_matrices(
+    first: Tensor, second: Tensor, pitch: float, angle: float
+) -> None:
     """Of a wave of radian frequency w, bilinear sampling at steps of a pixel is off by w^2 / 4 at most, along two axes."""
     size, together = 40, _compose(second, first)
     assume(float(torch.linalg.det(together[:, :2])) > 1 / 1.5**2)
     grid = _grid(size)
-    image = (pitch * (grid @ torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64))).sin().view(1, 1, size, size).float()
+    image = (
+        (pitch * (grid @ torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)))
+        .sin()
+        .view(1, 1, size, size)
+        .float()
+    )
     twice, once = warp(warp(image, first, size), second, size), warp(image, together, size)
     between = transform_points(grid, invert_transform(second))
     sources = transform_points(grid, invert_transform(together))
@@ -164,7 +200,9 @@ def test_two_crops_are_near_the_crop_by_both_matrices(first: Tensor, second: Ten
 
 
 @for_all(matrix=similarities(0.1, 5.0, 30.0), seed=SEEDS, size=st.integers(1, 20))
-def test_a_crop_keeps_the_range_of_its_image_and_does_not_depend_on_its_neighbours(matrix: Tensor, seed: int, size: int) -> None:
+def test_a_crop_keeps_the_range_of_its_image_and_does_not_depend_on_its_neighbours(
+    matrix: Tensor, seed: int, size: int
+) -> None:
     images = noise(seed, 3, 2, 13, 17)
     crops = warp(images, matrix, size)
     for image, crop in zip(images, crops, strict=True):
@@ -172,7 +210,12 @@ def test_a_crop_keeps_the_range_of_its_image_and_does_not_depend_on_its_neighbou
         torch.testing.assert_close(warp(image[None], matrix, size)[0], crop, rtol=0, atol=1e-6)
 
 
-_NO_INVERSE = ([[0.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [2.0, 4.0]], [[math.nan, 0.0], [0.0, 1.0]], [[math.inf, 0.0], [0.0, 1.0]])
+_NO_INVERSE = (
+    [[0.0, 0.0], [0.0, 0.0]],
+    [[1.0, 2.0], [2.0, 4.0]],
+    [[math.nan, 0.0], [0.0, 1.0]],
+    [[math.inf, 0.0], [0.0, 1.0]],
+)
 
 
 @pytest.mark.parametrize("rows", _NO_INVERSE, ids=["zero", "rank one", "NaN", "infinite"])
@@ -186,7 +229,9 @@ def test_a_photograph_without_pixels_or_of_another_type_is_refused() -> None:
     points = TEMPLATES["canonical"].tensor(16).numpy()
     images: list[Any] = [np.zeros((0, 9, 3), np.uint8), np.zeros((9, 9, 3), np.float32)]
     for image in images:
-        with pytest.raises(ValueError, match=r"expected an RGB image of shape \(H, W, 3\) with pixels and of type uint8"):
+        with pytest.raises(
+            ValueError, match=r"expected an RGB image of shape \(H, W, 3\) with pixels and of type uint8"
+        ):
             align(image, points, 16)
 
 
@@ -199,4 +244,6 @@ def test_landmarks_beyond_the_largest_coordinate_are_refused_and_those_at_it_are
 
 def test_a_similarity_of_two_points_turns_as_it_should() -> None:
     pair = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(similarity_transform(pair, pair.flip(-1)), similarity(1.0, math.pi / 2, 0.0, 0.0), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        similarity_transform(pair, pair.flip(-1)), similarity(1.0, math.pi / 2, 0.0, 0.0), atol=1e-12, rtol=0
+    )

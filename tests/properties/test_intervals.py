@@ -21,7 +21,9 @@ def _folded(scores: Scores, folds: list[int]) -> PairScores:
 
 
 @for_all(scores=scored_pairs(), folds=st.lists(st.integers(-1, 3), min_size=32, max_size=32), seed=SEEDS)
-def test_accuracy_over_folds_is_the_mean_of_its_decisions_and_ignores_the_scale(scores: Scores, folds: list[int], seed: int) -> None:
+def test_accuracy_over_folds_is_the_mean_of_its_decisions_and_ignores_the_scale(
+    scores: Scores, folds: list[int], seed: int
+) -> None:
     pairs = _folded(scores, folds)
     numbers = pairs.fold.unique()  # type: ignore[union-attr]
     result = fold_accuracy(pairs)
@@ -40,7 +42,9 @@ def test_accuracy_over_folds_is_the_mean_of_its_decisions_and_ignores_the_scale(
 
 
 @for_all(trials=st.integers(1, 500), share=st.floats(0, 1), confidence=st.floats(0.05, 0.999))
-def test_a_wilson_interval_holds_the_share_is_mirrored_and_narrows_with_trials(trials: int, share: float, confidence: float) -> None:
+def test_a_wilson_interval_holds_the_share_is_mirrored_and_narrows_with_trials(
+    trials: int, share: float, confidence: float
+) -> None:
     successes = round(share * trials)
     low, high = wilson(successes, trials, confidence)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -85,7 +89,9 @@ def _two_systems(people: int, seed: int) -> tuple[PairScores, PairScores]:
     same = identity[one] == identity[other]
     spread = noise(seed, people)
     skill = 1.5 + spread[identity[one]] * 0.3
-    pairs = [PairScores(skill * same + noise(seed + n, len(same)), same, identity[one], identity[other]) for n in (1, 2)]
+    pairs = [
+        PairScores(skill * same + noise(seed + n, len(same)), same, identity[one], identity[other]) for n in (1, 2)
+    ]
     return pairs[0], pairs[1]._replace(similarity=pairs[1].similarity - 0.4 * same)
 
 

@@ -48,14 +48,20 @@ def _rotation(dim: int, seed: int) -> Tensor:
 def _moved(embedding: Tensor, seed: int, scale: float) -> Tensor:
     """Rotated or mirrored, scaled and shifted, in float64."""
     size = float(embedding.abs().max()) or 1.0
-    return scale * (embedding.double() @ _rotation(embedding.shape[1], seed) + 3 * size * noise(seed, 1, embedding.shape[1]).double())
+    return scale * (
+        embedding.double() @ _rotation(embedding.shape[1], seed)
+        + 3 * size * noise(seed, 1, embedding.shape[1]).double()
+    )
 
 
 @pytest.mark.parametrize(
-    ("loss", "oracle", "least"), [(pair_relation_loss, oracles.pair_relation, 2), (triplet_relation_loss, oracles.triplet_relation, 3)]
+    ("loss", "oracle", "least"),
+    [(pair_relation_loss, oracles.pair_relation, 2), (triplet_relation_loss, oracles.triplet_relation, 3)],
 )
 @for_all(pair=batches())
-def test_a_relation_is_its_definition_and_nothing_for_too_few_images(loss: Loss, oracle: Loss, least: int, pair: Scores) -> None:
+def test_a_relation_is_its_definition_and_nothing_for_too_few_images(
+    loss: Loss, oracle: Loss, least: int, pair: Scores
+) -> None:
     student, teacher = (embedding.double() for embedding in pair)
     alike = any(bool((embedding == embedding[0]).all()) for embedding in pair)
     value = float(loss(student, teacher))
@@ -68,7 +74,9 @@ def test_a_relation_is_its_definition_and_nothing_for_too_few_images(loss: Loss,
 
 @RELATIONS
 @for_all(pair=batches(), seed=SEEDS, exponent=st.integers(-6, 6))
-def test_a_relation_ignores_turns_shifts_sizes_and_the_order_of_images(loss: Loss, pair: Scores, seed: int, exponent: int) -> None:
+def test_a_relation_ignores_turns_shifts_sizes_and_the_order_of_images(
+    loss: Loss, pair: Scores, seed: int, exponent: int
+) -> None:
     student, teacher = (embedding.double() for embedding in pair)
     value = float(loss(student, teacher))
     moved = loss(_moved(student, seed, 10.0**exponent), _moved(teacher, seed + 1, 10.0**-exponent))
@@ -94,7 +102,9 @@ def test_gradients_of_a_relation_are_finite_at_any_size(loss: Loss, pair: Scores
 
 @RELATIONS
 @for_all(pair=batches())
-def test_the_gradient_neither_shifts_nor_scales_a_space_whose_place_and_size_do_not_matter(loss: Loss, pair: Scores) -> None:
+def test_the_gradient_neither_shifts_nor_scales_a_space_whose_place_and_size_do_not_matter(
+    loss: Loss, pair: Scores
+) -> None:
     student, teacher = (embedding.double() for embedding in pair)
     (slope,) = _gradient(lambda s: loss(s, teacher), student)
     size = float(slope.abs().max())
@@ -103,7 +113,9 @@ def test_the_gradient_neither_shifts_nor_scales_a_space_whose_place_and_size_do_
 
 
 @for_all(pair=batches(), most=st.integers(1, 9), start=st.integers(0, 50), chunk_size=st.integers(1, 9))
-def test_vertices_taken_in_turns_have_the_mean_of_all_in_value_and_gradient(pair: Scores, most: int, start: int, chunk_size: int) -> None:
+def test_vertices_taken_in_turns_have_the_mean_of_all_in_value_and_gradient(
+    pair: Scores, most: int, start: int, chunk_size: int
+) -> None:
     student, teacher = (embedding.double() for embedding in pair)
     turns = range(start, start + math.ceil(len(student) / most))
 
@@ -138,30 +150,46 @@ def test_the_soft_instance_loss_lies_below_the_mix_of_hard_and_centre_by_what_th
     given: tuple[Tensor, Tensor, Tensor], beta: float, seed: int
 ) -> None:
     student, teacher, centers = given
-    hard, centre, apart = (instance_relation_loss(*sides) for sides in ((student, teacher), (student, centers), (teacher, centers)))
+    hard, centre, apart = (
+        instance_relation_loss(*sides) for sides in ((student, teacher), (student, centers), (teacher, centers))
+    )
     soft = instance_relation_loss(student, teacher, centers, beta, normalize=False)
-    torch.testing.assert_close(soft, (1 - beta) * hard + beta * centre - beta * (1 - beta) * apart, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        soft, (1 - beta) * hard + beta * centre - beta * (1 - beta) * apart, rtol=1e-9, atol=1e-9
+    )
     ours, theirs, middle = (side @ _rotation(student.shape[1], seed) for side in given)
     for normalize in (True, False):
         value = instance_relation_loss(student, teacher, centers, beta, normalize)
-        torch.testing.assert_close(instance_relation_loss(ours, theirs, middle, beta, normalize), value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            instance_relation_loss(ours, theirs, middle, beta, normalize), value, rtol=1e-9, atol=1e-9
+        )
     target = F.normalize(torch.lerp(teacher, centers, beta), dim=1) if beta else teacher
     assert float(instance_relation_loss(target, teacher, centers, beta)) == pytest.approx(0, abs=1e-24)
 
 
 @for_all(given=triples(), scale=st.floats(0.1, 20), temperature=st.floats(0.2, 8), seed=SEEDS)
-def test_the_prediction_relation_is_a_divergence(given: tuple[Tensor, Tensor, Tensor], scale: float, temperature: float, seed: int) -> None:
+def test_the_prediction_relation_is_a_divergence(
+    given: tuple[Tensor, Tensor, Tensor], scale: float, temperature: float, seed: int
+) -> None:
     student, teacher, centers = (F.normalize(side, dim=1) for side in given)
     value = float(prediction_relation_loss(student, teacher, centers, scale, temperature))
     assert value >= -1e-12
-    assert value == pytest.approx(oracles.prediction_relation(student, teacher, centers, scale, temperature), rel=1e-7, abs=1e-9)
+    assert value == pytest.approx(
+        oracles.prediction_relation(student, teacher, centers, scale, temperature), rel=1e-7, abs=1e-9
+    )
     assert float(prediction_relation_loss(teacher, teacher, centers, scale, temperature)) == 0
     turn = _rotation(student.shape[1], seed)
     turned = prediction_relation_loss(student @ turn, teacher @ turn, centers.flip(0) @ turn, scale, temperature)
     assert float(turned) == pytest.approx(value, rel=1e-6, abs=1e-9)
 
 
-@for_all(count=ROWS, people=ROWS, seed=SEEDS, scale=st.floats(0.1, 64), margins=st.tuples(st.floats(0, 1.5), st.floats(0, 1.5)))
+@for_all(
+    count=ROWS,
+    people=ROWS,
+    seed=SEEDS,
+    scale=st.floats(0.1, 64),
+    margins=st.tuples(st.floats(0, 1.5), st.floats(0, 1.5)),
+)
 def test_a_margin_of_zero_is_softmax_and_a_larger_one_costs_more(
     count: int, people: int, seed: int, scale: float, margins: tuple[float, float]
 ) -> None:
@@ -170,16 +198,23 @@ def test_a_margin_of_zero_is_softmax_and_a_larger_one_costs_more(
     plain = F.cross_entropy(scale * cosine, identity)
     small, large = sorted(margins)
     for margin_type in ("softmax", "cosface", "arcface"):
-        torch.testing.assert_close(identity_loss(cosine, identity, margin_type, 0.0, scale), plain, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            identity_loss(cosine, identity, margin_type, 0.0, scale), plain, rtol=1e-9, atol=1e-12
+        )
         values = [float(identity_loss(cosine, identity, margin_type, margin, scale)) for margin in (small, large)]
         assert 0 <= float(plain) <= values[0] * (1 + 1e-9) + 1e-12 <= (values[1] * (1 + 1e-9) + 1e-12) * (1 + 1e-9)
         expected = oracles.identity_loss(cosine, identity.tolist(), margin_type, large, scale)
         assert values[1] == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@for_all(cosines=st.lists(st.sampled_from([-1.0, -1 + 1e-7, 0.0, 1 - 1e-7, 1.0]), min_size=2, max_size=5), margin_type=MARGIN_TYPES)
+@for_all(
+    cosines=st.lists(st.sampled_from([-1.0, -1 + 1e-7, 0.0, 1 - 1e-7, 1.0]), min_size=2, max_size=5),
+    margin_type=MARGIN_TYPES,
+)
 def test_slopes_are_finite_at_the_ends_of_the_cosine(cosines: list[float], margin_type: str) -> None:
-    (slope,) = _gradient(lambda c: identity_loss(c, torch.zeros(1, dtype=torch.int64), margin_type, 0.5), torch.tensor([cosines]))
+    (slope,) = _gradient(
+        lambda c: identity_loss(c, torch.zeros(1, dtype=torch.int64), margin_type, 0.5), torch.tensor([cosines])
+    )
     assert bool(slope.isfinite().all()) and float(slope.abs().max()) <= 64 * 2000
 
 
@@ -212,13 +247,17 @@ def test_a_sharded_head_in_one_process_is_the_whole_head_in_value_and_gradients(
 
 
 @for_all(given=blends(4), exponent=st.integers(-3, 3), margin_type=MARGIN_TYPES)
-def test_an_identity_head_looks_at_directions_only(given: tuple[Tensor, Tensor, Tensor], exponent: int, margin_type: str) -> None:
+def test_an_identity_head_looks_at_directions_only(
+    given: tuple[Tensor, Tensor, Tensor], exponent: int, margin_type: str
+) -> None:
     embedding, identity = F.normalize(given[0], dim=1).double(), given[1][:, 0]
     head = IdentityLoss(4, 3, margin_type, 0.3).double()
     head.initialise(noise(1, 4, 3).double())
     value = head(embedding, identity)
     torch.testing.assert_close(head(embedding * 10.0**exponent, identity), value, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(head(embedding, identity[:, None], torch.ones(len(identity), 1).double()), value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        head(embedding, identity[:, None], torch.ones(len(identity), 1).double()), value, rtol=1e-9, atol=1e-12
+    )
 
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=8)
@@ -227,7 +266,9 @@ LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=8)
 @for_all(real=LOGITS, fake=LOGITS)
 def test_adversarial_losses_have_their_known_values(real: Sequence[float], fake: Sequence[float]) -> None:
     clean, completed = torch.tensor(real).double(), torch.tensor(fake).double()
-    hinge = sum(max(0.0, 1 - value) for value in real) / len(real) + sum(max(0.0, 1 + value) for value in fake) / len(fake)
+    hinge = sum(max(0.0, 1 - value) for value in real) / len(real) + sum(max(0.0, 1 + value) for value in fake) / len(
+        fake
+    )
     mean = sum(fake) / len(fake)
     assert float(discriminator_loss(clean, completed, "hinge")) == pytest.approx(hinge, abs=1e-9)
     assert float(discriminator_loss(clean, completed, "wgan")) == pytest.approx(mean - sum(real) / len(real), abs=1e-9)
@@ -236,26 +277,37 @@ def test_adversarial_losses_have_their_known_values(real: Sequence[float], fake:
 
 
 @for_all(seed=SEEDS, length=st.floats(0, 5), count=ROWS)
-def test_a_linear_discriminator_s_penalty_is_known_wherever_it_is_looked_at(seed: int, length: float, count: int) -> None:
+def test_a_linear_discriminator_s_penalty_is_known_wherever_it_is_looked_at(
+    seed: int, length: float, count: int
+) -> None:
     direction = length * F.normalize(noise(seed, 12).double(), dim=0)
     real, fake = noise(seed, 2, count, 3, 2, 2).double()
     penalty = gradient_penalty(lambda image: image.flatten(1) @ direction, real, fake, torch.linspace(0, 1, count))
     assert float(penalty) == pytest.approx((length - 1) ** 2, abs=1e-9)
 
 
-@for_all(seed=SEEDS, count=st.integers(1, 3), covered=st.floats(0, 1), weights=st.tuples(st.floats(0, 3), st.floats(0, 3)))
-def test_masked_l1_is_its_definition_and_grows_with_the_error(seed: int, count: int, covered: float, weights: tuple[float, float]) -> None:
+@for_all(
+    seed=SEEDS, count=st.integers(1, 3), covered=st.floats(0, 1), weights=st.tuples(st.floats(0, 3), st.floats(0, 3))
+)
+def test_masked_l1_is_its_definition_and_grows_with_the_error(
+    seed: int, count: int, covered: float, weights: tuple[float, float]
+) -> None:
     generated, face = noise(seed, 2, count, 2, 3, 4).double()
     mask = (torch.rand(count, 1, 3, 4, generator=torch.Generator().manual_seed(seed % 2**63)) < covered).double()
     value = float(masked_l1_loss(generated, face, mask, *weights))
     assert value == pytest.approx(oracles.masked_l1(generated, face, mask, *weights), rel=1e-9, abs=1e-12)
-    assert float(masked_l1_loss(face, generated, mask, *weights)) == pytest.approx(value) and float(masked_l1_loss(face, face, mask)) == 0
+    assert (
+        float(masked_l1_loss(face, generated, mask, *weights)) == pytest.approx(value)
+        and float(masked_l1_loss(face, face, mask)) == 0
+    )
     assert float(masked_l1_loss(face + 3 * (generated - face), face, mask, *weights)) == pytest.approx(3 * value)
     assert float(masked_l1_loss(generated, face, 1 - mask, *weights[::-1])) == pytest.approx(value)
 
 
 @for_all(seed=SEEDS, count=st.integers(1, 3), covered=st.floats(0, 1), size=st.sampled_from([0.1, 3.0, 1e3, 1e6]))
-def test_mask_segmentation_is_positive_finite_and_treats_images_alike(seed: int, count: int, covered: float, size: float) -> None:
+def test_mask_segmentation_is_positive_finite_and_treats_images_alike(
+    seed: int, count: int, covered: float, size: float
+) -> None:
     logits = noise(seed, count, 1, 4, 4) * size
     mask = (torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed % 2**63)) < covered).float()
     value = mask_segmentation_loss(logits, mask)
@@ -266,7 +318,9 @@ def test_mask_segmentation_is_positive_finite_and_treats_images_alike(seed: int,
 
 
 @for_all(seed=SEEDS, sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)), scale=st.floats(1e-3, 1e3))
-def test_a_feature_distance_lies_between_0_and_4_and_looks_at_directions_only(seed: int, sizes: tuple[int, int], scale: float) -> None:
+def test_a_feature_distance_lies_between_0_and_4_and_looks_at_directions_only(
+    seed: int, sizes: tuple[int, int], scale: float
+) -> None:
     ours, theirs = ([noise(seed + side, 2, channels, 2).double() for channels in sizes] for side in (0, 1))
     value = float(feature_distance(ours, theirs))
     assert 0 <= value <= 4 + 1e-9 and float(feature_distance(ours, ours)) == 0

@@ -84,11 +84,16 @@ def test_more_false_accepts_never_lower_the_true_ones(scores: Scores, fars: tupl
     assert math.isnan(low) or low <= high
     assert true_accept_rate(similarity, same, 1.0) == 1
     curve = roc_curve(similarity, same)
-    assert all(bool((column.diff() >= 0).all()) and float(column[0]) == 0 and float(column[-1]) == 1 for column in (curve.far, curve.tar))
+    assert all(
+        bool((column.diff() >= 0).all()) and float(column[0]) == 0 and float(column[-1]) == 1
+        for column in (curve.far, curve.tar)
+    )
 
 
 @for_all(scores=scored_pairs(), far=FARS, copies=st.integers(1, 30))
-def test_a_threshold_keeps_its_target_on_the_scores_that_gave_it_and_no_lower_one_does(scores: Scores, far: float, copies: int) -> None:
+def test_a_threshold_keeps_its_target_on_the_scores_that_gave_it_and_no_lower_one_does(
+    scores: Scores, far: float, copies: int
+) -> None:
     similarity, same = (column.repeat(copies) for column in scores)
     curve, negatives = roc_curve(similarity, same), int((~same).sum())
     tar, threshold = operating_point(curve, negatives, far)
@@ -96,7 +101,9 @@ def test_a_threshold_keeps_its_target_on_the_scores_that_gave_it_and_no_lower_on
         assert math.isnan(tar) and math.isnan(threshold)
         return
     accepted = similarity.double() >= threshold
-    assert float(accepted[~same].double().mean()) <= far + 1e-9 and float(accepted[same].double().mean()) == pytest.approx(tar)
+    assert float(accepted[~same].double().mean()) <= far + 1e-9 and float(
+        accepted[same].double().mean()
+    ) == pytest.approx(tar)
     rejected = similarity.double()[~accepted]
     if len(rejected):
         assert float((similarity.double() >= rejected.max())[~same].double().mean()) > far
@@ -110,7 +117,9 @@ def test_a_cmc_rises_to_1_from_rank_1(sets: Sets, places: int, images: str) -> N
     if bool(curve.isnan().any()):  # each probe is made from an image that stands for its person
         assert bool(curve.isnan().all())
         return
-    assert bool((curve.diff() >= 0).all()) and float(curve[0]) >= 0 and float(curve[people - 1]) == float(curve[-1]) == 1
+    assert (
+        bool((curve.diff() >= 0).all()) and float(curve[0]) >= 0 and float(curve[people - 1]) == float(curve[-1]) == 1
+    )
     assert torch.equal(cmc(gallery, probe, places, images), curve[:places])  # type: ignore[arg-type]
     assert images == "all" or rank1(gallery, probe) == float(curve[0])
 
@@ -126,7 +135,9 @@ def test_a_rank_counts_the_people_who_are_at_least_as_similar(sets: Sets) -> Non
         if index not in first.values():
             similarity = {other: float(embedding @ face) for other, face in faces.items()}
             ranks.append(sum(value >= similarity[person] - 1e-6 for value in similarity.values()))
-    expected = [sum(rank <= place for rank in ranks) / len(ranks) if ranks else math.nan for place in range(1, len(faces) + 1)]
+    expected = [
+        sum(rank <= place for rank in ranks) / len(ranks) if ranks else math.nan for place in range(1, len(faces) + 1)
+    ]
     assert cmc(gallery, probe, len(faces)).tolist() == pytest.approx(expected, nan_ok=True, abs=1e-12)
 
 
@@ -144,7 +155,9 @@ def test_ranks_ignore_the_order_of_images_and_the_turn_of_the_space(sets: Sets, 
     assert _ranks(gallery.take(order[0]), probe.take(order[1])) == pytest.approx(before, nan_ok=True)
     turned = [EmbeddingSet(m.embedding @ turn, m.identity, m.index, m.kind, m.seed) for m in sets]
     gaps = probe.embedding @ gallery.embedding.T
-    if float((gaps[:, :, None] - gaps[:, None]).abs().add(torch.eye(len(gallery))).min()) > 1e-5:  # else rounding decides
+    if (
+        float((gaps[:, :, None] - gaps[:, None]).abs().add(torch.eye(len(gallery))).min()) > 1e-5
+    ):  # else rounding decides
         assert _ranks(*turned) == pytest.approx(before, nan_ok=True)
 
 
@@ -181,8 +194,12 @@ def test_a_narrowed_test_keeps_every_comparison_small_and_as_many_people_as_that
         assert largest(*more) > most
 
 
-@pytest.mark.parametrize(("kind", "most"), [(-1, 50_000), (0, 25_000)], ids=["clean against clean", "masked within a draw"])
-def test_few_people_with_very_many_images_do_not_burst_the_limit_of_pairs(kind: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "most"), [(-1, 50_000), (0, 25_000)], ids=["clean against clean", "masked within a draw"]
+)
+def test_few_people_with_very_many_images_do_not_burst_the_limit_of_pairs(
+    kind: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """100 images of the first three people and one of everybody else: a limit shared out by people alone would keep too many."""
     identity = torch.cat([torch.arange(3).repeat_interleave(100), torch.arange(3, 103)])
     index = torch.arange(len(identity))

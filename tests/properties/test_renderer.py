@@ -60,7 +60,9 @@ def test_a_mask_is_one_where_the_occluder_is_and_the_face_is_untouched_elsewhere
 
 
 @for_all(given=sitters(least=2), others=sitters(most=2), order=st.randoms(use_true_random=False))
-def test_an_image_is_the_same_alone_in_any_order_and_beside_any_neighbours(given: Sitters, others: Sitters, order: random.Random) -> None:
+def test_an_image_is_the_same_alone_in_any_order_and_beside_any_neighbours(
+    given: Sitters, others: Sitters, order: random.Random
+) -> None:
     whole = render(*given)
     for i in range(len(given.faces)):
         assert _same(render(*given.take([i])), (whole[0][i : i + 1], whole[1][i : i + 1]))
@@ -83,14 +85,21 @@ def test_the_layout_of_the_memory_does_not_matter(given: Sitters) -> None:
 
 @for_all(kind=st.sampled_from(KINDS), seeds=st.sets(SEEDS, min_size=2, max_size=6), points=landmarks(64))
 def test_different_seeds_give_different_occluders(kind: str, seeds: set[int], points: Tensor) -> None:
-    masked, _ = render(torch.zeros(1, 3, 64, 64).expand(len(seeds), -1, -1, -1), points, kind, torch.tensor(sorted(seeds)))
+    masked, _ = render(
+        torch.zeros(1, 3, 64, 64).expand(len(seeds), -1, -1, -1), points, kind, torch.tensor(sorted(seeds))
+    )
     assert len({image.numpy().tobytes() for image in masked}) == len(seeds)
 
 
 @for_all(
-    kind=st.sampled_from(KINDS), dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float64]), seed=SEEDS, points=landmarks(48)
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float64]),
+    seed=SEEDS,
+    points=landmarks(48),
 )
-def test_every_float_type_keeps_its_type_and_gets_the_same_mask(kind: str, dtype: torch.dtype, seed: int, points: Tensor) -> None:
+def test_every_float_type_keeps_its_type_and_gets_the_same_mask(
+    kind: str, dtype: torch.dtype, seed: int, points: Tensor
+) -> None:
     face, seeds = noise(seed, 1, 3, 48, 48).clamp(-1, 1).to(dtype), torch.tensor([seed])
     masked, mask = render(face, points, kind, seeds)
     assert masked.dtype == mask.dtype == dtype and float(masked.abs().max()) <= 1
@@ -103,11 +112,20 @@ def test_a_kind_paints_nothing_outside_its_extent_however_the_head_is_turned(giv
     """Painted over the whole image instead of its window, it covers not one pixel more."""
     with pytest.MonkeyPatch.context() as patch:
         windowed = render(*given)[1]
-        patch.setattr(registry, "_KINDS", {name: replace(get_kind(number), extent=None) for number, name in enumerate(KINDS)})
+        patch.setattr(
+            registry, "_KINDS", {name: replace(get_kind(number), extent=None) for number, name in enumerate(KINDS)}
+        )
         assert torch.equal(render(*given)[1], windowed)
 
 
-WORN = {"surgical": "mouth", "cloth": "mouth", "n95": "mouth and nose", "scarf": "mouth", "hand": "mouth", "sunglasses": "eyes"}
+WORN = {
+    "surgical": "mouth",
+    "cloth": "mouth",
+    "n95": "mouth and nose",
+    "scarf": "mouth",
+    "hand": "mouth",
+    "sunglasses": "eyes",
+}
 SPARED = {"surgical": "eyes", "cloth": "eyes", "n95": "eyes", "sunglasses": "mouth"}
 
 
@@ -135,9 +153,13 @@ def test_no_seed_leaves_a_canonical_crop_uncovered_nor_covers_all_of_it(size: in
     number=st.integers(0, len(KINDS) - 1),
     shape=st.sampled_from([(32, 32), (20, 40), (1, 1)]),
 )
-def test_any_numbers_for_landmarks_give_a_mask_or_a_refusal_in_one_line(points: list[float], number: int, shape: tuple[int, int]) -> None:
+def test_any_numbers_for_landmarks_give_a_mask_or_a_refusal_in_one_line(
+    points: list[float], number: int, shape: tuple[int, int]
+) -> None:
     try:
-        masked, masks = render(torch.zeros(1, 3, *shape), torch.tensor(points).view(5, 2), torch.tensor([number]), torch.tensor([5]))
+        masked, masks = render(
+            torch.zeros(1, 3, *shape), torch.tensor(points).view(5, 2), torch.tensor([number]), torch.tensor([5])
+        )
     except ValueError as error:
         assert "landmarks must be" in str(error) and "\n" not in str(error)
     else:
@@ -172,8 +194,15 @@ def test_random_numbers_are_a_seed_s_own_and_of_24_bits(seeds: list[int], count:
         assert torch.equal(uniform(torch.tensor([seed]), count + 3, stream)[0, :count], row)
 
 
-@for_all(unit=st.sampled_from([0.0, 0.5, 1 - 2.0**-24]), low=st.floats(-3, 3), width=st.floats(0.01, 5), options=st.integers(1, 40))
-def test_the_ends_of_the_unit_interval_stay_within_every_range_and_table(unit: float, low: float, width: float, options: int) -> None:
+@for_all(
+    unit=st.sampled_from([0.0, 0.5, 1 - 2.0**-24]),
+    low=st.floats(-3, 3),
+    width=st.floats(0.01, 5),
+    options=st.integers(1, 40),
+)
+def test_the_ends_of_the_unit_interval_stay_within_every_range_and_table(
+    unit: float, low: float, width: float, options: int
+) -> None:
     draws = Draws(torch.tensor([0]), block=torch.full((64, 1, 1, 1), unit))
     value = float(draws.between(low, low + width))
     assert low - 1e-6 <= value <= low + width + 1e-6
@@ -182,9 +211,13 @@ def test_the_ends_of_the_unit_interval_stay_within_every_range_and_table(unit: f
 
 
 @for_all(
-    seeds=st.lists(SEEDS, min_size=1, max_size=20), kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4), clean=st.floats(0, 1)
+    seeds=st.lists(SEEDS, min_size=1, max_size=20),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+    clean=st.floats(0, 1),
 )
-def test_kinds_are_drawn_among_those_named_and_by_the_seed_alone(seeds: list[int], kinds: list[str], clean: float) -> None:
+def test_kinds_are_drawn_among_those_named_and_by_the_seed_alone(
+    seeds: list[int], kinds: list[str], clean: float
+) -> None:
     chosen = draw_kinds(torch.tensor(seeds), kinds, clean)
     assert set(chosen.tolist()) <= {-1, *(KINDS.index(name) for name in kinds)}
     assert chosen.tolist() == [int(draw_kinds(torch.tensor([seed]), kinds, clean)) for seed in seeds]

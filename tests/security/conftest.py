@@ -11,7 +11,19 @@ from deocc.inference.network import FaceNetwork
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     """A student of random weights without a de-occluder."""
-    student = {"name": "dlib_resnet", "options": {}, "student_input": "completed", "mask_channel": False, "embedding_dim": 128}
-    config = {"student": student, "teacher": "dlib_resnet", "deoccluder": None, "face": face_contract(64), "thresholds": None}
+    student = {
+        "name": "dlib_resnet",
+        "options": {},
+        "student_input": "completed",
+        "mask_channel": False,
+        "embedding_dim": 128,
+    }
+    config = {
+        "student": student,
+        "teacher": "dlib_resnet",
+        "deoccluder": None,
+        "face": face_contract(64),
+        "thresholds": None,
+    }
     write_model(tmp_path / "model", config, FaceNetwork(config), "a test's model")
     return tmp_path / "model"

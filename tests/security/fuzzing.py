@@ -26,7 +26,9 @@ def for_each(examples: int, damaged: st.SearchStrategy[bytes], read: Callable[[b
         AssertionError: it raised anything else, in lines, took 20 s, or memory.
     """
 
-    @settings(max_examples=examples, derandomize=True, database=None, deadline=20_000, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples, derandomize=True, database=None, deadline=20_000, suppress_health_check=list(HealthCheck)
+    )
     @given(damaged)
     def holds(data: bytes) -> None:
         with within_memory(), refused_in_one_line():

@@ -52,7 +52,9 @@ def test_a_pickle_cannot_multiply_its_bytes(spelling: str, tmp_path: Path) -> No
         BinFaces(str(tmp_path / "a.bin"))
 
 
-def test_a_pickle_cannot_ask_for_a_memo_a_dictionary_or_endless_opcodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_cannot_ask_for_a_memo_a_dictionary_or_endless_opcodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.bin"
     monkeypatch.setattr(pickle_scan, "MOST_OPCODES", 50)
     for data, message in {
@@ -67,7 +69,10 @@ def test_a_pickle_cannot_ask_for_a_memo_a_dictionary_or_endless_opcodes(tmp_path
 
 def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(2**22)}, "hyper_parameters": {}}, tmp_path / "whole.ckpt")
-    with zipfile.ZipFile(tmp_path / "whole.ckpt") as whole, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "whole.ckpt") as whole,
+        zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for name in whole.namelist():
             bomb.writestr(name, whole.read(name))
     assert (tmp_path / "bomb.ckpt").stat().st_size < 2**17
@@ -76,7 +81,9 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
             read(tmp_path / "bomb.ckpt")
 
 
-def test_arrays_that_unpack_to_much_or_announce_more_than_they_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_that_unpack_to_much_or_announce_more_than_they_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, a=np.zeros(2**24))
     monkeypatch.setattr("deocc.evaluation.npz.MOST_BYTES", 2**20)

@@ -61,7 +61,11 @@ def _stage_1() -> dict[str, object]:
     deoccluder = Deoccluder({"width": 4, "depth": 3}, {"width": 4})
     state = {f"average.module.{key}": value for key, value in deoccluder.generator.state_dict().items()}
     state |= {f"segmenter.{key}": value for key, value in deoccluder.segmenter.state_dict().items()}
-    return {"stage": "inpainting", "hyper_parameters": {"width": 4, "attention": True, "segmenter_width": 4}, "state_dict": state}
+    return {
+        "stage": "inpainting",
+        "hyper_parameters": {"width": 4, "attention": True, "segmenter_width": 4},
+        "state_dict": state,
+    }
 
 
 @MANY
@@ -165,7 +169,13 @@ def test_a_damaged_zip_of_images(examples: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_damaged_model_folder(examples: int, name: str, tmp_path: Path) -> None:
     config = {
-        "student": {"name": "dlib_resnet", "options": {}, "student_input": "completed", "mask_channel": False, "embedding_dim": 128},
+        "student": {
+            "name": "dlib_resnet",
+            "options": {},
+            "student_input": "completed",
+            "mask_channel": False,
+            "embedding_dim": 128,
+        },
         "teacher": "dlib_resnet",
         "deoccluder": None,
         "face": face_contract(64),

@@ -33,11 +33,22 @@ def _exif() -> Image.Exif:
 _GREY, _PALETTE, _BITS = _PICTURE.convert("L"), _PICTURE.convert("P"), _PICTURE.convert("1")
 _PLAIN, _DIM = b"P2\n# words\n4 3\n255\n" + b"1 2 3 4\n" * 3, b"P5 4 3 99\n" + bytes(12)
 _FILES = {
-    "png": [_encoded("PNG", exif=_exif()), _encoded("PNG", _PALETTE, transparency=3), _encoded("PNG", _PICTURE.convert("I;16"))],
-    "jpeg": [_encoded("JPEG", exif=_exif()), _encoded("JPEG", progressive=True), _encoded("JPEG", _PICTURE.convert("CMYK"))],
+    "png": [
+        _encoded("PNG", exif=_exif()),
+        _encoded("PNG", _PALETTE, transparency=3),
+        _encoded("PNG", _PICTURE.convert("I;16")),
+    ],
+    "jpeg": [
+        _encoded("JPEG", exif=_exif()),
+        _encoded("JPEG", progressive=True),
+        _encoded("JPEG", _PICTURE.convert("CMYK")),
+    ],
     "mpo": [_encoded("MPO", save_all=True)],
     "pnm": [_encoded("PPM"), _encoded("PPM", _GREY), _PLAIN, _DIM],
-    "tiff": [_encoded("TIFF", compression=packed, exif=_exif()) for packed in (None, "tiff_lzw", "jpeg", "tiff_adobe_deflate")],
+    "tiff": [
+        _encoded("TIFF", compression=packed, exif=_exif())
+        for packed in (None, "tiff_lzw", "jpeg", "tiff_adobe_deflate")
+    ],
     "pages": [_encoded("TIFF", save_all=True), _encoded("TIFF", _BITS, compression="group4")],
     "webp": [_encoded("WEBP"), _encoded("WEBP", lossless=True, exif=_exif()), _encoded("WEBP", save_all=True)],
     "bmp": [_encoded("BMP"), _encoded("BMP", _PALETTE), _encoded("BMP", _BITS)],
@@ -81,7 +92,11 @@ def test_a_damaged_file_has_a_size_or_one_line_and_a_mark_or_none(examples: int,
         width, height = read_size(path)
         assert width > 0 and height > 0
 
-    for_each(examples, damaged([*(file for files in _FILES.values() for file in files), (tmp_path / "marked.png").read_bytes()]), read)
+    for_each(
+        examples,
+        damaged([*(file for files in _FILES.values() for file in files), (tmp_path / "marked.png").read_bytes()]),
+        read,
+    )
 
 
 def test_what_is_not_damaged_is_read(tmp_path: Path) -> None:

@@ -71,7 +71,11 @@ def test_a_small_file_that_claims_much_takes_no_memory(name: str, tmp_path: Path
     assert len(data) < 5_000_000
     path = tmp_path / "bomb"
     path.write_bytes(data)
-    readers: list[Callable[[], Any]] = [partial(read_image_bytes, data, "bomb"), partial(read_photo, data), partial(read_image, path)]
+    readers: list[Callable[[], Any]] = [
+        partial(read_image_bytes, data, "bomb"),
+        partial(read_photo, data),
+        partial(read_image, path),
+    ]
     for reader in readers:
         with within_memory(_LITTLE), pytest.raises(ValueError, match=r"cannot read|not an image") as error:
             reader()
@@ -81,7 +85,9 @@ def test_a_small_file_that_claims_much_takes_no_memory(name: str, tmp_path: Path
 def test_the_limit_is_told_with_what_came_and_the_size_is_not_given(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(_png(10_001, 10_000))
     for reader in (read_image, read_size):
-        with pytest.raises(ValueError, match=r"bomb\.png .*10001 x 10000 pixels, at most 100 million pixels are allowed"):
+        with pytest.raises(
+            ValueError, match=r"bomb\.png .*10001 x 10000 pixels, at most 100 million pixels are allowed"
+        ):
             reader(tmp_path / "bomb.png")
     assert MOST_PIXELS == 100_000_000
 

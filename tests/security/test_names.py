@@ -19,7 +19,13 @@ from deocc.networks.deoccluder import Deoccluder
 from tests.security.fuzzing import within_memory
 
 _LITTLE = 100 * 2**20
-_STUDENT = {"name": "dlib_resnet", "options": {}, "student_input": "completed", "mask_channel": False, "embedding_dim": 128}
+_STUDENT = {
+    "name": "dlib_resnet",
+    "options": {},
+    "student_input": "completed",
+    "mask_channel": False,
+    "embedding_dim": 128,
+}
 
 
 def test_names_in_a_zip_that_would_lead_out_are_no_images_and_a_link_is_none_either(tmp_path: Path) -> None:
@@ -88,10 +94,16 @@ def test_a_configuration_nested_beyond_reason_is_refused(model_folder: Path) -> 
 @pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png", "\t=a.png", "'=a.png", "''-a.png"])
 def test_a_name_is_no_formula_in_a_table_and_is_read_as_it_was(name: str, tmp_path: Path) -> None:
     table = OutcomeFile(tmp_path / "table.csv")
-    table.replace(name, [Outcome(name, "", 1, "x.png", {"person": name, "similarity": -0.25, "plain": "'a", "number": "-1.5e-3"})])
+    table.replace(
+        name, [Outcome(name, "", 1, "x.png", {"person": name, "similarity": -0.25, "plain": "'a", "number": "-1.5e-3"})]
+    )
     table.write()
     cells = (tmp_path / "table.csv").read_text().splitlines()[1].split(",")
-    assert all(not cell.strip('"').startswith(("=", "+", "@", "\t")) for cell in cells) and "-0.25" in cells and "-1.5e-3" in cells
+    assert (
+        all(not cell.strip('"').startswith(("=", "+", "@", "\t")) for cell in cells)
+        and "-0.25" in cells
+        and "-1.5e-3" in cells
+    )
     (read,) = OutcomeFile(tmp_path / "table.csv").rows(name)
     assert (read.photo, read.details["person"], read.details["plain"]) == (name, name, "'a")
 
@@ -102,7 +114,9 @@ def test_the_weights_of_a_graph_cannot_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "outside.bin").write_bytes(bytes(192 * 16))
     (tmp_path / "model").mkdir()
     for location in ("../outside.bin", str(tmp_path / "outside.bin")):
-        weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[192, 4], data_location=onnx.TensorProto.EXTERNAL)
+        weights = onnx.TensorProto(
+            name="w", data_type=onnx.TensorProto.FLOAT, dims=[192, 4], data_location=onnx.TensorProto.EXTERNAL
+        )
         weights.external_data.add(key="location", value=location)
         nodes = [onnx.helper.make_node("Flatten", ["x"], ["f"]), onnx.helper.make_node("MatMul", ["f", "w"], ["y"])]
         ends = [onnx.helper.make_tensor_value_info(*end) for end in (("x", 1, ["b", 3, 8, 8]), ("y", 1, ["b", 4]))]

@@ -28,8 +28,22 @@ def _findings(*targets: Path) -> list[str]:
 
 
 def test_bandit_finds_nothing_where_files_of_others_are_read() -> None:
-    rooms = ("apps/demo", "apps/photos", "apps/pipeline", "apps/array_file.py", "data/archive.py", "data/bin_file.py", "data/images.py")
-    files = ("data/pair_list.py", "data/pickle_scan.py", "networks/deoccluder.py", "networks/weights.py", "evaluation/npz.py")
+    rooms = (
+        "apps/demo",
+        "apps/photos",
+        "apps/pipeline",
+        "apps/array_file.py",
+        "data/archive.py",
+        "data/bin_file.py",
+        "data/images.py",
+    )
+    files = (
+        "data/pair_list.py",
+        "data/pickle_scan.py",
+        "networks/deoccluder.py",
+        "networks/weights.py",
+        "evaluation/npz.py",
+    )
     assert _findings(*(ROOT / "deocc" / name for name in (*rooms, *files))) == []
 
 
@@ -72,12 +86,16 @@ def test_checkpoints_are_read_without_pickles_everywhere_and_no_shell_is_started
     for path in (path for room in ("deocc", "bench", "tests") for path in (ROOT / room).rglob("*.py")):
         for name, words, line in _calls(path):
             assert name != "torch.load" or "weights_only=True" in words, f"{path}:{line}"
-            assert name not in ("yaml.load", "yaml.unsafe_load", "os.system", "os.popen") and "shell=True" not in words, f"{path}:{line}"
+            assert (
+                name not in ("yaml.load", "yaml.unsafe_load", "os.system", "os.popen") and "shell=True" not in words
+            ), f"{path}:{line}"
             assert "allow_pickle=True" not in words or path.is_relative_to(ROOT / "tests"), f"{path}:{line}"
 
 
 def test_every_image_is_opened_as_one_of_named_formats() -> None:
     for path in (ROOT / "deocc").rglob("*.py"):
         for name, words, line in _calls(path):
-            harmless = any(word.startswith(("formats=", "io.BytesIO(png_bytes(")) for word in words)  # the second are our own
+            harmless = any(
+                word.startswith(("formats=", "io.BytesIO(png_bytes(")) for word in words
+            )  # the second are our own
             assert name != "Image.open" or harmless, f"{path}:{line}"

@@ -87,29 +87,44 @@ def read_plan(words: Sequence[str]) -> Plan:
     try:
         values = parser.parse_args(list(words)).as_dict()
     except ArgumentError as error:
-        raise ValueError(f"deocc ablate: {' '.join(str(error).split())}; `deocc ablate --help` lists the keys") from error
+        raise ValueError(
+            f"deocc ablate: {' '.join(str(error).split())}; `deocc ablate --help` lists the keys"
+        ) from error
     missing = [key for key in ("stage1", "stage2", "variants", "rows") if not values[key]]
     if missing:
-        raise ValueError(f"the plan has no {', '.join(missing)}: give one with --config, such as configs/ablation/paper.yaml")
+        raise ValueError(
+            f"the plan has no {', '.join(missing)}: give one with --config, such as configs/ablation/paper.yaml"
+        )
     plan = _plan(values)
     _check(plan)
     return plan
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="deocc ablate", description="Train, test and compare the variants of a plan.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="deocc ablate", description="Train, test and compare the variants of a plan.", exit_on_error=False
+    )
     parser.add_argument("--config", action="config", help="The plan, a YAML file with the keys below.")
     parser.add_argument("--run", type=str, default="runs/ablation", help="The folder that everything is written to.")
     parser.add_argument("--jobs", type=PositiveInt, default=1, help="How many trainings or tests run at a time.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Every variant is trained once a seed and fold.")
-    parser.add_argument("--folds", type=int | None, default=None, help="Folds over people; null: the face set's own split.")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="Every variant is trained once a seed and fold."
+    )
+    parser.add_argument(
+        "--folds", type=int | None, default=None, help="Folds over people; null: the face set's own split."
+    )
     parser.add_argument("--stage1", type=Stage, help="How stage 1 is trained: `configs`, and an `overlay` over them.")
     parser.add_argument("--stage2", type=Stage, help="The same of stage 2.")
     parser.add_argument(
-        "--test", type=Stage, default=Stage([]), help="The same of the tests, such as another face set. Default: as trained."
+        "--test",
+        type=Stage,
+        default=Stage([]),
+        help="The same of the tests, such as another face set. Default: as trained.",
     )
     parser.add_argument("--variants", type=dict[str, dict[str, Any]], default={}, help="Overlays of stage 2 by name.")
-    parser.add_argument("--rows", type=dict[str, Row], default={}, help="`title`, `row` of the results and `variant`, by letter.")
+    parser.add_argument(
+        "--rows", type=dict[str, Row], default={}, help="`title`, `row` of the results and `variant`, by letter."
+    )
     parser.add_argument("--compare", type=list[tuple[str, str]], default=[], help="Pairs of letters.")
     parser.add_argument("--wandb", action="store_true", help="Log every run and the table to Weights & Biases.")
     return parser
@@ -128,12 +143,16 @@ def _check(plan: Plan) -> None:
         _require_mappings(getattr(plan, name).configs, f"{name}.configs")
     _require_names(list(plan.variants))
     _require_known([row.row for row in plan.rows.values()], list(ROWS), "rows: unknown row")
-    _require_known([row.variant for row in plan.rows.values() if row.variant], list(plan.variants), "rows: unknown variant")
+    _require_known(
+        [row.variant for row in plan.rows.values() if row.variant], list(plan.variants), "rows: unknown variant"
+    )
     _require_known([letter for pair in plan.compare for letter in pair], list(plan.rows), "compare: unknown letter")
     if plan.folds is not None and plan.folds < 2:
         raise ValueError(f"folds is {plan.folds}: give 2 or more, or null for the face set's own split")
     if plan.folds is not None and _names_face_set(plan.test):
-        raise ValueError(f"folds is {plan.folds}, but test names a face set of its own, which has no part in them: give folds: null")
+        raise ValueError(
+            f"folds is {plan.folds}, but test names a face set of its own, which has no part in them: give folds: null"
+        )
     if len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0:
         raise ValueError(f"seeds are {plan.seeds}: give different whole numbers of at least 0")
 
@@ -141,7 +160,9 @@ def _check(plan: Plan) -> None:
 def _require_files(files: Sequence[str], key: str) -> None:
     absent = [file for file in files if not Path(file).is_file()]
     if absent:
-        raise FileNotFoundError(f"{key}: no file {absent[0]} (looked in {Path.cwd()}): run from the repository's root or give its path")
+        raise FileNotFoundError(
+            f"{key}: no file {absent[0]} (looked in {Path.cwd()}): run from the repository's root or give its path"
+        )
 
 
 def _require_mappings(files: Sequence[str], key: str) -> None:
@@ -149,9 +170,13 @@ def _require_mappings(files: Sequence[str], key: str) -> None:
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{key}: cannot read {file} as YAML ({' '.join(str(error).split())}): mend the file") from error
+            raise ValueError(
+                f"{key}: cannot read {file} as YAML ({' '.join(str(error).split())}): mend the file"
+            ) from error
         if not isinstance(content, dict):
-            raise ValueError(f"{key}: {file} holds {type(content).__name__}, not keys with values: give a file as `deocc fit` reads it")
+            raise ValueError(
+                f"{key}: {file} holds {type(content).__name__}, not keys with values: give a file as `deocc fit` reads it"
+            )
 
 
 def _require_names(variants: Sequence[str]) -> None:
@@ -175,7 +200,9 @@ def _require_known(given: Sequence[str], known: Sequence[str], problem: str) -> 
         raise ValueError(f"{problem} {strange[0]!r}: choose among {', '.join(known)}")
 
 
-WANDB = {"trainer": {"logger": {"class_path": "deocc.callbacks.loggers.WandbRunLogger", "init_args": {"project": "deocc"}}}}
+WANDB = {
+    "trainer": {"logger": {"class_path": "deocc.callbacks.loggers.WandbRunLogger", "init_args": {"project": "deocc"}}}
+}
 """An overlay. The logger names the W&B run after the run's folder, and its group after the folder above."""
 
 _OVERLAYS = "overlays"
@@ -227,7 +254,9 @@ def write_overlays(plan: Plan) -> None:
 
 
 def _overlays(plan: Plan) -> dict[str, Mapping[str, Any]]:
-    stages = {"stage1": plan.stage1.overlay, "stage2": plan.stage2.overlay} | ({"test": plan.test.overlay} if plan.test.overlay else {})
+    stages = {"stage1": plan.stage1.overlay, "stage2": plan.stage2.overlay} | (
+        {"test": plan.test.overlay} if plan.test.overlay else {}
+    )
     variants = {f"variant-{name}": overlay for name, overlay in plan.variants.items()}
     return {**stages, **variants, **({"wandb": WANDB} if plan.wandb else {})}
 
@@ -252,15 +281,28 @@ def _test(plan: Plan, fit: Job) -> Job:
     words = ["--checkpoint", str(fit.folder), *(f"--config={file}" for file in files), f"--run={fit.folder}"]
     changes = [_contents(stage), stage.overlay] if files else []
     fingerprint = _hash(["test", fit.fingerprint, *changes])
-    return Job((*_program(), "test", *words, "--trainer.enable_progress_bar=false"), fit.folder, "test", fingerprint, (fit,))
+    return Job(
+        (*_program(), "test", *words, "--trainer.enable_progress_bar=false"), fit.folder, "test", fingerprint, (fit,)
+    )
 
 
-def _fit(plan: Plan, stage: Stage, name: str, overlays: list[str], fold: int | None, seed: int, after: tuple[Job, ...]) -> Job:
+def _fit(
+    plan: Plan, stage: Stage, name: str, overlays: list[str], fold: int | None, seed: int, after: tuple[Job, ...]
+) -> Job:
     folder = run_folder(plan, name, fold, seed)
-    files = [*stage.configs, *(str(_overlay_file(plan, overlay)) for overlay in [*overlays, *(["wandb"] if plan.wandb else [])])]
+    files = [
+        *stage.configs,
+        *(str(_overlay_file(plan, overlay)) for overlay in [*overlays, *(["wandb"] if plan.wandb else [])]),
+    ]
     settings = _settings(fold, seed)
     before = [f"--model.init_args.inpainting_checkpoint={job.folder}" for job in after]
-    words = [*(f"--config={file}" for file in files), f"--run={folder}", *settings, *before, "--trainer.enable_progress_bar=false"]
+    words = [
+        *(f"--config={file}" for file in files),
+        f"--run={folder}",
+        *settings,
+        *before,
+        "--trainer.enable_progress_bar=false",
+    ]
     changes = [_overlays(plan)[overlay] for overlay in overlays]  # logging to W&B changes no outcome
     fingerprint = _hash(["fit", _contents(stage), changes, settings, [job.fingerprint for job in after]])
     return Job((*_program(), "fit", *words), folder, "fit", fingerprint, after)

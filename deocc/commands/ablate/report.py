@@ -61,7 +61,9 @@ def comparison_note(summary: Mapping[str, Any]) -> str:
     people = "people" if summary["folds"] is None else "people within each fold"
     seeds = len(summary["seeds"])
     ends = "" if seeds == 1 else f", its ends the means of the {seeds} seeds' ends"
-    shown = "" if seeds == 1 else f" Of the {seeds} seeds the one with the largest p-value is shown, and named beside it."
+    shown = (
+        "" if seeds == 1 else f" Of the {seeds} seeds the one with the largest p-value is shown, and named beside it."
+    )
     return (
         f"The interval is the 95 % range of a paired bootstrap over {people}{ends}. McNemar's test counts the decisions that only one of "
         f"the two got right.{shown} It takes pairs for independent, but many pairs share one person, so its p-value tends to be too small: "
@@ -72,7 +74,10 @@ def comparison_note(summary: Mapping[str, Any]) -> str:
 def row_cells(summary: Mapping[str, Any]) -> Cells:
     """The rows by letter and title, each figure as mean ± standard deviation over folds and seeds."""
     body = [
-        [f"({letter}) {row['title']}", *([_figure(row, name) for name in _COLUMNS] if "figures" in row else _unfinished(row))]
+        [
+            f"({letter}) {row['title']}",
+            *([_figure(row, name) for name in _COLUMNS] if "figures" in row else _unfinished(row)),
+        ]
         for letter, row in summary["rows"].items()
     ]
     return ["", *column_titles(summary).values()], body
@@ -82,7 +87,9 @@ def comparison_cells(summary: Mapping[str, Any]) -> Cells:
     """The differences in EER with their intervals, what they allow to say, and McNemar's test."""
     header = ["", "EER, points", "95 % interval", "the first is", "right: first only", "second only", "McNemar p"]
     name_seed = len(summary["seeds"]) > 1
-    return header, [[f"{pair['first']} - {pair['second']}", *_difference(pair, name_seed)] for pair in summary["comparisons"]]
+    return header, [
+        [f"{pair['first']} - {pair['second']}", *_difference(pair, name_seed)] for pair in summary["comparisons"]
+    ]
 
 
 def conclusions(summary: Mapping[str, Any]) -> list[str]:
@@ -149,8 +156,12 @@ def _decided(pair: Mapping[str, Any], name_seed: bool) -> list[str]:
 
 def _sentence(summary: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
     interval = pair["eer"]
-    titles = " against ".join(f"({letter}) {summary['rows'][letter]['title']}" for letter in (pair["first"], pair["second"]))
-    found = {"better": "the first is better", "worse": "the first is worse"}.get(pair["verdict"], "the two cannot be told apart")
+    titles = " against ".join(
+        f"({letter}) {summary['rows'][letter]['title']}" for letter in (pair["first"], pair["second"])
+    )
+    found = {"better": "the first is better", "worse": "the first is worse"}.get(
+        pair["verdict"], "the two cannot be told apart"
+    )
     zero = "contains" if pair["verdict"] == "cannot be told apart" else "does not contain"
     span = f"{points(interval['low'])} to {points(interval['high'])}"
     return f"{titles}: {points(interval['estimate'])} points of EER; the interval, {span}, {zero} zero: {found}."
@@ -165,7 +176,11 @@ def _limits(summary: Mapping[str, Any], known: list[Mapping[str, Any]]) -> list[
         f"{summary['people']} people give intervals of ± {percent(statistics.median(widths))} points (the median): a difference much "
         "smaller than that cannot be seen with them.",
         "An interval tells what other people of this kind might have given, not what another training would have given; "
-        + ("each was trained once, so that is not known." if len(summary["seeds"]) == 1 else "the deviations in the table hold both."),
+        + (
+            "each was trained once, so that is not known."
+            if len(summary["seeds"]) == 1
+            else "the deviations in the table hold both."
+        ),
     ]
 
 
@@ -193,7 +208,9 @@ def bar_figure(summary: Mapping[str, Any]) -> Figure:
     axes[0].invert_yaxis()
     if "accuracy" in known:
         lowest = min(value for figures in rows.values() for value in figures["accuracy"]["values"] if value is not None)
-        axes[0].set_xlim(max(0.0, math.floor(20 * lowest - 1) * 5), 100)  # in the manner of the paper's figure, not from zero
+        axes[0].set_xlim(
+            max(0.0, math.floor(20 * lowest - 1) * 5), 100
+        )  # in the manner of the paper's figure, not from zero
     return figure
 
 
@@ -203,7 +220,10 @@ def read_curves(metrics: Mapping[str, Sequence[Path]]) -> Curves:
     Args:
         metrics: by variant, the `metrics.csv` of its runs; one that is not there is left out.
     """
-    return {variant: _mean_terms([_read_terms(file) for file in files if file.is_file()]) for variant, files in metrics.items()}
+    return {
+        variant: _mean_terms([_read_terms(file) for file in files if file.is_file()])
+        for variant, files in metrics.items()
+    }
 
 
 def loss_figure(curves: Curves) -> Figure:
@@ -233,8 +253,12 @@ def _draw_bar(axes: Axes, place: int, figure: Mapping[str, Any], colour: str) ->
     if figure["mean"] is None:
         return
     deviation = None if figure["deviation"] is None else 100 * figure["deviation"]
-    axes.barh(place, 100 * figure["mean"], xerr=deviation, color=colour, alpha=0.7, error_kw={"ecolor": "black", "capsize": 3})
-    axes.plot([100 * value for value in figure["values"]], [place] * len(figure["values"]), ".", color="black", markersize=4)
+    axes.barh(
+        place, 100 * figure["mean"], xerr=deviation, color=colour, alpha=0.7, error_kw={"ecolor": "black", "capsize": 3}
+    )
+    axes.plot(
+        [100 * value for value in figure["values"]], [place] * len(figure["values"]), ".", color="black", markersize=4
+    )
 
 
 def _read_terms(file: Path) -> dict[str, dict[int, float]]:
@@ -243,7 +267,9 @@ def _read_terms(file: Path) -> dict[str, dict[int, float]]:
         for row in csv.DictReader(lines):
             for key, value in row.items():
                 if value and key.startswith(_PREFIX) and key.endswith(_SUFFIX):
-                    terms.setdefault(key.removeprefix(_PREFIX).removesuffix(_SUFFIX), {})[int(row["step"])] = float(value)
+                    terms.setdefault(key.removeprefix(_PREFIX).removesuffix(_SUFFIX), {})[int(row["step"])] = float(
+                        value
+                    )
     return terms
 
 
@@ -254,7 +280,10 @@ def _mean_terms(several: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[st
         for term, values in terms.items():
             for step, value in values.items():
                 merged.setdefault(term, {}).setdefault(step, []).append(value)
-    return {term: {step: sum(found) / len(found) for step, found in sorted(values.items())} for term, values in merged.items()}
+    return {
+        term: {step: sum(found) / len(found) for step, found in sorted(values.items())}
+        for term, values in merged.items()
+    }
 
 
 _FOLDER = "summary"
@@ -264,7 +293,9 @@ _FOLDER = "summary"
 def log_outcome(run: Path, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
     """Log both tables and the figures; offline where there is no key. The same run goes on when it is logged again."""
     configured = WANDB["trainer"]["logger"]
-    trainer = Namespace(logger=Namespace(class_path=configured["class_path"], init_args=Namespace(configured["init_args"])))  # type: ignore[no-untyped-call]
+    trainer = Namespace(
+        logger=Namespace(class_path=configured["class_path"], init_args=Namespace(configured["init_args"]))
+    )  # type: ignore[no-untyped-call]
     place_loggers(trainer, run / _FOLDER, "ablation", run / _FOLDER, model="")
     logger = WandbRunLogger(**vars(trainer.logger[1].init_args))
     for name, (header, body) in {"rows": row_cells(summary), "comparisons": comparison_cells(summary)}.items():
@@ -301,7 +332,9 @@ def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
 def report_html(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
     """The report, readable in light and dark."""
     source = files(__package__).joinpath("ablation_report.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(source)
     return template.render(
         introduction=introduction(summary),
         tables=[
@@ -318,6 +351,8 @@ def report_html(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> st
 
 def _figures(plan: Plan, summary: Mapping[str, Any]) -> dict[str, Figure]:
     """Those for which something is known."""
-    curves = read_curves({name: [run_folder(plan, name, *where) / "metrics.csv" for where in fold_seeds(plan)] for name in plan.variants})
+    curves = read_curves(
+        {name: [run_folder(plan, name, *where) / "metrics.csv" for where in fold_seeds(plan)] for name in plan.variants}
+    )
     bars = {"bars": bar_figure(summary)} if any("figures" in row for row in summary["rows"].values()) else {}
     return bars | ({"losses": loss_figure(curves)} if any(curves.values()) else {})

@@ -14,7 +14,14 @@ from torch import Tensor
 from deocc import runs
 from deocc.commands.ablate.plan import Job, Plan, fold_seeds, run_folder
 from deocc.commands.ablate.runner import is_done
-from deocc.evaluation import Interval, PairScores, fold_accuracy, paired_bootstrap_mean_eer, read_scores, verification_scores
+from deocc.evaluation import (
+    Interval,
+    PairScores,
+    fold_accuracy,
+    paired_bootstrap_mean_eer,
+    read_scores,
+    verification_scores,
+)
 from deocc.evaluation import decisions as decide_within
 from deocc.evaluation.bootstrap import mcnemar
 from deocc.evaluation.scores import SCORES
@@ -44,7 +51,9 @@ def row_figures(tests: Sequence[Outcome], row: str) -> dict[str, list[float | No
     """
     scored = [test.results["rows"][row] for test in tests]
     figures: dict[str, list[float | None]] = {name: [scores.get(name) for scores in scored] for name in FIGURES}
-    figures["accuracy"] = [accuracy for some, pairs in _by_seed(tests, row) for accuracy in _accuracies(some, pairs, row)]
+    figures["accuracy"] = [
+        accuracy for some, pairs in _by_seed(tests, row) for accuracy in _accuracies(some, pairs, row)
+    ]
     predicted = [test.results["rows"].get(f"{row}_predicted_mask", {}).get("eer") for test in tests]
     return figures | {"eer_predicted_mask": predicted}
 
@@ -86,7 +95,9 @@ def compare(
     """
     intervals: list[Interval] = []
     outcomes: dict[int, dict[str, float]] = {}
-    for (first, first_pairs), (second, second_pairs) in zip(_by_seed(firsts, first_row), _by_seed(seconds, second_row), strict=True):
+    for (first, first_pairs), (second, second_pairs) in zip(
+        _by_seed(firsts, first_row), _by_seed(seconds, second_row), strict=True
+    ):
         one, other = ([pairs for pairs in some if pairs is not None] for some in (first_pairs, second_pairs))
         if len(one) < len(first) or len(other) < len(second):
             return None
@@ -141,7 +152,9 @@ def _accuracies(tests: Sequence[Outcome], pairs: Sequence[PairScores | None], ro
 
 
 def _accuracy(test: Outcome, pairs: PairScores | None, right: Tensor | None, row: str) -> float | None:
-    if pairs is None and test.fold is None:  # a clean row: its pairs are not kept, but the test took the same accuracy of them
+    if (
+        pairs is None and test.fold is None
+    ):  # a clean row: its pairs are not kept, but the test took the same accuracy of them
         known = test.results["rows"][row].get("accuracy") or {}
         return known.get("mean")
     if pairs is None or right is None:
@@ -158,7 +171,16 @@ def _mcnemar(firsts: Sequence[Tensor | None], seconds: Sequence[Tensor | None]) 
     return mcnemar(torch.cat(first), torch.cat(second))._asdict()
 
 
-_PROVENANCE = ("command", "seed", "data_seed", "mask_seeds", "data_hash", "training_data_hash", "manifest_hash", "versions")
+_PROVENANCE = (
+    "command",
+    "seed",
+    "data_seed",
+    "mask_seeds",
+    "data_hash",
+    "training_data_hash",
+    "manifest_hash",
+    "versions",
+)
 
 
 def read_tests(plan: Plan, jobs: Sequence[Job]) -> dict[str, list[Outcome]]:
@@ -207,7 +229,13 @@ def _pair_folds(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> int | Non
     if plan.folds is not None:
         return None
     return next(
-        (folds for letter, tests in known.items() for test in tests if (folds := pair_folds(test.scores(plan.rows[letter].row)))), None
+        (
+            folds
+            for letter, tests in known.items()
+            for test in tests
+            if (folds := pair_folds(test.scores(plan.rows[letter].row)))
+        ),
+        None,
     )
 
 
@@ -218,7 +246,13 @@ def _tests_of(plan: Plan, tests: Mapping[str, Sequence[Outcome]], letter: str) -
 
 def _row(plan: Plan, letter: str, tests: Sequence[Outcome]) -> dict[str, Any]:
     row, of = plan.rows[letter], len(fold_seeds(plan))
-    summary: dict[str, Any] = {"title": row.title, "row": row.row, "variant": plan.variant_of(letter), "runs": len(tests), "of": of}
+    summary: dict[str, Any] = {
+        "title": row.title,
+        "row": row.row,
+        "variant": plan.variant_of(letter),
+        "runs": len(tests),
+        "of": of,
+    }
     if len(tests) < of:
         return summary
     figures = {name: (values, *mean_and_deviation(values)) for name, values in row_figures(tests, row.row).items()}
@@ -226,7 +260,9 @@ def _row(plan: Plan, letter: str, tests: Sequence[Outcome]) -> dict[str, Any]:
     return {**summary, "figures": {name: dict(zip(columns, figure, strict=True)) for name, figure in figures.items()}}
 
 
-def _comparison(plan: Plan, first: str, second: str, known: Mapping[str, Sequence[Outcome]], replicates: int) -> dict[str, Any]:
+def _comparison(
+    plan: Plan, first: str, second: str, known: Mapping[str, Sequence[Outcome]], replicates: int
+) -> dict[str, Any]:
     of, rows = len(fold_seeds(plan)), [plan.rows[letter].row for letter in (first, second)]
     there = min(len(known[letter]) for letter in (first, second))
     summary: dict[str, Any] = {"first": first, "second": second, "runs": there, "of": of}

@@ -25,7 +25,10 @@ from deocc.evaluation.scores import SCORES
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "MASTER_")
-_RANKS = {f"{group}{what}" for group in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")} | {"NODE_RANK", "ROLE_NAME"}
+_RANKS = {f"{group}{what}" for group in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")} | {
+    "NODE_RANK",
+    "ROLE_NAME",
+}
 
 
 def list_devices(at_once: int) -> list[str]:
@@ -197,7 +200,9 @@ def _give_up(waiting: list[Job], running: Collection[Job], failed: dict[str, str
     """Drop what waits for a job that failed, or whose folder is gone; jobs stand after those they need, so one pass is enough."""
     unfinished = {*waiting, *running}
     for job in list(waiting):
-        lost = [other.name for other in job.after if other.name in failed or not (other in unfinished or is_done(other))]
+        lost = [
+            other.name for other in job.after if other.name in failed or not (other in unfinished or is_done(other))
+        ]
         if lost:
             waiting.remove(job)
             failed[job.name] = f"needs {lost[0]}"
@@ -206,16 +211,23 @@ def _give_up(waiting: list[Job], running: Collection[Job], failed: dict[str, str
 def _tell_altered(waiting: Sequence[Job]) -> None:
     for job in waiting:
         if names := altered_files(job):
-            print(f"{job.name} is run again: {' and '.join(names)} in {job.folder} changed since it wrote them", flush=True)
+            print(
+                f"{job.name} is run again: {' and '.join(names)} in {job.folder} changed since it wrote them",
+                flush=True,
+            )
 
 
-def _start_ready(waiting: list[Job], running: dict[Job, _Child], at_once: int, devices: Sequence[str], keep: Collection[int]) -> None:
+def _start_ready(
+    waiting: list[Job], running: dict[Job, _Child], at_once: int, devices: Sequence[str], keep: Collection[int]
+) -> None:
     for job in list(waiting):
         if len(running) < at_once and all(is_done(other) for other in job.after):
             waiting.remove(job)
             words = _prepare(job)
             device = choose_device(devices, [child.device for child in running.values()])
-            process = _start([*job.command, *words], job.folder / f"{job.action}.log", child_environment(at_once, device), keep)
+            process = _start(
+                [*job.command, *words], job.folder / f"{job.action}.log", child_environment(at_once, device), keep
+            )
             running[job] = _Child(process, time.monotonic(), device)
 
 
@@ -237,7 +249,11 @@ def _set_aside(job: Job) -> None:
     """Rename the folder; a rename leaves no moment at which a run is half gone."""
     names = (job.folder.with_name(f"{job.folder.name}.replaced-{number}") for number in count(1))
     kept = next(path for path in names if not path.exists())
-    reason = "it broke off before its first checkpoint" if is_begun(job) else "it is of another plan or other configuration files"
+    reason = (
+        "it broke off before its first checkpoint"
+        if is_begun(job)
+        else "it is of another plan or other configuration files"
+    )
     job.folder.rename(kept)
     print(f"{job.name} begins anew: what lay in {job.folder} is kept as {kept.name}, for {reason}", flush=True)
 

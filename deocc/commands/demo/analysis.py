@@ -21,7 +21,10 @@ from deocc.masking import render
 from deocc.networks import Deoccluder
 from deocc.networks.generator import STRIDE, Generator
 
-_LEAST_HEAT, _MOST_HEAT = 0.3, 0.9  # how much of the picture the colours are where it is dark and where it is bright. OURS
+_LEAST_HEAT, _MOST_HEAT = (
+    0.3,
+    0.9,
+)  # how much of the picture the colours are where it is dark and where it is bright. OURS
 
 
 def attention_map(generator: Generator, masked_face: Tensor, mask: Tensor) -> Tensor | None:
@@ -43,7 +46,9 @@ def attention_map(generator: Generator, masked_face: Tensor, mask: Tensor) -> Te
     if not bool(drawn.max() > 0):
         return None
     size = mask.shape[-1]
-    fine = F.interpolate(drawn[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0, 0, :size, :size]
+    fine = F.interpolate(drawn[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[
+        0, 0, :size, :size
+    ]
     return fine / fine.max()
 
 
@@ -52,7 +57,9 @@ def deoccluder_attention(deoccluder: Deoccluder, masked_face: Tensor, mask: Tens
     side = masked_face.shape[-1]
     small = min(side, deoccluder.size or side)
     if small < side:
-        masked_face = F.interpolate(masked_face[None], (small, small), mode="bilinear", antialias=True, align_corners=False)[0]
+        masked_face = F.interpolate(
+            masked_face[None], (small, small), mode="bilinear", antialias=True, align_corners=False
+        )[0]
         mask = F.adaptive_max_pool2d(mask[None], small)[0]
     heat = attention_map(deoccluder.generator, masked_face, mask)
     if heat is None or small == side:
@@ -223,7 +230,9 @@ class Analyst:
             ValueError: no such kind.
         """
         clean = face.face
-        masked = clean if kind == NO_MASK else render(clean[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
+        masked = (
+            clean if kind == NO_MASK else render(clean[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
+        )
         others = [] if second is None else [second.face]
         output = self._pipeline.process_faces(torch.stack([clean, masked, *others]))
         covered = covered_share(output.mask).tolist()
@@ -259,8 +268,12 @@ class Analyst:
         """The first face as it is, with its mask ignored, and completed, against the second."""
         bare = self._pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
         clean, whole, second = output.embedding
-        ignored = Comparison("Masked, not completed" if rendered else "As it is, not completed", float(bare @ second), None)
-        completed = self._comparison("Masked, completed" if rendered else "Completed", float(whole @ second), covered[1:])
+        ignored = Comparison(
+            "Masked, not completed" if rendered else "As it is, not completed", float(bare @ second), None
+        )
+        completed = self._comparison(
+            "Masked, completed" if rendered else "Completed", float(whole @ second), covered[1:]
+        )
         if not rendered:
             return ignored, completed
         return self._comparison("Clean", float(clean @ second), covered[::2]), ignored, completed
@@ -269,7 +282,9 @@ class Analyst:
         if self._gallery is None:
             return None
         found = self._gallery.nearest(embedding)
-        matches = tuple((match, self._comparison(match.name, match.similarity, [covered, match.covered])) for match in found)
+        matches = tuple(
+            (match, self._comparison(match.name, match.similarity, [covered, match.covered])) for match in found
+        )
         return Search(len(self._gallery), self._gallery.credit, matches)
 
     def _comparison(self, title: str, similarity: float, covered: list[float]) -> Comparison:

@@ -12,7 +12,16 @@ from typing import NoReturn
 from deocc.commands.arguments import add_model_argument, load_model
 from deocc.commands.demo.analysis import Analyst, OrlGallery
 from deocc.commands.demo.page import build_page
-from deocc.commands.demo.server import Answers, PhotoMemory, RateLimit, address_of, listen, make_app, private_folder, serve
+from deocc.commands.demo.server import (
+    Answers,
+    PhotoMemory,
+    RateLimit,
+    address_of,
+    listen,
+    make_app,
+    private_folder,
+    serve,
+)
 from deocc.detection import list_detectors
 from deocc.inference.faces import DEFAULT_DETECTOR, FaceFinder
 from deocc.inference.pipeline import Pipeline
@@ -43,7 +52,9 @@ def main(words: Sequence[str]) -> int:
         gallery = _gallery(pipeline)
         page = build_page(Answers(Analyst(pipeline, gallery), finder, RateLimit(), PhotoMemory(Path(uploads))), gallery)
         if not _is_loopback(opened.getsockname()[0]):
-            _say(f"warning: --host {chosen.host} lets other machines in; there is no password, and photos travel unencrypted")
+            _say(
+                f"warning: --host {chosen.host} lets other machines in; there is no password, and photos travel unencrypted"
+            )
         print(f"deocc demo: {address_of(opened)} (Ctrl-C ends it)", flush=True)
         serve(make_app(page, Path(uploads), _names(chosen.host, opened.getsockname()[0])), opened)
     return 0
@@ -58,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     what = "Show on a local web page how a photo is masked, completed, compared and identified."
     parser = _Parser(prog="deocc demo", description=what, allow_abbrev=False)
     add_model_argument(parser)
-    parser.add_argument("--host", default=_HOST, help=f"address to listen at; another than {_HOST} lets other machines in")
+    parser.add_argument(
+        "--host", default=_HOST, help=f"address to listen at; another than {_HOST} lets other machines in"
+    )
     parser.add_argument("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0 = any free one")
     parser.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
     parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")

@@ -41,7 +41,11 @@ def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
         gr.HTML(intro_html(gallery is not None))
         with gr.Row():
             photo, second = _photo("Photo"), _photo("Second photo (optional)")
-        kind = gr.Radio([NO_MASK, *list_kinds()], value=list_kinds()[0], label="Mask to draw on the photo (none: it may be masked already)")
+        kind = gr.Radio(
+            [NO_MASK, *list_kinds()],
+            value=list_kinds()[0],
+            label="Mask to draw on the photo (none: it may be masked already)",
+        )
         with gr.Row(equal_height=True):
             seed = gr.Number(0, label="Seed: another one draws another mask", precision=0, minimum=0, maximum=MOST_SEED)
             button = gr.Button("Show", variant="primary", elem_id="show")
@@ -62,7 +66,9 @@ def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
         button.click(show, inputs, result, **asking)
         for its_button, its_photos in examples.items():
             # Shown by its pixels: a file is deleted when it is read, and the browser fetches an example's just then.
-            its_button.click(its_photos, None, inputs, **_PRIVATE).then(_answer_to(answers, its_photos), None, result, **asking)
+            its_button.click(its_photos, None, inputs, **_PRIVATE).then(
+                _answer_to(answers, its_photos), None, result, **asking
+            )
     page.queue(max_size=_WAITING, api_open=False)
     return page
 
@@ -71,7 +77,15 @@ def _photo(label: str) -> "gr.Image":
     import gradio as gr
 
     given = "Drop a photo here, or press to choose a file"
-    return gr.Image(label=label, sources=["upload", "webcam"], type="filepath", format="png", height=260, buttons=[], placeholder=given)
+    return gr.Image(
+        label=label,
+        sources=["upload", "webcam"],
+        type="filepath",
+        format="png",
+        height=260,
+        buttons=[],
+        placeholder=given,
+    )
 
 
 def _example_buttons(gallery: OrlGallery) -> "dict[gr.Button, Callable[[], tuple[Any, ...]]]":

@@ -83,7 +83,9 @@ class PhotoMemory:
     def _forget(self) -> None:
         with self._lock:
             now = time.monotonic()
-            self._photos = {path: (used, data) for path, (used, data) in self._photos.items() if now - used < self._seconds}
+            self._photos = {
+                path: (used, data) for path, (used, data) in self._photos.items() if now - used < self._seconds
+            }
             self._timer = None
             self._forget_later()
 
@@ -99,7 +101,11 @@ _POSTED: Final = ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/c
 
 _SHUT: Final = ("/gradio_api/proxy=", "/proxy=")
 _POLICY: Final = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
-_HEADERS: Final = [(b"content-security-policy", _POLICY), (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+_HEADERS: Final = [
+    (b"content-security-policy", _POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
 
 
 class _RefusedError(Exception):
@@ -148,7 +154,9 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if not self._is_called(host):
-            raise _RefusedError(403, f"this page is not called {host[:100]!r}: open it by the address that deocc demo printed")
+            raise _RefusedError(
+                403, f"this page is not called {host[:100]!r}: open it by the address that deocc demo printed"
+            )
         if scope["path"].startswith(_SHUT):
             raise _RefusedError(404, "there is no such page")
         if scope["method"] == "POST":
@@ -165,7 +173,9 @@ class Guard:
         if not length.isdecimal():
             raise _RefusedError(411, "the request does not tell its length")
         if int(length) > MOST_BODY:
-            raise _RefusedError(413, f"the request has {int(length):,} bytes, at most {MOST_BODY:,} are allowed: choose a smaller photo")
+            raise _RefusedError(
+                413, f"the request has {int(length):,} bytes, at most {MOST_BODY:,} are allowed: choose a smaller photo"
+            )
         try:
             self._limit.check(scope["client"][0] if scope["client"] else "")
         except ValueError as error:
@@ -200,7 +210,9 @@ def _stored(folder: Path) -> int:
 
 async def _answer(send: Any, status: int, line: str) -> None:
     kind = (b"content-type", b"text/plain; charset=utf-8")
-    await send({"type": "http.response.start", "status": status, "headers": [kind, (b"connection", b"close"), *_HEADERS]})
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [kind, (b"connection", b"close"), *_HEADERS]}
+    )
     await send({"type": "http.response.body", "body": line.encode()})
 
 
@@ -221,7 +233,9 @@ class RateLimit:
         what: what is counted, in the plural.
     """
 
-    def __init__(self, most: int = 30, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic, what: str = "answers") -> None:
+    def __init__(
+        self, most: int = 30, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic, what: str = "answers"
+    ) -> None:
         self._most, self._seconds, self._clock, self._what = most, seconds, clock, what
         self._times: dict[str, deque[float]] = {}
 
@@ -240,7 +254,9 @@ class RateLimit:
             del self._times[next(iter(self._times))]
         if len(times) >= self._most:
             wait = int(self._seconds - (now - times[0])) + 1
-            raise ValueError(f"the limit is {self._most} {self._what} in {self._seconds:g} s: wait {wait} s and press the button again")
+            raise ValueError(
+                f"the limit is {self._most} {self._what} in {self._seconds:g} s: wait {wait} s and press the button again"
+            )
         times.append(now)
 
 
@@ -276,7 +292,9 @@ class Answers:
                 analysis = self._analyst.analyse(face, kind, _seed(seed), other)
             except _HARMLESS as error:
                 return error_html(_line(error))
-        return result_html(analysis, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)])
+        return result_html(
+            analysis, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        )
 
     def _face(self, given: Photo | None, default: str) -> PhotoFace:
         if given is None:
@@ -312,7 +330,10 @@ _CAUTION: Final[dict[str, Any]] = {"proxy_headers": False, "server_header": Fals
 keeps one or two open. OURS."""
 
 _PATIENCE = 2  # seconds for open connections at the end: a page keeps one open for as long as it is shown
-_FONT, _FONT_MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine; Gradio's own would come from the network
+_FONT, _FONT_MONO = (
+    ("system-ui", "sans-serif"),
+    ("ui-monospace", "monospace"),
+)  # of the machine; Gradio's own would come from the network
 _SETTINGS: Final = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",  # would keep photos in the browser
@@ -337,7 +358,9 @@ def private_folder() -> Iterator[str]:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no hang-up
+    signals = [
+        getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]  # Windows has no hang-up
     former = {each: signal.signal(each, _interrupt) for each in signals}
     try:
         yield
@@ -379,7 +402,9 @@ def listen(host: str, port: int) -> socket.socket:
         opened.listen()
     except OSError as error:
         opened.close()
-        raise ValueError(f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another --port") from error
+        raise ValueError(
+            f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another --port"
+        ) from error
     return opened
 
 
@@ -418,7 +443,9 @@ def serve(app: "fastapi.FastAPI", opened: socket.socket) -> None:
 
     class QuietlyEnding(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a page that is still shown would be reported with a traceback
+            logging.getLogger("uvicorn.error").setLevel(
+                logging.CRITICAL
+            )  # a page that is still shown would be reported with a traceback
             super().handle_exit(sig, frame)
 
     server = QuietlyEnding(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE, **_CAUTION))

@@ -63,7 +63,9 @@ def _imports(broken: dict[str, str]) -> Iterator[Finding]:
     broken |= installation.import_failures(list(modules.values()))
     for distribution, module in modules.items():
         if module in broken:
-            yield Finding("wrong", f"{distribution} cannot be imported: {broken[module]}", installation.reinstall(distribution))
+            yield Finding(
+                "wrong", f"{distribution} cannot be imported: {broken[module]}", installation.reinstall(distribution)
+            )
     if any(name not in modules or modules[name] in broken for name in installation.needed()):
         broken[NEEDED] = "one is absent or broken"
     elif not broken:
@@ -71,7 +73,11 @@ def _imports(broken: dict[str, str]) -> Iterator[Finding]:
 
 
 def _parser() -> _Parser:
-    parser = _Parser("deocc doctor", description="Say what is installed and works, what is wrong, and what mends it.", allow_abbrev=False)
+    parser = _Parser(
+        "deocc doctor",
+        description="Say what is installed and works, what is wrong, and what mends it.",
+        allow_abbrev=False,
+    )
     where = "a run folder, a checkpoint file or a model folder (default: the newest run)"
     parser.add_argument("--checkpoint", type=Path, metavar="RUN", help=where)
     faces = "a folder of faces: CelebA, or aligned crops as PERSON/IMAGE; does it fit the checkpoint?"

@@ -20,7 +20,11 @@ _CELEBA_PARTS: Final = ("img_align_celeba", "img_celeba", "identity_CelebA", "li
 
 def checks(given: Path | None) -> list[Check]:
     """A check for each usual folder that is there, and for the one that was given."""
-    look: dict[str, Callable[[Path], Iterator[Finding]]] = {"celeba": _look_at_celeba, "lfw": _look_at_lfw, "ar": _look_at_ar}
+    look: dict[str, Callable[[Path], Iterator[Finding]]] = {
+        "celeba": _look_at_celeba,
+        "lfw": _look_at_lfw,
+        "ar": _look_at_ar,
+    }
     usual = {name: Path("data") / name for name in look}
     there = [
         Check(f"data set {path}", partial(look[name], path), (NEEDED,), f"put a whole copy there, or remove {path}")
@@ -30,7 +34,9 @@ def checks(given: Path | None) -> list[Check]:
     if not there:
         there = [Check("data sets", partial(_none, list(usual.values())))]
     if given is not None:
-        there.append(Check(f"--data {given}", partial(_look_at_given, given), (NEEDED,), "give the folder that holds the set"))
+        there.append(
+            Check(f"--data {given}", partial(_look_at_given, given), (NEEDED,), "give the folder that holds the set")
+        )
     return there
 
 
@@ -73,7 +79,9 @@ def _look_at_ar(folder: Path) -> Iterator[Finding]:
     number = sum(path.suffix.lower() in IMAGE_SUFFIXES | {".raw"} for path in folder.rglob("*"))
     if number == 0:
         raise FileNotFoundError(f"no image below {folder.absolute()}")
-    yield Finding("OK", f"{folder}: {number:,} images; whether AR is whole, `deocc test --config configs/paper/ar.yaml` tells")
+    yield Finding(
+        "OK", f"{folder}: {number:,} images; whether AR is whole, `deocc test --config configs/paper/ar.yaml` tells"
+    )
 
 
 def _look_at_given(folder: Path) -> Iterator[Finding]:
@@ -178,7 +186,11 @@ def look_at_fit(place: Path, data: Path | None) -> Iterator[Finding]:
     results = _read_json(run / runs.RESULTS)
     name, settings = runs.face_set_of(run)
     yield from _look_at_template(model)
-    sizes = {"config.yaml": _size_of_config(run), "model": model.get("face", {}).get("size"), "test": results.get("size")}
+    sizes = {
+        "config.yaml": _size_of_config(run),
+        "model": model.get("face", {}).get("size"),
+        "test": results.get("size"),
+    }
     yield from _look_at_sizes(sizes)
     if data is not None:
         yield from look_at_alignment(data, settings.get("aligned"))
@@ -222,7 +234,9 @@ def _look_at_sizes(recorded: Mapping[str, int | None]) -> Iterator[Finding]:
     known = {where: size for where, size in recorded.items() if size is not None}
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{where} {size}" for where, size in known.items())
-        yield Finding("warning", f"the size of the faces differs: {listed}", "test with the --data.size that it was trained with")
+        yield Finding(
+            "warning", f"the size of the faces differs: {listed}", "test with the --data.size that it was trained with"
+        )
 
 
 def look_at_alignment(folder: Path, named: str | None) -> Iterator[Finding]:
@@ -240,7 +254,9 @@ def look_at_alignment(folder: Path, named: str | None) -> Iterator[Finding]:
     paths = [folder / name for name in list_folder(folder).names]
     fit = measure((read_image(path) for path in spread(paths, _CROPS)), create_detector("dlib"))
     if fit is None:
-        yield Finding("warning", f"{folder}: no face is found in {min(_CROPS, len(paths))} of its images", "look at them")
+        yield Finding(
+            "warning", f"{folder}: no face is found in {min(_CROPS, len(paths))} of its images", "look at them"
+        )
         return
     near = f"({fit.distance[fit.nearest]:.2f} eye distances off, by {fit.found} images)"
     if not fit.is_aligned:
@@ -248,7 +264,9 @@ def look_at_alignment(folder: Path, named: str | None) -> Iterator[Finding]:
         yield Finding("warning", said, "align them, or give photos to the commands that find faces themselves")
     elif named is not None and fit.contradicts(named):
         remedy = f"--data.face_set.init_args.aligned {fit.nearest}"
-        yield Finding("warning", f"{folder}: its crops are aligned as {fit.nearest} {near}, the run names {named}", remedy)
+        yield Finding(
+            "warning", f"{folder}: its crops are aligned as {fit.nearest} {near}, the run names {named}", remedy
+        )
     else:
         yield Finding("OK", f"{folder}: its crops are aligned as {named or fit.nearest} {near}")
 
@@ -264,14 +282,18 @@ def _look_at_people(name: str | None, settings: Mapping[str, Any], recorded: Map
     import deocc.data
 
     if recorded.get("training_data_hash") is None or name not in (None, recorded.get("data")):
-        yield Finding("OK", "training data: no fingerprint is recorded yet; `deocc test` on the run's own data records one")
+        yield Finding(
+            "OK", "training data: no fingerprint is recorded yet; `deocc test` on the run's own data records one"
+        )
         return
     if name is None:
         noted = f"training data: fingerprint {recorded['training_data_hash']} of {recorded.get('data')}"
         yield Finding("OK", f"{noted}; its settings are not in this folder, so it is not compared")
         return
     face_set_class = getattr(deocc.data, name, None)
-    if not (isinstance(face_set_class, type) and issubclass(face_set_class, deocc.data.FaceSet)):  # the name comes from a file
+    if not (
+        isinstance(face_set_class, type) and issubclass(face_set_class, deocc.data.FaceSet)
+    ):  # the name comes from a file
         yield Finding("OK", f"training data: {name} is a face set of your own and not compared")
         return
     try:
@@ -288,7 +310,10 @@ def _compared(faces: "FaceSet", recorded: str) -> Finding:
 
     number = len(faces.indices("train"))
     if type(faces).content is FaceSet.content and number > _MOST_READ:
-        return Finding("OK", f"training data: {number:,} images are too many to be read here; `deocc test` writes their fingerprint")
+        return Finding(
+            "OK",
+            f"training data: {number:,} images are too many to be read here; `deocc test` writes their fingerprint",
+        )
     found = faces.fingerprint("train")
     if found == recorded:
         return Finding("OK", f"training data: the run was trained on the people at hand (fingerprint {found})")
@@ -342,13 +367,20 @@ def _look_at(given: Path | None) -> Iterator[Finding]:
 
     if (place / CONFIG).is_file():
         config, _ = read_model(place)
-        yield Finding("OK", f"model folder {place}: whole, student {config['student']['name']}, faces of {config['face']['size']} pixels")
+        yield Finding(
+            "OK",
+            f"model folder {place}: whole, student {config['student']['name']}, faces of {config['face']['size']} pixels",
+        )
         return
     file = runs.find_checkpoint(place)
     yield from _look_at_checkpoint(file)
     run = runs.run_folder_of(file)
     if not (run / runs.CONFIG).is_file():
-        yield Finding("warning", f"{run} has no {runs.CONFIG}: commands cannot tell what it was trained on", "copy it from the run")
+        yield Finding(
+            "warning",
+            f"{run} has no {runs.CONFIG}: commands cannot tell what it was trained on",
+            "copy it from the run",
+        )
     if (run / FOLDER / CONFIG).is_file():
         read_model(run / FOLDER)
         if (run / FOLDER / CONFIG).stat().st_mtime_ns < file.stat().st_mtime_ns:
@@ -381,7 +413,12 @@ def _look_at_checkpoint(file: Path) -> Iterator[Finding]:
         return
     yield Finding("OK", said)
     if stage == "inpainting":
-        yield Finding("OK", "it is a stage 1: verify, identify and export need a stage 2, `deocc fit --config configs/distill.yaml`")
+        yield Finding(
+            "OK",
+            "it is a stage 1: verify, identify and export need a stage 2, `deocc fit --config configs/distill.yaml`",
+        )
     elif read_thresholds(file) is None:
         run = runs.run_folder_of(file)
-        yield Finding("warning", f"{file} has no thresholds, so `deocc verify` cannot decide", f"deocc test --checkpoint {run}")
+        yield Finding(
+            "warning", f"{file} has no thresholds, so `deocc verify` cannot decide", f"deocc test --checkpoint {run}"
+        )

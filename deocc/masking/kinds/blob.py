@@ -29,7 +29,9 @@ def _paint(canvas: Canvas) -> Layer:
 
 def _lobe(canvas: Canvas, u: Tensor, v: Tensor) -> Tensor:
     """(N, h, w) distance, in eye distances and negative inside, to an ellipse near (u, v)."""
-    du, dv, tilt, width, height = canvas.draws.between_each((-0.5, 0.5), (-0.5, 0.5), (-1.0, 1.0), (0.12, 0.6), (0.12, 0.45))
+    du, dv, tilt, width, height = canvas.draws.between_each(
+        (-0.5, 0.5), (-0.5, 0.5), (-1.0, 1.0), (0.12, 0.6), (0.12, 0.45)
+    )
     x = canvas.affine(1.0, tilt, -(u + du) - tilt * (v + dv))
     y = canvas.affine(-tilt, 1.0, tilt * (u + du) - (v + dv))
     return norm(x / width, y / height).sub_(1).mul_(torch.minimum(width, height))

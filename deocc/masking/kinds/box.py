@@ -6,7 +6,9 @@ from deocc.masking.shapes import rounded_box
 
 def _paint(canvas: Canvas) -> Layer:
     draws = canvas.draws
-    tilt, cu, cv, half_width, half_height = draws.between_each((-0.25, 0.25), (-0.6, 0.6), (-0.1, 1.4), (0.3, 1.0), (0.25, 0.8))
+    tilt, cu, cv, half_width, half_height = draws.between_each(
+        (-0.25, 0.25), (-0.6, 0.6), (-0.1, 1.4), (0.3, 1.0), (0.25, 0.8)
+    )
     x, y = canvas.affine(1.0, tilt, -cu - tilt * cv), canvas.affine(-tilt, 1.0, tilt * cu - cv)
     box = rounded_box(x, y, half_width, half_height, 0.01)
     choice = draws.unit()

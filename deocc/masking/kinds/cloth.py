@@ -26,7 +26,9 @@ def _paint(canvas: Canvas) -> Layer:
 def _sheet(u: Tensor, v: Tensor, draws: Draws) -> Tensor:
     """Signed distance to the cloth: cut to a point over the nose, round at the chin, narrow towards the ears."""
     low = draws.chance(0.12)
-    nose, lower, lean, chin, half = draws.between_each((0.24, 0.42), (0.34, 0.44), (-0.07, 0.07), (1.74, 1.98), (0.92, 1.06))
+    nose, lower, lean, chin, half = draws.between_each(
+        (0.24, 0.42), (0.34, 0.44), (-0.07, 0.07), (1.74, 1.98), (0.92, 1.06)
+    )
     fall, curve = draws.between_each((0.18, 0.30), (0.3, 0.5))
     u2, leaning = u * u, u * lean
     top = (u2 / (u2 + 0.10)).mul_(fall * (1 - 0.7 * low)).add_(nose + low * lower).add_(leaning)
@@ -46,7 +48,9 @@ def random_colours(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
 def _relief(canvas: Canvas, u: Tensor, v: Tensor, sheet: Tensor, draws: Draws) -> Tensor:
     """The middle seam, the hem, soft wrinkles towards the ears, and the threads, as additions to the shade."""
     seam = canvas.line(u - draws.between(-0.03, 0.03), 0.02, 0.14 * draws.chance(0.6))
-    depth, steep, slant, phase, threads = draws.between_each((0.06, 0.1), (2.2, 3.4), (-0.6, 0.6), (0.0, 1.0), (18.0, 26.0))
+    depth, steep, slant, phase, threads = draws.between_each(
+        (0.06, 0.1), (2.2, 3.4), (-0.6, 0.6), (0.0, 1.0), (18.0, 26.0)
+    )
     hem = canvas.line(sheet + depth, 0.014, 0.10)
     wrinkles = wave((v * steep).add_(u * slant).add_(phase)).mul_(u.abs().clamp_max_(1))
     rim = (sheet + 0.06).clamp_min_(0).mul_(1.4)

@@ -24,7 +24,9 @@ def _paint(canvas: Canvas) -> Layer:
 
 def _cup(u: Tensor, v: Tensor, draws: Draws) -> Tensor:
     """Signed distance to the cup: a dome over the nose, widest at the mouth, ending under the chin."""
-    nose, chin, half, lean, fall = draws.between_each((0.22, 0.36), (1.72, 1.92), (0.80, 0.92), (-0.05, 0.05), (0.40, 0.55))
+    nose, chin, half, lean, fall = draws.between_each(
+        (0.22, 0.36), (1.72, 1.92), (0.80, 0.92), (-0.05, 0.05), (0.40, 0.55)
+    )
     u2, leaning = u * u, u * lean
     top = (u2 / (u2 + 0.22)).mul_(fall).add_(nose).add_(leaning)
     bottom = (chin - (0.25 * u2).add_(0.42).mul_(u2)).add_(leaning)

@@ -36,7 +36,9 @@ def _top(canvas: Canvas, u: Tensor, u2: Tensor, draws: Draws) -> Tensor:
 
 def _folds(u: Tensor, u2: Tensor, depth: Tensor, draws: Draws) -> Tensor:
     """(N, h, w) in [0, 1]: broad drapes that run together towards one side, crossed by finer creases."""
-    towards, slack, pitch, slant, phase = draws.between_each((-0.4, 0.4), (-0.5, 0.1), (1.1, 1.9), (-0.3, 0.3), (0.0, 1.0))
+    towards, slack, pitch, slant, phase = draws.between_each(
+        (-0.4, 0.4), (-0.5, 0.1), (1.1, 1.9), (-0.3, 0.3), (0.0, 1.0)
+    )
     gather = (u * towards).add_(1).mul_(depth)
     broad = wave((gather * pitch).add_(u2 * slack).add_(u * slant).add_(phase))
     pitch, slant = draws.between_each((1.6, 2.6), (-1.1, 1.1))

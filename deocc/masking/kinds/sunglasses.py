@@ -7,7 +7,14 @@ from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.shapes import superellipse
 
 _TINTS = ((0.05, 0.05, 0.06), (0.10, 0.07, 0.05), (0.05, 0.09, 0.07), (0.06, 0.08, 0.14), (0.16, 0.11, 0.08))
-_FRAMES = ((0.06, 0.06, 0.07), (0.06, 0.06, 0.07), (0.30, 0.19, 0.10), (0.75, 0.66, 0.42), (0.70, 0.71, 0.73), (0.55, 0.10, 0.12))
+_FRAMES = (
+    (0.06, 0.06, 0.07),
+    (0.06, 0.06, 0.07),
+    (0.30, 0.19, 0.10),
+    (0.75, 0.66, 0.42),
+    (0.70, 0.71, 0.73),
+    (0.55, 0.10, 0.12),
+)
 
 
 def _paint(canvas: Canvas) -> Layer:
@@ -49,7 +56,9 @@ def _compose(canvas: Canvas, lens: Tensor, frame: Tensor, place: tuple[Tensor, T
 
 def _gloss(canvas: Canvas, x: Tensor, y: Tensor) -> Tensor:
     """(N, h, w) what the glass reflects: the sky from above, a slanted streak, and grain."""
-    sky, slope, place, narrow, streak = canvas.draws.between_each((0.05, 0.30), (0.3, 0.9), (-0.5, 0.4), (2.5, 5.0), (0.05, 0.35))
+    sky, slope, place, narrow, streak = canvas.draws.between_each(
+        (0.05, 0.30), (0.3, 0.9), (-0.5, 0.4), (2.5, 5.0), (0.05, 0.35)
+    )
     light = 0.5 + canvas.light.level
     slant = (y * slope).add_(x).sub_(place).abs_()
     streaks = slant.mul_(-narrow).add_(1).clamp_(0, 0.5).mul_(streak * light)

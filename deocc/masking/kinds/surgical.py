@@ -21,7 +21,9 @@ _COLOURS = (
 def _edges(u: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Top and bottom edge, (N, h, w) as v over u: from the nose's ridge down on the cheeks, and round the chin."""
     low = draws.chance(0.12)  # worn under the nose
-    nose, lower, fall, lean, chin = draws.between_each((0.27, 0.42), (0.36, 0.46), (0.20, 0.32), (-0.07, 0.07), (1.70, 1.92))
+    nose, lower, fall, lean, chin = draws.between_each(
+        (0.27, 0.42), (0.36, 0.46), (0.20, 0.32), (-0.07, 0.07), (1.70, 1.92)
+    )
     u2, leaning = u * u, u * lean
     top = (u2 / (u2 + 0.14)).mul_(fall * (1 - 0.7 * low)).add_(nose + low * lower)
     bottom = (chin - (u2 * 0.14).add_(0.28).mul_(u2)).add_(leaning)

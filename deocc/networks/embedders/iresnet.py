@@ -19,7 +19,12 @@ from deocc.networks.weights import find_weights, load_weights, read_state_dict, 
 
 SPEC = EmbedderSpec("arcface", 112, mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
 
-BLOCKS = {"iresnet18": (2, 2, 2, 2), "iresnet34": (3, 4, 6, 3), "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
+BLOCKS = {
+    "iresnet18": (2, 2, 2, 2),
+    "iresnet34": (3, 4, 6, 3),
+    "iresnet50": (3, 4, 14, 3),
+    "iresnet100": (3, 13, 30, 3),
+}
 
 # Positions in AdaFace's Sequentials [2] -> names of [1].
 _ADAFACE_STEM = {"0": "conv1", "1": "bn1", "2": "prelu"}
@@ -93,7 +98,9 @@ def _convolved(before: int, after: int) -> nn.Sequential:
 
 
 def _stage(before: int, after: int, count: int, downsample: nn.Module) -> nn.Sequential:
-    return nn.Sequential(IBasicBlock(before, after, 2, downsample), *(IBasicBlock(after, after, 1, None) for _ in range(count - 1)))
+    return nn.Sequential(
+        IBasicBlock(before, after, 2, downsample), *(IBasicBlock(after, after, 1, None) for _ in range(count - 1))
+    )
 
 
 def is_adaface(state: Mapping[str, Tensor]) -> bool:
@@ -118,7 +125,9 @@ def _translated(key: str, places: list[str]) -> str:
             return ".".join([_ADAFACE_STEM[position], *rest])
         case ["output_layer", position, *rest] if position in _ADAFACE_HEAD:
             return ".".join([_ADAFACE_HEAD[position], *rest])
-        case ["body", block, "res_layer", position, *rest] if block.isdigit() and int(block) < len(places) and position in _ADAFACE_BLOCK:
+        case ["body", block, "res_layer", position, *rest] if (
+            block.isdigit() and int(block) < len(places) and position in _ADAFACE_BLOCK
+        ):
             return ".".join([places[int(block)], _ADAFACE_BLOCK[position], *rest])
         case ["body", block, "shortcut_layer", *rest] if block.isdigit() and int(block) < len(places):
             return ".".join([places[int(block)], "downsample", *rest])
@@ -135,7 +144,9 @@ def build(name: str, weights: str | None, pretrained: bool) -> Recogniser:
     blocks = BLOCKS[name]
     if weights is None:
         return Recogniser(IResNet(blocks), SPEC, pretrained=False)
-    path = find_weights(weights, "get a backbone.pth of arcface_torch from insightface's model zoo, or a checkpoint of AdaFace")
+    path = find_weights(
+        weights, "get a backbone.pth of arcface_torch from insightface's model zoo, or a checkpoint of AdaFace"
+    )
     state = strip_prefixes(read_state_dict(path))
     adaface = is_adaface(state)
     network = IResNet(blocks, pooled_shortcut=adaface)

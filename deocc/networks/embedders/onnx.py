@@ -39,7 +39,9 @@ class OnnxNetwork(nn.Module):
         try:
             self.session: Any = onnxruntime.InferenceSession(self.path, providers=providers)
         except Exception as error:  # onnxruntime's errors share no other base
-            raise ValueError(f"{self.path} is no readable ONNX file ({' '.join(str(error).split())[:120]}): export it again") from None
+            raise ValueError(
+                f"{self.path} is no readable ONNX file ({' '.join(str(error).split())[:120]}): export it again"
+            ) from None
         inputs = self.session.get_inputs()
         self.input_name: str = inputs[0].name
         self.single, self.side = _read_shapes([image.shape for image in inputs], self.path)
@@ -52,7 +54,9 @@ class OnnxNetwork(nn.Module):
             ValueError: the file asks for another side.
         """
         if self.side not in (None, image.shape[-1]):
-            raise ValueError(f"{self.path} takes images of {self.side} pixels a side, got {image.shape[-1]}: leave size out")
+            raise ValueError(
+                f"{self.path} takes images of {self.side} pixels a side, got {image.shape[-1]}: leave size out"
+            )
         array = image.detach().float().cpu()
         pieces = array.chunk(len(array)) if self.single else (array,)
         outputs = [torch.from_numpy(self.session.run(None, {self.input_name: piece.numpy()})[0]) for piece in pieces]
@@ -71,8 +75,16 @@ class OnnxNetwork(nn.Module):
 def _read_shapes(shapes: list[list[int | str | None]], path: Path) -> tuple[bool, int | None]:
     """Whether the batch is fixed at 1, and the side, None where it is free; a free dimension is a name or None."""
     batch, channels, *sides = [size if isinstance(size, int) else None for size in shapes[0]]
-    if len(shapes) != 1 or batch not in (None, 1) or channels not in (None, 3) or len(sides) != 2 or sides[0] != sides[1]:
-        raise ValueError(f"{path} has inputs of shape {shapes}, expected one of (batch, 3, side, side), batch free or 1: export it so")
+    if (
+        len(shapes) != 1
+        or batch not in (None, 1)
+        or channels not in (None, 3)
+        or len(sides) != 2
+        or sides[0] != sides[1]
+    ):
+        raise ValueError(
+            f"{path} has inputs of shape {shapes}, expected one of (batch, 3, side, side), batch free or 1: export it so"
+        )
     return batch == 1, sides[0]
 
 

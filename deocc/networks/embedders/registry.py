@@ -146,7 +146,10 @@ class Embedder(nn.Module):
     def embed_with_features(self, face: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, and the feature maps (B, C, h, w) after every section of the network but the head, early ones first."""
         maps: list[Tensor] = []
-        hooks = [part.register_forward_hook(lambda _module, _input, output: maps.append(output)) for part in self._sections()[:-1]]
+        hooks = [
+            part.register_forward_hook(lambda _module, _input, output: maps.append(output))
+            for part in self._sections()[:-1]
+        ]
         try:
             embedding = self(face)
         finally:
@@ -183,9 +186,13 @@ class Embedder(nn.Module):
             raise ValueError(f"expected canonical face crops of shape (B, 3, S, S), got {tuple(face.shape)}")
         expected = (face.shape[0], self.extra_channels, *face.shape[2:])
         if extra is None and self.extra_channels:
-            raise ValueError(f"{self.name} was widened by {self.extra_channels} channels: pass extra of shape {expected}")
+            raise ValueError(
+                f"{self.name} was widened by {self.extra_channels} channels: pass extra of shape {expected}"
+            )
         if extra is not None and extra.shape != expected:
-            raise ValueError(f"{self.name} takes extra channels of shape {expected}, got {tuple(extra.shape)}: see widen_stem")
+            raise ValueError(
+                f"{self.name} takes extra channels of shape {expected}, got {tuple(extra.shape)}: see widen_stem"
+            )
 
 
 def create_teacher(name: str, weights: str | None = None, **options: Any) -> Embedder:
@@ -196,7 +203,9 @@ def create_teacher(name: str, weights: str | None = None, **options: Any) -> Emb
     """
     teacher = create_embedder(name, weights, **options)
     if not teacher.pretrained:
-        raise ValueError(f"the teacher {name!r} needs trained weights: give the path of a weights file as model.init_args.teacher_weights")
+        raise ValueError(
+            f"the teacher {name!r} needs trained weights: give the path of a weights file as model.init_args.teacher_weights"
+        )
     return teacher.freeze()
 
 
@@ -217,7 +226,11 @@ def read_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _fits(option: str, value: Any) -> bool:
     if option in ("mean", "std"):
-        return isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == 3
+            and all(isinstance(number, int | float) for number in value)
+        )
     return isinstance(value, {"size": int, "mirror": bool}.get(option, str))
 
 
@@ -237,7 +250,9 @@ def _scaled(template: Template, size: int) -> Template:
 
 def _parts(network: nn.Module) -> list[nn.Module]:
     """Children with parameters, a Sequential counting as its members, and an empty head."""
-    children = [part for child in network.children() for part in (child if isinstance(child, nn.Sequential) else [child])]
+    children = [
+        part for child in network.children() for part in (child if isinstance(child, nn.Sequential) else [child])
+    ]
     return [part for part in children if any(True for _ in part.parameters())] + [nn.Identity()]
 
 
@@ -249,7 +264,9 @@ def _embedding_dim(name: str, network: nn.Module, spec: EmbedderSpec) -> int:
         output = network.eval()(torch.zeros(1, 3, spec.size, spec.size))
     except Exception as error:  # foreign networks raise what they like
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{name} does not take images of {spec.size} x {spec.size} pixels ({reason}): choose another size") from None
+        raise ValueError(
+            f"{name} does not take images of {spec.size} x {spec.size} pixels ({reason}): choose another size"
+        ) from None
     finally:
         network.train(training)
     if not isinstance(output, Tensor) or output.ndim != 2:
@@ -301,7 +318,14 @@ def create_embedder(
     if weights is not None and not pretrained:
         raise ValueError(f"weights={weights!r} and pretrained=False contradict each other: give one of the two")
     recogniser = _builder(name)(name, weights, pretrained)
-    given: dict[str, Any] = {"template": template, "size": size, "color": color, "mean": mean, "std": std, "mirror": mirror}
+    given: dict[str, Any] = {
+        "template": template,
+        "size": size,
+        "color": color,
+        "mean": mean,
+        "std": std,
+        "mirror": mirror,
+    }
     changed = {key: value for key, value in given.items() if value is not None}
     return Embedder(name, replace(recogniser, spec=replace(recogniser.spec, **changed)))
 

@@ -53,7 +53,9 @@ def _download(model: str) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(model, pretrained=True, num_classes=0)
     except Exception as error:  # its hub client raises errors of whichever HTTP library it uses
-        raise FileNotFoundError(f"timm could not get weights of {model!r} ({type(error).__name__}): {by_hand(model)}") from error
+        raise FileNotFoundError(
+            f"timm could not get weights of {model!r} ({type(error).__name__}): {by_hand(model)}"
+        ) from error
     return network
 
 

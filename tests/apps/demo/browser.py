@@ -13,11 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+PROGRAM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 
-_FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+_FLAGS = (
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+)
 _QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions")
-_REDIRECT = "import os, sys\nos.dup2(int(sys.argv[1]), 3)\nos.dup2(int(sys.argv[2]), 4)\nos.execv(sys.argv[3], sys.argv[3:])"
+_REDIRECT = (
+    "import os, sys\nos.dup2(int(sys.argv[1]), 3)\nos.dup2(int(sys.argv[2]), 4)\nos.execv(sys.argv[3], sys.argv[3:])"
+)
 """Chromium reads commands from file 3 and writes to 4."""
 
 _PATIENCE = 60.0  # seconds
@@ -52,7 +63,9 @@ class Browser:
 
     def resize(self, width: int, height: int = 900) -> None:
         """Give the page this size, as a telephone's where it is narrow."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def run(self, script: str) -> Any:
         """What a JavaScript expression gives."""
@@ -131,7 +144,9 @@ def browsing(profile: Path) -> Iterator[Browser]:
     (to_browser, write), (read, from_browser) = os.pipe(), os.pipe()
     words = [PROGRAM, *_FLAGS, *_QUIET, f"--user-data-dir={profile}", "about:blank"]
     redirected = [sys.executable, "-c", _REDIRECT, str(to_browser), str(from_browser), *words]
-    process = subprocess.Popen(redirected, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        redirected, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     os.close(to_browser)
     os.close(from_browser)
     browser = Browser(read, write)

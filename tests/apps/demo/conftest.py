@@ -21,14 +21,22 @@ RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 
 def calibration() -> Calibration:
     """0.6 and 0.4 for clean faces, 0.1 less for each masked one."""
-    rows = {name: (Threshold(1e-2, 0.6 - number / 10, 0.4 - number / 10, RATES),) for number, name in enumerate(CONDITIONS)}
+    rows = {
+        name: (Threshold(1e-2, 0.6 - number / 10, 0.4 - number / 10, RATES),) for number, name in enumerate(CONDITIONS)
+    }
     return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.0, SIZE, "Faces", "0")
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder."""
-    student = {"name": "dlib_resnet", "options": {}, "student_input": "completed", "mask_channel": False, "embedding_dim": 128}
+    student = {
+        "name": "dlib_resnet",
+        "options": {},
+        "student_input": "completed",
+        "mask_channel": False,
+        "embedding_dim": 128,
+    }
     generator = {"width": 8, "depth": 1, "attention": True}
     config = {
         "student": student,
@@ -48,7 +56,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(model: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """The model, loaded; what it takes for covered is what is bright, since random weights would cover all or nothing."""
     loaded = deocc.load(model)
-    monkeypatch.setattr(loaded.network.deoccluder, "predict_mask", lambda face: (face.mean(1, keepdim=True) > 0).float())
+    monkeypatch.setattr(
+        loaded.network.deoccluder, "predict_mask", lambda face: (face.mean(1, keepdim=True) > 0).float()
+    )
     return loaded
 
 

@@ -42,7 +42,9 @@ def serving(model: Path, temporary: Path, code: str = COMMAND) -> Iterator[Serve
     """`deocc demo` for a model, at a port of its own."""
     words = [sys.executable, "-c", code, "--checkpoint", str(model), "--device", "cpu", "--port", "0"]
     settings = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, cwd=ROOT, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert process.stdout is not None
     said: list[str] = []
     try:

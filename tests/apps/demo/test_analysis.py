@@ -48,12 +48,22 @@ def test_the_bars_are_similarities_of_clean_bare_and_completed_faces(pipeline: P
     masked = render(first.face[None], first.landmarks[None], "cloth", torch.tensor([1]))[0]
     other = pipeline.embed_faces(second.face[None])[0]
     bare = pipeline.process_faces(masked, torch.zeros(1, 1, 64, 64)).embedding[0]
-    expected = [pipeline.embed_faces(first.face[None])[0] @ other, bare @ other, pipeline.embed_faces(masked)[0] @ other]
+    expected = [
+        pipeline.embed_faces(first.face[None])[0] @ other,
+        bare @ other,
+        pipeline.embed_faces(masked)[0] @ other,
+    ]
     pair = Analyst(pipeline, None).analyse(first, "cloth", 1, second).pair
-    assert [comparison.similarity for comparison in pair] == pytest.approx([float(value) for value in expected], abs=1e-5)
+    assert [comparison.similarity for comparison in pair] == pytest.approx(
+        [float(value) for value in expected], abs=1e-5
+    )
     assert pair[1].verdict is None
     said = pipeline.verify_faces(masked[0], second.face)
-    assert pair[2].verdict is not None and pair[2].verdict.decision == said.decision and pair[2].verdict.condition == said.condition
+    assert (
+        pair[2].verdict is not None
+        and pair[2].verdict.decision == said.decision
+        and pair[2].verdict.condition == said.condition
+    )
 
 
 def test_a_photo_that_is_masked_already_stays_as_it_is(pipeline: Pipeline, faces: Faces) -> None:
@@ -66,16 +76,25 @@ def test_a_photo_that_is_masked_already_stays_as_it_is(pipeline: Pipeline, faces
     assert analysis.search is None
 
 
-def test_the_nearest_people_are_those_of_an_exhaustive_search(pipeline: Pipeline, gallery: OrlGallery, faces: Faces) -> None:
+def test_the_nearest_people_are_those_of_an_exhaustive_search(
+    pipeline: Pipeline, gallery: OrlGallery, faces: Faces
+) -> None:
     embedding = pipeline.embed_faces(faces[0].face[None])[0]
     search = Analyst(pipeline, gallery).analyse(faces[0], NO_MASK, 0).search
     assert search is not None and search.people == 40 and "AT&T" in search.credit
-    one_by_one = [(float(pipeline.embed_faces(first_image(person)[None])[0] @ embedding), person) for person in range(1, 41)]
+    one_by_one = [
+        (float(pipeline.embed_faces(first_image(person)[None])[0] @ embedding), person) for person in range(1, 41)
+    ]
     best = sorted(one_by_one, reverse=True)[:5]
     assert [match.name for match, _ in search.matches] == [f"ORL person {person}" for _, person in best]
-    assert [match.similarity for match, _ in search.matches] == pytest.approx([similarity for similarity, _ in best], abs=1e-4)
+    assert [match.similarity for match, _ in search.matches] == pytest.approx(
+        [similarity for similarity, _ in best], abs=1e-4
+    )
     for (_, person), (match, comparison) in zip(best, search.matches, strict=True):
-        assert np.array_equal(match.picture, OrlFaces().image((person - 1) * 10)) and comparison.similarity == match.similarity
+        assert (
+            np.array_equal(match.picture, OrlFaces().image((person - 1) * 10))
+            and comparison.similarity == match.similarity
+        )
 
 
 def test_a_face_of_the_gallery_finds_itself(pipeline: Pipeline, gallery: OrlGallery) -> None:
@@ -121,7 +140,9 @@ def test_attention_is_that_of_the_side_at_which_the_deoccluder_works() -> None:
     assert small is not None and torch.equal(small, torch.as_tensor(attention_map(deoccluder.generator, face, mask)))
     larger = [F.interpolate(image[None], (64, 64), mode="nearest")[0] for image in (face, mask)]
     large = deoccluder_attention(deoccluder, *larger)
-    assert large is not None and large.shape == (64, 64) and (F.avg_pool2d(large[None], 2)[0] - small).abs().mean() < 0.1
+    assert (
+        large is not None and large.shape == (64, 64) and (F.avg_pool2d(large[None], 2)[0] - small).abs().mean() < 0.1
+    )
 
 
 def test_there_is_no_attention_map_where_nothing_is_covered_or_visible_or_attends(pipeline: Pipeline) -> None:
@@ -132,7 +153,9 @@ def test_there_is_no_attention_map_where_nothing_is_covered_or_visible_or_attend
     assert attention_map(Generator(width=8, depth=1, attention=False), face, torch.ones(1, 64, 64)) is None
 
 
-def test_without_thresholds_nothing_is_decided_and_the_page_says_so(pipeline: Pipeline, gallery: OrlGallery, faces: Faces) -> None:
+def test_without_thresholds_nothing_is_decided_and_the_page_says_so(
+    pipeline: Pipeline, gallery: OrlGallery, faces: Faces
+) -> None:
     pipeline.thresholds = None
     analysis = Analyst(pipeline, gallery).analyse(faces[0], "n95", 0, faces[1])
     assert all(comparison.verdict is None for comparison in analysis.pair)
@@ -140,7 +163,9 @@ def test_without_thresholds_nothing_is_decided_and_the_page_says_so(pipeline: Pi
     assert "deocc test" in html and "Same person" not in html and "deocc-mark" not in html
 
 
-def test_the_html_holds_the_verdict_the_thresholds_and_notes_that_cannot_break_it(pipeline: Pipeline, faces: Faces) -> None:
+def test_the_html_holds_the_verdict_the_thresholds_and_notes_that_cannot_break_it(
+    pipeline: Pipeline, faces: Faces
+) -> None:
     analysis = Analyst(pipeline, None).analyse(faces[0], "n95", 0, faces[0])
     html = result_html(analysis, ["<script>alert(1)</script>"])
     verdict = analysis.pair[-1].verdict

@@ -71,17 +71,23 @@ def test_a_photo_that_cannot_be_used_is_one_line(
     assert "Traceback" not in html and str(tmp_path) not in html
 
 
-def test_what_is_missing_or_out_of_range_is_one_line(answers: Answers, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_missing_or_out_of_range_is_one_line(
+    answers: Answers, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
     photo = {"path": str(photos[0]), "orig_name": None}
     assert "no photo yet" in answers.answer(None, None, "surgical", 0, "here")
-    assert "a.png is no longer here" in answers.answer({"path": str(tmp_path / "gone"), "orig_name": "a.png"}, None, "surgical", 0, "here")
+    assert "a.png is no longer here" in answers.answer(
+        {"path": str(tmp_path / "gone"), "orig_name": "a.png"}, None, "surgical", 0, "here"
+    )
     assert "the second photo is no longer here" in answers.answer(photo, {"path": None}, "surgical", 0, "here")
     for seed in (-1, 1.5, None, "x", 2**31):
         assert "give a whole number from 0" in answers.answer(photo, None, "surgical", seed, "here")
     assert "unknown occluder" in answers.answer(photo, None, "helmet", 0, "here")
 
 
-def test_a_file_beyond_the_uploads_is_not_read(pipeline: Pipeline, finder: FaceFinder, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_file_beyond_the_uploads_is_not_read(
+    pipeline: Pipeline, finder: FaceFinder, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
     answers = Answers(Analyst(pipeline, None), finder, RateLimit(), PhotoMemory(tmp_path / "uploads"))
     uploads = tmp_path / "uploads"
     uploads.mkdir()

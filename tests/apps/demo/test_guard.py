@@ -23,7 +23,9 @@ class Page:
         await send({"type": "http.response.body", "body": b"page"})
 
 
-def ask(app: Guard, method: str = "GET", path: str = "/", client: str = "192.0.2.7", **headers: str) -> tuple[int, str, dict[str, str]]:
+def ask(
+    app: Guard, method: str = "GET", path: str = "/", client: str = "192.0.2.7", **headers: str
+) -> tuple[int, str, dict[str, str]]:
     """Status, text and headers; `host` is 127.0.0.1:7860 unless given, `_` stands for `-`."""
     sent: list[Any] = []
     given = {"host": "127.0.0.1:7860", **({"content_length": "10"} if method == "POST" else {}), **headers}
@@ -32,8 +34,14 @@ def ask(app: Guard, method: str = "GET", path: str = "/", client: str = "192.0.2
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(app({"type": "http", "method": method, "path": path, "headers": fields, "client": (client, 1)}, None, send))
-    return sent[0]["status"], sent[1]["body"].decode(), {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    asyncio.run(
+        app({"type": "http", "method": method, "path": path, "headers": fields, "client": (client, 1)}, None, send)
+    )
+    return (
+        sent[0]["status"],
+        sent[1]["body"].decode(),
+        {name.decode(): value.decode() for name, value in sent[0]["headers"]},
+    )
 
 
 @pytest.fixture
@@ -46,23 +54,32 @@ def app(page: Page, tmp_path: Path) -> Guard:
     return Guard(page, ["Studio.example"], tmp_path, RateLimit(3, 60, lambda: 0.0, "requests"))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "192.168.1.4", "studio.example:80"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "192.168.1.4", "studio.example:80"]
+)
 def test_addresses_and_its_own_names_are_answered(app: Guard, host: str) -> None:
     status, body, headers = ask(app, host=host)
     assert (status, body) == (200, "page")
     assert "default-src 'self'" in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("host", ["evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example", "", "[", "::1]:x", "evil@x:1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example", "", "[", "::1]:x", "evil@x:1"]
+)
 def test_a_name_that_another_points_at_this_machine_is_not(app: Guard, page: Page, host: str) -> None:
     status, body, _ = ask(app, host=host)
     assert status == 403 and "open it by the address that deocc demo printed" in body and page.asked == 0
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:80", "http://127.0.0.1:7860.evil.example"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:80", "http://127.0.0.1:7860.evil.example"]
+)
 def test_what_another_sites_page_posts_is_refused(app: Guard, page: Page, origin: str) -> None:
     assert ask(app, "POST", _JOIN, origin="http://127.0.0.1:7860")[0] == 200
-    assert ask(app, "POST", _JOIN, origin=origin)[:2] == (403, "another site's page may not ask here: open this one by itself")
+    assert ask(app, "POST", _JOIN, origin=origin)[:2] == (
+        403,
+        "another site's page may not ask here: open this one by itself",
+    )
     assert page.asked == 1
 
 
@@ -79,7 +96,9 @@ def test_a_body_must_tell_its_length_and_be_of_one_photo(app: Guard, page: Page)
     assert page.asked == 0 and ask(app, "POST", "/gradio_api/upload", content_length=str(MOST_BODY))[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/vibe-edit", "/gradio_api/run/predict", "/gradio_api/upload/../x", "/run-history/connect"])
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/vibe-edit", "/gradio_api/run/predict", "/gradio_api/upload/../x", "/run-history/connect"]
+)
 def test_only_what_the_page_needs_may_be_posted(app: Guard, page: Page, path: str) -> None:
     assert ask(app, "POST", path)[0] == 404 and page.asked == 0
 

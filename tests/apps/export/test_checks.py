@@ -25,7 +25,9 @@ def test_parity_finds_the_largest_differences() -> None:
     found.embedding[2, 1] = 7e-5
     parity = compare(outputs(), found)
     assert (parity.faces, parity.equal_masks, parity.mask_agreement) == (3, 3, 1)
-    assert math.isclose(parity.completed_face, 3e-5, rel_tol=1e-5) and math.isclose(parity.embedding, 7e-5, rel_tol=1e-5)
+    assert math.isclose(parity.completed_face, 3e-5, rel_tol=1e-5) and math.isclose(
+        parity.embedding, 7e-5, rel_tol=1e-5
+    )
     assert parity.holds
 
 
@@ -88,7 +90,9 @@ def test_faces_are_masked_and_of_people_of_no_test(small: Pipeline) -> None:
     splits: tuple[Split, ...] = ("train", "val")
     for split in splits:
         faces = embedded_faces(small, split, 4)
-        assert faces.identity is not None and {standard.split_of_person[int(person)] for person in faces.identity} == {split}
+        assert faces.identity is not None and {standard.split_of_person[int(person)] for person in faces.identity} == {
+            split
+        }
         assert faces.face.shape == (len(standard.indices(split)[::4]), 3, 64, 64)
         assert bool((faces.face != faces.masked_face).flatten(1).any(1).all())
     with pytest.raises(ValueError, match="test people are for tests alone"):
@@ -98,7 +102,9 @@ def test_faces_are_masked_and_of_people_of_no_test(small: Pipeline) -> None:
 def test_the_people_are_those_of_the_models_own_split() -> None:
     face_set = OrlFaces(fold=3)
     faces = embedded_faces(make_pipeline(SMALL_STUDENT, 8, 64, fold=3), "val", 2)
-    assert faces.identity is not None and {face_set.split_of_person[int(person)] for person in faces.identity} == {"val"}
+    assert faces.identity is not None and {face_set.split_of_person[int(person)] for person in faces.identity} == {
+        "val"
+    }
     assert {OrlFaces().split_of_person[int(person)] for person in faces.identity} != {"val"}
 
 

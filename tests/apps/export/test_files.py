@@ -32,7 +32,9 @@ def read(kind: str, path: Path) -> tuple[dict[str, Any], Run]:
         onnx.checker.check_model(path, full_check=True)
         session = onnxruntime.InferenceSession(path)
         described = session.get_modelmeta().custom_metadata_map["deocc.json"]
-        return json.loads(described), lambda face: Outputs(*map(torch.from_numpy, session.run(Outputs._fields, {"face": face.numpy()})))
+        return json.loads(described), lambda face: Outputs(
+            *map(torch.from_numpy, session.run(Outputs._fields, {"face": face.numpy()}))
+        )
     if kind == "torchscript":
         script = torch.jit.load(io.BytesIO(path.read_bytes()), _extra_files=extra)
         return json.loads(extra["deocc.json"]), lambda face: Outputs(*script(face))
@@ -48,7 +50,10 @@ def test_a_file_equals_the_pipeline_and_describes_itself(
     out = tmp_path / f"new/model{SUFFIXES[kind]}"
     assert main(["--to", kind, "--out", str(out), "--checkpoint", str(small_folder)]) == 0
     said = capfd.readouterr()
-    assert said.out.startswith("parity:   on 20 ORL faces of validation people: largest difference of completed_face ") and said.err == ""
+    assert (
+        said.out.startswith("parity:   on 20 ORL faces of validation people: largest difference of completed_face ")
+        and said.err == ""
+    )
     assert f"exported: {out} ({kind}" in said.out and list(out.parent.iterdir()) == [out]
 
     described, run = read(kind, out)
@@ -57,21 +62,37 @@ def test_a_file_equals_the_pipeline_and_describes_itself(
         expected, found = pipeline.process_faces(batch), run(batch)
         assert 0 < found.mask.mean() < 1
         # Another runtime rounds otherwise, which moves a pixel that is at the segmenter's threshold: such a mask counts as unequal.
-        parity = compare(Outputs(expected.completed_face, expected.mask, expected.embedding, covered_share(expected.mask)), found)
+        parity = compare(
+            Outputs(expected.completed_face, expected.mask, expected.embedding, covered_share(expected.mask)), found
+        )
         assert parity.mask_agreement > 0.999 and parity.equal_masks >= len(batch) - 1
         if parity.equal_masks:
             assert max(parity.completed_face, parity.embedding) < 1e-4 and parity.covered < 1e-6
         assert torch.allclose(found.embedding.norm(dim=1), torch.ones(len(batch)), atol=1e-5)
 
-    assert (described["format"], described["format_version"], described["to"], described["precision"]) == ("deocc export", 1, kind, "fp32")
+    assert (described["format"], described["format_version"], described["to"], described["precision"]) == (
+        "deocc export",
+        1,
+        kind,
+        "fp32",
+    )
     assert described["deocc_version"] == deocc.__version__ and described["face"] == pipeline.config["face"]
-    assert described["face"]["size"] == 64 and described["face"]["color_order"] == "RGB" and described["face"]["range"] == [-1, 1]
-    assert described["alignments"]["arcface112"] == {"size": 112, "template": [list(point) for point in TEMPLATES["arcface"].points]}
+    assert (
+        described["face"]["size"] == 64
+        and described["face"]["color_order"] == "RGB"
+        and described["face"]["range"] == [-1, 1]
+    )
+    assert described["alignments"]["arcface112"] == {
+        "size": 112,
+        "template": [list(point) for point in TEMPLATES["arcface"].points],
+    }
     assert Calibration.from_plain(described["thresholds"]) == pipeline.thresholds
     assert described["training"] == {"training_data_hash": "0123", "data_hash": "4567"}
     assert described["licences"] == {"teacher": "CC0", "data": "credit"}
     assert described["weights_sha256"] == pipeline.config["weights_sha256"]
-    assert described["parity"]["faces"] == 22 and described["parity"]["embedding"] <= 1e-4 and "accuracy" not in described
+    assert (
+        described["parity"]["faces"] == 22 and described["parity"]["embedding"] <= 1e-4 and "accuracy" not in described
+    )
 
 
 def test_an_onnx_file_states_its_opset_and_holds_its_weights(small: Pipeline) -> None:
@@ -117,10 +138,15 @@ def test_half_precision_tells_what_it_costs(
     assert described["accuracy"]["mask_agreement"] > 0.9999  # single pixels at the threshold may differ
     assert out.stat().st_size < 0.65 * sum(value.nbytes for value in small.network.state_dict().values())
     accuracy = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy: "))
-    assert f"EER {described['accuracy']['eer_fp32']:.2%} in float32, {described['accuracy']['eer']:.2%} in this file" in accuracy
+    assert (
+        f"EER {described['accuracy']['eer_fp32']:.2%} in float32, {described['accuracy']['eer']:.2%} in this file"
+        in accuracy
+    )
 
 
-def test_a_file_that_differs_from_torch_is_not_written(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_differs_from_torch_is_not_written(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Off(ExportNetwork):
         def forward(self, face: Tensor) -> tuple[Tensor, ...]:
             outputs = Outputs(*super().forward(face))
@@ -129,12 +155,16 @@ def test_a_file_that_differs_from_torch_is_not_written(small_folder: Path, tmp_p
     monkeypatch.setattr(writing, "ExportNetwork", Off)
     out = tmp_path / "model.onnx"
     out.write_bytes(b"before")
-    with pytest.raises(ValueError, match=r"the onnx file does not equal torch on 20 ORL faces.*embedding 2\.0e-04.*nothing was written"):
+    with pytest.raises(
+        ValueError, match=r"the onnx file does not equal torch on 20 ORL faces.*embedding 2\.0e-04.*nothing was written"
+    ):
         main(["--to", "onnx", "--out", str(out), "--checkpoint", str(small_folder), "--force"])
     assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
 
 
-def test_photos_take_the_place_of_the_embedded_faces(small: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_take_the_place_of_the_embedded_faces(
+    small: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("dlib")
     draw_scene(ONE).save(tmp_path / "photo.png")
     monkeypatch.setattr(writing, "embedded_faces", lambda *_words: pytest.fail("asked for the embedded faces"))
@@ -155,24 +185,44 @@ def test_words_that_make_no_sense_are_refused_before_the_model_is_read(tmp_path:
     (tmp_path / "there.onnx").write_text("")
     refused("invalid choice: 'coreml'.*onnx.*torchscript.*torch-export", "--to", "coreml", *onnx_file)
     refused("not allowed with argument --int8", "--to", "onnx", "--int8", "--fp16", *onnx_file)
-    refused("--int8 is for --to onnx alone, files of torchscript are float32", "--to", "torchscript", "--int8", *script_file)
+    refused(
+        "--int8 is for --to onnx alone, files of torchscript are float32", "--to", "torchscript", "--int8", *script_file
+    )
     refused("--fp16 is for --to onnx alone", "--to", "torch-export", "--fp16", "--out", str(tmp_path / "a.pt2"))
     refused("leave --photos out", "--to", "onnx", "--int8", "--photos", "a.jpg", *onnx_file)
     refused("the name of a torch-export file ends with .pt2", "--to", "torch-export", *script_file)
     refused("is a folder", "--to", "onnx", "--out", str(tmp_path / "folder.onnx"))
     refused("exists: give --force", "--to", "onnx", "--out", str(tmp_path / "there.onnx"))
-    refused("nothing can be written into .*file: choose another folder", "--to", "onnx", "--out", str(tmp_path / "file/a.onnx"))
+    refused(
+        "nothing can be written into .*file: choose another folder",
+        "--to",
+        "onnx",
+        "--out",
+        str(tmp_path / "file/a.onnx"),
+    )
     refused("required: --to", *onnx_file)
 
 
 def test_a_run_of_stage_1_is_refused(tmp_path: Path) -> None:
     torch.save({"stage": "inpainting", "state_dict": {}, "hyper_parameters": {}}, tmp_path / "a.ckpt")
-    refused("give a stage-2 run", "--to", "torchscript", "--out", str(tmp_path / "a.pt"), "--checkpoint", str(tmp_path / "a.ckpt"))
+    refused(
+        "give a stage-2 run",
+        "--to",
+        "torchscript",
+        "--out",
+        str(tmp_path / "a.pt"),
+        "--checkpoint",
+        str(tmp_path / "a.ckpt"),
+    )
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deocc.inference.graphs.importlib.util.find_spec", lambda name: None if name == "onnx" else name)
-    refused(r'exporting to ONNX needs onnx: pip install "deocc\[onnx\]"', "--to", "onnx", "--out", str(tmp_path / "a.onnx"))
+    monkeypatch.setattr(
+        "deocc.inference.graphs.importlib.util.find_spec", lambda name: None if name == "onnx" else name
+    )
+    refused(
+        r'exporting to ONNX needs onnx: pip install "deocc\[onnx\]"', "--to", "onnx", "--out", str(tmp_path / "a.onnx")
+    )
 
 
 def test_no_face_of_a_test_person_is_looked_at(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

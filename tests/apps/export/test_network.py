@@ -14,7 +14,10 @@ from tests.apps.export.conftest import SMALL_STUDENT, make_pipeline
 @pytest.mark.parametrize("size", [64, 112, 256, 400])
 @pytest.mark.parametrize("name", ["arcface", "dlib", "facenet", "canonical"])
 def test_the_fixed_crop_is_the_warp(name: str, size: int) -> None:
-    template, image = get_template(name), torch.rand(2, 4, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    template, image = (
+        get_template(name),
+        torch.rand(2, 4, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+    )
     crop = FixedCrop(template, size)
     assert (crop(image) - warp(image, canonical_to(template, size), template.size)).abs().max() <= 1e-4
     coarse = {(400, "arcface"), (400, "dlib"), (400, "facenet"), (256, "arcface")}

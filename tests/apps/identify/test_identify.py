@@ -62,7 +62,9 @@ def _rows(path: str = "identified.csv") -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
-def test_known_people_are_named_and_a_stranger_is_not(model: Path, place: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_known_people_are_named_and_a_stranger_is_not(
+    model: Path, place: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     assert _run(model, "--index", kind) == 0
     rows = _rows()
     assert [(row["photo"], row["answer"], row["person"]) for row in rows] == [
@@ -72,11 +74,18 @@ def test_known_people_are_named_and_a_stranger_is_not(model: Path, place: Path, 
     ]
     assert [row["person_2"] for row in rows[:2]] == ["bob", "anna"] and "person_3" not in rows[0]
     assert rows[1]["gallery_photo"] == "gallery/bob.png" and rows[0]["condition"] == "clean-clean"
-    assert (rows[0]["same_from"], rows[0]["false_accept_rate"], rows[0]["gallery_false_accept_rate"]) == ("0.5", "0.03", "0.09")
+    assert (rows[0]["same_from"], rows[0]["false_accept_rate"], rows[0]["gallery_false_accept_rate"]) == (
+        "0.5",
+        "0.03",
+        "0.09",
+    )
     said = capsys.readouterr().out
     assert "gallery: 2 people, 3 faces" in said and "deocc identify: 3 of 3 done" in said
     assert "│ anna " in said and "│ (unknown) " in said
-    assert "known from 0.500, calibrated for one false accept in 100 comparisons (0.03 on test people); against 3 faces" in said
+    assert (
+        "known from 0.500, calibrated for one false accept in 100 comparisons (0.03 on test people); against 3 faces"
+        in said
+    )
     assert "at most 0.09 of unknown people may pass, more than the 0.01 wanted" in said
 
 
@@ -94,7 +103,10 @@ def test_all_faces_of_a_photo_have_rows(model: Path, place: Path) -> None:
     draw_scene(TWO).save("in/two.png")
     _save(Path("gallery/carl.png"), 0, 1)
     assert _run(model, "--all") == 0
-    assert [(row["face"], row["answer"], row["person"]) for row in _rows()] == [("1", "unknown", ""), ("2", "known", "carl")]
+    assert [(row["face"], row["answer"], row["person"]) for row in _rows()] == [
+        ("1", "unknown", ""),
+        ("2", "known", "carl"),
+    ]
 
 
 def test_too_little_of_a_face_is_not_decided_on(model: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +115,9 @@ def test_too_little_of_a_face_is_not_decided_on(model: Path, place: Path, monkey
     assert {(row["answer"], row["person"]) for row in _rows()} == {("not sure", "")}
 
 
-def test_photos_without_a_face_are_told_of_and_the_rest_is_done(model: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photos_without_a_face_are_told_of_and_the_rest_is_done(
+    model: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw_scene(()).save("gallery/anna/empty.png")
     Path("gallery/anna/text.jpg").write_text("no image")
     draw_scene(()).save("in/empty.png")
@@ -123,7 +137,9 @@ def test_rows_about_another_gallery_do_not_stay(model: Path, place: Path) -> Non
     assert [row["photo"] for row in _rows("table.csv")] == ["in/20.png", "in/35.png"]
 
 
-def test_kept_embeddings_are_taken_for_unchanged_photos_only(model: Path, place: Path, looked: list[str], tmp_path: Path) -> None:
+def test_kept_embeddings_are_taken_for_unchanged_photos_only(
+    model: Path, place: Path, looked: list[str], tmp_path: Path
+) -> None:
     photos = ["in/20.png", "in/25.png", "in/35.png"]
 
     def looked_at(*words: str) -> list[str]:

@@ -40,12 +40,17 @@ def test_flat_is_comparing_with_everybody() -> None:
     found = PersonIndex(embeddings, people).search(probes, 5)
     similarity = probes @ embeddings.T
     for row, values in zip(found, similarity, strict=True):
-        best = {person: max(float(value) for value, name in zip(values, people, strict=True) if name == person) for person in set(people)}
+        best = {
+            person: max(float(value) for value, name in zip(values, people, strict=True) if name == person)
+            for person in set(people)
+        }
         expected = sorted(best.items(), key=lambda item: -item[1])[:5]
         assert [match.person for match in row] == [name for name, _ in expected]
         np.testing.assert_allclose([match.similarity for match in row], [value for _, value in expected], atol=1e-6)
         assert all(people[match.place] == match.person for match in row)
-        np.testing.assert_allclose([values[match.place] for match in row], [match.similarity for match in row], atol=1e-6)
+        np.testing.assert_allclose(
+            [values[match.place] for match in row], [match.similarity for match in row], atol=1e-6
+        )
 
 
 def test_one_with_many_photos_hides_nobody() -> None:
@@ -91,14 +96,25 @@ def test_what_cannot_be_indexed_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def _calibration(tested: float | None = None) -> Calibration:
     """Limits 0.3, 0.5 and 0.7 for rates of 0.1, 0.01 and 0.001 of clean faces; `tested` is what test people showed for 0.001."""
     tried = None if tested is None else Rates(tested, 0.3, 0.1, 9, 90, 5)
-    clean = (Threshold(1e-1, 0.3, 0.2, RATES), Threshold(1e-2, 0.5, 0.2, RATES), Threshold(1e-3, 0.7, 0.2, RATES, tried))
+    clean = (
+        Threshold(1e-1, 0.3, 0.2, RATES),
+        Threshold(1e-2, 0.5, 0.2, RATES),
+        Threshold(1e-3, 0.7, 0.2, RATES, tried),
+    )
     rows = {"clean-clean": clean, "clean-masked": (Threshold(1e-2, 0.4, 0.2, RATES),), "masked-masked": ()}
     return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.25, 64, "Faces", "0")
 
 
 @pytest.mark.parametrize(
     ("faces", "wanted", "same_from", "gallery_rate"),
-    [(1, 0.01, 0.5, 0.01), (10, 0.01, 0.7, 0.01), (11, 0.01, 0.7, 0.011), (10, 0.1, 0.5, 0.1), (1, 0.5, 0.3, 0.1), (5000, 0.01, 0.7, 1.0)],
+    [
+        (1, 0.01, 0.5, 0.01),
+        (10, 0.01, 0.7, 0.01),
+        (11, 0.01, 0.7, 0.011),
+        (10, 0.1, 0.5, 0.1),
+        (1, 0.5, 0.3, 0.1),
+        (5000, 0.01, 0.7, 1.0),
+    ],
 )
 def test_the_limit_is_the_lowest_that_keeps_the_rate_over_the_gallery(
     faces: int, wanted: float, same_from: float, gallery_rate: float
@@ -109,7 +125,9 @@ def test_the_limit_is_the_lowest_that_keeps_the_rate_over_the_gallery(
 
 def test_a_rate_that_test_people_exceeded_counts_as_they_showed_it() -> None:
     limit = limit_for(_calibration(tested=0.004), "clean-clean", 10, 0.01)
-    assert (limit.same_from, limit.target, limit.rate) == (0.7, 0.001, 0.004) and limit.gallery_rate == pytest.approx(0.04)
+    assert (limit.same_from, limit.target, limit.rate) == (0.7, 0.001, 0.004) and limit.gallery_rate == pytest.approx(
+        0.04
+    )
     assert limit_for(_calibration(tested=0.0), "clean-clean", 10, 0.01).rate == 0.001
 
 
@@ -123,4 +141,8 @@ def test_the_answer_follows_from_limit_and_what_is_in_view() -> None:
     limit = limit_for(known, "clean-clean", 10)
     answers = [answer(known, limit, *each) for each in ((0.7, 0.0), (0.69, 0.0), (0.9, 0.75), (0.9, 0.76), (0.1, 0.9))]
     assert answers == ["known", "unknown", "known", "not sure", "not sure"]
-    assert [condition_of(known, pair) for pair in ((0.0, 0.29), (0.3, 0.0), (0.3, 0.5))] == ["clean-clean", "clean-masked", "masked-masked"]
+    assert [condition_of(known, pair) for pair in ((0.0, 0.29), (0.3, 0.0), (0.3, 0.5))] == [
+        "clean-clean",
+        "clean-masked",
+        "masked-masked",
+    ]

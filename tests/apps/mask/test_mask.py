@@ -91,7 +91,9 @@ def test_every_kind_stays_near_its_face(finder: FaceFinder, kind: str) -> None:
     photo = np.asarray(draw_scene((Pasted(2, 700, 100, 120),), 1600, 900))
     masked = mask_photo(photo, finder.find(photo), kind, [3])
     rows, columns = np.nonzero(masked.mask)
-    assert columns.min() > 450 and columns.max() < 1070 and rows.max() < 430  # 2.8 eye distances to the sides and 3.1 down
+    assert (
+        columns.min() > 450 and columns.max() < 1070 and rows.max() < 430
+    )  # 2.8 eye distances to the sides and 3.1 down
     np.testing.assert_array_equal(masked.photo[masked.mask == 0], photo[masked.mask == 0])
 
 
@@ -102,7 +104,9 @@ def test_a_mask_is_as_sharp_as_its_photo(finder: FaceFinder) -> None:
     grown = np.kron(coarse.mask, np.ones((6, 6), np.uint8))
     both = float((grown & fine.mask).sum() / (grown | fine.mask).sum())
     assert both > 0.85  # the same shape
-    edges = np.abs(np.diff(fine.mask.astype(int), axis=1)).sum() / np.abs(np.diff(coarse.mask.astype(int), axis=1)).sum()
+    edges = (
+        np.abs(np.diff(fine.mask.astype(int), axis=1)).sum() / np.abs(np.diff(coarse.mask.astype(int), axis=1)).sum()
+    )
     assert 5 < edges < 8  # and an edge for every row of the finer photo
 
 
@@ -187,7 +191,9 @@ def test_a_further_kind_joins_the_list(photos: Path) -> None:
     assert [row["kind"] for row in _rows(out)] == ["cloth", "box"]
 
 
-def test_files_of_other_photos_or_settings_are_never_overwritten(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_other_photos_or_settings_are_never_overwritten(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = photos.parent / "out"
     assert main([str(photos), "--out", str(out)]) == 0
     before = _files(out)
@@ -196,7 +202,9 @@ def test_files_of_other_photos_or_settings_are_never_overwritten(photos: Path, c
     assert main([str(photos), "--out", str(out)]) == 1
     assert _files(out) == before
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and all("made from another photo or with other settings: choose another --out" in line for line in lines)
+    assert len(lines) == 2 and all(
+        "made from another photo or with other settings: choose another --out" in line for line in lines
+    )
     statuses = [row["status"] for row in _rows(out)]
     assert statuses == ["done", "left out"]
 
@@ -226,7 +234,9 @@ def test_aligned_crops_need_no_detector(photos: Path, monkeypatch: pytest.Monkey
         (["in", "--out", "out", "--seed", "x"], "--seed"),
     ],
 )
-def test_wrong_words_are_one_line_and_write_nothing(words: list[str], needle: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_words_are_one_line_and_write_nothing(
+    words: list[str], needle: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(photos.parent)
     with pytest.raises(ValueError, match=needle) as error:
         main(words)

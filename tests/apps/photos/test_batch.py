@@ -45,9 +45,18 @@ def test_all_done_is_exit_code_0(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("no face"), FileNotFoundError("gone"), ImportError("lacking"), RuntimeError("of torch\nand lines"), MemoryError()]
+    "error",
+    [
+        ValueError("no face"),
+        FileNotFoundError("gone"),
+        ImportError("lacking"),
+        RuntimeError("of torch\nand lines"),
+        MemoryError(),
+    ],
 )
-def test_what_one_photo_lacks_is_one_line_and_one_row(error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_one_photo_lacks_is_one_line_and_one_row(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "list.csv"
     problem = Outcome("nowhere", "no photo at nowhere")
     assert work_through("mask", (_PHOTOS, [problem]), OutcomeFile(path), _failing_at("b", error)) == 1
@@ -85,11 +94,17 @@ def test_a_full_disk_ends_the_work_with_rows_for_what_was_not_reached(
     assert [row["status"] for row in _table(tmp_path / "list.csv")] == ["done", "done", "left out", "left out"]
     assert "No space left on device" in _table(tmp_path / "list.csv")[3]["reason"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("deocc: cannot write") and "No space left on device" in line and "stopped after 2 of 4 photos" in line
+    assert (
+        line.startswith("deocc: cannot write")
+        and "No space left on device" in line
+        and "stopped after 2 of 4 photos" in line
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "list.csv"]  # no half file
 
 
-def test_where_not_even_the_list_can_be_written_a_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_not_even_the_list_can_be_written_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     assert work_through("mask", (_PHOTOS, []), OutcomeFile(tmp_path / "file/list.csv"), _done) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -128,7 +143,13 @@ def test_warnings_become_lines_and_leave_nothing_out(tmp_path: Path, capsys: pyt
 def test_rows_of_other_runs_stay_and_newer_ones_take_their_place(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     first = OutcomeFile(path)
-    first.replace("a", [Outcome("a", output="a-cloth.png", face=1), Outcome("a", output="a-hand.png", face=1, details={"kind": "hand"})])
+    first.replace(
+        "a",
+        [
+            Outcome("a", output="a-cloth.png", face=1),
+            Outcome("a", output="a-hand.png", face=1, details={"kind": "hand"}),
+        ],
+    )
     first.replace("b", [Outcome("b", 'no face, "really"\n')])
     first.write()
     second = OutcomeFile(path)
@@ -151,7 +172,9 @@ def test_a_name_that_is_no_text_survives(tmp_path: Path) -> None:
     assert OutcomeFile(tmp_path / "list.csv").rows(name) == [Outcome(name, "no face")]
 
 
-@pytest.mark.parametrize("content", [b"", b"name,age\nx,3\n", b"\xff\xfe\x00\x00", b"photo,face,status,reason,output\na,one,done,,\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"name,age\nx,3\n", b"\xff\xfe\x00\x00", b"photo,face,status,reason,output\na,one,done,,\n"]
+)
 def test_a_file_that_is_no_such_list_is_not_touched(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_bytes(content)

@@ -15,9 +15,23 @@ def _touch(root: Path, *names: str) -> None:
 
 
 def test_folders_are_walked_in_order_and_files_taken_as_given(tmp_path: Path) -> None:
-    _touch(tmp_path, "in/b.JPG", "in/a.png", "in/deep/er/c.heic", "in/notes.txt", "in/.hidden.png", "in/.cache/d.png", "odd.bin")
+    _touch(
+        tmp_path,
+        "in/b.JPG",
+        "in/a.png",
+        "in/deep/er/c.heic",
+        "in/notes.txt",
+        "in/.hidden.png",
+        "in/.cache/d.png",
+        "odd.bin",
+    )
     photos, problems = find_photos([tmp_path / "odd.bin", tmp_path / "in"])
-    assert [photo.path.relative_to(tmp_path).as_posix() for photo in photos] == ["odd.bin", "in/a.png", "in/b.JPG", "in/deep/er/c.heic"]
+    assert [photo.path.relative_to(tmp_path).as_posix() for photo in photos] == [
+        "odd.bin",
+        "in/a.png",
+        "in/b.JPG",
+        "in/deep/er/c.heic",
+    ]
     assert [photo.name for photo in photos] == ["odd", "a", "b", "deep/er/c"]
     assert problems == []
 
@@ -40,7 +54,9 @@ def test_results_that_lie_within_are_no_photos(tmp_path: Path) -> None:
     assert [photo.name for photo in photos] == ["x"]
 
 
-def test_missing_empty_and_locked_paths_get_a_line_each_and_stop_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_empty_and_locked_paths_get_a_line_each_and_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _touch(tmp_path, "good/x.jpg", "locked/y.jpg")
     (tmp_path / "empty").mkdir()
     scandir = os.scandir
@@ -54,5 +70,7 @@ def test_missing_empty_and_locked_paths_get_a_line_each_and_stop_nothing(tmp_pat
     photos, problems = find_photos([tmp_path / name for name in ("gone", "empty", "locked", "good")])
     assert [photo.name for photo in photos] == ["x"]
     gone, empty, locked = (problem.reason for problem in problems)
-    assert "no photo or folder at" in gone and "looked for the endings" in empty and "locked (Permission denied)" in locked
+    assert (
+        "no photo or folder at" in gone and "looked for the endings" in empty and "locked (Permission denied)" in locked
+    )
     assert [Path(problem.photo).name for problem in problems] == ["gone", "empty", "locked"]

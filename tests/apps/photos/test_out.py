@@ -14,7 +14,11 @@ from deocc.inference.photos import read_photo
 
 
 def test_a_second_command_is_refused_while_one_is_at_work(tmp_path: Path) -> None:
-    with alone_in(tmp_path / "out"), pytest.raises(ValueError, match="another deocc is at work in"), alone_in(tmp_path / "out"):
+    with (
+        alone_in(tmp_path / "out"),
+        pytest.raises(ValueError, match="another deocc is at work in"),
+        alone_in(tmp_path / "out"),
+    ):
         pass
     with alone_in(tmp_path / "out"), alone_in(tmp_path / "other"):
         pass

@@ -16,7 +16,9 @@ def _matrix(scale: float, angle: float, x: float, y: float) -> torch.Tensor:
     return torch.tensor([[cos, -sin, x], [sin, cos, y]], dtype=torch.float32)
 
 
-def _slow_weight(weight: NDArray[np.float32], matrix: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+def _slow_weight(
+    weight: NDArray[np.float32], matrix: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.float64]:
     """Bilinear interpolation pixel by pixel, zero beyond the crop."""
     padded = np.pad(weight.astype(np.float64), 2)
     shown = np.zeros((height, width))
@@ -31,11 +33,15 @@ def _slow_weight(weight: NDArray[np.float32], matrix: NDArray[np.float64], heigh
     return shown
 
 
-@pytest.mark.parametrize("matrix", [_matrix(1.0, 0.0, -20, -10), _matrix(0.8, 0.5, -5.3, -21.7), _matrix(0.3, -0.2, 2.5, 9)])
+@pytest.mark.parametrize(
+    "matrix", [_matrix(1.0, 0.0, -20, -10), _matrix(0.8, 0.5, -5.3, -21.7), _matrix(0.3, -0.2, 2.5, 9)]
+)
 def test_the_weight_in_the_photo_is_the_interpolated_one(matrix: torch.Tensor) -> None:
     weight = torch.rand(1, 24, 24, generator=torch.Generator().manual_seed(0))
     expected = _slow_weight(weight[0].numpy(), matrix.double().numpy(), 60, 90)
-    np.testing.assert_allclose(weight_in_photo(weight, matrix, 60, 90), expected, atol=0.05)  # OpenCV places samples to 1/32 pixel
+    np.testing.assert_allclose(
+        weight_in_photo(weight, matrix, 60, 90), expected, atol=0.05
+    )  # OpenCV places samples to 1/32 pixel
 
 
 def test_whole_pixels_come_back_exactly_and_others_do_not_change() -> None:

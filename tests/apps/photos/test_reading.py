@@ -80,7 +80,9 @@ def test_heic_is_read_where_its_package_is_and_named_where_not(monkeypatch: pyte
     monkeypatch.setattr(Image, "OPEN", opened)
     monkeypatch.setattr(Image, "ID", list(opened))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImportError, match=r"^a\.heic is HEIC, which needs the package pillow-heif: pip install \"deocc\[photos\]\"$"):
+    with pytest.raises(
+        ImportError, match=r"^a\.heic is HEIC, which needs the package pillow-heif: pip install \"deocc\[photos\]\"$"
+    ):
         read_photo(buffer.getvalue(), "a.heic")
 
 
@@ -108,7 +110,9 @@ def test_a_bomb_is_refused_before_it_is_decoded_and_a_wide_photo_is_not() -> Non
     assert MOST_PIXELS == 100_000_000
 
 
-def test_a_folder_a_missing_file_and_one_without_permission_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_a_missing_file_and_one_without_permission_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match="is a folder, not a photo"):
         read_photo(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no photo at .*gone\.jpg"):

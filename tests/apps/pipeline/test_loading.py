@@ -54,12 +54,16 @@ def test_a_pipeline_gives_what_the_trained_module_gives(tested: Path, masked_fac
         assert torch.allclose(pipeline.embed_faces(masked_faces), module(masked_faces), atol=1e-6, rtol=0)
         given = torch.zeros_like(found.mask)
         given[:, :, 32:] = 1
-        assert torch.allclose(pipeline.process_faces(masked_faces, given).embedding, module(masked_faces, given), atol=1e-6, rtol=0)
+        assert torch.allclose(
+            pipeline.process_faces(masked_faces, given).embedding, module(masked_faces, given), atol=1e-6, rtol=0
+        )
     assert pipeline.size == 64 and pipeline.device.type == "cpu" and pipeline.thresholds is not None
 
 
 @pytest.mark.parametrize("where", ["model", "."])
-def test_a_model_folder_gives_what_the_checkpoint_gives_to_half_precision(tested: Path, masked_faces: torch.Tensor, where: str) -> None:
+def test_a_model_folder_gives_what_the_checkpoint_gives_to_half_precision(
+    tested: Path, masked_faces: torch.Tensor, where: str
+) -> None:
     exact, stored = deocc.load(checkpoint_of(tested)), deocc.load(tested / where)
     assert stored.thresholds == exact.thresholds and stored.size == exact.size
     assert model_hash(stored) == model_hash(exact)
@@ -109,7 +113,10 @@ def test_a_repository_on_the_hub_is_fetched_by_its_three_files(tested: Path, mon
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert deocc.load("somebody/masked-faces").size == 64
-    assert asked == {"repository": "somebody/masked-faces", "allow_patterns": ["config.json", "model.safetensors", "README.md"]}
+    assert asked == {
+        "repository": "somebody/masked-faces",
+        "allow_patterns": ["config.json", "model.safetensors", "README.md"],
+    }
 
 
 def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +128,9 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch: pytest.Mo
         deocc.load("a/b")
 
 
-def test_a_run_that_was_trained_on_since_its_test_is_not_answered_from_the_old_model(tested: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_trained_on_since_its_test_is_not_answered_from_the_old_model(
+    tested: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(tested, tmp_path / "run"))
     content = torch.load(checkpoint_of(run), weights_only=True)
     content["state_dict"]["center"] += 1
@@ -178,7 +187,9 @@ def _change(folder: Path, **values: Any) -> None:
         ({"face": {}}, "is damaged"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(tested: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+def test_a_configuration_that_does_not_fit_is_refused(
+    tested: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
     folder = copied(tested, tmp_path / "model")
     _change(folder, **values)
     with pytest.raises(ValueError, match=message):

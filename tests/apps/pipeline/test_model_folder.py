@@ -25,7 +25,11 @@ def plain_thresholds(run: Path) -> dict[str, object]:
 
 
 def test_the_folder_holds_three_files_and_no_teacher(tested: Path) -> None:
-    assert sorted(path.name for path in (tested / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tested / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     names = {name.split(".")[0] for name in load_file(tested / "model" / "model.safetensors")}
     assert names == {"student", "deoccluder", "center"}
 
@@ -33,7 +37,9 @@ def test_the_folder_holds_three_files_and_no_teacher(tested: Path) -> None:
 def test_weights_are_stored_in_half_and_loaded_in_single_precision(tested: Path) -> None:
     stored = load_file(tested / "model" / "model.safetensors")
     halves = {name for name, value in stored.items() if value.dtype == torch.float16}
-    assert halves == {name for name, value in stored.items() if value.ndim > 1} and stored["center"].dtype == torch.float32
+    assert (
+        halves == {name for name, value in stored.items() if value.ndim > 1} and stored["center"].dtype == torch.float32
+    )
     assert sum(stored[name].numel() for name in halves) > 0.98 * sum(value.numel() for value in stored.values())
     network = deocc.load(tested / "model").network
     assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
@@ -56,7 +62,9 @@ def test_half_precision_of_the_weights_hardly_moves_embeddings(tmp_path: Path) -
     faces = embedded_faces(pipeline, "val", 3)
     pipeline.network.center.copy_(pipeline.network.student(faces.face, faces.face, faces.face[:, :1]).mean(0))
     size = write_model(tmp_path, pipeline.config, pipeline.network, "")
-    before, after = (each.embed_faces(torch.cat([faces.face, faces.masked_face])) for each in (pipeline, deocc.load(tmp_path)))
+    before, after = (
+        each.embed_faces(torch.cat([faces.face, faces.masked_face])) for each in (pipeline, deocc.load(tmp_path))
+    )
     assert float((before * after).sum(1).min()) > 0.9999
     assert float((before @ before.T - after @ after.T).abs().max()) < 3e-3
     assert size < 16_000_000
@@ -65,7 +73,9 @@ def test_half_precision_of_the_weights_hardly_moves_embeddings(tmp_path: Path) -
 def test_the_configuration_says_what_the_networks_take_and_where_they_come_from(tested: Path) -> None:
     config, results = (json.loads((tested / name).read_text()) for name in ("model/config.json", "results.json"))
     assert config["format_version"] == 1 and config["teacher"] == config["student"]["name"] == "dlib_resnet"
-    assert config["face"]["size"] == 64 and config["face"]["color_order"] == "RGB" and len(config["face"]["template"]) == 5
+    assert (
+        config["face"]["size"] == 64 and config["face"]["color_order"] == "RGB" and len(config["face"]["template"]) == 5
+    )
     assert config["thresholds"] == plain_thresholds(tested)
     assert results["thresholds"] == plain_thresholds(tested)
     for name in ("training_data_hash", "data_hash", "manifest_hash", "credit"):
@@ -79,7 +89,16 @@ def test_the_card_has_the_hubs_header_the_figures_and_the_duties(tested: Path) -
     assert header["library_name"] == "deocc" and header["license"] == "other"
     results = json.loads((tested / "results.json").read_text())
     assert f"| {100 * results['rows']['student_predicted_mask']['eer']:.2f} |" in card
-    for heading in ("Use", "Data", "Figures", "Thresholds", "Intended use", "Limits", "Responsible use", "Licences and credits"):
+    for heading in (
+        "Use",
+        "Data",
+        "Figures",
+        "Thresholds",
+        "Intended use",
+        "Limits",
+        "Responsible use",
+        "Licences and credits",
+    ):
         assert f"\n## {heading}\n" in card
     assert "It is for research." in card and "must not be used" in card
     assert card.count("FAR % (95 %)") == 2
@@ -100,11 +119,16 @@ def test_the_thresholds_are_those_of_the_validation_people_by_predicted_masks(te
         for entry in row:
             # A similarity on the limit may fall on either side by rounding: it moves the share by a pair.
             near = 2.1 / other.sum()
-            assert np.mean(similarity[other] >= entry["same"]) == pytest.approx(entry["validation"]["false_accept_rate"], abs=near)
+            assert np.mean(similarity[other] >= entry["same"]) == pytest.approx(
+                entry["validation"]["false_accept_rate"], abs=near
+            )
             assert np.mean(similarity[same] < entry["same"]) == pytest.approx(
                 entry["validation"]["false_reject_rate"], abs=2.1 / same.sum()
             )
-            assert entry["validation"]["people"] == 4 and entry["validation"]["false_accept_rate"] <= entry["target"] + 1e-12
+            assert (
+                entry["validation"]["people"] == 4
+                and entry["validation"]["false_accept_rate"] <= entry["target"] + 1e-12
+            )
             assert entry["test"]["people"] > 1
             for rates in (entry["validation"], entry["test"]):
                 assert rates["interval"][0] <= rates["false_accept_rate"] <= rates["interval"][1]
@@ -145,5 +169,10 @@ def test_the_card_of_a_model_of_lfw_states_photographs_terms_and_limits(tested: 
     pipeline = deocc.load(tested)
     config = {**pipeline.config, "training": training_facts(results), "licences": licences("dlib_resnet", "LfwFaces")}
     card = model_card(config, results, pipeline.thresholds)
-    for part in ("Labeled Faces in the Wild", "photographs of people in the news, a public research set", "under CC0", "far more men than"):
+    for part in (
+        "Labeled Faces in the Wild",
+        "photographs of people in the news, a public research set",
+        "under CC0",
+        "far more men than",
+    ):
         assert part in card

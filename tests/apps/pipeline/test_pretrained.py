@@ -56,7 +56,9 @@ def installed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(model, tree / "deocc/pretrained")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    built = subprocess.run([sys.executable, "-c", BUILD, str(tree)], cwd=tree, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [sys.executable, "-c", BUILD, str(tree)], cwd=tree, capture_output=True, text=True, check=False
+    )
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(tree / built.stdout.split()[-1]) as wheel:
         wheel.extractall(out)
@@ -87,11 +89,16 @@ def test_an_installed_wheel_compares_photos_in_an_empty_folder(installed: Path, 
     assert done.returncode == 0, done.stderr
     where, answer = done.stdout.split("\n", 1)
     assert Path(where) == installed / "deocc/__init__.py"
-    assert done.stderr == f"deocc: using the pretrained model, {installed / 'deocc/pretrained'}; --checkpoint takes another\n"
+    assert (
+        done.stderr
+        == f"deocc: using the pretrained model, {installed / 'deocc/pretrained'}; --checkpoint takes another\n"
+    )
     assert json.loads(answer)["decision"] == "same"
 
 
-def test_load_without_a_source_takes_the_pretrained_model(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_without_a_source_takes_the_pretrained_model(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     found, expected = deocc.load(), deocc.load(shipped)
     assert found.config == expected.config and found.thresholds == expected.thresholds is not None
@@ -123,7 +130,9 @@ def test_every_command_takes_the_pretrained_model_by_default(
 
 def test_load_without_a_pretrained_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "PRETRAINED", tmp_path / "pretrained")
-    with pytest.raises(FileNotFoundError, match=r"no pretrained model \(no config\.json in .*pretrained\): name another one") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"no pretrained model \(no config\.json in .*pretrained\): name another one"
+    ) as error:
         deocc.load()
     assert "\n" not in str(error.value)
 

@@ -64,7 +64,12 @@ def test_the_reason_names_the_limit_that_decided() -> None:
 
 def test_another_false_accept_rate_takes_its_own_limit() -> None:
     verdict = decide(calibration(), 0.55, (0, 0), 0.1)
-    assert (verdict.decision, verdict.same_from, verdict.false_accept_rate, verdict.tested_false_accept_rate) == ("same", 0.5, 0.1, None)
+    assert (verdict.decision, verdict.same_from, verdict.false_accept_rate, verdict.tested_false_accept_rate) == (
+        "same",
+        0.5,
+        0.1,
+        None,
+    )
     with pytest.raises(ValueError, match=r"choose one of 0\.1, 0\.01"):
         decide(calibration(), 0.55, (0, 0), 1e-4)
 
@@ -79,7 +84,9 @@ class Finder:
     def find(self, photo: np.ndarray, name: str) -> list[Any]:  # type: ignore[type-arg]
         self.names.append(name)
         top, left = (side // 2 - self.size // 2 for side in photo.shape[:2])
-        face = torch.from_numpy(photo[top : top + self.size, left : left + self.size].copy()).permute(2, 0, 1) / 127.5 - 1
+        face = (
+            torch.from_numpy(photo[top : top + self.size, left : left + self.size].copy()).permute(2, 0, 1) / 127.5 - 1
+        )
         return [SimpleNamespace(face=face), None]
 
 
@@ -110,7 +117,9 @@ def test_a_path_an_image_and_an_array_are_the_same_photo(pipeline: Pipeline, pho
     assert torch.equal((completed_face - face)[(mask == 0).expand_as(face)], torch.zeros(int((mask == 0).sum()) * 3))
 
 
-def test_verify_decides_by_the_embeddings_and_masks_of_both_photos(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
+def test_verify_decides_by_the_embeddings_and_masks_of_both_photos(
+    pipeline: Pipeline, masked_faces: torch.Tensor
+) -> None:
     assert pipeline.thresholds is not None
     output = pipeline.process_faces(masked_faces[[0, 3]])
     similarity = float(output.embedding[0] @ output.embedding[1])

@@ -117,7 +117,9 @@ def test_all_faces_are_embedded_and_parquet_says_the_same(model: Path, photos: P
     assert names == ["one-1", "two-1", "two-2"] and embeddings.shape == (3, 128)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     similarity = embeddings @ embeddings.T
-    assert similarity[0, 2] > 0.9 and similarity[0, 1] < 0.3  # the person of the first photo is the smaller face of the second
+    assert (
+        similarity[0, 2] > 0.9 and similarity[0, 1] < 0.3
+    )  # the person of the first photo is the smaller face of the second
     table = pyarrow.parquet.read_table(out / "embeddings.parquet")
     assert table.column("name").to_pylist() == names and table.column("face").to_pylist() == [1, 1, 2]
     np.testing.assert_array_equal(np.array(table.column("embedding").to_pylist(), np.float32), embeddings)
@@ -140,7 +142,9 @@ def test_bad_photos_are_a_line_and_a_row_each_and_the_rest_is_done(
     assert "deocc predict: 2 of 7 done, 5 left out" in told.out and "embeddings of 2 faces" in told.out
 
 
-def test_a_second_run_makes_only_what_is_missing(model: Path, photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_makes_only_what_is_missing(
+    model: Path, photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert _run(model, out, photos, "--all") == 0
     before = _files(out)
     (out / "masks/two-2.png").unlink()
@@ -161,7 +165,9 @@ def test_a_second_run_makes_only_what_is_missing(model: Path, photos: Path, out:
     assert seen == [2, 1, 2] and (out / "embeddings.npz").is_file()
 
 
-def test_what_was_done_before_ctrl_c_is_kept(model: Path, photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_done_before_ctrl_c_is_kept(
+    model: Path, photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = FaceFinder.find
 
     def stopping(self: FaceFinder, photo: NDArray[np.uint8], name: str = "") -> object:
@@ -275,7 +281,9 @@ def test_parquet_without_its_package_is_one_line_before_the_work(
         (["in", "--out", "out"], "no pretrained model"),
     ],
 )
-def test_wrong_words_are_one_line_and_write_nothing(words: list[str], needle: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_words_are_one_line_and_write_nothing(
+    words: list[str], needle: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(photos.parent)
     with pytest.raises((ValueError, FileNotFoundError), match=needle) as error:
         main(words)

@@ -32,7 +32,9 @@ def _run(model: Path, *words: Path | str) -> int:
     return main([*map(str, words), "--checkpoint", str(model)])
 
 
-def test_two_photos_of_one_person_are_the_same_and_of_two_different(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_photos_of_one_person_are_the_same_and_of_two_different(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run(model, photos / "a1.png", photos / "a2.png") == 0
     said = capsys.readouterr().out
     assert said.startswith("same: similarity 0.9")
@@ -47,7 +49,9 @@ def test_two_photos_of_one_person_are_the_same_and_of_two_different(model: Path,
     assert capsys.readouterr().out.startswith("different: similarity 0.")
 
 
-def test_json_holds_the_verdict(model: Path, pipeline: Pipeline, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_the_verdict(
+    model: Path, pipeline: Pipeline, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run(model, photos / "a1.png", photos / "b.png", "--json") == 0
     told = capsys.readouterr()
     verdict = pipeline.verify(photos / "a1.png", photos / "b.png")
@@ -56,7 +60,9 @@ def test_json_holds_the_verdict(model: Path, pipeline: Pipeline, photos: Path, c
     assert (found["decision"], found["same_from"], found["tested_false_accept_rate"]) == ("different", SAME, TESTED)
 
 
-@pytest.mark.parametrize(("covered_from", "masked", "answer"), [(0.75, False, "same"), (0.5, True, "same"), (0.05, True, "not sure")])
+@pytest.mark.parametrize(
+    ("covered_from", "masked", "answer"), [(0.75, False, "same"), (0.5, True, "same"), (0.05, True, "not sure")]
+)
 def test_masked_faces_are_said_to_be_and_too_little_of_a_face_is_not_decided_on(
     model: Path,
     photos: Path,
@@ -79,7 +85,10 @@ def test_all_compares_every_face_with_every_face(model: Path, photos: Path, caps
     draw_scene((Pasted(0, 300, 60, 230),)).save(photos / "again.png")
     assert _run(model, photos / "two.png", photos / "again.png", "--all", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(each["face_a"], each["face_b"], each["decision"]) for each in found] == [(1, 1, "different"), (2, 1, "same")]
+    assert [(each["face_a"], each["face_b"], each["decision"]) for each in found] == [
+        (1, 1, "different"),
+        (2, 1, "same"),
+    ]
     assert _run(model, photos / "two.png", photos / "again.png", "--all") == 0
     said = capsys.readouterr().out
     assert f"{photos / 'two.png'}, face 2" in said and said.count("similarity  ") == 2
@@ -133,7 +142,9 @@ def test_without_a_model_the_pretrained_one_answers_and_is_named(
 
 def test_a_missing_pretrained_model_is_one_line(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "PRETRAINED", tmp_path / "pretrained")
-    with pytest.raises(FileNotFoundError, match=r"this copy of deocc has no pretrained model .*: name another one") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"this copy of deocc has no pretrained model .*: name another one"
+    ) as error:
         main([str(photos / "a1.png"), str(photos / "a2.png")])
     assert "\n" not in str(error.value)
 
