@@ -1,19 +1,31 @@
-"""What the commands say beside their results: one line each, on the error stream."""
+"""One-line messages for the user: errors, notes on the error stream, and a command's argument parser."""
 
+import argparse
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
+
+
+def one_line(text: object) -> str:
+    """Return the text without line breaks and repeated spaces."""
+    return " ".join(str(text).split())
+
+
+def describe_error(error: BaseException, limit: int = 120) -> str:
+    """Return an error's message in one line of at most `limit` characters, or the error's type if it has no message."""
+    return one_line(error)[:limit] or type(error).__name__
 
 
 def say(line: str) -> None:
-    """Print one line on the error stream, marked as this program's."""
-    print(f"deocc: {' '.join(line.split())}", file=sys.stderr)
+    """Print one line on the error stream, marked as coming from deocc."""
+    print(f"deocc: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def telling_warnings() -> Iterator[None]:
-    """While this is open, warnings to the user are kept; at its end, not after an error, each is said as a line."""
+    """Collect user warnings and print each as one line at the end; after an error they are dropped."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
@@ -21,10 +33,21 @@ def telling_warnings() -> Iterator[None]:
         say(str(warning.message))
 
 
-def printable(word: str) -> str:
-    r"""The word with escapes for what is no text: names of files may be any bytes.
+def printable(text: str) -> str:
+    r"""Replace bytes that are not text by escapes, since file names may contain any bytes.
 
     >>> printable("caf\udce9.jpg")
     'caf\\xe9.jpg'
     """
-    return word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser that raises ValueError instead of ending the process, and accepts no abbreviated options."""
+
+    def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError with the message and where to find help."""
+        raise ValueError(f"{self.prog}: {message}; see {self.prog} --help")

@@ -27,6 +27,15 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank and the number of processes in torch's default group; (0, 1) without a group."""
+    import torch.distributed as dist  # here, since the command line starts without torch
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
 def end_with_parent(poll: float = 2.0) -> None:
     """End this process soon after the one that started it, where that is the first process of its machine or torchrun.
 

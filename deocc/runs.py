@@ -10,17 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deocc.files import cache_folder as cache_folder  # until every room imports it from there
+from deocc.messages import describe_error
+
 ROOT = Path("runs")
 """Where runs are looked for and written unless told otherwise, under the working directory."""
 CONFIG, CHECKPOINTS, RESULTS, REPORT = "config.yaml", "checkpoints", "results.json", "report.html"
 NEXT, LAST, PREVIOUS = "next.ckpt", "last.ckpt", "previous.ckpt"
 """The checkpoint that has just arrived and is about to become the last one, the last one, and the one before."""
 _DEPTH = 4  # how far below the root a run may lie; `**` would be unbounded, but does not enter folders that are links
-
-
-def cache_folder() -> Path:
-    """Where what takes long to find is kept: the environment's DEOCC_CACHE or `~/.cache/deocc`."""
-    return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
 
 
 def free_folder(wanted: Path) -> Path:
@@ -108,7 +106,7 @@ def damage(checkpoint: Path) -> str | None:
         with zipfile.ZipFile(checkpoint) as archive:
             broken = archive.testzip()
     except Exception as error:  # whatever the bytes make of zipfile, the file is no checkpoint
-        return " ".join(str(error).split())[:120] or type(error).__name__
+        return describe_error(error)
     return None if broken is None else f"the checksum of {broken} is wrong"
 
 

@@ -11,6 +11,7 @@ import pytest
 _PACKAGE = Path(__file__).parents[1] / "deocc"
 _ORDER: tuple[set[str], ...] = (
     {"_environment", "_version", "processes", "messages"},
+    {"files"},
     {"__init__", "batch", "geometry", "runs"},
     {"networks", "losses", "masking", "evaluation", "detection"},
     {"data"},

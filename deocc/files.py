@@ -1,0 +1,137 @@
+"""Files: atomic writes, checksums, locks and the cache folder. Use these instead of writing them again.
+
+=========================================  =================================================================
+to write bytes or text in one piece        `write_file(path, content)`
+to stream, or call a library's writer      `with replace_file(path) as draft:` and write to the path `draft`
+to write what a power cut must not lose    either one with `durable=True`
+to hash bytes, text or a file              `checksum(*parts)`; cut it with `[:32]` where a short key is enough
+to keep other processes out                `with hold_lock(path):`
+to keep results between runs               a file below `cache_folder()`
+=========================================  =================================================================
+
+All of them raise plain OSErrors. Turn them into a message where you know the remedy, with `deocc.messages.describe_error`.
+"""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def cache_folder() -> Path:
+    """Return the folder for results that are expensive to compute: DEOCC_CACHE, or `~/.cache/deocc`."""
+    return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
+
+
+@contextlib.contextmanager
+def replace_file(path: Path, durable: bool = False, draft: Path | None = None) -> Iterator[Path]:
+    """Write a file completely or not at all: yield a draft beside it, which replaces `path` at the end.
+
+    The parent folder is created. After an exception the draft is deleted and `path` keeps its earlier content.
+
+        with replace_file(path) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)
+
+    Args:
+        path: the file to create or replace.
+        durable: wait until the content and the new name are on the disk.
+        draft: where to write, in the same folder; default: a new hidden name. With a fixed name, a process that is killed
+            again and again leaves one draft; use it only if no two processes write `path` at the same time.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    draft = draft or path.with_name(f".{uuid.uuid4().hex}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+        if durable:
+            _sync(draft)
+        draft.replace(path)
+        if durable:
+            _sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str, durable: bool = False) -> None:
+    """Write bytes or text completely or not at all; see `replace_file`.
+
+    Text is encoded as UTF-8. Surrogate escapes, which stand for file names in other encodings, become the original bytes.
+
+    Raises:
+        OSError: the file cannot be written; an earlier one is unchanged.
+    """
+    with replace_file(path, durable) as draft:
+        draft.write_bytes(_encode(content))
+
+
+def checksum(*parts: bytes | str | Path) -> str:
+    """Return the SHA-256 of the concatenated parts as 64 hexadecimal digits.
+
+    Args:
+        parts: bytes; text, encoded as UTF-8 with surrogate escapes; or a `Path`, which stands for the content of that file.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        else:
+            digest.update(_encode(part))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def hold_lock(
+    path: Path, wait: bool = True, on_wait: Callable[[], None] | None = None, required: bool = True
+) -> Iterator[None]:
+    """Hold an exclusive lock between processes of this machine; it ends with the process, even a killed one.
+
+    Args:
+        path: the lock file, usually below `cache_folder() / "locks"`; its folder is created.
+        wait: wait for the holder; otherwise raise at once.
+        on_wait: called before waiting, to tell the user why nothing happens.
+        required: raise if the lock file cannot be created; otherwise go on without a lock.
+
+    Raises:
+        TimeoutError: another process holds the lock, and `wait` is false. It is an OSError: catch it first.
+        OSError: the lock file cannot be created, or the file system has no locks.
+    """
+    lock = FileLock(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                if not wait:
+                    raise
+                if on_wait is not None:
+                    on_wait()
+                stack.enter_context(lock.acquire())
+        except TimeoutError:
+            raise TimeoutError(f"{path} is held by another process") from None
+        except (OSError, NotImplementedError) as error:
+            if required:
+                raise OSError(f"cannot lock {path} ({error})") from error
+        yield
+
+
+def _encode(content: bytes | str) -> bytes:
+    return content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
