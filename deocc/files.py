@@ -9,7 +9,8 @@ to keep other processes out                `with hold_lock(path):`
 to keep results between runs               a file below `cache_folder()`
 =========================================  =================================================================
 
-All of them raise plain OSErrors. Turn them into a message where you know the remedy, with `deocc.messages.describe_error`.
+All of them raise plain OSErrors. Turn them into a message where the remedy is known, with
+`deocc.messages.describe_error`.
 """
 
 import contextlib
@@ -39,8 +40,8 @@ def replace_file(path: Path, durable: bool = False, draft: Path | None = None) -
     Args:
         path: the file to create or replace.
         durable: wait until the content and the new name are on the disk.
-        draft: where to write, in the same folder; default: a new hidden name. With a fixed name, a process that is killed
-            again and again leaves one draft; use it only if no two processes write `path` at the same time.
+        draft: where to write, in the same folder; default: a new hidden name. With a fixed name, a process that is
+            killed again and again leaves one draft. No two processes may then write `path` at the same time.
 
     Raises:
         OSError: the file cannot be written.
@@ -62,7 +63,7 @@ def replace_file(path: Path, durable: bool = False, draft: Path | None = None) -
 def write_file(path: Path, content: bytes | str, durable: bool = False) -> None:
     """Write bytes or text completely or not at all; see `replace_file`.
 
-    Text is encoded as UTF-8. Surrogate escapes, which stand for file names in other encodings, become the original bytes.
+    Text is encoded as UTF-8; surrogate escapes, as in file names of other encodings, become the original bytes.
 
     Raises:
         OSError: the file cannot be written; an earlier one is unchanged.
@@ -75,7 +76,7 @@ def checksum(*parts: bytes | str | Path) -> str:
     """Return the SHA-256 of the concatenated parts as 64 hexadecimal digits.
 
     Args:
-        parts: bytes; text, encoded as UTF-8 with surrogate escapes; or a `Path`, which stands for the content of that file.
+        parts: bytes; text, encoded as by `write_file`; or a `Path`, which stands for the content of that file.
     """
     digest = hashlib.sha256()
     for part in parts:

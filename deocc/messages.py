@@ -45,8 +45,8 @@ def printable(text: str) -> str:
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that raises ValueError instead of ending the process, and accepts no abbreviated options."""
 
-    def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)
+    def __init__(self, prog: str | None = None, **settings: Any) -> None:
+        super().__init__(prog, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError with the message and where to find help."""

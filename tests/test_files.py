@@ -26,7 +26,7 @@ def test_write_file_replaces_everything(tmp_path: Path, content: bytes | str, du
 def test_replace_file_keeps_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("earlier")
-    with pytest.raises(ZeroDivisionError), replace_file(path) as draft:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), replace_file(path) as draft:
         draft.write_text("half")
         assert draft.parent == tmp_path
         assert path.read_text() == "earlier"
@@ -47,7 +47,7 @@ def test_replace_file_overwrites_a_fixed_draft(tmp_path: Path) -> None:
 
 def test_replace_file_reports_the_system_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Not a directory|File exists"):
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
         write_file(tmp_path / "file" / "below", "text")
 
 
@@ -91,7 +91,7 @@ def test_hold_lock_excludes_other_processes(tmp_path: Path) -> None:
 
 def test_hold_lock_passes_the_error_of_the_body(tmp_path: Path) -> None:
     for error in (OSError("body"), TimeoutError("body")):
-        with pytest.raises(type(error), match="^body$"), hold_lock(tmp_path / "a.lock", required=False):
+        with pytest.raises(type(error), match=r"^body$"), hold_lock(tmp_path / "a.lock", required=False):
             raise error
 
 
