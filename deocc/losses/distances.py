@@ -1,69 +1,72 @@
-"""Distances and angles within a batch, in memory that does not depend on the embedding dimension.
+"""Pairwise distances and angles of a batch in O(B^2) memory, independent of the embedding dimension.
 
-With S_ij = |e_i - e_j|^2 and the law of cosines (the Gram form of an inner product of differences), the angle at vertex i is
+With S_ij = |e_i - e_j|^2 and D_ij = sqrt(S_ij), the law of cosines gives the cosine of the angle at vertex i,
 
-    cos(i; j, k) = (S_ij + S_ik - S_jk) / (2 sqrt(S_ij S_ik)),
+    cos(i; j, k) = (S_ij + S_ik - S_jk) / (2 D_ij D_ik).
 
-so no tensor needs the dimension D beside B x B, and the triples are taken in pieces that fit a cache, in buffers that all pieces share.
-Since the loss is a scalar, dL/dS is summed in the forward pass, and B x B is all that is kept for the backward one. OURS: Park et al. [1]
-and their code [2] build B x B x D differences.
+Park et al. [1] and their code [2] build B x B x D differences instead. Here all B^3 angles follow from the B x B matrix
+S and are processed in pieces that fit into the cache and reuse the same buffers. Because the loss is a scalar, its
+gradient with respect to S is accumulated during the forward pass, and only that B x B matrix is kept for the backward
+pass.
 
 [1] Park et al., "Relational Knowledge Distillation", CVPR 2019, equations 8 and 9.
 [2] github.com/lenscloth/RKD.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+COINCIDENT = 1e-6
+"""Images whose squared distance is at most this fraction of the batch mean are treated as coincident: no angle is
+defined between them.
+
+Their direction is dominated by rounding, and its gradient grows as 1 / distance. The value is our choice.
+"""
+
+CHUNK_ELEMENTS = {"cpu": 2**19}
+"""Triples per piece on a device type; 2 MiB per float32 buffer on the CPU, the measured optimum."""
+
+DEVICE_CHUNK_ELEMENTS = 2**24
+"""Triples per piece on all other devices; 64 MiB per float32 buffer."""
+
 
 def loss_dtype(tensor: Tensor) -> torch.dtype:
-    """float32 for tensors of float32 or less, float64 for float64: no loss is summed in half precision."""
+    """Return the dtype in which losses of `tensor` are computed: float64 for float64, otherwise float32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """The tensor in its `loss_dtype`, differentiably."""
+    """Cast half-precision tensors to float32, so that no loss is summed in half precision; differentiable."""
     return tensor.to(loss_dtype(tensor))
 
 
-COINCIDENT = 1e-6
-"""OURS: two images whose squared distance is at most this share of the batch's mean squared distance have no direction between them.
-
-A direction between embeddings 1000 times closer than the batch's own extent is rounding, and its gradient grows as one over the distance.
-"""
-
-CHUNK_ELEMENTS = {"cpu": 2**19}
-"""Triples taken at a time, 2 MiB a buffer in float32: with fewer, calls cost too much; more leave the cache. Measured. OURS."""
-
-DEVICE_CHUNK_ELEMENTS = 2**24
-"""The same elsewhere: enough work for one launch, 64 MiB a buffer."""
-
-
 def squared_distances(embedding: Tensor) -> Tensor:
-    """All squared distances of a batch, differentiably, exactly 0 between coincident embeddings.
+    """Compute all pairwise squared distances of a batch; differentiable.
+
+    The Gram matrix needs float64: in float32 its rounding error hides the distance of two unit vectors with cosine
+    0.9999.
 
     Args:
-        embedding: (B, D), any floating type.
+        embedding: (B, D) of any floating dtype.
 
     Returns:
-        (B, B), float64 (float32 on MPS, which has no float64), whatever the autocast state.
+        (B, B) in float64 (float32 on MPS), regardless of autocast; exactly 0 between coincident embeddings.
     """
-    # In float32 the Gram matrix's rounding hides the distance of two unit vectors with cosine .9999.
-    wide = embedding.to(_widest(embedding))
+    wide = embedding.to(_widest_dtype(embedding))
     with torch.autocast(embedding.device.type, enabled=False):
-        centred = wide - wide.mean(0)  # leaves distances alone and makes the norms, hence the rounding, smaller
+        centred = wide - wide.mean(0)  # smaller norms, hence smaller rounding errors; distances do not change
         gram = centred @ centred.T
         norms = gram.diagonal()[:, None] + gram.diagonal()
         squared = norms - 2 * gram
-        return torch.where(squared <= 64 * torch.finfo(gram.dtype).eps * norms, torch.zeros_like(squared), squared)
+        rounding = 64 * torch.finfo(gram.dtype).eps * norms
+        return torch.where(squared <= rounding, torch.zeros_like(squared), squared)
 
 
 def distances(squared: Tensor) -> Tensor:
-    """Square roots of (B, B) squared distances; where a distance is 0 so is its gradient, where that of a square root would be infinite."""
+    """Take the square root of squared distances (B, B), with gradient 0 instead of infinity where the distance is 0."""
     zero = squared == 0
     return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
 
@@ -71,53 +74,126 @@ def distances(squared: Tensor) -> Tensor:
 def angle_difference(
     student: Tensor, teacher: Tensor, chunk_size: int | None = None, vertices: slice | None = None
 ) -> Tensor:
-    """Huber_1 of the difference of two batches' angle cosines, mean over all ordered triples of three different images.
+    """Huber loss between the angle cosines of two batches, averaged over all ordered triples of different images.
 
-    A triple in which an image coincides with the vertex (see `COINCIDENT`), in either batch, has no angle and adds nothing.
+    Triples in which an image coincides with the vertex in either batch (see `COINCIDENT`) contribute 0.
 
     Args:
-        student: (B, B) squared distances, in units of their own mean; takes the gradient.
-        teacher: (B, B) squared distances, in units of their own mean, of the same type; takes none.
-        chunk_size: vertices taken at a time; None picks it from B and the device.
-        vertices: the images at which angles are taken; None takes all.
+        student: squared distances (B, B) divided by their mean; receives the gradient.
+        teacher: squared distances (B, B) divided by their mean, of the same dtype; detached.
+        chunk_size: vertices per piece; None chooses it from B and the device.
+        vertices: images at which angles are compared; None takes all.
 
     Returns:
-        Scalar of the same type, the sum at these vertices over the number of all triples; 0 for fewer than three images.
+        Scalar of the same dtype: the sum over triples with these vertices, divided by the number of all triples of the
+        batch; 0 for fewer than three images.
 
     Raises:
-        ValueError: the chunk size is not positive.
+        ValueError: `chunk_size` is not positive.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be a positive number of vertices or None, got {chunk_size}")
-    taken = range(len(student))[vertices or slice(None)]
+    chosen = range(len(student))[vertices or slice(None)]
     if chunk_size is None:
-        chunk_size = max(1, _chunk_elements(student) // max(1, student.numel()))
-    chunk_size = min(chunk_size, max(1, len(taken)))
+        chunk_size = max(1, _piece_elements(student) // max(1, student.numel()))
+    chunk_size = min(chunk_size, max(1, len(chosen)))
     with torch.autocast(student.device.type, enabled=False):
-        loss: Tensor = _AngleDifference.apply(student, teacher.detach(), taken, chunk_size)  # type: ignore[no-untyped-call]
+        loss: Tensor = _AngleDifference.apply(student, teacher.detach(), chosen, chunk_size)  # type: ignore[no-untyped-call]
     return loss
 
 
+class Angles(NamedTuple):
+    """Inputs of the angles at c vertices i between a first arms j and all B second arms k."""
+
+    first: Tensor
+    """S_ij (c, a, 1)."""
+    second: Tensor
+    """S_ik (c, 1, B)."""
+    opposite: Tensor
+    """S_jk (a, B)."""
+    first_inverse: Tensor
+    """1 / D_ij (c, a, 1), 0 where i and j coincide."""
+    second_inverse: Tensor
+    """1 / D_ik (c, 1, B), 0 where i and k coincide."""
+
+    @classmethod
+    def at(cls, squared: Tensor, inverse: Tensor, rows: slice, arms: slice) -> Self:
+        """Select vertices `rows` and first arms `arms` from squared and inverse distances (B, B)."""
+        near, scale = squared[rows], inverse[rows]
+        return cls(near[:, arms, None], near[:, None], squared[arms], scale[:, arms, None], scale[:, None])
+
+    def numel(self) -> int:
+        """Return the number of angles, c a B."""
+        return self.first.numel() * self.second.shape[-1]
+
+    def cosines(self, out: Tensor) -> Tensor:
+        """Write the cosines (c, a, B) to `out`; 0 where no angle is defined.
+
+        Elementwise operations: products of such thin matrices take several times as long.
+        """
+        # (S_ik - S_jk + S_ij) / (2 D_ij) / D_ik
+        torch.sub(self.second, self.opposite, out=out)
+        return out.add_(self.first).mul_(self.first_inverse / 2).mul_(self.second_inverse)
+
+
+def piece(student: Angles, teacher: Angles, gradient: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the Huber sum over the triples of one piece and its gradient with respect to S.
+
+    With h = Huber'(cos^s - cos^t), the gradient follows from dcos/dS_jk = -1 / (2 D_ij D_ik) and
+    dcos/dS_ij = 1 / (2 D_ij D_ik) - cos / (2 S_ij). The derivative by S_ik is the same with j and k exchanged, so
+    doubling the derivative by S_ij accounts for both.
+
+    Args:
+        student: angles of the student.
+        teacher: angles of the teacher at the same triples.
+        gradient: (a, B); the gradient with respect to S_jk, summed over i, is added in place.
+        buffers: (3, c a B); overwritten.
+
+    Returns:
+        Scalar sum, and the gradient (c, a) with respect to S_ij, summed over k.
+    """
+    c, a, _ = student.first.shape
+    cosine, difference, slope = buffers.view(3, c, a, -1)
+    student.cosines(out=cosine)
+    torch.sub(cosine, teacher.cosines(out=difference), out=difference)  # 0 at j = k, where both cosines are 1
+    torch.clamp(difference, -1, 1, out=slope)  # h = Huber'(x) = clamp(x, -1, 1)
+    # Huber(x) = h x - h^2 / 2
+    loss = torch.dot(slope.flatten(), difference.flatten()) - torch.dot(slope.flatten(), slope.flatten()) / 2
+    # sum_k h cos / S_ij
+    along = cosine.mul_(slope).sum(-1) * student.first_inverse[..., 0].square()
+    # h / (D_ij D_ik)
+    flow = slope.mul_(student.first_inverse).mul_(student.second_inverse)
+    # dL/dS_jk += sum_i -h / (2 D_ij D_ik), as a matrix-vector product
+    gradient.view(-1).addmv_(flow.flatten(1).T, flow.new_full((c,), -0.5))
+    return loss, flow.sum(-1) - along
+
+
 class _AngleDifference(torch.autograd.Function):
-    """The mean and, in the same pass, its gradient with respect to the student's squared distances."""
+    """Mean over triples, with the gradient computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, vertices: range, chunk_size: int) -> Tensor:
-        B = len(student)
+        size = len(student)
         apart = (student > COINCIDENT) & (teacher > COINCIDENT)
-        inverses = [torch.where(apart, s.rsqrt(), torch.zeros_like(s)) for s in (student, teacher)]
-        # The total of a large batch's many pieces would lose its fifth digit in float32.
-        total, gradient = student.new_zeros((), dtype=_widest(student)), torch.zeros_like(student)
-        at_once = min(B, max(1, _chunk_elements(student) // max(1, chunk_size * B)))
-        buffers = student.new_empty(3, chunk_size * at_once * B)
-        for rows, arms in _pieces(vertices, chunk_size, B, at_once):
-            ours, theirs = (
-                Angles.at(s, inverse, rows, arms) for s, inverse in zip((student, teacher), inverses, strict=True)
-            )
-            loss, beside = piece(ours, theirs, gradient[arms], buffers[:, : ours.numel()])
-            gradient[rows, arms] += beside
-            total += loss
-        triples = max(1, B * (B - 1) * (B - 2))
+        student_inverse, teacher_inverse = (
+            torch.where(apart, s.rsqrt(), torch.zeros_like(s)) for s in (student, teacher)
+        )
+        gradient = torch.zeros_like(student)
+        total = student.new_zeros((), dtype=_widest_dtype(student))  # float32 loses the fifth digit over many pieces
+        # With all arms at once, even a single vertex of a large batch would not fit into the cache.
+        arms_per_piece = min(size, max(1, _piece_elements(student) // max(1, chunk_size * size)))
+        buffers = student.new_empty(3, chunk_size * arms_per_piece * size)
+        for start in range(0, len(vertices), chunk_size):
+            chunk = vertices[start : start + chunk_size]
+            rows = slice(chunk.start, chunk.stop, chunk.step)
+            for first in range(0, size, max(1, arms_per_piece)):
+                arms = slice(first, min(first + arms_per_piece, size))
+                ours = Angles.at(student, student_inverse, rows, arms)
+                theirs = Angles.at(teacher, teacher_inverse, rows, arms)
+                loss, vertex_gradient = piece(ours, theirs, gradient[arms], buffers[:, : ours.numel()])
+                gradient[rows, arms] += vertex_gradient
+                total += loss
+        triples = max(1, size * (size - 1) * (size - 2))
         ctx.save_for_backward(gradient.div_(triples))
         return (total / triples).to(student.dtype)
 
@@ -128,76 +204,10 @@ class _AngleDifference(torch.autograd.Function):
         return upstream * gradient, None, None, None
 
 
-class Angles(NamedTuple):
-    """What the angles at c vertices i are made of, between a first arms j and all B second arms k."""
-
-    first: Tensor
-    """(c, a, 1) S_ij."""
-    second: Tensor
-    """(c, 1, B) S_ik."""
-    opposite: Tensor
-    """(a, B) S_jk."""
-    first_inverse: Tensor
-    """(c, a, 1) 1 / D_ij, 0 where i and j coincide."""
-    second_inverse: Tensor
-    """(c, 1, B) 1 / D_ik, 0 where i and k coincide."""
-
-    @classmethod
-    def at(cls, squared: Tensor, inverse: Tensor, rows: slice, arms: slice) -> Self:
-        """Those at the vertices `rows` with the first arms `arms`, of a batch's (B, B) squared distances and inverse distances."""
-        near, scale = squared[rows], inverse[rows]
-        return cls(near[:, arms, None], near[:, None], squared[arms], scale[:, arms, None], scale[:, None])
-
-    def numel(self) -> int:
-        """The number of angles."""
-        return self.first.numel() * self.second.shape[-1]
-
-    def cosines(self, out: Tensor) -> Tensor:
-        """(c, a, B), in `out`; 0 where there is no angle. Element by element: products of such thin matrices take several times as long."""
-        torch.sub(self.second, self.opposite, out=out)
-        return out.add_(self.first).mul_(self.first_inverse / 2).mul_(self.second_inverse)
+def _piece_elements(tensor: Tensor) -> int:
+    return CHUNK_ELEMENTS.get(tensor.device.type, DEVICE_CHUNK_ELEMENTS)
 
 
-def piece(student: Angles, teacher: Angles, gradient: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
-    """The Huber sum over the triples of one piece, and its share of dL/dS.
-
-    With slope = Huber'(difference), dcos/dS_jk = -1 / (2 D_ij D_ik) and dcos/dS_ij = 1 / (2 D_ij D_ik) - cos / (2 S_ij). S_ij and S_ik
-    change places with j and k, so that taking the one twice counts both.
-
-    Args:
-        student: its angles.
-        teacher: its angles at the same triples.
-        gradient: (a, B), to which sum_i dL/dS_jk is added, in place.
-        buffers: (3, c a B), overwritten.
-
-    Returns:
-        The sum, a scalar, and (c, a) sum_k dL/dS_ij.
-    """
-    c, a, _ = student.first.shape
-    cosine, difference, slope = buffers.view(3, c, a, -1)
-    student.cosines(out=cosine)
-    torch.sub(cosine, teacher.cosines(out=difference), out=difference)  # 0 at j = k, where both cosines are 1
-    torch.clamp(difference, -1, 1, out=slope)
-    loss = torch.dot(slope.flatten(), difference.flatten()) - torch.dot(slope.flatten(), slope.flatten()) / 2
-    along = cosine.mul_(slope).sum(-1) * student.first_inverse[..., 0].square()
-    flow = slope.mul_(student.first_inverse).mul_(student.second_inverse)
-    gradient.view(-1).addmv_(flow.flatten(1).T, flow.new_full((c,), -0.5))
-    return loss, flow.sum(-1) - along
-
-
-def _pieces(vertices: range, chunk_size: int, size: int, at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Vertices i and first arms j of every piece; with all of the arms, a vertex of a large batch would leave the cache."""
-    for start in range(0, len(vertices), chunk_size):
-        chunk = vertices[start : start + chunk_size]
-        for first in range(0, size, at_once):
-            yield slice(chunk.start, chunk.stop, chunk.step), slice(first, min(first + at_once, size))
-
-
-def _chunk_elements(squared: Tensor) -> int:
-    """Triples of a piece."""
-    return CHUNK_ELEMENTS.get(squared.device.type, DEVICE_CHUNK_ELEMENTS)
-
-
-def _widest(tensor: Tensor) -> torch.dtype:
-    """The widest floating type of the tensor's device."""
+def _widest_dtype(tensor: Tensor) -> torch.dtype:
+    """Return float64, or float32 on MPS, which lacks it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64

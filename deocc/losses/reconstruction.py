@@ -1,20 +1,24 @@
-"""Perceptual loss: completed and clean face compared by a frozen network's features.
+"""Reconstruction losses between completed and clean faces: masked l1 and perceptual.
 
-With f_l the feature maps, each divided by its length over channels at every place,
+With error e = mean over channels of |c - y|, mask M (1 = covered) and feature maps f_l normalised over channels at
+every position:
 
-    L = mean_l mean_places |f_l(c) - f_l(y)|^2
+    masked l1   w_c mean_images (sum e M / sum M) + w_v mean_images (sum e (1 - M) / sum (1 - M))
+    perceptual  mean_l mean_positions |f_l(c) - f_l(y)|^2
 
-[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385, names no such term: it is OURS and optional.
+[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. The forms are not specified by the paper; our
+    choice.
 [1] Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
-[2] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018: channels of unit length, squared
-    distances summed over them and averaged over places (there with learned weights a channel, here with equal ones).
+[2] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018: features of unit
+    length over channels, squared distances summed over channels and averaged over positions; [2] learns channel
+    weights, here they are equal.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from deocc.losses.distances import widen
 
@@ -22,20 +26,22 @@ from deocc.losses.distances import widen
 def masked_l1_loss(
     generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float = 1.0, visible_weight: float = 0.1
 ) -> Tensor:
-    """Weighted l1 distance of a generated face from the clean one.
+    """Weighted l1 distance with separate means over covered and visible pixels.
+
+    Means are taken per image and then over images, so that a small mask counts as much as a large one.
 
     Args:
-        generated_face: (B, C, H, W), the generator's raw output or the completed face (whose visible pixels add nothing).
-        face: (B, C, H, W).
-        mask: (B, 1, H, W) in [0, 1], 1 = covered; fractions share a pixel between both means.
+        generated_face: (B, C, H, W), the generator's output or the completed face, whose visible pixels contribute 0.
+        face: clean face (B, C, H, W).
+        mask: (B, 1, H, W) in [0, 1], 1 = covered; fractions divide a pixel between both means.
         covered_weight: weight of the covered pixels.
         visible_weight: weight of the visible pixels.
 
     Returns:
-        Scalar; a batch without covered (or without visible) pixels adds 0 for them.
+        Scalar loss; the term of an empty region is 0.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     if generated_face.shape != face.shape or mask.shape != (len(face), 1, *face.shape[2:]):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (generated_face, face, mask))
@@ -45,100 +51,35 @@ def masked_l1_loss(
     return covered_weight * _mean_where(error, mask) + visible_weight * _mean_where(error, 1 - mask)
 
 
-class MaskedL1Loss(nn.Module):
-    """`masked_l1_loss` with fixed weights."""
+def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
+    """Perceptual distance [1, 2]: squared distance of feature maps normalised over channels.
 
-    def __init__(self, covered_weight: float = 1.0, visible_weight: float = 0.1) -> None:
-        super().__init__()
-        self.covered_weight, self.visible_weight = covered_weight, visible_weight
+    Args:
+        completed: feature maps (B, C_l, ...) of the completed faces; receive the gradient.
+        clean: feature maps of the clean faces, in the same order; detached.
 
-    def forward(self, generated_face: Tensor, face: Tensor, mask: Tensor) -> Tensor:
-        """See `masked_l1_loss`."""
-        return masked_l1_loss(generated_face, face, mask, self.covered_weight, self.visible_weight)
+    Returns:
+        Scalar in [0, 4], averaged over positions and then over maps.
+
+    Raises:
+        ValueError: there are no maps, or shapes differ.
+    """
+    completed_shapes, clean_shapes = ([tuple(item.shape) for item in maps] for maps in (completed, clean))
+    if not completed or completed_shapes != clean_shapes:
+        raise ValueError(
+            "expected feature maps of equal shapes of completed and clean faces, "
+            f"got {completed_shapes} and {clean_shapes}"
+        )
+    terms = []
+    for ours, theirs in zip(completed, clean, strict=True):
+        difference = F.normalize(widen(ours), dim=1) - F.normalize(widen(theirs.detach()), dim=1)
+        terms.append(difference.square().sum(1).mean())
+    return torch.stack(terms).mean()
 
 
 def _mean_where(error: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean within each image of (B, 1, H, W), then over the images of some weight; 0 where none has any."""
+    """Weighted mean within each image of (B, 1, H, W), then over images with non-zero weight; 0 if there are none."""
     amount = weight.flatten(1).sum(1)
-    some = amount > 0
-    means = (error * weight).flatten(1).sum(1) / amount.where(some, amount.new_ones(()))
-    return means.sum() / some.sum().clamp_min(1)
-
-
-Features = Callable[[Tensor], Sequence[Tensor] | Tensor]
-
-
-def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
-    """Mean over maps and places of the squared distance of channel-normalised features; each map counts the same.
-
-    Args:
-        completed: feature maps (B, C_l, ...) of the completed faces; take the gradient.
-        clean: those of the clean faces, in the same order; take none.
-
-    Returns:
-        Scalar in [0, 4].
-
-    Raises:
-        ValueError: no maps, or shapes that differ.
-    """
-    shapes = [[tuple(item.shape) for item in maps] for maps in (completed, clean)]
-    if not completed or shapes[0] != shapes[1]:
-        raise ValueError(
-            f"expected feature maps of equal shapes of completed and clean faces, got {shapes[0]} and {shapes[1]}"
-        )
-    pairs = zip(completed, clean, strict=True)
-    return torch.stack([(_unit(ours) - _unit(theirs.detach())).square().sum(1).mean() for ours, theirs in pairs]).mean()
-
-
-def perceptual_loss(features: Features, completed_face: Tensor, face: Tensor) -> Tensor:
-    """`feature_distance` through a feature network.
-
-    Args:
-        features: images (B, 3, H, W) in [-1, 1] to one feature tensor (B, C, ...) or a sequence of them.
-        completed_face: (B, 3, H, W) in [-1, 1]; takes the gradient.
-        face: (B, 3, H, W) in [-1, 1]; takes none.
-
-    Returns:
-        Scalar.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if completed_face.shape != face.shape:
-        raise ValueError(
-            f"expected completed and clean faces of one shape, got {tuple(completed_face.shape)} and {tuple(face.shape)}"
-        )
-    with torch.no_grad():
-        targets = _listed(features(face))
-    return feature_distance(_listed(features(completed_face)), targets)
-
-
-class PerceptualLoss(nn.Module):
-    """`perceptual_loss` through a network that it freezes, and keeps in evaluation mode.
-
-    Args:
-        network: see `perceptual_loss`'s `features`.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Switch the mode of all but the frozen network."""
-        super().train(mode)
-        self.network.eval()
-        return self
-
-    def forward(self, completed_face: Tensor, face: Tensor) -> Tensor:
-        """See `perceptual_loss`."""
-        return perceptual_loss(self.network, completed_face, face)
-
-
-def _listed(output: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
-    return [output] if isinstance(output, Tensor) else output
-
-
-def _unit(features: Tensor) -> Tensor:
-    """Of unit length over the channels."""
-    return F.normalize(widen(features), dim=1)
+    present = amount > 0
+    means = (error * weight).flatten(1).sum(1) / amount.where(present, amount.new_ones(()))
+    return means.sum() / present.sum().clamp_min(1)

@@ -1,20 +1,22 @@
-"""Relational distillation: the student, on completed faces, keeps the relations that the teacher sees between the clean faces.
+"""Relational distillation losses between a student on completed faces and a teacher on the clean faces.
 
-With s the student's embeddings, t the teacher's of the same images, C_k the identity centres and h = Huber_1:
+With student embeddings s, teacher embeddings t of the same images, identity centres C_k and the Huber loss h with
+threshold 1:
 
     instance    mean_i |s_i - tau_i|^2,  tau = (1 - beta) t + beta C_k
     pair        mean_{i != j} h(D^s_ij / mu^s - D^t_ij / mu^t),  D_ij = |e_i - e_j|,  mu = mean_{i != j} D_ij
-    triplet     mean_{i, j, k different} h(cos^s(i; j, k) - cos^t(i; j, k)),  the angle at i between e_j - e_i and e_k - e_i
-    prediction  T^2 KL(softmax(gamma t.C / T) || softmax(gamma s.C / T))
+    triplet     mean_{i, j, k different} h(cos^s(i; j, k) - cos^t(i; j, k)),  the angle at i between e_j - e_i and e_k -
+    e_i prediction  T^2 KL(softmax(gamma t.C / T) || softmax(gamma s.C / T))
 
-The gradient flows to the student only; teacher and centres get none. All are computed in float32 or better whatever the autocast state; an
-embedding that arrives in bf16 has lost its close distances already, so take embeddings out of autocast before they are rounded.
+Only the student receives a gradient. All losses are computed in float32 or float64 regardless of autocast; embeddings
+that arrive in bfloat16 have already lost their small distances, so compute them outside autocast.
 
-[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385: instance-, pair- and triplet-wise relations, the identity-centred
-    softened instance loss, predictions beside features. Its formulas were not readable; the exact forms, beta and gamma are OURS.
-[1] Park et al., "Relational Knowledge Distillation", CVPR 2019: the pair (RKD-D) and triplet (RKD-A) losses; code github.com/lenscloth/RKD,
-    whose mean also runs over i = j. Ours runs over different images only.
-[2] Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: the softened KL and its factor T^2.
+[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Uses instance-, pair- and triplet-wise relations, an
+    identity-centred softened instance loss, and predictions beside features. The exact forms, beta, gamma and the
+    triplet estimate from a subset of the vertices are not specified by the paper; our choice.
+[1] Park et al., "Relational Knowledge Distillation", CVPR 2019 (RKD-D and RKD-A). Their code, github.com/lenscloth/RKD,
+    also averages over i = j; here only different images count.
+[2] Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (softened KL and its factor T^2).
 """
 
 import math
@@ -29,20 +31,20 @@ from deocc.losses.distances import angle_difference, distances, loss_dtype, squa
 def instance_relation_loss(
     student: Tensor, teacher: Tensor, centers: Tensor | None = None, beta: float = 0.0, normalize: bool = True
 ) -> Tensor:
-    """Mean over the batch of |s - tau|^2: hard at beta = 0, softened towards the identity's centre above.
+    """Squared distance to the teacher's embedding, softened towards the identity centre.
 
     Args:
-        student: (B, D).
-        teacher: (B, D).
-        centers: (B, D), each sample's identity centre; needed where beta > 0.
-        beta: share of the centre in the target, in [0, 1].
-        normalize: bring the mixed target back to unit length, as embeddings of unit length need; at beta = 0 nothing is mixed.
+        student: embeddings (B, D).
+        teacher: embeddings (B, D) of the same images.
+        centers: identity centre of each sample (B, D); required for `beta` > 0.
+        beta: weight of the centre in the target, in [0, 1]; 0 is the hard loss.
+        normalize: scale the softened target to unit length, as for embeddings of unit length.
 
     Returns:
-        Scalar.
+        Scalar loss, averaged over the batch.
 
     Raises:
-        ValueError: shapes differ, beta is outside [0, 1], or centres are missing.
+        ValueError: shapes differ, `beta` is outside [0, 1], or centres are missing.
     """
     _check_beta(beta)
     _check_shapes(student, teacher, same_dimension=True)
@@ -53,26 +55,28 @@ def instance_relation_loss(
                 f"beta = {beta} needs the identity centres: pass centers of shape {tuple(teacher.shape)}, or beta = 0"
             )
         if centers.shape != teacher.shape:
-            raise ValueError(f"expected one centre a sample, {tuple(teacher.shape)}, got {tuple(centers.shape)}")
+            raise ValueError(f"expected one centre per sample, {tuple(teacher.shape)}, got {tuple(centers.shape)}")
         target = torch.lerp(target, centers.detach().to(target.dtype), beta)
         target = F.normalize(target, dim=1) if normalize else target
     return (student - target).square().sum(1).mean()
 
 
 def pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """RKD-D [1]: distances in units of their batch's mean, compared over all pairs of different images.
+    """Distance-wise relational distillation loss (RKD-D [1]).
 
-    Does not change when either space is rotated, shifted or scaled. A coincident pair has distance 0 and takes no gradient from it.
+    Pairwise distances are divided by their batch mean and compared over all pairs of different images. The loss is
+    invariant to rotation, translation and scaling of either space. Coincident pairs have distance 0 and contribute no
+    gradient through it.
 
     Args:
-        student: (B, D).
-        teacher: (B, D'), the same images in the same order; the dimension may differ.
+        student: embeddings (B, D).
+        teacher: embeddings (B, D') of the same images in the same order.
 
     Returns:
-        Scalar; 0 for one image.
+        Scalar loss; 0 for a batch of one.
 
     Raises:
-        ValueError: the batches differ in size.
+        ValueError: the batch sizes differ.
     """
     _check_shapes(student, teacher)
     pairs = max(1, len(student) * (len(student) - 1))
@@ -88,73 +92,93 @@ def triplet_relation_loss(
     max_vertices: int | None = None,
     turn: int = 0,
 ) -> Tensor:
-    """RKD-A [1]: cosines of the angles at every vertex, compared over all ordered triples of three different images.
+    """Angle-wise relational distillation loss (RKD-A [1]), in O(B^2) memory.
 
-    Does not change when either space is rotated, shifted or scaled. Memory is O(B^2). A triple in which an image coincides with the vertex
-    has no angle and adds nothing, which bounds the gradient (see `deocc.losses.distances.COINCIDENT`).
+    Angle cosines are compared over all ordered triples of different images. The loss is invariant to rotation,
+    translation and scaling of either space. Triples with coincident images contribute 0, which bounds the gradient
+    (`deocc.losses.distances.COINCIDENT`).
 
-    Time is O(B^3); `max_vertices` makes it O(V B^2) by an unbiased estimate (OURS). The vertices fall into n = ceil(B / V) interleaved
-    shares, and the estimate is n times the sum at one of them: over n consecutive turns, or a turn drawn evenly, its mean is the whole loss
-    and the mean of its gradients is the whole gradient, exactly.
+    All vertices take O(B^3) time. With V = `max_vertices` they are split into n = ceil(B / V) interleaved subsets, of
+    which step `turn` uses one, in O(V B^2) time. The result is n times the sum over that subset, an unbiased estimate:
+    value and gradient averaged over n consecutive steps are exactly those of the full loss.
 
     Args:
-        student: (B, D).
-        teacher: (B, D'), the same images in the same order; the dimension may differ.
-        chunk_size: vertices taken at a time, for memory against speed; None picks it from B and the device. Does not change the value.
-        vertices: the images, a forward slice, at which angles are taken, between all images; None takes all. The losses at slices that
-            cover the batch once sum to the whole one.
-        max_vertices: estimate from so many of these vertices at most; None takes them all.
-        turn: which share of them to take, counted round; for instance the number of the training step.
+        student: embeddings (B, D).
+        teacher: embeddings (B, D') of the same images in the same order.
+        chunk_size: vertices per piece, trading memory for speed without changing the value; None chooses it from B and
+            the device.
+        vertices: forward slice of the images at which angles are compared, with arms to all images; None takes all. The
+            losses of slices that partition the batch sum to the full loss.
+        max_vertices: largest number of these vertices to use; None uses all.
+        turn: index of the subset, modulo n; for example the training step.
 
     Returns:
-        Scalar; 0 for one or two images. Differentiable once.
+        Scalar loss; 0 for fewer than three images. Differentiable once.
 
     Raises:
-        ValueError: the batches differ in size, or the chunk size or the number of vertices is not positive.
+        ValueError: the batch sizes differ, or `chunk_size` or `max_vertices` is not positive.
     """
     _check_shapes(student, teacher)
-    taken, shares = _share_of_vertices(len(student), vertices, max_vertices, turn)
+    subsets = 1
+    if max_vertices is not None:
+        if max_vertices < 1:
+            raise ValueError(f"max_vertices must be a positive number of vertices or None, got {max_vertices}")
+        candidates = range(len(student))[vertices or slice(None)]
+        subsets = max(1, math.ceil(len(candidates) / max_vertices))
+        chosen = candidates[turn % subsets :: subsets]
+        vertices = slice(chosen.start, chosen.stop, chosen.step)
     dtype = loss_dtype(student)
     ours, theirs = (_relative_squares(embedding).to(dtype) for embedding in (student, teacher.detach()))
-    return shares * angle_difference(ours, theirs, chunk_size, taken)
+    return subsets * angle_difference(ours, theirs, chunk_size, vertices)
 
 
 def prediction_relation_loss(
     student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float
 ) -> Tensor:
-    """Softened KL [2] between the identities that teacher and student see, by their similarity to the identity centres.
+    """KL divergence [2] between the identity predictions of teacher and student.
+
+    Predictions are softmax similarities to the identity centres.
 
     Args:
-        student: (B, D).
-        teacher: (B, D).
-        centers: (K, D), the centre of every identity.
-        scale: gamma, which turns similarities into logits.
+        student: embeddings (B, D).
+        teacher: embeddings (B, D) of the same images.
+        centers: identity centres (K, D).
+        scale: factor gamma > 0 from similarity to logit.
         temperature: T > 0, which softens both predictions.
 
     Returns:
-        Scalar, mean over the batch.
+        Scalar loss, averaged over the batch.
 
     Raises:
-        ValueError: shapes differ, or scale or temperature is not positive.
+        ValueError: shapes differ, or `scale` or `temperature` is not positive.
     """
     _check_shapes(student, teacher, same_dimension=True)
     if centers.ndim != 2 or centers.shape[1] != teacher.shape[1]:
         raise ValueError(f"expected identity centres of shape (K, {teacher.shape[1]}), got {tuple(centers.shape)}")
-    _check_positive(scale=scale, temperature=temperature)
+    _check_positive(scale, temperature)
     centers = widen(centers.detach())
     with torch.autocast(student.device.type, enabled=False):
-        ours, theirs = (
-            F.log_softmax(embedding.to(centers.dtype) @ centers.T * (scale / temperature), dim=1)
-            for embedding in (student, teacher.detach())
+        student_logits, teacher_logits = (
+            embedding.to(centers.dtype) @ centers.T * (scale / temperature) for embedding in (student, teacher.detach())
         )
-        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+        divergence = F.kl_div(
+            F.log_softmax(student_logits, dim=1),
+            F.log_softmax(teacher_logits, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return divergence * temperature**2
 
 
 class InstanceRelationLoss(nn.Module):
-    """`instance_relation_loss` with a fixed beta.
+    """Module form of `instance_relation_loss`.
+
+    Args:
+        beta: weight of the identity centre in the target, in [0, 1].
+        normalize: scale the softened target to unit length.
 
     Raises:
-        ValueError: beta is outside [0, 1].
+        ValueError: `beta` is outside [0, 1].
     """
 
     def __init__(self, beta: float = 0.0, normalize: bool = True) -> None:
@@ -167,36 +191,20 @@ class InstanceRelationLoss(nn.Module):
         return instance_relation_loss(student, teacher, centers, self.beta, self.normalize)
 
 
-class PairRelationLoss(nn.Module):
-    """`pair_relation_loss` as a module."""
-
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """See `pair_relation_loss`."""
-        return pair_relation_loss(student, teacher)
-
-
-class TripletRelationLoss(nn.Module):
-    """`triplet_relation_loss` with a fixed chunk size and number of vertices."""
-
-    def __init__(self, chunk_size: int | None = None, max_vertices: int | None = None) -> None:
-        super().__init__()
-        self.chunk_size, self.max_vertices = chunk_size, max_vertices
-
-    def forward(self, student: Tensor, teacher: Tensor, turn: int = 0) -> Tensor:
-        """See `triplet_relation_loss`."""
-        return triplet_relation_loss(student, teacher, self.chunk_size, max_vertices=self.max_vertices, turn=turn)
-
-
 class PredictionRelationLoss(nn.Module):
-    """`prediction_relation_loss` with a fixed scale and temperature.
+    """Module form of `prediction_relation_loss`.
+
+    Args:
+        scale: factor gamma > 0 from similarity to logit.
+        temperature: T > 0.
 
     Raises:
-        ValueError: scale or temperature is not positive.
+        ValueError: `scale` or `temperature` is not positive.
     """
 
     def __init__(self, scale: float, temperature: float) -> None:
         super().__init__()
-        _check_positive(scale=scale, temperature=temperature)
+        _check_positive(scale, temperature)
         self.scale, self.temperature = scale, temperature
 
     def forward(self, student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
@@ -205,49 +213,32 @@ class PredictionRelationLoss(nn.Module):
 
 
 def _relative_distances(embedding: Tensor, pairs: int) -> Tensor:
-    """(B, B) distances divided by their mean over the `pairs` ordered pairs of different images."""
+    """Distances (B, B) divided by their mean over ordered pairs of different images."""
     lengths = distances(squared_distances(embedding))
     return lengths / (lengths.sum() / pairs).clamp_min(torch.finfo(lengths.dtype).tiny)
 
 
 def _relative_squares(embedding: Tensor) -> Tensor:
-    """(B, B) squared distances divided by their mean, which is taken as constant: angles do not depend on it."""
+    """Squared distances (B, B) divided by their detached mean, on which angles do not depend."""
     squared = squared_distances(embedding)
     return squared / squared.detach().mean().clamp_min(torch.finfo(squared.dtype).tiny)
 
 
-def _share_of_vertices(
-    size: int, vertices: slice | None, max_vertices: int | None, turn: int
-) -> tuple[slice | None, int]:
-    """Every n-th of a batch's vertices, at most `max_vertices`, and n; raise ValueError unless that is a positive number or None."""
-    if max_vertices is None:
-        return vertices, 1
-    if max_vertices < 1:
-        raise ValueError(f"max_vertices must be a positive number of vertices or None, got {max_vertices}")
-    among = range(size)[vertices or slice(None)]
-    shares = max(1, math.ceil(len(among) / max_vertices))
-    taken = among[turn % shares :: shares]
-    return slice(taken.start, taken.stop, taken.step), shares
-
-
 def _check_shapes(student: Tensor, teacher: Tensor, same_dimension: bool = False) -> None:
-    """Raise ValueError unless both are (B, D) of one B and, where asked, of one D."""
-    fits = student.ndim == teacher.ndim == 2 and len(student) == len(teacher)
-    if not fits or (same_dimension and student.shape != teacher.shape):
-        allowed = "(B, D) of one shape" if same_dimension else "(B, D) and (B, D') of one batch size"
+    same_batch = student.ndim == teacher.ndim == 2 and len(student) == len(teacher)
+    if not same_batch or (same_dimension and student.shape != teacher.shape):
+        expected = "(B, D) of one shape" if same_dimension else "(B, D) and (B, D') of one batch size"
         raise ValueError(
-            f"expected student and teacher embeddings {allowed}, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+            f"expected student and teacher embeddings {expected}, got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
 
 
 def _check_beta(beta: float) -> None:
-    """Raise ValueError unless beta is a share."""
     if not 0 <= beta <= 1:
-        raise ValueError(f"beta must lie in [0, 1], got {beta}")
+        raise ValueError(f"beta must be in [0, 1], got {beta}")
 
 
-def _check_positive(**values: float) -> None:
-    """Raise ValueError for the first named value that is not positive."""
-    for name, value in values.items():
+def _check_positive(scale: float, temperature: float) -> None:
+    for name, value in (("scale", scale), ("temperature", temperature)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")

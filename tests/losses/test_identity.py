@@ -1,4 +1,4 @@
-"""The margins against their definition by the angle, their safety at both ends of the cosine, and the classifier."""
+"""Margins against their definition by the angle, their behaviour at both ends of the cosine, and the classifier."""
 
 import math
 
@@ -10,22 +10,27 @@ from torch import Tensor
 from deocc.losses import IdentityLoss, identity_loss, margin_logits
 from tests import oracles
 
-MARGINS = [("softmax", 0.0), ("cosface", 0.35), ("arcface", 0.5), ("arcface", 1.2)]
+MARGINS = pytest.mark.parametrize(
+    ("margin_type", "margin"), [("softmax", 0.0), ("cosface", 0.35), ("arcface", 0.5), ("arcface", 1.2)]
+)
 
 
-def cosines(count: int, people: int, seed: int) -> Tensor:
-    return 2 * torch.rand(count, people, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+def cosines(count: int, identities: int, seed: int) -> Tensor:
+    return 2 * torch.rand(count, identities, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
 
 
-@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
-def test_the_loss_equals_the_definition_by_the_angle(margin_type: str, margin: float) -> None:
+@MARGINS
+def test_identity_loss_equals_oracle(margin_type: str, margin: float) -> None:
     cosine, identity = cosines(40, 6, 0), [n % 6 for n in range(40)]
     found = identity_loss(cosine, torch.tensor(identity), margin_type, margin, scale=8.0)
     assert float(found) == pytest.approx(oracles.identity_loss(cosine, identity, margin_type, margin, 8.0), rel=1e-6)
+    inner = (0.9 * cosines(6, 4, 2)).requires_grad_()
+    targets = torch.tensor([0, 1, 2, 3, 0, 1])
+    assert torch.autograd.gradcheck(lambda c: identity_loss(c, targets, margin_type, margin, 4.0), inner)
 
 
-@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
-def test_only_the_true_identity_pays_the_margin(margin_type: str, margin: float) -> None:
+@MARGINS
+def test_margin_changes_true_identity_only(margin_type: str, margin: float) -> None:
     cosine, identity = cosines(5, 4, 1), torch.tensor([0, 3, 2, 1, 1])
     logits = margin_logits(cosine, identity, margin_type, margin)
     others = F.one_hot(identity, 4) == 0
@@ -35,14 +40,14 @@ def test_only_the_true_identity_pays_the_margin(margin_type: str, margin: float)
 
 
 @pytest.mark.parametrize("margin", [0.1, 0.5, 1.5])
-def test_arcface_falls_with_the_angle_beyond_pi_as_before(margin: float) -> None:
+def test_arcface_decreases_beyond_pi(margin: float) -> None:
     cosine = torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos()[:, None]
     own = margin_logits(cosine, torch.zeros(len(cosine), dtype=torch.long), "arcface", margin)[:, 0]
     assert (own.diff() < 0).all()
 
 
-@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
-def test_the_gradient_is_bounded_at_and_just_beyond_both_ends_of_the_cosine(margin_type: str, margin: float) -> None:
+@MARGINS
+def test_margin_gradient_bounded_at_ends(margin_type: str, margin: float) -> None:
     cosine = torch.tensor([[1.0], [-1.0], [1 + 1e-6], [-1 - 1e-6], [1 - 1e-7], [-1 + 1e-7]], requires_grad=True)
     logits = margin_logits(cosine, torch.zeros(6, dtype=torch.long), margin_type, margin)
     (slope,) = torch.autograd.grad(logits.sum(), cosine)
@@ -50,21 +55,31 @@ def test_the_gradient_is_bounded_at_and_just_beyond_both_ends_of_the_cosine(marg
     assert slope.abs().max() < 5e3
 
 
-@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
-def test_gradcheck(margin_type: str, margin: float) -> None:
-    cosine = (0.9 * cosines(6, 4, 2)).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda c: identity_loss(c, torch.tensor([0, 1, 2, 3, 0, 1]), margin_type, margin, 4.0), cosine
-    )
+@MARGINS
+def test_mixture_weights_losses_of_identities(margin_type: str, margin: float) -> None:
+    cosine, identity = cosines(3, 5, 4), torch.tensor([[0, 1], [4, 4], [2, 0]])
+    share = torch.tensor([[0.7, 0.3], [1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
+    expected = 0.0
+    for i in range(3):
+        for t in range(2):
+            alone = oracles.identity_loss(cosine[[i]], [int(identity[i, t])], margin_type, margin, 8.0)
+            expected += float(share[i, t]) * alone / 3
+    assert float(identity_loss(cosine, identity, margin_type, margin, 8.0, share)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_classifier_ignores_lengths_and_autocast() -> None:
+def test_identity_loss_defaults() -> None:
+    cosine, identity = cosines(6, 4, 5), torch.tensor([0, 1, 2, 3, 3, 0])
+    expected = F.cross_entropy(64 * cosine, identity)
+    torch.testing.assert_close(identity_loss(cosine, identity), expected)
+    torch.testing.assert_close(identity_loss(cosine, identity, "cosface"), expected)
+    head = IdentityLoss(4, 8)
+    assert (head.margin_type, head.margin, head.scale) == ("softmax", 0.0, 64.0)
+    assert float(IdentityLoss(1, 1)(torch.ones(2, 1), torch.tensor([0, 0])).detach()) == 0
+
+
+def test_classifier_ignores_norms_and_autocast() -> None:
     torch.manual_seed(0)
-    loss, embedding, identity = (
-        IdentityLoss(5, 8, "arcface", 0.5, 16.0),
-        torch.randn(6, 8),
-        torch.tensor([0, 1, 2, 3, 4, 0]),
-    )
+    loss, embedding, identity = IdentityLoss(5, 8, "arcface", 0.5, 16.0), torch.randn(6, 8), torch.arange(6) % 5
     value = loss(embedding, identity)
     torch.testing.assert_close(loss(10 * embedding, identity), value)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -74,35 +89,15 @@ def test_the_classifier_ignores_lengths_and_autocast() -> None:
     torch.testing.assert_close(loss(embedding, identity), value)
 
 
-def test_without_settings_it_is_softmax_of_64_cosines_without_margin() -> None:
-    cosine, identity = cosines(6, 4, 5), torch.tensor([0, 1, 2, 3, 3, 0])
-    expected = F.cross_entropy(64 * cosine, identity)
-    for found in (
-        identity_loss(cosine, identity),
-        identity_loss(cosine, identity, "cosface"),
-        identity_loss(cosine, identity, scale=64),
-    ):
-        torch.testing.assert_close(found, expected)
-    head = IdentityLoss(4, 8)
-    assert (head.margin_type, head.margin, head.scale) == ("softmax", 0.0, 64.0)
+def test_classifier_cosine() -> None:
+    head, embedding = IdentityLoss(5, 8), torch.randn(3, 8, generator=torch.Generator().manual_seed(6))
+    expected = F.cosine_similarity(embedding[:, None], head.weight[None], dim=2)
+    torch.testing.assert_close(head.cosine(embedding), expected)
+    half = embedding.bfloat16()
+    assert torch.equal(head.cosine(half), head.cosine(half.float()))
 
 
-def test_one_identity_and_one_dimension_are_enough() -> None:
-    assert float(IdentityLoss(1, 1)(torch.ones(2, 1), torch.tensor([0, 0])).detach()) == 0
-
-
-def test_a_half_precision_embedding_is_compared_in_float32() -> None:
-    head, embedding = IdentityLoss(5, 8), torch.randn(3, 8, generator=torch.Generator().manual_seed(6)).bfloat16()
-    assert torch.equal(head.cosine(embedding), head.cosine(embedding.float()))
-
-
-def test_cosines_are_those_of_embedding_and_weight() -> None:
-    loss, embedding = IdentityLoss(3, 4), torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
-    expected = F.cosine_similarity(embedding[:, None], loss.weight[None], dim=2)
-    torch.testing.assert_close(loss.cosine(embedding), expected)
-
-
-def test_initialised_from_the_centres_every_centre_is_its_own_identity() -> None:
+def test_classifier_starts_from_centres() -> None:
     loss, centers = IdentityLoss(6, 16, scale=64.0), torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
     loss.initialise(centers)
     torch.testing.assert_close(loss.cosine(centers).diagonal(), torch.ones(6))
@@ -111,50 +106,28 @@ def test_initialised_from_the_centres_every_centre_is_its_own_identity() -> None
     assert loss.weight.data_ptr() != centers.data_ptr()
 
 
-def test_both_embedding_and_classifier_learn() -> None:
+def test_classifier_and_embedding_get_gradients() -> None:
     loss, embedding = IdentityLoss(3, 4), torch.ones(2, 4, requires_grad=True)
     loss(embedding, torch.tensor([0, 2])).backward()
-    assert embedding.grad is not None
-    assert embedding.grad.any()
-    assert loss.weight.grad is not None
-    assert loss.weight.grad.any()
+    assert embedding.grad is not None and embedding.grad.any()
+    assert loss.weight.grad is not None and loss.weight.grad.any()
 
 
-def test_an_unknown_margin_type_is_refused_with_the_allowed_ones() -> None:
+def test_identity_bad_input() -> None:
+    long = torch.zeros(4, dtype=torch.long)
     with pytest.raises(ValueError, match="'sphereface': choose one of softmax, cosface, arcface"):
         IdentityLoss(3, 4, "sphereface")
     with pytest.raises(ValueError, match="choose one of"):
         margin_logits(torch.zeros(1, 2), torch.tensor([0]), "triplet", 0.0)
-
-
-def test_values_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"arcface needs a margin in \[0, 1.571\), got 2"):
         IdentityLoss(3, 4, "arcface", 2.0)
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         IdentityLoss(3, 4, scale=0.0)
     with pytest.raises(ValueError, match="must be positive, got 0 and 4"):
         IdentityLoss(0, 4)
-
-
-def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(4,\)"):
-        margin_logits(torch.zeros(2, 3), torch.zeros(4, dtype=torch.long), "softmax", 0.0)
+        margin_logits(torch.zeros(2, 3), long, "softmax", 0.0)
     with pytest.raises(ValueError, match=r"\(3, 4\), got \(3, 5\)"):
         IdentityLoss(3, 4).initialise(torch.zeros(3, 5))
-
-
-@pytest.mark.parametrize(("margin_type", "margin"), MARGINS)
-def test_a_face_of_several_people_has_their_losses_in_its_shares(margin_type: str, margin: float) -> None:
-    cosine, identity = cosines(3, 5, 4), torch.tensor([[0, 1], [4, 4], [2, 0]])
-    share = torch.tensor([[0.7, 0.3], [1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    alone = [
-        [oracles.identity_loss(cosine[[i]], [int(identity[i, t])], margin_type, margin, 8.0) for t in range(2)]
-        for i in range(3)
-    ]
-    expected = sum(float(share[i, t]) * alone[i][t] for i in range(3) for t in range(2)) / 3
-    assert float(identity_loss(cosine, identity, margin_type, margin, 8.0, share)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_shares_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"one shape \(B, T\), got \(2, 3\) and \(2, 2\)"):
-        identity_loss(torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.long), share=torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"one shape \(B, T\), got \(2, 2\) and \(2, 3\)"):
+        identity_loss(torch.zeros(2, 4), long.view(2, 2), share=torch.zeros(2, 3))

@@ -1,4 +1,4 @@
-"""The relational losses against loops over their definitions, their invariances, and the defects known of the public code."""
+"""Relational losses against loops over their definitions, invariances, and defects known of the public code."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,7 @@ from torch import Tensor
 from bench.relations import textbook_triplet_relation
 from deocc.losses import (
     InstanceRelationLoss,
-    PairRelationLoss,
     PredictionRelationLoss,
-    TripletRelationLoss,
     instance_relation_loss,
     pair_relation_loss,
     prediction_relation_loss,
@@ -23,10 +21,10 @@ from deocc.losses.distances import Angles, distances, squared_distances
 from tests import oracles
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-RELATIONS = pytest.mark.parametrize(
+LOSSES = pytest.mark.parametrize("loss", [pair_relation_loss, triplet_relation_loss])
+ORACLES = pytest.mark.parametrize(
     ("loss", "oracle"), [(pair_relation_loss, oracles.pair_relation), (triplet_relation_loss, oracles.triplet_relation)]
 )
-BATCH_LOSSES = pytest.mark.parametrize("loss", [pair_relation_loss, triplet_relation_loss])
 
 
 def embeddings(count: int, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -43,105 +41,91 @@ def rotation(dim: int, seed: int) -> Tensor:
     return orthogonal
 
 
-@RELATIONS
-@pytest.mark.parametrize(("student_dim", "teacher_dim"), [(5, 5), (3, 9)])
-def test_value_and_gradient_equal_the_loop_over_the_definition(
-    loss: Loss, oracle: Loss, student_dim: int, teacher_dim: int
-) -> None:
-    student, teacher = embeddings(8, student_dim, 0), embeddings(8, teacher_dim, 1)
-    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
+def assert_equals(loss: Loss, oracle: Loss, student: Tensor, teacher: Tensor, rel: float = 1e-5) -> None:
+    """Compare value and gradient."""
+    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=rel)
     expected = gradient(oracle, student, teacher)
     assert (gradient(loss, student, teacher) - expected).norm() < 1e-4 * expected.norm()
+
+
+@ORACLES
+@pytest.mark.parametrize(("student_dim", "teacher_dim"), [(5, 5), (3, 9)])
+def test_relation_equals_oracle(loss: Loss, oracle: Loss, student_dim: int, teacher_dim: int) -> None:
+    assert_equals(loss, oracle, embeddings(8, student_dim, 0), embeddings(8, teacher_dim, 1))
+
+
+@ORACLES
+def test_relation_linear_part_of_huber(loss: Loss, oracle: Loss) -> None:
+    student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.1], [50.0, 0.0]])
+    teacher = torch.tensor([[0.0, 0.0], [30.0, 0.0], [-40.0, 0.0], [0.0, 1.0]])
+    assert_equals(loss, oracle, student, teacher)
 
 
 @pytest.mark.parametrize("size", [64, 128])
-def test_triplet_value_and_gradient_equal_the_textbook_form_at_the_sizes_of_a_training(size: int) -> None:
-    student, teacher = embeddings(size, 512, 45), embeddings(size, 512, 46)
-    expected = textbook_triplet_relation(student.double(), teacher.double())
-    assert float(triplet_relation_loss(student, teacher)) == pytest.approx(float(expected), rel=1e-5)
-    slope = gradient(lambda s, t: textbook_triplet_relation(s.double(), t.double()), student, teacher)
-    assert (gradient(triplet_relation_loss, student, teacher) - slope).norm() < 1e-4 * slope.norm()
+def test_triplet_equals_textbook_form(size: int) -> None:
+    def textbook(student: Tensor, teacher: Tensor) -> Tensor:
+        return textbook_triplet_relation(student.double(), teacher.double())
+
+    assert_equals(triplet_relation_loss, textbook, embeddings(size, 512, 45), embeddings(size, 512, 46))
 
 
-@RELATIONS
-def test_large_differences_reach_the_linear_part_of_huber(loss: Loss, oracle: Loss) -> None:
-    student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.1], [50.0, 0.0]])
-    teacher = torch.tensor([[0.0, 0.0], [30.0, 0.0], [-40.0, 0.0], [0.0, 1.0]])
-    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
-    expected = gradient(oracle, student, teacher)
-    assert (gradient(loss, student, teacher) - expected).norm() < 1e-4 * expected.norm()
-
-
-@BATCH_LOSSES
-def test_gradcheck_in_float64(loss: Loss) -> None:
+@LOSSES
+def test_relation_gradcheck(loss: Loss) -> None:
     student, teacher = embeddings(6, 4, 2, torch.float64).requires_grad_(), embeddings(6, 3, 3, torch.float64)
     assert loss(student, teacher).dtype == torch.float64
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student)
 
 
-@BATCH_LOSSES
-def test_rotation_shift_and_scale_of_either_space_change_nothing(loss: Loss) -> None:
+@LOSSES
+def test_relation_similarity_invariance(loss: Loss) -> None:
     student, teacher = embeddings(9, 6, 4), embeddings(9, 6, 5)
     moved_student, moved_teacher = 7 * student @ rotation(6, 0) + 3, 1e-4 * teacher @ rotation(6, 1) - 2e-4
     assert float(loss(moved_student, moved_teacher)) == pytest.approx(float(loss(student, teacher)), rel=1e-4)
-
-
-@BATCH_LOSSES
-def test_a_rotated_shifted_scaled_teacher_is_matched_perfectly(loss: Loss) -> None:
-    teacher = embeddings(9, 6, 6)
     assert float(loss(teacher, teacher)) == 0
     assert float(loss(5 * teacher @ rotation(6, 2) + 1, teacher)) == pytest.approx(0, abs=1e-10)
 
 
-@BATCH_LOSSES
-def test_permuting_the_batch_permutes_the_gradient_and_keeps_the_value(loss: Loss) -> None:
+@LOSSES
+def test_relation_permutation(loss: Loss) -> None:
     student, teacher, order = embeddings(7, 5, 7), embeddings(7, 5, 8), torch.tensor([3, 0, 6, 1, 5, 2, 4])
     assert float(loss(student[order], teacher[order])) == pytest.approx(float(loss(student, teacher)), rel=1e-5)
     torch.testing.assert_close(gradient(loss, student[order], teacher[order]), gradient(loss, student, teacher)[order])
     assert float(loss(student[order], teacher)) != pytest.approx(float(loss(student, teacher)), rel=1e-3)
 
 
-@RELATIONS
-def test_duplicates_equal_the_definition_with_coincident_vertices_left_out(loss: Loss, oracle: Loss) -> None:
+@ORACLES
+def test_relation_with_duplicates(loss: Loss, oracle: Loss) -> None:
     student, teacher = embeddings(7, 5, 9), embeddings(7, 5, 10)
     student[3], student[4], teacher[6] = student[0], student[0], teacher[1]
     assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-5)
 
 
-@BATCH_LOSSES
+@LOSSES
 @pytest.mark.parametrize("gap", [0.0, 1e-7, 1e-5, 1e-4, 1e-3, 3e-3])
-def test_duplicates_and_near_duplicates_give_a_bounded_gradient(loss: Loss, gap: float) -> None:
+def test_near_duplicates_bounded_gradient(loss: Loss, gap: float) -> None:
     student, teacher = embeddings(16, 32, 11), embeddings(16, 32, 12)
     student[1] = student[0] + gap * embeddings(1, 32, 13)[0]
     found = gradient(loss, student, teacher)
-    assert found.isfinite().all()
-    assert found.norm() < 20
+    assert found.isfinite().all() and found.norm() < 20
 
 
-@BATCH_LOSSES
-@pytest.mark.parametrize("count", [1, 2])
-def test_batches_too_small_for_a_relation_give_zero_and_zero_gradient(loss: Loss, count: int) -> None:
-    student, teacher = embeddings(count, 4, 14), embeddings(count, 4, 15)
+@LOSSES
+@pytest.mark.parametrize(("count", "repeats"), [(1, 1), (2, 1), (1, 5)])
+def test_degenerate_batch_gives_zero(loss: Loss, count: int, repeats: int) -> None:
+    student, teacher = (embeddings(count, 4, seed).repeat(repeats, 1) for seed in (14, 15))
     assert float(loss(student, teacher)) == pytest.approx(0, abs=1e-12)  # of two images every relative distance is 1
-    torch.testing.assert_close(gradient(loss, student, teacher), torch.zeros(count, 4))
+    torch.testing.assert_close(gradient(loss, student, teacher), torch.zeros(count * repeats, 4))
 
 
-@BATCH_LOSSES
-def test_a_batch_of_one_image_repeated_gives_zero_and_zero_gradient(loss: Loss) -> None:
-    student, teacher = embeddings(1, 4, 14).expand(5, 4), embeddings(1, 4, 15).expand(5, 4)
-    assert float(loss(student, teacher)) == 0
-    assert not gradient(loss, student, teacher).any()
-
-
-@BATCH_LOSSES
-def test_a_nan_embedding_is_not_hidden(loss: Loss) -> None:
+@LOSSES
+def test_relation_propagates_nan(loss: Loss) -> None:
     student = embeddings(5, 4, 16)
     student[2, 1] = math.nan
     assert math.isnan(float(loss(student, embeddings(5, 4, 17))))
 
 
-@BATCH_LOSSES
-def test_autocast_changes_neither_value_nor_gradient(loss: Loss) -> None:
+@LOSSES
+def test_relation_ignores_autocast(loss: Loss) -> None:
     student, teacher = embeddings(8, 16, 18), embeddings(8, 16, 19)
     value, slope = loss(student, teacher), gradient(loss, student, teacher)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -149,8 +133,23 @@ def test_autocast_changes_neither_value_nor_gradient(loss: Loss) -> None:
         assert torch.equal(gradient(loss, student, teacher), slope)
 
 
+@LOSSES
+def test_relation_of_half_precision(loss: Loss) -> None:
+    student, teacher = embeddings(6, 4, 24).bfloat16(), embeddings(6, 4, 25).bfloat16()
+    assert loss(student, teacher).dtype == torch.float32
+    assert gradient(loss, student, teacher).dtype == torch.bfloat16
+
+
+@ORACLES
+def test_relation_of_close_embeddings(loss: Loss, oracle: Loss) -> None:
+    student, teacher = (
+        F.normalize(embeddings(1, 16, 21) + 0.002 * embeddings(8, 16, seed), dim=1) for seed in (22, 23)
+    )
+    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-4)
+
+
 @pytest.mark.parametrize("cosine", [0.99, 0.999, 0.9999])
-def test_distances_of_close_embeddings_are_right_under_autocast(cosine: float) -> None:
+def test_close_distances_under_autocast(cosine: float) -> None:
     batch = embeddings(32, 512, 20)
     across = F.normalize(batch[1] - (batch[1] @ batch[0]) * batch[0], dim=0)
     batch[1] = cosine * batch[0] + math.sqrt(1 - cosine**2) * across
@@ -160,38 +159,13 @@ def test_distances_of_close_embeddings_are_right_under_autocast(cosine: float) -
     assert found == pytest.approx(math.sqrt(2 - 2 * cosine), rel=1e-3)
 
 
-def test_a_distance_of_zero_has_a_gradient_of_zero() -> None:
+def test_zero_distance_has_zero_gradient() -> None:
     squared = torch.tensor([[0.0, 4.0], [4.0, 0.0]], requires_grad=True)
     (slope,) = torch.autograd.grad(distances(squared)[0, 1] + distances(squared)[1, 1], squared)
     assert torch.equal(slope, torch.tensor([[0.0, 0.25], [0.0, 0.0]]))
 
 
-@RELATIONS
-def test_batches_of_close_embeddings_agree_with_the_definition(loss: Loss, oracle: Loss) -> None:
-    student, teacher = (
-        F.normalize(embeddings(1, 16, 21) + 0.002 * embeddings(8, 16, seed), dim=1) for seed in (22, 23)
-    )
-    assert float(loss(student, teacher)) == pytest.approx(float(oracle(student, teacher)), rel=1e-4)
-
-
-@BATCH_LOSSES
-def test_half_precision_embeddings_give_a_float32_loss_and_a_gradient_of_their_own_type(loss: Loss) -> None:
-    student, teacher = embeddings(6, 4, 24).bfloat16(), embeddings(6, 4, 25).bfloat16()
-    assert loss(student, teacher).dtype == torch.float32
-    assert gradient(loss, student, teacher).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("chunk_size", [1, 3, 10, 100])
-def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
-    student, teacher = embeddings(10, 8, 26, torch.float64), embeddings(10, 8, 27, torch.float64)
-    whole = TripletRelationLoss(chunk_size=10)
-    torch.testing.assert_close(triplet_relation_loss(student, teacher, chunk_size), whole(student, teacher))
-    torch.testing.assert_close(
-        gradient(TripletRelationLoss(chunk_size), student, teacher), gradient(whole, student, teacher)
-    )
-
-
-def test_the_cosines_of_a_piece_are_those_of_the_directions() -> None:
+def test_angles_equal_cosines_of_directions() -> None:
     batch, rows, arms = embeddings(9, 4, 47, torch.float64), slice(1, 9, 3), slice(2, 7)
     squared = squared_distances(batch)
     inverse = torch.where(squared > 0, squared.rsqrt(), torch.zeros_like(squared))
@@ -202,139 +176,111 @@ def test_the_cosines_of_a_piece_are_those_of_the_directions() -> None:
     assert angles.numel() == expected.numel() == 3 * 5 * 9
 
 
-@pytest.mark.parametrize("elements", [1, 30, 250])
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_the_size_of_a_piece_changes_nothing(
-    elements: int, chunk_size: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("elements", [1, 30, 250, None])
+@pytest.mark.parametrize("chunk_size", [None, 1, 3, 4, 10, 100])
+def test_triplet_chunking_changes_nothing(
+    elements: int | None, chunk_size: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, teacher = embeddings(10, 8, 26, torch.float64), embeddings(10, 8, 27, torch.float64)
-    loss = TripletRelationLoss(chunk_size)
-    value, slope = loss(student, teacher), gradient(loss, student, teacher)
-    monkeypatch.setattr("deocc.losses.distances.CHUNK_ELEMENTS", {"cpu": elements})
-    torch.testing.assert_close(loss(student, teacher), value)
-    torch.testing.assert_close(gradient(loss, student, teacher), slope)
+    value, slope = triplet_relation_loss(student, teacher), gradient(triplet_relation_loss, student, teacher)
+    if elements is not None:
+        monkeypatch.setattr("deocc.losses.distances.CHUNK_ELEMENTS", {"cpu": elements})
+    torch.testing.assert_close(triplet_relation_loss(student, teacher, chunk_size), value)
+    torch.testing.assert_close(gradient(lambda s, t: triplet_relation_loss(s, t, chunk_size), student, teacher), slope)
 
 
-def test_the_triplet_loss_keeps_no_more_than_a_few_batch_squares_for_the_backward_pass() -> None:
+def test_triplet_saves_only_batch_squares() -> None:
     sizes: list[int] = []
     student, teacher = embeddings(40, 300, 28).requires_grad_(), embeddings(40, 300, 29)
 
-    def note(saved: Tensor) -> Tensor:
+    def record(saved: Tensor) -> Tensor:
         sizes.append(saved.numel())
         return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda saved: saved):
         triplet_relation_loss(student, teacher)
     assert max(sizes) <= max(40 * 40, 40 * 300)
 
 
+@pytest.mark.parametrize(
+    ("vertices", "max_vertices", "steps"),
+    [(None, 1, 10), (None, 3, 4), (None, 4, 3), (slice(2, 9), 3, 3), (None, 99, 1)],
+)
+def test_triplet_estimates_average_to_loss(vertices: slice | None, max_vertices: int, steps: int) -> None:
+    student, teacher = embeddings(10, 5, 26, torch.float64), embeddings(10, 5, 27, torch.float64)
+
+    def estimate(step: int) -> Loss:
+        return lambda s, t: triplet_relation_loss(s, t, None, vertices, max_vertices, step)
+
+    values = [float(estimate(step)(student, teacher)) for step in range(steps)]
+    slopes = [gradient(estimate(step), student, teacher) for step in range(steps)]
+    assert len(set(values)) == steps, "every step uses different vertices"
+    expected = float(triplet_relation_loss(student, teacher, vertices=vertices))
+    assert sum(values) / steps == pytest.approx(expected, rel=1e-12)
+    whole = gradient(lambda s, t: triplet_relation_loss(s, t, vertices=vertices), student, teacher)
+    torch.testing.assert_close(torch.stack(slopes).mean(0), whole)
+    assert float(estimate(steps + 1)(student, teacher)) == values[1 % steps], "steps are taken modulo their number"
+
+
+def test_triplet_estimate_equals_definition() -> None:
+    student, teacher = embeddings(7, 5, 26, torch.float64), embeddings(7, 5, 27, torch.float64)
+
+    def cosine(e: Tensor, i: int, j: int, k: int) -> Tensor:
+        return F.cosine_similarity(e[j] - e[i], e[k] - e[i], dim=0)
+
+    def at(vertices: list[int]) -> float:
+        triples = [(i, j, k) for i in vertices for j in range(7) for k in range(7) if len({i, j, k}) == 3]
+        return sum(float(oracles.huber(cosine(student, *t) - cosine(teacher, *t))) for t in triples) / (7 * 6 * 5)
+
+    found = [float(triplet_relation_loss(student, teacher, max_vertices=3, turn=step)) for step in range(3)]
+    assert found == pytest.approx([3 * at([0, 3, 6]), 3 * at([1, 4]), 3 * at([2, 5])], rel=1e-12)
+    assert float(triplet_relation_loss(student, teacher, max_vertices=3)) == found[0]
+
+
 @pytest.mark.parametrize("loss", [pair_relation_loss, triplet_relation_loss, instance_relation_loss])
-def test_the_teacher_takes_no_gradient(loss: Loss) -> None:
+def test_teacher_gets_no_gradient(loss: Loss) -> None:
     student, teacher = embeddings(5, 4, 30).requires_grad_(), embeddings(5, 4, 31).requires_grad_()
     loss(student, teacher).backward()
     assert teacher.grad is None
-    assert student.grad is not None
-    assert student.grad.any()
+    assert student.grad is not None and student.grad.any()
 
 
-@BATCH_LOSSES
-def test_batches_of_different_size_are_refused_with_both_shapes(loss: Loss) -> None:
+@LOSSES
+def test_relation_bad_shapes(loss: Loss) -> None:
     with pytest.raises(ValueError, match=r"\(4, 8\) and \(5, 8\)"):
         loss(embeddings(4, 8, 0), embeddings(5, 8, 0))
     with pytest.raises(ValueError, match=r"\(4, 8, 1\)"):
         loss(embeddings(4, 8, 0)[..., None], embeddings(4, 8, 0))
 
 
-@pytest.mark.parametrize(
-    ("vertices", "max_vertices", "turns"),
-    [(None, 1, 10), (None, 3, 4), (None, 4, 3), (slice(2, 9), 3, 3), (None, 99, 1)],
-)
-def test_estimates_from_some_vertices_average_to_the_whole_loss_and_gradient(
-    vertices: slice | None, max_vertices: int, turns: int
-) -> None:
-    student, teacher = embeddings(10, 5, 26, torch.float64), embeddings(10, 5, 27, torch.float64)
-
-    def estimate(turn: int) -> Loss:
-        return lambda s, t: triplet_relation_loss(s, t, None, vertices, max_vertices, turn)
-
-    values = [float(estimate(turn)(student, teacher)) for turn in range(turns)]
-    slopes = [gradient(estimate(turn), student, teacher) for turn in range(turns)]
-    assert len(set(values)) == turns, "every turn takes vertices of its own"
-    assert sum(values) / turns == pytest.approx(
-        float(triplet_relation_loss(student, teacher, vertices=vertices)), rel=1e-12
-    )
-    whole = gradient(lambda s, t: triplet_relation_loss(s, t, vertices=vertices), student, teacher)
-    torch.testing.assert_close(torch.stack(slopes).mean(0), whole)
-    assert float(estimate(turns + 1)(student, teacher)) == values[1 % turns], "turns are counted round"
+@pytest.mark.parametrize("name", ["max_vertices", "chunk_size"])
+def test_triplet_bad_numbers(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a positive number of vertices or None, got 0"):
+        triplet_relation_loss(embeddings(4, 8, 0), embeddings(4, 8, 0), **{name: 0})  # type: ignore[arg-type]
 
 
-def test_an_estimate_is_the_scaled_sum_over_a_share_of_the_vertices() -> None:
-    student, teacher = embeddings(7, 5, 26, torch.float64), embeddings(7, 5, 27, torch.float64)
-    size = range(7)
-
-    def cosine(e: Tensor, i: int, j: int, k: int) -> Tensor:
-        return F.cosine_similarity(e[j] - e[i], e[k] - e[i], dim=0)
-
-    def at(vertices: list[int]) -> float:
-        """By the definition: the sum over the triples with their angle at these vertices, over the number of all triples."""
-        triples = [(i, j, k) for i in vertices for j in size for k in size if len({i, j, k}) == 3]
-        return sum(float(oracles.huber(cosine(student, *t) - cosine(teacher, *t))) for t in triples) / (7 * 6 * 5)
-
-    module = TripletRelationLoss(max_vertices=3)
-    assert [float(module(student, teacher, turn)) for turn in (0, 1, 2)] == pytest.approx(
-        [3 * at([0, 3, 6]), 3 * at([1, 4]), 3 * at([2, 5])], rel=1e-12
-    )
-
-
-def test_the_module_starts_with_turn_zero_and_hands_its_chunk_size_on() -> None:
-    student, teacher = embeddings(7, 5, 26), embeddings(7, 5, 27)
-    module = TripletRelationLoss(max_vertices=3)
-    assert torch.equal(module(student, teacher), module(student, teacher, 0))
-    with pytest.raises(ValueError, match="chunk_size"):
-        TripletRelationLoss(chunk_size=0)(student, teacher)
-
-
-def test_a_number_of_vertices_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_vertices must be a positive number of vertices or None, got 0"):
-        triplet_relation_loss(embeddings(4, 8, 0), embeddings(4, 8, 0), max_vertices=0)
-
-
-def test_a_chunk_size_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="chunk_size"):
-        triplet_relation_loss(embeddings(4, 8, 0), embeddings(4, 8, 0), chunk_size=0)
-
-
-def test_the_hard_instance_loss_is_the_mean_squared_distance() -> None:
+def test_instance_hard() -> None:
     student, teacher = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
     assert float(instance_relation_loss(student, teacher)) == pytest.approx((2 + 4) / 2)
     assert float(instance_relation_loss(teacher, teacher)) == 0
+    assert torch.equal(InstanceRelationLoss()(student, teacher), instance_relation_loss(student, teacher))
 
 
 @pytest.mark.parametrize(("normalize", "target"), [(True, [math.sqrt(0.1), math.sqrt(0.9)]), (False, [0.25, 0.75])])
-def test_the_soft_target_lies_between_embedding_and_centre(normalize: bool, target: list[float]) -> None:
+def test_instance_soft_target(normalize: bool, target: list[float]) -> None:
     teacher, centers = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
     loss = InstanceRelationLoss(beta=0.25, normalize=normalize)
     assert float(loss(torch.tensor([target]), teacher, centers)) == pytest.approx(0, abs=1e-12)
     assert float(loss(teacher, teacher, centers)) > 0.05
 
 
-def test_the_soft_target_has_unit_length_unless_asked_otherwise() -> None:
-    student, teacher, centers = (
-        embeddings(4, 3, seed, dtype) for seed, dtype in ((32, torch.float64), (33, torch.float64), (34, torch.float32))
-    )
+def test_instance_soft_definition() -> None:
+    student, teacher, centers = (embeddings(4, 3, seed, torch.float64) for seed in (32, 33, 34))
     expected = (student - F.normalize(0.75 * teacher + 0.25 * centers)).square().sum(1).mean()
-    torch.testing.assert_close(instance_relation_loss(student, teacher, centers, 0.25), expected)
+    torch.testing.assert_close(instance_relation_loss(student, teacher, centers.float(), 0.25), expected)
     torch.testing.assert_close(InstanceRelationLoss(0.25)(student, teacher, centers), expected)
-
-
-def test_at_beta_one_only_the_centre_counts() -> None:
-    student, teacher, centers = embeddings(4, 3, 32), embeddings(4, 3, 33), embeddings(4, 3, 34)
-    soft = instance_relation_loss(student, teacher, centers, beta=1.0)
-    torch.testing.assert_close(soft, instance_relation_loss(student, centers))
-
-
-def test_the_instance_loss_passes_gradcheck() -> None:
-    student, teacher, centers = (embeddings(4, 3, seed, torch.float64) for seed in (35, 36, 37))
+    only_centre = instance_relation_loss(student, teacher, centers, beta=1.0)
+    torch.testing.assert_close(only_centre, instance_relation_loss(student, centers))
     assert torch.autograd.gradcheck(
         lambda s: instance_relation_loss(s, teacher, centers, 0.5), student.requires_grad_()
     )
@@ -349,7 +295,7 @@ def test_the_instance_loss_passes_gradcheck() -> None:
         ({"teacher": torch.zeros(4, 2)}, r"\(4, 3\) and \(4, 2\)"),
     ],
 )
-def test_instance_arguments_that_do_not_fit_are_refused(arguments: dict[str, object], message: str) -> None:
+def test_instance_bad_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         instance_relation_loss(**{"student": torch.zeros(4, 3), "teacher": torch.zeros(4, 3), **arguments})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="beta"):
@@ -357,7 +303,7 @@ def test_instance_arguments_that_do_not_fit_are_refused(arguments: dict[str, obj
 
 
 @pytest.mark.parametrize(("scale", "temperature"), [(1.0, 1.0), (16.0, 4.0)])
-def test_the_prediction_loss_equals_the_loop_over_the_definition(scale: float, temperature: float) -> None:
+def test_prediction_equals_oracle(scale: float, temperature: float) -> None:
     student, teacher, centers = embeddings(5, 4, 38), embeddings(5, 4, 39), embeddings(3, 4, 40)
     loss = PredictionRelationLoss(scale, temperature)
     expected = oracles.prediction_relation(student, teacher, centers, scale, temperature)
@@ -367,7 +313,14 @@ def test_the_prediction_loss_equals_the_loop_over_the_definition(scale: float, t
         assert float(loss(student, teacher, centers)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_prediction_arguments_that_do_not_fit_are_refused() -> None:
+def test_prediction_of_half_precision() -> None:
+    student, teacher, centers = embeddings(5, 4, 38).bfloat16(), embeddings(5, 4, 39).bfloat16(), embeddings(3, 4, 40)
+    found = prediction_relation_loss(student, teacher, centers, 16.0, 2.0)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, prediction_relation_loss(student.float(), teacher.float(), centers, 16.0, 2.0))
+
+
+def test_prediction_bad_arguments() -> None:
     student, centers = embeddings(5, 4, 41), embeddings(3, 4, 42)
     with pytest.raises(ValueError, match=r"\(K, 4\), got \(3, 2\)"):
         prediction_relation_loss(student, student, centers[:, :2], 1.0, 1.0)
@@ -378,20 +331,3 @@ def test_prediction_arguments_that_do_not_fit_are_refused() -> None:
             PredictionRelationLoss(scale, temperature)
         with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
             prediction_relation_loss(student, student, centers, scale, temperature)
-
-
-def test_half_precision_predictions_are_compared_in_float32() -> None:
-    student, teacher, centers = embeddings(5, 4, 38).bfloat16(), embeddings(5, 4, 39).bfloat16(), embeddings(3, 4, 40)
-    found, wide = (
-        prediction_relation_loss(*pair, centers, 16.0, 2.0)
-        for pair in ((student, teacher), (student.float(), teacher.float()))
-    )
-    assert found.dtype == torch.float32
-    assert torch.equal(found, wide)
-
-
-def test_module_and_function_agree() -> None:
-    student, teacher = embeddings(6, 4, 43), embeddings(6, 4, 44)
-    assert torch.equal(PairRelationLoss()(student, teacher), pair_relation_loss(student, teacher))
-    assert torch.equal(TripletRelationLoss()(student, teacher), triplet_relation_loss(student, teacher))
-    assert torch.equal(InstanceRelationLoss()(student, teacher), instance_relation_loss(student, teacher))

@@ -1,4 +1,4 @@
-"""The losses on any batch: invariances, ends of their ranges, definitions, and gradients that stay finite."""
+"""Properties of the losses on arbitrary batches: invariances, ranges, definitions and finite gradients."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -41,12 +41,12 @@ def _gradient(loss: Callable[[Tensor], Tensor], *inputs: Tensor) -> tuple[Tensor
 
 
 def _rotation(dim: int, seed: int) -> Tensor:
-    turned: Tensor = torch.linalg.qr(noise(seed, dim, dim).double()).Q
-    return turned
+    orthogonal: Tensor = torch.linalg.qr(noise(seed, dim, dim).double()).Q
+    return orthogonal
 
 
 def _moved(embedding: Tensor, seed: int, scale: float) -> Tensor:
-    """Rotated or mirrored, scaled and shifted, in float64."""
+    """Apply a rotation or reflection, a scale and a shift, in float64."""
     size = float(embedding.abs().max()) or 1.0
     return scale * (
         embedding.double() @ _rotation(embedding.shape[1], seed)
@@ -59,9 +59,7 @@ def _moved(embedding: Tensor, seed: int, scale: float) -> Tensor:
     [(pair_relation_loss, oracles.pair_relation, 2), (triplet_relation_loss, oracles.triplet_relation, 3)],
 )
 @for_all(pair=batches())
-def test_a_relation_is_its_definition_and_nothing_for_too_few_images(
-    loss: Loss, oracle: Loss, least: int, pair: Scores
-) -> None:
+def test_relation_equals_oracle(loss: Loss, oracle: Loss, least: int, pair: Scores) -> None:
     student, teacher = (embedding.double() for embedding in pair)
     alike = any(bool((embedding == embedding[0]).all()) for embedding in pair)
     value = float(loss(student, teacher))
@@ -74,9 +72,7 @@ def test_a_relation_is_its_definition_and_nothing_for_too_few_images(
 
 @RELATIONS
 @for_all(pair=batches(), seed=SEEDS, exponent=st.integers(-6, 6))
-def test_a_relation_ignores_turns_shifts_sizes_and_the_order_of_images(
-    loss: Loss, pair: Scores, seed: int, exponent: int
-) -> None:
+def test_relation_invariance(loss: Loss, pair: Scores, seed: int, exponent: int) -> None:
     student, teacher = (embedding.double() for embedding in pair)
     value = float(loss(student, teacher))
     moved = loss(_moved(student, seed, 10.0**exponent), _moved(teacher, seed + 1, 10.0**-exponent))
@@ -87,14 +83,14 @@ def test_a_relation_ignores_turns_shifts_sizes_and_the_order_of_images(
 
 @RELATIONS
 @for_all(student=embeddings(), seed=SEEDS)
-def test_a_relation_costs_nothing_for_equal_and_for_similar_spaces(loss: Loss, student: Tensor, seed: int) -> None:
+def test_relation_of_similar_spaces(loss: Loss, student: Tensor, seed: int) -> None:
     assert float(loss(student, student)) == 0
     assert float(loss(student.double(), _moved(student, seed, 3.0))) == pytest.approx(0, abs=1e-9)
 
 
 @RELATIONS
 @for_all(pair=batches(), exponents=st.tuples(st.integers(-24, 24), st.integers(-24, 24)))
-def test_gradients_of_a_relation_are_finite_at_any_size(loss: Loss, pair: Scores, exponents: tuple[int, int]) -> None:
+def test_relation_gradient_finite(loss: Loss, pair: Scores, exponents: tuple[int, int]) -> None:
     student, teacher = (embedding * 10.0**exponent for embedding, exponent in zip(pair, exponents, strict=True))
     (slope,) = _gradient(lambda s: loss(s, teacher), student)
     assert slope.dtype == torch.float32 and bool(slope.isfinite().all())
@@ -102,9 +98,7 @@ def test_gradients_of_a_relation_are_finite_at_any_size(loss: Loss, pair: Scores
 
 @RELATIONS
 @for_all(pair=batches())
-def test_the_gradient_neither_shifts_nor_scales_a_space_whose_place_and_size_do_not_matter(
-    loss: Loss, pair: Scores
-) -> None:
+def test_relation_gradient_orthogonal(loss: Loss, pair: Scores) -> None:
     student, teacher = (embedding.double() for embedding in pair)
     (slope,) = _gradient(lambda s: loss(s, teacher), student)
     size = float(slope.abs().max())
@@ -112,27 +106,25 @@ def test_the_gradient_neither_shifts_nor_scales_a_space_whose_place_and_size_do_
     assert abs(float((slope * student).sum())) <= 1e-9 * (1 + size * float(student.abs().max()))
 
 
-@for_all(pair=batches(), most=st.integers(1, 9), start=st.integers(0, 50), chunk_size=st.integers(1, 9))
-def test_vertices_taken_in_turns_have_the_mean_of_all_in_value_and_gradient(
-    pair: Scores, most: int, start: int, chunk_size: int
-) -> None:
+@for_all(pair=batches(), max_vertices=st.integers(1, 9), start=st.integers(0, 50), chunk_size=st.integers(1, 9))
+def test_triplet_estimates_average_to_loss(pair: Scores, max_vertices: int, start: int, chunk_size: int) -> None:
     student, teacher = (embedding.double() for embedding in pair)
-    turns = range(start, start + math.ceil(len(student) / most))
+    steps = range(start, start + math.ceil(len(student) / max_vertices))
 
-    def estimate(turn: int) -> Callable[[Tensor], Tensor]:
-        return lambda s: triplet_relation_loss(s, teacher, chunk_size, max_vertices=most, turn=turn)
+    def estimate(step: int) -> Callable[[Tensor], Tensor]:
+        return lambda s: triplet_relation_loss(s, teacher, chunk_size, max_vertices=max_vertices, turn=step)
 
-    value = torch.stack([estimate(turn)(student) for turn in turns]).mean()
+    value = torch.stack([estimate(step)(student) for step in steps]).mean()
     torch.testing.assert_close(value, triplet_relation_loss(student, teacher), rtol=1e-9, atol=1e-12)
-    slope = torch.stack([_gradient(estimate(turn), student)[0] for turn in turns]).mean(0)
+    slope = torch.stack([_gradient(estimate(step), student)[0] for step in steps]).mean(0)
     expected = _gradient(lambda s: triplet_relation_loss(s, teacher), student)[0]
     torch.testing.assert_close(slope, expected, rtol=1e-7, atol=1e-9 * (1 + float(expected.abs().max())))
-    if most >= len(student):
+    if max_vertices >= len(student):
         assert torch.equal(estimate(start)(student), triplet_relation_loss(student, teacher, chunk_size))
 
 
 @for_all(pair=batches())
-def test_one_process_gathers_nothing_but_its_own_images(pair: Scores) -> None:
+def test_gathered_loss_in_one_process(pair: Scores) -> None:
     assert torch.equal(gathered_pair_relation_loss(*pair), pair_relation_loss(*pair))
     assert torch.equal(gathered_triplet_relation_loss(*pair), triplet_relation_loss(*pair))
 
@@ -146,9 +138,7 @@ def triples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @for_all(given=triples(), beta=st.floats(0, 1), seed=SEEDS)
-def test_the_soft_instance_loss_lies_below_the_mix_of_hard_and_centre_by_what_they_are_apart(
-    given: tuple[Tensor, Tensor, Tensor], beta: float, seed: int
-) -> None:
+def test_soft_instance_decomposition(given: tuple[Tensor, Tensor, Tensor], beta: float, seed: int) -> None:
     student, teacher, centers = given
     hard, centre, apart = (
         instance_relation_loss(*sides) for sides in ((student, teacher), (student, centers), (teacher, centers))
@@ -168,7 +158,7 @@ def test_the_soft_instance_loss_lies_below_the_mix_of_hard_and_centre_by_what_th
 
 
 @for_all(given=triples(), scale=st.floats(0.1, 20), temperature=st.floats(0.2, 8), seed=SEEDS)
-def test_the_prediction_relation_is_a_divergence(
+def test_prediction_is_a_divergence(
     given: tuple[Tensor, Tensor, Tensor], scale: float, temperature: float, seed: int
 ) -> None:
     student, teacher, centers = (F.normalize(side, dim=1) for side in given)
@@ -178,23 +168,25 @@ def test_the_prediction_relation_is_a_divergence(
         oracles.prediction_relation(student, teacher, centers, scale, temperature), rel=1e-7, abs=1e-9
     )
     assert float(prediction_relation_loss(teacher, teacher, centers, scale, temperature)) == 0
-    turn = _rotation(student.shape[1], seed)
-    turned = prediction_relation_loss(student @ turn, teacher @ turn, centers.flip(0) @ turn, scale, temperature)
-    assert float(turned) == pytest.approx(value, rel=1e-6, abs=1e-9)
+    rotation = _rotation(student.shape[1], seed)
+    ours, theirs, middle = (side @ rotation for side in (student, teacher, centers.flip(0)))
+    assert float(prediction_relation_loss(ours, theirs, middle, scale, temperature)) == pytest.approx(
+        value, rel=1e-6, abs=1e-9
+    )
 
 
 @for_all(
     count=ROWS,
-    people=ROWS,
+    identities=ROWS,
     seed=SEEDS,
     scale=st.floats(0.1, 64),
     margins=st.tuples(st.floats(0, 1.5), st.floats(0, 1.5)),
 )
-def test_a_margin_of_zero_is_softmax_and_a_larger_one_costs_more(
-    count: int, people: int, seed: int, scale: float, margins: tuple[float, float]
+def test_loss_increases_with_margin(
+    count: int, identities: int, seed: int, scale: float, margins: tuple[float, float]
 ) -> None:
-    cosine = noise(seed, count, people).double().tanh() * 0.99
-    identity = torch.arange(count) % people
+    cosine = noise(seed, count, identities).double().tanh() * 0.99
+    identity = torch.arange(count) % identities
     plain = F.cross_entropy(scale * cosine, identity)
     small, large = sorted(margins)
     for margin_type in ("softmax", "cosface", "arcface"):
@@ -211,7 +203,7 @@ def test_a_margin_of_zero_is_softmax_and_a_larger_one_costs_more(
     cosines=st.lists(st.sampled_from([-1.0, -1 + 1e-7, 0.0, 1 - 1e-7, 1.0]), min_size=2, max_size=5),
     margin_type=MARGIN_TYPES,
 )
-def test_slopes_are_finite_at_the_ends_of_the_cosine(cosines: list[float], margin_type: str) -> None:
+def test_margin_gradient_finite_at_ends(cosines: list[float], margin_type: str) -> None:
     (slope,) = _gradient(
         lambda c: identity_loss(c, torch.zeros(1, dtype=torch.int64), margin_type, 0.5), torch.tensor([cosines])
     )
@@ -219,16 +211,16 @@ def test_slopes_are_finite_at_the_ends_of_the_cosine(cosines: list[float], margi
 
 
 @st.composite
-def blends(draw: st.DrawFn, people: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (B, 3), zero vectors among them; the people (B, T) of each, also the same one twice; and their shares."""
+def mixtures(draw: st.DrawFn, identities: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (B, 3), some of them zero, with identities (B, T), some repeated, and mixture weights (B, T)."""
     count, parts = draw(ROWS), draw(st.integers(1, 3))
-    cells = draw(st.lists(st.integers(0, people - 1), min_size=count * parts, max_size=count * parts))
+    cells = draw(st.lists(st.integers(0, identities - 1), min_size=count * parts, max_size=count * parts))
     share = noise(draw(SEEDS), count, parts).softmax(1)
     return draw(embeddings(count, count, 3)), torch.tensor(cells).view(count, parts), share
 
 
-@for_all(given=blends(5), margin_type=MARGIN_TYPES, margin=st.floats(0, 1.2), scale=st.floats(1, 64), seed=SEEDS)
-def test_a_sharded_head_in_one_process_is_the_whole_head_in_value_and_gradients(
+@for_all(given=mixtures(5), margin_type=MARGIN_TYPES, margin=st.floats(0, 1.2), scale=st.floats(1, 64), seed=SEEDS)
+def test_sharded_head_equals_whole_head(
     given: tuple[Tensor, Tensor, Tensor], margin_type: str, margin: float, scale: float, seed: int
 ) -> None:
     embedding, identity, share = (given[0].double(), given[1], given[2].double())
@@ -246,10 +238,8 @@ def test_a_sharded_head_in_one_process_is_the_whole_head_in_value_and_gradients(
         assert bool(other.isfinite().all())
 
 
-@for_all(given=blends(4), exponent=st.integers(-3, 3), margin_type=MARGIN_TYPES)
-def test_an_identity_head_looks_at_directions_only(
-    given: tuple[Tensor, Tensor, Tensor], exponent: int, margin_type: str
-) -> None:
+@for_all(given=mixtures(4), exponent=st.integers(-3, 3), margin_type=MARGIN_TYPES)
+def test_identity_head_ignores_norms(given: tuple[Tensor, Tensor, Tensor], exponent: int, margin_type: str) -> None:
     embedding, identity = F.normalize(given[0], dim=1).double(), given[1][:, 0]
     head = IdentityLoss(4, 3, margin_type, 0.3).double()
     head.initialise(noise(1, 4, 3).double())
@@ -264,7 +254,7 @@ LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=8)
 
 
 @for_all(real=LOGITS, fake=LOGITS)
-def test_adversarial_losses_have_their_known_values(real: Sequence[float], fake: Sequence[float]) -> None:
+def test_adversarial_definition(real: Sequence[float], fake: Sequence[float]) -> None:
     clean, completed = torch.tensor(real).double(), torch.tensor(fake).double()
     hinge = sum(max(0.0, 1 - value) for value in real) / len(real) + sum(max(0.0, 1 + value) for value in fake) / len(
         fake
@@ -277,9 +267,7 @@ def test_adversarial_losses_have_their_known_values(real: Sequence[float], fake:
 
 
 @for_all(seed=SEEDS, length=st.floats(0, 5), count=ROWS)
-def test_a_linear_discriminator_s_penalty_is_known_wherever_it_is_looked_at(
-    seed: int, length: float, count: int
-) -> None:
+def test_penalty_of_linear_discriminator(seed: int, length: float, count: int) -> None:
     direction = length * F.normalize(noise(seed, 12).double(), dim=0)
     real, fake = noise(seed, 2, count, 3, 2, 2).double()
     penalty = gradient_penalty(lambda image: image.flatten(1) @ direction, real, fake, torch.linspace(0, 1, count))
@@ -289,9 +277,7 @@ def test_a_linear_discriminator_s_penalty_is_known_wherever_it_is_looked_at(
 @for_all(
     seed=SEEDS, count=st.integers(1, 3), covered=st.floats(0, 1), weights=st.tuples(st.floats(0, 3), st.floats(0, 3))
 )
-def test_masked_l1_is_its_definition_and_grows_with_the_error(
-    seed: int, count: int, covered: float, weights: tuple[float, float]
-) -> None:
+def test_masked_l1_definition(seed: int, count: int, covered: float, weights: tuple[float, float]) -> None:
     generated, face = noise(seed, 2, count, 2, 3, 4).double()
     mask = (torch.rand(count, 1, 3, 4, generator=torch.Generator().manual_seed(seed % 2**63)) < covered).double()
     value = float(masked_l1_loss(generated, face, mask, *weights))
@@ -305,9 +291,7 @@ def test_masked_l1_is_its_definition_and_grows_with_the_error(
 
 
 @for_all(seed=SEEDS, count=st.integers(1, 3), covered=st.floats(0, 1), size=st.sampled_from([0.1, 3.0, 1e3, 1e6]))
-def test_mask_segmentation_is_positive_finite_and_treats_images_alike(
-    seed: int, count: int, covered: float, size: float
-) -> None:
+def test_segmentation_averages_images(seed: int, count: int, covered: float, size: float) -> None:
     logits = noise(seed, count, 1, 4, 4) * size
     mask = (torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed % 2**63)) < covered).float()
     value = mask_segmentation_loss(logits, mask)
@@ -318,9 +302,7 @@ def test_mask_segmentation_is_positive_finite_and_treats_images_alike(
 
 
 @for_all(seed=SEEDS, sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)), scale=st.floats(1e-3, 1e3))
-def test_a_feature_distance_lies_between_0_and_4_and_looks_at_directions_only(
-    seed: int, sizes: tuple[int, int], scale: float
-) -> None:
+def test_feature_distance_range(seed: int, sizes: tuple[int, int], scale: float) -> None:
     ours, theirs = ([noise(seed + side, 2, channels, 2).double() for channels in sizes] for side in (0, 1))
     value = float(feature_distance(ours, theirs))
     assert 0 <= value <= 4 + 1e-9 and float(feature_distance(ours, ours)) == 0
