@@ -22,14 +22,15 @@ from typing import Final
 
 import lmdb
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from deocc.data.face_set import FaceSet, Split
-from deocc.data.loader import RestartingLoader, ShareSampler
+from deocc.data.loader import ignore_stop_signals
 from deocc.data.quarantine import UnreadableImageError
 from deocc.geometry import TEMPLATES
 from deocc.runs import cache_folder
@@ -230,8 +231,12 @@ class AlignedCache:
             done = count(environment)
             _check_room(part, (self.number - done) * self._stored_bytes)
             blocks = _Blocks(align, indices[done:], max(1, _BLOCK_BYTES // self._value_bytes))
-            loader = RestartingLoader(
-                blocks, batch_size=None, sampler=ShareSampler(len(blocks), shared=False), num_workers=num_workers
+            loader = DataLoader(
+                blocks,
+                batch_size=None,
+                num_workers=num_workers,
+                worker_init_fn=ignore_stop_signals,
+                generator=torch.Generator(),
             )
             title = f"aligning {self.number - done:,} faces, once"
             for block in track(loader, title, total=len(blocks), console=Console(stderr=True), transient=True):

@@ -202,7 +202,6 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return FaceLoader(
             faces,
             self.quarantine,
-            start=self._batches_done,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -340,11 +339,6 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return FaceLoader(
             faces, self.quarantine, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers
         )
-
-    def _batches_done(self) -> int:
-        """How many batches of the running epoch were trained on: above 0 where a checkpoint was written in its middle."""
-        loop = getattr(self.trainer, "fit_loop", None)
-        return int(loop.epoch_loop.batch_progress.current.ready) if loop is not None and self.trainer.training else 0  # type: ignore[union-attr]
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:

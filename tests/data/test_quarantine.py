@@ -1,4 +1,4 @@
-"""Unreadable images: left out of training and validation, the same ones whoever loads, named, counted, and not suffered beyond 1 %."""
+"""Unreadable images are left out of training and validation, counted and named; above 1 % the run stops."""
 
 import re
 from collections.abc import Callable
@@ -30,11 +30,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "deleted": (lambda path: path.unlink(), "no image at"),
     "text": (lambda path: path.write_text("a list of faces"), "as an image"),
 }
-"""By name, what is done to an image file, and what the reason must say."""
+"""By name: a change to an image file, and a part of the reported reason."""
 
 
 def draw(root: Path) -> Path:
-    """20 people x 8 noisy images, of which 104 are of training and validation people at `seed=1`."""
+    """Write 20 people x 8 noisy images; with `seed=1`, 104 of them are for training and validation."""
     noise = np.random.default_rng(0)
     for person in range(20):
         (root / f"p{person}").mkdir(parents=True)
@@ -55,7 +55,7 @@ def data(faces: FaceSet, **changes: Any) -> MaskedFaceDataModule:
 
 
 def spoil(faces: FolderFaces, split: Any, how: str = "truncated", number: int = 3) -> int:
-    """Damage an image of a split; its position in the face set."""
+    """Damage an image of a split and return its index in the face set."""
     index = int(faces.bare(split)[number])
     DAMAGE[how][0](faces.root / faces.names[index])
     return index
@@ -76,7 +76,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
 @pytest.mark.parametrize(
     "how", ["truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE if how != "truncated")]
 )
-def test_another_training_image_takes_the_place_of_one_that_cannot_be_read(faces: FolderFaces, how: str) -> None:
+def test_training_substitutes_unreadable_image(faces: FolderFaces, how: str) -> None:
     whole = epoch(data(faces))
     bad = spoil(faces, "train", how)
     module, shared = data(faces), data(faces, num_workers=2)
@@ -98,7 +98,7 @@ def test_another_training_image_takes_the_place_of_one_that_cannot_be_read(faces
         assert DAMAGE[how][1] in record.reasons[faces.names[bad]]
 
 
-def test_no_unreadable_image_is_blended_in(faces: FolderFaces) -> None:
+def test_blending_avoids_unreadable_image(faces: FolderFaces) -> None:
     bad = spoil(faces, "train")
     settings: dict[str, Any] = {"blend_probability": 1.0, "augmentation": "none"}
     module = data(faces, **settings)
@@ -112,16 +112,15 @@ def test_no_unreadable_image_is_blended_in(faces: FolderFaces) -> None:
     assert list(module.quarantine.reasons) == [faces.names[bad]]
 
 
-def test_each_is_told_once_on_stderr(faces: FolderFaces, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_image_is_reported_once(faces: FolderFaces, caplog: pytest.LogCaptureFixture) -> None:
     bad, module = spoil(faces, "train", "deleted"), data(faces)
     for _ in range(2):
         epoch(module)
-    lines = capfd.readouterr().err.splitlines()
-    assert lines == [f"{faces.names[bad]} is left out: no image at {faces.root / faces.names[bad]}"]
+    assert caplog.messages == [f"{faces.names[bad]} is left out: no image at {faces.root / faces.names[bad]}"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_above_one_percent_the_run_stops_and_names_them(faces: FolderFaces, workers: int) -> None:
+def test_too_many_stop_the_run(faces: FolderFaces, workers: int) -> None:
     bad = [spoil(faces, "train", number=number) for number in (3, 40)]
     with pytest.raises(ValueError, match="2 of 104 images cannot be read, more than 1%: ") as error:
         epoch(data(faces, num_workers=workers))
@@ -131,7 +130,7 @@ def test_above_one_percent_the_run_stops_and_names_them(faces: FolderFaces, work
     assert "\n" not in message
 
 
-def test_an_error_names_ten_and_counts_the_others() -> None:
+def test_error_names_ten_images() -> None:
     def read(index: int) -> None:
         raise UnreadableImageError(f"n{index}: gone")
 
@@ -143,7 +142,7 @@ def test_an_error_names_ten_and_counts_the_others() -> None:
         record.add([13])
 
 
-def test_where_no_image_can_be_read_the_first_one_is_named(faces: FolderFaces) -> None:
+def test_no_readable_image_is_an_error(faces: FolderFaces) -> None:
     for path in faces.root.glob("*/*.png"):
         path.write_bytes(b"")
     with pytest.raises(UnreadableImageError, match=r"^p\d+/\d.png: cannot read"):
@@ -152,7 +151,7 @@ def test_where_no_image_can_be_read_the_first_one_is_named(faces: FolderFaces) -
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("size", [1, 5])
-def test_validation_leaves_it_out(faces: FolderFaces, workers: int, size: int) -> None:
+def test_validation_leaves_image_out(faces: FolderFaces, workers: int, size: int) -> None:
     whole = [list(loader) for loader in data(faces, eval_batch_size=size).val_dataloader()]
     bad = spoil(faces, "val")
     module = data(faces, eval_batch_size=size, num_workers=workers)
@@ -168,7 +167,7 @@ def test_validation_leaves_it_out(faces: FolderFaces, workers: int, size: int) -
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_test_fails_closed(faces: FolderFaces, workers: int) -> None:
+def test_test_stops_at_unreadable_image(faces: FolderFaces, workers: int) -> None:
     bad, module = spoil(faces, "test"), data(faces, num_workers=workers)
     for loader in module.test_dataloader():
         with pytest.raises(UnreadableImageError, match=re.escape(faces.names[bad])):
@@ -177,9 +176,7 @@ def test_a_test_fails_closed(faces: FolderFaces, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_aligned_faces_on_disk_leave_it_out_alike(
-    faces: FolderFaces, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
+def test_aligned_cache_gives_same_batches(faces: FolderFaces, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     bad = spoil(faces, "train")
     plain = data(faces)
     expected = [epoch(plain), list(plain.reference_dataloader())]
@@ -201,7 +198,7 @@ def test_the_aligned_faces_on_disk_leave_it_out_alike(
     assert bad not in column(expected[1], "index")
 
 
-def test_the_fingerprint_counts_it_as_unreadable(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_marks_unreadable_image(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch) -> None:
     before, image = tiny_faces.fingerprint("train"), tiny_faces.image
 
     def failing(index: int) -> NDArray[np.uint8]:
@@ -214,7 +211,7 @@ def test_the_fingerprint_counts_it_as_unreadable(tiny_faces: FaceSet, monkeypatc
 
 
 class Broken(TinyFaces):
-    """One training image of person 2 cannot be read, nor can all of person 3."""
+    """Faces with an unreadable image of person 2 and none readable of person 3."""
 
     bad = (2, 3, 11, 19)
 
@@ -225,7 +222,7 @@ class Broken(TinyFaces):
 
 
 class Sums(nn.Module):
-    """An embedder of a kind: what it gives is a face's corner."""
+    """An embedder that returns a corner of the face."""
 
     embedding_dim = 12
 
@@ -233,9 +230,7 @@ class Sums(nn.Module):
         return face[:, :, :4, 0].flatten(1) + 2
 
 
-def test_an_identitys_centre_is_that_of_the_images_that_can_be_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_identity_centre_skips_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path))
     monkeypatch.setattr(quarantine, "MOST", 0.9)
     monkeypatch.setattr(teacher_cache, "teacher_fingerprint", lambda _: "sums")
@@ -259,19 +254,19 @@ def test_an_identitys_centre_is_that_of_the_images_that_can_be_read(
     assert cache.look_up(cast(Any, known | {"index": torch.tensor([0, 2])})) is None
 
 
-def test_a_checkpoint_carries_the_record(faces: FolderFaces, tmp_path: Path) -> None:
+def test_checkpoint_contains_the_record(faces: FolderFaces, tmp_path: Path) -> None:
     bad, module = spoil(faces, "train"), data(faces)
     epoch(module)
     torch.save(module.state_dict(), tmp_path / "state.pt")
     other = data(faces)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert other.quarantine.reasons == module.quarantine.reasons != {}
-    other.load_state_dict({})  # of a run before there was one
+    other.load_state_dict({})  # of an older run
     assert other.quarantine.reasons == {}
     assert bad not in column(epoch(other), "index")
 
 
-def test_a_file_that_can_be_read_again_says_so() -> None:
+def test_readable_again_is_reported() -> None:
     record = Quarantine(lambda _: None, ["a"] * 100, 100)
     record.add([0])
-    assert "can be now" in record.reasons["a"]
+    assert "but can be now" in record.reasons["a"]
