@@ -1,3 +1,3 @@
-"""Measurements: `make bench`, `make choices`, and the scripts that the README and the pages name."""
+"""Measurements: `make bench`, `make choices`, and the scripts named in the README and the pages."""
 
-import deocc  # noqa: F401  whose guard makes torchvision importable, before anything imports it
+import deocc._torchvision  # noqa: F401  # before anything imports torchvision

@@ -1,22 +1,24 @@
-"""deocc: recognise faces through masks.
+"""deocc: face recognition through masks.
 
 An implementation of "Look Through Masks: Towards Masked Face Recognition with De-Occlusion Distillation" (ACM MM 2020).
-Importing the package is light: torch and its relatives are imported by the room that needs them.
+`import deocc` does not import torch; the names below are imported at first use.
 """
 
 import importlib
+import os
 from typing import Any
 
-from deocc import _environment
 from deocc._version import __version__
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "create_embedder", "load", "render"]
 
-_environment.prepare()
+_LAZY = {"create_embedder": "deocc.networks", "load": "deocc.inference.model_folder", "render": "deocc.masking"}
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations otherwise asks a server when it is imported
 
 
 def __getattr__(name: str) -> Any:
-    """`deocc.load`, which is `deocc.inference.model_folder.load`, imported when it is first asked for."""
-    if name != "load":
+    """Import a public name at its first use."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module("deocc.inference.model_folder").load
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,6 +1,7 @@
-"""The batch: its keys, shapes and value ranges, said once.
+"""The batch: keys, shapes and value ranges.
 
-B is the batch size; H = W = the canonical crop's side in pixels (see `deocc.geometry`). Images are RGB in [-1, 1].
+B is the batch size; H = W is the side of the canonical crop in pixels (see `deocc.geometry`). Images are RGB in
+[-1, 1].
 """
 
 from typing import NotRequired, TypedDict
@@ -16,28 +17,28 @@ class FaceBatch(TypedDict):
     landmarks: Tensor
     """(B, 5, 2) x, y in pixels of the crop: eye, eye, nose, mouth corner, mouth corner, left to right in the image."""
     identity: Tensor
-    """(B,) int64, 0 <= identity < number of people of the split."""
+    """(B,) int64 class label, 0 <= identity < number of identities of the split."""
     other_identity: Tensor
-    """(B, 2) int64, whose faces are blended into this one; equal to `identity` where none are."""
+    """(B, 2) int64, the identities blended into this face; equal to `identity` without blending."""
     other_share: Tensor
-    """(B, 2) float32 >= 0, the shares of these other faces, at most 2/3 together; 0 outside training."""
+    """(B, 2) float32 >= 0, the weights of these other faces, at most 2/3 in sum; 0 outside training."""
     index: Tensor
     """(B,) int64, the image's position in its face set."""
     flipped: Tensor
-    """(B,) bool, whether training mirrored the aligned face; False outside training."""
+    """(B,) bool, true if augmentation mirrored the aligned face; false outside training."""
     kind: Tensor
-    """(B,) int64, the occluder's position in `deocc.masking.list_kinds()`; -1 where no occluder lies on the face."""
+    """(B,) int64, the occluder's position in `deocc.masking.list_kinds()`; -1 without an occluder."""
     seed: Tensor
-    """(B,) int64, from which everything random about the image's mask follows."""
+    """(B,) int64, determines everything random about the image's mask."""
 
 
 class MaskedFaceBatch(FaceBatch):
-    """Clean faces and their masked twins, as the modules receive them."""
+    """Clean faces and their masked versions, as the modules receive them."""
 
     masked_face: Tensor
-    """(B, 3, H, W) in [-1, 1], equal to `face` wherever `mask` is 0."""
+    """(B, 3, H, W) in [-1, 1], equal to `face` where `mask` is 0."""
     mask: NotRequired[Tensor]
-    """(B, 1, H, W), 1 = covered, 0 = visible. Absent where the occluders are real, so that nobody knows what they cover; `face` is then the
+    """(B, 1, H, W), 1 = covered, 0 = visible. Absent for real occluders, whose masks are unknown; `face` is then the
     occluded face itself."""
     teacher_embedding: NotRequired[Tensor]
-    """(B, D) float32, what stage 2's teacher gives for `face`, of any length. Only in training, where it is known beforehand."""
+    """(B, D) float32, the teacher's embedding of `face`, not normalised. Only in training, and only if precomputed."""

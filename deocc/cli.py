@@ -1,4 +1,4 @@
-"""The one command, `deocc`: light help, clear errors, and the training commands by LightningCLI behind it."""
+"""The command line: dispatches `deocc COMMAND` to one file per command, without importing torch for help and errors."""
 
 import importlib
 import os
@@ -6,86 +6,73 @@ import sys
 from collections.abc import Sequence
 
 from deocc import __version__
+from deocc.messages import say
 
-_TRAINING = {
-    "fit": "train a stage: deocc fit --config configs/inpaint.yaml",
+COMMANDS = {
+    "fit": "train a stage: deocc fit --config inpaint",
     "validate": "evaluate a run on the validation people: deocc validate [--checkpoint RUN]",
     "test": "evaluate a run on the test people, write results.json and report.html: deocc test [--checkpoint RUN]",
-    "predict": "complete and embed photos: deocc predict PHOTOS... --out DIR; without photos, masked validation faces",
-}
-_APPS = {
-    "ablate": "train and compare the variants of a plan: deocc ablate --config configs/ablation/paper.yaml",
+    "predict": "complete and embed photos: deocc predict PHOTOS... --out DIR; without, validation faces of a run",
+    "ablate": "train and compare the variants of a plan: deocc ablate --config ablation/paper",
     "mask": "put masks on photos: deocc mask PHOTOS... --kind surgical --out DIR",
-    "verify": "whether two photos show one person: deocc verify A B",
-    "identify": "who of a gallery is in photos: deocc identify GALLERY PHOTOS...",
-    "export": "the trained system as one file: deocc export --to onnx --out FILE",
-    "demo": "a local web page to try it on: deocc demo",
-    "doctor": "what is installed, what is wrong and what mends it: deocc doctor [--checkpoint RUN] [--data FOLDER]",
+    "verify": "compare two photos: deocc verify A B",
+    "identify": "find people of a gallery in photos: deocc identify GALLERY PHOTOS...",
+    "export": "write the trained system to one file: deocc export --to onnx --out FILE",
+    "demo": "try the system on a local web page: deocc demo",
+    "doctor": "check the installation and suggest fixes: deocc doctor [--checkpoint RUN] [--data FOLDER]",
 }
-_COMMANDS = _TRAINING | _APPS
+_HELP = """deocc: face recognition through masks
 
-_OF_PHOTOS = {"--out", "--parquet", "--all", "--aligned", "--detector", "--detector-weights"}
-_TRACEBACK = "DEOCC_TRACEBACK"
+usage: deocc COMMAND [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]
+
+{commands}
+
+`deocc COMMAND --help` lists every key. A configuration is a file, or the name of one that comes with deocc, such as
+inpaint, distill or trainer/gpu. --config may be given several times; later files and --KEY VALUE win.
+If an error occurs, DEOCC_TRACEBACK=1 shows where."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `deocc` with the given arguments (default: the command line's).
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `deocc`.
+
+    Args:
+        argv: the arguments; default: those of the process.
 
     Raises:
-        SystemExit: code 2 after one line on bad input; 130 after Ctrl-C. With DEOCC_TRACEBACK=1 the original error is raised instead.
+        SystemExit: code 2 after one line about bad input; 130 after Ctrl-C. With DEOCC_TRACEBACK=1 the original error
+            is raised instead.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in {"-h", "--help"}:
-        print(_help())
-    elif words[0] == "--version":
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(_HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
+        return
+    if argv[0] == "--version":
         print(f"deocc {__version__}")
-    elif words[0] not in _COMMANDS:
-        _fail(f"unknown command {words[0]!r}: choose one of {', '.join(_COMMANDS)}")
-    else:
-        _run(words)
-
-
-def _run(words: list[str]) -> None:
+        return
+    if argv[0] not in COMMANDS:
+        say(f"unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}")
+        sys.exit(2)
     try:
-        if words[0] in _APPS or _names_photos(words):
-            code = importlib.import_module(f"deocc.commands.{words[0]}").main(words[1:])
-        else:
-            code = importlib.import_module("deocc.training_cli").run(words)
+        code = _run(argv)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        if os.environ.get(_TRACEBACK):
+        if os.environ.get("DEOCC_TRACEBACK"):
             raise
-        _fail(_explained(str(error)))
+        say(str(error))
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     if code:
         sys.exit(code)
 
 
-def _names_photos(words: Sequence[str]) -> bool:
-    """Whether this is the `predict` of photos: that of validation faces takes options only, and other ones."""
-    given = {word.partition("=")[0] for word in words[1:]}
-    return (
-        words[0] == "predict" and len(words) > 1 and (not words[1].startswith("-") or not given.isdisjoint(_OF_PHOTOS))
-    )
+def _run(argv: list[str]) -> int:
+    """Import a command and run it; return its exit code.
 
-
-def _explained(message: str) -> str:
-    """The heart of a message; those of Lightning and jsonargparse need it, and where they were not imported none is of them."""
-    training_cli = sys.modules.get("deocc.training_cli")
-    return message if training_cli is None else str(training_cli.explain(message))
-
-
-def _fail(message: str) -> None:
-    line = " ".join(message.split())
-    print(f"deocc: {line}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _help() -> str:
-    commands = "\n".join(f"  {name:<10}{text}" for name, text in _COMMANDS.items())
-    return (
-        "deocc: recognise faces through masks\n\n"
-        f"usage: deocc COMMAND [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]\n\n{commands}\n\n"
-        "`deocc COMMAND --help` lists every key. --config may be given several times; later files and --KEY VALUE win.\n"
-        f"On an error {_TRACEBACK}=1 shows where it arose."
-    )
+    `predict` has two forms: with a photo or folder as its first argument it predicts photos, otherwise it runs the
+    prediction loop on the validation faces of a run.
+    """
+    command = argv[0]
+    photos = command == "predict" and len(argv) > 1 and not argv[1].startswith("-")
+    if command in {"fit", "validate", "test", "predict"} and not photos:
+        return int(importlib.import_module("deocc.training").run(argv))
+    return int(importlib.import_module(f"deocc.commands.{command}").main(argv[1:]))

@@ -1,29 +1,28 @@
-"""The processes of one training: which is the first, that none outlives the others, and SLURM's way to begin again."""
+"""Several processes of one training: ranks, ending together, and requeueing by SLURM."""
 
 import logging
 import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
-_RANKS = (
-    "RANK",
-    "SLURM_PROCID",
-    "NODE_RANK",
-    "LOCAL_RANK",
-)  # as torchrun, srun and Lightning number processes; children inherit some
-_GRACE = 20.0  # seconds in which a process that ends together with its parent has ended
-_LOST = re.compile(r"(closed|reset) by peer|connection (closed|reset|refused)|gloo|NCCL|ProcessGroup", re.IGNORECASE)
+from deocc.messages import one_line, say
+
+# Set by torchrun, srun and Lightning; a child process inherits some of them.
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+_GRACE_SECONDS = 20.0  # for a process that is ending together with its parent
+_LOST_PEER = re.compile(
+    r"(closed|reset) by peer|connection (closed|reset|refused)|gloo|NCCL|ProcessGroup", re.IGNORECASE
+)
 _LAUNCHER = "lightning_fabric.strategies.launchers.subprocess_script"
 _JOB_FILE = "slurm_job"
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and speaks; true where there is only one."""
+    """Return whether this process has rank 0 according to its environment; works before a process group exists."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
@@ -37,70 +36,71 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def end_with_parent(poll: float = 2.0) -> None:
-    """End this process soon after the one that started it, where that is the first process of its machine or torchrun.
+    """End this process soon after its parent, if it has a local rank above 0.
 
-    A killed first process cannot stop the others, and those wait in a collective for as long as its time limit allows. A machine's first
-    process may outlive its parent, as one does that was sent to the background.
+    If the first process is killed, the others would wait in a collective operation until its timeout. A process of local
+    rank 0 may outlive its parent, as a command in the background does.
 
     Args:
-        poll: seconds between looks.
+        poll: seconds between checks.
     """
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(poll)
+        time.sleep(_GRACE_SECONDS)
+        os.write(2, b"\ndeocc: the first process of this training has ended, so this one does\n")
+        os._exit(2)
+
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        threading.Thread(target=_watch, args=(os.getppid(), poll), daemon=True, name="end-with-parent").start()
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True, name="end-with-parent").start()
 
 
-def tell_of_children() -> None:
-    """Let Lightning say aloud that a process which it started has ended, for it then kills this one."""
+def log_lost_children() -> None:
+    """Show Lightning's message that a child process has ended, after which Lightning kills this process."""
     logger = logging.getLogger(_LAUNCHER)
     if not logger.handlers:
         logger.setLevel(logging.INFO)
         logger.addHandler(logging.StreamHandler())
 
 
-def explain_loss(message: str) -> str:
-    """An error's message, or where it tells of another process that is gone, what that means."""
-    if not _LOST.search(message) or not any(name in os.environ for name in _RANKS):
+def explain_lost_peer(message: str) -> str:
+    """Return the message, or an explanation if it comes from a lost connection to another process."""
+    if not _LOST_PEER.search(message) or not any(name in os.environ for name in _RANKS):
         return message
-    cause = " ".join(message.split())[:200]
-    return f"another process of this training has ended, so this one does ({cause}): see its own message, then `deocc fit --resume RUN`"
+    return (
+        f"another process of this training has ended, so this one does ({one_line(message)[:200]}): "
+        "see its own message, then `deocc fit --resume RUN`"
+    )
 
 
 def note_job(run: Path) -> None:
-    """Remember in the run folder which SLURM job trains it, so that the job finds it when it is requeued."""
+    """Record in the run folder which SLURM job trains it, so that the requeued job finds it."""
     if "SLURM_JOB_ID" in os.environ and is_first():
         run.mkdir(parents=True, exist_ok=True)
         (run / _JOB_FILE).write_text(_job())
 
 
 def was_requeued(run: Path) -> bool:
-    """Whether this is a requeued SLURM job, and the run folder is the one that it trained before."""
+    """Return whether this is a requeued SLURM job that trained this run folder before."""
     file = run / _JOB_FILE
     restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     return restarted and file.is_file() and file.read_text() == _job()
 
 
 def requeue() -> None:
-    """Ask SLURM to begin this job again; only the first process does, and nothing happens outside SLURM. SLURM then ends all of them."""
-    if "SLURM_JOB_ID" in os.environ and is_first():
-        scontrol = shutil.which("scontrol") or "scontrol"
-        print(f"deocc: requeueing job {_job()}", file=sys.stderr, flush=True)
-        try:
-            subprocess.run([scontrol, "requeue", _job()], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            print(
-                f"deocc: scontrol cannot requeue job {_job()} ({error}): submit it again", file=sys.stderr, flush=True
-            )
+    """Ask SLURM to start this job again, which ends all its processes. Does nothing outside SLURM or for other ranks."""
+    if "SLURM_JOB_ID" not in os.environ or not is_first():
+        return
+    scontrol = shutil.which("scontrol") or "scontrol"
+    say(f"requeueing job {_job()}")
+    try:
+        subprocess.run([scontrol, "requeue", _job()], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"scontrol cannot requeue job {_job()} ({error}): submit it again")
 
 
 def _job() -> str:
-    """As `scontrol` names it: an array's task is a job by itself."""
+    """Return the job's name for `scontrol`; a task of an array is a job."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-
-
-def _watch(parent: int, poll: float) -> None:
-    while os.getppid() == parent:
-        time.sleep(poll)
-    time.sleep(_GRACE)
-    os.write(2, b"\ndeocc: the first process of this training has ended, so this one does\n")
-    os._exit(2)

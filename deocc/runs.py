@@ -1,38 +1,64 @@
-"""Where runs and caches lie on disk.
+"""Run folders, checkpoints and configuration files on disk.
 
-A run is a folder: `config.yaml`, `metrics.csv`, `checkpoints/`, and what `deocc test` writes beside them.
+A run is a folder with `config.yaml`, `metrics.csv`, `checkpoints/` and the files that `deocc test` writes.
 """
 
 import itertools
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deocc.files import cache_folder as cache_folder  # until every room imports it from there
-from deocc.messages import describe_error
+from deocc.messages import describe_error, say
 
 ROOT = Path("runs")
-"""Where runs are looked for and written unless told otherwise, under the working directory."""
+"""Default folder of all runs, below the working directory."""
 CONFIG, CHECKPOINTS, RESULTS, REPORT = "config.yaml", "checkpoints", "results.json", "report.html"
 NEXT, LAST, PREVIOUS = "next.ckpt", "last.ckpt", "previous.ckpt"
-"""The checkpoint that has just arrived and is about to become the last one, the last one, and the one before."""
-_DEPTH = 4  # how far below the root a run may lie; `**` would be unbounded, but does not enter folders that are links
+"""The checkpoint that was just written and will become the last one, the last one, and the one before it."""
+_CONFIGS = Path("configs")
+_MAX_DEPTH = 4  # of a run below the root; `**` would be unbounded and does not follow links
+
+
+def find_config(name: str) -> Path:
+    """Find a configuration file by path or by name.
+
+    The first that exists: the path itself, `configs/NAME.yaml` in the working directory, the packaged NAME.yaml.
+
+    Args:
+        name: a path, or a name such as `distill` or `trainer/gpu`, with or without `.yaml`.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists the packaged names.
+    """
+    file_name = name if Path(name).suffix in {".yaml", ".yml"} else f"{name}.yaml"
+    packaged = _packaged_configs()
+    for path in (Path(name), _CONFIGS / file_name, packaged / file_name):
+        if path.is_file():
+            return path
+    names = sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml"))
+    raise FileNotFoundError(f"no configuration {name} in {Path.cwd()}: give a file, or one of {', '.join(names)}")
+
+
+def _packaged_configs() -> Path:
+    """Return the folder of the packaged configurations: in a wheel inside the package, in a clone beside it."""
+    package = Path(__file__).parent
+    return package / _CONFIGS if (package / _CONFIGS).is_dir() else package.parent / _CONFIGS
 
 
 def free_folder(wanted: Path) -> Path:
-    """`wanted` if no run lies there yet, else the first of `wanted-2`, `wanted-3`, ... that is free: a run is never overwritten."""
-    return next(folder for folder in _numbered(wanted) if not _is_taken(folder))
+    """Return the first of `wanted`, `wanted-2`, `wanted-3`, ... without a run, so that no run is overwritten."""
+    return next(folder for folder in _numbered(wanted) if not _holds_run(folder))
 
 
 def series(wanted: Path) -> list[Path]:
-    """The runs at `wanted`, `wanted-2`, ... up to the first that is free."""
-    return list(itertools.takewhile(_is_taken, _numbered(wanted)))
+    """Return the runs at `wanted`, `wanted-2`, ... up to the first free folder."""
+    return list(itertools.takewhile(_holds_run, _numbered(wanted)))
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and see that files can be made in it.
+    """Create the folder and check that files can be created in it.
 
     Raises:
         OSError: they cannot.
@@ -47,76 +73,78 @@ def check_writable(folder: Path) -> None:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint file belongs to: the folder above `checkpoints/`, or the file's own folder where it lies elsewhere."""
+    """Return the run folder of a checkpoint file: the parent of `checkpoints/`, or else the file's own folder."""
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
 
 
 def face_set_of(run: Path) -> tuple[str | None, dict[str, Any]]:
-    """The class name and the settings of the face set in a run's configuration; None and nothing where it has no configuration."""
+    """Return the class name and settings of the face set in a run's configuration; (None, {}) without a configuration."""
     import yaml  # here, since the light commands do without
 
     file = run / CONFIG
-    entry = yaml.safe_load(file.read_text())["data"].get("face_set") if file.is_file() else None
-    if entry is None:
-        return ("OrlFaces" if file.is_file() else None), {}
-    settings = {} if isinstance(entry, str) else dict(entry.get("init_args") or {})
-    return str(entry if isinstance(entry, str) else entry["class_path"]).rsplit(".", 1)[-1], settings
+    if not file.is_file():
+        return None, {}
+    entry = yaml.safe_load(file.read_text())["data"].get("face_set") or "OrlFaces"
+    if isinstance(entry, str):
+        return entry.rsplit(".", 1)[-1], {}
+    return str(entry["class_path"]).rsplit(".", 1)[-1], dict(entry.get("init_args") or {})
 
 
 def find_checkpoint(where: str | Path, resume: bool = False) -> Path:
-    """The checkpoint file at `where`, or the one to use of the run folder at `where`: the best, else the last that is intact.
-
-    A damaged one is passed over, with a line on stderr.
+    """Find an intact checkpoint file; damaged ones are skipped with a message on stderr.
 
     Args:
-        where: a checkpoint file or a run folder.
-        resume: whether training is to go on from it: then the last one is meant, whichever is the best.
+        where: a checkpoint file, or a run folder, of which the best checkpoint is preferred, then the newest.
+        resume: prefer the newest checkpoint over the best, to continue training.
 
     Raises:
-        FileNotFoundError: neither is there.
-        ValueError: all that is there is damaged.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: all checkpoints are damaged.
     """
     path = Path(where)
-    found = [path] if path.is_file() else _checkpoints(path, resume)
-    if not found:
-        looked = f"looked for the file {path} and for {path / CHECKPOINTS}/*.ckpt"
+    candidates = [path] if path.is_file() else _checkpoints(path, resume)
+    if not candidates:
         raise FileNotFoundError(
-            f"no checkpoint at {path}: {looked}; train one with `deocc fit --config configs/...` or give another path"
+            f"no checkpoint at {path}: looked for the file {path} and for {path / CHECKPOINTS}/*.ckpt; "
+            "train one with `deocc fit --config ...` or give another path"
         )
-    for number, file in enumerate(found):
+    for number, file in enumerate(candidates, 1):
         problem = damage(file)
         if problem is None:
             return file
-        if number + 1 < len(found):
-            print(
-                f"deocc: {file} is damaged ({problem}): taking {found[number + 1].name}, the one before",
-                file=sys.stderr,
-                flush=True,
-            )
-    raise ValueError(
-        f"{found[-1]} is damaged ({problem}), and no other checkpoint is there: train the run again" + _beside(path)
-    )
+        if number < len(candidates):
+            say(f"{file} is damaged ({problem}): taking {candidates[number].name}, the one before")
+    message = f"{candidates[-1]} is damaged ({problem}), and no other checkpoint is there: train the run again"
+    if path.is_file():
+        intact = (other.name for other in path.parent.glob("*.ckpt") if other != path and damage(other) is None)
+        if other := next(intact, None):
+            message += f", or take {other} beside it"
+    raise ValueError(message)
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint file, None where nothing is. torch writes a checksum beside each tensor, but compares none."""
+    """Return what is wrong with a checkpoint file, or None. torch stores a checksum of each tensor but verifies none."""
     import zipfile  # here, since the light commands do without
 
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             broken = archive.testzip()
-    except Exception as error:  # whatever the bytes make of zipfile, the file is no checkpoint
+    except Exception as error:  # zipfile raises almost anything for a file that is something else
         return describe_error(error)
     return None if broken is None else f"the checksum of {broken} is wrong"
 
 
 def newest_run(monitored: str, root: Path = ROOT) -> Path:
-    """The newest run folder below `root` (four levels, links included) whose configuration mentions `monitored`, such as a module's name.
+    """Return the newest run folder, up to four levels below `root`, whose configuration contains a text.
+
+    Args:
+        monitored: the text, such as a module's name.
+        root: where to search.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    files = [path for depth in range(1, _DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
+    files = [path for depth in range(1, _MAX_DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
     runs = [path.parent for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
     if not runs:
         raise FileNotFoundError(
@@ -126,29 +154,20 @@ def newest_run(monitored: str, root: Path = ROOT) -> Path:
 
 
 def _numbered(wanted: Path) -> Iterator[Path]:
-    return (wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(1))
+    yield wanted
+    for number in itertools.count(2):
+        yield wanted.with_name(f"{wanted.name}-{number}")
 
 
-def _is_taken(folder: Path) -> bool:
+def _holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists() or (folder / CHECKPOINTS).exists()
 
 
 def _checkpoints(run: Path, resume: bool = False) -> list[Path]:
-    """The run's checkpoints: the best, unless to resume; then the newest by name, since clocks jump; then any other."""
-
-    def order() -> Iterator[Path]:
-        folder = run / CHECKPOINTS
-        for pattern in (*(() if resume else ("best*.ckpt",)), NEXT, LAST, "last*.ckpt", PREVIOUS, "*.ckpt"):
-            yield from sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
-
-    return list(dict.fromkeys(order()))
-
-
-def _beside(file: Path) -> str:
-    """The advice to take another checkpoint of the folder that a damaged file lies in."""
-    others = (
-        [path.name for path in file.parent.glob("*.ckpt") if path != file and damage(path) is None]
-        if file.is_file()
-        else []
-    )
-    return f", or take {others[0]} beside it" if others else ""
+    """Return a run's checkpoints: the best unless resuming, then the newest by name, since clocks jump, then others."""
+    patterns = [NEXT, LAST, "last*.ckpt", PREVIOUS, "*.ckpt"]
+    found: dict[Path, None] = {}
+    for pattern in patterns if resume else ["best*.ckpt", *patterns]:
+        files = (run / CHECKPOINTS).glob(pattern)
+        found.update(dict.fromkeys(sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)))
+    return list(found)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import deocc._torchvision  # noqa: F401  # before Lightning
 from deocc.cli import main
 from deocc.detection import Detector, create_detector
 

@@ -1,5 +1,6 @@
 """Callbacks and loggers: they draw and write from what a step returns and a module keeps."""
 
+import deocc._torchvision  # noqa: F401  # before Lightning
 from deocc.callbacks.calibration import CalibrationCallback
 from deocc.callbacks.checkpoints import CheckpointCallback
 from deocc.callbacks.faults import FiniteCallback, QuarantineCallback

@@ -1,5 +1,6 @@
 """Face sets, alignment, and the one LightningDataModule."""
 
+import deocc._torchvision  # noqa: F401  # before Lightning
 from deocc.data.ar import ArFaces
 from deocc.data.celeba import CelebaFaces
 from deocc.data.datamodule import MaskedFaceDataModule

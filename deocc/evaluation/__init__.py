@@ -1,5 +1,6 @@
 """Protocols and metrics: verification, identification, restoration; intervals; the results file, its tables, figures and report."""
 
+import deocc._torchvision  # noqa: F401  # before torchmetrics
 from deocc.evaluation.bootstrap import (
     Bounds,
     Interval,

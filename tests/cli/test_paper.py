@@ -9,7 +9,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from deocc.training_cli import _evaluation_folder
+from deocc.training import _evaluation_folder
 from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1, run_deocc
 from tests.fake_sets.ar import write_ar
 from tests.fake_sets.bin_file import write_bin_file

@@ -67,7 +67,7 @@ def test_the_pages_show_every_command_for_photos() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_one_of_deocc(command: str) -> None:
     name = _words(command)[0]
-    assert name in cli._COMMANDS, f"deocc has no command {name}"
+    assert name in cli.COMMANDS, f"deocc has no command {name}"
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if "--" in each and _words(each)[0] in BY_CONFIG])

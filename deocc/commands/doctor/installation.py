@@ -24,7 +24,7 @@ _PROGRAM: Final = f"""
 import importlib, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
-import deocc
+import deocc._torchvision
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
@@ -239,6 +239,8 @@ def _mps_device() -> Finding:
 def _look_at_torchvision() -> Iterator[Finding]:
     """Suppression of overlapping boxes is one of the compiled operators; under the guard it is declared and cannot run."""
     import torch
+
+    import deocc._torchvision
     import torchvision
 
     try:

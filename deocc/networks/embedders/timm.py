@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+import deocc._torchvision  # noqa: F401  # before timm
 from deocc.networks.embedders.spec import EmbedderSpec, Recogniser, Triple
 from deocc.networks.weights import find_weights, load_weights, read_state_dict
 

@@ -1,0 +1,340 @@
+"""The commands `fit`, `validate`, `test` and `predict`: LightningCLI with run folders, resuming and one-line errors."""
+
+import gc
+import importlib
+import logging
+import re
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import deocc._torchvision  # isort: skip  # noqa: F401  # before Lightning
+import jsonargparse
+import pytorch_lightning as pl
+import torch.distributed
+import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from deocc import processes, runs
+from deocc.callbacks.checkpoints import CheckpointCallback, TrainingStopped
+from deocc.callbacks.dashboards import UNFINISHED_CONFIG, DashboardConfigCallback
+from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
+from deocc.callbacks.loggers import place_loggers
+from deocc.callbacks.provenance import FingerprintCallback
+from deocc.data import MaskedFaceDataModule
+from deocc.messages import one_line, say
+from deocc.modules import DistillationModule
+from deocc.networks.weights import read_checkpoint
+
+_FROM_CHECKPOINT = "from_checkpoint"
+"""For `--run`: the run folder of the checkpoint. For an earlier stage's checkpoint: its weights are in this one."""
+_OTHER_DATA = "test-"
+_EARLIER_STAGES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
+"""Settings of a module that name a run of an earlier stage, and the module of that stage."""
+_SAFEGUARDS = {
+    "checkpoints": CheckpointCallback,
+    "non_finite": FiniteCallback,
+    "fingerprint": FingerprintCallback,
+    "quarantine": QuarantineCallback,
+}
+"""Callbacks of every run, by the key of their settings."""
+_OUTPUTS = ["deocc.callbacks.PanelCallback", "deocc.callbacks.ResultsCallback"]
+_RECOGNITION_OUTPUTS = ["deocc.callbacks.CalibrationCallback", "deocc.inference.model_folder.ModelFolderCallback"]
+"""Callbacks that write a run's results, in the order in which each reads files of those before."""
+_PREDICTIONS = ["deocc.callbacks.PredictionCallback"]
+_TRAINER_DEFAULTS = {
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # the data module distributes the images itself, seeded
+    "logger": {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": str(runs.ROOT)}},
+}
+
+
+class DeoccCLI(LightningCLI):
+    """LightningCLI in which one YAML names a module, the data and the trainer, and `--run` the folder of all outputs.
+
+    Args:
+        command: the subcommand to run.
+        settings: passed on to `LightningCLI`.
+    """
+
+    def __init__(self, command: str, **settings: Any) -> None:
+        self._command = command
+        super().__init__(pl.LightningModule, MaskedFaceDataModule, **settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, called on the instance
+        """Return the requested command only: building the parsers of all four takes a third of a second."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add `--run`, `--resume` and the settings of the callbacks that every run has."""
+        parser.add_argument("--run", type=str, default=str(runs.ROOT / "unnamed"), help="The folder to write to.")
+        parser.add_argument("--resume", type=str | None, default=None, help="fit: the run folder to continue.")
+        for key, callback in _SAFEGUARDS.items():
+            parser.add_lightning_class_args(callback, key)
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder, direct all outputs to it, and find the runs of earlier stages."""
+        config, fitting = self.config[self.subcommand], self.subcommand == "fit"
+        if fitting:
+            _continue_requeued_run(config)
+        checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)  # raises a clear error if it is damaged
+        folder = _fit_folder(config, checkpoint) if fitting else _evaluation_folder(config, checkpoint)
+        config.run, config.resume, config.trainer.default_root_dir = str(folder), None, str(folder)
+        print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
+        _add_callbacks(config.trainer, config.model.class_path)
+        for callback in config.trainer.callbacks:
+            if "ModelCheckpoint" in callback.class_path:
+                callback.init_args.dirpath = str(folder / runs.CHECKPOINTS)
+        own_folder = fitting or checkpoint is None or folder.name.startswith(_OTHER_DATA)
+        home = folder if own_folder else runs.run_folder_of(checkpoint)
+        place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
+        for key, module in _EARLIER_STAGES.items():
+            if checkpoint is None:
+                _choose_earlier_run(config.model, key, module)
+            elif config.model.init_args.get(key) is not None:
+                config.model.init_args[key] = _FROM_CHECKPOINT
+
+    def after_instantiate_classes(self) -> None:
+        """Restore the earlier stages' checkpoints in the configuration that a resumed run saves."""
+        config = self.config[self.subcommand]
+        for key in _EARLIER_STAGES:
+            if config.model.init_args.get(key) == _FROM_CHECKPOINT:
+                file = runs.run_folder_of(Path(config.ckpt_path)) / runs.CONFIG
+                recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get(key) if file.is_file() else None
+                config.model.init_args[key] = str(recorded or _FROM_CHECKPOINT)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: LightningCLI would override configuration and command line by the checkpoint's hyperparameters."""
+
+    def after_fit(self) -> None:
+        """Print the next command."""
+        if self.trainer.is_global_zero:
+            run = self.config[self.subcommand].run
+            print(f"deocc fit: done; evaluate with `deocc test --checkpoint {run}`", flush=True)
+
+
+def run(argv: list[str]) -> int:
+    """Run one training command.
+
+    Args:
+        argv: such as `["fit", "--config", "inpaint"]`.
+
+    Returns:
+        The exit code: 0, or 128 plus the number of the signal that stopped a training.
+
+    Raises:
+        ValueError: an unknown key or a wrong value.
+        FileNotFoundError: a configuration or checkpoint does not exist.
+    """
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.fabric"):  # tips
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|jsonargparse|torch\.utils)")
+    processes.end_with_parent()
+    processes.log_lost_children()
+    command, code = argv[0], 0
+    try:
+        DeoccCLI(
+            command,
+            subclass_mode_model=True,
+            save_config_callback=DashboardConfigCallback if command == "fit" else None,
+            save_config_kwargs={"overwrite": True, "config_filename": UNFINISHED_CONFIG},
+            seed_everything_default=0,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            parser_kwargs={command: {"exit_on_error": False}, "exit_on_error": False},
+            args=expand_arguments(argv),
+        )
+    except TrainingStopped as stop:
+        code = _stop(stop)
+    except (jsonargparse.ArgumentError, MisconfigurationException) as error:
+        raise ValueError(_explain(str(error), command)) from error
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        message = _explain(str(error), command)
+        if isinstance(error, RuntimeError):
+            message = processes.explain_lost_peer(message)
+        if message == one_line(error):
+            raise
+        raise RuntimeError(message) from error
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # cycles of DDP modules hold the group
+        torch.distributed.destroy_process_group()  # at interpreter exit gloo's threads would abort the process
+    return code
+
+
+def expand_arguments(argv: list[str]) -> list[str]:
+    """Replace `--checkpoint RUN`, `--resume RUN` and configuration names by what LightningCLI understands.
+
+    An evaluation without `--checkpoint` takes the newest run.
+
+    Raises:
+        FileNotFoundError: there is no such run or configuration.
+        ValueError: an option without its value, or all checkpoints are damaged.
+    """
+    command, *rest = argv
+    if {"-h", "--help"} & set(rest):
+        return argv
+    if command == "fit":
+        rest = _expand_fit(rest)
+    elif not any(argument.startswith("--ckpt_path") for argument in rest):
+        rest = _expand_evaluation(command, rest)
+    expanded, follows_config = [command], False
+    for argument in rest:
+        if follows_config:
+            argument = str(runs.find_config(argument))
+        elif argument.startswith("--config="):
+            argument = f"--config={runs.find_config(argument.partition('=')[2])}"
+        follows_config = argument == "--config"
+        expanded.append(argument)
+    return expanded
+
+
+def _expand_evaluation(command: str, argv: list[str]) -> list[str]:
+    where, argv = _take_option(argv, "--checkpoint")
+    if where is None:
+        where = str(runs.newest_run("deocc.modules."))
+        print(f"deocc {command}: no --checkpoint given, taking the newest run, {where}", flush=True)
+    checkpoint = runs.find_checkpoint(where)
+    config = runs.run_folder_of(checkpoint) / runs.CONFIG
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"{checkpoint} has no {runs.CONFIG} in its run folder {config.parent}: give a run that `deocc fit` wrote"
+        )
+    return ["--config", str(config), "--run", _FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *argv]
+
+
+def _expand_fit(argv: list[str]) -> list[str]:
+    where, rest = _take_option(argv, "--resume")
+    if where is not None:
+        run = Path(where)
+        if not (run / runs.CONFIG).is_file():
+            raise FileNotFoundError(
+                f"no run to resume at {run}: it has no {runs.CONFIG}; give the folder that `deocc fit` wrote to"
+            )
+        # The run's own configuration comes first, so that arguments override it; folder and checkpoint come last.
+        return ["--config", str(run / runs.CONFIG), *rest, "--run", str(run), *_resume_option(run)]
+    checkpoint = _take_option(argv, "--ckpt_path")[0]
+    if checkpoint is not None and _take_option(argv, "--run")[0] is None:
+        folder = runs.run_folder_of(Path(checkpoint))  # continue there, not in the run that the YAML names
+        return [*argv, "--run", str(folder)] if (folder / runs.CONFIG).is_file() else argv
+    return argv
+
+
+def _resume_option(run: Path) -> tuple[str, str]:
+    """Return the option that continues `run` from its newest checkpoint, or from the start if it has none yet."""
+    try:
+        return "--ckpt_path", str(runs.find_checkpoint(run, resume=True))
+    except FileNotFoundError:
+        say(f"{run} has no checkpoint yet: training starts from the beginning")
+        return "--resume", str(run)
+
+
+def _take_option(argv: list[str], option: str) -> tuple[str | None, list[str]]:
+    """Return the value of `option VALUE` or `option=VALUE`, and the arguments without it."""
+    for number, argument in enumerate(argv):
+        if argument.startswith(f"{option}="):
+            return argument.split("=", 1)[1], argv[:number] + argv[number + 1 :]
+        if argument == option:
+            if number + 1 == len(argv):
+                raise ValueError(f"{option} needs a value: a run folder or a checkpoint file")
+            return argv[number + 1], argv[:number] + argv[number + 2 :]
+    return None, argv
+
+
+def _continue_requeued_run(config: Any) -> None:
+    """Continue the run that this SLURM job trained before it was requeued, since its command is still the first one."""
+    for run in runs.series(Path(config.run)):
+        if processes.was_requeued(run):
+            option, value = _resume_option(run)
+            config.run, config[option.removeprefix("--")] = str(run), value
+
+
+def _fit_folder(config: Any, checkpoint: Path | None) -> Path:
+    """Return the folder of a resumed run, or a folder without a run.
+
+    Raises:
+        OSError: it cannot be written to.
+    """
+    wanted = Path(config.run)
+    same_run = checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve()
+    folder = wanted if same_run or config.resume is not None else runs.free_folder(wanted)
+    if folder != wanted and processes.is_first():
+        print(f"deocc fit: {wanted} holds a run: this one is new; `deocc fit --resume {wanted}` continues that one")
+    runs.check_writable(folder)
+    processes.note_job(folder)
+    return folder
+
+
+def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
+    """Return the given folder, else the run's folder, or a subfolder for a face set that is not the run's.
+
+    A test on other faces therefore does not replace the test on the run's own people.
+    """
+    if checkpoint is None or config.run != _FROM_CHECKPOINT:
+        return Path(config.run)
+    run = runs.run_folder_of(checkpoint)
+    face_set = config.data.get("face_set")
+    name = "OrlFaces" if face_set is None else str(face_set.class_path).rsplit(".", 1)[-1]
+    settings = {} if face_set is None else dict(face_set.get("init_args") or {})
+    own_name, own_settings = runs.face_set_of(run)
+    same = all(settings[key] == value for key, value in own_settings.items() if key in settings)
+    if own_name is None or (own_name == name and same):
+        return run
+    return run / f"{_OTHER_DATA}{name.removesuffix('Faces').lower()}"
+
+
+def _add_callbacks(trainer: Any, model: str) -> None:
+    """Put the callbacks that write results before those of the configuration, which may hold some of them."""
+    names = list(_OUTPUTS)
+    module, _, name = model.rpartition(".")
+    if issubclass(getattr(importlib.import_module(module), name), DistillationModule):
+        names += _RECOGNITION_OUTPUTS
+    configured = trainer.callbacks or []
+    configured = configured if isinstance(configured, list) else [configured]
+    present = {callback.class_path.rsplit(".", 1)[-1] for callback in configured}
+    missing = [name for name in (*names, *_PREDICTIONS) if name.rsplit(".", 1)[-1] not in present]
+    trainer.callbacks = [
+        jsonargparse.Namespace(class_path=name, init_args=jsonargparse.Namespace()) for name in missing
+    ]
+    trainer.callbacks += configured
+
+
+def _choose_earlier_run(model: Any, key: str, module: str) -> None:
+    """Replace a run folder, or "newest", by the path of its checkpoint file."""
+    wanted = model.init_args.get(key)
+    if wanted == "newest":
+        wanted = runs.newest_run(module)
+        print(f"deocc fit: {key}: the newest run of {module}, {wanted}", flush=True)
+    if wanted is not None:
+        model.init_args[key] = str(runs.find_checkpoint(wanted))
+
+
+def _stop(stop: TrainingStopped) -> int:
+    """Print how to continue, and return a shell's exit code for the signal. SIGUSR1 from SLURM requeues the job."""
+    if processes.is_first():
+        saved = "after a complete step, which is saved" if stop.saved else "at once, without saving the last steps"
+        say(f"stopped {saved}; `deocc fit --resume {stop.run}` continues")
+    if stop.signum == signal.SIGUSR1:
+        processes.requeue()
+    return 128 + stop.signum if processes.is_first() else 0  # Lightning kills rank 0 if another rank's code is not 0
+
+
+def _explain(message: str, command: str) -> str:
+    """Reduce an error message to the line that matters.
+
+    jsonargparse quotes all types that it tried, and torch the traceback of a loader's worker.
+    """
+    if "Original Traceback" in message:
+        message = re.split(r"\n[\w.]+(?:Error|Exception): ", message)[-1]
+    text = one_line(message)
+    for _ in range(3):
+        inner = re.search(r"Errors: - (.*?)(?: - Expected a <class 'NoneType'>| Given value type:|$)", text)
+        text = inner.group(1) if inner else text
+    if "not accepted" in text or "unrecognized" in text:
+        text += "; --print_config in place of it lists every key"
+        if command == "predict":
+            text += "; to predict photos, give them first: deocc predict PHOTOS... --out DIR"
+    return re.sub(r"Problem with given class_path '([\w.]+)': ", r"\1: ", text).replace("typing.", "")

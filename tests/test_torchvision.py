@@ -1,0 +1,40 @@
+"""torchvision and what imports it can be imported beside a CPU-only torch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAMS = {
+    "alone": "import deocc._torchvision, torchvision; torchvision.transforms.Resize(8)",
+    "networks": "import deocc.networks, timm",
+    "evaluation": "import deocc.evaluation, torchmetrics",
+    "data": "import deocc.data, pytorch_lightning",
+    "modules": "import deocc.modules, pytorch_lightning",
+    "callbacks": "import deocc.callbacks, pytorch_lightning",
+    "inference": "import deocc.inference, pytorch_lightning",
+    "training": "import deocc.training",
+}
+
+
+@pytest.mark.parametrize("program", _PROGRAMS.values(), ids=_PROGRAMS)
+def test_each_room_imports_first(program: str) -> None:
+    """Each in a new process, in which no other room has declared torchvision's operators."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_installs_no_import_hook() -> None:
+    program = "import sys; before = list(sys.meta_path); import deocc._torchvision; assert sys.meta_path == before"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_albumentations_asks_no_server(given: str | None, expected: str) -> None:
+    """Unless the user wants it to."""
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    environment |= {} if given is None else {"NO_ALBUMENTATIONS_UPDATE": given}
+    program = "import deocc, os; print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{expected}\n"
