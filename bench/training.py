@@ -1,11 +1,12 @@
 """The training step of either stage under Lightning, against the bare loop over the same networks, losses, optimiser and batches."""
 
+import inspect
 import logging
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -168,12 +169,21 @@ def fit(module: pl.LightningModule, data: TrainingData, setting: Setting, steps:
 
 
 def read_setting(stage: Stage) -> Setting:
-    """What `configs/STAGE.yaml` says of model, data and trainer; callbacks and length of training are left out."""
+    """Model, data and trainer settings of `configs/STAGE.yaml` and the defaults; without the length of the training."""
     config = yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text())
-    kept = ("precision", "gradient_clip_val", "log_every_n_steps", "use_distributed_sampler")
+    model = {
+        **_defaults(InpaintingModule if stage == "inpaint" else DistillationModule),
+        **config["model"]["init_args"],
+    }
+    kept = ("gradient_clip_val", "log_every_n_steps")
     trainer = {name: value for name, value in config["trainer"].items() if name in kept}
-    data = {name: value for name, value in config["data"].items() if name != "face_set"}
-    return Setting(stage, config["model"]["init_args"], data, trainer)
+    data = {**_defaults(MaskedFaceDataModule), **config["data"]}
+    data.pop("face_set")
+    return Setting(stage, model, data, {**trainer, "use_distributed_sampler": False})
+
+
+def _defaults(constructor: Callable[..., object]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(constructor).parameters.items()}
 
 
 def build_module(setting: Setting) -> Module:
