@@ -1,4 +1,4 @@
-"""The training step of either stage under Lightning, against the bare loop over the same networks, losses, optimiser and batches."""
+"""The training step of either stage under Lightning, against a bare loop over the same networks, losses and batches."""
 
 import inspect
 import logging
@@ -97,7 +97,7 @@ class Alternation(pl.Callback):
 
 
 def against_bare_loop(stage: Stage, loading: bool) -> Row:
-    """Images a second under Lightning and in the bare loop, either with batches made beforehand or both loading their own."""
+    """Images per second under Lightning and in the bare loop, with batches made beforehand or loaded."""
     setting = read_setting(stage)
     ours, reference = in_own_process(times, setting, loading, STEPS)
     size = setting.data["batch_size"]
@@ -187,7 +187,7 @@ def _defaults(constructor: Callable[..., object]) -> dict[str, Any]:
 
 
 def build_module(setting: Setting) -> Module:
-    """The stage's module; stage 2 gets a de-occluder of stage 1's size and of random weights, which is as fast as a trained one."""
+    """The stage's module; stage 2 gets a random de-occluder of stage 1's size, which is as fast as a trained one."""
     torch.manual_seed(0)
     if setting.stage == "inpaint":
         return InpaintingModule(**setting.model)

@@ -38,8 +38,8 @@ def rank_and_world_size() -> tuple[int, int]:
 def end_with_parent(poll: float = 2.0) -> None:
     """End this process soon after its parent, if it has a local rank above 0.
 
-    If the first process is killed, the others would wait in a collective operation until its timeout. A process of local
-    rank 0 may outlive its parent, as a command in the background does.
+    If the first process is killed, the others would wait in a collective operation until its timeout. A process of
+    local rank 0 may outlive its parent, as a command in the background does.
 
     Args:
         poll: seconds between checks.
@@ -89,7 +89,7 @@ def was_requeued(run: Path) -> bool:
 
 
 def requeue() -> None:
-    """Ask SLURM to start this job again, which ends all its processes. Does nothing outside SLURM or for other ranks."""
+    """Ask SLURM to start this job again, which ends all its processes. Only rank 0 of a SLURM job does something."""
     if "SLURM_JOB_ID" not in os.environ or not is_first():
         return
     scontrol = shutil.which("scontrol") or "scontrol"

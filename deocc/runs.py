@@ -30,15 +30,20 @@ def find_config(name: str) -> Path:
         name: a path, or a name such as `distill` or `trainer/gpu`, with or without `.yaml`.
 
     Raises:
-        FileNotFoundError: there is none; the message lists the packaged names.
+        FileNotFoundError: there is none; the message lists the packaged names beside it.
     """
     file_name = name if Path(name).suffix in {".yaml", ".yml"} else f"{name}.yaml"
     packaged = _packaged_configs()
     for path in (Path(name), _CONFIGS / file_name, packaged / file_name):
         if path.is_file():
             return path
-    names = sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml"))
-    raise FileNotFoundError(f"no configuration {name} in {Path.cwd()}: give a file, or one of {', '.join(names)}")
+    folder = packaged / Path(name).parent
+    if not folder.is_dir() or not folder.resolve().is_relative_to(packaged.resolve()):
+        folder = packaged
+    files = sorted(str(path.relative_to(packaged).with_suffix("")) for path in folder.glob("*.yaml"))
+    folders = sorted(f"{path.relative_to(packaged)}/..." for path in folder.iterdir() if path.is_dir())
+    known = ", ".join(files + folders)
+    raise FileNotFoundError(f"no configuration {name} in {Path.cwd()}: give a file, or one of {known}")
 
 
 def _packaged_configs() -> Path:
@@ -78,7 +83,7 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def face_set_of(run: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return the class name and settings of the face set in a run's configuration; (None, {}) without a configuration."""
+    """Return the class name and settings of the face set that a run is configured with; (None, {}) if unknown."""
     import yaml  # here, since the light commands do without
 
     file = run / CONFIG
@@ -123,7 +128,7 @@ def find_checkpoint(where: str | Path, resume: bool = False) -> Path:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint file, or None. torch stores a checksum of each tensor but verifies none."""
+    """Return what is wrong with a checkpoint file, or None. torch stores checksums of tensors but verifies none."""
     import zipfile  # here, since the light commands do without
 
     try:

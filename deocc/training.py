@@ -109,7 +109,7 @@ class DeoccCLI(LightningCLI):
                 config.model.init_args[key] = str(recorded or _FROM_CHECKPOINT)
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: LightningCLI would override configuration and command line by the checkpoint's hyperparameters."""
+        """Do nothing: LightningCLI would override the command line by the checkpoint's hyperparameters."""
 
     def after_fit(self) -> None:
         """Print the next command."""

@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# The suite runs one process a core: a second thread in each, or in the commands that they start, waits for a core and spins meanwhile.
-# OpenMP reads both when torch is first imported.
+# The suite runs one process per core, in which a second thread would only wait. OpenMP reads these when torch is
+# imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -19,7 +19,7 @@ import deocc._torchvision  # noqa: F401  # before Lightning
 from deocc.cli import main
 from deocc.detection import Detector, create_detector
 
-# Typing keeps the first of Union[int, float] and Union[float, int] for both: Lightning's must come before those of scikit-learn and scipy.
+# Typing caches the first of Union[int, float] and Union[float, int] for both: Lightning's must precede scikit-learn's.
 import pytorch_lightning  # isort: skip  # noqa: F401
 
 ROOT = Path(__file__).parent.parent

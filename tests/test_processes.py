@@ -37,15 +37,15 @@ def test_who_is_first(environment: dict[str, str], first: bool, monkeypatch: pyt
 def test_a_lost_process_is_told_where_there_are_several(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    assert processes.explain_loss(message) == message
+    assert processes.explain_lost_peer(message) == message
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert "another process of this training has ended" in processes.explain_loss(message)
-    assert processes.explain_loss("no space left") == "no space left"
+    assert "another process of this training has ended" in processes.explain_lost_peer(message)
+    assert processes.explain_lost_peer("no space left") == "no space left"
 
 
 def test_a_child_ends_with_its_parent_and_a_first_process_does_not() -> None:
     """A parent starts a child that says so and sleeps; then the parent ends."""
-    child = "import sys, time; from deocc import processes; processes._GRACE = 0; processes.end_with_parent(0.05)"
+    child = "import sys, time; from deocc import processes; processes._GRACE_SECONDS = 0; processes.end_with_parent(0.05)"
     child += "; print('watching', flush=True); time.sleep(float(sys.argv[1]))"
     parent = "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]], stdout=subprocess.PIPE)"
     parent += "; child.stdout.readline()"
@@ -58,7 +58,7 @@ def test_a_child_ends_with_its_parent_and_a_first_process_does_not() -> None:
 
 
 def test_lightning_s_word_on_a_lost_child_is_heard() -> None:
-    code = "import logging; from deocc import processes; processes.tell_of_children(); processes.tell_of_children()"
+    code = "import logging; from deocc import processes; processes.log_lost_children(); processes.log_lost_children()"
     code += f"; logging.getLogger('{processes._LAUNCHER}').info('Child process with PID 7 terminated with code -9')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert said.count("terminated with code -9") == 1

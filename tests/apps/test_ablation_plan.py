@@ -173,7 +173,7 @@ def _shown(job: Job, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def _beta(file: str) -> float:
-    return float(yaml.safe_load((ROOT / file).read_text())["model"]["init_args"]["beta"])
+    return float(yaml.safe_load((ROOT / file).read_text())["model"]["init_args"].get("beta", 0.0))
 
 
 def _absolute() -> list[str]:

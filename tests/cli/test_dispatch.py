@@ -1,0 +1,56 @@
+"""Which command a command line runs."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from deocc import __version__, cli
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """The calls of stand-ins for the photo command and the training commands, and their arguments."""
+    calls: list[tuple[str, list[str]]] = []
+    for module, function in (("deocc.commands.predict", "main"), ("deocc.training", "run")):
+        stand_in: Any = ModuleType(module)
+        setattr(stand_in, function, lambda argv, name=module: calls.append((name, argv)) or 0)
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    return calls
+
+
+@pytest.mark.parametrize("argv", ["photos --out a", "a.jpg", "photos --help"])
+def test_predict_with_photos_first(argv: str, called: list[tuple[str, list[str]]]) -> None:
+    cli.main(["predict", *argv.split()])
+    assert called == [("deocc.commands.predict", argv.split())]
+
+
+@pytest.mark.parametrize("argv", ["", "--help", "--checkpoint runs/distill", "--config a.yaml --data.num_workers 1"])
+def test_predict_without_photos(argv: str, called: list[tuple[str, list[str]]]) -> None:
+    cli.main(["predict", *argv.split()])
+    assert called == [("deocc.training", ["predict", *argv.split()])]
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        cli.main(argv)
+        shown = capsys.readouterr().out
+        assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"deocc {__version__}\n"
+
+
+@pytest.mark.parametrize("traceback", [False, True])
+def test_errors_are_one_line(
+    traceback: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise ValueError("first\nsecond")
+
+    monkeypatch.setitem(sys.modules, "deocc.commands.mask", ModuleType("mask"))
+    monkeypatch.setattr(sys.modules["deocc.commands.mask"], "main", fail, raising=False)
+    monkeypatch.setenv("DEOCC_TRACEBACK", "1" if traceback else "")
+    with pytest.raises(ValueError if traceback else SystemExit):
+        cli.main(["mask"])
+    assert capsys.readouterr().err == ("" if traceback else "deocc: first second\n")
