@@ -1,4 +1,4 @@
-"""What the page shows of a photo: the steps from clean face to completed face, and whom it resembles."""
+"""The images, similarities and matches that the demo page shows for a photo."""
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -21,184 +21,82 @@ from deocc.masking import render
 from deocc.networks import Deoccluder
 from deocc.networks.generator import STRIDE, Generator
 
-_LEAST_HEAT, _MOST_HEAT = (
-    0.3,
-    0.9,
-)  # how much of the picture the colours are where it is dark and where it is bright. OURS
+NO_MASK: Final = "none"
+"""Mask kind for a photo that is shown unchanged, for example because its face is masked already."""
 
-
-def attention_map(generator: Generator, masked_face: Tensor, mask: Tensor) -> Tensor | None:
-    """How much of the covered part is drawn from each place: the mean of `Generator.attend` over the patches that the mask touches. OURS.
-
-    Args:
-        generator: with or without an attention branch.
-        masked_face: (3, S, S) in [-1, 1].
-        mask: (1, S, S), 1 = covered.
-
-    Returns:
-        (S, S), its largest value 1; None without a branch, where nothing is covered, and where no patch is wholly visible.
-    """
-    if generator.attention_branch is None:
-        return None
-    covered = F.max_pool2d(mask[None], STRIDE, ceil_mode=True)[0, 0] > 0
-    with torch.no_grad():
-        drawn = generator.attend(masked_face[None], mask[None])[0][covered].sum(0)
-    if not bool(drawn.max() > 0):
-        return None
-    size = mask.shape[-1]
-    fine = F.interpolate(drawn[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[
-        0, 0, :size, :size
-    ]
-    return fine / fine.max()
-
-
-def deoccluder_attention(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> Tensor | None:
-    """`attention_map` of a de-occluder's generator at the side that it works at, enlarged to that of the face; (S, S)."""
-    side = masked_face.shape[-1]
-    small = min(side, deoccluder.size or side)
-    if small < side:
-        masked_face = F.interpolate(
-            masked_face[None], (small, small), mode="bilinear", antialias=True, align_corners=False
-        )[0]
-        mask = F.adaptive_max_pool2d(mask[None], small)[0]
-    heat = attention_map(deoccluder.generator, masked_face, mask)
-    if heat is None or small == side:
-        return heat
-    return F.interpolate(heat[None, None], (side, side), mode="bilinear", align_corners=False)[0, 0]
-
-
-def heat_picture(heat: Tensor, face: Tensor) -> NDArray[np.uint8]:
-    """Colours from dark to bright over a grey face: heat (S, S) in [0, 1], face (3, S, S) in [-1, 1] -> (S, S, 3) RGB."""
-    levels = (heat.cpu() * 255).round().byte().numpy()
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    grey = (face.mean(0).cpu().numpy()[..., None] + 1) * 127.5
-    share = _LEAST_HEAT + (_MOST_HEAT - _LEAST_HEAT) * heat.cpu().numpy()[..., None]
-    return np.asarray((share * colours + (1 - share) * grey).round().clip(0, 255), dtype=np.uint8)
-
-
-_ENLARGED = 4  # the pictures are 92 x 112 pixels
+_ENLARGEMENT: Final = 4
+"""Scale of ORL photos on the page; the originals have 92 x 112 pixels."""
 
 
 class Example(NamedTuple):
-    """Two photos and what to do with the first."""
+    """Two ORL photos and the mask drawn on the first one.
+
+    Photos are given as (person 1-40, image 1-10).
+    """
 
     title: str
     photo: tuple[int, int]
-    """Person 1-40 and image 1-10 of the database."""
     second: tuple[int, int]
     kind: str
     seed: int
 
 
-EXAMPLES = (
+EXAMPLES: Final = (
     Example("One person, surgical mask", (21, 4), (21, 7), "surgical", 0),
     Example("Two people, scarf", (22, 2), (24, 5), "scarf", 1),
     Example("One person, sunglasses", (23, 3), (23, 9), "sunglasses", 2),
 )
-"""Validation people of the usual split only; its test people are for `deocc test` alone. Images other than the gallery's first."""
+"""Only validation people of the default split, because test people are reserved for `deocc test`; no gallery images."""
 
 
 class Match(NamedTuple):
-    """A person of the gallery."""
+    """A person of the gallery.
+
+    Attributes:
+        name: for example "ORL person 7".
+        picture: (112, 92, 3) RGB.
+        similarity: cosine similarity to the query, in [-1, 1].
+        covered: covered share of the gallery face, measured on its predicted mask.
+    """
 
     name: str
     picture: NDArray[np.uint8]
-    """(112, 92, 3) RGB."""
     similarity: float
-    """Of the embeddings, in [-1, 1]."""
     covered: float
-    """The covered share of the gallery's face, by its predicted mask."""
-
-
-class OrlGallery:
-    """The first image of each of the 40 people, embedded once.
-
-    Args:
-        pipeline: what embeds.
-
-    Raises:
-        FileNotFoundError: the package that ships the faces is not installed, or is incomplete.
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._faces = OrlFaces()
-        self._indices = np.unique(self._faces.person, return_index=True)[1].tolist()
-        crops = torch.stack([self._crop(index, pipeline.size) for index in self._indices])
-        output = pipeline.process_faces(crops)
-        self._embeddings, self._covered = output.embedding.cpu(), covered_share(output.mask).tolist()
-
-    def __len__(self) -> int:
-        """How many people it holds."""
-        return len(self._indices)
-
-    @property
-    def credit(self) -> str:
-        """Whom to credit for the images."""
-        return self._faces.credit
-
-    def nearest(self, embedding: Tensor, most: int = 5) -> list[Match]:
-        """The people most similar to a unit embedding (D,), the best first."""
-        similarity, order = (self._embeddings @ embedding.cpu()).topk(min(most, len(self)))
-        return [self._match(place, value) for place, value in zip(order.tolist(), similarity.tolist(), strict=True)]
-
-    def photo(self, person: int, image: int) -> NDArray[np.uint8]:
-        """An image of the database, both numbers from 1, enlarged for the page: (448, 368, 3) RGB."""
-        picture = Image.fromarray(self._faces.image(self._faces.names.index(f"s{person}/{image}")))
-        larger = (picture.width * _ENLARGED, picture.height * _ENLARGED)
-        return np.asarray(picture.resize(larger, Image.Resampling.BICUBIC))
-
-    def _match(self, place: int, similarity: float) -> Match:
-        index = self._indices[place]
-        name = f"ORL person {int(self._faces.person[index]) + 1}"
-        return Match(name, self._faces.image(index), similarity, self._covered[place])
-
-    def _crop(self, index: int, size: int) -> Tensor:
-        points = torch.from_numpy(self._faces.landmarks[index]).float()
-        return cut(self._faces.image(index), similarity_transform(points, TEMPLATES["canonical"].tensor(size)), size)
-
-
-NO_MASK: Final = "none"
-"""The kind of a photo that stays as it is: its face may be masked already."""
 
 
 class Panel(NamedTuple):
-    """One picture of the row."""
+    """A picture of one processing step; `picture` is (S, S, 3) RGB, or None if the caption explains its absence."""
 
     title: str
     caption: str
     picture: NDArray[np.uint8] | None
-    """(S, S, 3) RGB; None where there is nothing to show, which the caption explains."""
 
 
 class Comparison(NamedTuple):
-    """One similarity, and what follows from it."""
+    """A cosine similarity and the decision; `verdict` is None if no calibrated threshold applies."""
 
     title: str
     similarity: float
-    """Of the embeddings, in [-1, 1]."""
     verdict: Verdict | None
-    """None where no threshold is calibrated for this."""
 
 
 class Search(NamedTuple):
-    """Whom of a gallery a face resembles."""
+    """The gallery's size and image credit, and the nearest people in descending order of similarity."""
 
     people: int
-    """How many the gallery holds."""
     credit: str
-    """Whom its pictures come from."""
     matches: tuple[tuple[Match, Comparison], ...]
-    """The nearest ones, the best first."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that the page shows.
+    """Everything the page shows for one request.
 
     Attributes:
-        panels: the steps.
-        pair: the first photo against the second, empty without one; the last is what the system says.
-        search: None without a gallery.
+        panels: the processing steps.
+        pair: comparisons of the two photos, empty without a second photo. The last one is the system's answer.
+        search: the gallery search, or None without a gallery.
     """
 
     panels: tuple[Panel, ...]
@@ -206,97 +104,199 @@ class Analysis:
     search: Search | None
 
 
-class Analyst:
-    """Analyses faces.
+class OrlGallery:
+    """Gallery of the first image of each of the 40 ORL people, embedded once.
 
     Args:
         pipeline: the trained system.
-        gallery: whom to look among; None = nobody.
+
+    Raises:
+        FileNotFoundError: the package that ships the faces is missing or incomplete.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._faces = OrlFaces()
+        self._indices = np.unique(self._faces.person, return_index=True)[1].tolist()
+        template = TEMPLATES["canonical"].tensor(pipeline.size)
+        crops = []
+        for index in self._indices:
+            landmarks = torch.from_numpy(self._faces.landmarks[index]).float()
+            crops.append(cut(self._faces.image(index), similarity_transform(landmarks, template), pipeline.size))
+        output = pipeline.process_faces(torch.stack(crops))
+        self._embeddings = output.embedding.cpu()
+        self._covered = covered_share(output.mask).tolist()
+
+    def __len__(self) -> int:
+        """Return the number of people."""
+        return len(self._indices)
+
+    @property
+    def credit(self) -> str:
+        """Credit line of the images."""
+        return self._faces.credit
+
+    def nearest(self, embedding: Tensor, count: int = 5) -> list[Match]:
+        """Return the `count` people most similar to a unit embedding (D,), in descending order of similarity."""
+        similarities, order = (self._embeddings @ embedding.cpu()).topk(min(count, len(self)))
+        matches = []
+        for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
+            index = self._indices[place]
+            name = f"ORL person {int(self._faces.person[index]) + 1}"
+            matches.append(Match(name, self._faces.image(index), similarity, self._covered[place]))
+        return matches
+
+    def photo(self, person: int, image: int) -> NDArray[np.uint8]:
+        """Return image 1-10 of person 1-40, enlarged to (448, 368, 3) RGB."""
+        picture = Image.fromarray(self._faces.image(self._faces.names.index(f"s{person}/{image}")))
+        size = (picture.width * _ENLARGEMENT, picture.height * _ENLARGEMENT)
+        return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+class Analyst:
+    """Computes the content of the page.
+
+    Args:
+        pipeline: the trained system.
+        gallery: people to search; None disables the search.
     """
 
     def __init__(self, pipeline: Pipeline, gallery: OrlGallery | None) -> None:
-        self._pipeline, self._gallery = pipeline, gallery
+        self._pipeline = pipeline
+        self._gallery = gallery
 
     def analyse(self, face: PhotoFace, kind: str, seed: int, second: PhotoFace | None = None) -> Analysis:
-        """Mask a face, complete it, and compare it.
+        """Mask a face, complete it, compare it with a second one and search it in the gallery.
 
         Args:
-            face: of the first photo; its crop has the pipeline's size.
-            kind: a name of `deocc.masking.list_kinds()`, or `NO_MASK`.
-            seed: from which the mask follows.
-            second: of the second photo, if there is one; it may be masked.
+            face: face of the first photo, cropped at the pipeline's size.
+            kind: a name from `deocc.masking.list_kinds()`, or `NO_MASK`.
+            seed: seed of the rendered mask.
+            second: face of the second photo, which may be masked.
 
         Raises:
-            ValueError: no such kind.
+            ValueError: unknown kind.
         """
-        clean = face.face
-        masked = (
-            clean if kind == NO_MASK else render(clean[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
-        )
-        others = [] if second is None else [second.face]
-        output = self._pipeline.process_faces(torch.stack([clean, masked, *others]))
+        rendered = kind != NO_MASK
+        masked = face.face
+        if rendered:
+            masked = render(face.face[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
+        crops = [face.face, masked] if second is None else [face.face, masked, second.face]
+        output = self._pipeline.process_faces(torch.stack(crops))
         covered = covered_share(output.mask).tolist()
-        pair = () if second is None else self._pair(masked, output, covered, kind != NO_MASK)
-        return Analysis(self._panels(clean, masked, output, kind), pair, self._search(output.embedding[1], covered[1]))
+
+        search = None
+        if self._gallery is not None:
+            matches = []
+            for match in self._gallery.nearest(output.embedding[1]):
+                matches.append((match, self._compare(match.name, match.similarity, covered[1], match.covered)))
+            search = Search(len(self._gallery), self._gallery.credit, tuple(matches))
+        pair = () if second is None else self._compare_pair(masked, output, covered, rendered)
+        return Analysis(self._panels(face.face, masked, output, kind), pair, search)
 
     def _panels(self, clean: Tensor, masked: Tensor, output: FaceOutput, kind: str) -> tuple[Panel, ...]:
         mask, completed_face = output.mask[1].cpu(), output.completed_face[1].cpu()
-        first = [Panel("Clean", "the face, cut out and aligned", _picture(clean))]
         if kind == NO_MASK:
-            first = [Panel("Photo", "the face, cut out and aligned", _picture(masked))]
+            panels = [Panel("Photo", "the face, cut out and aligned", _to_picture(masked))]
         else:
-            first.append(Panel("Masked", f"{kind}, drawn on it", _picture(masked)))
-        share = f"white = covered: {float(covered_share(mask[None])):.0%} of the face"
-        return (
-            *first,
-            Panel("Predicted mask", share, _picture((mask * 2 - 1).expand(3, -1, -1))),
-            Panel("Completed", "what the model puts under the mask", _picture(completed_face)),
-            self._attention(masked, mask),
-        )
+            panels = [
+                Panel("Clean", "the face, cut out and aligned", _to_picture(clean)),
+                Panel("Masked", f"{kind}, drawn on it", _to_picture(masked)),
+            ]
+        share = float(covered_share(mask[None]))
+        mask_picture = _to_picture((mask * 2 - 1).expand(3, -1, -1))
+        panels.append(Panel("Predicted mask", f"white = covered: {share:.0%} of the face", mask_picture))
+        panels.append(Panel("Completed", "what the model puts under the mask", _to_picture(completed_face)))
+        panels.append(self._attention_panel(masked, mask))
+        return tuple(panels)
 
-    def _attention(self, masked: Tensor, mask: Tensor) -> Panel:
-        deoccluder, title = self._pipeline.network.deoccluder, "Attention"
+    def _attention_panel(self, masked: Tensor, mask: Tensor) -> Panel:
+        deoccluder = self._pipeline.network.deoccluder
         if deoccluder is None or deoccluder.generator.attention_branch is None:
-            return Panel(title, "this model has no attention branch", None)
+            return Panel("Attention", "this model has no attention branch", None)
         device = self._pipeline.device
         heat = deoccluder_attention(deoccluder, masked.to(device), mask.to(device))
         if heat is None:
-            return Panel(title, "nothing is covered, or nothing is visible: nothing to draw from", None)
-        return Panel(title, "bright = the generator looks here most", heat_picture(heat, masked))
+            return Panel("Attention", "nothing is covered, or nothing is visible: nothing to draw from", None)
+        return Panel("Attention", "bright = the generator looks here most", draw_heat(heat, masked))
 
-    def _pair(self, masked: Tensor, output: FaceOutput, covered: list[float], rendered: bool) -> tuple[Comparison, ...]:
-        """The first face as it is, with its mask ignored, and completed, against the second."""
-        bare = self._pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
-        clean, whole, second = output.embedding
-        ignored = Comparison(
+    def _compare_pair(
+        self, masked: Tensor, output: FaceOutput, covered: list[float], rendered: bool
+    ) -> tuple[Comparison, ...]:
+        """Compare the clean, the masked but not completed, and the completed first face with the second face."""
+        clean, completed, second = output.embedding
+        no_mask = torch.zeros_like(masked[None, :1])
+        bare = self._pipeline.process_faces(masked[None], no_mask).embedding[0]
+        without_completion = Comparison(
             "Masked, not completed" if rendered else "As it is, not completed", float(bare @ second), None
         )
-        completed = self._comparison(
-            "Masked, completed" if rendered else "Completed", float(whole @ second), covered[1:]
+        with_completion = self._compare(
+            "Masked, completed" if rendered else "Completed", float(completed @ second), covered[1], covered[2]
         )
         if not rendered:
-            return ignored, completed
-        return self._comparison("Clean", float(clean @ second), covered[::2]), ignored, completed
+            return without_completion, with_completion
+        original = self._compare("Clean", float(clean @ second), covered[0], covered[2])
+        return original, without_completion, with_completion
 
-    def _search(self, embedding: Tensor, covered: float) -> Search | None:
-        if self._gallery is None:
-            return None
-        found = self._gallery.nearest(embedding)
-        matches = tuple(
-            (match, self._comparison(match.name, match.similarity, [covered, match.covered])) for match in found
-        )
-        return Search(len(self._gallery), self._gallery.credit, matches)
-
-    def _comparison(self, title: str, similarity: float, covered: list[float]) -> Comparison:
+    def _compare(self, title: str, similarity: float, first_covered: float, second_covered: float) -> Comparison:
         thresholds = self._pipeline.thresholds
         if thresholds is None:
             return Comparison(title, similarity, None)
         try:
-            return Comparison(title, similarity, decide(thresholds, similarity, (covered[0], covered[1])))
-        except ValueError:  # too few people were there to calibrate this condition
-            return Comparison(title, similarity, None)
+            verdict = decide(thresholds, similarity, (first_covered, second_covered))
+        except ValueError:  # this combination of masked and unmasked faces could not be calibrated
+            verdict = None
+        return Comparison(title, similarity, verdict)
 
 
-def _picture(face: Tensor) -> NDArray[np.uint8]:
-    """(3, S, S) in [-1, 1] -> (S, S, 3)."""
+def attention_map(generator: Generator, masked_face: Tensor, mask: Tensor) -> Tensor | None:
+    """Return where the generator attends when it fills the covered patches.
+
+    `Generator.attend` is summed over all patches that the mask touches. Not specified by the paper; our choice.
+
+    Args:
+        generator: with or without an attention branch.
+        masked_face: (3, S, S) in [-1, 1].
+        mask: (1, S, S), 1 = covered.
+
+    Returns:
+        (S, S) with maximum 1, or None without an attention branch, without a covered or without a visible patch.
+    """
+    if generator.attention_branch is None:
+        return None
+    covered = F.max_pool2d(mask[None], STRIDE, ceil_mode=True)[0, 0] > 0
+    with torch.no_grad():
+        coarse = generator.attend(masked_face[None], mask[None])[0][covered].sum(0)
+    if not bool(coarse.max() > 0):
+        return None
+    size = mask.shape[-1]
+    heat = F.interpolate(coarse[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    heat = heat[0, 0, :size, :size]
+    return heat / heat.max()
+
+
+def deoccluder_attention(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> Tensor | None:
+    """Return `attention_map` at the de-occluder's working size, enlarged to the face: (S, S)."""
+    size = masked_face.shape[-1]
+    working_size = min(size, deoccluder.size or size)
+    if working_size == size:
+        return attention_map(deoccluder.generator, masked_face, mask)
+    target = (working_size, working_size)
+    small_face = F.interpolate(masked_face[None], target, mode="bilinear", antialias=True, align_corners=False)[0]
+    heat = attention_map(deoccluder.generator, small_face, F.adaptive_max_pool2d(mask[None], working_size)[0])
+    if heat is None:
+        return None
+    return F.interpolate(heat[None, None], (size, size), mode="bilinear", align_corners=False)[0, 0]
+
+
+def draw_heat(heat: Tensor, face: Tensor) -> NDArray[np.uint8]:
+    """Blend a heat map (S, S) in [0, 1] over the grey version of a face (3, S, S) in [-1, 1]; (S, S, 3) RGB."""
+    levels = (heat.cpu() * 255).round().byte().numpy()
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    grey = (face.mean(0).cpu().numpy()[..., None] + 1) * 127.5
+    opacity = 0.3 + 0.6 * heat.cpu().numpy()[..., None]
+    return np.asarray((opacity * colours + (1 - opacity) * grey).round().clip(0, 255), dtype=np.uint8)
+
+
+def _to_picture(face: Tensor) -> NDArray[np.uint8]:
+    """Convert (3, S, S) in [-1, 1] to (S, S, 3) RGB."""
     return np.asarray(((face.cpu() + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())

@@ -1,82 +1,138 @@
-"""The page: two photos, a kind of mask, a seed, and below them the answer."""
+"""The demo page: two photos, a mask kind and a seed as input, an analysis as output."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deocc.commands.demo.analysis import EXAMPLES, NO_MASK, Example, OrlGallery
-from deocc.commands.demo.server import KEPT, MOST_SEED, Answers
-from deocc.commands.demo.view import intro_html
+from deocc.commands.demo.analysis import EXAMPLES, NO_MASK, Analyst, OrlGallery
+from deocc.commands.demo.view import error_html, intro_html, result_html
+from deocc.inference.faces import FaceFinder, PhotoFace
+from deocc.inference.photos import read_photo
 from deocc.masking import list_kinds
+from deocc.messages import one_line
 
 if TYPE_CHECKING:
     import gradio as gr
 
-_SWEEP, _KEPT = 30, int(KEPT)
-"""Every so many seconds photos are deleted that were given more than so many seconds ago and never shown; the page says ten minutes. OURS.
-"""
+MAX_SEED: Final = 2**31 - 1
+_SWEEP_SECONDS: Final = 30
+_KEEP_SECONDS: Final = 600
+"""Uploaded photos are deleted after ten minutes; Gradio looks for them every 30 s."""
 
-_WAITING: Final = 20
-"""More requests than these, which wait for their turn one after the other, are refused. OURS."""
+_MAX_WAITING: Final = 20
+"""Requests waiting for the model beyond this number are refused."""
+
+_REPORTED_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
 
-_PRIVATE: Final[dict[str, Any]] = {"api_visibility": "private"}
-"""The page alone may call it."""
+class Answers:
+    """Turns the page's inputs into HTML.
+
+    Args:
+        analyst: computes the content.
+        finder: finds the faces.
+        uploads: folder of uploaded files; no other file is read.
+    """
+
+    def __init__(self, analyst: Analyst, finder: FaceFinder, uploads: Path) -> None:
+        self._analyst = analyst
+        self._finder = finder
+        self._uploads = uploads.resolve()
+
+    def answer(
+        self, photo: Mapping[str, Any] | None, second: Mapping[str, Any] | None, kind: str, seed: float | None
+    ) -> str:
+        """Return the result, or the message of an error, as HTML.
+
+        Args:
+            photo: `path` and `orig_name` of an uploaded file, as Gradio sends them; None = no photo.
+            second: the photo to compare with.
+            kind: a mask kind, or `NO_MASK`.
+            seed: seed of the mask, an integer from 0 to `MAX_SEED`.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                if photo is None:
+                    raise ValueError("no photo yet: drop one, choose a file, or take one with the camera")
+                face = self._find_face(photo, "the photo")
+                second_face = None if second is None else self._find_face(second, "the second photo")
+                if not isinstance(seed, int | float) or not 0 <= seed <= MAX_SEED or seed != int(seed):
+                    raise ValueError(f"the seed is {seed}: give a whole number from 0 to {MAX_SEED}")
+                analysis = self._analyst.analyse(face, kind, int(seed), second_face)
+            except _REPORTED_ERRORS as error:
+                return error_html(one_line(error) or type(error).__name__)
+        notes = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        return result_html(analysis, notes)
+
+    def _find_face(self, photo: Mapping[str, Any], default_name: str) -> PhotoFace:
+        name = str(photo.get("orig_name") or default_name)
+        try:
+            path = (self._uploads / str(photo.get("path") or "")).resolve()
+            if not path.is_relative_to(self._uploads):  # the path comes from the browser
+                raise FileNotFoundError(path)
+            content = path.read_bytes()
+        except (OSError, ValueError):
+            raise ValueError(f"{name} is no longer here, since photos are not kept: choose it again") from None
+        return self._finder.find(read_photo(content, name), name)[0]
 
 
 def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
-    """The page, not served yet.
+    """Return the page, not yet served.
 
     Args:
-        answers: what answers it.
-        gallery: where its examples come from; None = no examples.
+        answers: computes the result.
+        gallery: source of the example photos; None = no examples.
 
     Raises:
-        ImportError: the package gradio is not installed.
+        ImportError: gradio is not installed.
     """
     import gradio as gr
 
-    page = gr.Blocks(title="deocc demo", analytics_enabled=False, delete_cache=(_SWEEP, _KEPT))
-    with page:
+    kinds = list_kinds()
+    with gr.Blocks(title="deocc demo", analytics_enabled=False, delete_cache=(_SWEEP_SECONDS, _KEEP_SECONDS)) as page:
         gr.HTML(intro_html(gallery is not None))
         with gr.Row():
-            photo, second = _photo("Photo"), _photo("Second photo (optional)")
+            photo, second = _photo_input("Photo"), _photo_input("Second photo (optional)")
         kind = gr.Radio(
-            [NO_MASK, *list_kinds()],
-            value=list_kinds()[0],
-            label="Mask to draw on the photo (none: it may be masked already)",
+            [NO_MASK, *kinds], value=kinds[0], label="Mask to draw on the photo (none: it may be masked already)"
         )
         with gr.Row(equal_height=True):
-            seed = gr.Number(0, label="Seed: another one draws another mask", precision=0, minimum=0, maximum=MOST_SEED)
+            seed = gr.Number(0, label="Seed: another one draws another mask", precision=0, minimum=0, maximum=MAX_SEED)
             button = gr.Button("Show", variant="primary", elem_id="show")
-        examples = {} if gallery is None else _example_buttons(gallery)
+        example_buttons = []
+        if gallery is not None:
+            gr.HTML('<p class="deocc deocc-small">Examples: ORL faces of the validation people of the usual split.</p>')
+            with gr.Row():
+                example_buttons = [gr.Button(example.title, size="sm") for example in EXAMPLES]
         result = gr.HTML("", elem_id="result")
+
         inputs = [photo, second, kind, seed]
-
-        def show(first: Any, other: Any, chosen: str, number: Any, request: gr.Request) -> str:
-            return answers.answer(first, other, chosen, number, _client(request))
-
-        asking: dict[str, Any] = {
-            "preprocess": False,
+        private: dict[str, Any] = {"api_visibility": "private"}
+        show: dict[str, Any] = {
+            "fn": answers.answer,
+            "inputs": inputs,
+            "outputs": result,
+            "preprocess": False,  # `Answers` reads the file itself, for its own error messages
             "concurrency_limit": 1,
             "concurrency_id": "model",
             "scroll_to_output": True,
-            **_PRIVATE,
+            **private,
         }
-        button.click(show, inputs, result, **asking)
-        for its_button, its_photos in examples.items():
-            # Shown by its pixels: a file is deleted when it is read, and the browser fetches an example's just then.
-            its_button.click(its_photos, None, inputs, **_PRIVATE).then(
-                _answer_to(answers, its_photos), None, result, **asking
-            )
-    page.queue(max_size=_WAITING, api_open=False)
+        button.click(**show)
+        if gallery is not None:
+            for example_button, example in zip(example_buttons, EXAMPLES, strict=True):
+                values = partial(_example_values, gallery, *example[1:])
+                example_button.click(values, None, inputs, **private).then(**show)
+    page.queue(max_size=_MAX_WAITING, api_open=False)
     return page
 
 
-def _photo(label: str) -> "gr.Image":
+def _photo_input(label: str) -> "gr.Image":
     import gradio as gr
 
-    given = "Drop a photo here, or press to choose a file"
     return gr.Image(
         label=label,
         sources=["upload", "webcam"],
@@ -84,32 +140,12 @@ def _photo(label: str) -> "gr.Image":
         format="png",
         height=260,
         buttons=[],
-        placeholder=given,
+        placeholder="Drop a photo here, or press to choose a file",
     )
 
 
-def _example_buttons(gallery: OrlGallery) -> "dict[gr.Button, Callable[[], tuple[Any, ...]]]":
-    """A button for each example, with what puts its photos and choices on the page."""
-    import gradio as gr
-
-    gr.HTML('<p class="deocc deocc-small">Examples: ORL faces of the validation people of the usual split.</p>')
-    with gr.Row():
-        return {gr.Button(example.title, size="sm"): partial(_put, gallery, example) for example in EXAMPLES}
-
-
-def _put(gallery: OrlGallery, example: Example) -> tuple[Any, ...]:
-    return gallery.photo(*example.photo), gallery.photo(*example.second), example.kind, example.seed
-
-
-def _answer_to(answers: Answers, photos: Callable[[], tuple[Any, ...]]) -> Callable[..., str]:
-    import gradio as gr
-
-    def answer(request: gr.Request) -> str:
-        photo, second, kind, seed = photos()
-        return answers.answer(photo, second, kind, seed, _client(request))
-
-    return answer
-
-
-def _client(request: "gr.Request") -> str:
-    return request.client.host if request.client else ""
+def _example_values(
+    gallery: OrlGallery, photo: tuple[int, int], second: tuple[int, int], kind: str, seed: int
+) -> tuple[Any, ...]:
+    """Return the values of the page's inputs for an example."""
+    return gallery.photo(*photo), gallery.photo(*second), kind, seed

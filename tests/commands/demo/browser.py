@@ -1,6 +1,5 @@
-"""A headless Chromium, driven by the DevTools protocol through its pipe, which needs no package."""
+"""A headless Chromium, controlled through its DevTools pipe without further packages."""
 
-import base64
 import json
 import os
 import select
@@ -8,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,30 @@ from typing import Any
 PROGRAM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
-
-_FLAGS = (
+_FLAGS = [
     "--headless=new",
     "--remote-debugging-pipe",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
-)
-_QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions")
-_REDIRECT = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+]
+_REDIRECT = (  # Chromium reads commands from file descriptor 3 and writes answers to 4
     "import os, sys\nos.dup2(int(sys.argv[1]), 3)\nos.dup2(int(sys.argv[2]), 4)\nos.execv(sys.argv[3], sys.argv[3:])"
 )
-"""Chromium reads commands from file 3 and writes to 4."""
-
-_PATIENCE = 60.0  # seconds
+_TIMEOUT = 60.0  # seconds
 
 
 class Browser:
-    """One page of a running browser, and all that happened on it.
+    """One page of a running browser.
 
     Attributes:
-        requests: the addresses that the page asked for.
-        complaints: errors on its console, and what was never caught.
+        requests: addresses that the page requested.
+        complaints: console errors and uncaught exceptions.
     """
 
     def __init__(self, read: int, write: int) -> None:
@@ -48,38 +47,37 @@ class Browser:
         self.requests: list[str] = []
         self.complaints: list[str] = []
 
-    def open(self, address: str, width: int, height: int = 900) -> None:
-        """Show an address in a new page of this size, in place of the former one."""
-        former, self._session = self._target, ""
+    def open(self, address: str, width: int) -> None:
+        """Replace the page by a new one of this width."""
+        previous, self._session = self._target, ""
         self._target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        if former:
-            self.ask("Target.closeTarget", targetId=former)
+        if previous:
+            self.ask("Target.closeTarget", targetId=previous)
         self._session = self.ask("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         self.requests, self.complaints = [], []
         for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
             self.ask(f"{domain}.enable")
-        self.resize(width, height)
+        self.resize(width)
         self.ask("Page.navigate", url=address)
 
     def resize(self, width: int, height: int = 900) -> None:
-        """Give the page this size, as a telephone's where it is narrow."""
-        self.ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+        """Resize the page; below 600 pixels it behaves like a phone's."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
 
     def run(self, script: str) -> Any:
-        """What a JavaScript expression gives."""
+        """Return the value of a JavaScript expression."""
         answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def wait(self, script: str) -> None:
-        """Until a JavaScript expression is true."""
-        end = time.monotonic() + _PATIENCE
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + _TIMEOUT
         while not self.run(f"Boolean({script})"):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{script} never came true; the page says: {self.run('document.body.innerText')}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{script} is never true; the page: {self.run('document.body.innerText')}")
             time.sleep(0.05)
 
     def upload(self, selector: str, file: Path) -> None:
@@ -94,13 +92,8 @@ class Browser:
         self.ask("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.ask("Input.dispatchKeyEvent", type="keyUp", **common)
 
-    def screenshot(self, file: Path) -> None:
-        """The whole page, as PNG."""
-        answer = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        file.write_bytes(base64.b64decode(answer["data"]))
-
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to a command of the protocol; events that come before it are taken note of."""
+        """Return the answer to a protocol command, recording the events that precede it."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -112,11 +105,11 @@ class Browser:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 return dict(answer["result"])
-            self._note(answer)
+            self._record(answer.get("method"), answer.get("params", {}))
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            if not select.select([self._read], [], [], _PATIENCE)[0]:
+            if not select.select([self._read], [], [], _TIMEOUT)[0]:
                 raise TimeoutError("the browser does not answer")
             part = os.read(self._read, 1 << 20)
             if not part:
@@ -125,36 +118,36 @@ class Browser:
         message, self._buffer = self._buffer.split(b"\0", 1)
         return dict(json.loads(message))
 
-    def _note(self, event: Mapping[str, Any]) -> None:
-        method, parameters = event.get("method"), event.get("params", {})
+    def _record(self, method: str | None, event: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
-            self.requests.append(parameters["request"]["url"])
+            self.requests.append(event["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            self.complaints.append(str(parameters["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and parameters["type"] in {"error", "assert"}:
-            self.complaints.append(" ".join(str(part.get("value", part)) for part in parameters["args"]))
-        elif method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
-            self.complaints.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
+            self.complaints.append(str(event["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and event["type"] in {"error", "assert"}:
+            self.complaints.append(" ".join(str(part.get("value", part)) for part in event["args"]))
+        elif method == "Log.entryAdded" and event["entry"]["level"] == "error":
+            self.complaints.append(f"{event['entry']['text']} {event['entry'].get('url', '')}")
 
 
 @contextmanager
 def browsing(profile: Path) -> Iterator[Browser]:
-    """A browser with its files in a folder of their own; it ends with this."""
+    """Run a browser with its files in `profile`."""
     assert PROGRAM is not None, "no Chromium"
     (to_browser, write), (read, from_browser) = os.pipe(), os.pipe()
-    words = [PROGRAM, *_FLAGS, *_QUIET, f"--user-data-dir={profile}", "about:blank"]
-    redirected = [sys.executable, "-c", _REDIRECT, str(to_browser), str(from_browser), *words]
+    argv = [PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
-        redirected, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", _REDIRECT, str(to_browser), str(from_browser), *argv],
+        pass_fds=(to_browser, from_browser),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     os.close(to_browser)
     os.close(from_browser)
-    browser = Browser(read, write)
     try:
-        yield browser
+        yield Browser(read, write)
     finally:
         os.close(read)
-        os.close(write)  # which ends it
+        os.close(write)  # ends the browser
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

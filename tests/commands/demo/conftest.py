@@ -1,26 +1,27 @@
-"""A small model of random weights with thresholds, as an object and as a folder, and what finds faces."""
+"""A small model with random weights and thresholds, and two photos with the faces found in them."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import deocc
 from deocc.commands.demo.analysis import OrlGallery
+from deocc.data import OrlFaces
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.model_folder import face_contract, write_model
 from deocc.inference.network import FaceNetwork
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
-from tests.apps.photos.scenes import ONE, Pasted, draw_scene
 
 SIZE = 64
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 
 
 def calibration() -> Calibration:
-    """0.6 and 0.4 for clean faces, 0.1 less for each masked one."""
+    """Thresholds of 0.6 and 0.4 for clean faces, 0.1 less for each masked face."""
     rows = {
         name: (Threshold(1e-2, 0.6 - number / 10, 0.4 - number / 10, RATES),) for number, name in enumerate(CONDITIONS)
     }
@@ -30,18 +31,16 @@ def calibration() -> Calibration:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder."""
-    student = {
-        "name": "dlib_resnet",
-        "options": {},
-        "student_input": "completed",
-        "mask_channel": False,
-        "embedding_dim": 128,
-    }
-    generator = {"width": 8, "depth": 1, "attention": True}
     config = {
-        "student": student,
+        "student": {
+            "name": "dlib_resnet",
+            "options": {},
+            "student_input": "completed",
+            "mask_channel": False,
+            "embedding_dim": 128,
+        },
         "teacher": "dlib_resnet",
-        "deoccluder": {"generator": generator, "segmenter": {"width": 8}},
+        "deoccluder": {"generator": {"width": 8, "depth": 1, "attention": True}, "segmenter": {"width": 8}},
         "face": face_contract(SIZE),
         "thresholds": calibration().plain(),
     }
@@ -54,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipeline(model: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """The model, loaded; what it takes for covered is what is bright, since random weights would cover all or nothing."""
+    """The model with bright pixels as its predicted mask; random weights would cover everything or nothing."""
     loaded = deocc.load(model)
     monkeypatch.setattr(
         loaded.network.deoccluder, "predict_mask", lambda face: (face.mean(1, keepdim=True) > 0).float()
@@ -69,10 +68,12 @@ def gallery(pipeline: Pipeline) -> OrlGallery:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two photos, of two people."""
+    """Photos of two people."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, face in enumerate((ONE[0], Pasted(22, 200, 40, 250))):
-        draw_scene([face]).save(folder / f"{number}.png")
+    faces = OrlFaces()
+    for number, index in enumerate((0, 220)):
+        picture = Image.fromarray(faces.image(index))
+        picture.resize((4 * picture.width, 4 * picture.height)).convert("RGB").save(folder / f"{number}.png")
     return folder / "0.png", folder / "1.png"
 
 
@@ -83,6 +84,6 @@ def finder() -> FaceFinder:
 
 @pytest.fixture(scope="session")
 def faces(photos: tuple[Path, Path], finder: FaceFinder) -> tuple[PhotoFace, PhotoFace]:
-    """The faces of both."""
+    """The faces of both photos."""
     first, second = (finder.find(read_photo(path))[0] for path in photos)
     return first, second
