@@ -90,8 +90,9 @@ class DeoccCLI(LightningCLI):
         for callback in config.trainer.callbacks:
             if "ModelCheckpoint" in callback.class_path:
                 callback.init_args.dirpath = str(folder / runs.CHECKPOINTS)
-        own_folder = fitting or checkpoint is None or folder.name.startswith(_OTHER_DATA)
-        home = folder if own_folder else runs.run_folder_of(checkpoint)
+        home = folder
+        if not fitting and checkpoint is not None and not folder.name.startswith(_OTHER_DATA):
+            home = runs.run_folder_of(checkpoint)
         place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
         for key, module in _EARLIER_STAGES.items():
             if checkpoint is None:
@@ -296,10 +297,8 @@ def _add_callbacks(trainer: Any, model: str) -> None:
     configured = configured if isinstance(configured, list) else [configured]
     present = {callback.class_path.rsplit(".", 1)[-1] for callback in configured}
     missing = [name for name in (*names, *_PREDICTIONS) if name.rsplit(".", 1)[-1] not in present]
-    trainer.callbacks = [
-        jsonargparse.Namespace(class_path=name, init_args=jsonargparse.Namespace()) for name in missing
-    ]
-    trainer.callbacks += configured
+    namespace: Any = jsonargparse.Namespace  # untyped
+    trainer.callbacks = [namespace(class_path=name, init_args=namespace()) for name in missing] + configured
 
 
 def _choose_earlier_run(model: Any, key: str, module: str) -> None:

@@ -54,6 +54,7 @@ def installed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     unwanted = shutil.ignore_patterns("__pycache__", "pretrained")
     shutil.copytree(ROOT / "deocc", tree / "deocc", ignore=unwanted)
     shutil.copytree(model, tree / "deocc/pretrained")
+    shutil.copytree(ROOT / "configs", tree / "configs")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     built = subprocess.run(
