@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from bench import lfw
+from tests.conftest import ROOT
 
 FAKE = """#!{python}
 import json, os, pathlib, shutil, sys, time
@@ -21,6 +24,8 @@ print("output of", words[0])
 if (here / "broken").exists() and (here / "broken").read_text() in " ".join(words):
     sys.exit(2)
 if (here / "slow").exists() and (here / "slow").read_text() in " ".join(words):
+    (here / "draft").write_text(str(os.getpid()))
+    (here / "draft").rename(here / "pid")
     time.sleep(60)
 run = pathlib.Path(words[words.index("--resume" if "--resume" in words else "--run") + 1])
 if words[0] == "fit":
@@ -113,6 +118,34 @@ def test_a_failed_stage_stops_the_one_beside_it(fake: Path) -> None:
     start = time.monotonic()
     assert _run(fake, "--halves", "a", "--jobs", "2")[0] == 1
     assert time.monotonic() - start < 50 and not (fake / "ended").exists()
+
+
+def test_sigterm_stops_the_stages(fake: Path) -> None:
+    (fake / "slow").write_text("segment.yaml")
+    argv = ["--data", str(fake / "faces"), "--runs", str(fake / "runs"), "--halves", "a"]
+    program = f"import sys; from bench import lfw; lfw.DEOCC = {lfw.DEOCC!r}; sys.exit(lfw.main({argv!r}))"
+    with subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}) as runner:
+        while runner.poll() is None and not list(fake.glob("pid")):
+            time.sleep(0.05)
+        runner.send_signal(signal.SIGTERM)
+        assert runner.wait(20) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((fake / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "flags", "expected"), [(True, "avx2", True), (False, "avx2 avx512_bf16", False), (False, "amx_bf16", True)]
+)
+def test_bfloat16_only_where_it_is_fast(
+    gpu: bool, flags: str, expected: bool, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    (fake / "cpuinfo").write_text(f"model name : a\nflags\t\t: sse {flags} fma\n")
+    assert lfw.has_fast_bfloat16(fake / "cpuinfo") is expected
+    assert not lfw.has_fast_bfloat16(fake / "nowhere") or gpu
+    monkeypatch.setattr(lfw, "has_fast_bfloat16", lambda: expected)
+    for call in _run(fake, "--halves", "a")[1]:
+        assert ("bf16-mixed" in call) is (expected and call[0] == "fit")
 
 
 def test_a_training_without_its_last_epoch_is_a_failure(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
