@@ -2,8 +2,8 @@
 
 Half "a" tests on the pairs of folds 1-5 and trains on everyone who is in none of them, half "b" on folds 6-10; together
 they test 6,000 pairs. In each half the mask predictor, the generator and the student are trained (`configs/lfw`), then
-generator and student are tested. Every stage is a run of `deocc` with a log `RUNS/HALF/STAGE.log`. Run the command again
-after an interruption: finished stages are skipped, interrupted trainings are resumed.
+generator and student are tested. Every stage is a run of `deocc` with a log `RUNS/HALF/STAGE.log`. Run the command
+again after an interruption: finished stages are skipped, interrupted trainings are resumed.
 """
 
 import argparse

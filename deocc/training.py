@@ -44,7 +44,7 @@ _OUTPUTS = ["deocc.callbacks.PanelCallback", "deocc.callbacks.ResultsCallback"]
 _RECOGNITION_OUTPUTS = ["deocc.callbacks.CalibrationCallback", "deocc.inference.model_folder.ModelFolderCallback"]
 """Callbacks that write a run's results, in the order in which each reads files of those before."""
 _PREDICTIONS = ["deocc.callbacks.PredictionCallback"]
-_TRAINER_DEFAULTS = {
+TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # the data module distributes the images itself, seeded
@@ -145,7 +145,7 @@ def run(argv: list[str]) -> int:
             save_config_callback=DashboardConfigCallback if command == "fit" else None,
             save_config_kwargs={"overwrite": True, "config_filename": UNFINISHED_CONFIG},
             seed_everything_default=0,
-            trainer_defaults=_TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={command: {"exit_on_error": False}, "exit_on_error": False},
             args=expand_arguments(argv),
         )

@@ -1,4 +1,4 @@
-"""An interrupted run goes on where it was: the same weights, the same log, the same folder, and no other run needed."""
+"""An interrupted run continues with the same weights, log and folder, and needs no other run."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from deocc import runs
-from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
+from tests.conftest import SMALL, TINY_STAGE1, run_deocc
 
 SHORT = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
 SHORT += ["--trainer.log_every_n_steps", "1"]
@@ -21,8 +21,12 @@ def last(run: Path) -> dict[str, Any]:
     return content
 
 
+def stage1_of(run: Path) -> object:
+    return yaml.safe_load((run / runs.CONFIG).read_text())["model"]["init_args"].get("inpainting_checkpoint")
+
+
 def logged(run: Path) -> dict[int, dict[str, float]]:
-    """The training's rows by step; a repeated step must have repeated its figures."""
+    """The logged training values by step; a repeated step must have equal values."""
     rows: dict[int, dict[str, float]] = {}
     with (run / "metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -32,12 +36,12 @@ def logged(run: Path) -> dict[int, dict[str, float]]:
     return rows
 
 
-def fit(stage: str, *words: str) -> None:
-    run_deocc("fit", "--config", str(ROOT / f"configs/{stage}.yaml"), *SMALL, *SHORT, *words)
+def fit(stage: str, *argv: str) -> None:
+    run_deocc("fit", "--config", stage, *SMALL, *SHORT, *argv)
 
 
 @pytest.mark.parametrize(
-    ("stage", "words"),
+    ("stage", "own"),
     [
         ("inpaint", TINY_STAGE1),
         ("inpaint", [*TINY_STAGE1, "--model.init_args.adversarial", "wgan"]),
@@ -45,30 +49,30 @@ def fit(stage: str, *words: str) -> None:
     ],
     ids=["inpaint-hinge", "inpaint-wgan", "distill"],
 )
-def test_a_broken_and_resumed_run_equals_one_in_one_go(
-    stage: str, words: list[str], stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_resumed_run_equals_an_uninterrupted_one(
+    stage: str, own: list[str], stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, optimiser, averages, learning rate, order, augmentation and masks; stage 2 even where its stage 1 is gone by then."""
+    """In weights, optimiser, averages, schedule, order, augmentation and masks; stage 2 even without its stage 1."""
     monkeypatch.chdir(tmp_path)
-    through, halved = tmp_path / "through", tmp_path / "halved"
+    through, broken = tmp_path / "through", tmp_path / "broken"
     Path("stage1").symlink_to(stage1)
-    fit(stage, *words, "--run", str(through))
+    fit(stage, *own, "--run", str(through))
     with pytest.raises(SystemExit):
-        fit(stage, *words, "--run", str(halved), *BREAK)
-    assert last(halved)["epoch"] == 0, "the first epoch's checkpoint was not written when the epoch ended"
+        fit(stage, *own, "--run", str(broken), *BREAK)
+    assert last(broken)["epoch"] == 0, "the first epoch's checkpoint was not written when the epoch ended"
     Path("stage1").unlink()
-    named = yaml.safe_load((halved / runs.CONFIG).read_text())["model"]["init_args"].get("inpainting_checkpoint")
-    fit(stage, *words, "--ckpt_path", str(halved / "checkpoints" / "last.ckpt"))
-    ours, theirs = last(through), last(halved)
-    assert theirs["global_step"] == ours["global_step"]
-    assert [key for key, value in ours["state_dict"].items() if not torch.equal(value, theirs["state_dict"][key])] == []
-    assert logged(halved) == logged(through) and len(logged(through)) == 3
-    assert (
-        yaml.safe_load((halved / runs.CONFIG).read_text())["model"]["init_args"].get("inpainting_checkpoint") == named
-    )
+    named = stage1_of(broken)
+    fit(stage, *own, "--ckpt_path", str(broken / "checkpoints" / "last.ckpt"))
+    expected, resumed = last(through), last(broken)
+    assert resumed["global_step"] == expected["global_step"]
+    for key, value in expected["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][key]), key
+    assert logged(broken) == logged(through)
+    assert len(logged(through)) == 3
+    assert stage1_of(broken) == named
 
 
-def test_resuming_into_another_run_leaves_that_run_alone(
+def test_resuming_into_another_run_leaves_it_unchanged(
     stage1: Path, stage2: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resumed = ["--ckpt_path", str(stage1 / "checkpoints" / "last.ckpt"), "--trainer.fast_dev_run", "true"]

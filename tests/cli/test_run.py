@@ -1,34 +1,25 @@
-"""Whole commands on real faces: what a run leaves behind, resuming, and what an evaluation writes."""
+"""Whole commands on real faces: what a run folder holds, and what an evaluation writes."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from deocc import runs
 from deocc.data import MaskedFaceDataModule
 from deocc.evaluation.results import CLEAN_ROWS
-from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1, run_deocc
+from tests.conftest import ONE_STEP, SMALL, TINY_STAGE1, run_deocc
 
-TEACHER = (
-    "teacher_clean",
-    "teacher_masked",
-    "teacher_completed",
-    "teacher_completed_predicted_mask",
-    "teacher_clean_predicted_mask",
-)
-ROWS = (*TEACHER, "student_clean", "student_clean_predicted_mask", "student", "student_predicted_mask")
+TEACHER = ("clean", "masked", "completed", "completed_predicted_mask", "clean_predicted_mask")
+STUDENT = ("student_clean", "student_clean_predicted_mask", "student", "student_predicted_mask")
+ROWS = (*(f"teacher_{name}" for name in TEACHER), *STUDENT)
 FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]"]
-INPAINT = ["fit", "--config", str(ROOT / "configs/inpaint.yaml")]
-
-
-def test_a_run_folder_holds_what_is_needed_to_go_on(stage1: Path, stage2: Path) -> None:
-    for folder in (stage1, stage2):
-        assert (folder / runs.CONFIG).is_file() and (folder / "checkpoints" / "last.ckpt").is_file()
 
 
 @contextmanager
@@ -36,13 +27,18 @@ def fewer_images() -> Iterator[None]:
     """Every fifth image of each split: two of each person."""
     chosen = MaskedFaceDataModule._chosen
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MaskedFaceDataModule, "_chosen", lambda *words: chosen(*words)[::5])
+        patch.setattr(MaskedFaceDataModule, "_chosen", lambda *args: chosen(*args)[::5])
         yield
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / runs.RESULTS).read_text())
+    return content
 
 
 @pytest.fixture(scope="module")
 def tested(stage2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was tested on every fifth image of the test people, its results beside what training left."""
+    """A tested run, on every fifth image of the test people."""
     folder = tmp_path_factory.mktemp("tested") / "distill"
     shutil.copytree(stage2, folder)
     with fewer_images():
@@ -50,15 +46,38 @@ def tested(stage2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_testing_leaves_the_log_of_the_training_as_it_was(tested: Path, stage2: Path) -> None:
+def test_fit_writes_what_a_resumed_run_needs(stage1: Path, stage2: Path) -> None:
+    for folder in (stage1, stage2):
+        assert (folder / runs.CONFIG).is_file()
+        assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_fit_adds_the_callbacks_of_the_stage(stage1: Path, stage2: Path) -> None:
+    """Those that read files of others come after them."""
+    common = ["PanelCallback", "ResultsCallback"]
+    for folder, own in ((stage1, []), (stage2, ["CalibrationCallback", "ModelFolderCallback"])):
+        written = yaml.safe_load((folder / runs.CONFIG).read_text())["trainer"]["callbacks"]
+        names = [callback["class_path"].rsplit(".", 1)[-1] for callback in written]
+        assert names == [*common, *own, "PredictionCallback"]
+
+
+def test_second_fit_never_overwrites_the_first(stage1: Path) -> None:
+    before = (stage1 / "checkpoints" / "last.ckpt").read_bytes()
+    run_deocc("fit", "--config", "inpaint", "--run", str(stage1), *SMALL, *TINY_STAGE1, *ONE_STEP)
+    assert (stage1.with_name(f"{stage1.name}-2") / "checkpoints" / "last.ckpt").is_file()
+    assert (stage1 / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_test_leaves_the_training_log_unchanged(tested: Path, stage2: Path) -> None:
     before = (stage2 / "metrics.csv").read_text()
-    assert "train/loss" in before and (tested / "metrics.csv").read_text() == before
+    assert "train/loss" in before
+    assert (tested / "metrics.csv").read_text() == before
     assert "test/student" in (tested / "test" / "metrics.csv").read_text()
     assert "Training</figcaption>" in (tested / runs.REPORT).read_text()
 
 
-def test_results_json_holds_what_it_promises(tested: Path) -> None:
-    results = json.loads((tested / runs.RESULTS).read_text())
+def test_results_hold_every_row_and_section(tested: Path) -> None:
+    results = read_results(tested)
     assert tuple(results["rows"]) == ROWS
     for name, row in results["rows"].items():
         assert {"eer", "auc", "rank1", "tar@1e-2", "tar@1e-3"} <= set(row), name
@@ -71,42 +90,40 @@ def test_results_json_holds_what_it_promises(tested: Path) -> None:
     assert set(results["mask_prediction"]) == {"per_kind", "masked", "bare"}
     assert set(results["mask_prediction"]["per_kind"]) == {"surgical", "sunglasses"}
     assert {"command", "checkpoint", "versions", "data_hash", "manifest_hash", "mask_seeds", "credit"} <= set(results)
+    assert (results["people"], results["images"]) == (16, 32), "the test people, whom training never saw"
 
 
-def test_the_test_people_are_those_that_training_never_saw(tested: Path) -> None:
-    results = json.loads((tested / runs.RESULTS).read_text())
-    assert results["people"] == 16 and results["images"] == 32
-
-
-def test_the_report_stands_alone(tested: Path) -> None:
+def test_report_stands_alone(tested: Path) -> None:
     text = (tested / runs.REPORT).read_text()
-    assert "AT&amp;T Laboratories Cambridge" in text and "data:image/png;base64," in text
-    assert 'src="http' not in text and 'href="http' not in text
+    assert "AT&amp;T Laboratories Cambridge" in text
+    assert "data:image/png;base64," in text
+    assert 'src="http' not in text
+    assert 'href="http' not in text
 
 
-def test_testing_again_gives_the_same_figures_even_where_stage_1_has_gone(
-    stage1: Path, stage2: Path, tmp_path: Path
-) -> None:
-    words = ["test", "--checkpoint", str(stage2), *SMALL, *FEW, "--trainer.limit_test_batches", "4"]
-    run_deocc(*words, "--run", str(tmp_path / "first"))
+def test_test_is_repeatable_without_stage1(stage1: Path, stage2: Path, tmp_path: Path) -> None:
+    argv = ["test", "--checkpoint", str(stage2), *SMALL, *FEW, "--trainer.limit_test_batches", "4"]
+    run_deocc(*argv, "--run", str(tmp_path / "first"))
     away = stage1.rename(stage1.with_name("away"))
     try:
-        run_deocc(*words, "--run", str(tmp_path / "second"))
+        run_deocc(*argv, "--run", str(tmp_path / "second"))
     finally:
         away.rename(stage1)
-    first, second = (json.loads((tmp_path / name / runs.RESULTS).read_text()) for name in ("first", "second"))
-    assert first["rows"] == second["rows"] and first["manifest_hash"] == second["manifest_hash"]
+    first, second = read_results(tmp_path / "first"), read_results(tmp_path / "second")
+    assert first["rows"] == second["rows"]
+    assert first["manifest_hash"] == second["manifest_hash"]
 
 
-def test_stage_1_is_tested_for_restoration(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_test_measures_restoration_of_stage1(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with fewer_images():
         run_deocc("test", "--checkpoint", str(stage1), "--run", str(tmp_path), *SMALL, *FEW)
-    results = json.loads((tmp_path / runs.RESULTS).read_text())
-    assert results["rows"] == {} and 0 < results["restoration"]["given_mask"]["psnr_covered"] < 40
+    results = read_results(tmp_path)
+    assert results["rows"] == {}
+    assert 0 < results["restoration"]["given_mask"]["psnr_covered"] < 40
     assert "PSNR" in capsys.readouterr().out
 
 
-def test_the_newest_run_is_taken_and_named(
+def test_evaluation_takes_the_newest_run(
     stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "runs").mkdir()
@@ -117,25 +134,9 @@ def test_the_newest_run_is_taken_and_named(
 
 
 def test_predict_writes_sheets_and_embeddings(stage2: Path, tmp_path: Path) -> None:
-    run_deocc(
-        "predict",
-        "--checkpoint",
-        str(stage2),
-        "--run",
-        str(tmp_path),
-        *SMALL,
-        *FEW,
-        "--trainer.limit_predict_batches",
-        "1",
-    )
+    one_batch = [*SMALL, *FEW, "--trainer.limit_predict_batches", "1"]
+    run_deocc("predict", "--checkpoint", str(stage2), "--run", str(tmp_path), *one_batch)
     arrays = np.load(tmp_path / "predictions" / "embeddings-0.npz")
     assert arrays["embedding"].shape == (8, 128)
     assert np.allclose(np.linalg.norm(arrays["embedding"], axis=1), 1, atol=1e-5)
     assert (tmp_path / "predictions" / "sheet-0-0000.png").is_file()
-
-
-def test_a_second_fit_never_overwrites_the_first(stage1: Path) -> None:
-    before = (stage1 / "checkpoints" / "last.ckpt").read_bytes()
-    run_deocc(*INPAINT, "--run", str(stage1), *SMALL, *TINY_STAGE1, *ONE_STEP)
-    assert (stage1.with_name(f"{stage1.name}-2") / "checkpoints" / "last.ckpt").is_file()
-    assert (stage1 / "checkpoints" / "last.ckpt").read_bytes() == before
