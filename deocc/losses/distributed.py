@@ -40,16 +40,18 @@ def join_targets(targets: Tensor) -> Tensor:
     return torch.cat(_all_gather(targets.detach()))
 
 
-def stack_over_processes(value: Tensor) -> Tensor:
-    """Stack tensors of equal shape over processes to (W, ...), with gradient to the tensor of this process only.
+def sum_over_processes(value: Tensor) -> Tensor:
+    """Sum tensors of equal shape over processes.
 
-    A sum or log-sum-exp over dimension 0 of the result is a reduction over processes whose gradient needs no
-    communication.
+    The gradient reaches the tensor of this process only and needs no communication.
     """
-    rank, _ = process_place()
-    parts = _all_gather(value.detach())
-    parts[rank] = value
-    return torch.stack(parts)
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    return total
+
+
+def max_over_processes(value: Tensor) -> Tensor:
+    """Return the elementwise maximum of tensors of equal shape over processes, without gradient."""
+    return _all_reduce(value.detach(), dist.ReduceOp.MAX)
 
 
 def gather_embeddings(embedding: Tensor) -> Tensor:
@@ -128,9 +130,27 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         rank, processes = process_place()
-        summed = upstream.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)  # unlike reduce-scatter, supported by every backend
-        return summed.chunk(processes)[rank]
+        # Unlike reduce-scatter, all-reduce is supported by every backend.
+        return _all_reduce(upstream, dist.ReduceOp.SUM).chunk(processes)[rank]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _all_reduce(value, dist.ReduceOp.SUM)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return upstream
+
+
+def _all_reduce(value: Tensor, operation: Any) -> Tensor:
+    """Return a reduced copy of `value`."""
+    reduced = value.clone(memory_format=torch.contiguous_format)
+    if process_place()[1] > 1:
+        dist.all_reduce(reduced, operation)
+    return reduced
 
 
 def _all_gather(value: Tensor) -> list[Tensor]:

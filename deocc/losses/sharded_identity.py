@@ -29,7 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.losses.distances import widen
-from deocc.losses.distributed import gather_embeddings, join_targets, process_place, rows_of, stack_over_processes
+from deocc.losses.distributed import (
+    gather_embeddings,
+    join_targets,
+    max_over_processes,
+    process_place,
+    rows_of,
+    sum_over_processes,
+)
 from deocc.losses.identity import check_margin, check_scale, margin_cosine
 
 
@@ -73,12 +80,14 @@ def sharded_identity_loss(
         row = position[sample, column]
         # Each true cosine is computed on one process; the others add 0.
         own_cosine = (unit[sample] * directions[row]).sum(1)
-        cosine = stack_over_processes(unit.new_zeros(identity.shape).index_put((sample, column), own_cosine)).sum(0)
-        # Log-sum-exp over all identities not in the face. The lowest finite value excludes the others: -inf would give
-        # NaN gradients.
+        cosine = sum_over_processes(unit.new_zeros(identity.shape).index_put((sample, column), own_cosine))
+        # Log-sum-exp over all identities not in the face. The others get the lowest finite logit: -inf would give NaN
+        # gradients where nothing else is left.
         logits = (scale * unit) @ directions.T
         lowest = logits.new_tensor(torch.finfo(logits.dtype).min)
-        rest = stack_over_processes(logits.index_put_((sample, row), lowest).logsumexp(1)).logsumexp(0)
+        own_rest = logits.index_put_((sample, row), lowest).logsumexp(1)
+        largest = max_over_processes(own_rest)
+        rest = largest + sum_over_processes((own_rest - largest).exp()).log()
         target = scale * margin_cosine(cosine, margin_type, margin)
         losses = _logsumexp_of_all(target, scale * cosine, rest, identity) - target
         return (losses * share.to(losses.dtype)).sum(1).mean()
