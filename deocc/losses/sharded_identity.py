@@ -24,9 +24,12 @@ processes.
     numbers equal on all processes, so that the sample does not depend on the number of processes; our choice.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from deocc.losses.distances import widen
 from deocc.losses.distributed import (
@@ -85,7 +88,7 @@ def sharded_identity_loss(
         # gradients where nothing else is left.
         logits = (scale * unit) @ directions.T
         lowest = logits.new_tensor(torch.finfo(logits.dtype).min)
-        own_rest = logits.index_put_((sample, row), lowest).logsumexp(1)
+        own_rest: Tensor = _RowLogSumExp.apply(logits.index_put_((sample, row), lowest))  # type: ignore[no-untyped-call]
         largest = max_over_processes(own_rest)
         rest = largest + sum_over_processes((own_rest - largest).exp()).log()
         target = scale * margin_cosine(cosine, margin_type, margin)
@@ -213,6 +216,23 @@ class ShardedIdentityLoss(nn.Module):
         if self.sample_share < 1:
             weight = F.embedding(chosen - self.rows.start, weight, sparse=True)
         return sharded_identity_loss(joined, weight, chosen, identity, share, self.margin_type, self.margin, self.scale)
+
+
+class _RowLogSumExp(torch.autograd.Function):
+    """Log-sum-exp over dimension 1; the backward pass allocates one buffer of the logits' size, that of torch three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        total = logits.logsumexp(1)
+        ctx.save_for_backward(logits, total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        logits, total = ctx.saved_tensors
+        softmax: Tensor = (logits - total[:, None]).exp_()
+        return softmax.mul_(upstream[:, None])
 
 
 def _logsumexp_of_all(target: Tensor, plain: Tensor, rest: Tensor, identity: Tensor) -> Tensor:
