@@ -1,11 +1,11 @@
-"""Networks: pure `nn.Module`s, tensors in and out."""
+"""Networks: modules from tensors to tensors."""
 
 from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.discriminator import GlobalLocalDiscriminator, PatchDiscriminator
-from deocc.networks.embedders.registry import Embedder, create_embedder, create_teacher, list_embedders
-from deocc.networks.embedders.spec import EmbedderSpec
-from deocc.networks.generator import Generator, complete, compose
+from deocc.networks.embedders.embedder import Embedder, EmbedderSpec
+from deocc.networks.embedders.registry import create_embedder, create_teacher, list_embedders
+from deocc.networks.generator import Generator, compose
 from deocc.networks.segmenter import MaskSegmenter
 from deocc.networks.student import Projection, Student, widen_stem
 
@@ -20,7 +20,6 @@ __all__ = [
     "Projection",
     "Student",
     "WeightAverage",
-    "complete",
     "compose",
     "create_embedder",
     "create_teacher",

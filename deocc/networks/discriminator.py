@@ -1,10 +1,11 @@
-"""Discriminators: is a face real, patch by patch, in the whole crop and around the mask?
+"""Discriminators: patch-wise real-or-generated logits for the whole crop and for the area around the mask.
 
-That there is a global and a local one is inferred from the paper's figure; the networks are OURS.
+A global and a local discriminator are inferred from the paper's figure. The networks are not specified by the paper;
+our choice.
 
 [0] Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
-[1] Iizuka et al., "Globally and Locally Consistent Image Completion", SIGGRAPH 2017: a local crop of half the side around the hole.
-[2] Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017: logits patch by patch.
+[1] Iizuka et al., "Globally and Locally Consistent Image Completion", SIGGRAPH 2017 (local crop of half the side).
+[2] Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017 (patch-wise logits).
 """
 
 from itertools import pairwise
@@ -12,42 +13,48 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrizations import spectral_norm
 
 from deocc.networks.layers import MIN_SIDE, check_face_and_mask, check_width
 
-LOCAL_MARGIN = 1.25  # the box's side grows by it, since seams show at the mask's rim
-LOCAL_LEAST = 0.25  # of the shorter side: a smaller box would be magnified more than twice
+LOCAL_MARGIN = 1.25
+"""Enlargement of the mask's bounding box, to include seams at the mask's edge."""
+
+LOCAL_MIN_SIDE = 0.25
+"""Smallest side of the local crop relative to the shorter image side; smaller crops would be magnified over twice."""
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided convolutions over face and mask; each logit judges a patch [2]. Spectrally normalised [0], no batch statistics."""
+    """Spectrally normalised [0] convolutions over face and mask with one logit per patch [2], without batch statistics.
 
-    def __init__(self, width: int = 32, spectral_norm: bool = True) -> None:
-        """Build the network.
+    Args:
+        width: channels of the first layer, a multiple of 4; the last layers have 4 * width.
 
-        Args:
-            width: channels of the first layer, a multiple of 4; the last ones have 4 * width.
-            spectral_norm: whether to bound each layer's Lipschitz constant [0].
+    Raises:
+        ValueError: `width` is out of range.
+    """
 
-        Raises:
-            ValueError: width is out of range.
-        """
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         check_width(width)
-        self.config: dict[str, int | bool] = {"width": width, "spectral_norm": spectral_norm}
-        layers: list[nn.Module] = []
         channels = (4, width, 2 * width, 4 * width, 4 * width)
+        layers: list[nn.Module] = []
         for before, after in pairwise(channels):
-            layers += [_conv(nn.Conv2d(before, after, 4, stride=2, padding=1), spectral_norm), nn.LeakyReLU(0.2)]
-        layers.append(_conv(nn.Conv2d(channels[-1], 1, 3, padding=1), spectral_norm))
-        self.layers = nn.Sequential(*layers)
+            layers += [spectral_norm(nn.Conv2d(before, after, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1)))
 
     def forward(self, face: Tensor, mask: Tensor) -> Tensor:
-        """Face (B, 3, H, W) in [-1, 1] and mask (B, 1, H, W), H, W >= 16 -> logits (B, 1, H // 16, W // 16), positive = real.
+        """Compute the logits of faces.
+
+        Args:
+            face: (B, 3, H, W) in [-1, 1], H, W >= 16.
+            mask: (B, 1, H, W), 1 = covered.
+
+        Returns:
+            (B, 1, H // 16, W // 16), positive = real.
 
         Raises:
-            ValueError: the shapes are not these.
+            ValueError: the shapes do not match.
         """
         check_face_and_mask(face, mask)
         logits: Tensor = self.layers(torch.cat([face, mask.to(face.dtype)], 1))
@@ -55,20 +62,21 @@ class PatchDiscriminator(nn.Module):
 
 
 class GlobalLocalDiscriminator(nn.Module):
-    """One patch discriminator for the whole crop, another for the surroundings of the mask, looked at from nearby."""
+    """One patch discriminator for the whole crop and one for the magnified area around the mask [1].
 
-    def __init__(self, width: int = 32, spectral_norm: bool = True) -> None:
-        """Arguments as for `PatchDiscriminator`."""
+    Arguments and errors as for `PatchDiscriminator`.
+    """
+
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.config: dict[str, int | bool] = {"width": width, "spectral_norm": spectral_norm}
-        self.whole = PatchDiscriminator(width, spectral_norm)
-        self.local = PatchDiscriminator(width, spectral_norm)
+        self.whole = PatchDiscriminator(width)
+        self.local = PatchDiscriminator(width)
 
     def forward(self, face: Tensor, mask: Tensor) -> list[Tensor]:
-        """Face (B, 3, H, W) in [-1, 1] and mask (B, 1, H, W) -> [global logits, local logits], each (B, 1, *, *), positive = real.
+        """Compute global and local logits; arguments and errors as for `PatchDiscriminator.forward`.
 
-        Raises:
-            ValueError: the shapes are not these.
+        Returns:
+            Two tensors (B, 1, h, w), positive = real.
         """
         check_face_and_mask(face, mask)
         crop = crop_to_mask(torch.cat([face, mask.to(face.dtype)], 1), mask, max(MIN_SIDE, min(face.shape[2:]) // 2))
@@ -76,9 +84,9 @@ class GlobalLocalDiscriminator(nn.Module):
 
 
 def crop_to_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:
-    """A square crop around each image's mask, resized; differentiable in the image. OURS.
+    """Crop a square around each mask and resize it; differentiable with respect to the image.
 
-    Not `deocc.geometry.warp`, which chooses one antialiased copy for a whole batch: here no image may depend on its neighbours.
+    Not `deocc.geometry.warp`, whose antialiasing depends on the whole batch: images must be independent here.
 
     Args:
         image: (B, C, H, W).
@@ -86,36 +94,27 @@ def crop_to_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:
         size: side of the crop in pixels.
 
     Returns:
-        (B, C, size, size): the mask's bounding box, made square, grown by `LOCAL_MARGIN` and moved into the image; the whole image where
-        the mask is empty.
+        (B, C, size, size): the bounding box of the mask, made square, enlarged by `LOCAL_MARGIN` and moved into the
+        image; the whole image where the mask is empty.
     """
-    centre, side = _square_around(mask)
-    extent = torch.tensor([mask.shape[-1], mask.shape[-2]], device=mask.device, dtype=torch.float32)
+    height, width = mask.shape[-2:]
+    extent = torch.tensor([width, height], device=mask.device, dtype=torch.float32)
+    # Corners of the bounding box, x before y, in pixels from the top-left corner of the image.
+    (left, right), (top, bottom) = _covered_range(mask, 2), _covered_range(mask, 3)
+    low, high = torch.stack([left, top], -1), torch.stack([right, bottom], -1)
+    side = LOCAL_MARGIN * (high - low).amax(-1, keepdim=True)
+    side = side.clamp(LOCAL_MIN_SIDE * min(height, width), float(max(height, width)))
+    # Keep the square inside the image, or the image inside the square where the square is larger.
+    near, far = side / 2, extent - side / 2
+    centre = ((low + high) / 2).clamp(torch.minimum(near, far), torch.maximum(near, far))
     theta = torch.cat([torch.diag_embed(side / extent), (2 * centre / extent - 1).unsqueeze(-1)], -1)
     grid = F.affine_grid(theta, [image.shape[0], image.shape[1], size, size], align_corners=False)
     return F.grid_sample(image, grid.to(image.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _square_around(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres (B, 2) and sides (B, 1) of the crops, x before y, in pixels from the upper left *corner* of the image."""
-    (left, right), (top, bottom) = _bounds(mask, 2), _bounds(mask, 3)
-    low, high = torch.stack([left, top], -1), torch.stack([right, bottom], -1)
-    extent = torch.tensor([mask.shape[-1], mask.shape[-2]], device=mask.device, dtype=torch.float32)
-    side = (LOCAL_MARGIN * (high - low).amax(-1, keepdim=True)).clamp(
-        LOCAL_LEAST * float(min(mask.shape[-2:])), float(max(mask.shape[-2:]))
-    )
-    near, far = side / 2, extent - side / 2
-    # Where the square is larger than the image, far < near, and these bounds keep the image inside the square instead.
-    return ((low + high) / 2).clamp(torch.minimum(near, far), torch.maximum(near, far)), side
-
-
-def _bounds(mask: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
-    """First and one past the last covered index, (B,) each, along the axis that is left when axis `reduced` is; all of it if empty."""
+def _covered_range(mask: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
+    """Return the first and one past the last covered index (B,) along the axis other than `reduced`; all if empty."""
     covered = (mask > 0).any(reduced).flatten(1)
     index = torch.arange(covered.shape[1], device=mask.device, dtype=torch.float32)
     covered = covered | ~covered.any(1, keepdim=True)
     return torch.where(covered, index, torch.inf).amin(1), torch.where(covered, index + 1, 0.0).amax(1)
-
-
-def _conv(conv: nn.Conv2d, spectral_norm: bool) -> nn.Module:
-    return parametrizations.spectral_norm(conv) if spectral_norm else conv

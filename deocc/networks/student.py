@@ -1,29 +1,38 @@
-"""The student: a recogniser that is told what the de-occluder made of a face."""
+"""Student: an embedder that takes the completed face, optionally with the masked face and the mask."""
 
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from deocc.networks.embedders.registry import Embedder
+from deocc.networks.embedders.embedder import Embedder
+
+StudentInput = Literal["completed", "masked", "both"]
 
 
 def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
-    """Let the first convolution take further channels after red, green and blue, such as a mask; in place.
+    """Extend the first convolution, in place, to accept channels after red, green and blue, such as a mask.
 
-    The new weights are zero: before training, the embedding does not depend on the new channels. Returns the embedder.
+    The new weights are zero, so before training the embedding does not depend on the new channels.
+
+    Args:
+        embedder: embedder whose first convolution takes three channels.
+        extra_channels: number of channels to add.
+
+    Returns:
+        The embedder.
 
     Raises:
-        ValueError: extra_channels < 1, the embedder was widened already, or it has no plain convolution of three channels.
+        ValueError: `extra_channels` < 1, the embedder is already widened, or it has no plain convolution of three
+            channels.
     """
     if extra_channels < 1 or embedder.extra_channels:
         raise ValueError(
-            f"{embedder.name} can be widened once, by at least 1 channel: it has {embedder.extra_channels}, got {extra_channels}"
+            f"{embedder.name} can be widened once, by at least 1 channel: "
+            f"it has {embedder.extra_channels}, got {extra_channels}"
         )
-    convolutions = (
-        (name, module) for name, module in embedder.network.named_modules() if isinstance(module, nn.Conv2d)
-    )
-    name, stem = next(((name, module) for name, module in convolutions if module.in_channels == 3), ("", None))
+    convolutions = [(name, m) for name, m in embedder.network.named_modules() if isinstance(m, nn.Conv2d)]
+    name, stem = next(((name, conv) for name, conv in convolutions if conv.in_channels == 3), ("", None))
     if stem is None or stem.groups != 1:
         raise ValueError(f"{embedder.name} has no convolution of three channels to widen: choose another student")
     zeros = stem.weight.new_zeros(stem.out_channels, extra_channels, *stem.kernel_size)
@@ -33,25 +42,25 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
     return embedder
 
 
-def widened_weights(embedder: Embedder) -> list[nn.Parameter]:
-    """The weight of the convolution that `widen_stem` changed; empty where it changed none."""
-    if embedder.widened_layer is None:
-        return []
-    return [embedder.network.get_parameter(f"{embedder.widened_layer}.weight".removeprefix("."))]
-
-
 class Projection(nn.Module):
-    """A linear map without bias between embeddings of different dimension; the identity where they are equal."""
+    """Linear map without bias between embedding dimensions; the identity if they are equal.
+
+    Args:
+        in_dim: dimension of the input.
+        out_dim: dimension of the output.
+
+    Raises:
+        ValueError: a dimension is < 1.
+    """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
-        """Random weights; raises ValueError where a dimension is < 1."""
         super().__init__()
         if min(in_dim, out_dim) < 1:
             raise ValueError(f"embedding dimensions must be positive, got {in_dim} and {out_dim}")
         self.map = nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim, bias=False)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(..., in_dim) -> (..., out_dim), outside autocast, which would round the embeddings (see `Embedder`)."""
+        """Map (..., in_dim) to (..., out_dim), outside autocast, which would round embeddings (see `Embedder`)."""
         if isinstance(self.map, nn.Identity):
             return embedding
         with torch.autocast(embedding.device.type, enabled=False):
@@ -59,26 +68,22 @@ class Projection(nn.Module):
         return projected
 
 
-StudentInput = Literal["completed", "masked", "both"]
-
-
 class Student(nn.Module):
-    """An embedder over the completed face, the masked face or both, and a projection to the teacher's dimension."""
+    """Embedder over the completed face, the masked face or both, with a projection to the teacher's dimension.
+
+    Args:
+        embedder: differentiable embedder; widened in place where needed.
+        out_dim: dimension of the teacher's embeddings.
+        student_input: "completed", "masked", or "both", where the masked face follows as three further channels.
+        mask_channel: add the mask as a further channel.
+
+    Raises:
+        ValueError: unknown `student_input`, or the embedder cannot be trained or widened.
+    """
 
     def __init__(
         self, embedder: Embedder, out_dim: int, student_input: StudentInput = "completed", mask_channel: bool = False
     ) -> None:
-        """Wrap and, where needed, widen `embedder`.
-
-        Args:
-            embedder: differentiable; changed in place.
-            out_dim: dimension of the teacher's embeddings.
-            student_input: with "both", the masked face follows the completed one as three further channels.
-            mask_channel: whether the mask is a further channel.
-
-        Raises:
-            ValueError: an unknown input, or an embedder that cannot be trained or widened.
-        """
         super().__init__()
         if student_input not in get_args(StudentInput):
             raise ValueError(
@@ -93,35 +98,67 @@ class Student(nn.Module):
 
     @property
     def needs_completion(self) -> bool:
-        """Whether the completed face is looked at."""
+        """The embedding depends on the completed face."""
         return self.student_input != "masked"
 
     @property
     def needs_mask(self) -> bool:
-        """Whether the embedding depends on the mask, by the completion or as a channel."""
+        """The embedding depends on the mask, through the completion or as a channel."""
         return self.needs_completion or self.mask_channel
 
     def forward(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
-        """Masked and completed face (B, 3, H, W) in [-1, 1], mask (B, 1, H, W) -> raw embedding (B, out_dim)."""
-        extra = [masked_face] * (self.student_input == "both") + [mask] * self.mask_channel
+        """Embed faces.
+
+        Args:
+            masked_face: (B, 3, S, S) in [-1, 1].
+            completed_face: (B, 3, S, S) in [-1, 1].
+            mask: (B, 1, S, S), 1 = covered.
+
+        Returns:
+            Embeddings (B, out_dim), not normalised.
+        """
+        extra = []
+        if self.student_input == "both":
+            extra.append(masked_face)
+        if self.mask_channel:
+            extra.append(mask)
         face = completed_face if self.needs_completion else masked_face
         embedding: Tensor = self.projection(self.embedder(face, torch.cat(extra, 1) if extra else None))
         return embedding
 
     def trainable(self, blocks: int | None) -> list[nn.Parameter]:
-        """The parameters to train: all, or the head, the last `blocks` sections, a widened stem and the projection.
+        """Select the parameters to train.
+
+        Args:
+            blocks: number of last sections to train beside head, widened stem and projection; None trains all.
+
+        Returns:
+            Parameters without duplicates.
 
         Raises:
-            ValueError: the embedder has not that many sections.
+            ValueError: the embedder has fewer sections.
         """
         if blocks is None:
             return list(self.parameters())
-        chosen = [*self.embedder.trainable_tail(blocks), *widened_weights(self.embedder), *self.projection.parameters()]
-        return list(dict.fromkeys(chosen))  # with all blocks, the stem is among them already
+        chosen = self.embedder.trainable_tail(blocks)
+        if self.embedder.widened_layer is not None:
+            stem = self.embedder.network.get_submodule(self.embedder.widened_layer)
+            chosen.append(stem.get_parameter("weight"))
+        chosen += self.projection.parameters()
+        return list(dict.fromkeys(chosen))  # with all blocks, the stem is already included
 
 
 def check_start(student: Student, out_dim: int, interpolation: float) -> None:
-    """Raise ValueError where the average would be drawn back to random weights."""
+    """Check that weight interpolation starts from pretrained weights.
+
+    Args:
+        student: student before training.
+        out_dim: dimension of the teacher's embeddings.
+        interpolation: weight of the trained student, in (0, 1]; 1 does not interpolate.
+
+    Raises:
+        ValueError: `interpolation` < 1 with random weights in the embedder or the projection.
+    """
     embedder = student.embedder
     if interpolation < 1 and not (embedder.pretrained and embedder.embedding_dim == out_dim):
         raise ValueError(

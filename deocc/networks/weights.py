@@ -1,4 +1,4 @@
-"""Reading weight files: where to look, what to accept, and one clear line where they do not fit."""
+"""Reading weight files safely, with one-line messages where they are missing, damaged or do not match."""
 
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -9,19 +9,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from deocc.messages import describe_error
 from deocc.runs import damage
 
-# Names under which training scripts save the network inside a larger dictionary.
+# Keys under which training scripts save the network inside a larger dictionary.
 _CONTAINERS = ("state_dict", "model_state_dict", "state_dict_backbone", "model", "backbone", "net")
-# What wrappers (DataParallel, Lightning modules, `Embedder`) put before the network's own names.
+# Prefixes that wrappers (DataParallel, Lightning modules, `Embedder`) add to the names of a network.
 _PREFIXES = ("module.", "backbone.", "model.", "network.", "_orig_mod.")
 
 
 def find_weights(path: str | Path, remedy: str) -> Path:
-    """The file at `path`.
+    """Return the weights file at `path`, with `~` expanded.
 
     Raises:
-        FileNotFoundError: there is none; the message says where it was looked for and ends with `remedy`.
+        FileNotFoundError: the file does not exist; the message contains its absolute path and ends with `remedy`.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -30,41 +31,39 @@ def find_weights(path: str | Path, remedy: str) -> Path:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a `.safetensors` file or of a file that `torch.save` wrote, wherever in it they lie.
+    """Read the named tensors of a `.safetensors` or `torch.save` file, also from within known containers.
 
-    Only plain tensors are read, since unpickling anything else may run code.
+    Only plain tensors are read, because unpickling anything else may execute code.
 
     Raises:
-        ValueError: the file is damaged, or holds no named tensors.
+        ValueError: the file is damaged or contains no named tensors.
     """
     try:
         content: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
-    except Exception as error:  # a file that is something else makes the readers fail in any way
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+    except Exception as error:  # readers raise arbitrary errors for other files
         raise ValueError(
-            f"{path} is damaged or holds more than plain tensors ({reason}): save its state_dict alone, or get it again"
+            f"{path} is damaged or holds more than plain tensors ({describe_error(error)}): "
+            "save its state_dict alone, or get it again"
         ) from None
     for name in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    state = (
-        {key: value for key, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+    if not isinstance(content, Mapping):
+        content = {}
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no named tensors: give a file that holds a network's state_dict")
     return state
 
 
 def load_tensors(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU; nothing in it is executed.
+    """Load a `torch.save` file to the CPU without executing its content.
 
     Raises:
-        ValueError: it unpacks to more than its own size: `torch.save` never compresses, so only a bomb does.
-        Exception: whatever torch raises at a file that is something else, or holds more than tensors and plain values.
+        ValueError: the file is a decompression bomb: `torch.save` never compresses.
+        Exception: errors of `torch.load` for other files or for content beyond tensors and plain values.
     """
-    if zipfile.is_zipfile(path):  # not so before PyTorch 1.6
+    if zipfile.is_zipfile(path):  # not a zip file before PyTorch 1.6
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > path.stat().st_size:
@@ -72,32 +71,33 @@ def load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
 def strip_prefixes(state: Mapping[str, Tensor], known: Iterable[str] = ()) -> dict[str, Tensor]:
-    """`state` without what wrappers put before a network's names; names that are `known` stay as they are."""
+    """Remove the prefixes of wrappers from the names in `state`; names in `known` are kept."""
     known = set(known)
-    return {_stripped(key, known): value for key, value in state.items()}
-
-
-def _stripped(key: str, known: set[str]) -> str:
-    while key not in known:
-        prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None)
-        if prefix is None:
-            break
-        key = key.removeprefix(prefix)
-    return key
+    stripped = {}
+    for key, value in state.items():
+        while key not in known and key.startswith(_PREFIXES):
+            key = key.split(".", 1)[1]
+        stripped[key] = value
+    return stripped
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, ignored: tuple[str, ...] = ()) -> None:
-    """Copy named tensors into `network`.
+    """Copy named tensors into `network`, all or none.
 
     Args:
-        network: whose names and shapes must all be met.
-        state: named tensors, possibly with the prefixes of wrappers.
-        source: where they come from, for the message.
-        ignored: beginnings of names that the network does not have and may be left out, such as a classifier's.
+        network: network whose names and shapes must all be present.
+        state: named tensors, possibly with prefixes of wrappers.
+        source: file they were read from, for the message.
+        ignored: prefixes of names that the network does not have and that are skipped, such as a classifier.
 
     Raises:
-        ValueError: names are missing or unexpected, or shapes differ; the message shows the first three of each.
+        ValueError: names are missing or unexpected, or shapes differ; the message contains the first three of each.
     """
     wanted = network.state_dict()
     found = {
@@ -105,43 +105,46 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, 
         for key, value in strip_prefixes(state, wanted).items()
         if key in wanted or not key.startswith(ignored)
     }
-    # PyTorch before 0.4.1 saved no counters of batches, and nothing at inference depends on them.
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in found if key not in wanted]
-    misshaped = [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    problems = {
+        # PyTorch before 0.4.1 saved no batch counters, which inference does not need.
+        "missing": [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in found if key not in wanted],
+        "of another shape": [
+            f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in wanted.items()
+            if key in found and found[key].shape != value.shape
+        ],
+    }
     if any(problems.values()):
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
         raise ValueError(
-            f"the weights in {source} do not fit {type(network).__name__} ({listed}): give the file of this architecture"
+            f"the weights in {source} do not fit {type(network).__name__} ({listed}): "
+            "give the file of this architecture"
         )
     network.load_state_dict(found, strict=False)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU, its checksums compared; nothing in it is executed.
+    """Read a Lightning checkpoint to the CPU, verify its checksums, and execute nothing in it.
 
     Raises:
-        FileNotFoundError: no file there.
-        ValueError: the file is damaged or no checkpoint.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or not a checkpoint.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
-    if (problem := damage(Path(path))) is not None:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({problem}): it is damaged or something else")
-    try:
-        content = load_tensors(Path(path))
-    except Exception as error:  # a file that is something else makes torch's reader fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason:  # torch's advice is to load it unsafely
-            reason = "it is no file of weights, or holds more than weights"
+    problem, cause = damage(Path(path)), None  # type: str | None, Exception | None
+    if problem is None:
+        try:
+            content = load_tensors(Path(path))
+        except Exception as error:  # torch raises arbitrary errors for other files
+            problem, cause = str(error).partition("\n")[0] or type(error).__name__, error
+            if "weights_only" in problem:  # torch recommends unsafe loading
+                problem = "it is no file of weights, or holds more than weights"
+    if problem is not None:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else"
-        ) from error
+            f"{path} cannot be read as a checkpoint ({problem}): it is damaged or something else"
+        ) from cause
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
     return content

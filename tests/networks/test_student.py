@@ -1,66 +1,96 @@
-"""What of a student is trained, and in which precision it embeds."""
+"""Student: widened stem, projection, trainable parameters."""
+
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from deocc.networks import Student, create_embedder
+from deocc.networks import Projection, Student, create_embedder, widen_stem
+from deocc.networks.student import StudentInput, check_start
 
-LOW = torch.autocast("cpu", torch.bfloat16)
+NAMES = ("dlib_resnet", "inception_resnet_v1", "iresnet18", "timm/resnet18")
+
+
+def random_student(
+    out_dim: int = 128, student_input: StudentInput = "completed", mask_channel: bool = False
+) -> tuple[Student, Any]:
+    """Student and its network."""
+    student = Student(create_embedder("dlib_resnet", pretrained=False), out_dim, student_input, mask_channel)
+    return student, student.embedder.network
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_widened_stem_starts_without_effect(name: str) -> None:
+    embedder = create_embedder(name, pretrained=False).eval()
+    face, extra = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 2, 64, 64)
+    before = embedder(face)
+    assert widen_stem(embedder, 2) is embedder
+    after = embedder(face, extra)
+    torch.testing.assert_close(after, before)
+    stem = next(module for module in embedder.network.modules() if isinstance(module, nn.Conv2d))
+    after.square().sum().backward()
+    assert stem.weight.grad is not None and stem.weight.grad[:, 3:].abs().max() > 0
+    with torch.no_grad():
+        stem.weight[:, 3:] += 0.1
+    assert not torch.allclose(embedder(face, extra), before)
+
+
+def test_extra_channels_cropped_not_normalised() -> None:
+    seen: list[Tensor] = []
+    embedder = widen_stem(create_embedder("iresnet18", pretrained=False).eval(), 1)
+    embedder.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    face = torch.rand(1, 1, 64, 64).expand(1, 3, 64, 64)
+    embedder(face, face[:, :1])
+    # The normalisation of iresnet18, (value - 127.5) / 127.5, is the identity on [-1, 1].
+    torch.testing.assert_close(seen[0][:, 3], seen[0][:, 0], atol=1e-5, rtol=0)
+
+
+def test_extra_channels_bad_input() -> None:
+    embedder, face = create_embedder("timm/resnet18"), torch.zeros(1, 3, 64, 64)
+    with pytest.raises(ValueError, match="see widen_stem"):
+        embedder(face, face[:, :1])
+    widen_stem(embedder, 1)
+    with pytest.raises(ValueError, match="widened by 1 channels: pass extra"):
+        embedder(face)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 64, 64\), got \(1, 2, 64, 64\)"):
+        embedder(face, face[:, :2])
+    with pytest.raises(ValueError, match="widened once"):
+        widen_stem(embedder, 1)
+    embedder.extra_channels = 0
+    with pytest.raises(ValueError, match="no convolution of three channels"):
+        widen_stem(embedder, 1)
 
 
 @pytest.mark.parametrize("blocks", [0, 2, 14, None])
-def test_the_widened_layer_is_trained_whatever_the_number_of_blocks(blocks):
-    student = Student(create_embedder("dlib_resnet", pretrained=False), 128, "both", mask_channel=True)
+def test_trainable_includes_widened_stem(blocks: int | None) -> None:
+    student, network = random_student(student_input="both", mask_channel=True)
     trained = [id(parameter) for parameter in student.trainable(blocks)]
     assert len(trained) == len(set(trained))
-    network = student.embedder.network
     assert id(network.stem[0].weight) in trained and id(network.head.weight) in trained
     assert (id(network.stem[1].weight) in trained) == (blocks is None)
 
 
-def test_a_layer_that_is_not_widened_is_not_trained():
-    student = Student(create_embedder("dlib_resnet", pretrained=False), 128, "completed")
-    assert {id(parameter) for parameter in student.trainable(0)} == {id(student.embedder.network.head.weight)}
+def test_trainable_excludes_plain_stem() -> None:
+    student, network = random_student()
+    assert [id(parameter) for parameter in student.trainable(0)] == [id(network.head.weight)]
 
 
-@pytest.mark.parametrize(
-    ("name", "head"), [("dlib_resnet", "head"), ("iresnet18", "fc"), ("inception_resnet_v1", "last_linear")]
-)
-def test_under_autocast_the_layers_run_low_and_the_head_in_full_precision(name, head):
-    torch.manual_seed(0)
-    embedder = create_embedder(name, pretrained=False).eval()
-    layer = embedder.network.get_submodule(head)
-    seen: list[tuple[Tensor, Tensor]] = []
-    layer.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
-    face = torch.rand(2, 3, 64, 64) * 2 - 1
-    with torch.no_grad():
-        embedder(face)
-        with LOW:
-            embedding = embedder(face)
-        (full_features, _), (features, output) = seen
-        assert embedding.dtype == output.dtype == torch.float32
-        assert not torch.allclose(features.float(), full_features, rtol=1e-4)
-        torch.testing.assert_close(output, F.linear(features.float(), layer.weight, layer.bias))
+def test_projection() -> None:
+    embedding = torch.rand(2, 5)
+    assert torch.equal(Projection(5, 5)(embedding), embedding) and not list(Projection(5, 5).parameters())
+    projection = Projection(5, 3)
+    assert projection(torch.zeros(1, 5)).abs().max() == 0 and projection(embedding).shape == (2, 3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = projection(embedding)
+    torch.testing.assert_close(low, embedding @ projection.get_parameter("map.weight").T)
+    with pytest.raises(ValueError, match="got 0 and 3"):
+        Projection(0, 3)
 
 
-def test_the_heads_gradient_is_that_of_full_precision():
-    embedder = create_embedder("dlib_resnet", pretrained=False)
-    head = embedder.network.head
-    features = torch.rand(3, 256)
-    gradients = []
-    for low in (True, False):
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            loss = head(features).square().sum()
-        gradients.append(torch.autograd.grad(loss, head.weight)[0])
-    torch.testing.assert_close(*gradients)
-
-
-def test_a_projection_is_not_rounded_by_autocast():
-    torch.manual_seed(0)
-    student = Student(create_embedder("dlib_resnet", pretrained=False), 16, "masked")
-    embedding = torch.rand(2, 128)
-    with torch.no_grad(), LOW:
-        low = student.projection(embedding)
-    torch.testing.assert_close(low, embedding @ student.projection.map.weight.T)
+def test_check_start_needs_pretrained_weights() -> None:
+    student = random_student()[0]
+    check_start(student, 128, 1.0)
+    with pytest.raises(ValueError, match="back to random weights: give interpolation"):
+        check_start(student, 128, 0.5)
+    check_start(Student(create_embedder("dlib_resnet"), 128), 128, 0.5)

@@ -60,7 +60,7 @@ def test_a_checkpoint_cannot_ask_for_networks_larger_than_its_weights(tmp_path: 
     state = {"average.module.position": torch.zeros(1)}
     for settings in ({"width": 400, "attention": True, "segmenter_width": 8}, {"width": "wide", "segmenter_width": 8}):
         torch.save({"stage": "inpainting", "state_dict": state, "hyper_parameters": settings}, tmp_path / "last.ckpt")
-        with within_memory(_LITTLE), pytest.raises(ValueError, match="holds no whole stage 1"):
+        with within_memory(_LITTLE), pytest.raises(ValueError, match="is not a complete stage-1 checkpoint"):
             Deoccluder.from_checkpoint(tmp_path / "last.ckpt")
 
 

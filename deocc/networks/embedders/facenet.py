@@ -1,9 +1,9 @@
-"""Inception-ResNet v1, FaceNet's usual backbone: 160 x 160 RGB -> 512 numbers.
+"""Inception-ResNet v1, the common backbone of FaceNet: 160 x 160 RGB to 512 dimensions.
 
-Names follow facenet-pytorch, whose `.pt` files (VGGFace2, CASIA-WebFace) therefore load as they are; that package is not needed.
+Names follow facenet-pytorch, whose weights files (VGGFace2, CASIA-WebFace) load directly, without that package.
 
 [0] Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", AAAI 2017.
-[1] github.com/timesler/facenet-pytorch (MIT): names, and widths where its trained networks differ from [0].
+[1] github.com/timesler/facenet-pytorch (MIT): names, and channel numbers where its networks differ from [0].
 """
 
 from collections import OrderedDict
@@ -12,71 +12,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.networks.embedders.spec import EmbedderSpec, Recogniser
+from deocc.networks.embedders.embedder import Backbone, EmbedderSpec
 from deocc.networks.weights import find_weights, load_weights, read_state_dict
 
-# [1]'s "fixed image standardization".
+# "Fixed image standardization" of [1].
 SPEC = EmbedderSpec("facenet", 160, mean=(127.5, 127.5, 127.5), std=(128.0, 128.0, 128.0))
 
-Kernel = int | tuple[int, int]
-
-
-def _conv(before: int, after: int, kernel: Kernel = 1, stride: int = 1, padding: Kernel = 0) -> nn.Sequential:
-    conv = nn.Conv2d(before, after, kernel, stride, padding, bias=False)
-    # The epsilon is TensorFlow's, where the published weights were trained.
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(after, eps=1e-3), relu=nn.ReLU()))
+Size = int | tuple[int, int]
 
 
 class Branches(nn.Module):
-    """Networks side by side, their channels concatenated."""
+    """Parallel networks named branch0, branch1, ..., whose outputs are concatenated over channels."""
 
     def __init__(self, *branches: nn.Module) -> None:
-        """Names them branch0, branch1 and so on."""
         super().__init__()
         self.count = len(branches)
         for number, branch in enumerate(branches):
             self.add_module(f"branch{number}", branch)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, sum of the branches' channels, H', W')."""
+        """Map (B, C, H, W) to (B, sum of the branches' channels, H', W')."""
         return torch.cat([self.get_submodule(f"branch{number}")(features) for number in range(self.count)], 1)
 
 
 class ResidualBranches(Branches):
-    """`x + scale * conv(branches(x))`, then ReLU unless it is the network's last block [0]."""
+    """x + scale * conv(branches(x)), followed by ReLU except in the network's last block [0].
+
+    Input and output have `channels` channels, the branches together have `inner`.
+    """
 
     def __init__(self, channels: int, inner: int, scale: float, *branches: nn.Module, relu: bool = True) -> None:
-        """`inner` is the sum of the branches' channels; (B, channels, H, W) stays of that shape."""
         super().__init__(*branches)
         self.conv2d = nn.Conv2d(inner, channels, 1)
         self.scale = scale
-        self.rectify = relu
+        self.relu = relu
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Map (B, C, H, W) to (B, C, H, W)."""
         total = features + self.scale * self.conv2d(super().forward(features))
-        return F.relu(total) if self.rectify else total
+        return F.relu(total) if self.relu else total
+
+
+def _conv(before: int, after: int, kernel: Size = 1, stride: int = 1, padding: Size = 0) -> nn.Sequential:
+    conv = nn.Conv2d(before, after, kernel, stride, padding, bias=False)
+    # Epsilon of TensorFlow, in which the published weights were trained.
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(after, eps=1e-3), relu=nn.ReLU()))
 
 
 def _block35() -> ResidualBranches:
     three = nn.Sequential(_conv(256, 32), _conv(32, 32, 3, padding=1), _conv(32, 32, 3, padding=1))
-    return ResidualBranches(
-        256, 96, 0.17, _conv(256, 32), nn.Sequential(_conv(256, 32), _conv(32, 32, 3, padding=1)), three
-    )
+    one, two = _conv(256, 32), nn.Sequential(_conv(256, 32), _conv(32, 32, 3, padding=1))
+    return ResidualBranches(256, 96, 0.17, one, two, three)
 
 
-def _block17() -> ResidualBranches:
+def _asymmetric_block(channels: int, width: int, kernel: int, scale: float, relu: bool = True) -> ResidualBranches:
+    """Block with a 1 x 1 branch and a branch of 1 x `kernel` and `kernel` x 1 convolutions (block17 and block8)."""
+    pad = kernel // 2
     cross = nn.Sequential(
-        _conv(896, 128), _conv(128, 128, (1, 7), padding=(0, 3)), _conv(128, 128, (7, 1), padding=(3, 0))
+        _conv(channels, width),
+        _conv(width, width, (1, kernel), padding=(0, pad)),
+        _conv(width, width, (kernel, 1), padding=(pad, 0)),
     )
-    return ResidualBranches(896, 256, 0.10, _conv(896, 128), cross)
-
-
-def _block8(scale: float = 0.20, relu: bool = True) -> ResidualBranches:
-    cross = nn.Sequential(
-        _conv(1792, 192), _conv(192, 192, (1, 3), padding=(0, 1)), _conv(192, 192, (3, 1), padding=(1, 0))
-    )
-    return ResidualBranches(1792, 384, scale, _conv(1792, 192), cross, relu=relu)
+    return ResidualBranches(channels, 2 * width, scale, _conv(channels, width), cross, relu=relu)
 
 
 def _reduction_a() -> Branches:
@@ -92,10 +89,9 @@ def _reduction_b() -> Branches:
 
 
 class InceptionResNetV1(nn.Module):
-    """The network without its classifier and without the final normalisation to unit length."""
+    """Inception-ResNet v1 without classifier and without the final normalisation to unit length."""
 
-    def __init__(self, dropout: float = 0.6) -> None:
-        """Build it with random weights; `dropout` is the probability before the last linear layer [1]."""
+    def __init__(self) -> None:
         super().__init__()
         self.conv2d_1a = _conv(3, 32, 3, 2)
         self.conv2d_2a = _conv(32, 32, 3)
@@ -106,16 +102,16 @@ class InceptionResNetV1(nn.Module):
         self.conv2d_4b = _conv(192, 256, 3, 2)
         self.repeat_1 = nn.Sequential(*(_block35() for _ in range(5)))
         self.mixed_6a = _reduction_a()
-        self.repeat_2 = nn.Sequential(*(_block17() for _ in range(10)))
+        self.repeat_2 = nn.Sequential(*(_asymmetric_block(896, 128, 7, 0.10) for _ in range(10)))
         self.mixed_7a = _reduction_b()
-        self.repeat_3 = nn.Sequential(*(_block8() for _ in range(5)))
-        self.block8 = _block8(scale=1.0, relu=False)
-        self.dropout = nn.Dropout(dropout)
+        self.repeat_3 = nn.Sequential(*(_asymmetric_block(1792, 192, 3, 0.20) for _ in range(5)))
+        self.block8 = _asymmetric_block(1792, 192, 3, 1.0, relu=False)
+        self.dropout = nn.Dropout(0.6)  # [1]
         self.last_linear = nn.Linear(1792, 512, bias=False)
         self.last_bn = nn.BatchNorm1d(512, eps=1e-3)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W), normalised by `SPEC`, H, W >= 75 -> (B, 512)."""
+        """Map (B, 3, H, W), normalised according to `SPEC`, H, W >= 75, to (B, 512)."""
         features = image
         for stage in self._stages():
             features = stage(features)
@@ -123,24 +119,19 @@ class InceptionResNetV1(nn.Module):
         return embedding
 
     def parts(self) -> list[nn.Module]:
-        """The named stages in forward order, then the head."""
+        """Return the named stages in forward order, then the head."""
         return [*self._stages(), nn.Sequential(self.last_linear, self.last_bn)]
 
     def _stages(self) -> list[nn.Module]:
-        """Everything before the head: modules are registered, and lie, in forward order."""
+        """Return everything before the head; modules are registered in forward order."""
         return [stage for name, stage in self.named_children() if name not in ("dropout", "last_linear", "last_bn")]
 
 
-def build(name: str, weights: str | None, pretrained: bool) -> Recogniser:
-    """The network with the weights of a file as facenet-pytorch publishes them, or with random ones where `weights` is None.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged or holds another network.
-    """
+def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
+    """Build the network with the weights of a facenet-pytorch file, or random ones."""
     network = InceptionResNetV1()
     if weights is not None:
         releases = "get 20180402-114759-vggface2.pt from the releases of github.com/timesler/facenet-pytorch"
         path = find_weights(weights, releases)
         load_weights(network, read_state_dict(path), path, ignored=("logits.",))
-    return Recogniser(network, SPEC, pretrained=weights is not None)
+    return Backbone(network, SPEC, pretrained=weights is not None)

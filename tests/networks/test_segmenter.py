@@ -1,0 +1,103 @@
+"""Segmenter: training, predicted masks, the gate, and checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deocc.networks.segmenter import MaskSegmenter, load_segmenter, predicted_share
+from tests.networks.images import box_mask, random_faces
+
+
+def segmenter_of(logits: Tensor) -> MaskSegmenter:
+    """Segmenter with constant logits."""
+    segmenter = MaskSegmenter(8)
+    segmenter.forward = lambda _: logits  # type: ignore[method-assign,assignment]
+    return segmenter
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (37, 51), (112, 112)])
+def test_segmenter_shape(height: int, width: int) -> None:
+    segmenter, face = MaskSegmenter(8).eval(), random_faces(1, height, width)
+    padded = F.pad(face, (0, -width % 16, 0, -height % 16), mode="reflect")
+    assert segmenter(face).shape == face[:, :1].shape
+    assert torch.equal(segmenter(face), segmenter(padded)[..., :height, :width])
+
+
+def test_segmenter_overfits_a_batch() -> None:
+    face = random_faces(2, 32, 32) * 0.3
+    mask = torch.cat([box_mask(face[:1], 4, 6, 20, 22), box_mask(face[:1], 12, 16, 32, 32)])
+    masked_face = torch.where(mask.bool(), 0.8, face)
+    segmenter = MaskSegmenter(8)
+    optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(segmenter(masked_face), mask).backward()
+        optimizer.step()
+    assert ((segmenter.predict_mask(masked_face, dilation=0) > 0.5) != mask).float().mean() < 0.02
+
+
+def test_predict_mask_dilates_confidences() -> None:
+    logits = torch.full((1, 1, 20, 20), -1.0)
+    logits[0, 0, 10, 0] = 1.0
+    segmenter, face = segmenter_of(logits), random_faces(1, 20, 20)
+    assert torch.equal(segmenter.predict_mask(face, dilation=0), logits.sigmoid())
+    grown = torch.where(box_mask(face, 0, 8, 3, 13).bool(), logits.max().sigmoid(), logits.min().sigmoid())
+    assert torch.equal(segmenter.predict_mask(face, dilation=2), grown)
+    assert torch.equal(segmenter.predict_mask(face), segmenter.predict_mask(face, dilation=1))
+
+
+def test_predict_mask_drops_low_confidences() -> None:
+    confidence = torch.linspace(0.01, 0.99, 400).view(1, 1, 20, 20)
+    mask = segmenter_of(confidence.logit()).predict_mask(random_faces(1, 20, 20), dilation=0)
+    low = confidence < 0.1
+    assert low.any() and bool((mask[low] == 0).all())
+    torch.testing.assert_close(mask[~low], confidence[~low])
+
+
+def test_predict_mask_empty_below_gate() -> None:
+    logits = torch.full((2, 1, 20, 20), -1.0)
+    logits[0, 0, :4], logits[1, 0, :6] = 2.0, 2.0
+    segmenter = segmenter_of(logits)
+    assert predicted_share(logits.sigmoid()).tolist() == pytest.approx([0.2, 0.3])
+    segmenter.gate.fill_(0.25)
+    below, above = segmenter.predict_mask(random_faces(2, 20, 20), dilation=0)
+    assert not below.any()
+    assert torch.equal(above, logits[1].sigmoid())
+
+
+def test_calibrate_gate_false_alarms() -> None:
+    shares = torch.arange(1000)[torch.randperm(1000)] / 1000
+    for false_alarms in (0.0, 0.005, 0.1):
+        segmenter = MaskSegmenter(8)
+        segmenter.calibrate_gate(shares, false_alarms)
+        assert int((shares >= segmenter.gate).sum()) == round(false_alarms * 1000)
+    segmenter.calibrate_gate(torch.zeros(10))
+    assert segmenter.gate > 0  # a face without covered pixels is unmasked
+    with pytest.raises(ValueError, match="no bare faces"):
+        segmenter.calibrate_gate(torch.zeros(0))
+
+
+def test_load_segmenter_average(tmp_path: Path) -> None:
+    segmenter = MaskSegmenter(8)
+    segmenter.gate.fill_(0.07)
+    state = {f"average.module.{key}": value for key, value in segmenter.state_dict().items()}
+    state |= {f"segmenter.{key}": value + 1 for key, value in segmenter.state_dict().items()}
+    content = {"stage": "segmentation", "hyper_parameters": {"width": 8}, "state_dict": state}
+    torch.save(content, tmp_path / "a.ckpt")
+    loaded, face = load_segmenter(tmp_path / "a.ckpt"), random_faces()
+    assert loaded.gate == segmenter.gate
+    assert torch.equal(loaded(face), segmenter(face))
+
+
+def test_load_segmenter_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+        load_segmenter(tmp_path / "none.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match=r"text\.ckpt"):
+        load_segmenter(tmp_path / "text.ckpt")
+    torch.save({"stage": "inpainting", "hyper_parameters": {}, "state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="stage 'inpainting', not of 'segmentation'"):
+        load_segmenter(tmp_path / "other.ckpt")
