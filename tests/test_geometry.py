@@ -1,4 +1,4 @@
-"""Alignment and warping against numpy's least squares, known pictures and known points."""
+"""Alignment and warping against NumPy's least squares, known images and known points."""
 
 import numpy as np
 import pytest
@@ -43,14 +43,12 @@ def _centroid(image: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("scale", "degrees", "x", "y"), [(1, 0, 0, 0), (2.5, 30, -7, 4), (0.2, -170, 100, 0), (1e-3, 90, 0, 1e3)]
 )
-def test_similarity_recovers_the_rotation_scale_and_shift_that_made_the_points(
-    scale: float, degrees: float, x: float, y: float
-) -> None:
+def test_similarity_recovers_a_known_transform(scale: float, degrees: float, x: float, y: float) -> None:
     matrix, source = _similarity(scale, degrees, x, y), _points(5)
     torch.testing.assert_close(similarity_transform(source, transform_points(source, matrix)), matrix)
 
 
-def test_similarity_is_the_least_squares_solution_of_numpy_for_every_face_of_a_batch() -> None:
+def test_similarity_is_numpys_least_squares_solution() -> None:
     source, target = _points(6, 5), _points(6, 5, seed=1)
     found = similarity_transform(source, target)
     for p, q, matrix in zip(source.numpy(), target.numpy(), found.numpy(), strict=True):
@@ -59,27 +57,27 @@ def test_similarity_is_the_least_squares_solution_of_numpy_for_every_face_of_a_b
         np.testing.assert_allclose(matrix, [[a, -b, tx], [b, a, ty]], rtol=1e-9)
 
 
-def test_similarity_takes_one_template_for_a_whole_batch() -> None:
+def test_similarity_broadcasts_one_template() -> None:
     source, target = _points(3, 5), _points(5, seed=1)
     separate = torch.stack([similarity_transform(face, target) for face in source])
     torch.testing.assert_close(similarity_transform(source, target), separate)
 
 
-def test_similarity_never_mirrors_even_if_the_target_is_the_mirrored_face() -> None:
+def test_similarity_never_mirrors() -> None:
     source = _points(8, 5)
     mirrored = source * torch.tensor([-1.0, 1.0], dtype=torch.float64)
     assert (torch.linalg.det(similarity_transform(source, mirrored)[..., :2]) > 0).all()
 
 
 @pytest.mark.parametrize(("source", "target"), [((5, 3), (5, 3)), ((4, 2), (5, 2)), ((2, 5), (2, 5))])
-def test_similarity_names_both_shapes_where_they_are_wrong(source: tuple[int, ...], target: tuple[int, ...]) -> None:
+def test_similarity_names_wrong_shapes(source: tuple[int, ...], target: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected points \(\.\.\., P, 2\)") as error:
         similarity_transform(torch.zeros(source), torch.zeros(target))
     assert str(source) in str(error.value)
     assert str(target) in str(error.value)
 
 
-def test_the_inverse_brings_points_back() -> None:
+def test_inverse_maps_points_back() -> None:
     matrix = torch.stack([_similarity(2, 20, 3, 4), _similarity(0.5, -80, -30, 9)]).float()
     points = _points(2, 5).float()
     torch.testing.assert_close(
@@ -87,12 +85,12 @@ def test_the_inverse_brings_points_back() -> None:
     )
 
 
-def test_warp_by_the_identity_is_the_identity() -> None:
+def test_warp_by_the_identity() -> None:
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(warp(image, torch.eye(2, 3), 16), image, atol=1e-5, rtol=0)
 
 
-def test_warp_by_one_pixel_moves_the_pixels_and_repeats_the_border() -> None:
+def test_warp_by_one_pixel_repeats_the_border() -> None:
     image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     moved = warp(image, torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), 8)
     expected = torch.cat([image[..., :1], image[..., :-1]], -1)
@@ -106,21 +104,21 @@ def test_warp_is_differentiable(scale: float) -> None:
     assert torch.autograd.gradcheck(lambda pixels: warp(pixels, matrix, 3), image)
 
 
-def test_shrinking_averages_a_checkerboard_instead_of_picking_its_squares() -> None:
+def test_warp_averages_a_checkerboard_when_shrinking() -> None:
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     board = ((rows + columns) % 2).float()[None, None] * 2 - 1
     assert warp(board, torch.eye(2, 3) / 4, 16)[..., 1:-1, 1:-1].abs().max() < 0.05
 
 
 @pytest.mark.parametrize("scale", [1.3, 0.8, 0.43, 0.25])
-def test_a_blob_lands_where_the_matrix_says_at_every_scale(scale: float) -> None:
+def test_warp_moves_a_blob_at_every_scale(scale: float) -> None:
     image, place = _blob(20.3, 33.8, 61, 47), torch.tensor([[20.3, 33.8]])
     matrix = _similarity(scale, 12, 8, 3).float()
     expected = transform_points(place, matrix)[0]
     torch.testing.assert_close(_centroid(warp(image, matrix, 72)), expected, atol=0.06, rtol=0)
 
 
-def test_a_scaled_template_keeps_the_corners_of_the_crop_and_moves_pixel_centres_accordingly() -> None:
+def test_template_scaling_keeps_the_crop_corners() -> None:
     template = Template(10, ((-0.5, -0.5), (9.5, 9.5), (0.0, 0.0), (4.5, 4.5), (2.0, 3.0)))
     expected = torch.tensor([[-0.5, -0.5], [19.5, 19.5], [0.5, 0.5], [9.5, 9.5], [4.5, 6.5]])
     torch.testing.assert_close(template.tensor(20), expected)
@@ -128,7 +126,7 @@ def test_a_scaled_template_keeps_the_corners_of_the_crop_and_moves_pixel_centres
 
 
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"canonical"}))
-def test_the_canonical_crop_contains_the_crop_of_every_recogniser(name: str) -> None:
+def test_canonical_crop_contains_every_other_crop(name: str) -> None:
     template, size = get_template(name), 112
     low, high = -0.5, template.size - 0.5
     corners = torch.tensor([[low, low], [high, low], [low, high], [high, high]])
@@ -137,14 +135,14 @@ def test_the_canonical_crop_contains_the_crop_of_every_recogniser(name: str) -> 
     assert places.max() <= 1
 
 
-def test_an_unknown_template_is_refused_with_the_list_of_those_that_exist() -> None:
+def test_unknown_template_lists_the_known() -> None:
     with pytest.raises(
         ValueError, match="unknown face template 'arc': choose one of arcface, canonical, dlib, facenet"
     ):
         get_template("arc")
 
 
-def test_align_brings_the_landmarks_to_the_template_and_the_pixels_with_them() -> None:
+def test_align_moves_landmarks_and_pixels() -> None:
     wanted = TEMPLATES["canonical"].tensor(96)
     landmarks = transform_points(wanted.double(), _similarity(2.2, 25, 120, 20)).numpy()
     image = np.zeros((300, 320, 3), np.uint8)
@@ -175,7 +173,7 @@ _FACE, _FIVE = np.zeros((20, 20, 3), np.uint8), TEMPLATES["canonical"].tensor(20
     ],
     ids=["grey", "one channel", "four points", "not finite", "all equal"],
 )
-def test_align_refuses_bad_input_in_one_line(image: NDArray[np.uint8], landmarks: NDArray[np.float64]) -> None:
+def test_align_refuses_bad_input(image: NDArray[np.uint8], landmarks: NDArray[np.float64]) -> None:
     with pytest.raises(ValueError, match="expected") as error:
         align(image, landmarks, 32)
     assert "\n" not in str(error.value)

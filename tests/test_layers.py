@@ -1,4 +1,4 @@
-"""Imports run one way through the rooms, and a light `import deocc` stays light."""
+"""Imports go one way through the package, and `import deocc` stays light."""
 
 import ast
 import graphlib
@@ -29,23 +29,19 @@ _FILES = {
 }
 
 
-def _room(file: str) -> str:
-    return file.split(".")[1]
-
-
 def _allowed(importer: str, imported: str) -> bool:
-    """Whether a file of one room may import from another: from lower ranks and its own room only."""
+    """A file imports from its own room and from lower ones."""
     lower = _RANK[imported] < _RANK[importer] and (importer, imported) not in _NEVER
     return importer == imported or lower
 
 
 def _file_of(module: str) -> str | None:
-    """The file behind a dotted name, if it is one of the package's."""
+    """The file of a dotted name, if it belongs to the package."""
     return next((name for name in (module, f"{module}.__init__") if name in _FILES), None)
 
 
 def _imports(source: str) -> set[str]:
-    """The package's files that a file imports by name, at its top or inside a function."""
+    """The package's files that a file imports, at its top or inside a function."""
     found: set[str | None] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -60,7 +56,7 @@ def _imports(source: str) -> set[str]:
 _GRAPH = {name: _imports(path.read_text(encoding="utf-8")) for name, path in _FILES.items()}
 
 
-def test_the_reader_sees_every_form_of_import() -> None:
+def test_every_form_of_import_is_found() -> None:
     source = (
         "import deocc.batch\nfrom deocc import geometry as g, __version__\n"
         "def f():\n    from deocc.losses.distances import x\n    import torch\n    from deocc.masking import render\n"
@@ -81,23 +77,23 @@ def test_the_reader_sees_every_form_of_import() -> None:
         ("geometry", "data", False),
     ],
 )
-def test_the_rule_is_the_one_of_the_house(importer: str, imported: str, allowed: bool) -> None:
+def test_order_of_the_rooms(importer: str, imported: str, allowed: bool) -> None:
     assert _allowed(importer, imported) is allowed
 
 
 @pytest.mark.parametrize("file", sorted(_FILES))
-def test_a_file_imports_only_its_own_room_and_lower_ones(file: str) -> None:
-    assert _room(file) in _RANK, f"give the new room {_room(file)} a rank"
-    refused = [other for other in sorted(_GRAPH[file]) if not _allowed(_room(file), _room(other))]
-    assert not refused
+def test_file_imports_only_lower_rooms(file: str) -> None:
+    room = file.split(".")[1]
+    assert room in _RANK, f"give the new room {room} a rank"
+    assert [other for other in sorted(_GRAPH[file]) if not _allowed(room, other.split(".")[1])] == []
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
+def test_imports_have_no_cycle() -> None:
     assert sum(len(imported) for imported in _GRAPH.values()) > len(_GRAPH)
-    graphlib.TopologicalSorter(_GRAPH).prepare()  # raises CycleError, which names the files
+    graphlib.TopologicalSorter(_GRAPH).prepare()  # CycleError names the files
 
 
-def test_no_file_has_a_name_that_says_nothing() -> None:
+def test_no_file_has_a_meaningless_name() -> None:
     parts = {part for name in _FILES for part in name.split(".")}
     assert not parts & {"utils", "util", "helpers", "helper", "common", "misc"}
 
@@ -107,16 +103,13 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     ["import deocc", "from deocc.cli import main; main(['--help'])", "from deocc.cli import main; main(['--version'])"],
     ids=["import", "help", "version"],
 )
-def test_what_needs_no_torch_does_not_import_it(code: str) -> None:
+def test_light_commands_import_no_torch(code: str) -> None:
     heavy = "{'torch', 'pytorch_lightning', 'albumentations', 'torchvision', 'numpy'}"
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import sys\n{code}\nassert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    program = f"import sys\n{code}\nassert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["load", "create_embedder", "render"])
+def test_public_names_are_imported_lazily(name: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import deocc; assert callable(deocc.{name})"], check=True)

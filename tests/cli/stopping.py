@@ -1,14 +1,14 @@
-"""A training that ends early without having planned to."""
+"""A training that fails."""
 
 import pytorch_lightning as pl
 
 
 class BreakInSecondEpoch(pl.Callback):
-    """Fails in the midst of the second epoch, as a machine that is switched off; the schedule reckons with all epochs."""
+    """Fails in the second epoch, like a machine that is switched off; the schedule is that of all epochs."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Fail."""
+        """Fail in the second epoch."""
         if trainer.current_epoch == 1:
             raise OSError("the machine was switched off")

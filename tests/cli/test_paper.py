@@ -1,4 +1,4 @@
-"""The configurations of the paper's experiments and of every data set, through the real command line, on the sets' fake twins."""
+"""The configurations of the paper's experiments and of every data set, on small fake copies of the sets."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import Namespace
 
 from deocc.training import _evaluation_folder
-from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1, run_deocc
+from tests.conftest import ONE_STEP, SMALL, TINY_STAGE1, run_deocc
 from tests.fake_sets.ar import write_ar
 from tests.fake_sets.bin_file import write_bin_file
 from tests.fake_sets.celeba import write_celeba
@@ -18,9 +18,14 @@ from tests.fake_sets.lfw import write_lfw
 from tests.fake_sets.pair_list import write_pair_list
 from tests.fake_sets.record_file import write_record_file
 
-PAPER, DATA = ROOT / "configs/paper", ROOT / "configs/data"
 QUICK = [*SMALL, "--trainer.fast_dev_run", "true", "--trainer.precision", "32-true", "--data.num_workers", "0"]
 ONE_KIND = ["--data.kinds", "[surgical]"]
+FACES = "--data.face_set.init_args"
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -35,195 +40,149 @@ def lfw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["inpaint", "distill"])
-def test_a_stage_of_the_paper_trains_on_celeba(stage: str, celeba: Path, stage1: Path, tmp_path: Path) -> None:
+def test_stage_of_the_paper_trains_on_celeba(stage: str, celeba: Path, stage1: Path, tmp_path: Path) -> None:
     own = TINY_STAGE1 if stage == "inpaint" else ["--model.init_args.inpainting_checkpoint", str(stage1)]
-    words = ["fit", "--config", str(PAPER / f"{stage}.yaml"), "--run", str(tmp_path / "run"), *QUICK, *own]
-    run_deocc(*words, "--data.face_set.init_args.root", str(celeba))
+    run = ["--run", str(tmp_path / "run"), f"{FACES}.root", str(celeba)]
+    run_deocc("fit", "--config", f"paper/{stage}", *run, *QUICK, *own)
 
 
 def test_lfw_gives_the_table_of_four_settings(
     lfw: Path, stage2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "test",
-        "--checkpoint",
-        str(stage2),
-        "--config",
-        str(PAPER / "lfw.yaml"),
-        "--run",
-        str(tmp_path),
-        *SMALL,
-        *ONE_KIND,
-    ]
-    run_deocc(*words, "--data.face_set.init_args.root", str(lfw))
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["protocol"] == "ListedPairs" and results["data"] == "LfwFaces"
+    run = ["--checkpoint", str(stage2), "--config", "paper/lfw", "--run", str(tmp_path)]
+    run_deocc("test", *run, *SMALL, *ONE_KIND, f"{FACES}.root", str(lfw))
+    results = read_results(tmp_path)
+    assert (results["protocol"], results["data"]) == ("ListedPairs", "LfwFaces")
     for row in ("teacher_clean", "student_clean", "teacher_masked", "teacher_completed", "student"):
-        assert len(results["rows"][row]["accuracy"]["accuracies"]) == 10 and results["rows"][row]["pairs"]["same"] == 10
-    assert "accuracy" in results["rows"]["student"]["masked_masked"]
-    assert "not enough negatives" in results["rows"]["student"]["tar_intervals"]["1e-4"]["reason"]
+        assert len(results["rows"][row]["accuracy"]["accuracies"]) == 10
+        assert results["rows"][row]["pairs"]["same"] == 10
+    student = results["rows"]["student"]
+    assert "accuracy" in student["masked_masked"]
+    assert "not enough negatives" in student["tar_intervals"]["1e-4"]["reason"]
     table = capsys.readouterr().out
-    assert all(
-        words in table for words in ("clean-clean", "clean-masked", "masked-masked", "teacher, completed", "accuracy %")
-    )
-    assert (tmp_path / "masks.csv").read_text().count("surgical") == 30 and "clean-masked" in (
-        tmp_path / "report.html"
-    ).read_text()
+    for title in ("clean-clean", "clean-masked", "masked-masked", "teacher, completed", "accuracy %"):
+        assert title in table
+    assert (tmp_path / "masks.csv").read_text().count("surgical") == 30
+    assert "clean-masked" in (tmp_path / "report.html").read_text()
 
 
-def test_lfw_trains_and_tests_on_people_apart(lfw: Path, tmp_path: Path) -> None:
-    halves = [["--data.face_set.init_args.test_folds", folds] for folds in ("[0,1,2,3,4]", "[5,6,7,8,9]")]
-    words = ["--config", str(ROOT / "configs/lfw/data.yaml"), "--data.face_set.init_args.root", str(lfw), *SMALL]
-    words += ["--data.face_set.init_args.val_identities", "3", "--data.eval_kinds", "[surgical, hand, sunglasses]"]
+def test_lfw_trains_and_tests_on_separate_people(lfw: Path, tmp_path: Path) -> None:
+    first, second = ([f"{FACES}.test_folds", folds] for folds in ("[0,1,2,3,4]", "[5,6,7,8,9]"))
+    data = ["--config", "lfw/data", f"{FACES}.root", str(lfw), *SMALL]
+    data += [f"{FACES}.val_identities", "3", "--data.eval_kinds", "[surgical, hand, sunglasses]"]
     run = tmp_path / "run"
-    run_deocc(
-        "fit",
-        "--config",
-        str(ROOT / "configs/inpaint.yaml"),
-        *words,
-        *halves[0],
-        "--run",
-        str(run),
-        *TINY_STAGE1,
-        *ONE_STEP,
-    )
-    run_deocc("test", "--checkpoint", str(run), *words, *halves[0])
-    run_deocc("test", "--checkpoint", str(run), *words, *halves[1])
+    run_deocc("fit", "--config", "inpaint", *data, *first, "--run", str(run), *TINY_STAGE1, *ONE_STEP)
+    run_deocc("test", "--checkpoint", str(run), *data, *first)
+    run_deocc("test", "--checkpoint", str(run), *data, *second)
     rows = (run / "masks.csv").read_text().splitlines()[1:]
     images, kinds, _ = zip(*(row.split(",") for row in rows), strict=True)
-    assert len(images) == len(set(images)) > 10 and set(kinds) == {"surgical", "hand", "sunglasses"}
+    assert len(images) == len(set(images)) > 10
+    assert set(kinds) == {"surgical", "hand", "sunglasses"}
     assert {image.split("/")[0] for image in images} <= {f"Some_Person_{person:02d}" for person in range(20)}
-    results = json.loads((run / "results.json").read_text())
-    assert results["mixed_kinds"] and set(results["per_kind"]) == {"surgical", "hand", "sunglasses"}
-    assert (
-        run / "test-lfw" / "results.json"
-    ).is_file()  # people of the other half were trained on: not a test of this run
+    results = read_results(run)
+    assert results["mixed_kinds"]
+    assert set(results["per_kind"]) == {"surgical", "hand", "sunglasses"}
+    assert (run / "test-lfw" / "results.json").is_file(), "the run was trained on people of the other half"
 
 
 def test_lfw_stages_find_the_newest_runs(
     lfw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The three stages of configs/lfw, a step each, then a test of the last, which takes masks of one and completions of the other."""
+    """A step of each stage of configs/lfw; the last takes the segmenter and the generator of the others."""
     monkeypatch.chdir(tmp_path)
-    people = ["--data.face_set.init_args.root", str(lfw), "--data.face_set.init_args.val_identities", "3"]
+    people = [f"{FACES}.root", str(lfw), f"{FACES}.val_identities", "3"]
     validated = ["--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "1"]
-    tiny = {"segment": ["--model.init_args.width=8", *validated], "inpaint": TINY_STAGE1[:2], "distill": []}
-    for stage, own in tiny.items():
-        run_deocc("fit", "--config", str(ROOT / f"configs/lfw/{stage}.yaml"), *people, *SMALL, *ONE_STEP, *own)
-    told = capsys.readouterr().out
-    assert "segmenter_checkpoint: the newest run of SegmentationModule, runs/lfw/segment" in told
-    assert "inpainting_checkpoint: the newest run of InpaintingModule, runs/lfw/inpaint" in told
+    own = {"segment": ["--model.init_args.width=8", *validated], "inpaint": TINY_STAGE1[:2], "distill": []}
+    for stage, settings in own.items():
+        run_deocc("fit", "--config", f"lfw/{stage}", *people, *SMALL, *ONE_STEP, *settings)
+    shown = capsys.readouterr().out
+    assert "segmenter_checkpoint: the newest run of SegmentationModule, runs/lfw/segment" in shown
+    assert "inpainting_checkpoint: the newest run of InpaintingModule, runs/lfw/inpaint" in shown
     recorded = yaml.safe_load(Path("runs/lfw/distill/config.yaml").read_text())["model"]["init_args"]
     assert recorded["segmenter_checkpoint"] == "runs/lfw/segment/checkpoints/last.ckpt"
-    saved = [
+    segmenter, student = (
         torch.load(f"runs/lfw/{stage}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for stage in ("segment", "distill")
-    ]
-    assert torch.equal(
-        saved[0]["average.module.to_logits.0.weight"], saved[1]["deoccluder.segmenter.to_logits.0.weight"]
     )
-    run_deocc("test", "--checkpoint", "runs/lfw/segment", *SMALL)
-    assert set(json.loads(Path("runs/lfw/segment/results.json").read_text())["mask_prediction"]) >= {
-        "per_kind",
-        "masked",
-    }
-    run_deocc("test", "--checkpoint", "runs/lfw/distill", *SMALL)
-    results = json.loads(Path("runs/lfw/distill/results.json").read_text())
+    name = "to_logits.0.weight"
+    assert torch.equal(segmenter[f"average.module.{name}"], student[f"deoccluder.segmenter.{name}"])
+    for stage in ("segment", "distill"):
+        run_deocc("test", "--checkpoint", f"runs/lfw/{stage}", *SMALL)
+    assert set(read_results(Path("runs/lfw/segment"))["mask_prediction"]) >= {"per_kind", "masked"}
+    results = read_results(Path("runs/lfw/distill"))
     assert {"teacher_clean_predicted_mask", "student_clean_predicted_mask"} < set(results["rows"])
     assert len(results["rows"]["student_clean_predicted_mask"]["accuracy"]["accuracies"]) == 5
     assert set(results["student_predicted_mask_minus_teacher_masked"]) == {"eer", "accuracy"}
 
 
-def test_ar_gives_ranks_by_both_galleries_with_predicted_masks_alone(stage2: Path, tmp_path: Path) -> None:
+def test_ar_gives_ranks_for_both_galleries(stage2: Path, tmp_path: Path) -> None:
+    """With predicted masks only, in a folder of its own beside the test on the run's people."""
     root = write_ar(tmp_path / "ar", people=("m-001", "w-001"), size=(240, 180))
-    words = ["test", "--checkpoint", str(stage2), "--config", str(PAPER / "ar.yaml"), *SMALL]
-    run_deocc(*words, "--data.face_set.init_args.root", str(root))
-    results = json.loads((stage2 / "test-ar" / "results.json").read_text())  # not over a test on the run's own people
+    run_deocc("test", "--checkpoint", str(stage2), "--config", "paper/ar", *SMALL, f"{FACES}.root", str(root))
+    results = read_results(stage2 / "test-ar")
     assert (results["trained_on"], results["data"], results["training_data_hash"]) == ("OrlFaces", "ArFaces", None)
     report = (stage2 / "test-ar" / "report.html").read_text()
-    assert "Trained on OrlFaces, tested on ArFaces" in report and "occluders are rendered" not in report
+    assert "Trained on OrlFaces, tested on ArFaces" in report
+    assert "occluders are rendered" not in report
     assert "scarf, rank-1 % protocol1" in report
-    assert set(results["per_kind"]) == {"sunglasses", "scarf"} and results["restoration"] == {}
-    assert {"student_predicted_mask", "teacher_completed_predicted_mask"} < set(
-        results["rows"]
-    ) and "student" not in results["rows"]
+    assert set(results["per_kind"]) == {"sunglasses", "scarf"}
+    assert results["restoration"] == {}
+    assert {"student_predicted_mask", "teacher_completed_predicted_mask"} < set(results["rows"])
+    assert "student" not in results["rows"]
     row = results["rows"]["student_predicted_mask"]
-    assert {"rank1_protocol1", "rank1_protocol2", "cmc_protocol1"} < set(row) and row["rank1"] == row["rank1_protocol2"]
+    assert {"rank1_protocol1", "rank1_protocol2", "cmc_protocol1"} < set(row)
+    assert row["rank1"] == row["rank1_protocol2"]
 
 
 @pytest.mark.parametrize("name", ["celeba", "record"])
-def test_a_data_set_to_train_on(name: str, celeba: Path, tmp_path: Path) -> None:
-    chosen = {"celeba": ["root", str(celeba)]}.get(name) or [
-        "rec",
-        str(write_record_file(tmp_path, people=40, images=2)),
-    ]
-    words = [
-        "fit",
-        "--config",
-        str(ROOT / "configs/inpaint.yaml"),
-        "--config",
-        str(DATA / f"{name}.yaml"),
-        "--run",
-        str(tmp_path / "run"),
-    ]
-    shares = ["--data.face_set.init_args.train=0.5", "--data.face_set.init_args.val=0.2"] if name == "record" else []
-    run_deocc(*words, *QUICK, *TINY_STAGE1, f"--data.face_set.init_args.{chosen[0]}", chosen[1], *shares)
+def test_data_set_to_train_on(name: str, celeba: Path, tmp_path: Path) -> None:
+    own = [f"{FACES}.root={celeba}"]
+    if name == "record":
+        rec = write_record_file(tmp_path, people=40, images=2)
+        own = [f"{FACES}.rec={rec}", f"{FACES}.train=0.5", f"{FACES}.val=0.2"]
+    run = ["--config", "inpaint", "--config", f"data/{name}", "--run", str(tmp_path / "run")]
+    run_deocc("fit", *run, *QUICK, *TINY_STAGE1, *own)
 
 
 @pytest.mark.parametrize("name", ["pairs", "bin"])
-def test_a_data_set_to_test_on(name: str, stage2: Path, tmp_path: Path) -> None:
+def test_data_set_to_test_on(name: str, stage2: Path, tmp_path: Path) -> None:
     if name == "pairs":
         write_pair_list(tmp_path)
         (listed,) = tmp_path.glob("*.txt")
-        chosen = ["root", str(tmp_path), "pairs", str(listed), "aligned", "arcface"]
+        own = [f"{FACES}.root={tmp_path}", f"{FACES}.pairs={listed}", f"{FACES}.aligned=arcface"]
     else:
         write_bin_file(tmp_path / "pairs.bin")
-        chosen = ["path", str(tmp_path / "pairs.bin")]
-    words = [
-        "test",
-        "--checkpoint",
-        str(stage2),
-        "--config",
-        str(DATA / f"{name}.yaml"),
-        "--run",
-        str(tmp_path / "out"),
-        *SMALL,
-        *ONE_KIND,
-    ]
-    run_deocc(
-        *words,
-        *[f"--data.face_set.init_args.{key}={value}" for key, value in zip(chosen[::2], chosen[1::2], strict=True)],
-    )
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["protocol"] == "ListedPairs"
+        own = [f"{FACES}.path={tmp_path / 'pairs.bin'}"]
+    run = ["--checkpoint", str(stage2), "--config", f"data/{name}", "--run", str(tmp_path / "out")]
+    run_deocc("test", *run, *SMALL, *ONE_KIND, *own)
+    assert read_results(tmp_path / "out")["protocol"] == "ListedPairs"
 
 
-def test_a_set_for_tests_cannot_be_trained_on(lfw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "fit",
-        "--config",
-        str(ROOT / "configs/inpaint.yaml"),
-        "--config",
-        str(PAPER / "lfw.yaml"),
-        "--run",
-        str(tmp_path / "run"),
-    ]
+def test_data_set_without_training_people(lfw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--config", "inpaint", "--config", "paper/lfw", "--run", str(tmp_path / "run"), f"{FACES}.root", str(lfw)]
     with pytest.raises(SystemExit):
-        run_deocc(*words, *QUICK, *TINY_STAGE1, "--data.face_set.init_args.root", str(lfw))
-    assert "LfwFaces has nobody to train on" in capsys.readouterr().err
+        run_deocc("fit", *run, *QUICK, *TINY_STAGE1)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("deocc: ")]
+    assert "LfwFaces" in line
+    assert "data.face_set" in line
 
 
 @pytest.mark.parametrize(
-    ("changed", "folder"), [({}, ""), ({"fold": 1}, "test-orl"), ({"class_path": "deocc.data.LfwFaces"}, "test-lfw")]
+    ("class_path", "settings", "folder"),
+    [
+        ("deocc.data.OrlFaces", {"split": "standard", "fold": None}, ""),
+        ("deocc.data.OrlFaces", {"split": "standard", "fold": 1}, "test-orl"),
+        ("deocc.data.LfwFaces", {"root": "data/lfw"}, "test-lfw"),
+    ],
 )
-def test_results_on_other_faces_stay_apart(changed: dict[str, Any], folder: str, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
+def test_results_on_other_faces_stay_apart(
+    class_path: str, settings: dict[str, Any], folder: str, tmp_path: Path
+) -> None:
     own = {"class_path": "deocc.data.OrlFaces", "init_args": {"split": "standard", "fold": None}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"face_set": own}}))
-    settings = (
-        {**own["init_args"], "fold": changed.get("fold")} if "class_path" not in changed else {"root": "data/lfw"}
-    )
-    face_set = Namespace(class_path=changed.get("class_path", own["class_path"]), init_args=Namespace(**settings))
+    face_set = Namespace(class_path=class_path, init_args=Namespace(**settings))
     config = Namespace(run="from_checkpoint", data=Namespace(face_set=face_set))
-    assert _evaluation_folder(config, tmp_path / "checkpoints" / "last.ckpt") == tmp_path / folder
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert _evaluation_folder(config, checkpoint) == tmp_path / folder
     config.run = str(tmp_path / "elsewhere")
-    assert _evaluation_folder(config, tmp_path / "checkpoints" / "last.ckpt") == tmp_path / "elsewhere"
+    assert _evaluation_folder(config, checkpoint) == tmp_path / "elsewhere"
