@@ -1,4 +1,4 @@
-"""Protocols and metrics: verification, identification, restoration; intervals; the results file, its tables, figures and report."""
+"""Evaluation: verification, identification, restoration, intervals, and the results file with its tables and report."""
 
 import deocc._torchvision  # noqa: F401  # before torchmetrics
 from deocc.evaluation.bootstrap import (

@@ -1,11 +1,11 @@
 """Verification thresholds: same, different or not sure, calibrated on validation people and measured on test people.
 
-A pair is "same" at or above the lowest similarity that at most a target share of the pairs of two people reaches,
-"different" below the one that all but `FALSE_REJECTS` of the pairs of one person reach, and "not sure" in between.
-Masks shift the similarities, so each condition has its own thresholds. In every rate each two people count once, and
-each person, however many photos they have: in a set with one person of 500 photos, thresholds by single pairs would be
-those of this person. The covered share of a face is computed from its mask, which may be soft; no decision is made on a
-face that is less visible than those calibrated on. Not specified by the paper; our choice.
+A pair is "same" at or above the lowest similarity that at most a target share of impostor pairs reaches, "different"
+below the similarity that all but `FALSE_REJECTS` of the genuine pairs reach, and "not sure" in between. Masks shift
+similarities, so each condition has its own thresholds. Every pair of people and every person has equal weight, whatever
+the number of photos; otherwise a person with 500 photos would determine the thresholds. The covered share of a face is
+computed from its mask, which may be soft. No decision is made on a face that is less visible than the calibration
+faces. Not specified by the paper; our choice.
 """
 
 import math
@@ -23,28 +23,28 @@ from deocc.evaluation.verification import FALSE_ACCEPT_RATES, PairScores, operat
 from deocc.geometry import TEMPLATES
 
 CONDITIONS = ("clean-clean", "clean-masked", "masked-masked")
-"""Named by how many of the two faces are masked: 0, 1, 2."""
+"""Conditions of a pair, by the number of masked faces."""
 
 USUAL_FALSE_ACCEPT_RATE = 1e-2
 """The default target."""
 
 FALSE_REJECTS = 0.05
-"""At most this share of the pairs of one person is called "different"."""
+"""Largest share of genuine pairs that is called "different"."""
 
 PAIRS_NEEDED = 5
-"""A target is calibrated only if it amounts to at least this many pairs. With few people the rate on others may still be
-several times as high, since pairs that share people are not independent: `Rates` has an interval for this."""
+"""Number of pairs that a target rate must amount to.
 
-_LEAST_SEEN = 0.01  # share of the masked faces, the least visible ones, that fall below `least_visible`
-_CENTRE_V, _HALF_WIDTH, _HALF_HEIGHT = (
-    0.45,
-    1.05,
-    1.4,
-)  # in eye distances, v from the eyes: cheeks at 1.05, chin at 1.85 (deocc.masking)
+With few people the rate on others may still be several times as high, since pairs that share a person are not
+independent; the interval in `Rates` takes this into account.
+"""
+
+_LEAST_SEEN = 0.01  # share of the masked faces that are less visible than `least_visible`
+# Ellipse of the face in distances between the eyes, v downwards from the eyes: cheeks at 1.05, chin at 1.85
+_CENTRE_V, _HALF_WIDTH, _HALF_HEIGHT = 0.45, 1.05, 1.4
 
 
 class CountedPairs(NamedTuple):
-    """Pairs of faces, and how many of them on average show the same two images under other masks."""
+    """Pairs of faces, and the mean number of pairs that show the same two images with different masks."""
 
     pairs: PairScores
     repeats: float
@@ -52,28 +52,28 @@ class CountedPairs(NamedTuple):
 
 @dataclass(frozen=True)
 class Rates:
-    """Error rates of two thresholds on the pairs of some people."""
+    """Error rates of a pair of thresholds on a set of pairs."""
 
     false_accept_rate: float
-    """Share of the pairs of two people that are called "same", averaged over each two people."""
+    """Share of impostor pairs called "same", averaged over pairs of people."""
     false_reject_rate: float
-    """Share of the pairs of one person that are not called "same", averaged over people."""
+    """Share of genuine pairs not called "same", averaged over people."""
     called_different: float
-    """Share of the pairs of one person that are called "different", averaged over people."""
+    """Share of genuine pairs called "different", averaged over people."""
     genuine: int
-    """Number of pairs of images of one person; the same two images under several masks count once."""
+    """Number of genuine pairs of images; the same two images with several masks count once."""
     impostor: int
-    """Number of pairs of images of two people, counted in the same way."""
+    """Number of impostor pairs of images, counted in the same way."""
     people: int
     interval: Bounds | None = None
     """95 % Wilson interval of `false_accept_rate`, see `PairsOfPeople.rate`; None in files of earlier versions."""
     effective_impostor: float | None = None
-    """Effective number of pairs of two people behind `interval`."""
+    """Effective number of impostor pairs of `interval`."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Two thresholds of the similarity for one condition and one target."""
+    """Thresholds for one condition and one target."""
 
     target: float
     """The target false-accept rate."""
@@ -82,13 +82,13 @@ class Threshold:
     different: float
     """A pair of a lower similarity than this is "different"; at most `same`."""
     validation: Rates
-    """Rates on the validation people, by whom the thresholds were chosen."""
+    """Rates on the validation people, on whom the thresholds were chosen."""
     test: Rates | None = None
-    """Rates of the same thresholds on the test people; None where these were not measured."""
+    """Rates on the test people; None if not measured."""
 
 
 class Separation(NamedTuple):
-    """A limit of the covered share that separates masked from clean faces, and its two error rates."""
+    """A limit of the covered share that separates masked from clean faces, and its error rates."""
 
     limit: float
     clean_called_masked: float
@@ -97,15 +97,15 @@ class Separation(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Everything that a decision on two faces needs besides their embeddings.
+    """What a decision on two faces needs besides their embeddings.
 
     Attributes:
-        thresholds: for each condition, by falling target; empty where the pairs support none.
+        thresholds: by condition, in order of falling target; empty if the pairs support none.
         masked: covered share at or above which a face counts as masked.
         least_visible: visible share below which no decision is made.
         size: side in pixels of the crops that were calibrated on.
         data: name of their face set.
-        data_hash: its fingerprint of the validation people.
+        data_hash: fingerprint of the validation people.
     """
 
     thresholds: dict[str, tuple[Threshold, ...]]
@@ -116,14 +116,14 @@ class Calibration:
     data_hash: str
 
     def threshold(self, condition: str, target: float | None = None) -> Threshold:
-        """The threshold of a condition for a target false-accept rate.
+        """Return the thresholds of a condition for a target false-accept rate.
 
         Args:
             condition: one of `CONDITIONS`.
-            target: None for `USUAL_FALSE_ACCEPT_RATE`, or the strictest calibrated one above it.
+            target: None for `USUAL_FALSE_ACCEPT_RATE`, or the strictest calibrated target above it.
 
         Raises:
-            ValueError: that target was not calibrated.
+            ValueError: the target was not calibrated.
         """
         known = {threshold.target: threshold for threshold in self.thresholds[condition]}
         if not known:
@@ -138,16 +138,16 @@ class Calibration:
         return known[near]
 
     def plain(self) -> dict[str, Any]:
-        """The calibration in values that JSON has."""
+        """Return the calibration as JSON values."""
         thresholds = {condition: [asdict(threshold) for threshold in row] for condition, row in self.thresholds.items()}
         return {**asdict(self), "thresholds": thresholds, "masked": self.masked._asdict()}
 
     @classmethod
     def from_plain(cls, value: Any) -> Self:
-        """The inverse of `plain`.
+        """Create a calibration from the result of `plain`.
 
         Raises:
-            ValueError: `value` is no calibration.
+            ValueError: `value` is not a calibration.
         """
         try:
             rows = {
@@ -160,74 +160,73 @@ class Calibration:
 
 
 def conditions(gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, CountedPairs]:
-    """All pairs of each of `CONDITIONS`: within a clean gallery, between it and masked probes, within the probes."""
+    """Return all pairs of each of `CONDITIONS`, from a clean gallery and masked probes."""
     protocol = AllPairs()
-    crossed, within = protocol.repeats(probe)
-    pairs = (protocol.within(gallery), protocol.cross(gallery, probe), protocol.within(probe))
-    counted = zip(pairs, (protocol.repeats(gallery)[1], crossed, within), strict=True)
-    return dict(zip(CONDITIONS, (CountedPairs(*each) for each in counted), strict=True))
+    cross_repeats, within_repeats = protocol.repeats(probe)
+    return {
+        "clean-clean": CountedPairs(protocol.within(gallery), protocol.repeats(gallery)[1]),
+        "clean-masked": CountedPairs(protocol.cross(gallery, probe), cross_repeats),
+        "masked-masked": CountedPairs(protocol.within(probe), within_repeats),
+    }
 
 
 def calibrate(validation: CountedPairs, test: CountedPairs | None = None) -> tuple[Threshold, ...]:
-    """The thresholds of one condition for each of `FALSE_ACCEPT_RATES` that the validation pairs support, see `PAIRS_NEEDED`.
+    """Choose the thresholds of one condition for each of `FALSE_ACCEPT_RATES` that the pairs support (`PAIRS_NEEDED`).
 
     Args:
-        validation: pairs to choose the thresholds by.
-        test: pairs of other people to measure the thresholds on; ignored if they lack pairs of one person or pairs of
-            two.
+        validation: pairs by which thresholds are chosen.
+        test: pairs of other people on which thresholds are measured; ignored without genuine or without impostor pairs.
     """
     pairs, repeats = validation
-    genuine, impostors = (int(chosen.sum()) / repeats for chosen in (pairs.same, ~pairs.same))
+    genuine, impostors = int(pairs.same.sum()) / repeats, int((~pairs.same).sum()) / repeats
     if round(genuine) * FALSE_REJECTS < PAIRS_NEEDED:
         return ()
-    if test is not None and len(torch.unique(test.pairs.same)) < 2:
-        test = None
-    measures = [_Measure(counted) for counted in (validation, *([] if test is None else [test]))]
+    measured = [validation]
+    if test is not None and len(torch.unique(test.pairs.same)) == 2:
+        measured.append(test)
+    measures = [_ErrorRates(counted) for counted in measured]
     weight = PairsOfPeople(pairs.first_person, pairs.second_person).weight
-    curve, found = roc_curve(pairs.similarity, pairs.same, weight), []
+    curve = roc_curve(pairs.similarity, pairs.same, weight)
     reached = float(curve.threshold[int((curve.tar < 1 - FALSE_REJECTS - 1e-9).sum())])
+    thresholds = []
     for target in FALSE_ACCEPT_RATES.values():
         same = operating_point(curve, int((~pairs.same).sum()), target)[1]
         if impostors * target * (1 + 1e-9) >= PAIRS_NEEDED and math.isfinite(same):
-            limits = same, min(same, reached)
-            found.append(Threshold(target, *limits, *(measure.rates(*limits) for measure in measures)))
-    return tuple(found)
+            different = min(same, reached)
+            thresholds.append(Threshold(target, same, different, *(each.at(same, different) for each in measures)))
+    return tuple(thresholds)
 
 
-class _Measure:
-    """Error rates of any thresholds on some pairs of one person and of two."""
+class _ErrorRates:
+    """Error rates of any thresholds on a set of pairs."""
 
     def __init__(self, counted: CountedPairs) -> None:
         pairs, repeats = counted
-        self._similarity = {same: pairs.similarity[pairs.same == same].double() for same in (True, False)}
-        self._groups = {
-            same: PairsOfPeople(*(person[pairs.same == same] for person in (pairs.first_person, pairs.second_person)))
-            for same in (True, False)
-        }
-        self._number = {same: round(len(similarity) / repeats) for same, similarity in self._similarity.items()}
+        same = pairs.same
+        self._genuine, self._impostor = pairs.similarity[same].double(), pairs.similarity[~same].double()
+        self._genuine_people = PairsOfPeople(pairs.first_person[same], pairs.second_person[same])
+        self._impostor_people = PairsOfPeople(pairs.first_person[~same], pairs.second_person[~same])
+        self._repeats = repeats
 
-    def rates(self, same: float, different: float) -> Rates:
-        accepted = self._groups[False].rate(self._similarity[False] >= same)
-        rejected, called_different = (
-            self._groups[True].rate(self._similarity[True] < limit).rate for limit in (same, different)
-        )
+    def at(self, same: float, different: float) -> Rates:
+        accepted = self._impostor_people.rate(self._impostor >= same)
         return Rates(
             false_accept_rate=accepted.rate,
-            false_reject_rate=rejected,
-            called_different=called_different,
-            genuine=self._number[True],
-            impostor=self._number[False],
-            people=max(group.people for group in self._groups.values()),
+            false_reject_rate=self._genuine_people.rate(self._genuine < same).rate,
+            called_different=self._genuine_people.rate(self._genuine < different).rate,
+            genuine=round(len(self._genuine) / self._repeats),
+            impostor=round(len(self._impostor) / self._repeats),
+            people=max(self._genuine_people.people, self._impostor_people.people),
             interval=Bounds(accepted.low, accepted.high),
             effective_impostor=accepted.effective,
         )
 
 
 def covered_share(mask: Tensor) -> Tensor:
-    """The share of the face that a mask covers.
+    """Compute the share of the face that a mask covers.
 
-    The face is an ellipse in the canonical crop, from cheek to cheek and from the forehead to the chin; covered hair
-    and background do not count.
+    The face is an ellipse in the canonical crop, from cheek to cheek and from forehead to chin; hair and background do
+    not count.
 
     Args:
         mask: (B, 1, S, S) in [0, 1], 1 = covered.
@@ -240,10 +239,10 @@ def covered_share(mask: Tensor) -> Tensor:
 
 
 def separate(clean: Tensor, masked: Tensor) -> Separation:
-    """The limit between covered shares of clean (N,) and masked faces (M,) with the smallest sum of both error rates.
+    """Find the limit between the covered shares of clean (N,) and masked faces (M,) with the fewest errors.
 
-    It is halfway between two neighbouring shares; among equally good limits, the one between the two shares that differ
-    most.
+    It minimises the sum of both error rates and is halfway between two neighbouring shares. Of equally good limits, the
+    one between the two shares that differ most is chosen.
 
     Raises:
         ValueError: there are no clean or no masked faces, or all shares are equal.
@@ -251,7 +250,8 @@ def separate(clean: Tensor, masked: Tensor) -> Separation:
     values = torch.unique(torch.cat([clean, masked]).double())
     if min(len(clean), len(masked)) == 0 or len(values) < 2:
         raise ValueError(
-            f"{len(clean)} clean and {len(masked)} masked faces with {len(values)} different shares: nothing to separate"
+            f"{len(clean)} clean and {len(masked)} masked faces with {len(values)} different shares: "
+            "nothing to separate"
         )
     limits = (values[1:] + values[:-1]) / 2
     above = 1 - torch.searchsorted(clean.double().sort().values, limits).double() / len(clean)
@@ -263,12 +263,12 @@ def separate(clean: Tensor, masked: Tensor) -> Separation:
 
 
 def least_visible(covered: Tensor) -> float:
-    """The visible share that 99 % of the masked faces reach; covered: (M,) their covered shares."""
+    """Return the visible share that 99 % of the masked faces reach, from their covered shares (M,)."""
     return float((1 - covered.double()).quantile(_LEAST_SEEN))
 
 
 def _face_region(size: int) -> Tensor:
-    """(S, S) bool, the pixels of the canonical crop that belong to the face."""
+    """Return (S, S) bool, the pixels of the canonical crop that belong to the face."""
     eyes = TEMPLATES["canonical"].tensor(size)[:2]
     unit, middle = eyes[1, 0] - eyes[0, 0], eyes.mean(0)
     axis = torch.arange(size, dtype=torch.float32)

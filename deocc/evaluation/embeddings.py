@@ -1,4 +1,4 @@
-"""Embeddings of a split's images, with what is needed to know which of them may be compared."""
+"""Embeddings of a split's images, with the labels that determine which of them may be compared."""
 
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -14,83 +14,78 @@ _UNIT_TOLERANCE = 1e-2  # a norm computed in bfloat16 is off by up to 2^-8
 
 @dataclass(eq=False)
 class EmbeddingSet:
-    """N embeddings and the images they come from. A gallery holds clean faces (kind -1), a probe set masked renderings of the same images.
+    """N embeddings. A gallery contains clean faces (kind -1), a probe set masked renderings of the same images.
 
     Raises:
         ValueError: the lengths differ, or an embedding is not a finite unit vector.
     """
 
     embedding: Tensor
-    """(N, D) unit vectors, so that the similarity of two faces is their dot product."""
+    """(N, D) unit vectors; the similarity of two faces is their dot product."""
     identity: Tensor
-    """(N,) int64, the person."""
+    """(N,) int64."""
     index: Tensor
-    """(N,) int64, the image's position in its face set."""
+    """(N,) int64, position of the image in its face set."""
     kind: Tensor
-    """(N,) int64, the occluder's position in the list of kinds; -1 where none lies on the face."""
+    """(N,) int64, position of the occluder in the list of kinds; -1 for a bare face."""
     seed: Tensor
-    """(N,) int64, from which the image's mask follows."""
-    coverage: Tensor = None  # type: ignore[assignment]  # __post_init__ puts a tensor there
-    """(N,) float32 in [0, 1], the share of the crop that the mask covers; NaN where it is unknown, by default everywhere."""
+    """(N,) int64, seed of the mask."""
+    coverage: Tensor = None  # type: ignore[assignment]  # replaced in __post_init__
+    """(N,) float32 in [0, 1], share of the crop that the mask covers; NaN (default) where it is unknown."""
 
     def __post_init__(self) -> None:
-        """Fill in an unknown coverage and check the contract."""
         if self.coverage is None:
-            self.coverage = _unknown(self.embedding)
+            self.coverage = _unknown_coverage(self.embedding)
         shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
         if self.embedding.ndim != 2 or any(shapes[name] != shapes["embedding"][:1] for name in _FIELDS[1:]):
             raise ValueError(f"expected embeddings (N, D) and {', '.join(_FIELDS[1:])} of shape (N,), got {shapes}")
-        wrong = ~((self.embedding.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE)  # a NaN is wrong too
-        if bool(wrong.any()):
+        unit = (self.embedding.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE  # False for NaN
+        if not bool(unit.all()):
             raise ValueError(
-                f"{int(wrong.sum())} of {len(self)} embeddings are not finite unit vectors: divide each by its norm"
+                f"{int((~unit).sum())} of {len(self)} embeddings are not finite unit vectors: divide each by its norm"
             )
 
     def __len__(self) -> int:
-        """N."""
         return len(self.identity)
 
     def take(self, which: Tensor) -> "EmbeddingSet":
-        """The members at `which`, (N,) bool or positions of any number."""
+        """Return the members at `which`: (N,) bool, or positions."""
         return EmbeddingSet(**{name: getattr(self, name)[which] for name in _FIELDS})
 
     def select(self, kind: int) -> "EmbeddingSet":
-        """The members whose face carries this kind of occluder."""
+        """Return the members with this kind of occluder."""
         return self.take(self.kind == kind)
 
     def deduplicated(self) -> "EmbeddingSet":
-        """One member for each (index, kind, seed), sorted by these: the first where several stand."""
-        _, group = torch.unique(self._key(), dim=0, return_inverse=True)
+        """Return the first member of each (index, kind, seed), sorted by these."""
+        key = torch.stack([self.index, self.kind, self.seed], 1)
+        _, group = torch.unique(key, dim=0, return_inverse=True)
         first = torch.full((int(group.max()) + 1,), len(self), device=group.device)
         return self.take(first.scatter_reduce(0, group, torch.arange(len(self), device=group.device), "amin"))
 
     def groups(self) -> Tensor:
-        """(N, 2) the group of masks that each member belongs to, as (image, kind), or as (image, -1) under mixed kinds.
+        """Return (N, 2), the group of masks of each member: (image, kind), or (image, -1) with mixed kinds.
 
-        If every image carries every kind equally often, masks of equal kind can be compared, and a group has one kind. Otherwise each image
-        carries kinds of its own, and a group has all masks of an image.
+        If every image has every kind equally often, masks of equal kind are compared, and a group has one kind.
+        Otherwise each image has its own kinds, and a group contains all masks of an image.
         """
         pairs, counts = torch.unique(torch.stack([self.index, self.kind], 1), dim=0, return_counts=True)
         balanced = len(pairs) == len(pairs[:, 0].unique()) * len(pairs[:, 1].unique()) and len(counts.unique()) <= 1
         return torch.stack([self.index, self.kind if balanced else torch.full_like(self.kind, -1)], 1)
 
     def draw(self) -> Tensor:
-        """(N,) int64, the position of each mask in its group (`groups`), counted from 0 by ascending seed."""
-        key, position = torch.unique(
-            torch.cat([self.groups(), self.seed[:, None], self.kind[:, None]], 1), dim=0, return_inverse=True
-        )
+        """Return (N,) int64, the index of the mask within its group (see `groups`), in order of seed."""
+        columns = torch.cat([self.groups(), self.seed[:, None], self.kind[:, None]], 1)
+        key, position = torch.unique(columns, dim=0, return_inverse=True)
         _, count = torch.unique_consecutive(key[:, :2], dim=0, return_counts=True)
         start = torch.repeat_interleave(count.cumsum(0) - count, count)
         return (torch.arange(len(key), device=key.device) - start)[position]
-
-    def _key(self) -> Tensor:
-        return torch.stack([self.index, self.kind, self.seed], 1)
 
 
 class EmbeddingBank(Metric):
     """Collects the embeddings of all batches and processes.
 
-    A distributed sampler repeats images to give every process the same number; each (index, kind, seed) is kept once.
+    Distributed samplers repeat images so that every process has the same number; each (index, kind, seed) is kept once.
 
     >>> import torch
     >>> bank = EmbeddingBank()
@@ -123,27 +118,25 @@ class EmbeddingBank(Metric):
         coverage: Tensor | None = None,
     ) -> None:
         """Add a batch; shapes as in `EmbeddingSet`. A coverage of None is unknown."""
-        coverage = _unknown(embedding) if coverage is None else coverage.float()
+        coverage = _unknown_coverage(embedding) if coverage is None else coverage.float()
         for name, value in zip(_FIELDS, (embedding.float(), identity, index, kind, seed, coverage), strict=True):
             getattr(self, name).append(value.detach())
 
     def compute(self) -> EmbeddingSet:
-        """Everything seen, on the CPU, sorted by index, kind and seed.
+        """Return all embeddings on the CPU, sorted by index, kind and seed.
 
         Raises:
-            ValueError: fewer than two faces were seen, so that nothing can be compared.
+            ValueError: there are fewer than two faces.
         """
-        if (
-            len(self.embedding) == 0 or len(members := self._members()) < 2
-        ):  # a list, or one tensor once processes were merged
-            raise ValueError("fewer than two faces were embedded: evaluate on at least two images")
+        too_few = "fewer than two faces were embedded: evaluate on at least two images"
+        if len(self.embedding) == 0:
+            raise ValueError(too_few)
+        states = {name: dim_zero_cat(cast(list[Tensor], getattr(self, name))).cpu() for name in _FIELDS}
+        members = EmbeddingSet(**states).deduplicated()
+        if len(members) < 2:
+            raise ValueError(too_few)
         return members
 
-    def _members(self) -> EmbeddingSet:
-        states = {name: dim_zero_cat(cast(list[Tensor], getattr(self, name))).cpu() for name in _FIELDS}
-        return EmbeddingSet(**states).deduplicated()
 
-
-def _unknown(embedding: Tensor) -> Tensor:
-    """(N,) NaN: coverages that nobody gave."""
+def _unknown_coverage(embedding: Tensor) -> Tensor:
     return torch.full((len(embedding),), torch.nan, device=embedding.device)

@@ -1,10 +1,12 @@
-"""Distribution distances: are completed faces, as a crowd, like clean ones? Frechet and kernel distance of a given network's features.
+"""Distances in the feature space of a given network: perceptual, Frechet and kernel distance.
 
-The published FID [0] and KID [1] take a certain Inception network's features; these take those of any network that the caller gives, so the
-figures compare with none computed by another network. They see whole images: a crowd has no covered pixels in common.
+LPIPS [0], FID [1] and KID [2] use particular networks; the metrics here use any network that the caller provides, so
+their values are comparable only for the same network. Frechet and kernel distance use whole images.
 
-[0] Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017.
-[1] Binkowski et al., "Demystifying MMD GANs", ICLR 2018: the kernel (x.y / D + 1)^3 and the unbiased estimate.
+[0] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018:
+    d = sum over layers l of mean over positions of w_l . (f_l(x) - f_l(y))^2, features normalised over channels.
+[1] Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017.
+[2] Binkowski et al., "Demystifying MMD GANs", ICLR 2018: kernel (x.y / D + 1)^3, unbiased estimate.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +23,12 @@ from torchmetrics.utilities import dim_zero_cat
 from deocc.evaluation.restoration import KindMeans, check_images
 
 Features = Callable[[Tensor], Sequence[Tensor] | Tensor]
-"""From images (B, 3, H, W) in [-1, 1] to a feature map (B, C, h, w) or several."""
+"""Maps images (B, 3, H, W) in [-1, 1] to one or several feature maps (B, C, h, w)."""
+
+Embed = Callable[[Tensor], Tensor]
+"""Maps images (B, 3, H, W) in [-1, 1] to features (B, D)."""
+
+_ROWS = 1024  # rows of a kernel matrix that are held at a time
 
 
 def perceptual_distance(
@@ -31,31 +38,27 @@ def perceptual_distance(
     mask: Tensor | None = None,
     weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The distance d per image, without gradient and in float32 from the feature maps on.
+    """Compute the perceptual distance d [0] per image, without gradient, in float32 from the feature maps on.
 
-    Args:
-        features: the network, in evaluation mode.
-        restored: (B, 3, H, W) in [-1, 1].
-        face: (B, 3, H, W) in [-1, 1].
-        mask: (B, 1, H, W), 1 = covered: a map's places are weighed by the covered share of their area. What they see reaches beyond it.
-            None: all places alike.
+    Args: features: network in evaluation mode. restored: (B, 3, H, W) in [-1, 1]. face: (B, 3, H, W) in [-1, 1]. mask:
+        (B, 1, H, W), 1 = covered: positions of a map are weighted by the covered share of their area. None weights
+            all positions equally.
         weights: (C_l,) for each map; None: all 1.
 
     Returns:
-        (B,) from 0, at most 4 a map without weights; NaN where nothing is covered.
+        (B,) from 0 to 4 per map without weights; NaN where nothing is covered.
 
     Raises:
-        ValueError: the images, the mask, the maps or the weights do not fit each other.
+        ValueError: images, mask, maps or weights do not fit each other.
     """
     check_images(restored, face, mask)
-    return sum(
-        (_average(layer, mask) for layer in _layers(features, restored, face, weights)),
-        start=torch.zeros(len(face), device=face.device),
-    )
+    layers = _layer_distances(features, restored, face, weights)
+    total = torch.zeros(len(face), device=face.device)
+    return total + sum(_position_mean(layer, mask) for layer in layers)
 
 
 class PerceptualDistance(KindMeans):
-    """Mean `perceptual_distance` over images, on the whole image and on the covered pixels, in all and by kind of occluder.
+    """Mean `perceptual_distance` over whole images and covered pixels.
 
     >>> metric = PerceptualDistance(lambda images: images)
     >>> red, green = (torch.eye(3)[i].reshape(1, 3, 1, 1).expand(1, 3, 4, 4) for i in range(2))
@@ -64,9 +67,9 @@ class PerceptualDistance(KindMeans):
     {'perceptual': 2.0, 'perceptual_covered': 2.0}
 
     Args:
-        features: as in `perceptual_distance`. A module is moved with the metric; whoever gives it freezes it.
-        weights: as in `perceptual_distance`.
-        kwargs: of `torchmetrics.Metric`.
+        features: see `perceptual_distance`. A module is moved with the metric; the caller freezes it.
+        weights: see `perceptual_distance`.
+        kwargs: passed to `torchmetrics.Metric`.
     """
 
     def __init__(self, features: Features, weights: Sequence[Tensor] | None = None, **kwargs: Any) -> None:
@@ -75,100 +78,59 @@ class PerceptualDistance(KindMeans):
         self.weights = weights
 
     def update(self, restored: Tensor, face: Tensor, mask: Tensor, kind: Tensor) -> None:
-        """Add a batch: images and masks as in `perceptual_distance`, `kind` (B,) int64 from -1. Uncovered images have no covered score.
+        """Add a batch: images and masks as for `perceptual_distance`, kinds (B,) int64 from -1.
 
         Raises:
-            ValueError: as in `perceptual_distance`, or a kind is out of range.
+            ValueError: as for `perceptual_distance`, or a kind is out of range.
         """
         check_images(restored, face, mask)
-        layers = _layers(self.features, restored, face, self.weights)
-        scores = [torch.stack([_average(layer, area) for layer in layers]).sum(0) for area in (None, mask)]
+        layers = _layer_distances(self.features, restored, face, self.weights)
+        scores = [torch.stack([_position_mean(layer, area) for layer in layers]).sum(0) for area in (None, mask)]
         covered = mask.flatten(1).any(1)
         self.add(torch.stack(scores, 1), torch.stack([torch.ones_like(covered), covered], 1), kind)
 
 
-@torch.no_grad()
-def _layers(features: Features, restored: Tensor, face: Tensor, weights: Sequence[Tensor] | None) -> list[Tensor]:
-    """For each layer (B, 1, h, w), the weighted squared distance at every place."""
-    ours, theirs = (_maps(features(images)) for images in (restored, face))
-    weights = [torch.ones(maps.shape[1]) for maps in theirs] if weights is None else weights
-    if any(maps.ndim != 4 for maps in theirs) or [len(weight) for weight in weights] != [
-        maps.shape[1] for maps in theirs
-    ]:
-        shapes = [tuple(maps.shape) for maps in theirs]
-        raise ValueError(
-            f"expected feature maps (B, C, h, w) and C weights for each, got {shapes} and {[len(weight) for weight in weights]}"
-        )
-    return [
-        torch.einsum("bchw,c->bhw", (_unit(one) - _unit(other)).square(), weight.to(one.device, torch.float32))[:, None]
-        for one, other, weight in zip(ours, theirs, weights, strict=True)
-    ]
-
-
-def _maps(output: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
-    return [output] if isinstance(output, Tensor) else output
-
-
-def _unit(features: Tensor) -> Tensor:
-    """Of unit length over the channels."""
-    return F.normalize(features.float(), dim=1)
-
-
-def _average(layer: Tensor, mask: Tensor | None) -> Tensor:
-    """(B,) mean over the places of (B, 1, h, w), weighed by how much of each is covered."""
-    if mask is None:
-        return layer.mean((1, 2, 3))
-    share = F.adaptive_avg_pool2d(mask.float(), (layer.shape[2], layer.shape[3]))
-    return (layer * share).sum((1, 2, 3)) / share.sum((1, 2, 3))
-
-
-_ROWS = 1024  # of a kernel matrix that are held at a time
-
-Embed = Callable[[Tensor], Tensor]
-"""From images (B, 3, H, W) in [-1, 1] to features (B, D)."""
-
-
 class FrechetDistance(FrechetInceptionDistance):
-    """The Frechet distance of two Gaussians that have the means and covariances of the features of either crowd [0].
+    """Frechet distance of Gaussians with the means and covariances of the features of both sets [1].
 
-    It is biased upwards where images are few: many times D are needed, and only figures of equally many images compare.
+    It is biased upwards for few images: many times D are needed, and only values of equal numbers of images compare.
 
     Args:
-        network: as `Embed`, in evaluation mode. A module is moved with the metric; whoever gives it freezes it.
+        network: in evaluation mode. A module is moved with the metric; the caller freezes it.
         dimension: D.
-        kwargs: of `torchmetrics.Metric`.
+        kwargs: passed to `torchmetrics.Metric`.
     """
 
     def __init__(self, network: Embed, dimension: int, **kwargs: Any) -> None:
-        super().__init__(feature=_Double(network, dimension), **kwargs)
-        self.orig_dtype = (
-            torch.float64
-        )  # of the result; torchmetrics sets it in `update`, which a process without images never calls
+        super().__init__(feature=_DoubleFeatures(network, dimension), **kwargs)
+        # torchmetrics sets the dtype of the result in `update`, which a process without images never calls
+        self.orig_dtype = torch.float64
 
     @torch.no_grad()
-    def update(self, restored: Tensor, face: Tensor) -> None:  # type: ignore[override]  # both crowds at once, as our other metrics take them
-        """Add completed faces and clean ones, either (B, 3, H, W) in [-1, 1]; their numbers may differ."""
+    def update(self, restored: Tensor, face: Tensor) -> None:  # type: ignore[override]  # both sets at once
+        """Add completed and clean faces, each (B, 3, H, W) in [-1, 1]; their numbers may differ."""
         super().update(restored, real=False)
         super().update(face, real=True)
 
     def compute(self) -> Tensor:
-        """Scalar float64 from 0.
+        """Return a float64 scalar, at least 0.
 
         Raises:
-            ValueError: fewer than two images of either crowd were seen.
+            ValueError: a set has fewer than two images.
         """
-        _check(int(self.fake_features_num_samples), int(self.real_features_num_samples))
+        _check_counts(int(self.fake_features_num_samples), int(self.real_features_num_samples))
         return super().compute()
 
 
 class KernelDistance(Metric):
-    """The squared maximum mean discrepancy of either crowd's features under a cubic kernel, by the unbiased estimate [1].
+    """Squared maximum mean discrepancy of the features of both sets with a cubic kernel, unbiased estimate [2].
 
-    OURS: over all images at once. The published figure is a mean over random subsets, which estimates the same number with more noise.
+    All images are used at once (our choice). The published value is a mean over random subsets, which estimates the
+    same number with more noise.
 
     Args:
-        network: as `Embed`, in evaluation mode. A module is moved with the metric; whoever gives it freezes it.
-        kwargs: of `torchmetrics.Metric`.
+        network: in evaluation mode. A module is moved with the metric; the caller freezes it.
+        kwargs: passed to `torchmetrics.Metric`.
     """
 
     full_state_update = False
@@ -183,25 +145,26 @@ class KernelDistance(Metric):
 
     @torch.no_grad()
     def update(self, restored: Tensor, face: Tensor) -> None:
-        """Add completed faces and clean ones, either (B, 3, H, W) in [-1, 1]; their numbers may differ."""
-        self.restored.append(_features(self.network, restored))
-        self.face.append(_features(self.network, face))
+        """Add completed and clean faces, each (B, 3, H, W) in [-1, 1]; their numbers may differ."""
+        self.restored.append(_double_features(self.network, restored))
+        self.face.append(_double_features(self.network, face))
 
     def compute(self) -> Tensor:
-        """Scalar float64, 0 on average where both crowds are alike, so at times below 0.
+        """Return a float64 scalar, 0 on average for equal distributions, hence sometimes below 0.
 
         Raises:
-            ValueError: fewer than two images of either crowd were seen.
+            ValueError: a set has fewer than two images.
         """
         restored, face = (
             dim_zero_cat(features) if len(features) else torch.empty(0, 1) for features in (self.restored, self.face)
         )
-        _check(len(restored), len(face))
-        return _within(restored) + _within(face) - 2 * _kernel_sum(restored, face) / (len(restored) * len(face))
+        _check_counts(len(restored), len(face))
+        between = _kernel_sum(restored, face) / (len(restored) * len(face))
+        return _mean_kernel_within(restored) + _mean_kernel_within(face) - 2 * between
 
 
-class _Double(nn.Module):
-    """The network as torchmetrics asks for it: it says how many features it has, and yields them in float64."""
+class _DoubleFeatures(nn.Module):
+    """Adapter for torchmetrics: features in float64 and their number."""
 
     def __init__(self, network: Embed, dimension: int) -> None:
         super().__init__()
@@ -209,29 +172,59 @@ class _Double(nn.Module):
         self.num_features = dimension
 
     def forward(self, images: Tensor) -> Tensor:
-        return _features(self.network, images)
+        return _double_features(self.network, images)
 
 
-def _features(network: Embed, images: Tensor) -> Tensor:
+@torch.no_grad()
+def _layer_distances(
+    features: Features, restored: Tensor, face: Tensor, weights: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """Return the weighted squared distance at every position, (B, 1, h, w) for each layer."""
+    first, second = features(restored), features(face)
+    first = [first] if isinstance(first, Tensor) else first
+    second = [second] if isinstance(second, Tensor) else second
+    weights = [torch.ones(maps.shape[1]) for maps in second] if weights is None else weights
+    channels = [maps.shape[1] for maps in second]
+    if any(maps.ndim != 4 for maps in second) or [len(weight) for weight in weights] != channels:
+        raise ValueError(
+            f"expected feature maps (B, C, h, w) and C weights for each, got {[tuple(maps.shape) for maps in second]} "
+            f"and {[len(weight) for weight in weights]}"
+        )
+    distances = []
+    for one, other, weight in zip(first, second, weights, strict=True):
+        squared = (F.normalize(one.float(), dim=1) - F.normalize(other.float(), dim=1)).square()
+        distances.append(torch.einsum("bchw,c->bhw", squared, weight.to(one.device, torch.float32))[:, None])
+    return distances
+
+
+def _position_mean(layer: Tensor, mask: Tensor | None) -> Tensor:
+    """Return (B,), the mean over the positions of (B, 1, h, w), weighted by their covered share if there is a mask."""
+    if mask is None:
+        return layer.mean((1, 2, 3))
+    share = F.adaptive_avg_pool2d(mask.float(), (layer.shape[2], layer.shape[3]))
+    return (layer * share).sum((1, 2, 3)) / share.sum((1, 2, 3))
+
+
+def _double_features(network: Embed, images: Tensor) -> Tensor:
     features = network(images)
     if features.ndim != 2 or len(features) != len(images):
         raise ValueError(
-            f"expected features (B, D) of {len(images)} images, got {tuple(features.shape)}: give a network that pools its maps"
+            f"expected features (B, D) of {len(images)} images, got {tuple(features.shape)}: "
+            "give a network that pools its maps"
         )
     return features.double()
 
 
-def _within(features: Tensor) -> Tensor:
-    """The mean kernel value of two different images of one crowd."""
-    own: Tensor = (features.square().mean(1) + 1).pow(3).sum()
-    return (_kernel_sum(features, features) - own) / (len(features) * (len(features) - 1))
+def _mean_kernel_within(features: Tensor) -> Tensor:
+    """Return the mean kernel value of two different images of a set."""
+    diagonal: Tensor = (features.square().mean(1) + 1).pow(3).sum()
+    return (_kernel_sum(features, features) - diagonal) / (len(features) * (len(features) - 1))
 
 
 def _kernel_sum(first: Tensor, second: Tensor) -> Tensor:
-    """The sum of the kernel over all pairs of rows."""
     return torch.stack([poly_kernel(rows, second).sum() for rows in first.split(_ROWS)]).sum()
 
 
-def _check(restored: int, face: int) -> None:
+def _check_counts(restored: int, face: int) -> None:
     if min(restored, face) < 2:
-        raise ValueError(f"{restored} completed and {face} clean faces were seen: two of either are needed at least")
+        raise ValueError(f"{restored} completed and {face} clean faces were seen: at least two of each are needed")

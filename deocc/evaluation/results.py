@@ -1,8 +1,7 @@
-"""The results file of a test run: the rows of the comparison, their differences with intervals, restoration, and where it all came from."""
+"""The results file of a test: rows of the comparison, differences with intervals, restoration, provenance."""
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,41 +13,7 @@ from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstr
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy, verification_scores
-
-DECILES = 10
-
-
-def decile_edges(coverage: Tensor) -> Tensor:
-    """(11,) float64: the 0th, 10th, ... 100th percentile of the known coverages (N,); NaN where none is known."""
-    known = coverage[~coverage.isnan()].double()
-    if len(known) == 0:
-        return torch.full((DECILES + 1,), torch.nan, dtype=torch.float64)
-    return known.quantile(torch.linspace(0, 1, DECILES + 1, dtype=torch.float64))
-
-
-def coverage_deciles(coverage: Tensor, edges: Tensor | None = None) -> Tensor:
-    """(N,) int64: the decile 0 to 9 of each coverage (N,), -1 for NaN, an unknown one.
-
-    A decile holds its lower edge, the last one its upper edge too. Equal coverages are never parted: where many are equal, deciles differ
-    in size and some are empty. Coverages beyond the edges fall into the first or last decile.
-
-    >>> coverage_deciles(torch.tensor([0.3, torch.nan, 0.1, 0.2])).tolist()
-    [9, -1, 0, 5]
-
-    Args:
-        coverage: (N,), NaN where unknown.
-        edges: (11,) as of `decile_edges`, so that several sets are cut alike; None: those of `coverage`.
-    """
-    edges = decile_edges(coverage) if edges is None else edges
-    decile = torch.bucketize(coverage.double(), edges[1:-1], right=True)
-    return decile.masked_fill(coverage.isnan(), -1)
-
-
-def by_coverage(probe: EmbeddingSet, edges: Tensor | None = None) -> dict[int, EmbeddingSet]:
-    """The probes of each decile that has any, by its number; those of unknown coverage are left out. `edges` as in `coverage_deciles`."""
-    decile = coverage_deciles(probe.coverage, edges)
-    return {number: probe.take(decile == number) for number in torch.unique(decile[decile >= 0]).tolist()}
-
+from deocc.files import write_file
 
 ROWS = {
     "teacher_clean": "teacher, clean",
@@ -61,12 +26,16 @@ ROWS = {
     "student": "student (given mask)",
     "student_predicted_mask": "student (predicted mask)",
 }
-"""Every row that a test may yield, in order, with its title. The mask is the given one unless the title says otherwise. What the student
-sees by it, a completed face or the masked one, is a setting of the run."""
+"""All rows that a test may have, in order, with their titles.
+
+The mask is the given one unless the title says otherwise. The input of the student is a setting of the run.
+"""
 
 CLEAN_ROWS = ("teacher_clean", "teacher_clean_predicted_mask", "student_clean", "student_clean_predicted_mask")
-"""The rows that compare bare faces with bare faces. With a predicted mask they are what a user of photographs gets, to whom nobody says
-that a face is bare."""
+"""Rows that compare bare faces.
+
+Rows with a predicted mask are what a user gets, who does not know which faces are bare.
+"""
 
 DIFFERENCES = {
     "student_clean_minus_teacher_clean": ("student_clean", "teacher_clean"),
@@ -81,7 +50,7 @@ DIFFERENCES = {
         "teacher_completed_predicted_mask",
     ),
 }
-"""Which rows are subtracted from which."""
+"""Rows that are subtracted from each other, if a test has both."""
 
 KEYS = (
     "people",
@@ -95,35 +64,16 @@ KEYS = (
     "per_coverage",
     "thresholds",
 )
-"""What a results file holds beside the provenance: what `build_results` returns, and `thresholds` (own data)."""
+"""Keys of a results file besides the provenance."""
 
-_MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
+DECILES = 10
+_MASKED_MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
 
 Restoration = Mapping[str, Mapping[str, Any]]
-"""By the source of the mask ("given_mask", "predicted_mask"): what `RestorationMetric.compute` returned."""
+"""By source of the mask ("given_mask", "predicted_mask"): result of `RestorationMetric.compute`."""
 
-
-def clean_row(gallery: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
-    """The ceiling: clean against clean, as the protocol's `within` says; identification as in `score_row`."""
-    protocol = protocol or AllPairs()
-    return {**_scores(protocol.within(gallery), protocol.repeats(gallery)[1]), **protocol.identify(gallery, gallery)}
-
-
-def score_row(gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
-    """One row: a recogniser's clean gallery against its probes.
-
-    `eer`, `auc`, `tar@...` and thresholds of the pairs that the protocol (default: all pairs) compares clean with masked, `accuracy` where
-    it has folds; `tar_intervals`; what its `identify` gives; `masked_masked`: the pairs that it compares masked with masked. `pairs`: how
-    many of each sort stand behind the first.
-    """
-    protocol = protocol or AllPairs()
-    crossed, repeated = protocol.repeats(probe)
-    masked = _scores(protocol.within(probe), repeated)
-    return {
-        **_scores(protocol.cross(gallery, probe), crossed),
-        **protocol.identify(gallery, probe),
-        "masked_masked": {name: masked[name] for name in _MASKED if name in masked},
-    }
+_Compared = Mapping[str, tuple[EmbeddingSet, EmbeddingSet]]
+"""By row: gallery and probes."""
 
 
 def build_results(
@@ -138,51 +88,45 @@ def build_results(
     seed: int = 0,
     predicted_mask_galleries: Mapping[str, EmbeddingSet] | None = None,
 ) -> dict[str, Any]:
-    """Build everything that the results file holds.
+    """Build the content of the results file.
 
-    Args:
-        gallery_teacher: the teacher's embeddings of the clean faces.
-        gallery_student: the student's; None where no student was tested.
-        probes: by row of `ROWS`, without the clean ones; those that were evaluated.
-        restoration: by source of the mask.
-        kinds: names of the occluders, in the order in which `EmbeddingSet.kind` counts them.
-        provenance: command, seeds, versions, hashes; its keys stand beside those of `KEYS`.
-        protocol: what is compared; default every face with every other.
-        replicates: of the bootstrap.
-        seed: of the bootstrap.
-        predicted_mask_galleries: by "teacher" and "student", the embeddings of the clean faces by their predicted masks. They are the
-            gallery of the probes with predicted masks, and rows of their own.
+    Args: gallery_teacher: embeddings of the clean faces by the teacher. gallery_student: the same by the student; None
+        if no student was tested. probes: by name of a row of `ROWS` other than the clean ones. restoration: by source
+        of the mask. kinds: names of the occluders, in the order of `EmbeddingSet.kind`. provenance: command, seeds,
+        versions, hashes; its keys are placed beside those of `KEYS`. protocol: comparisons; default all pairs.
+        replicates: of the bootstrap. seed: of the bootstrap. predicted_mask_galleries: by "teacher" and "student",
+        embeddings of the clean faces with predicted masks. They are
+            the gallery of probes with predicted masks, and rows of their own.
 
-    Returns:
-        `people` and `images` of the gallery that were scored, `people_left_out`, whose pairs would have been too many; the name of the
-        `protocol`; `rows` by name; each of `DIFFERENCES` whose rows are there, as {"eer": interval} and, where the protocol has folds,
-        {"accuracy": interval}; `restoration` by source; `per_kind` by name, each with its `rows` and `restoration`; `per_coverage`, the
-        rows by how much of the crop is covered, in tenths of the probes; the provenance.
+    Returns: `people` and `images` of the gallery; `people_left_out` because of too many pairs; the name of the
+        `protocol`; `rows` by name; each of `DIFFERENCES` as {"eer": interval} and, if the protocol has folds,
+        {"accuracy": interval}; `restoration` by source; `per_kind`, `rows` and `restoration` by name of the kind;
+        `per_coverage`, rows by tenth of the probes in order of coverage; the provenance.
 
     Raises:
-        ValueError: an unknown row, a student's row without a gallery, a kind without a name, provenance that would overwrite a result, or
-            rows to be subtracted that scored different probes.
+        ValueError: an unknown row, a row of the student without gallery, a kind without name, provenance that would
+            overwrite a result, or rows to be subtracted that scored different probes.
     """
     protocol = protocol or AllPairs()
     _check(probes, gallery_student, provenance)
-    everybody = len(torch.unique(gallery_teacher.identity))
-    clean = {"teacher_clean": gallery_teacher} | (
-        {"student_clean": gallery_student} if gallery_student is not None else {}
-    )
-    clean |= {f"{name}_clean_predicted_mask": gallery for name, gallery in (predicted_mask_galleries or {}).items()}
+    clean = {"teacher_clean": gallery_teacher}
+    if gallery_student is not None:
+        clean["student_clean"] = gallery_student
+    for name, gallery in (predicted_mask_galleries or {}).items():
+        clean[f"{name}_clean_predicted_mask"] = gallery
     narrowed = protocol.narrow({**clean, **probes})
     clean = {name: narrowed[name] for name in CLEAN_ROWS if name in narrowed}
     compared = {name: (_gallery_of(name, clean), narrowed[name]) for name in ROWS if name in probes}
-    scored = {name: clean_row(gallery, protocol) for name, gallery in clean.items()}
-    scored |= {name: score_row(*sets, protocol) for name, sets in compared.items()}
+    rows = {name: clean_row(gallery, protocol) for name, gallery in clean.items()}
+    rows |= {name: score_row(gallery, probe, protocol) for name, (gallery, probe) in compared.items()}
     people = len(torch.unique(clean["teacher_clean"].identity))
     return {
         **provenance,
         "people": people,
-        "people_left_out": everybody - people,
+        "people_left_out": len(torch.unique(gallery_teacher.identity)) - people,
         "images": len(clean["teacher_clean"]),
         "protocol": type(protocol).__name__,
-        "rows": {name: scored[name] for name in ROWS if name in scored},
+        "rows": {name: rows[name] for name in ROWS if name in rows},
         **_differences(clean, compared, protocol, replicates, seed),
         "restoration": {source: scores["mean"] for source, scores in restoration.items()},
         "per_kind": _per_kind(compared, protocol, restoration, kinds),
@@ -190,20 +134,13 @@ def build_results(
     }
 
 
-def _gallery_of(row: str, clean: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
-    """The clean faces that a row's probes are compared with: the same recogniser's, by the same source of masks where that is there."""
-    name = f"{row.split('_')[0]}_clean"
-    predicted = f"{name}_predicted_mask"
-    return clean[predicted] if row.endswith("_predicted_mask") and predicted in clean else clean[name]
-
-
 def build_restoration_results(
     restoration: Restoration, kinds: Sequence[str], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """As `build_results`, of a test that embedded nothing: no rows, no differences.
+    """Build the results of a test without embeddings: see `build_results`, without rows and differences.
 
     Raises:
-        ValueError: a kind without a name, or provenance that would overwrite a result.
+        ValueError: a kind without name, or provenance that would overwrite a result.
     """
     _check({}, None, provenance)
     means = {source: scores["mean"] for source, scores in restoration.items()}
@@ -211,27 +148,84 @@ def build_restoration_results(
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all. What is not a finite number becomes null; a path becomes text."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(results), indent=2, allow_nan=False, default=str)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write results as JSON, atomically. Numbers that are not finite become null, paths become text."""
+    write_file(Path(path), json.dumps(_json_value(results), indent=2, allow_nan=False, default=str) + "\n")
 
 
-def _scores(pairs: PairScores, repeats: float) -> dict[str, Any]:
-    """Figures of pairs of which so many show the same two images; a rate that the images cannot support is NaN."""
-    genuine = int(pairs.same.sum())
-    accuracy = {} if pairs.fold is None else {"accuracy": fold_accuracy(pairs)._asdict()}
-    intervals = tar_intervals(pairs.similarity, pairs.same, repeats=repeats)
+def clean_row(gallery: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
+    """Score clean against clean faces, as `within` and `identify` of the protocol define."""
+    protocol = protocol or AllPairs()
+    scores = _pair_figures(protocol.within(gallery), protocol.repeats(gallery)[1])
+    return {**scores, **protocol.identify(gallery, gallery)}
+
+
+def score_row(gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
+    """Score the probes of a recogniser against its clean gallery.
+
+    Returns:
+        `eer`, `auc`, `tar@...` and thresholds of the pairs that the protocol (default: all pairs) compares clean with
+        masked; `accuracy` if it has folds; `tar_intervals`; identification scores; `pairs`, the numbers of genuine and
+        impostor pairs; `masked_masked`, the same for pairs of two masked faces.
+    """
+    protocol = protocol or AllPairs()
+    cross_repeats, within_repeats = protocol.repeats(probe)
+    masked = _pair_figures(protocol.within(probe), within_repeats)
     return {
-        **verification_scores(pairs.similarity, pairs.same),
-        **{f"tar@{name}": interval["tar"] for name, interval in intervals.items()},
-        **accuracy,
+        **_pair_figures(protocol.cross(gallery, probe), cross_repeats),
+        **protocol.identify(gallery, probe),
+        "masked_masked": {name: masked[name] for name in _MASKED_MASKED if name in masked},
+    }
+
+
+def decile_edges(coverage: Tensor) -> Tensor:
+    """Return (11,) float64, the 0th, 10th, ... 100th percentile of the known coverages (N,); NaN if none is known."""
+    known = coverage[~coverage.isnan()].double()
+    if len(known) == 0:
+        return torch.full((DECILES + 1,), torch.nan, dtype=torch.float64)
+    return known.quantile(torch.linspace(0, 1, DECILES + 1, dtype=torch.float64))
+
+
+def coverage_deciles(coverage: Tensor, edges: Tensor | None = None) -> Tensor:
+    """Return (N,) int64, the decile 0 to 9 of each coverage, -1 for an unknown one.
+
+    A decile contains its lower edge, the last one also its upper edge. Equal coverages are never separated, so deciles
+    may differ in size or be empty. Coverages beyond the edges belong to the first or last decile.
+
+    >>> coverage_deciles(torch.tensor([0.3, torch.nan, 0.1, 0.2])).tolist()
+    [9, -1, 0, 5]
+
+    Args:
+        coverage: (N,), NaN where unknown.
+        edges: (11,) from `decile_edges`, to divide several sets equally; None: those of `coverage`.
+    """
+    edges = decile_edges(coverage) if edges is None else edges
+    decile = torch.bucketize(coverage.double(), edges[1:-1], right=True)
+    return decile.masked_fill(coverage.isnan(), -1)
+
+
+def by_coverage(probe: EmbeddingSet, edges: Tensor | None = None) -> dict[int, EmbeddingSet]:
+    """Return the probes of each decile that is not empty; probes of unknown coverage are left out."""
+    decile = coverage_deciles(probe.coverage, edges)
+    return {number: probe.take(decile == number) for number in torch.unique(decile[decile >= 0]).tolist()}
+
+
+def _gallery_of(row: str, clean: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
+    """Return the clean faces of the same recogniser, with the same source of masks if available."""
+    name = f"{row.split('_')[0]}_clean"
+    predicted = f"{name}_predicted_mask"
+    return clean[predicted] if row.endswith("_predicted_mask") and predicted in clean else clean[name]
+
+
+def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:
+    """Score pairs of which `repeats` show the same two images; rates that the images do not support are NaN."""
+    genuine = int(pairs.same.sum())
+    intervals = tar_intervals(pairs.similarity, pairs.same, repeats=repeats)
+    figures: dict[str, Any] = verification_scores(pairs.similarity, pairs.same)
+    figures |= {f"tar@{name}": interval["tar"] for name, interval in intervals.items()}
+    if pairs.fold is not None:
+        figures["accuracy"] = fold_accuracy(pairs)._asdict()
+    return {
+        **figures,
         "tar_intervals": intervals,
         "pairs": {"same": genuine, "different": len(pairs.same) - genuine},
         "people": len(torch.unique(torch.cat([pairs.first_person, pairs.second_person]))),
@@ -239,73 +233,56 @@ def _scores(pairs: PairScores, repeats: float) -> dict[str, Any]:
 
 
 def _differences(
-    clean: Mapping[str, EmbeddingSet],
-    compared: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]],
-    protocol: AllPairs,
-    replicates: int,
-    seed: int,
+    clean: Mapping[str, EmbeddingSet], compared: _Compared, protocol: AllPairs, replicates: int, seed: int
 ) -> dict[str, Any]:
-    wanted = {name: both for name, both in DIFFERENCES.items() if set(both) <= {*clean, *compared}}
     pairs: dict[str, PairScores] = {}
-    for row in dict.fromkeys(row for both in wanted.values() for row in both):
-        pairs[row] = protocol.within(clean[row]) if row in clean else protocol.cross(*compared[row])
+
+    def score(row: str) -> PairScores:
+        if row not in pairs:
+            pairs[row] = protocol.within(clean[row]) if row in clean else protocol.cross(*compared[row])
+        return pairs[row]
+
     differences: dict[str, Any] = {}
-    for name, (first, second) in wanted.items():
-        differences[name] = {"eer": paired_bootstrap_eer(pairs[first], pairs[second], replicates, seed)._asdict()}
-        fold = pairs[first].fold
-        if fold is not None and len(torch.unique(fold)) > 1:
-            interval = paired_bootstrap_accuracy(pairs[first], pairs[second], replicates, seed)
-            differences[name]["accuracy"] = interval._asdict()
+    for name, rows in DIFFERENCES.items():
+        if not all(row in clean or row in compared for row in rows):
+            continue
+        first, second = score(rows[0]), score(rows[1])
+        differences[name] = {"eer": paired_bootstrap_eer(first, second, replicates, seed)._asdict()}
+        if first.fold is not None and len(torch.unique(first.fold)) > 1:
+            differences[name]["accuracy"] = paired_bootstrap_accuracy(first, second, replicates, seed)._asdict()
     return differences
 
 
 def _per_kind(
-    rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]],
-    protocol: AllPairs,
-    restoration: Restoration,
-    kinds: Sequence[str],
+    rows: _Compared, protocol: AllPairs, restoration: Restoration, kinds: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The rows and the restoration of each kind that was seen."""
-    seen = {kind for _, probe in rows.values() for kind in probe.kind.tolist()} | {
-        kind for scores in restoration.values() for kind in scores["per_kind"]
-    }
+    seen = {kind for _, probe in rows.values() for kind in probe.kind.tolist()}
+    seen |= {kind for scores in restoration.values() for kind in scores["per_kind"]}
     if max(seen, default=-1) >= len(kinds):
         raise ValueError(
             f"kind {max(seen)} was evaluated but only {len(kinds)} kinds are named: give all names, in order"
         )
-    return {
-        kinds[kind]: {
-            "rows": {name: score_row(gallery, probe.select(kind), protocol) for name, (gallery, probe) in rows.items()},
-            "restoration": {
-                source: scores["per_kind"][kind] for source, scores in restoration.items() if kind in scores["per_kind"]
-            },
-        }
-        for kind in sorted(seen - {-1})
-    }
+    parts: dict[str, dict[str, Any]] = {}
+    for kind in sorted(seen - {-1}):
+        scores = {name: score_row(gallery, probe.select(kind), protocol) for name, (gallery, probe) in rows.items()}
+        restored = {source: each["per_kind"][kind] for source, each in restoration.items() if kind in each["per_kind"]}
+        parts[kinds[kind]] = {"rows": scores, "restoration": restored}
+    return parts
 
 
-def _per_coverage(rows: Mapping[str, tuple[EmbeddingSet, EmbeddingSet]], protocol: AllPairs) -> list[dict[str, Any]]:
-    """For each tenth of the probes by rising coverage: `low` and `high` coverage and by row its `eer`; empty where no coverage is known."""
+def _per_coverage(rows: _Compared, protocol: AllPairs) -> list[dict[str, Any]]:
+    """Return `low` and `high` coverage and the `eer` of each row, for each tenth of the probes by coverage."""
     if not rows:
         return []
     edges = decile_edges(next(iter(rows.values()))[1].coverage)
-    parts = {name: (gallery, by_coverage(probe, edges)) for name, (gallery, probe) in rows.items()}
-    deciles = sorted({decile for _, tenths in parts.values() for decile in tenths})
-
-    def error(gallery: EmbeddingSet, probe: EmbeddingSet) -> float:
-        return equal_error_rate(*protocol.cross(gallery, probe)[:2])
-
+    errors: dict[int, dict[str, Any]] = {}
+    for name, (gallery, probe) in rows.items():
+        for decile, part in by_coverage(probe, edges).items():
+            pairs = protocol.cross(gallery, part)
+            errors.setdefault(decile, {})[name] = {"eer": equal_error_rate(pairs.similarity, pairs.same)}
     return [
-        {
-            "low": float(edges[decile]),
-            "high": float(edges[decile + 1]),
-            "rows": {
-                name: {"eer": error(gallery, tenths[decile])}
-                for name, (gallery, tenths) in parts.items()
-                if decile in tenths
-            },
-        }
-        for decile in deciles
+        {"low": float(edges[decile]), "high": float(edges[decile + 1]), "rows": errors[decile]}
+        for decile in sorted(errors)
     ]
 
 
@@ -313,22 +290,19 @@ def _check(
     probes: Mapping[str, EmbeddingSet], gallery_student: EmbeddingSet | None, provenance: Mapping[str, Any]
 ) -> None:
     allowed = [name for name in ROWS if name not in CLEAN_ROWS]
-    unknown = [name for name in probes if name not in allowed]
-    if unknown:
+    if unknown := [name for name in probes if name not in allowed]:
         raise ValueError(f"unknown rows {', '.join(unknown)}: choose among {', '.join(allowed)}")
     if gallery_student is None and any(name.startswith("student") for name in probes):
         raise ValueError("the student's probes came without its gallery: embed the clean faces with the student too")
-    taken = set(provenance) & set(KEYS)
-    if taken:
+    if taken := set(provenance) & set(KEYS):
         raise ValueError(f"provenance holds {', '.join(sorted(taken))}, which the results hold already: rename it")
 
 
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
+def _json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return _json_value(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,10 +1,12 @@
-"""Verification accuracy over folds, the protocol of LFW [0]: the threshold for a fold's pairs is chosen on the pairs of the other folds.
+"""Verification: ROC curve, equal error rate, true accept rates, and accuracy over folds.
 
-[0] Huang et al., "Labeled Faces in the Wild: A Database for Studying Face Recognition in Unconstrained Environments", University of
-    Massachusetts, Amherst, Technical Report 07-49, 2007: the mean over ten folds, and its standard error with folds - 1 under the root.
+Fold accuracy follows the protocol of LFW [0]: the threshold for the pairs of a fold is chosen on the pairs of the other
+folds. The report does not say which of several equally good thresholds to take. Our choice: thresholds are midway
+between two neighbouring similarities of the other folds, or plus or minus infinity; of the best thresholds the highest
+is used.
 
-The report leaves open which of equally good thresholds is meant. OURS: thresholds lie midway between two neighbouring similarities of the
-other folds, or at plus or minus infinity, which accepts no pair or every one; among the best the highest, which accepts fewest.
+[0] Huang et al., "Labeled Faces in the Wild: A Database for Studying Face Recognition in Unconstrained Environments",
+    University of Massachusetts, Amherst, Technical Report 07-49, 2007.
 """
 
 import math
@@ -18,16 +20,16 @@ from torchmetrics.utilities import dim_zero_cat
 from deocc.evaluation.embeddings import EmbeddingSet
 
 FALSE_ACCEPT_RATES = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
-"""At which TAR is reported. OURS."""
+"""False accept rates at which TAR is reported. Our choice."""
 
 
 class RocCurve(NamedTuple):
-    """Operating points by falling threshold, T = distinct similarities + 1; the first accepts nothing."""
+    """T = distinct similarities + 1 operating points in order of falling threshold; the first accepts nothing."""
 
     far: Tensor
-    """(T,) float64, rising from 0 to 1."""
+    """(T,) float64, false accept rate, rising from 0 to 1."""
     tar: Tensor
-    """(T,) float64, rising from 0 to 1."""
+    """(T,) float64, true accept rate, rising from 0 to 1."""
     threshold: Tensor
     """(T,) float64, falling from infinity."""
 
@@ -38,111 +40,17 @@ class PairScores(NamedTuple):
     similarity: Tensor
     """(N,) float32."""
     same: Tensor
-    """(N,) bool, whether both show one person."""
+    """(N,) bool, True where both faces have the same identity."""
     first_person: Tensor
-    """(N,) int64, the person of the gallery face, or of the first face of two probes."""
+    """(N,) int64, identity of the first face: the gallery face, or the first of two probes."""
     second_person: Tensor
-    """(N,) int64, the person of the probe, or of the second face."""
+    """(N,) int64, identity of the second face."""
     fold: Tensor | None = None
-    """(N,) int64, the fold of each pair; None where the protocol has no folds."""
-
-
-def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> RocCurve:
-    """The whole curve, from one sort in float64.
-
-    Raises:
-        ValueError: the shapes are not all (N,), or a similarity is not finite.
-    """
-    check_pairs(similarity, same, weight)
-    score, order = similarity.detach().cpu().double().sort(descending=True)
-    same = same.cpu()[order]
-    weight = torch.ones_like(score) if weight is None else weight.cpu().double()[order]
-    ends = torch.ones_like(same)
-    ends[:-1] = score[1:] != score[:-1]
-    start = torch.zeros(1, dtype=torch.float64)
-    accepted = [torch.cat([start, (weight * chosen).cumsum(0)[ends]]) for chosen in (~same, same)]
-    far, tar = (count / count[-1] for count in accepted)
-    return RocCurve(far, tar, torch.cat([start + torch.inf, score[ends]]))
-
-
-def equal_error_rate(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
-    """The rate at which FAR equals 1 - TAR, on the straight line between the two neighbouring points of the curve.
-
-    >>> equal_error_rate(torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([True, False, True, False]))
-    0.5
-    """
-    curve = roc_curve(similarity, same, weight)
-    return float(curve_equal_error_rate(curve.far, curve.tar))
-
-
-def curve_equal_error_rate(far: Tensor, tar: Tensor) -> Tensor:
-    """The equal error rates of curves (..., T) that start at (0, 0) and end at (1, 1): shape (...)."""
-    excess = far + tar - 1  # FAR - (1 - TAR), rising from -1 to 1
-    after = _first_reaching(excess)
-    before = (after - 1).clamp_min(0)
-    low, high = (excess.gather(-1, place) for place in (before, after))
-    far_low, far_high = (far.gather(-1, place) for place in (before, after))
-    return (far_low - low / (high - low) * (far_high - far_low)).squeeze(-1)
-
-
-def area_under_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
-    """The area under TAR over FAR: the chance that a pair of one person is more similar than one of two, ties counting half."""
-    return _area(roc_curve(similarity, same, weight))
-
-
-def true_accept_rate(similarity: Tensor, same: Tensor, far: float, weight: Tensor | None = None) -> float:
-    """TAR at the lowest threshold whose FAR is at most `far`; NaN where `far` of the pairs of different people is less than one pair.
-
-    Raises:
-        ValueError: `far` is not in (0, 1], or as in `roc_curve`.
-    """
-    return operating_point(roc_curve(similarity, same, weight), _negatives(same, weight), far)[0]
-
-
-def verification_scores(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> dict[str, float]:
-    """Every figure of this file from one sort: `eer`, `auc`, `tar@1e-1` to `tar@1e-4`, the thresholds `threshold@eer`, `threshold@1e-2`.
-
-    A `tar@...` is NaN where the pairs cannot support it, see `true_accept_rate`. `threshold@eer` is the highest threshold at which FAR
-    reaches 1 - TAR. `threshold@1e-2` belongs to `tar@1e-2`.
-    """
-    curve, negatives = roc_curve(similarity, same, weight), _negatives(same, weight)
-    points = {name: operating_point(curve, negatives, far) for name, far in FALSE_ACCEPT_RATES.items()}
-    eer = float(curve_equal_error_rate(curve.far, curve.tar))
-    crossing = float(curve.threshold[_first_reaching(curve.far + curve.tar - 1)])
-    return {
-        "eer": eer,
-        "auc": _area(curve),
-        **{f"tar@{name}": tar for name, (tar, _) in points.items()},
-        "threshold@eer": crossing if eer == eer else float("nan"),
-        "threshold@1e-2": points["1e-2"][1],
-    }
-
-
-def operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float, float]:
-    """TAR and threshold at `far`, as `true_accept_rate` defines them, on a curve that `negatives` pairs of different people made.
-
-    Raises:
-        ValueError: `far` is not in (0, 1].
-    """
-    if negatives < negatives_needed(far):
-        return float("nan"), float("nan")
-    place = int((curve.far <= far * (1 + 1e-12)).sum()) - 1  # rounding must not lose a FAR that equals `far`
-    return float(curve.tar[place]), float(curve.threshold[place])
-
-
-def negatives_needed(far: float) -> int:
-    """The number of pairs of different people of which `far` is one pair.
-
-    Raises:
-        ValueError: `far` is not in (0, 1].
-    """
-    if not 0 < far <= 1:
-        raise ValueError(f"a false accept rate of {far} was asked for: choose one above 0 and at most 1")
-    return math.ceil((1 - 1e-9) / far)
+    """(N,) int64, fold of each pair; None if the protocol has no folds."""
 
 
 def check_pairs(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> None:
-    """Refuse pairs that cannot be scored.
+    """Check that pairs can be scored.
 
     Raises:
         ValueError: the shapes are not all (N,), `same` is not bool, or a similarity is not finite.
@@ -152,36 +60,137 @@ def check_pairs(similarity: Tensor, same: Tensor, weight: Tensor | None = None) 
         raise ValueError(
             f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}"
         )
-    if not bool(similarity.isfinite().all()):
-        raise ValueError(
-            f"{int((~similarity.isfinite()).sum())} of {len(similarity)} similarities are not finite: check the embeddings"
-        )
+    infinite = int((~similarity.isfinite()).sum())
+    if infinite:
+        raise ValueError(f"{infinite} of {len(similarity)} similarities are not finite: check the embeddings")
+
+
+def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> RocCurve:
+    """Compute the ROC curve in float64.
+
+    Args:
+        similarity: (N,).
+        same: (N,) bool.
+        weight: (N,) weight of each pair; None weights all pairs equally.
+
+    Raises:
+        ValueError: see `check_pairs`.
+    """
+    check_pairs(similarity, same, weight)
+    score, order = similarity.detach().cpu().double().sort(descending=True)
+    same = same.cpu()[order]
+    weight = torch.ones_like(score) if weight is None else weight.cpu().double()[order]
+    last_of_ties = torch.ones_like(same)
+    last_of_ties[:-1] = score[1:] != score[:-1]
+    zero = torch.zeros(1, dtype=torch.float64)
+    false_accepts = torch.cat([zero, (weight * ~same).cumsum(0)[last_of_ties]])
+    true_accepts = torch.cat([zero, (weight * same).cumsum(0)[last_of_ties]])
+    threshold = torch.cat([zero + torch.inf, score[last_of_ties]])
+    return RocCurve(false_accepts / false_accepts[-1], true_accepts / true_accepts[-1], threshold)
+
+
+def equal_error_rate(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
+    """Compute the rate at which FAR equals 1 - TAR, interpolated linearly between the neighbouring points of the curve.
+
+    >>> equal_error_rate(torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([True, False, True, False]))
+    0.5
+    """
+    curve = roc_curve(similarity, same, weight)
+    return float(curve_equal_error_rate(curve.far, curve.tar))
+
+
+def curve_equal_error_rate(far: Tensor, tar: Tensor) -> Tensor:
+    """Compute the equal error rates (...) of curves (..., T) from (0, 0) to (1, 1)."""
+    excess = far + tar - 1  # FAR - (1 - TAR), rising from -1 to 1
+    after = _first_nonnegative(excess)
+    before = (after - 1).clamp_min(0)
+    low, high = excess.gather(-1, before), excess.gather(-1, after)
+    far_low, far_high = far.gather(-1, before), far.gather(-1, after)
+    return (far_low - low / (high - low) * (far_high - far_low)).squeeze(-1)
+
+
+def area_under_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
+    """Compute the area under the ROC curve; NaN for no pairs.
+
+    It is the probability that a genuine pair is more similar than an impostor pair, where ties count half.
+    """
+    return _area(roc_curve(similarity, same, weight))
+
+
+def true_accept_rate(similarity: Tensor, same: Tensor, far: float, weight: Tensor | None = None) -> float:
+    """Compute TAR at the lowest threshold whose FAR is at most `far`.
+
+    Returns:
+        The rate; NaN if `far` of the impostor pairs is less than one pair.
+
+    Raises:
+        ValueError: `far` is not in (0, 1], or see `check_pairs`.
+    """
+    return operating_point(roc_curve(similarity, same, weight), _impostors(same, weight), far)[0]
+
+
+def verification_scores(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> dict[str, float]:
+    """Compute all figures of this module.
+
+    Returns:
+        `eer`, `auc`, `tar@1e-1` to `tar@1e-4` (NaN where the number of pairs does not support the rate),
+        `threshold@eer`, the highest threshold at which FAR reaches 1 - TAR, and `threshold@1e-2`, that of `tar@1e-2`.
+    """
+    curve, impostors = roc_curve(similarity, same, weight), _impostors(same, weight)
+    points = {name: operating_point(curve, impostors, far) for name, far in FALSE_ACCEPT_RATES.items()}
+    eer = float(curve_equal_error_rate(curve.far, curve.tar))
+    crossing = float(curve.threshold[_first_nonnegative(curve.far + curve.tar - 1)])
+    return {
+        "eer": eer,
+        "auc": _area(curve),
+        **{f"tar@{name}": tar for name, (tar, _) in points.items()},
+        "threshold@eer": math.nan if math.isnan(eer) else crossing,
+        "threshold@1e-2": points["1e-2"][1],
+    }
+
+
+def operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float, float]:
+    """Return TAR and threshold at `far` (see `true_accept_rate`) on a curve computed from `negatives` impostor pairs.
+
+    Raises:
+        ValueError: `far` is not in (0, 1].
+    """
+    if negatives < negatives_needed(far):
+        return math.nan, math.nan
+    place = int((curve.far <= far * (1 + 1e-12)).sum()) - 1  # the tolerance keeps a FAR that equals `far`
+    return float(curve.tar[place]), float(curve.threshold[place])
+
+
+def negatives_needed(far: float) -> int:
+    """Return the number of impostor pairs of which `far` is one pair.
+
+    Raises:
+        ValueError: `far` is not in (0, 1].
+    """
+    if not 0 < far <= 1:
+        raise ValueError(f"a false accept rate of {far} was asked for: choose one above 0 and at most 1")
+    return math.ceil((1 - 1e-9) / far)
 
 
 def pair_scores(gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
-    """Every gallery face against every probe, except a probe made from the very image; N at most len(gallery) x len(probe)."""
+    """Compare every gallery face with every probe, except probes made from the same image."""
     return _compare(gallery, probe, gallery.index[:, None] != probe.index[None])
 
 
 def within_scores(members: EmbeddingSet) -> PairScores:
-    """Every unordered pair of two images of one set whose masks are of equal draw (`EmbeddingSet.draw`), whatever their kinds.
+    """Compare all pairs of different images of one set whose masks have the same draw (`EmbeddingSet.draw`).
 
-    For a gallery, which has one draw, that is every pair of two images. For probes it is masked against masked. Limiting it to one draw
-    (OURS) keeps the number of pairs near (images x kinds)^2 / 2 a draw.
+    For a gallery, which has one draw, these are all pairs of images. Restricting probes to equal draws (our choice)
+    keeps the number of pairs near (images x kinds)^2 / 2 per draw.
     """
     draw = members.draw()
-    parts = (
-        [_within(members.take(draw == number)) for number in range(int(draw.max()) + 1)]
-        if len(members)
-        else [_within(members)]
-    )
-    return PairScores(
-        *(torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True))
-    )  # the fold is None
+    parts = [members.take(draw == number) for number in range(int(draw.max()) + 1)] if len(members) else [members]
+    scores = [_compare(part, part, (part.index[:, None] != part.index[None]).triu(1)) for part in parts]
+    return PairScores(*(torch.cat(column) for column in zip(*(score[:4] for score in scores), strict=True)))
 
 
 class VerificationMetric(Metric):
-    """`verification_scores` of all pairs seen by all processes.
+    """`verification_scores` of the pairs seen by all processes.
 
     >>> metric = VerificationMetric()
     >>> metric.update(torch.tensor([0.9, 0.8, 0.3, 0.1]), torch.tensor([True, False, True, False]))
@@ -199,57 +208,31 @@ class VerificationMetric(Metric):
         self.add_state("same", default=[], dist_reduce_fx="cat")
 
     def update(self, similarity: Tensor, same: Tensor) -> None:
-        """Add pairs: similarity (N,) and whether both faces show one person, (N,) bool."""
+        """Add pairs: similarities (N,), and (N,) bool, True for equal identities."""
         check_pairs(similarity, same)
         self.similarity.append(similarity.detach())
         self.same.append(same)
 
     def compute(self) -> dict[str, float]:
-        """The scores of every pair seen."""
+        """Return the scores of all pairs."""
         return verification_scores(dim_zero_cat(self.similarity), dim_zero_cat(self.same))
 
 
-def _area(curve: RocCurve) -> float:
-    """The area under the curve; that of no pairs, a single point, is NaN and not 0."""
-    return float(torch.trapezoid(curve.tar, curve.far)) if len(curve.far) > 1 else float("nan")
-
-
-def _first_reaching(excess: Tensor) -> Tensor:
-    """(..., 1) the first place along the last axis where `excess` is no longer negative."""
-    return (excess >= 0).int().argmax(-1, keepdim=True)
-
-
-def _negatives(same: Tensor, weight: Tensor | None) -> int:
-    return int((~same if weight is None else ~same & (weight > 0)).sum())
-
-
-def _within(members: EmbeddingSet) -> PairScores:
-    return _compare(members, members, (members.index[:, None] != members.index[None]).triu(1))
-
-
-def _compare(first: EmbeddingSet, second: EmbeddingSet, allowed: Tensor) -> PairScores:
-    """The pairs that are `allowed`, (len(first), len(second)) bool, row by row."""
-    row, column = allowed.nonzero(as_tuple=True)
-    one, other = first.identity[row], second.identity[column]
-    similarity = (first.embedding.float() @ second.embedding.float().T)[row, column]
-    return PairScores(similarity, one == other, one, other)
-
-
 class FoldAccuracy(NamedTuple):
-    """The share of right decisions; NaN throughout where there are fewer than two folds, so that no other fold could give a threshold."""
+    """Share of correct decisions; all NaN for fewer than two folds, where no other fold can provide a threshold."""
 
     mean: float
-    """Over folds, each counting the same."""
+    """Mean over folds, equally weighted."""
     standard_error: float
-    """The standard deviation over folds, with folds - 1 under the root, over the square root of folds."""
+    """Standard deviation over folds (with folds - 1 in the denominator), divided by the square root of folds [0]."""
     accuracies: Tensor
-    """(folds,) float64, by ascending fold number."""
+    """(folds,) float64, in order of fold number."""
     thresholds: Tensor
-    """(folds,) float64: a pair of this fold is accepted where its similarity is at least that."""
+    """(folds,) float64; a pair of the fold is accepted if its similarity is at least the threshold."""
 
 
 def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
-    """The accuracy on each fold under the threshold that is best on the other folds; exact, over all thresholds that differ.
+    """Compute the accuracy on each fold with the threshold that is best on the other folds.
 
     >>> similarity, same, person = torch.tensor([0.9, 0.1, 0.6, 0.2]), torch.tensor([True, False] * 2), torch.arange(4)
     >>> pairs = PairScores(similarity, same, person, person, fold=torch.tensor([0, 0, 1, 1]))
@@ -260,60 +243,77 @@ def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
     Raises:
         ValueError: the shapes are not all (N,), or a similarity is not finite.
     """
-    fold, folds = _folds(pairs)
-    if len(folds) < 2:
-        unknown = torch.full((len(folds),), torch.nan, dtype=torch.float64)
+    fold, folds = _fold_positions(pairs)
+    if folds < 2:
+        unknown = torch.full((folds,), torch.nan, dtype=torch.float64)
         return FoldAccuracy(math.nan, math.nan, unknown, unknown)
-    thresholds = _thresholds(pairs, fold, len(folds))
-    right = ((pairs.similarity >= thresholds[fold]) == pairs.same).double()
-    accuracies = torch.zeros_like(thresholds).index_add_(0, fold, right) / torch.bincount(fold)
-    return FoldAccuracy(
-        float(accuracies.mean()), float(accuracies.std()) / math.sqrt(len(folds)), accuracies, thresholds
-    )
+    thresholds = _fold_thresholds(pairs, fold, folds)
+    correct = ((pairs.similarity >= thresholds[fold]) == pairs.same).double()
+    accuracies = torch.zeros_like(thresholds).index_add_(0, fold, correct) / torch.bincount(fold)
+    standard_error = float(accuracies.std()) / math.sqrt(folds)
+    return FoldAccuracy(float(accuracies.mean()), standard_error, accuracies, thresholds)
 
 
 def decisions(pairs: PairScores) -> Tensor:
-    """(N,) bool: whether each pair is decided rightly under its fold's threshold, as `mcnemar` compares it between two systems.
+    """Return (N,) bool, True for pairs that are decided correctly with the threshold of their fold.
 
     Raises:
-        ValueError: as in `fold_accuracy`, or there are fewer than two folds.
+        ValueError: as for `fold_accuracy`, or there are fewer than two folds.
     """
-    fold, folds = _folds(pairs)
-    if len(folds) < 2:
-        raise ValueError(
-            f"the pairs lie in {len(folds)} fold: two or more are needed, so that others can give a fold's threshold"
-        )
-    return (pairs.similarity >= _thresholds(pairs, fold, len(folds))[fold]) == pairs.same
+    fold, folds = _fold_positions(pairs)
+    if folds < 2:
+        raise ValueError(f"the pairs have {folds} fold: two or more are needed to choose a threshold on other folds")
+    return (pairs.similarity >= _fold_thresholds(pairs, fold, folds)[fold]) == pairs.same
 
 
-def _folds(pairs: PairScores) -> tuple[Tensor, Tensor]:
-    """(N,) the position of each pair's fold in (folds,), the fold numbers; one fold where the pairs have none."""
+def _fold_positions(pairs: PairScores) -> tuple[Tensor, int]:
+    """Return the position (N,) of each pair's fold among the sorted folds, and the number of folds."""
     check_pairs(pairs.similarity, pairs.same)
     fold = torch.zeros_like(pairs.same, dtype=torch.int64) if pairs.fold is None else pairs.fold
     if fold.shape != pairs.same.shape:
         raise ValueError(f"expected a fold for each of {len(pairs.same)} pairs, got shape {tuple(fold.shape)}")
     folds, position = torch.unique(fold, return_inverse=True)
-    return position, folds
+    return position, len(folds)
 
 
-def _thresholds(pairs: PairScores, fold: Tensor, folds: int) -> Tensor:
-    """(folds,) float64: for each fold the threshold that is best on the others."""
+def _fold_thresholds(pairs: PairScores, fold: Tensor, folds: int) -> Tensor:
+    """Return (folds,) float64: for each fold, the highest of the thresholds that are best on the other folds."""
     score, order = pairs.similarity.double().sort(descending=True)
     same, fold = pairs.same[order], fold[order]
-    return torch.stack([_best_threshold(score[fold != held_out], same[fold != held_out]) for held_out in range(folds)])
-
-
-def _best_threshold(score: Tensor, same: Tensor) -> Tensor:
-    """The highest of the best thresholds for pairs in falling order of similarity."""
-    gain = torch.cat(
-        [torch.zeros(1, dtype=torch.int64), (2 * same.long() - 1).cumsum(0)]
-    )  # right decisions once n pairs are accepted
     infinity = torch.full((1,), torch.inf, dtype=torch.float64)
-    above, below = torch.cat([infinity, score]), torch.cat([score, -infinity])
-    gain[above == below] = gain.min() - 1  # equal similarities cannot be told apart
-    accepted = gain.argmax()
-    return (
-        above[accepted].lerp(below[accepted], 0.5)
-        if 0 < accepted < len(score)
-        else (below if accepted else above)[accepted]
-    )
+    thresholds = []
+    for held_out in range(folds):
+        others = fold != held_out
+        # gain[n]: correct decisions, up to a constant, if the n most similar pairs are accepted
+        gain = torch.cat([torch.zeros(1, dtype=torch.int64), (2 * same[others].long() - 1).cumsum(0)])
+        above, below = torch.cat([infinity, score[others]]), torch.cat([score[others], -infinity])
+        gain[above == below] = gain.min() - 1  # no threshold separates equal similarities
+        accepted = int(gain.argmax())
+        if accepted == 0:
+            thresholds.append(above[0])
+        elif accepted == len(gain) - 1:
+            thresholds.append(below[-1])
+        else:
+            thresholds.append(above[accepted].lerp(below[accepted], 0.5))
+    return torch.stack(thresholds)
+
+
+def _area(curve: RocCurve) -> float:
+    return float(torch.trapezoid(curve.tar, curve.far)) if len(curve.far) > 1 else math.nan
+
+
+def _first_nonnegative(excess: Tensor) -> Tensor:
+    """Return (..., 1), the first position along the last axis at which `excess` is not negative."""
+    return (excess >= 0).int().argmax(-1, keepdim=True)
+
+
+def _impostors(same: Tensor, weight: Tensor | None) -> int:
+    return int((~same if weight is None else ~same & (weight > 0)).sum())
+
+
+def _compare(first: EmbeddingSet, second: EmbeddingSet, allowed: Tensor) -> PairScores:
+    """Compare the pairs that are True in `allowed` (len(first), len(second)), row by row."""
+    row, column = allowed.nonzero(as_tuple=True)
+    similarity = (first.embedding.float() @ second.embedding.float().T)[row, column]
+    first_identity, second_identity = first.identity[row], second.identity[column]
+    return PairScores(similarity, first_identity == second_identity, first_identity, second_identity)

@@ -44,7 +44,7 @@ def test_frechet_distance_of_a_crowd_to_itself_is_zero() -> None:
 
 
 def test_kernel_distance_equals_torchmetrics_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deocc.evaluation.distribution._ROWS", 16)
+    monkeypatch.setattr("deocc.evaluation.perceptual._ROWS", 16)
     restored, face = _crowds(40, 40)
     metric = KernelDistance(_network)
     for part in (slice(0, 9), slice(9, 40)):
