@@ -71,8 +71,8 @@ bench: install ## measure speed and memory against reference forms, in one run
 ablation: install ## the rows of the paper's ablation on the embedded faces, by five folds: runs/ablation (about an hour; resumes)
 	$(BIN)/deocc ablate --config configs/ablation/paper.yaml
 
-choices: install ## train the overlays of configs/ablation and compare them on the validation people (about half an hour)
-	$(BIN)/python bench/choices.py
+choices: install ## train the variants of configs/ablation/choices.yaml and compare them on the validation people (about half an hour; resumes)
+	$(BIN)/deocc ablate --config configs/ablation/choices.yaml
 
 docs: install ## build the how-to pages to build/site
 	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml

@@ -1,27 +1,32 @@
-"""The command: read the plan, run what is missing, write down what is known."""
+"""Command line of `deocc ablate`."""
 
 from collections.abc import Sequence
 
-from deocc.commands.ablate.plan import list_jobs, read_plan, write_overlays
+from deocc.commands.ablate.jobs import list_jobs, write_overlays
+from deocc.commands.ablate.plan import read_plan
 from deocc.commands.ablate.report import write_outcome
-from deocc.commands.ablate.results import read_tests, summarise
-from deocc.commands.ablate.runner import locked, run_jobs
+from deocc.commands.ablate.runner import hold_folder, run_jobs
+from deocc.commands.ablate.summary import read_tests, summarise
 
 
-def main(words: Sequence[str]) -> None:
-    """Run `deocc ablate` with these words; `deocc ablate --help` lists them.
+def main(argv: Sequence[str]) -> None:
+    """Run `deocc ablate`: train and test what is missing, then write the tables of what is known.
+
+    Args:
+        argv: arguments after `deocc ablate`; see `deocc ablate --help`.
 
     Raises:
-        ValueError: the plan holds what it may not.
-        FileNotFoundError: a file that it names is not there.
-        RuntimeError: some runs failed; the others ended, and what is known is written. Or another `deocc ablate` is at work in the folder.
-        KeyboardInterrupt: after Ctrl-C, once no child is left.
+        ValueError: invalid plan.
+        FileNotFoundError: a file that the plan names does not exist.
+        RuntimeError: some runs failed, after all others have ended and the results are written; or another
+            `deocc ablate` uses the folder.
+        KeyboardInterrupt: after Ctrl-C, once all child processes have ended.
     """
-    plan = read_plan(words)
-    with locked(plan.run) as lock:
+    plan = read_plan(argv)
+    with hold_folder(plan.run) as lock:
         write_overlays(plan)
         jobs = list_jobs(plan)
-        failed = run_jobs(jobs, plan.jobs, [lock])
+        failed = run_jobs(jobs, plan.jobs, keep_open=[lock])
         write_outcome(plan, summarise(plan, read_tests(plan, jobs)))
     if failed:
         name, reason = next(iter(failed.items()))

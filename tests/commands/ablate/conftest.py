@@ -1,4 +1,4 @@
-"""A small plan, and the stand-in for the command that it runs."""
+"""A small plan in the working directory, run with a fake `deocc`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.apps.stand_in import Program, install
+from deocc.commands.ablate import runner
+from tests.commands.ablate.fake_deocc import FakeDeocc
 
 PLAN: dict[str, Any] = {
     "jobs": 2,
@@ -26,17 +27,19 @@ PLAN: dict[str, Any] = {
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Program:
-    """The stand-in, with `PLAN` and its configuration files in the working directory."""
+def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDeocc:
+    """The fake command, with `PLAN` and its configuration files in the working directory."""
     monkeypatch.chdir(tmp_path)
     Path("one.yaml").write_text("model: {class_path: One}\n")
     Path("two.yaml").write_text("model: {class_path: Two}\n")
     Path("three.yaml").write_text("data: {batch_size: 1}\n")
     write_plan()
-    return install(monkeypatch)
+    fake = FakeDeocc()
+    monkeypatch.setattr(runner, "_start_process", fake)
+    return fake
 
 
 def write_plan(**changes: Any) -> list[str]:
-    """Write `plan.yaml` in the working directory; the words that name it."""
+    """Write `plan.yaml` and return the arguments that name it."""
     Path("plan.yaml").write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
     return ["--config", "plan.yaml", "--run", "out"]

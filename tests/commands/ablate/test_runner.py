@@ -1,4 +1,4 @@
-"""What is trained when: in order, once, on from where it broke off, anew after a change, and whatever fails alone."""
+"""Jobs run in order and once, resume after an interruption, repeat after a change, and fail alone."""
 
 import os
 import subprocess
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from deocc.commands.ablate.command import main
-from deocc.commands.ablate.plan import Job, list_jobs, read_plan
-from deocc.commands.ablate.runner import choose_device, locked, run_jobs
-from tests.apps.conftest import write_plan
-from tests.apps.stand_in import Program
+from deocc.commands.ablate.jobs import Job, list_jobs
+from deocc.commands.ablate.plan import read_plan
+from deocc.commands.ablate.runner import choose_device, hold_folder, run_jobs
+from tests.commands.ablate.conftest import write_plan
+from tests.commands.ablate.fake_deocc import FakeDeocc
 
 ALL = {
     f"{name}-fold{fold}-seed0 {action}" for name in ("task", "masked") for fold in (0, 1) for action in ("fit", "test")
@@ -24,18 +25,18 @@ ALL |= {"inpaint-fold0-seed0 fit", "inpaint-fold1-seed0 fit"}
 
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes nine tenths of a run of the stand-in; `test_ablation_table.py` checks the figures."""
-    monkeypatch.setattr("deocc.commands.ablate.report._figures", lambda *_: {})
+    """Figures take most of the time; `test_summary.py` checks them."""
+    monkeypatch.setattr("deocc.commands.ablate.report._draw_figures", lambda *_: {})
 
 
-def again(program: Program, words: list[str]) -> set[str]:
-    """What a further `deocc ablate` starts."""
+def again(program: FakeDeocc, argv: list[str]) -> set[str]:
+    """Return the jobs that another `deocc ablate` starts."""
     program.started.clear()
-    main(words)
+    main(argv)
     return set(program.started)
 
 
-def test_each_runs_once_and_after_what_it_needs(program: Program) -> None:
+def test_jobs_run_once_in_order(program: FakeDeocc) -> None:
     main(write_plan())
     assert len(program.started) == len(ALL) and set(program.started) == ALL
     place = {name: number for number, name in enumerate(program.started)}
@@ -46,7 +47,7 @@ def test_each_runs_once_and_after_what_it_needs(program: Program) -> None:
     assert again(program, write_plan()) == set()
 
 
-def test_the_commands_name_fold_seed_overlays_and_stage_1(program: Program) -> None:
+def test_commands(program: FakeDeocc) -> None:
     main([*write_plan(), "--seeds", "0", "10"])
     assert len(program.started) == 2 * len(ALL)
     command = program.commands["task-fold1-seed10 fit"]
@@ -68,13 +69,13 @@ def test_the_commands_name_fold_seed_overlays_and_stage_1(program: Program) -> N
     assert Path("out/overlays/stage1.yaml").read_text() == "trainer:\n  max_epochs: 3\n"
 
 
-def test_without_folds_the_split_of_the_face_set_is_kept(program: Program) -> None:
+def test_commands_without_folds(program: FakeDeocc) -> None:
     main(write_plan(folds=None))
     assert "masked-seed0 test" in program.started
-    assert not any("fold=" in word for command in program.commands.values() for word in command)
+    assert not any("fold=" in argument for command in program.commands.values() for argument in command)
 
 
-def test_what_broke_off_goes_on_from_its_checkpoint_or_begins_anew(program: Program) -> None:
+def test_interrupted_training_resumes(program: FakeDeocc) -> None:
     program.failing = {"task-fold0-seed0 fit": "broke"}
     with pytest.raises(RuntimeError):
         main(write_plan())
@@ -85,35 +86,35 @@ def test_what_broke_off_goes_on_from_its_checkpoint_or_begins_anew(program: Prog
         Path("out/task-fold0-seed0", name).unlink()
     Path("out/task-fold0-seed0/debris").touch()
     assert again(program, write_plan()) == {"task-fold0-seed0 fit", "task-fold0-seed0 test"}
-    assert not any(word.startswith("--ckpt_path") for word in program.commands["task-fold0-seed0 fit"])
+    assert not any(argument.startswith("--ckpt_path") for argument in program.commands["task-fold0-seed0 fit"])
     assert not Path("out/task-fold0-seed0/debris").exists()
 
 
-def test_no_run_is_ever_deleted(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replaced_run_is_kept(program: FakeDeocc, capsys: pytest.CaptureFixture[str]) -> None:
     main(write_plan())
     for number in (1, 2):
         Path("out/task-fold0-seed0/mine").write_text(str(number))
         Path("two.yaml").write_text(f"model: {{class_path: Two{number}}}\n")
         capsys.readouterr()
         main(write_plan())
-        assert "task-fold0-seed0 fit begins anew: " in capsys.readouterr().out
+        assert "task-fold0-seed0 fit starts again, because " in capsys.readouterr().out
     for number in (1, 2):
         kept = Path(f"out/task-fold0-seed0.replaced-{number}")
         assert (kept / "mine").read_text() == str(number) and (kept / "checkpoints/last.ckpt").is_file()
     assert not Path("out/task-fold0-seed0/mine").exists() and not Path("out/inpaint-fold0-seed0.replaced-1").exists()
 
 
-def test_a_changed_test_is_made_again_without_training(program: Program) -> None:
+def test_changed_test_repeats_tests_only(program: FakeDeocc) -> None:
     main(write_plan())
     tests = {name for name in ALL if name.endswith("test")}
     assert again(program, write_plan(test={"configs": ["three.yaml"], "overlay": {"data": {"size": 64}}})) == tests
-    words = ["--config=three.yaml", "--config=out/overlays/test.yaml", "--run=out/task-fold0-seed0"]
+    argv = ["--config=three.yaml", "--config=out/overlays/test.yaml", "--run=out/task-fold0-seed0"]
     command = program.commands["task-fold0-seed0 test"]
     assert command[1:] == [
         "test",
         "--checkpoint",
         "out/task-fold0-seed0",
-        *words,
+        *argv,
         "--trainer.enable_progress_bar=false",
     ]
     assert Path("out/overlays/test.yaml").read_text() == "data:\n  size: 64\n"
@@ -123,9 +124,7 @@ def test_a_changed_test_is_made_again_without_training(program: Program) -> None
 
 
 @pytest.mark.parametrize("name", ["results.json", "scores.npz"])
-def test_results_changed_by_hand_are_told_and_made_again(
-    name: str, program: Program, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_results_are_repeated(name: str, program: FakeDeocc, capsys: pytest.CaptureFixture[str]) -> None:
     main(write_plan())
     with Path("out/task-fold1-seed0", name).open("ab") as file:
         file.write(b" ")
@@ -139,19 +138,10 @@ def test_results_changed_by_hand_are_told_and_made_again(
     assert again(program, write_plan()) == set()
 
 
-def test_a_test_that_ended_before_hashes_were_kept_stays_done(program: Program) -> None:
-    main(write_plan())
-    for mark in Path("out").glob("*/test.done"):
-        mark.write_text(mark.read_text().splitlines()[0])
-    assert again(program, write_plan()) == set()
-    Path("out/task-fold0-seed0/results.json").unlink()
-    assert again(program, write_plan()) == {"task-fold0-seed0 test"}
-
-
-def test_a_test_that_leaves_no_results_has_failed(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "_test", lambda folder: None)
+def test_missing_results_fail(program: FakeDeocc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_test", lambda folder, fold: None)
     with pytest.raises(
-        RuntimeError, match=r"4 of 10 runs .*ended well, but left no results\.json in out/task-fold0-seed0"
+        RuntimeError, match=r"4 of 10 runs .*succeeded, but left no results\.json in out/task-fold0-seed0"
     ):
         main(write_plan())
 
@@ -159,17 +149,16 @@ def test_a_test_that_leaves_no_results_has_failed(program: Program, monkeypatch:
 HOLD = """
 import sys, time
 from pathlib import Path
-from deocc.commands.ablate.plan import Job
-from deocc.commands.ablate.runner import run_jobs
-from deocc.commands.ablate.runner import locked
-with locked(Path(sys.argv[1])) as lock:
+from deocc.commands.ablate.jobs import Job
+from deocc.commands.ablate.runner import hold_folder, run_jobs
+with hold_folder(Path(sys.argv[1])) as lock:
     code = "import time; print('up', flush=True); time.sleep(60)"
     run_jobs([Job((sys.executable, "-c", code), Path(sys.argv[1], "job"), "fit", "same")], 1, [lock])
 """
 
 
-def test_a_folder_is_refused_while_a_runner_or_its_orphan_holds_it(program: Program) -> None:
-    with locked(Path("out")) as lock:
+def test_folder_is_locked(program: FakeDeocc) -> None:
+    with hold_folder(Path("out")) as lock:
         with pytest.raises(
             RuntimeError,
             match=rf"^out is in use by another `deocc ablate` \(process {os.getpid()}, or a run that it left",
@@ -189,7 +178,7 @@ def test_a_folder_is_refused_while_a_runner_or_its_orphan_holds_it(program: Prog
 
 
 @pytest.mark.slow
-def test_a_folder_takes_one_runner_and_its_orphans_keep_it(program: Program, tmp_path: Path) -> None:
+def test_lock_outlives_killed_runner(program: FakeDeocc, tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.DEVNULL)
     log = tmp_path / "out/job/fit.log"
     try:
@@ -216,7 +205,7 @@ def test_a_folder_takes_one_runner_and_its_orphans_keep_it(program: Program, tmp
 
 def _is_free(folder: Path) -> bool:
     try:
-        with locked(folder):
+        with hold_folder(folder):
             return True
     except RuntimeError:
         return False
@@ -225,11 +214,11 @@ def _is_free(folder: Path) -> bool:
 def _wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it never came about"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
-def test_jobs_side_by_side_have_a_gpu_each(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_jobs_share_gpus(program: FakeDeocc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     main(write_plan())
@@ -244,8 +233,8 @@ def test_jobs_side_by_side_have_a_gpu_each(program: Program, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("count", "jobs", "visible"), [(1, 2, None), (2, 1, None), (2, 2, "3")], ids=["one GPU", "one job", "the user's"]
 )
-def test_nothing_is_shared_out_where_nothing_need_be(
-    count: int, jobs: int, visible: str | None, program: Program, monkeypatch: pytest.MonkeyPatch
+def test_gpus_are_not_distributed(
+    count: int, jobs: int, visible: str | None, program: FakeDeocc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
@@ -255,9 +244,7 @@ def test_nothing_is_shared_out_where_nothing_need_be(
     assert {environment.get("CUDA_VISIBLE_DEVICES") for environment in program.environments.values()} == {visible}
 
 
-def test_a_child_does_not_take_the_place_of_the_runner_in_a_group(
-    program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launcher_variables_are_removed(program: FakeDeocc, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = [
         "SLURM_NTASKS",
         "SLURM_JOB_NAME",
@@ -296,25 +283,22 @@ def test_a_child_does_not_take_the_place_of_the_runner_in_a_group(
     ],
     ids=["variant", "stage2", "stage1", "schedule", "presentation"],
 )
-def test_a_changed_plan_retrains_what_it_changes(
-    program: Program, changes: dict[str, Any], retrained: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deocc.commands.ablate.report.log_outcome", lambda *_: None)
+def test_changed_plan_retrains(program: FakeDeocc, changes: dict[str, Any], retrained: set[str]) -> None:
     main(write_plan())
     assert again(program, write_plan(**changes)) == retrained
     for name in retrained:
-        assert not any(word.startswith("--ckpt_path") for word in program.commands[name]), (
-            "went on from weights of another plan"
+        assert not any(argument.startswith("--ckpt_path") for argument in program.commands[name]), (
+            "resumed from weights of another plan"
         )
 
 
-def test_a_changed_configuration_file_retrains_too(program: Program) -> None:
+def test_changed_config_file_retrains(program: FakeDeocc) -> None:
     main(write_plan())
     Path("two.yaml").write_text("model: {class_path: Three}\n")
     assert again(program, write_plan()) == {name for name in ALL if "inpaint" not in name}
 
 
-def test_a_failing_run_does_not_stop_the_others(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failing_job_fails_alone(program: FakeDeocc, capsys: pytest.CaptureFixture[str]) -> None:
     program.failing = {"inpaint-fold0-seed0 fit": "deocc: no room left"}
     with pytest.raises(RuntimeError) as error:
         main(write_plan())
@@ -328,22 +312,22 @@ def test_a_failing_run_does_not_stop_the_others(program: Program, capsys: pytest
     assert "[5/10] " in capsys.readouterr().out
 
 
-class Interrupted(Program):
-    """Ends at once but for one command, which goes on until it is ended from outside."""
+class Interrupted(FakeDeocc):
+    """One command runs until it is terminated; all others end at once."""
 
     child: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, command: list[str], log: Path, environment: Mapping[str, str], keep: Collection[int]) -> Any:
+    def __call__(self, argv: list[str], log: Path, environment: Mapping[str, str], keep_open: Collection[int]) -> Any:
         if log.parent.name != "task-fold0-seed0":
-            return super().__call__(command, log, environment, keep)
+            return super().__call__(argv, log, environment, keep_open)
         self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        os.kill(os.getpid(), 15)  # as `kill` or a scheduler would; Ctrl-C raises the same
+        os.kill(os.getpid(), 15)  # like `kill`; Ctrl-C is handled in the same way
         return self.child
 
 
-def test_an_interrupt_leaves_no_child_and_marks_nothing_done(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_terminates_children(program: FakeDeocc, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted = Interrupted()
-    monkeypatch.setattr("deocc.commands.ablate.runner._start", interrupted)
+    monkeypatch.setattr("deocc.commands.ablate.runner._start_process", interrupted)
     plan = read_plan(write_plan())
     with pytest.raises(KeyboardInterrupt):
         run_jobs(list_jobs(plan), plan.jobs)
@@ -351,8 +335,8 @@ def test_an_interrupt_leaves_no_child_and_marks_nothing_done(program: Program, m
     assert not Path("out/task-fold0-seed0/fit.done").exists()
 
 
-def test_real_children_run_side_by_side_with_their_share_of_the_cores(tmp_path: Path) -> None:
-    """Each waits for the file that the other writes, so neither could end alone."""
+def test_real_jobs_run_in_parallel(tmp_path: Path) -> None:
+    """Each waits for the file that the other writes, so neither can end alone."""
     code = "import os, sys, time\nopen(sys.argv[1], 'w').write(os.environ['OMP_NUM_THREADS'])\n"
     code += "while not os.path.exists(sys.argv[2]): time.sleep(0.01)\nprint('met')"
     files = [str(tmp_path / name) for name in ("first", "second")]
