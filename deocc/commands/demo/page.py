@@ -127,7 +127,7 @@ def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
                 values = partial(_example_values, gallery, *example[1:])
                 example_button.click(values, None, inputs, **private).then(**show)
     page.queue(max_size=_MAX_WAITING, api_open=False)
-    return page
+    return page  # type: ignore[no-any-return]
 
 
 def _photo_input(label: str) -> "gr.Image":

@@ -112,7 +112,7 @@ def check_alignment(folder: Path, expected: str | None) -> Finding | None:
         return Finding("warning", text, "look at the images")
     nearest = alignment.nearest
     distance = alignment.distances[nearest]
-    measured = f"({distance:.2f} eye distances off, by {alignment.count} images)"
+    measured = f"({distance:.2f} eye distances off, by {alignment.found} images)"
     if distance >= _MAX_ALIGNED:
         text = f"{folder}: its images are not aligned to any known template; the nearest is {nearest} {measured}"
         return Finding("warning", text, "align them, or give photos to the commands that find faces themselves")
@@ -127,11 +127,11 @@ class Alignment(NamedTuple):
 
     Attributes:
         distances: by template, the median over crops of the mean landmark distance, in eye distances.
-        count: number of crops in which a face was found.
+        found: number of crops in which a face was found.
     """
 
     distances: dict[str, float]
-    count: int
+    found: int
 
     @property
     def nearest(self) -> str:

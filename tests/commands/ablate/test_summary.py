@@ -39,7 +39,7 @@ def outcome(fold: int, seed: int, similarity: list[float], eer: float = 0.25) ->
 
 
 def test_fold_uses_threshold_of_others() -> None:
-    """Fold 0's own pairs part at 0.7, but fold 1's, all 0.3 lower, at 0.5: so fold 0's third pair, 0.6, is wrongly accepted."""
+    """Fold 0 alone would be decided at 0.7, fold 1 at 0.5: so fold 0's third pair, 0.6, is wrongly accepted."""
     shifted = [0.6, 0.5, 0.3, -0.1, -0.2]
     tests = [outcome(0, 0, STUDENT), outcome(1, 0, shifted), outcome(0, 1, STUDENT)]
     first, second = right_decisions(tests[:2], [test.read_pairs("student") for test in tests[:2]])
@@ -60,7 +60,7 @@ def test_other_folds_are_pooled() -> None:
 
 
 def test_mean_and_deviation() -> None:
-    assert mean_and_deviation([0.1, 0.3]) == (pytest.approx(0.2), pytest.approx(math.sqrt(0.02)))
+    assert mean_and_deviation([0.1, 0.3]) == pytest.approx((0.2, math.sqrt(0.02)))
     assert mean_and_deviation([0.1]) == (0.1, None)
     assert mean_and_deviation([0.1, None]) == (None, None) == mean_and_deviation([0.1, float("nan")])
 
@@ -107,7 +107,8 @@ def test_compare_several_seeds() -> None:
         for seed in (0, 1)
     }
     alone = [found for first, second in parts.values() if (found := compare(first, "student", second, "student", 100))]
-    together = compare(*[item for place in (0, 1) for item in (parts[0][place] + parts[1][place], "student")], 100)  # type: ignore[arg-type]
+    firsts, seconds = (parts[0][place] + parts[1][place] for place in (0, 1))
+    together = compare(firsts, "student", seconds, "student", 100)
     assert together is not None and len(alone) == 2
     for name, value in together["eer"].items():
         assert value == pytest.approx(sum(one["eer"][name] for one in alone) / 2)
@@ -124,7 +125,7 @@ def test_verdict(low: float, high: float, said: str) -> None:
 
 
 def test_table(program: FakeDeocc) -> None:
-    """Each person's EER by hand: the teacher's pairs cross once (1/3), the student's not at all; its results name 10 and 12 %."""
+    """EER by hand: 1/3 for the teacher, 0 for the student; their results files contain 10 and 12 %."""
     main(write_plan())
     table = Path("out/table.md").read_text()
     assert table.startswith("4 people of OrlFaces, 2 folds over people, each person tested once, one seed (0); ")
@@ -171,9 +172,10 @@ def test_table_without_folds(program: FakeDeocc) -> None:
 
 
 def test_table_with_pair_folds(program: FakeDeocc) -> None:
-    """By hand. Fold 0 has the pairs 0 and 2, fold 1 the others: the student's part at 0.5 and at 0.75, the teacher's at 0.3 and 0.75.
+    """By hand: fold 0 has the pairs 0 and 2, fold 1 the others.
 
-    So of the student all are right but the third pair, 0.6, and of the teacher that one and the second, 0.4: accuracies of 3/4 and 7/12.
+    The student's thresholds are 0.5 and 0.75, the teacher's 0.3 and 0.75. The student is wrong on the third pair, 0.6,
+    the teacher also on the second, 0.4: accuracies of 3/4 and 7/12.
     """
     program.pair_folds = [0, 1, 0, 1, 1]
     program.scores = {}
@@ -188,7 +190,7 @@ def test_table_with_pair_folds(program: FakeDeocc) -> None:
     student, teacher = (
         fold_accuracy(pair_scores(similarity, program.pair_folds)).mean for similarity in (STUDENT, TEACHER)
     )
-    assert (student, teacher) == (pytest.approx(3 / 4), pytest.approx(7 / 12))
+    assert (student, teacher) == pytest.approx((3 / 4, 7 / 12))
     assert (
         "| (d) student | 10.00 ± 0.00 | 10.00 ± 0.00 | 75.00 ± 0.00 |" in table
         and "| (b) teacher | 10.00 ± 0.00 | n/a | 58.33 ± 0.00 |" in table
@@ -200,12 +202,11 @@ def test_table_with_pair_folds(program: FakeDeocc) -> None:
 
 
 def test_accuracy_of_clean_row(program: FakeDeocc) -> None:
-    """Its pairs are not among the scores."""
+    """The pairs of a clean row are not stored. A fold of people has another accuracy."""
     results = {"rows": {"teacher_clean": {"accuracy": {"mean": 0.75}}}}
-    assert row_figures([Outcome(None, 0, results, {}.get)], "teacher_clean")["accuracy"] == [0.75]
-    assert row_figures([Outcome(0, 0, results, {}.get)], "teacher_clean")["accuracy"] == [None], (
-        "a fold of people has another accuracy"
-    )
+    for fold, accuracy in ((None, 0.75), (0, None)):
+        test = Outcome(fold, 0, results, lambda row: None)
+        assert row_figures([test], "teacher_clean")["accuracy"] == [accuracy]
 
 
 def test_accuracy_is_called_balanced(program: FakeDeocc) -> None:

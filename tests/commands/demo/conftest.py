@@ -22,7 +22,7 @@ RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 
 def calibration() -> Calibration:
     """Thresholds of 0.6 and 0.4 for clean faces, 0.1 less for each masked face."""
-    rows = {
+    rows: dict[str, tuple[Threshold, ...]] = {
         name: (Threshold(1e-2, 0.6 - number / 10, 0.4 - number / 10, RATES),) for number, name in enumerate(CONDITIONS)
     }
     return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.0, SIZE, "Faces", "0")
@@ -54,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pipeline(model: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """The model with bright pixels as its predicted mask; random weights would cover everything or nothing."""
-    loaded = deocc.load(model)
+    loaded: Pipeline = deocc.load(model)
     monkeypatch.setattr(
         loaded.network.deoccluder, "predict_mask", lambda face: (face.mean(1, keepdim=True) > 0).float()
     )

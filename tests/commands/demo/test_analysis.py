@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from deocc.commands.demo.analysis import EXAMPLES, NO_MASK, Analyst, OrlGallery, attention_map, deoccluder_attention
 from deocc.commands.demo.view import result_html
@@ -19,8 +20,8 @@ from deocc.networks.generator import Generator
 Faces = tuple[PhotoFace, PhotoFace]
 
 
-def as_picture(face: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
-    return ((face + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+def as_picture(face: torch.Tensor) -> NDArray[np.uint8]:
+    return np.asarray(((face + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
 def first_image(person: int) -> torch.Tensor:
@@ -71,7 +72,7 @@ def test_masked_photo_is_not_changed(pipeline: Pipeline, faces: Faces) -> None:
     given = PhotoFace(masked, faces[0].landmarks, faces[0].matrix, faces[0].box, 1.0, "dlib")
     analysis = Analyst(pipeline, None).analyse(given, NO_MASK, 0, faces[1])
     assert [panel.title for panel in analysis.panels] == ["Photo", "Predicted mask", "Completed", "Attention"]
-    assert np.array_equal(analysis.panels[0].picture, as_picture(masked))
+    assert np.array_equal(np.asarray(analysis.panels[0].picture), as_picture(masked))
     assert [comparison.title for comparison in analysis.pair] == ["As it is, not completed", "Completed"]
     assert analysis.search is None
 

@@ -1,9 +1,12 @@
 """`deocc doctor` on the installation: findings are right and independent, and the exit code says if any is wrong."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from email.message import Message
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,7 +72,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
     def version(name: str) -> str:
         if name not in versions:
-            raise installation.PackageNotFoundError(name)
+            raise PackageNotFoundError(name)
         return versions[name]
 
     about = Message()
@@ -146,10 +149,10 @@ def test_check_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "new").touch()
     assert levels(find(folders)) == ["OK", "wrong"]
     with monkeypatch.context() as patch:
-        patch.setattr(installation.tempfile, "TemporaryFile", refuse)
+        patch.setattr(tempfile, "TemporaryFile", refuse)
         first, _ = find(folders)
     assert first.level == "wrong" and "No space left" in first.text
-    monkeypatch.setattr(installation.shutil, "disk_usage", lambda path: SimpleNamespace(free=0.5e9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0.5e9))
     assert levels(find(folders)) == ["warning", "wrong"]
 
 
@@ -184,7 +187,7 @@ def test_check_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     is_guarded = not torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
     assert ("deocc's guard declares them" in findings[-1].text) is is_guarded
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(components.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     unused = find(components.CHECKS[:1])[-1]
     assert unused.level == "warning" and "NVIDIA driver" in unused.text
 
