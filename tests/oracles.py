@@ -1,4 +1,4 @@
-"""Slow, independent twins of the package's fast code: plain loops over the definitions, in float64."""
+"""Independent reference implementations: plain loops over the definitions, in float64."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def huber(difference: Tensor) -> Tensor:
 
 
 def pair_relation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over ordered pairs of different images of Huber_1 of the relative distances' difference."""
+    """Mean over ordered pairs of different images of the Huber loss between relative distances."""
     student, teacher = student.double(), teacher.double()
     pairs = [(i, j) for i in range(len(student)) for j in range(len(student)) if i != j]
     ours = [_length(student[i] - student[j]) for i, j in pairs]
@@ -26,7 +26,7 @@ def pair_relation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over ordered triples of three different images of Huber_1 of the angle cosines' difference; coincident vertices add 0."""
+    """Mean over ordered triples of different images of the Huber loss between angle cosines; coincident ones add 0."""
     student, teacher = student.double(), teacher.double()
     total, count, size = torch.zeros((), dtype=torch.float64), 0, range(len(student))
     for i, j, k in ((i, j, k) for i in size for j in size for k in size if len({i, j, k}) == 3):
@@ -38,7 +38,7 @@ def triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def prediction_relation(student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float) -> float:
-    """T^2 KL(teacher || student) of softened centre predictions, mean over the batch."""
+    """T^2 KL(teacher || student) between softened predictions, averaged over the batch."""
     total = 0.0
     for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
         p, q = (_softmax([scale * _dot(e, c) / temperature for c in centers.tolist()]) for e in (theirs, ours))
@@ -47,7 +47,7 @@ def prediction_relation(student: Tensor, teacher: Tensor, centers: Tensor, scale
 
 
 def margin_cosine(cosine: float, margin_type: str, margin: float) -> float:
-    """The true identity's cosine after its margin, by way of the angle itself."""
+    """Cosine of the true identity with margin, computed from the angle."""
     if margin_type == "softmax":
         return cosine
     if margin_type == "cosface":
@@ -57,7 +57,7 @@ def margin_cosine(cosine: float, margin_type: str, margin: float) -> float:
 
 
 def identity_loss(cosine: Tensor, identity: Sequence[int], margin_type: str, margin: float, scale: float) -> float:
-    """Cross-entropy of scaled cosines with a margin, mean over the batch."""
+    """Cross-entropy of scaled cosines with a margin, averaged over the batch."""
     total = 0.0
     for row, own in zip(cosine.tolist(), identity, strict=True):
         logits = [
@@ -70,7 +70,7 @@ def identity_loss(cosine: Tensor, identity: Sequence[int], margin_type: str, mar
 def masked_l1(
     generated_face: Tensor, face: Tensor, mask: Tensor, covered_weight: float, visible_weight: float
 ) -> float:
-    """Pixel by pixel: each image's mean over its covered and over its visible pixels, then the means over images that have any."""
+    """Mean over covered and over visible pixels of each image, then over images that have any."""
     result = 0.0
     for weight, wanted in ((covered_weight, 1.0), (visible_weight, 0.0)):
         means = []

@@ -52,18 +52,10 @@ def margin_logits(cosine: Tensor, identity: Tensor, margin_type: str, margin: fl
 
 
 def margin_cosine(cosine: Tensor, margin_type: str, margin: float) -> Tensor:
-    """Compute z_y from the cosines between samples and their true identities.
+    """Compute z_y from the cosines, of any shape, between samples and their true identities.
 
-    Args:
-        cosine: cosines of any shape.
-        margin_type: see `margin_logits`.
-        margin: see `margin_logits`.
-
-    Returns:
-        Cosines with margin, of the same shape. For arcface they decrease over all of [0, pi] with a bounded derivative.
-
-    Raises:
-        ValueError: unknown margin type, or margin out of range.
+    For arcface, z_y decreases over all of [0, pi] with a bounded derivative. Arguments and errors as for
+    `margin_logits`.
     """
     check_margin(margin_type, margin)
     if margin_type == "softmax":
@@ -141,7 +133,7 @@ class IdentityLoss(nn.Module):
 
     @torch.no_grad()
     def initialise(self, centers: Tensor) -> None:
-        """Copy the identity centres (K, D) into the classifier, which is near-optimal for a student near its teacher.
+        """Copy the identity centres (K, D) into the classifier: near-optimal for a student near its teacher.
 
         Raises:
             ValueError: the shape of `centers` is not (K, D).

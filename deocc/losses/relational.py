@@ -171,15 +171,7 @@ def prediction_relation_loss(
 
 
 class InstanceRelationLoss(nn.Module):
-    """Module form of `instance_relation_loss`.
-
-    Args:
-        beta: weight of the identity centre in the target, in [0, 1].
-        normalize: scale the softened target to unit length.
-
-    Raises:
-        ValueError: `beta` is outside [0, 1].
-    """
+    """Module form of `instance_relation_loss`, with the same arguments and errors."""
 
     def __init__(self, beta: float = 0.0, normalize: bool = True) -> None:
         super().__init__()
@@ -192,15 +184,7 @@ class InstanceRelationLoss(nn.Module):
 
 
 class PredictionRelationLoss(nn.Module):
-    """Module form of `prediction_relation_loss`.
-
-    Args:
-        scale: factor gamma > 0 from similarity to logit.
-        temperature: T > 0.
-
-    Raises:
-        ValueError: `scale` or `temperature` is not positive.
-    """
+    """Module form of `prediction_relation_loss`, with the same arguments and errors."""
 
     def __init__(self, scale: float, temperature: float) -> None:
         super().__init__()

@@ -236,16 +236,10 @@ class _RowLogSumExp(torch.autograd.Function):
 
 
 def _logsumexp_of_all(target: Tensor, plain: Tensor, rest: Tensor, identity: Tensor) -> Tensor:
-    """Log-sum-exp over all identities, with the margin applied to one identity of the face at a time.
+    """Log-sum-exp (N, T) over all identities, with the margin applied to one identity of the face at a time.
 
-    Args:
-        target: logits (N, T) of the face's identities with margin.
-        plain: the same logits without margin.
-        rest: (N,) log-sum-exp over all other identities.
-        identity: (N, T).
-
-    Returns:
-        (N, T).
+    `target` and `plain` are the logits (N, T) of the face's identities with and without margin, `rest` (N,) is the
+    log-sum-exp over all others.
     """
     same = identity[:, :, None] == identity[:, None, :]
     repeated = same.tril(-1).any(2)

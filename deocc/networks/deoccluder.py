@@ -154,7 +154,7 @@ def check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: names or shapes differ.
         KeyError: an entry of `config` is missing.
-        TypeError: an entry of `config` has the wrong type; RuntimeError likewise.
+        TypeError, RuntimeError: an entry of `config` has the wrong type.
     """
     if config["generator"].get("depth", 1) > len(state):  # every block has weights
         raise ValueError(f"a depth of {config['generator']['depth']} for {len(state)} weights")
