@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 COINCIDENT = 1e-6
-"""Images whose squared distance is at most this fraction of the batch mean are treated as coincident: no angle is
-defined between them.
+"""Largest squared distance of coincident images, as a fraction of the batch mean; no angle is defined between them.
 
 Their direction is dominated by rounding, and its gradient grows as 1 / distance. The value is our choice.
 """

@@ -8,14 +8,11 @@ face:
 
 Only the last sum is large; it is computed once for all y. No term is subtracted from a sum, so nothing cancels.
 
-Sampling: the last sum may run over a random subset of the identities, drawn at each step; the identities of the global
-    batch are always
-included. The excluded identities are ignored, as in the paper [1].
+With sampling, the last sum runs over a random subset of the identities, drawn at each step; the identities of the
+global batch are always included. The excluded identities are ignored, as in the paper [1].
 
-Gradients: every process returns the same L. The gradient of a row is that of one process with the whole batch and must
-    not be averaged
-over processes. The gradient of an embedding is multiplied by W, because `DistributedDataParallel` averages over
-processes.
+Every process returns the same L. The gradient of a row is that of one process with the whole batch and must not be
+averaged over processes. The gradient of an embedding is multiplied by W, because `DistributedDataParallel` averages it.
 
 [1] An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by Partial FC",
     CVPR 2022; first "Partial FC: Training 10 Million Identities on a Single Machine", ICCV workshops 2021.
