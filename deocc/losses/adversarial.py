@@ -7,7 +7,7 @@ With D(y) the logits of clean faces and D(c) those of completed faces:
     gradient penalty  mean (|grad D(u)| - 1)^2,  u = a y + (1 - a) c,  a uniform in [0, 1] per image
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Trains adversarially against the clean face; the
-    form of the loss is not specified by the paper and is our choice.
+    form of the loss is not known and is our choice.
 [1] Lim and Ye, "Geometric GAN", 2017 (hinge).
 [2] Arjovsky et al., "Wasserstein GAN", ICML 2017; Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS
     2017 (penalty).

@@ -10,7 +10,7 @@ which equals the gradient of one process with the whole batch. The pair loss is 
 l_r = L. The triplet loss is split: a process compares the angles at its own images only and returns W times that part,
 so l_r differs between processes and its mean is L.
 
-[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Gathering is not specified by the paper; our choice.
+[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Whether the authors gather is not known; our choice.
 """
 
 from typing import Any

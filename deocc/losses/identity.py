@@ -4,11 +4,12 @@ With cos theta_k = <e, w_k> of unit vectors, scale gamma and true identity y:
 
     L = -log softmax(gamma z)_y,  z_k = cos theta_k for k != y,
 
-    z_y = cos theta_y (softmax),  cos theta_y - m (cosface),  cos(theta_y + m) (arcface; cos theta_y - m sin m where
-    theta_y + m > pi)
+    z_y = cos theta_y       (softmax)
+          cos theta_y - m   (cosface)
+          cos(theta_y + m)  (arcface; cos theta_y - m sin m where theta_y + m > pi)
 
-[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Uses a task loss on identity labels; its form is not
-    specified by the paper. Margins, mixtures of identities and the initialisation from identity centres are our choice.
+[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Uses a task loss on identity labels, whose form was
+    not readable. Margins, mixtures of identities and the initialisation from identity centres are our choice.
 [1] Wang et al., "CosFace", CVPR 2018.
 [2] Deng et al., "ArcFace", CVPR 2019; beyond pi as in the authors' code, github.com/deepinsight/insightface, so that
     z_y keeps decreasing.

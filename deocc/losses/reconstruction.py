@@ -6,8 +6,8 @@ every position:
     masked l1   w_c mean_images (sum e M / sum M) + w_v mean_images (sum e (1 - M) / sum (1 - M))
     perceptual  mean_l mean_positions |f_l(c) - f_l(y)|^2
 
-[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. The forms are not specified by the paper; our
-    choice.
+[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. An l1 term is inferred from it; the form of the
+    masked l1 loss and the optional perceptual term are our choice.
 [1] Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
 [2] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018: features of unit
     length over channels, squared distances summed over channels and averaged over positions; [2] learns channel

@@ -5,15 +5,17 @@ threshold 1:
 
     instance    mean_i |s_i - tau_i|^2,  tau = (1 - beta) t + beta C_k
     pair        mean_{i != j} h(D^s_ij / mu^s - D^t_ij / mu^t),  D_ij = |e_i - e_j|,  mu = mean_{i != j} D_ij
-    triplet     mean_{i, j, k different} h(cos^s(i; j, k) - cos^t(i; j, k)),  the angle at i between e_j - e_i and e_k -
-    e_i prediction  T^2 KL(softmax(gamma t.C / T) || softmax(gamma s.C / T))
+    triplet     mean_{i, j, k different} h(cos^s(i; j, k) - cos^t(i; j, k))
+    prediction  T^2 KL(softmax(gamma t.C / T) || softmax(gamma s.C / T))
+
+where cos(i; j, k) is the cosine of the angle at e_i between e_j - e_i and e_k - e_i.
 
 Only the student receives a gradient. All losses are computed in float32 or float64 regardless of autocast; embeddings
 that arrive in bfloat16 have already lost their small distances, so compute them outside autocast.
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Uses instance-, pair- and triplet-wise relations, an
-    identity-centred softened instance loss, and predictions beside features. The exact forms, beta, gamma and the
-    triplet estimate from a subset of the vertices are not specified by the paper; our choice.
+    identity-centred softened instance loss, and predictions beside features. Its formulas were not readable: the
+    exact forms, beta, gamma and the triplet estimate from a subset of the vertices are our choice.
 [1] Park et al., "Relational Knowledge Distillation", CVPR 2019 (RKD-D and RKD-A). Their code, github.com/lenscloth/RKD,
     also averages over i = j; here only different images count.
 [2] Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (softened KL and its factor T^2).

@@ -1,7 +1,6 @@
 """Discriminators: patch-wise real-or-generated logits for the whole crop and for the area around the mask.
 
-A global and a local discriminator are inferred from the paper's figure. The networks are not specified by the paper;
-our choice.
+A global and a local discriminator are inferred from the paper's figure. The networks are not known; our choice.
 
 [0] Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
 [1] Iizuka et al., "Globally and Locally Consistent Image Completion", SIGGRAPH 2017 (local crop of half the side).

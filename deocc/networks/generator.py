@@ -1,7 +1,7 @@
 """De-occlusion generator: completes the covered part of a face.
 
 The paper's figure shows an encoder, an attention-score branch beside a feature branch, and a decoder. Further details
-are not specified by the paper; our choice: gated convolutions and dilated blocks, attention to visible patches only, a
+are not known; our choice: gated convolutions and dilated blocks, attention to visible patches only, a
 learned position map, one skip connection, and all heavy layers at a quarter of the resolution, trainable on a CPU.
 
 [0] Sugawara et al., "Super-resolution using convolutional neural networks without any checkerboard artifacts", ICIP
@@ -37,7 +37,7 @@ class Generator(nn.Module):
     Args:
         width: base number of channels, a multiple of 4; features have 4 * width. 24 suits a CPU, 64 crops of 256
             pixels.
-        depth: number of dilated blocks before and after the branches, with dilations 1, 2, 4, ...
+        depth: number of dilated blocks before the branches and again in the feature branch, with dilations 1, 2, 4, ...
         attention: use the attention branch.
 
     Raises:
