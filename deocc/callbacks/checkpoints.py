@@ -1,19 +1,20 @@
-"""A run's checkpoints: the newest and the one before, written in between steps, so that a training resumes bit for bit.
+"""Checkpoints of a run, from which a training resumes bit for bit, and the signals that stop a training.
 
-A checkpoint is written after every epoch, every so many minutes in between, and when a signal asks the training to stop. It arrives as
-`next.ckpt`, `last.ckpt` becomes `previous.ckpt`, and `next.ckpt` becomes `last.ckpt`: whenever a kill comes, an intact one is there.
+A checkpoint is written after every epoch, after a number of minutes within an epoch, and when a signal stops the
+training. It is written to `next.ckpt`; then `last.ckpt` becomes `previous.ckpt`, and `next.ckpt` becomes `last.ckpt`. A
+kill at any time leaves at least one complete file.
 
-A step begins where all of the one before is done, its log included; there it is saved, and there it is resumed. Everything random follows
-from seeds, images, epochs and steps, so no generator's state belongs to a checkpoint.
+Resuming within an epoch uses Lightning's own state: the loops resume from their state at the end of a batch, and the
+data loader (`deocc.data.loader.FaceLoader`) from its `state_dict`. Everything random follows from seeds, images, epochs
+and steps, so that no random state belongs to a checkpoint.
 """
 
+import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -22,29 +23,30 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.strategies import ModelParallelStrategy
 
 from deocc import runs
-from deocc.callbacks.dashboards import logged_step
+from deocc.callbacks.loggers import truncate_logs
+from deocc.files import replace_file
+from deocc.messages import describe_error
 from deocc.networks.weights import read_checkpoint
 
-ASKING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; the end that a machine announces; what SLURM sends ahead of a time limit (`--signal=USR1@120`)."""
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C; the end of a machine or job; what SLURM sends before a time limit (`--signal=USR1@120`)."""
 
-_SAID: Final = {
-    signal.SIGINT: "Ctrl-C: stopping after this step, with a checkpoint; Ctrl-C again stops at once",
-    signal.SIGTERM: "SIGTERM: stopping after this step, with a checkpoint",
-    signal.SIGUSR1: "SIGUSR1: stopping after this step, with a checkpoint",
-}
+_SAVE: Final = 1  # requested action, smaller than the number of any signal in STOP_SIGNALS
+_ATTEMPTS, _PAUSE = 40, 15.0  # the final checkpoint is retried for ten minutes, in which the user can free space
+_logger = logging.getLogger(__name__)
+
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class TrainingStopped(BaseException):
-    """A training that was asked to stop, and has; not an `Exception`, so that nothing on the way takes it for an error to be handled.
+    """A signal has stopped the training. Not an `Exception`, so that no handler of errors catches it.
 
     Attributes:
-        signum: the signal that asked.
+        signum: the signal.
         run: the run folder.
-        saved: whether a checkpoint of the very last step was written; False where it was stopped at once.
+        saved: whether a checkpoint of the last step was written; False after a second signal.
     """
 
     def __init__(self, signum: int, run: str, saved: bool) -> None:
@@ -53,123 +55,106 @@ class TrainingStopped(BaseException):
 
 
 class StopSignals:
-    """Notes the first signal of `ASKING`; the second one raises `TrainingStopped` wherever the training is."""
+    """Record the first of `STOP_SIGNALS`; a second one raises `TrainingStopped` immediately.
+
+    Attributes:
+        received: number of the first signal; 0 before it.
+    """
 
     def __init__(self) -> None:
-        self.received: int = 0
-        self._run, self._process, self._listening = "", os.getpid(), False
-        self._former: dict[int, Callable[..., Any] | int | None] = {}
+        self.received = 0
+        self._run, self._process, self._installed = "", os.getpid(), False
+        self._previous: dict[int, Handler] = {}
 
-    def listen(self, run: str) -> None:
-        """Take over the signals, or take them back from whoever did since. Python allows that in the main thread only.
+    def install(self, run: str) -> None:
+        """Install the handlers, if this is the main thread; a second call takes them back from Lightning.
 
-        One that is ignored stays so: a shell lets what it starts in the background ignore the Ctrl-C that is meant for others.
+        A signal that is ignored stays ignored: a shell starts background jobs that way.
 
         Args:
-            run: the folder of the run that a signal stops.
+            run: the run folder, for the message.
         """
         self._run = run
-        if threading.current_thread() is threading.main_thread():
-            heard = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
-            former: dict[int, Callable[..., Any] | int | None] = {
-                number: signal.signal(number, self._note) for number in heard
-            }
-            self._former = self._former or former
-            self._listening = True
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous.setdefault(number, signal.signal(number, self._handle))
+        self._installed = True
 
-    def leave(self) -> None:
-        """Give the signals back."""
-        self._listening, self.received = False, 0
-        for number, handler in self._former.items():
+    def remove(self) -> None:
+        """Restore the previous handlers."""
+        self._installed, self.received = False, 0
+        for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a forked loader worker, which the training ends when it stops
-        if not self._listening:  # Lightning puts back what it found, after we have left
-            signal.signal(signum, self._former[signum] or signal.SIG_DFL)
+            return  # a forked loader worker, which the training stops by itself
+        if not self._installed:  # Lightning restores this handler after `remove`
+            signal.signal(signum, self._previous[signum] or signal.SIG_DFL)
             os.kill(self._process, signum)
         elif self.received:
             raise TrainingStopped(signum, self._run, saved=False)
         else:
             self.received = signum
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.write(2, f"\ndeocc: {_SAID[signal.Signals(signum)]}\n".encode())  # print could meet itself here
+                name, hint = ("Ctrl-C", "; Ctrl-C again stops at once") if signum == signal.SIGINT else (None, "")
+                name = name or signal.Signals(signum).name
+                line = f"\ndeocc: {name}: stopping after this step, with a checkpoint{hint}\n"
+                os.write(2, line.encode())  # a handler must not call print, which it may have interrupted
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames, so that a kill leaves the earlier file; reads tensors and plain values only.
+    """Write checkpoints completely or not at all, and read only tensors and plain values.
 
-    A file that cannot be written stops nothing: `failure` says why, and stderr gets a line.
+    An error while writing does not stop the training: it is logged and kept in `failure`.
+
+    Attributes:
+        failure: why the last checkpoint could not be written; None if it was.
     """
 
     failure: str | None = None
-    """Why the last checkpoint could not be written."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write the file and let the disk confirm it, then give it its name."""
-        target = Path(path)
-        part = target.with_name(f".{target.name}.part")
+        """Write the file, wait until it is on the disk, and rename it."""
+        target, self.failure = Path(path), None
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            draft = target.with_name(f".{target.name}.part")
+            with replace_file(target, durable=True, draft=draft), draft.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-            _confirm(target.parent)
-            self.failure = None
-        except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, where it could not finish the archive
-            with suppress(OSError):
-                part.unlink()
-            self.failure = _reason(error)
-            print(
-                f"deocc: cannot write {target} ({self.failure}): training goes on; make room, it is tried again",
-                file=sys.stderr,
-                flush=True,
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, on top of an OSError
+            cause = error if isinstance(error, OSError) else error.__context__
+            self.failure = (isinstance(cause, OSError) and cause.strerror) or describe_error(error)
+            _logger.warning(
+                "cannot write %s (%s): the training continues and tries again; free some space",
+                target,
+                self.failure,
             )
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content, on the CPU; whatever `weights_only` says, nothing in the file is executed.
+        """Return the content on the CPU; never executes anything in the file.
 
         Raises:
-            FileNotFoundError: no file there.
+            FileNotFoundError: there is no such file.
             ValueError: the file is damaged or no checkpoint.
         """
         return read_checkpoint(Path(path))
 
 
-def _confirm(folder: Path) -> None:
-    """Make the new name last: a rename lies in the folder, not in the file."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _reason(error: Exception) -> str:
-    cause = error if isinstance(error, OSError) else error.__context__
-    return cause.strerror or str(cause) if isinstance(cause, OSError) else " ".join(str(error).split())[:120]
-
-
-_SAVE: Final = 1  # below every signal's number
-_ATTEMPTS, _PAUSE = 40, 15.0  # for ten minutes somebody can make room for the weights that a whole training gave
-
-
 class CheckpointCallback(Checkpoint):
-    """Writes checkpoints to `RUN/checkpoints`, RUN being the trainer's root folder, and obeys the signals that ask a training to stop.
+    """Write checkpoints to `checkpoints/` in the run folder, and stop after the current step when a signal asks for it.
 
     Args:
-        every_minutes: write one when so much time has passed since the last; None: after epochs only. By the clock that never jumps.
-        every_batches: write one after so many batches of an epoch, too.
+        every_minutes: write one after this time within an epoch; None: only after epochs.
+        every_batches: also write one after this number of batches within an epoch.
 
     Raises:
-        ValueError: an interval that is not above 0.
+        ValueError: an interval is not positive.
     """
 
     def __init__(self, every_minutes: float | None = 10.0, every_batches: int | None = None) -> None:
@@ -178,51 +163,71 @@ class CheckpointCallback(Checkpoint):
                 raise ValueError(f"checkpoints.{name} is {value}: choose a number above 0, or null")
         self.every_minutes, self.every_batches = every_minutes, every_batches
         self._signals, self._io = StopSignals(), DurableCheckpointIO()
-        self._since, self._between, self._begun, self._saved = time.monotonic(), False, False, True
+        self._last_save, self._saved = time.monotonic(), True
+        self._logs_truncated = False
+        self._stop_signal = 0
+        self._loops: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write and read by `DurableCheckpointIO`; listen to signals, in place of Lightning's handlers, which act amid a step."""
-        if not isinstance(trainer.strategy, ModelParallelStrategy):  # it writes by itself and takes no other way
-            trainer.strategy.checkpoint_io = self._io
+        """Install the checkpoint writer and the signal handlers."""
+        trainer.strategy.checkpoint_io = self._io
         if stage == "fit":
-            self._signals.listen(trainer.default_root_dir)
+            self._signals.install(trainer.default_root_dir)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self._signals.leave()
+        """Remove the signal handlers."""
+        self._signals.remove()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._signals.leave()
+        """Remove the signal handlers."""
+        self._signals.remove()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count minutes; take the signals back from Lightning's handlers, which came since."""
-        self._since, self._begun = time.monotonic(), False
-        self._signals.listen(trainer.default_root_dir)
+        """Start the clock, and replace Lightning's signal handlers, which would act within a step."""
+        self._last_save, self._logs_truncated = time.monotonic(), False
+        self._loops, self._stop_signal = None, 0
+        self._signals.install(trainer.default_root_dir)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the state of the loops, if a checkpoint of this step is requested.
+
+        Lightning resumes within an epoch from the state at this hook. The checkpoint is written in the next
+        `on_train_batch_start`: only then the module's running average, the validation and the log include this step.
+        """
+        action = self._requested_action(trainer, batch_idx + 1)
+        if action and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._loops = trainer.fit_loop.state_dict()
+            self._stop_signal = action if action != _SAVE else 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the steps before this one where it is time to; stop where a signal asked."""
-        if not self._begun:
-            _forget_what_comes_again(trainer)
-        wish = _highest(trainer, self._wish(batch_idx))
-        if wish and batch_idx % trainer.accumulate_grad_batches == 0:
-            if batch_idx > 0 and self._begun:  # else there is nothing new since the last one
-                self._save(trainer, between=True)
-            if wish > _SAVE:
-                raise TrainingStopped(wish, trainer.default_root_dir, self._saved)
-        self._begun = True
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save."""
-        self._save(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Insist that the weights be written.
+        """Write the requested checkpoint of the previous step, then stop if a signal asked for it.
 
         Raises:
-            OSError: they cannot, for ten minutes.
+            TrainingStopped: a signal stops the training.
+        """
+        if not self._logs_truncated:
+            truncate_logs(trainer)
+            self._logs_truncated = True
+        if self._loops is not None:
+            self._save(trainer)
+        if self._stop_signal:
+            raise TrainingStopped(self._stop_signal, trainer.default_root_dir, self._saved)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write a checkpoint of the epoch."""
+        self._loops = None
+        self._save(trainer)
+        self._stop_signal = _max_over_ranks(trainer, self._signals.received)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Retry the final checkpoint until it succeeds.
+
+        Raises:
+            OSError: it still failed after ten minutes.
         """
         for _ in range(_ATTEMPTS):
             if self._saved:
@@ -230,76 +235,50 @@ class CheckpointCallback(Checkpoint):
             time.sleep(_PAUSE)
             self._save(trainer)
         folder = Path(trainer.default_root_dir) / runs.CHECKPOINTS
-        raise OSError(
-            f"the trained weights cannot be written to {folder} ({self._io.failure}): make room and resume the run"
-        )
+        raise OSError(f"cannot write the trained weights to {folder} ({self._io.failure}): free some space and resume")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count the batch that is fetched, but not begun, as not fetched."""
-        if self._between:
-            _recount(checkpoint["loops"]["fit_loop"])
+        """Use the kept state of the loops, except that of a validation that has run since."""
+        if self._loops is not None:
+            kept = {key: value for key, value in self._loops.items() if ".val_loop." not in key}
+            checkpoint["loops"]["fit_loop"].update(kept)
 
-    def _wish(self, batch_idx: int) -> int:
-        if self._signals.received:
-            return self._signals.received
-        late = self.every_minutes is not None and time.monotonic() - self._since > 60 * self.every_minutes
-        due = self.every_batches is not None and batch_idx > 0 and batch_idx % self.every_batches == 0
-        return _SAVE if late or due else 0
+    def _requested_action(self, trainer: pl.Trainer, batches_done: int) -> int:
+        """Return the maximum requested action over all ranks: a signal, `_SAVE` or 0."""
+        late = self.every_minutes is not None and time.monotonic() - self._last_save > 60 * self.every_minutes
+        due = self.every_batches is not None and batches_done % self.every_batches == 0
+        return _max_over_ranks(trainer, self._signals.received or (_SAVE if late or due else 0))
 
-    def _save(self, trainer: pl.Trainer, between: bool = False) -> None:
-        """Write a checkpoint, if possible; every process takes part."""
-        self._since = time.monotonic()
-        if getattr(trainer, "fast_dev_run", False):
-            return
-        for logger in trainer.loggers:
-            logger.save()
-        folder = Path(trainer.default_root_dir) / runs.CHECKPOINTS
-        self._between, self._io.failure = between, None
-        trainer.save_checkpoint(folder / runs.NEXT, weights_only=False)
-        self._between = False
-        self._saved = trainer.strategy.broadcast(self._io.failure is None)
-        if self._saved and trainer.is_global_zero:
-            _rotate(folder)
-
-
-def _forget_what_comes_again(trainer: pl.Trainer) -> None:
-    """Drop what an interrupted run logged after the checkpoint that this one goes on from."""
-    for logger in trainer.loggers:
-        if hasattr(logger, "forget_after") and trainer.is_global_zero:
-            logger.forget_after(logged_step(trainer))
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Write a checkpoint, if possible; all ranks take part."""
+        self._last_save = time.monotonic()
+        if not getattr(trainer, "fast_dev_run", False):
+            for logger in trainer.loggers:
+                logger.save()
+            folder = Path(trainer.default_root_dir) / runs.CHECKPOINTS
+            self._io.failure = None
+            trainer.save_checkpoint(folder / runs.NEXT, weights_only=False)
+            self._saved = trainer.strategy.broadcast(self._io.failure is None)
+            if self._saved and trainer.is_global_zero:
+                _rotate(folder)
+        self._loops = None
 
 
 def _rotate(folder: Path) -> None:
+    """Turn `last.ckpt` into `previous.ckpt`, and `next.ckpt` into `last.ckpt`."""
     last = folder / runs.LAST
     try:
         if last.exists():
             last.replace(folder / runs.PREVIOUS)
         (folder / runs.NEXT).replace(last)
     except OSError as error:
-        print(
-            f"deocc: cannot rename {folder / runs.NEXT} ({error.strerror}): it is the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        _logger.warning("cannot rename %s (%s): it is the newest checkpoint", folder / runs.NEXT, error.strerror)
 
 
-def _highest(trainer: pl.Trainer, wish: int) -> int:
-    """The greatest wish of all processes, which so save or stop together."""
+def _max_over_ranks(trainer: pl.Trainer, value: int) -> int:
     if trainer.world_size == 1:
-        return wish
-    return int(trainer.strategy.reduce(torch.tensor(float(wish), device=trainer.strategy.root_device), reduce_op="max"))
-
-
-def _recount(fit_loop: dict[str, Any]) -> None:
-    """Make counters look as at the end of the batch before, which is where Lightning knows how to go on from in an epoch.
-
-    There it has counted the batch as processed, and counts it as completed, and its step as logged, when it resumes.
-    """
-    batches = fit_loop["epoch_loop.batch_progress"]
-    for counts in (batches["total"], batches["current"]):
-        counts["ready"] -= 1
-        counts["completed"] -= 1
-    batches["is_last_batch"] = False
-    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        return value
+    tensor = torch.tensor(float(value), device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(tensor, reduce_op="max"))

@@ -1,10 +1,13 @@
-"""Images, figures, tables and the configuration to W&B and TensorBoard alike; a logger that takes numbers only is passed over.
+"""Images, figures, tables and the configuration for W&B and TensorBoard; other loggers are skipped.
 
-Keys are `stage/name`, by whose first part either groups its panels.
+Keys are `stage/name`: both dashboards group their panels by the first part.
 """
 
+import contextlib
 import io
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +21,76 @@ from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from deocc import runs
+from deocc.callbacks.loggers import logged_step
 from deocc.evaluation import png_bytes
 from deocc.evaluation.tables import MISSING, Cells, markdown_cells
+from deocc.messages import describe_error
 
 UNFINISHED_CONFIG = f".{runs.CONFIG}"
-"""What Lightning is to write a run's configuration to."""
+"""The file that Lightning writes a run's configuration to; it is renamed once it is complete."""
 
 _SECRET = re.compile(r"(^|_)(api_?key|token|password|secret)$", re.IGNORECASE)
+_logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def continue_without(path: Path) -> Iterator[None]:
+    """Log a warning, instead of ending the training, if the file at `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or describe_error(error)
+        _logger.warning("cannot write %s (%s): the run continues without it; free some space", path, reason)
 
 
 class DashboardConfigCallback(SaveConfigCallback):
-    """Writes `config.yaml` and shows all of it, but secrets, on the dashboards; Lightning logs the arguments of module and data only."""
+    """Write `config.yaml`, and show it without secrets on the dashboards."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called once the file is written, in the first process: give it its name, which a half-written one must not have."""
+        """Rename the written file, so that `config.yaml` is always complete, and log the configuration."""
         folder = Path(trainer.default_root_dir)
         (folder / UNFINISHED_CONFIG).replace(folder / runs.CONFIG)
         log_config(trainer, yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
 
-def logged_step(trainer: pl.Trainer) -> int:
-    """The step under which Lightning logs the numbers beside it: the batch, from 0, where `global_step` counts every optimiser's steps."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning's own callbacks read it
-
-
 def shows_images(trainer: pl.Trainer) -> bool:
-    """Whether there is a dashboard, so that it is worth drawing for one."""
+    """Return whether a logger of the trainer takes images."""
     return any(isinstance(logger, WandbLogger | TensorBoardLogger) for logger in trainer.loggers)
 
 
 def log_image(trainer: pl.Trainer, key: str, image: NDArray[np.uint8]) -> None:
-    """One picture, (H, W, 3) in 0..255. Logged again under its key, it becomes the next picture of the same slider."""
+    """Log an image (H, W, 3) in 0..255. Images of one key form a slider over the steps."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(key, [image], step=logged_step(trainer))
+            with continue_without(Path(trainer.default_root_dir) / "wandb"):
+                logger.log_image(key, [image], step=logged_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, image, logged_step(trainer), dataformats="HWC")
 
 
 def log_figure(trainer: pl.Trainer, key: str, figure: Figure) -> None:
-    """A figure, as a picture: add_figure of TensorBoard does the same, but through matplotlib's global state."""
+    """Log a figure as an image; TensorBoard's add_figure would use matplotlib's global state."""
     if shows_images(trainer):
         log_image(trainer, key, np.array(Image.open(io.BytesIO(png_bytes(figure))).convert("RGB")))
 
 
 def log_table(trainer: pl.Trainer, key: str, cells: Cells) -> None:
-    """A table: in W&B one that can be sorted, with a column of numbers wherever all its cells are; in TensorBoard as Markdown text."""
+    """Log a table: sortable in W&B, as Markdown in TensorBoard.
+
+    W&B needs one type per column: a column of numbers and missing values becomes numbers and None.
+    """
+    header, body = cells
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            columns, data = _typed(cells)
-            logger.log_table(key, columns=columns, data=data, step=logged_step(trainer))
+            columns = [_typed_column(column) for column in zip(*body, strict=True)]
+            rows = [list(row) for row in zip(*columns, strict=True)]
+            logger.log_table(key, columns=[title or "row" for title in header], data=rows, step=logged_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(key, markdown_cells(cells), logged_step(trainer))
 
 
 def log_config(trainer: pl.Trainer, config: dict[str, Any]) -> None:
-    """The run's configuration, without the values whose names say that they are secret."""
+    """Log the configuration of a run, without secrets."""
     shown = without_secrets(config)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -84,22 +101,14 @@ def log_config(trainer: pl.Trainer, config: dict[str, Any]) -> None:
 
 
 def without_secrets(value: Any) -> Any:
-    """The configuration, or a part of it, without the keys whose names say that their values are secret."""
+    """Return a configuration, or a part of it, without the keys that name passwords, tokens or API keys."""
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items() if not _SECRET.search(str(key))}
     return [without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
-def _typed(cells: Cells) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows with numbers in place of their texts; W&B wants one type a column, and None where there is no value."""
-    header, body = cells
-    columns = [_numbers(column) or list(column) for column in zip(*body, strict=True)]
-    return [title or "row" for title in header], [list(row) for row in zip(*columns, strict=True)]
-
-
-def _numbers(column: tuple[str, ...]) -> list[float | None] | None:
-    """The numbers of a column, None for each that is missing; None where a cell is something else."""
+def _typed_column(cells: tuple[str, ...]) -> list[Any]:
     try:
-        return [None if cell == MISSING else float(cell) for cell in column]
+        return [None if cell == MISSING else float(cell) for cell in cells]
     except ValueError:
-        return None
+        return list(cells)

@@ -1,10 +1,8 @@
-"""Tells of the images that a training left out because they cannot be read: in the run folder, to the loggers, in the terminal."""
+"""Faults of a training: losses that are not finite, and images that cannot be read."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -12,27 +10,31 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deocc.callbacks.dashboards import logged_step
+from deocc.callbacks.dashboards import continue_without
+from deocc.callbacks.loggers import logged_step
 from deocc.data.quarantine import Quarantine
+from deocc.files import write_file
 
 FOLDER: Final = "non_finite"
-"""The folder in a run folder that holds a file a step and process."""
+"""The folder in a run folder with a file per step and process whose loss is not finite."""
+QUARANTINE: Final = "quarantine.csv"
+"""The file in a run folder with the images that cannot be read, and the reasons."""
 
-_NORMALISATIONS = nn.modules.batchnorm._BatchNorm
-_IDS = ("index", "identity", "kind", "seed", "flipped")
-_MOST_FILES, _MOST_IN_A_ROW = 100, 20  # OURS: more files tell no more; so many bad steps in a row are no accident
+_BATCH_IDS = ("index", "identity", "kind", "seed", "flipped")
+_MOST_FILES = 100  # our choice
+_MOST_IN_A_ROW = 20  # our choice: more than that is not an accident
 
 
 class FiniteCallback(pl.Callback):
-    """Looks at the loss terms and the gradients before every optimiser's step.
+    """Check the loss terms and the gradients before every optimiser step.
 
-    Where one is not finite in any process, each process writes `RUN/non_finite/step-N.json`: the terms, and of its batch the images'
-    positions in the face set, identities, kinds and seeds, from which the batch can be made again. Under a GradScaler only the terms count:
-    gradients that overflow are its daily work, and it leaves such steps out itself.
+    If one is not finite on any rank, every rank writes `non_finite/step-N.json`: the loss terms, and the positions,
+    identities, kinds and seeds of its batch, from which the batch can be recreated. With a GradScaler only the terms
+    are checked, because the scaler itself skips steps whose gradients overflow.
 
     Args:
-        action: "stop" ends the training with an error; "skip" leaves the step out, as if its gradients were not there, and puts the running
-            statistics of batch normalisation back; 20 steps in a row that are left out end the training all the same.
+        action: "stop" ends the training with an error. "skip" leaves the step out, with neither gradients nor changes
+            of the running statistics of batch normalisation; 20 skipped steps in a row also end the training.
 
     Raises:
         ValueError: an unknown action.
@@ -42,36 +44,43 @@ class FiniteCallback(pl.Callback):
         if action not in ("stop", "skip"):
             raise ValueError(f"non_finite.action is {action!r}: choose stop or skip")
         self.action, self.skipped = action, 0
-        self._row, self._bad = 0, False
+        self._skipped_in_a_row, self._skipping = 0, False
         self._batch: Any = None
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep what may have to be told or put back."""
-        self._batch, self._bad = batch, False
+        """Keep the batch, and the running statistics that a skipped step must not change."""
+        self._batch, self._skipping, self._statistics = batch, False, []
         if self.action == "skip":
-            layers = [
-                module for module in pl_module.modules() if isinstance(module, _NORMALISATIONS) and module.training
-            ]
-            self._statistics = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+            for layer in pl_module.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+                    self._statistics += [(buffer, buffer.clone()) for buffer in layer.buffers()]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Stop, or take the gradients away, where something is not finite.
+        """Stop, or remove the gradients, if something is not finite.
 
         Raises:
-            ValueError: something is not finite, and the training is to stop.
+            ValueError: something is not finite, and the training must stop.
         """
         terms: dict[str, Tensor] = getattr(pl_module, "terms", {})
-        if self._all_finite(trainer, terms, optimizer):
+        finite = _all_finite(terms, optimizer, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
+        if trainer.world_size > 1:
+            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
+        if finite:
             return
-        self._bad = True
+        self._skipping = True
         self._write(trainer, terms)
-        if self.action == "stop" or self._row >= _MOST_IN_A_ROW:
-            raise ValueError(_told(trainer, terms))
+        if self.action == "stop" or self._skipped_in_a_row >= _MOST_IN_A_ROW:
+            shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+            raise ValueError(
+                f"a loss or its gradient is not finite at step {logged_step(trainer)} ({shown}): the batch is "
+                f"described in {Path(trainer.default_root_dir) / FOLDER}; lower the learning rate or the weight of a term, "
+                "or resume with --non_finite.action skip"
+            )
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -79,151 +88,113 @@ class FiniteCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a step that was left out, and undo what it did to running statistics."""
-        self._batch, self._row = None, self._row + 1 if self._bad else 0
-        if self._bad:
+        """Count a skipped step and restore the running statistics."""
+        self._batch = None
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._skipping else 0
+        if self._skipping:
             self.skipped += 1
-            for buffer, former in self._statistics:
-                buffer.copy_(former)
+            for buffer, before in self._statistics:
+                buffer.copy_(before)
             pl_module.log("train/skipped", float(self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps were left out."""
-        return {"skipped": self.skipped, "row": self._row}
+        """Return the number of skipped steps."""
+        return {"skipped": self.skipped, "row": self._skipped_in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
-        self.skipped, self._row = state_dict["skipped"], state_dict["row"]
-
-    def _all_finite(self, trainer: pl.Trainer, terms: dict[str, Tensor], optimizer: Optimizer) -> bool:
-        values = [torch.stack([term.float() for term in terms.values()]).sum()] if terms else []
-        if getattr(trainer.precision_plugin, "scaler", None) is None:
-            values += [torch.nn.utils.get_total_norm(_gradients(optimizer))]
-        finite = (
-            bool(torch.stack([value.to(values[0].device).isfinite() for value in values]).all()) if values else True
-        )
-        return bool(trainer.strategy.reduce_boolean_decision(finite, all=True)) if trainer.world_size > 1 else finite
+        """Continue to count."""
+        self.skipped, self._skipped_in_a_row = state_dict["skipped"], state_dict["row"]
 
     def _write(self, trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
-        folder, step = Path(trainer.default_root_dir) / FOLDER, logged_step(trainer)
-        rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        found = {
+        step, folder = logged_step(trainer), Path(trainer.default_root_dir) / FOLDER
+        content = {
             "step": step,
             "epoch": trainer.current_epoch,
             "terms": {name: str(value.item()) for name, value in terms.items()},
+            **{name: self._batch[name].tolist() for name in _BATCH_IDS if name in self._batch},
         }
-        batch = {name: self._batch[name].tolist() for name in _IDS if name in self._batch}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if len(list(folder.iterdir())) < _MOST_FILES:
-                (folder / f"step-{step:07d}{rank}.json").write_text(json.dumps(found | batch, indent=1))
-        except OSError as error:
-            print(f"deocc: cannot write to {folder} ({error.strerror})", file=sys.stderr, flush=True)
+        rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = folder / f"step-{step:07d}{rank}.json"
+        with continue_without(path):
+            if not folder.is_dir() or len(list(folder.iterdir())) < _MOST_FILES:
+                write_file(path, json.dumps(content, indent=1))
 
 
-def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    """The numbers of all gradients: of a sparse one its rows, of one that lies on several processes this one's part."""
-    found: list[Any] = [
-        parameter.grad
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None
-    ]
-    local = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in found]
-    return [cast(Tensor, gradient.coalesce().values() if gradient.is_sparse else gradient) for gradient in local]
-
-
-def _told(trainer: pl.Trainer, terms: dict[str, Tensor]) -> str:
-    shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-    return (
-        f"a loss or its gradient is not finite at step {logged_step(trainer)} ({shown}): the batch is told in "
-        f"{Path(trainer.default_root_dir) / FOLDER}; lower the rate or weight, or resume with --non_finite.action skip"
-    )
-
-
-QUARANTINE: Final = "quarantine.csv"
-"""The file in a run folder that names the images which could not be read, and why."""
+def _all_finite(terms: dict[str, Tensor], optimizer: Optimizer, scaled: bool) -> bool:
+    """Check the loss terms and, unless a GradScaler has scaled them, the gradients."""
+    values = [term.float() for term in terms.values()]
+    if not scaled:
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        dense = [each.coalesce().values() if each.is_sparse else each for each in gradients]
+        values.append(torch.nn.utils.get_total_norm(dense))
+    return not values or bool(torch.stack([value.to(values[0].device) for value in values]).isfinite().all())
 
 
 class QuarantineCallback(pl.Callback):
-    """Writes `quarantine.csv` and logs `train/quarantined`, how many images were left out, whenever there are more.
+    """Report the images that the training leaves out because they cannot be read.
 
-    Each process finds the unreadable images among its own; what all have found is put together after each epoch. Nothing is written or
-    logged where every image can be read. The data module must have a `quarantine`; one without has nothing to tell.
+    Whenever there are more of them, `quarantine.csv` is written and `train/quarantined`, their number, is logged. Each
+    rank finds unreadable images among its own; they are collected after every epoch. Data modules without `quarantine`
+    are ignored.
     """
 
     def __init__(self) -> None:
-        self._told = 0
+        self._reported = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell of new ones."""
-        self._tell(trainer)
+        """Report new images."""
+        self._report(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put together what all processes have found.
+        """Collect the images of all ranks.
 
         Raises:
             ValueError: together, too many images cannot be read.
         """
         quarantine = _quarantine(trainer)
-        if quarantine is None:
-            return
-        if trainer.world_size > 1:
+        if quarantine is not None and trainer.world_size > 1:
             found: list[dict[str, str]] = [{}] * trainer.world_size
             torch.distributed.all_gather_object(found, quarantine.state_dict())
             quarantine.merge({name: reason for reasons in found for name, reason in reasons.items()})
-        self._tell(trainer)
+        self._report(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the last count."""
-        self._tell(trainer)
-        if self._told:
-            _log(trainer, self._told)
+        """Log the final number."""
+        self._report(trainer, final=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write down also those that were too many."""
-        self._tell(trainer)
+        """Write the images of a training that stops because there are too many."""
+        self._report(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how many there are and where they are named."""
+        """Print their number and the file."""
         quarantine = _quarantine(trainer)
         if quarantine is not None and quarantine.reasons and trainer.is_global_zero:
             count = f"{len(quarantine.reasons):,} of {quarantine.number:,} images could not be read and were left out"
-            where = "" if getattr(trainer, "fast_dev_run", False) else f": {_path(trainer)}"
-            print(f"deocc fit: {count}{where}", flush=True)
+            dry = getattr(trainer, "fast_dev_run", False)
+            print(f"deocc fit: {count}{'' if dry else f': {Path(trainer.default_root_dir) / QUARANTINE}'}", flush=True)
 
-    def _tell(self, trainer: pl.Trainer) -> None:
+    def _report(self, trainer: pl.Trainer, final: bool = False) -> None:
         quarantine = _quarantine(trainer)
-        if quarantine is None or len(quarantine.reasons) == self._told or not trainer.is_global_zero:
+        if quarantine is None or not quarantine.reasons or not trainer.is_global_zero:
             return
-        self._told = len(quarantine.reasons)
-        _log(trainer, self._told)
-        if not getattr(trainer, "fast_dev_run", False):
-            _write(quarantine, _path(trainer))
+        count = len(quarantine.reasons)
+        if count != self._reported and not getattr(trainer, "fast_dev_run", False):
+            path = Path(trainer.default_root_dir) / QUARANTINE
+            with continue_without(path):
+                quarantine.write(path)
+        if count != self._reported or final:
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/quarantined": count}, step=logged_step(trainer))
+        self._reported = count
 
 
 def _quarantine(trainer: pl.Trainer) -> Quarantine | None:
-    quarantine: Quarantine | None = getattr(getattr(trainer, "datamodule", None), "quarantine", None)
-    return quarantine
-
-
-def _path(trainer: pl.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / QUARANTINE
-
-
-def _write(quarantine: Quarantine, path: Path) -> None:
-    """Write the file; a full disk stops no training for it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        quarantine.write(path)
-    except OSError as error:
-        warnings.warn(
-            f"cannot write {path} ({error.strerror}): make room; it is written again with the next image", stacklevel=2
-        )
-
-
-def _log(trainer: pl.Trainer, count: int) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics({"train/quarantined": count}, step=logged_step(trainer))
+    return getattr(getattr(trainer, "datamodule", None), "quarantine", None)

@@ -1,24 +1,24 @@
-"""What `deocc predict` leaves behind: a sheet of completed faces a batch, and one file of embeddings."""
+"""Contact sheets of faces: after each validation and test, and of `deocc predict`, with its embeddings."""
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from deocc.batch import MaskedFaceBatch
-from deocc.callbacks.dashboards import log_image, logged_step, shows_images
-from deocc.callbacks.loggers import WriteFaults, write_whole
+from deocc.callbacks.dashboards import continue_without, log_image, shows_images
+from deocc.callbacks.loggers import logged_step
 from deocc.evaluation import panel_image
+from deocc.files import replace_file, write_file
 from deocc.masking import list_kinds
 
-COLUMNS = {
+COLUMNS: Final = {
     "face": "clean",
     "masked_face": "masked",
     "mask": "mask",
@@ -26,77 +26,72 @@ COLUMNS = {
     "predicted_mask": "predicted mask",
     "completed_face_predicted_mask": "completed by it",
 }
-"""What a panel shows of a batch and of what a step returned, in this order; what is not there is left out."""
+"""Keys of a batch or of a step's output, and the titles of their columns, in the order of a panel."""
+
+PREDICTIONS: Final = "predictions"
+"""The folder in a run folder with the results of `deocc predict`."""
+
+_SHEET_ROWS = 16
 
 
 class PanelCallback(pl.Callback):
-    """After each validation, draws the first masked face of every kind.
+    """Draw the first masked faces of every kind of occluder after each validation and test.
 
-    Draws from the batch and from the mapping that the module's `validation_step` or `test_step` returns, so it fits either stage.
+    The images come from the batch and from the mapping that `validation_step` or `test_step` returns, in either stage.
+    A validation writes `panels/` in the run folder and logs `val/panel` and, per kind, `val/face/KIND`.
+
+    Args:
+        per_kind: number of faces of each kind.
     """
 
     def __init__(self, per_kind: int = 1) -> None:
-        """`per_kind`: how many images of each kind."""
         self.per_kind = per_kind
         self.rows: list[dict[str, Tensor]] = []
         self.kinds: list[int] = []
-        self._faults = WriteFaults()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start a new panel."""
-        self._restart()
+        self.rows, self.kinds = [], []
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start a new panel."""
-        self._restart()
+        self.rows, self.kinds = [], []
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the images that are to be shown."""
+        """Keep the images of the panel."""
         self._keep(outputs, batch)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the images that are to be shown."""
+        """Keep the images of the panel."""
         self._keep(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the panel to `panels/` in the run folder; log it as `val/panel`, and each kind of occluder as `val/face/KIND`."""
-        if (
-            self.rows
-            and not trainer.sanity_checking
-            and not getattr(trainer, "fast_dev_run", False)
-            and trainer.is_global_zero
-        ):
-            image = panel_image(*self.panel())
-            folder = Path(trainer.default_root_dir) / "panels"
-            with self._faults.spared(folder, "panels are left out until then"):
-                write_whole(folder / f"step-{logged_step(trainer):07d}.png", _png(image))
-            if shows_images(trainer):
-                log_image(trainer, "val/panel", image)
-                self._log_faces(trainer)
+        """Write and log the panel."""
+        skipped = trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)
+        if not self.rows or skipped or not trainer.is_global_zero:
+            return
+        columns, labels = self.panel()
+        image, png = panel_image(columns, labels), io.BytesIO()
+        Image.fromarray(image).save(png, "PNG")
+        path = Path(trainer.default_root_dir) / "panels" / f"step-{logged_step(trainer):07d}.png"
+        with continue_without(path):
+            write_file(path, png.getvalue())
+        if shows_images(trainer):
+            log_image(trainer, "val/panel", image)
+            for kind in dict.fromkeys(labels):
+                chosen = torch.tensor([label == kind for label in labels])
+                faces = {title: images[chosen] for title, images in columns.items()}
+                log_image(trainer, f"val/face/{kind}", panel_image(faces, [kind] * int(chosen.sum())))
 
     def panel(self) -> tuple[dict[str, Tensor], list[str]]:
-        """The images by column title, and the kind of each row."""
-        columns = {
-            title: torch.stack([row[key] for row in self.rows]) for key, title in COLUMNS.items() if key in self.rows[0]
-        }
+        """Return the images by column title, and the kind of each row."""
+        shown = [key for key in COLUMNS if key in self.rows[0]]
+        columns = {COLUMNS[key]: torch.stack([row[key] for row in self.rows]) for key in shown}
         return columns, [list_kinds()[kind] for kind in self.kinds]
-
-    def _log_faces(self, trainer: pl.Trainer) -> None:
-        """A picture a kind, which stays legible in a dashboard's narrow panels."""
-        columns, labels = self.panel()
-        for kind in dict.fromkeys(labels):
-            chosen = torch.tensor([label == kind for label in labels])
-            strip = panel_image(
-                {title: images[chosen] for title, images in columns.items()}, [kind] * int(chosen.sum())
-            )
-            log_image(trainer, f"val/face/{kind}", strip)
-
-    def _restart(self) -> None:
-        self.rows, self.kinds = [], []
 
     def _keep(self, outputs: Mapping[str, Tensor], batch: MaskedFaceBatch) -> None:
         shown: dict[str, Any] = {**batch, **(outputs or {})}
@@ -106,19 +101,11 @@ class PanelCallback(pl.Callback):
                 self.rows.append({key: shown[key][position].float().cpu() for key in COLUMNS if key in shown})
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
-
-
-_SHOWN = 16  # rows a sheet
-
-
 class PredictionCallback(pl.Callback):
-    """Writes `predictions/` in the run folder: `sheet-RANK-BATCH.png`, and `embeddings-RANK.npz` where the module embeds.
+    """Write `predictions/` in the run folder: `sheet-RANK-BATCH.png`, and `embeddings-RANK.npz` if the module embeds.
 
-    The sheets show masked face, predicted mask and completed face. The latter holds embedding (N, D), identity, index, kind and seed.
+    A sheet shows the masked face, the predicted mask and the completed face of the first 16 images of a batch. The
+    other file contains `embedding` (N, D), `identity`, `index`, `kind` and `seed`.
     """
 
     def __init__(self) -> None:
@@ -133,30 +120,34 @@ class PredictionCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the sheet, keep the embeddings."""
-        folder = _folder(trainer)
+        """Write the sheet of a batch and keep its embeddings."""
         columns = {
             "masked": batch["masked_face"],
             "predicted mask": outputs["mask"],
             "completed": outputs["completed_face"],
         }
-        labels = [list_kinds()[kind] for kind in batch["kind"][:_SHOWN].tolist()]
-        image = panel_image({title: images[:_SHOWN].float().cpu() for title, images in columns.items()}, labels)
-        Image.fromarray(image).save(folder / f"sheet-{trainer.global_rank}-{batch_idx:04d}.png")
+        labels = [list_kinds()[kind] for kind in batch["kind"][:_SHEET_ROWS].tolist()]
+        sheet = panel_image({title: images[:_SHEET_ROWS].float().cpu() for title, images in columns.items()}, labels)
+        folder = _prediction_folder(trainer)
+        Image.fromarray(sheet).save(folder / f"sheet-{trainer.global_rank}-{batch_idx:04d}.png")
         if "embedding" in outputs:
-            kept = {name: batch[name].cpu() for name in ("identity", "index", "kind", "seed")}
-            self.rows.append({"embedding": outputs["embedding"].float().cpu(), **kept})
+            ids = {name: batch[name].cpu() for name in ("identity", "index", "kind", "seed")}
+            self.rows.append({"embedding": outputs["embedding"].float().cpu(), **ids})
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the embeddings and say where everything is."""
-        folder = _folder(trainer)
+        """Write the embeddings and print the folder."""
+        folder = _prediction_folder(trainer)
         if self.rows:
-            arrays = {name: torch.cat([row[name] for row in self.rows]).numpy() for name in self.rows[0]}
-            np.savez(folder / f"embeddings-{trainer.global_rank}.npz", **cast(Any, arrays))
+            arrays: dict[str, Any] = {
+                name: torch.cat([row[name] for row in self.rows]).numpy() for name in self.rows[0]
+            }
+            path = folder / f"embeddings-{trainer.global_rank}.npz"
+            with replace_file(path) as draft, draft.open("wb") as file:
+                np.savez(file, **arrays)
         print(f"predictions: {folder}", flush=True)
 
 
-def _folder(trainer: pl.Trainer) -> Path:
-    folder = Path(trainer.default_root_dir) / "predictions"
+def _prediction_folder(trainer: pl.Trainer) -> Path:
+    folder = Path(trainer.default_root_dir) / PREDICTIONS
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,9 +1,9 @@
-"""A checkpoint says what it follows from, and whoever loads it is told where that is not what is at hand."""
+"""Fingerprint of a checkpoint: what it was trained with, compared with the present state when it is loaded."""
 
 import hashlib
+import logging
 import os
 import platform
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,8 +25,11 @@ from deocc.geometry import TEMPLATES, Template
 from deocc.networks import Embedder
 from deocc.networks.embedders.registry import teacher_fingerprint
 
+FINGERPRINT: Final = "fingerprint"
+"""The key of the `Fingerprint` in a checkpoint and in `results.json`."""
+
 VERSION: Final = 1
-"""Raised when a field is added or means something else, so that no field is compared with one of another meaning."""
+"""Format of the fingerprint: raised when a field is added or changes its meaning."""
 
 PACKAGES: Final = (
     "torch",
@@ -38,13 +41,18 @@ PACKAGES: Final = (
     "numpy",
     "opencv-python-headless",
 )
-"""Whose versions can move figures."""
+"""Packages whose version can change results."""
 
-_DIGITS: Final = 16  # hexadecimal, of each hash: enough against chance, short enough to be read
+Severity = Literal["refuse", "warn"]
+Action = Literal["fit", "validate", "test", "predict"]
+"""Purpose of loading a checkpoint, in Lightning's terms; "fit" resumes a training."""
+
+_DIGITS: Final = 16  # hexadecimal digits of each hash
+_logger = logging.getLogger(__name__)
 
 
 class Fingerprint(TypedDict):
-    """What a checkpoint says of itself: plain values, equal on another machine with equal data and packages."""
+    """Plain values that are equal on another machine with the same data and packages."""
 
     version: int
     """`VERSION` of the deocc that wrote it."""
@@ -53,30 +61,32 @@ class Fingerprint(TypedDict):
     code: dict[str, str]
     """`version` of deocc and `hash` of its source files."""
     packages: dict[str, str | None]
-    """By name; None for one that is not installed under that name."""
+    """Versions by name; None for a package that is not installed."""
     seeds: dict[str, int | None]
-    """`seed_everything`, None where nobody set it, and `data`."""
+    """`seed_everything`, None if it was not set, and `data`."""
     face_set: str
-    """Whose faces: the set's credit line, by which a test on another set is told from one on a set that has changed."""
+    """Credit line of the face set, which distinguishes another set from a set that has changed."""
     training_data: str | None
     """`training_data_hash`."""
     template: dict[str, str | None]
-    """Hashes of the `canonical` template and of the `teacher`'s own."""
+    """Hashes of the `canonical` template and of the template of the `teacher`."""
     size: int
     """Side of the canonical crop in pixels."""
     masks: str | None
-    """Hash of the test's mask manifest; None for a set without test images."""
+    """Hash of the mask manifest of the test; None for a set without test images."""
     teacher: str | None
-    """Hash of the teacher's weights and of what it expects; None where a stage has none."""
+    """Hash of the teacher's weights and input; None for a stage without teacher."""
     resumed: list[dict[str, Any]]
-    """What differed when the training was resumed and went on all the same (`deocc.callbacks.mismatch.Difference`), oldest first."""
+    """Accepted differences of earlier resumed trainings (`Difference`), oldest first."""
 
 
 def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> Fingerprint:
-    """The fingerprint of the present state; `config` is None, for where a run's configuration lies only its trainer knows.
+    """Return the fingerprint of the present state; `config` is None.
 
-    It takes less than 0.1 s for the embedded faces. Of a folder of a million faces, names and sizes are read, not pixels.
+    This takes less than 0.1 s for the embedded faces. Of a folder of a million faces, names and sizes are read, no
+    pixels.
     """
+    probes = cast(FixedFaces, data.test_dataloader()[1].dataset)
     return {
         "version": VERSION,
         "config": None,
@@ -90,25 +100,31 @@ def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> Fingerprint:
             "teacher": template_hash(teacher.template) if teacher else None,
         },
         "size": data.size,
-        "masks": _masks(data),
+        "masks": manifest_hash(probes) if len(probes) else None,
         "teacher": teacher_fingerprint(teacher)[:_DIGITS] if teacher else None,
         "resumed": [],
     }
 
 
 def package_versions() -> dict[str, str | None]:
-    """The versions of Python and of `PACKAGES`; None for one that is not installed under its name."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    """Return the versions of Python and of `PACKAGES`; None for a package that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def global_seed() -> int | None:
-    """What `seed_everything` was called with, None where it was not."""
+    """Return the seed that `seed_everything` was called with; None if it was not."""
     seed = os.environ.get("PL_GLOBAL_SEED")
     return int(seed) if seed is not None else None
 
 
 def source_hash(package: Path = Path(deocc.__file__).parent) -> str:
-    """A hash of the names and contents of the Python files below a folder."""
+    """Return a hash of the names and contents of the Python files in a folder."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
         content = path.read_bytes()
@@ -117,191 +133,172 @@ def source_hash(package: Path = Path(deocc.__file__).parent) -> str:
 
 
 def template_hash(template: Template) -> str:
-    """A hash of the template's size and points."""
+    """Return a hash of the template's size and points."""
     return hashlib.sha256(repr((template.size, template.points)).encode()).hexdigest()[:_DIGITS]
 
 
 def training_data_hash(face_set: FaceSet) -> str | None:
-    """A hash of the training images, people and landmarks, equal wherever the set lies; None where nobody is trained on.
+    """Return a hash of the training images, identities and landmarks; None for a set without training identities.
 
-    That of `FaceSet.fingerprint`, but of a folder only names, sizes of files and landmarks are taken: to decode a million images would take
-    an hour before the first step. The price: an image that is replaced by one of as many bytes and pixels goes unnoticed.
+    It is `FaceSet.fingerprint`, except for a folder: decoding a million images would take an hour, so that only names,
+    file sizes and landmarks are hashed. An image that is replaced by one of equal size in bytes is not detected.
     """
     if len(face_set.bare("train")) == 0:
         return None
-    return _folder_hash(face_set) if isinstance(face_set, FolderFaces) else face_set.fingerprint("train")
-
-
-def _folder_hash(faces: FolderFaces) -> str:
-    """A file's name begins with its person's."""
-    indices = faces.indices("train")
-    digest = hashlib.sha256(faces.landmarks[indices].round(2).tobytes())
+    if not isinstance(face_set, FolderFaces):
+        return face_set.fingerprint("train")
+    indices = face_set.indices("train")
+    digest = hashlib.sha256(face_set.landmarks[indices].round(2).tobytes())
     for index in indices.tolist():
-        name = faces.names[index]
-        digest.update(f"{name}\0{(faces.root / name).stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        name = face_set.names[index]  # begins with the identity
+        size = (face_set.root / name).stat().st_size
+        digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:_DIGITS]
 
 
-def _masks(data: MaskedFaceDataModule) -> str | None:
-    probes = cast(FixedFaces, data.test_dataloader()[1].dataset)
-    return manifest_hash(probes) if len(probes) else None
+@dataclass(frozen=True)
+class _Rule:
+    """What a difference in a field means.
+
+    Attributes:
+        title: of the field in a message.
+        meaning: consequence, for a warning.
+        resuming: severity when a training is resumed.
+        evaluating: severity otherwise; None: no difference. An evaluation draws no random numbers.
+        remedy: for a refusal.
+    """
+
+    title: str
+    meaning: str
+    resuming: Severity
+    evaluating: Severity | None
+    remedy: str = ""
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-Severity = Literal["refuse", "warn"]
-Action = Literal["fit", "validate", "test", "predict"]
-"""What the checkpoint is loaded for, in Lightning's words; "fit" resumes a training."""
-
-_RESUMING: Final[dict[str, Severity]] = {
-    "teacher": "refuse",
-    "template": "refuse",
-    "size": "refuse",
-    "training_data": "refuse",
-    "seeds": "refuse",
-    "masks": "warn",
-    "code": "warn",
-    "packages": "warn",
-}
-# An evaluation draws nothing, so seeds do not matter to it.
-_EVALUATING: Final[dict[str, Severity]] = {name: grade for name, grade in _RESUMING.items() if name != "seeds"} | {
-    "training_data": "warn"
-}
-
-_TITLES: Final = {
-    "template": "alignment template",
-    "size": "crop size",
-    "training_data": "training data",
-    "masks": "evaluation masks",
-}
-_REMEDIES: Final = {
-    "teacher": "give the teacher that it was trained with",
-    "template": "use the deocc and the teacher_options that it was trained with",
-    "size": "set data.size as it was",
-    "training_data": "give the data that it was trained on, or start a new run",
-    "seeds": "set seed_everything and data.seed as they were, or start a new run",
-}
-_MEANINGS: Final = {
-    "fingerprint": "it was written by another deocc, so whether it fits is not known",
-    "teacher": "embeddings mean something else than in training",
-    "template": "embeddings mean something else than in training",
-    "size": "embeddings mean something else than in training",
-    "training_data": "these are other images, people or splits than it was trained on",
-    "seeds": "it goes on as another training",
-    "masks": "figures cannot be compared with those under the run's own masks",
-    "code": "another deocc may give other figures",
-    "packages": "other versions may give other figures",
+_EMBEDDINGS: Final = "embeddings are not comparable with those of the training"
+_RULES: Final = {
+    "fingerprint": _Rule("fingerprint", "another deocc wrote it, so that it cannot be compared", "warn", "warn"),
+    "teacher": _Rule("teacher", _EMBEDDINGS, "refuse", "refuse", "give the teacher that it was trained with"),
+    "template": _Rule(
+        "alignment template",
+        _EMBEDDINGS,
+        "refuse",
+        "refuse",
+        "use the deocc and the teacher_options that it was trained with",
+    ),
+    "size": _Rule("crop size", _EMBEDDINGS, "refuse", "refuse", "set data.size as it was"),
+    "training_data": _Rule(
+        "training data",
+        "these are not the images, people or splits of the training",
+        "refuse",
+        "warn",
+        "give the data that it was trained on, or start a new run",
+    ),
+    "seeds": _Rule(
+        "seeds",
+        "it continues as another training",
+        "refuse",
+        None,
+        "set seed_everything and data.seed as they were, or start a new run",
+    ),
+    "masks": _Rule("evaluation masks", "figures are not comparable with those under the run's masks", "warn", "warn"),
+    "code": _Rule("code", "another deocc may give other figures", "warn", "warn"),
+    "packages": _Rule("packages", "other versions may give other figures", "warn", "warn"),
 }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that is not what the checkpoint says."""
+    """A value that differs from the checkpoint's.
+
+    Attributes:
+        field: key of `Fingerprint`, followed by a dot and the key within a field of several values: "packages.torch".
+        saved: the value in the checkpoint.
+        present: the present value.
+        severity: "refuse" or "warn".
+    """
 
     field: str
-    """A key of `Fingerprint`, with a dot and a key of its own where it has several values: "packages.torch"."""
     saved: Any
     present: Any
     severity: Severity
 
 
 def compare(saved: object, present: Fingerprint, action: Action) -> list[Difference]:
-    """What differs and matters to the action, in the order of the fields of `Fingerprint`.
+    """Return the differences that matter to an action, in the order of the fields of `Fingerprint`.
 
-    In an evaluation, people and masks are compared only where the face set is the one trained on: a test on another set is no mistake.
-    The configuration is not compared, as it may change; what follows from it is.
+    In an evaluation, training data and masks are only compared if the face set is the one trained on: a test on another
+    set is no mistake. The configuration may change and is not compared.
 
     Args:
-        saved: what a checkpoint has under "fingerprint", None where it has nothing.
-        present: the present state.
-        action: what the checkpoint is loaded for.
+        saved: the checkpoint's fingerprint; None if it has none.
+        present: of the present state.
+        action: purpose of loading the checkpoint.
     """
     if not isinstance(saved, Mapping) or saved.get("version") != VERSION:
         known = saved.get("version") if isinstance(saved, Mapping) else None
         return [Difference("fingerprint", known, VERSION, "warn")]
-    grades = _grades(saved, present, action)
-    return [
-        Difference(name, *pair, grades[field])
-        for field, value in present.items()
-        if field in grades
-        for name, pair in _pairs(field, saved.get(field), value).items()
-        if pair[0] != pair[1]
-    ]
+    ignored = set()
+    if saved.get("masks") is None or present["masks"] is None or action not in ("fit", "test"):
+        ignored.add("masks")
+    if action != "fit" and (saved.get("face_set") != present["face_set"] or present["training_data"] is None):
+        ignored.add("training_data")
+    if action != "fit" and saved.get("face_set") != present["face_set"]:
+        ignored.add("masks")
+
+    differences: list[Difference] = []
+    for field, value in present.items():
+        severity = None
+        if field in _RULES and field not in ignored:
+            severity = _RULES[field].resuming if action == "fit" else _RULES[field].evaluating
+        if severity is None:
+            continue
+        before, after = {field: saved.get(field)}, {field: value}
+        if isinstance(before[field], Mapping) and isinstance(value, Mapping):
+            before = {f"{field}.{key}": item for key, item in before[field].items()}
+            after = {f"{field}.{key}": item for key, item in value.items()}
+        for name in dict.fromkeys([*after, *before]):
+            if before.get(name) != after.get(name):
+                differences.append(Difference(name, before.get(name), after.get(name), severity))
+    return differences
 
 
 def describe(differences: Iterable[Difference]) -> list[str]:
-    """One line a field: the values, saved before present, and what that means."""
-    return [f"{_values(group)} (saved -> present): {_MEANINGS[field]}" for field, group in _by_field(differences)]
+    """Return one line per field: saved and present values, and the consequence."""
+    return [f"{changes} (saved -> present): {rule.meaning}" for rule, changes in _by_field(differences)]
 
 
 def refuse(differences: Iterable[Difference]) -> str:
-    """One line for all: the values, and what to do."""
-    groups = _by_field(differences)
-    values, remedies = (
-        ", ".join(_values(group) for _, group in groups),
-        "; ".join(_REMEDIES[field] for field, _ in groups),
-    )
-    return f"{values} (saved -> present): {remedies}; --fingerprint.mismatch warn goes on anyway"
+    """Return one line for all fields: saved and present values, and the remedies."""
+    fields = _by_field(differences)
+    changes, remedies = ", ".join(each for _, each in fields), "; ".join(rule.remedy for rule, _ in fields)
+    return f"{changes} (saved -> present): {remedies}; --fingerprint.mismatch warn continues anyway"
 
 
-def _grades(saved: Mapping[str, Any], present: Fingerprint, action: Action) -> dict[str, Severity]:
-    """How grave a difference is, by field; without those in which a difference says nothing."""
-    silent = set()
-    if saved.get("masks") is None or present["masks"] is None or action not in ("fit", "test"):
-        silent.add("masks")
-    if action == "fit":
-        return {field: grade for field, grade in _RESUMING.items() if field not in silent}
-    if saved.get("face_set") != present["face_set"]:
-        silent |= {"masks", "training_data"}
-    if present["training_data"] is None:
-        silent.add("training_data")
-    return {field: grade for field, grade in _EVALUATING.items() if field not in silent}
-
-
-def _pairs(field: str, saved: object, present: object) -> dict[str, tuple[object, object]]:
-    """Saved and present value of a field, or of each of its keys."""
-    if not isinstance(saved, Mapping) or not isinstance(present, Mapping):
-        return {field: (saved, present)}
-    return {f"{field}.{key}": (saved.get(key), present.get(key)) for key in dict.fromkeys([*present, *saved])}
-
-
-def _by_field(differences: Iterable[Difference]) -> list[tuple[str, list[Difference]]]:
-    return [(field, list(group)) for field, group in groupby(differences, key=lambda each: each.field.split(".")[0])]
-
-
-def _values(group: list[Difference]) -> str:
-    field = group[0].field.split(".")[0]
-    changes = [
-        f"{each.field.removeprefix(field)[1:]} {_word(each.saved)} -> {_word(each.present)}".lstrip() for each in group
-    ]
-    return f"{_TITLES.get(field, field)} {', '.join(changes)}"
-
-
-def _word(value: object) -> str:
-    return "none" if value is None else str(value)
-
-
-FINGERPRINT = "fingerprint"
-"""The key of a checkpoint under which its `Fingerprint` lies."""
+def _by_field(differences: Iterable[Difference]) -> list[tuple[_Rule, str]]:
+    """Return the rule of each field that differs, and its title with all changes."""
+    found = []
+    for field, group in groupby(differences, key=lambda each: each.field.split(".")[0]):
+        changes = []
+        for each in group:
+            saved, present = ("none" if value is None else str(value) for value in (each.saved, each.present))
+            changes.append(f"{each.field.removeprefix(field)[1:]} {saved} -> {present}".lstrip())
+        found.append((_RULES[field], f"{_RULES[field].title} {', '.join(changes)}"))
+    return found
 
 
 class FingerprintCallback(pl.Callback):
-    """Puts a `Fingerprint` into every checkpoint, and compares that of a loaded one with the present state (`deocc.callbacks.mismatch`).
+    """Store a `Fingerprint` in every checkpoint, and compare that of a loaded one with the present state.
 
-    A resumed training, a test, a validation and a prediction alike are refused where embeddings would mean something else, a resumed
-    training also where it would become another one; anything else that differs is said in a line on the error stream.
+    A checkpoint is refused if embeddings would not be comparable, and also in a resumed training if it would continue
+    as another training. Other differences are logged as warnings.
 
     Args:
-        mismatch: "refuse", or "warn" to go on whatever differs.
+        mismatch: "refuse", or "warn" to continue in any case.
 
     Attributes:
-        saved: what the loaded checkpoint says of itself; None where it says nothing, or none was loaded.
-        differences: where the present state is not that.
+        saved: the loaded checkpoint's fingerprint; None if it has none, or no checkpoint was loaded.
+        differences: of the present state from it.
     """
 
     def __init__(self, mismatch: Literal["refuse", "warn"] = "refuse") -> None:
@@ -311,59 +308,54 @@ class FingerprintCallback(pl.Callback):
         self._present: Fingerprint | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the fingerprint of a training once, in the first process, before a strategy converts or moves the teacher's weights."""
+        """Build a training's fingerprint, before a strategy converts or moves the teacher's weights."""
         self.saved, self.differences, self._present = None, [], None
         if stage == "fit" and trainer.is_global_zero:
-            self._present = _of_present_state(trainer, pl_module)
+            self._present = _build_present(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the configuration, which is written by now."""
-        if self._present is not None:
-            self._present["config"] = _config(Path(trainer.default_root_dir) / runs.CONFIG)
+        """Add the configuration, which has been written by now; a training without one leaves None."""
+        path = Path(trainer.default_root_dir) / runs.CONFIG
+        if self._present is not None and path.is_file():
+            config = without_secrets(yaml.safe_load(path.read_text(encoding="utf-8")))
+            self._present["config"] = yaml.safe_dump(config, sort_keys=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the fingerprint of the training under `FINGERPRINT`."""
+        """Store the fingerprint under `FINGERPRINT`."""
         if self._present is not None:
             checkpoint[FINGERPRINT] = self._present
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Compare; every process is told the same.
+        """Compare the fingerprints on the first rank and report the same on all.
 
         Raises:
-            ValueError: what must not differ does, and `mismatch` is "refuse".
+            ValueError: a difference must be refused, and `mismatch` is "refuse".
         """
         action = cast(Action, str(trainer.state.fn and trainer.state.fn.value))
         saved = checkpoint.get(FINGERPRINT)
         self.saved = saved if isinstance(saved, dict) else None
         found: list[Difference] = []
         if trainer.is_global_zero:
-            found = compare(self.saved, self._present or _of_present_state(trainer, pl_module), action)
+            found = compare(self.saved, self._present or _build_present(trainer, pl_module), action)
         self.differences = trainer.strategy.broadcast(found)
         refused = [each for each in self.differences if each.severity == "refuse" and self.mismatch == "refuse"]
         if trainer.is_global_zero:
             for line in describe(each for each in self.differences if each not in refused):
-                print(f"deocc: warning: {trainer.ckpt_path}: {line}", file=sys.stderr, flush=True)
+                _logger.warning("%s: %s", trainer.ckpt_path, line)
         if refused:
             raise ValueError(f"{trainer.ckpt_path} does not fit: {refuse(refused)}")
         if self._present is not None:
             self._present["resumed"] = [*(self.saved or {}).get("resumed", []), *map(asdict, found)]
 
     def account(self) -> dict[str, Any]:
-        """For results.json: the loaded checkpoint's fingerprint but its configuration, and the `differences`; None where it had none."""
+        """Return, for `results.json`, the loaded fingerprint without its configuration, and the differences."""
         saved = None if self.saved is None else {key: value for key, value in self.saved.items() if key != "config"}
         return {"checkpoint": saved, "differences": [asdict(each) for each in self.differences]}
 
 
-def _of_present_state(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Fingerprint:
+def _build_present(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Fingerprint:
     return build(trainer.datamodule, getattr(pl_module, "teacher", None))  # type: ignore[attr-defined]
-
-
-def _config(path: Path) -> str | None:
-    """The configuration as YAML, without secrets; None where a training was not started from one."""
-    if not path.is_file():
-        return None
-    return str(yaml.safe_dump(without_secrets(yaml.safe_load(path.read_text(encoding="utf-8"))), sort_keys=False))

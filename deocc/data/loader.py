@@ -27,8 +27,8 @@ def item_seed(*parts: int | str) -> int:
 class EpochSampler(Sampler[ItemKey]):
     """Shuffle by seed and epoch and split the order between the processes.
 
-    Each item carries its epoch, because persistent workers do not notice `set_epoch`, which Lightning calls. Lightning's
-    own distributed sampler must be off (`trainer.use_distributed_sampler: false`).
+    Each item carries its epoch, because persistent workers do not notice `set_epoch`, which Lightning calls.
+    Lightning's own distributed sampler must be off (`trainer.use_distributed_sampler: false`).
 
     Args:
         length: number of items in the data set.
