@@ -76,10 +76,10 @@ class FiniteCallback(pl.Callback):
         self._write(trainer, terms)
         if self.action == "stop" or self._skipped_in_a_row >= _MOST_IN_A_ROW:
             shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+            folder = Path(trainer.default_root_dir) / FOLDER
             raise ValueError(
-                f"a loss or its gradient is not finite at step {logged_step(trainer)} ({shown}): the batch is "
-                f"described in {Path(trainer.default_root_dir) / FOLDER}; lower the learning rate or the weight of a term, "
-                "or resume with --non_finite.action skip"
+                f"a loss or its gradient is not finite at step {logged_step(trainer)} ({shown}): {folder} describes "
+                "the batch; lower the learning rate or the weight of a term, or resume with --non_finite.action skip"
             )
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,16 +73,19 @@ class MetricsWriter(ExperimentWriter):
     """Writes `metrics.csv`. If that fails, a warning is logged, and the rows are kept for the next attempt."""
 
     def save(self) -> None:
-        """Append the new rows."""
+        """Append the new rows; write the file again if there are new columns."""
+        if not self.metrics:
+            return
         file, columns = Path(self.metrics_file_path), list(self.metrics_keys)
-        size = file.stat().st_size if file.is_file() else 0
         try:
-            super().save()
+            if self._record_new_keys() or not file.is_file():
+                write_file(file, self._format([*_read_rows(file), *self.metrics], header=True))
+            else:
+                _append(file, self._format(self.metrics).encode())
+            self.metrics = []
         except OSError as error:
-            _logger.warning("cannot write %s (%s): the training continues", file, describe_error(error))
+            _logger.warning("cannot write %s (%s): the training continues", file, error.strerror)
             self.metrics_keys = columns
-            if file.is_file() and file.stat().st_size > size:
-                os.truncate(file, size)  # an incomplete row
 
     def truncate(self, step: int) -> None:
         """Remove the rows of `step` and later, and incomplete ones.
@@ -91,26 +94,33 @@ class MetricsWriter(ExperimentWriter):
         """
         file = Path(self.metrics_file_path)
         rows = [row for row in _read_rows(file) if int(row["step"]) < step]
-        self.metrics = [row for row in self.metrics if row["step"] < step]
         self.metrics_keys = sorted({key for row in rows for key, value in row.items() if value})
         if file.is_file():
-            self._write_rows(rows)
+            write_file(file, self._format(rows, header=bool(rows)))
 
     def _check_log_dir_exists(self) -> None:
-        """Read the columns of an existing file, instead of deleting it."""
+        """Read the columns of an existing file; Lightning deletes it here."""
         self.metrics_keys = list(next(iter(_read_rows(Path(self.metrics_file_path))), {}))
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Replace the file as a whole, which a kill or a full disk does not damage."""
-        self._write_rows(_read_rows(Path(self.metrics_file_path)))
-
-    def _write_rows(self, rows: list[dict[str, str]]) -> None:
+    def _format(self, rows: Sequence[Mapping[str, Any]], header: bool = False) -> str:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.metrics_keys, extrasaction="ignore")
-        if self.metrics_keys:
+        if header:
             writer.writeheader()
         writer.writerows(rows)
-        write_file(Path(self.metrics_file_path), text.getvalue())
+        return text.getvalue()
+
+
+def _append(file: Path, content: bytes) -> None:
+    """Append all of the content or nothing."""
+    size = file.stat().st_size
+    try:
+        with file.open("ab", buffering=0) as stream:
+            while content:  # a full disk takes a part; the next write fails
+                content = content[stream.write(content) :]
+    except OSError:
+        os.truncate(file, size)
+        raise
 
 
 def _read_rows(file: Path) -> list[dict[str, str]]:
@@ -118,8 +128,7 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-    complete = text[: text.rfind("\n") + 1]
-    rows = csv.DictReader(io.StringIO(complete, newline=""))
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
     return [row for row in rows if str(row.get("step")).isdecimal() and None not in row and None not in row.values()]
 
 

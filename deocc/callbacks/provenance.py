@@ -236,8 +236,8 @@ def compare(saved: object, present: Fingerprint, action: Action) -> list[Differe
         action: purpose of loading the checkpoint.
     """
     if not isinstance(saved, Mapping) or saved.get("version") != VERSION:
-        known = saved.get("version") if isinstance(saved, Mapping) else None
-        return [Difference("fingerprint", known, VERSION, "warn")]
+        saved_version = saved.get("version") if isinstance(saved, Mapping) else None
+        return [Difference("fingerprint", saved_version, VERSION, "warn")]
     ignored = set()
     if saved.get("masks") is None or present["masks"] is None or action not in ("fit", "test"):
         ignored.add("masks")
@@ -253,9 +253,10 @@ def compare(saved: object, present: Fingerprint, action: Action) -> list[Differe
             severity = _RULES[field].resuming if action == "fit" else _RULES[field].evaluating
         if severity is None:
             continue
-        before, after = {field: saved.get(field)}, {field: value}
-        if isinstance(before[field], Mapping) and isinstance(value, Mapping):
-            before = {f"{field}.{key}": item for key, item in before[field].items()}
+        known = saved.get(field)
+        before, after = {field: known}, {field: value}
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
+            before = {f"{field}.{key}": item for key, item in known.items()}
             after = {f"{field}.{key}": item for key, item in value.items()}
         for name in dict.fromkeys([*after, *before]):
             if before.get(name) != after.get(name):

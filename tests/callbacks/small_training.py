@@ -1,4 +1,4 @@
-"""A training of a moment: a layer with batch normalisation on eight numbers, whose loss a test can spoil."""
+"""A tiny training: a layer with batch normalisation on eight numbers, whose loss a test can change."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +10,23 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-Spoil = Callable[[Tensor, int], Tensor]
-"""What becomes of a loss at a step."""
+ChangeLoss = Callable[[Tensor, int], Tensor]
+"""Takes the loss and the step."""
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
 class Small(pl.LightningModule):
-    """Learns nothing of use; its statistics and weights move at every step."""
+    """Keeps a copy of its state before every step."""
 
-    def __init__(self, spoil: Spoil = lambda loss, _: loss) -> None:
+    def __init__(self, change: ChangeLoss = lambda loss, _: loss) -> None:
         super().__init__()
-        self.layer, self.norm, self.spoil = nn.Linear(8, 4), nn.BatchNorm1d(4), spoil
+        self.layer, self.norm, self.change = nn.Linear(8, 4), nn.BatchNorm1d(4), change
         self.seen: list[dict[str, Tensor]] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
-        loss = self.spoil(
-            self.norm(self.layer(batch["face"])).square().mean(), self.trainer.fit_loop.epoch_loop.total_batch_idx
-        )
+        loss = self.norm(self.layer(batch["face"])).square().mean()
+        loss = self.change(loss, self.trainer.fit_loop.epoch_loop.total_batch_idx)
         self.terms = {"square": loss.detach()}
         return loss
 
@@ -37,15 +37,14 @@ class Small(pl.LightningModule):
 def fit(
     module: Small, folder: Path, *callbacks: Callback, steps: int = 4, epochs: int = 1, **settings: Any
 ) -> pl.Trainer:
-    """Train for so many batches in each epoch."""
+    """Train for a number of batches per epoch."""
     generator = torch.Generator().manual_seed(0)
-    items = [
+    items: Any = [
         {"face": torch.randn(8, generator=generator), "index": torch.tensor(n), "seed": torch.tensor(n)}
         for n in range(4 * steps)
     ]
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = pl.Trainer(
-        default_root_dir=folder, max_epochs=epochs, callbacks=[*callbacks], accelerator="cpu", **quiet, **settings
+        default_root_dir=folder, max_epochs=epochs, callbacks=[*callbacks], **QUIET, **{"logger": False, **settings}
     )
-    trainer.fit(module, DataLoader(items, batch_size=4))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader(items, batch_size=4))
     return trainer

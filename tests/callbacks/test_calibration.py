@@ -1,4 +1,4 @@
-"""When a test calibrates, where it writes thresholds, and what happens if it cannot. See also tests/apps/pipeline."""
+"""A test of a run on its own data writes thresholds beside the checkpoint, which it does not change."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,6 @@ import torch
 from deocc.callbacks import calibration
 from deocc.callbacks.calibration import (
     CalibrationCallback,
-    calibration_of,
     checkpoint_of_own_test,
     read_thresholds,
     thresholds_path,
@@ -38,9 +37,7 @@ def trainer(checkpoint: Path | None, root: Path, **changes: Any) -> Any:
     )
 
 
-def test_only_a_test_on_the_runs_own_faces_in_or_around_its_folder_belongs_to_it(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_own_test_is_recognised(checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for own in ("data: {}", "data: {face_set: deocc.data.OrlFaces}"):
         (run / "config.yaml").write_text(own)
@@ -57,14 +54,14 @@ def test_only_a_test_on_the_runs_own_faces_in_or_around_its_folder_belongs_to_it
 
 
 def small_calibration(limit: float = 0.5) -> Calibration:
-    rows = {
+    rows: dict[str, tuple[Threshold, ...]] = {
         name: (Threshold(0.01, limit, 0.25, Rates(0.01, 0.1, 0.05, 100, 500, 9, Bounds(0.0, 0.1), 31.5)),)
         for name in CONDITIONS
     }
     return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.2, 64, "Faces", "0")
 
 
-def test_thresholds_are_written_beside_the_checkpoint_and_read_back(checkpoint: Path) -> None:
+def test_thresholds_are_written_and_read(checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
     assert read_thresholds(checkpoint) is None
     write_thresholds(checkpoint, small_calibration())
@@ -75,7 +72,7 @@ def test_thresholds_are_written_beside_the_checkpoint_and_read_back(checkpoint: 
     assert read_thresholds(checkpoint) == small_calibration(0.6)
 
 
-def test_thresholds_of_a_checkpoint_that_has_changed_are_not_used(checkpoint: Path) -> None:
+def test_changed_checkpoint_has_no_thresholds(checkpoint: Path) -> None:
     write_thresholds(checkpoint, small_calibration())
     checkpoint.write_bytes(checkpoint.read_bytes() + b"more")
     with pytest.warns(UserWarning, match=r"last\.thresholds\.json is not used: last\.ckpt has changed since"):
@@ -83,14 +80,14 @@ def test_thresholds_of_a_checkpoint_that_has_changed_are_not_used(checkpoint: Pa
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"checkpoint_sha256": "0", "thresholds": {}}', "[" * 100_000])
-def test_a_damaged_thresholds_file_is_one_line(checkpoint: Path, content: str) -> None:
+def test_damaged_thresholds_are_refused(checkpoint: Path, content: str) -> None:
     thresholds_path(checkpoint).write_text(content)
     with pytest.raises(ValueError, match=r"last\.thresholds\.json is damaged .*deocc test") as error:
         read_thresholds(checkpoint)
     assert "\n" not in str(error.value)
 
 
-def test_an_interrupted_write_keeps_the_earlier_thresholds(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_keeps_thresholds(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_thresholds(checkpoint, small_calibration())
 
     def full(self: Path, text: str, **_: Any) -> int:
@@ -106,7 +103,7 @@ def test_an_interrupted_write_keeps_the_earlier_thresholds(checkpoint: Path, mon
 
 
 class _Data:
-    """A data module of so many images a loader, whose faces are their own embeddings."""
+    """A data module whose batches contain their embeddings and predicted masks."""
 
     size = 64
     protocol = ListedPairs(*(np.array([value]) for value in (0, 2, True, 0)))
@@ -126,7 +123,7 @@ class _Data:
 
 
 class _Loader:
-    """Two people, of the same images in turn."""
+    """Alternating images of two identities."""
 
     def __init__(self, images: int, kind: int) -> None:
         self.dataset = range(images)
@@ -158,23 +155,22 @@ class _Module:
 
 
 def calibrated(checkpoint: Path, images: int, test_images: int = 4, **changes: Any) -> Calibration | None:
-    """What the callback writes beside a checkpoint, which it must not touch."""
+    """Return what the callback writes beside a checkpoint, which must not change."""
     root, before = checkpoint.parents[1], (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns)
     module = _Module(test_images)
     running, callback = (
         trainer(checkpoint, root, datamodule=_Data(images, test_images), **changes),
         CalibrationCallback(),
     )
-    running.callbacks = [callback]
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
-    for_results = calibration_of(running, module)  # type: ignore[arg-type]
+    for_results = callback.calibration(running, module)  # type: ignore[arg-type]
     callback.on_test_end(running, module)  # type: ignore[arg-type]
     assert (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns) == before
     assert read_thresholds(checkpoint) == for_results
     return for_results
 
 
-def test_people_who_are_told_apart_give_thresholds_that_do(checkpoint: Path) -> None:
+def test_separable_identities_give_thresholds(checkpoint: Path) -> None:
     found = calibrated(checkpoint, 48)
     assert found is not None
     row = found.thresholds["clean-clean"]
@@ -185,7 +181,7 @@ def test_people_who_are_told_apart_give_thresholds_that_do(checkpoint: Path) -> 
     assert (found.size, found.data, found.data_hash) == (64, "SimpleNamespace", "hash of val")
 
 
-def test_thresholds_are_measured_on_all_pairs_of_test_people_not_on_those_of_a_list(checkpoint: Path) -> None:
+def test_thresholds_are_measured_on_all_pairs(checkpoint: Path) -> None:
     found = calibrated(
         checkpoint, 48, test_images=6
     )  # three images of each of two people, of which the list names one pair
@@ -196,16 +192,18 @@ def test_thresholds_are_measured_on_all_pairs_of_test_people_not_on_those_of_a_l
     assert all(rates and rates.false_accept_rate == 0 and rates.interval for rates in measured.values())
 
 
-def test_the_other_processes_write_nothing(checkpoint: Path) -> None:
+def test_other_ranks_write_nothing(checkpoint: Path) -> None:
     assert calibrated(checkpoint, 40, is_global_zero=False) is None
 
 
-def test_a_set_without_validation_people_is_told_and_nothing_is_written(checkpoint: Path) -> None:
-    with pytest.warns(UserWarning, match="has no validation faces"):
-        assert calibrated(checkpoint, 1) is None
+def test_no_validation_faces_no_thresholds(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert calibrated(checkpoint, 1) is None
+    assert "has no validation faces" in caplog.text
 
 
-def test_thresholds_that_cannot_be_written_are_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_thresholds_are_reported(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refused(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -216,16 +214,16 @@ def test_thresholds_that_cannot_be_written_are_told(checkpoint: Path, monkeypatc
         _Module(4),
     )
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match=r"cannot write .*last\.thresholds\.json \(Permission denied\)"):
-        callback.on_test_end(running, module)  # type: ignore[arg-type]
+    callback.on_test_end(running, module)  # type: ignore[arg-type]
+    assert "last.thresholds.json (Permission denied)" in caplog.text
 
 
-def test_a_student_that_predicts_no_masks_gets_no_thresholds_and_the_test_goes_on(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_predicted_masks_no_thresholds(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def bare(self: _Module, batch: Any, number: int) -> Any:
         return {**batch, "mask": torch.zeros_like(batch["mask"])}
 
     monkeypatch.setattr(_Module, "predict_step", bare)
-    with pytest.warns(UserWarning, match=r"^no thresholds: "):
-        assert calibrated(checkpoint, 48) is None
+    assert calibrated(checkpoint, 48) is None
+    assert caplog.messages[0].startswith("no thresholds: ")

@@ -1,54 +1,71 @@
-"""Logs under faults: a kill at any moment, a disk that is full for a while, a run that is resumed."""
+"""Logs of a resumed run show each step once, a full disk stops nothing, and W&B runs are continued."""
 
 import csv
+import errno
+import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonargparse
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from PIL import Image
+import wandb
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
-from deocc.callbacks import PanelCallback
-from deocc.callbacks.dashboards import logged_step
-from deocc.callbacks.loggers import MetricsLogger
-from tests.callbacks.full_disk import log, no_file_above
+from deocc.callbacks.loggers import (
+    BEST,
+    WANDB_ID,
+    MetricsLogger,
+    WandbRunLogger,
+    logged_step,
+    place_loggers,
+    truncate_logs,
+)
+from tests.callbacks.small_training import QUIET
 
 LOGGED: list[tuple[dict[str, float], int]] = [
     ({"epoch": 0, "train/loss": 0.5}, 0),
     ({"epoch": 0, "train/loss": 1 / 3, 'odd, "name"': -1e-30}, 1),
-    ({"epoch": 0, "val/eer": float("nan")}, 1),
     ({"epoch": 1, "train/loss": 0.125}, 2),
     ({"epoch": 1, "train/loss": 2.0, "more": 7}, 3),
     ({"epoch": 1, "val/eer": 0.25}, 3),
 ]
-"""Rows as Lightning logs them: a validation carries the step of the batch before it."""
+"""Rows as Lightning logs them: a validation has the step of the batch before it."""
+STAGE1 = "deocc.modules.InpaintingModule"
 
 
 def metrics_logger(folder: Path) -> MetricsLogger:
     return MetricsLogger(str(folder), name="", version="")
 
 
+def log(logger: Any, rows: list[tuple[dict[str, float], int]]) -> None:
+    for metrics, step in rows:
+        logger.log_metrics(metrics, step)
+        logger.save()
+
+
 def content_of(folder: Path, steps: int) -> bytes:
-    """The file of a run that logged the batches before `steps` in one go; empty where that is no row."""
+    """Return the file of an uninterrupted run after some steps."""
     log(metrics_logger(folder), [row for row in LOGGED if row[1] < steps])
-    file = folder / "metrics.csv"
-    return file.read_bytes() if file.is_file() else b""
+    return (folder / "metrics.csv").read_bytes()
 
 
-def test_rows_are_what_was_logged_under_a_column_each(tmp_path: Path) -> None:
+def test_rows_are_what_was_logged(tmp_path: Path) -> None:
     log(metrics_logger(tmp_path), LOGGED)
     with (tmp_path / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    expected = [{key: str(value) for key, value in {**metrics, "step": step}.items()} for metrics, step in LOGGED]
-    assert [{key: value for key, value in row.items() if value} for row in rows] == expected
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    assert rows == [{key: str(value) for key, value in {**metrics, "step": step}.items()} for metrics, step in LOGGED]
 
 
 @pytest.mark.parametrize("step", range(1, 5))
-def test_a_run_killed_at_any_byte_and_resumed_has_the_file_of_one_in_one_go(step: int, tmp_path: Path) -> None:
-    """Byte for byte: right after it has forgotten, and when it has logged again what the kill has cut off."""
+def test_resumed_file_equals_uninterrupted_one(step: int, tmp_path: Path) -> None:
+    """Byte by byte, wherever a kill has cut the file."""
     whole, before = content_of(tmp_path / "whole", 4), content_of(tmp_path / "before", step)
     saved = whole.index(b"\r\n", whole.rindex(f",{step - 1},".encode())) + 2  # the checkpoint came after this row
     cut = tmp_path / "cut" / "metrics.csv"
@@ -56,119 +73,60 @@ def test_a_run_killed_at_any_byte_and_resumed_has_the_file_of_one_in_one_go(step
     for length in range(saved, len(whole) + 1):
         cut.write_bytes(whole[:length])
         logger = metrics_logger(cut.parent)
-        logger.forget_after(step)
+        logger.experiment.truncate(step)
         assert cut.read_bytes() == before
         log(logger, [row for row in LOGGED if row[1] >= step])
         assert cut.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
-    "left", [b"", b"epo", b"epoch,st", b"\0" * 40, b"\xff\xfe\n\x00\n", b"epoch,step\r\n", b'epoch,step\r\n0,"1\r\n']
+    "damage", [b"", b"epo", b"epoch,st", b"\0" * 40, b"\xff\xfe\n\x00\n", b"epoch,step\r\n", b'epoch,step\r\n0,"1\r\n']
 )
-def test_a_file_without_a_whole_row_is_begun_anew(left: bytes, tmp_path: Path) -> None:
+def test_damaged_file_is_replaced(damage: bytes, tmp_path: Path) -> None:
     whole = content_of(tmp_path / "whole", 4)
-    (tmp_path / "metrics.csv").write_bytes(left)
-    log(metrics_logger(tmp_path), LOGGED)
-    assert (tmp_path / "metrics.csv").read_bytes() == whole
-
-
-def test_what_a_crash_left_amid_the_rows_goes_and_they_stay(tmp_path: Path) -> None:
-    whole = content_of(tmp_path, 4)
-    lines = whole.splitlines(keepends=True)
-    (tmp_path / "metrics.csv").write_bytes(b"".join([*lines[:2], b"\0" * 7 + b"\r\n", *lines[2:]]))
-    metrics_logger(tmp_path).save()
-    assert (tmp_path / "metrics.csv").read_bytes() == whole
-
-
-def test_a_new_run_forgets_all_and_one_without_rows_makes_no_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(damage)
     logger = metrics_logger(tmp_path)
-    logger.forget_after(0)
-    assert not (tmp_path / "metrics.csv").exists()
+    logger.experiment.truncate(4)
     log(logger, LOGGED)
-    logger.forget_after(0)
-    log(logger, LOGGED[:1])
-    assert (tmp_path / "metrics.csv").read_bytes() == content_of(tmp_path / "first", 1)
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
 
 
-def test_a_kill_while_columns_are_added_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logger = metrics_logger(tmp_path)
-    log(logger, LOGGED[:1])
-    before = (tmp_path / "metrics.csv").read_bytes()
+def test_new_run_makes_no_empty_file(tmp_path: Path) -> None:
+    metrics_logger(tmp_path).experiment.truncate(0)
+    assert not (tmp_path / "metrics.csv").exists()
 
+
+def test_kill_while_adding_columns_keeps_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(self: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
+    logger = metrics_logger(tmp_path)
+    log(logger, LOGGED[:1])
+    before = (tmp_path / "metrics.csv").read_bytes()
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         log(logger, LOGGED[1:2])
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("room", range(0, 130, 10))
-def test_rows_wait_while_the_disk_is_full_and_none_is_ever_half_there(
-    room: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("room", [0, 10, 40, 60, 100])
+def test_rows_wait_while_the_disk_is_full(room: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import resource
+
     whole, logger = content_of(tmp_path / "whole", 4), metrics_logger(tmp_path)
-    file = tmp_path / "metrics.csv"
-    with no_file_above(room):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # as a full disk: the kernel writes what fits
+    try:
         log(logger, LOGGED[:-1])
-        assert not file.exists() or metrics_logger(tmp_path).experiment._instead is None, "a row is torn"
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"cannot write {file} (File too large): training goes on; make room" in said
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"cannot write {tmp_path / 'metrics.csv'}" in caplog.text and "the training continues" in caplog.text
     log(logger, LOGGED[-1:])
-    assert file.read_bytes() == whole and [path.name for path in tmp_path.iterdir() if path.is_file()] == [
-        "metrics.csv"
-    ]
-    assert capsys.readouterr().err == f"deocc: {file} can be written again\n"
-
-
-@pytest.mark.parametrize("written", [0, 3, 6])
-def test_rows_are_forgotten_in_the_file_and_in_memory_where_it_cannot_be_written(
-    written: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    log(metrics_logger(tmp_path), LOGGED[:written])
-    logger = metrics_logger(tmp_path)
-    with no_file_above(0):
-        log(logger, LOGGED[written:])
-        logger.forget_after(2)
-        log(logger, LOGGED[3:4])
-    assert "cannot write" in capsys.readouterr().err
-    log(logger, LOGGED[4:])
-    assert (tmp_path / "metrics.csv").read_bytes() == content_of(tmp_path / "whole", 4)
-
-
-def panel_of(folder: Path, step: int) -> None:
-    callback, loop = PanelCallback(), SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=step))
-    trainer: Any = SimpleNamespace(
-        loggers=[],
-        fit_loop=loop,
-        sanity_checking=False,
-        fast_dev_run=False,
-        is_global_zero=True,
-        default_root_dir=str(folder),
-    )
-    callback.on_validation_epoch_start(trainer, None)  # type: ignore[arg-type]
-    faces = torch.zeros(1, 3, 8, 8)
-    callback.on_validation_batch_end(
-        trainer, None, {}, {"face": faces, "masked_face": faces, "kind": torch.tensor([0])}, 0
-    )
-    callback.on_validation_epoch_end(trainer, None)  # type: ignore[arg-type]
-
-
-def test_a_panel_that_finds_no_room_is_left_out_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with no_file_above(20):
-        panel_of(tmp_path, 3)
-    assert list((tmp_path / "panels").iterdir()) == []
-    assert f"cannot write {tmp_path / 'panels'} (File too large): training goes on" in capsys.readouterr().err
-    panel_of(tmp_path, 4)
-    with Image.open(tmp_path / "panels" / "step-0000004.png") as picture:
-        assert picture.size[0] > 100
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
 
 
 class Line(pl.LightningModule):
-    """A weight that follows from the batches alone; a row a batch and one a validation."""
+    """A weight that follows from the batches; logs each batch and each validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,53 +144,196 @@ class Line(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-class KeepAndBreak(pl.Callback):
-    """Saves the loggers and keeps the step where a batch begins, and breaks the run some batches later."""
+class Break(pl.Callback):
+    """Stops the run at a step."""
 
-    def __init__(self, keep: int, fail: int) -> None:
-        self.keep, self.fail = keep, fail
+    def __init__(self, step: int) -> None:
+        self.step = step
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if logged_step(trainer) == self.keep:
-            for logger in trainer.loggers:
-                logger.save()
-            self.kept = logged_step(trainer)
-        if logged_step(trainer) == self.fail:
-            raise OSError("the machine was switched off")
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if logged_step(trainer) == self.step:
+            raise InterruptedError
 
 
-@pytest.mark.parametrize("keep", [3, 4, 6])
-def test_lightnings_steps_are_the_ones_that_are_forgotten(keep: int, tmp_path: Path) -> None:
-    """The rows of the validation right before the checkpoint stay, those of the batch that begins there go: by the file in one go."""
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_validation_before_a_checkpoint_stays(step: int, tmp_path: Path) -> None:
+    """Of a run with three batches and a validation per epoch."""
     data = DataLoader(TensorDataset(torch.arange(1.0, 4.0)))
 
-    def fit(folder: Path, callback: pl.Callback) -> None:
-        quiet = {
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "num_sanity_val_steps": 0,
-        }
-        settings = {"accelerator": "cpu", "max_epochs": 3, "log_every_n_steps": 1, "default_root_dir": folder}
-        pl.Trainer(**settings, **quiet, logger=metrics_logger(folder), callbacks=callback).fit(Line(), data, data)  # type: ignore[arg-type]
+    def fit(folder: Path, stop: int) -> list[str]:
+        settings: dict[str, Any] = {"enable_checkpointing": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+        settings |= {"logger": metrics_logger(folder), "callbacks": Break(stop), "default_root_dir": folder}
+        trainer = pl.Trainer(max_epochs=3, **settings, **QUIET)
+        if stop < 9:
+            with pytest.raises(InterruptedError):
+                trainer.fit(Line(), data, data)
+            metrics_logger(folder).experiment.truncate(step)
+        else:
+            trainer.fit(Line(), data, data)
+        return (folder / "metrics.csv").read_text().splitlines()
 
-    fit(tmp_path / "whole", KeepAndBreak(-1, -1))
-    rows = (tmp_path / "whole" / "metrics.csv").read_text().splitlines(keepends=True)
-    stop = KeepAndBreak(keep, 8)
-    with pytest.raises(OSError, match="switched off"):
-        fit(tmp_path / "broken", stop)
-    metrics_logger(tmp_path / "broken").forget_after(stop.kept)
-    kept = (tmp_path / "broken" / "metrics.csv").read_text().splitlines(keepends=True)
-    validations = (keep // 3) if keep >= 3 else 0
-    assert len(kept) == 1 + keep + validations
-    assert [line.rstrip() for line in kept] == [line.rstrip() for line in rows[: len(kept)]]
+    whole, kept = fit(tmp_path / "whole", 9), fit(tmp_path / "broken", 8)
+    assert kept == whole[: 1 + step + step // 3]
 
 
-def test_a_row_is_added_and_the_file_not_written_anew(tmp_path: Path) -> None:
-    logger = metrics_logger(tmp_path)
-    log(logger, LOGGED[:1])
-    before = (tmp_path / "metrics.csv").stat().st_ino
-    log(logger, LOGGED[:1])
-    assert (tmp_path / "metrics.csv").stat().st_ino == before
+def test_tensorboard_shows_repeated_steps_once(tmp_path: Path) -> None:
+    for first in (0, 3):
+        logger = TensorBoardLogger(tmp_path, name="", version="")
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=first))
+        truncate_logs(SimpleNamespace(fit_loop=loop, is_global_zero=True, loggers=[logger]))  # type: ignore[arg-type]
+        log(logger, [({"train/loss": step + first}, step) for step in range(first, 5)])
+        logger.experiment.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 6),
+        (4, 7),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # so that no key is looked for
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "")  # so that the logger's change is undone
+    monkeypatch.delenv("WANDB_FINISH_TIMEOUT")
+
+
+class FakeRun:
+    """A W&B run that keeps its rows and the definitions of its metrics."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+        self.rows: list[dict[str, Any]] = []
+        self.defined: dict[str, Any] = {}
+        self.fault: OSError | None = None
+
+    def define_metric(self, name: str, **definition: Any) -> None:
+        self.defined[name] = definition
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.rows.append(row)
+
+    def finish(self) -> None:
+        self.ends += 1
+
+
+def logger_to(run: FakeRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> WandbRunLogger:
+    monkeypatch.setattr(wandb, "init", lambda **settings: run)
+    monkeypatch.setattr(wandb, "run", None)
+    return WandbRunLogger(save_dir=str(folder), id="r1")
+
+
+def namespace(**values: Any) -> Any:
+    return jsonargparse.Namespace(**values)  # type: ignore[no-untyped-call]
+
+
+def placed(folder: Path, home: Path | None = None, subfolder: str = "", model: str = STAGE1, **settings: Any) -> Any:
+    """Return the settings of the placed W&B logger."""
+    logger = namespace(class_path="deocc.callbacks.loggers.WandbRunLogger", init_args=namespace(**settings))
+    trainer = namespace(logger=logger)
+    place_loggers(trainer, folder, subfolder, home or folder, model)
+    assert trainer.logger[0].class_path == "deocc.callbacks.loggers.MetricsLogger"
+    return trainer.logger[1].init_args
+
+
+def test_wandb_run_is_named_after_its_folder(tmp_path: Path) -> None:
+    found = placed(tmp_path / "ablation" / "hard")
+    assert (found.name, found.group, found.job_type) == ("hard", "ablation", "inpaint")
+    assert found.save_dir == str(tmp_path / "ablation" / "hard")
+    configured = placed(tmp_path / "run", name="mine", group="ours")
+    assert (configured.name, configured.group) == ("mine", "ours")
+
+
+def test_wandb_name_of_another_folder_is_replaced(tmp_path: Path) -> None:
+    first = placed(tmp_path / "a" / "first", group="ours")
+    second = placed(tmp_path / "b" / "second", **vars(first))
+    assert (second.name, second.group) == ("second", "ours") and second.id != first.id
+
+
+@pytest.mark.parametrize(
+    ("model", "job"),
+    [(STAGE1, "inpaint"), ("deocc.modules.DistillationModule", "distill"), ("mine.OtherModule", "OtherModule")],
+)
+def test_wandb_test_continues_the_training(model: str, job: str, tmp_path: Path) -> None:
+    """Under its name, group and job type, wherever the test writes to."""
+    home = tmp_path / "runs" / "trained"
+    trained = placed(home, model=model)
+    (home / "config.yaml").write_text("")
+    tested = placed(tmp_path / "elsewhere", home, "test", model)
+    names = ("id", "name", "group", "job_type")
+    assert [tested[key] for key in names] == [trained[key] for key in names] and tested.job_type == job
+    assert placed(tmp_path / "untrained", subfolder="test").job_type == "test"
+
+
+def test_lightnings_wandb_logger_resumes(tmp_path: Path) -> None:
+    """The parser gives it `resume: null`, with which W&B would replace the run."""
+    logger = namespace(class_path="pytorch_lightning.loggers.WandbLogger", init_args=namespace(resume=None))
+    trainer = namespace(logger=logger)
+    place_loggers(trainer, tmp_path, "", tmp_path, STAGE1)
+    assert trainer.logger[1].init_args.resume == "allow"
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"r0123ab", b"\0" * 9, b"\xff\xfe", b"r0123abcd\0"])
+def test_wandb_id_is_kept_or_replaced(damage: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "wandb" / WANDB_ID
+    file.parent.mkdir()
+    if damage is not None:
+        file.write_bytes(damage)
+    found = placed(tmp_path).id
+    assert re.fullmatch("r[0-9a-f]{8}", found) and file.read_text() == found == placed(tmp_path).id
+
+
+def test_silent_wandb_server_means_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init(**settings: Any) -> FakeRun:
+        if os.environ["WANDB_MODE"] != "offline":
+            raise wandb.errors.CommError("timed out\n after 90 s")
+        assert (settings["id"], settings["resume"]) == ("r1", "allow")
+        return FakeRun()
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "run", None)
+    logger = WandbRunLogger(save_dir=str(tmp_path), id="r1")
+    run = logger.experiment
+    assert isinstance(run, FakeRun) and logger.experiment is run
+    assert "W&B does not answer (timed out after 90 s): logging offline" in caplog.text
+    assert set(run.defined) == set(BEST)
+    assert run.defined["val/student/eer"]["summary"] == "min,last"
+    assert run.defined["val/student/rank1"]["summary"] == "max,last"
+
+
+def test_wandb_waits_a_minute_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the environment says otherwise."""
+    for configured, expected in ((None, "60"), ("7", "7")):
+        if configured is not None:
+            monkeypatch.setenv("WANDB_FINISH_TIMEOUT", configured)
+        run = FakeRun()
+        logger = logger_to(run, tmp_path, monkeypatch)
+        logger.finish()
+        assert run.ends == 0, "nothing has begun"
+        _ = logger.experiment
+        assert os.environ["WANDB_FINISH_TIMEOUT"] == expected
+        logger.finish()
+        assert run.ends == 1
+
+
+def test_wandb_fault_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """wandb sends numbers to its own process, and writes images in this one."""
+    run = FakeRun()
+    logger = logger_to(run, tmp_path, monkeypatch)
+    run.fault = OSError(errno.ENOSPC, "No space left on device")
+    logger.log_image("val/panel", [np.zeros((4, 4, 3), np.uint8)], 1)
+    logger.log_metrics({"train/loss": 1.0}, 2)
+    run.fault = None
+    logger.log_metrics({"train/loss": 1.0}, 3)
+    assert [row["trainer/global_step"] for row in run.rows] == [3]
+    assert caplog.text.count("the training continues") == 2

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record, RunRecord
+from wandb.proto.wandb_internal_pb2 import Record, RunRecord  # type: ignore[attr-defined]
 
 _HEADER, _BLOCK, _FRAME = (
     7,

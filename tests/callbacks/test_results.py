@@ -1,0 +1,150 @@
+"""Pair scores and perceptual distances equal those computed directly, whatever the order of the callbacks."""
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from deocc.callbacks import FingerprintCallback, PanelCallback, PerceptualCallback, ResultsCallback
+from deocc.callbacks.calibration import THRESHOLDS, CalibrationCallback
+from deocc.callbacks.results import score_pairs
+from deocc.evaluation import (
+    EmbeddingSet,
+    FrechetDistance,
+    KernelDistance,
+    PerceptualDistance,
+    build_results,
+    equal_error_rate,
+)
+from deocc.evaluation.protocol import AllPairs
+from deocc.evaluation.results import CLEAN_ROWS
+from deocc.modules.evaluation import GALLERIES, PROBES
+from tests.callbacks.test_calibration import small_calibration
+from tests.callbacks.test_dashboards import trainer_with
+
+
+def noisy_embeddings(seed: int, kind: int) -> EmbeddingSet:
+    """Embeddings of six identities with three images each."""
+    index, generator = torch.arange(18), torch.Generator().manual_seed(seed)
+    noisy = torch.eye(6)[index % 6] + 0.5 * torch.randn(18, 6, generator=generator)
+    unit = torch.nn.functional.normalize(noisy, dim=1)
+    return EmbeddingSet(unit, index % 6, index, torch.full_like(index, kind), index * 0)
+
+
+@pytest.fixture
+def embeddings() -> dict[str, EmbeddingSet]:
+    names = (*GALLERIES, *PROBES)
+    return {name: noisy_embeddings(seed, -1 if name in GALLERIES else 0) for seed, name in enumerate(names)}
+
+
+def results_of(embeddings: dict[str, EmbeddingSet]) -> dict[str, Any]:
+    teacher, student, *galleries = [embeddings[name] for name in GALLERIES]
+    probes = {name: embeddings[name] for name in PROBES}
+    predicted = dict(zip(("teacher", "student"), galleries, strict=True))
+    return build_results(teacher, student, probes, {}, ["box"], {}, replicates=1, predicted_mask_galleries=predicted)
+
+
+def test_scores_are_those_of_the_results(embeddings: dict[str, EmbeddingSet]) -> None:
+    scores = score_pairs(embeddings, AllPairs())
+    found = {row: equal_error_rate(pairs.similarity, pairs.same) for row, pairs in scores.items()}
+    assert found == {row: figures["eer"] for row, figures in results_of(embeddings)["rows"].items()}
+    assert set(found) == {*PROBES, *CLEAN_ROWS} and len(set(found.values())) > 4
+
+
+def test_rows_without_embeddings_are_left_out(embeddings: dict[str, EmbeddingSet]) -> None:
+    known = {name: embeddings[name] for name in ("gallery_teacher", "teacher_masked")}
+    assert list(score_pairs(known, AllPairs())) == ["teacher_clean", "teacher_masked"]
+    assert score_pairs({}, AllPairs()) == {}
+
+
+def test_predicted_masks_use_the_plain_gallery(embeddings: dict[str, EmbeddingSet]) -> None:
+    """If there is no gallery with predicted masks."""
+    known = {name: embeddings[name] for name in ("gallery_student", "student_predicted_mask")}
+    scores = score_pairs(known, AllPairs())["student_predicted_mask"]
+    expected = AllPairs().cross(embeddings["gallery_student"], embeddings["student_predicted_mask"])
+    assert torch.equal(scores.similarity, expected.similarity)
+
+
+def test_order_of_callbacks_does_not_matter(
+    embeddings: dict[str, EmbeddingSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CalibrationCallback, "_calibrate", lambda *_: small_calibration())
+    monkeypatch.setattr(
+        "deocc.callbacks.calibration._embed", lambda module, data, loader: noisy_embeddings(0, len(loader.dataset))
+    )
+    monkeypatch.setattr(
+        "deocc.callbacks.calibration.checkpoint_of_own_test", lambda trainer: tmp_path / "run" / "last.ckpt"
+    )
+    monkeypatch.setattr("deocc.callbacks.calibration.write_thresholds", lambda *_: None)
+    loaders = [SimpleNamespace(dataset=range(2))] * 2
+    data = SimpleNamespace(
+        protocol=AllPairs(),
+        write_manifest=lambda path: path.write_text("image,kind,seed"),
+        val_dataloader=lambda: loaders,
+        test_dataloader=lambda: loaders,
+    )
+    results = results_of(embeddings) | {"kinds": ["box"], "training_kinds": ["box"]}
+    module: Any = SimpleNamespace(results=results, embeddings=embeddings, hparams={})
+    written = []
+    callbacks = [ResultsCallback, CalibrationCallback, PanelCallback, FingerprintCallback]
+    for number, order in enumerate(itertools.permutations(callbacks)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        trainer = trainer_with(folder=folder)
+        trainer.callbacks, trainer.datamodule, trainer.ckpt_path = [kind() for kind in order], data, None
+        for hook in ("on_test_epoch_end", "on_test_end"):
+            for callback in trainer.callbacks:
+                getattr(callback, hook)(trainer, module)
+        written.append((folder / "results.json").read_text())
+        if number == 0:
+            assert sorted(path.name for path in folder.iterdir()) == sorted(
+                ["clean_scores.npz", "masks.csv", "report.html", "results.json", "scores.npz"]
+            )
+            monkeypatch.setattr("deocc.callbacks.results.write_report", lambda *_: None)
+            monkeypatch.setattr("deocc.callbacks.results._draw_figures", lambda *_: {})
+    assert len(set(written)) == 1 and json.loads(written[0])[THRESHOLDS]
+
+
+def batches() -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """Two outputs of a step with their batches of three partly covered faces."""
+    draws = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(2):
+        face = torch.rand(3, 3, 64, 64, generator=draws) * 2 - 1
+        mask = torch.zeros(3, 1, 64, 64)
+        mask[:, :, 30:] = 1
+        completed = torch.where(mask > 0, face * 0.5, face)
+        made.append(({"completed_face": completed}, {"face": face, "mask": mask, "kind": torch.tensor([0, 1, 0])}))
+    return made
+
+
+def test_perceptual_scores_are_those_of_the_metrics() -> None:
+    callback = PerceptualCallback()
+    module = cast(pl.LightningModule, SimpleNamespace(device=torch.device("cpu")))
+    trainer: Any = SimpleNamespace(callbacks=[callback])
+    callback.on_test_epoch_start(trainer, module)
+    network = callback.network
+    distance = PerceptualDistance(lambda face: network.embed_with_features(face)[1])
+    frechet, kernel = FrechetDistance(network, network.embedding_dim), KernelDistance(network)
+    for number, (outputs, batch) in enumerate(batches()):
+        real_occluders = {"face": batch["face"]}
+        callback.on_test_batch_end(trainer, module, {}, real_occluders, number, 0)
+        callback.on_test_batch_end(trainer, module, outputs, batch, number, 1)
+        distance.update(outputs["completed_face"], batch["face"], batch["mask"], batch["kind"])
+        for metric in (frechet, kernel):
+            metric.update(outputs["completed_face"], batch["face"])
+    callback.on_test_epoch_end(trainer, module)
+    crowds = {"frechet": float(frechet.compute()), "kernel": float(kernel.compute())}
+    expected = {**distance.compute()["mean"], **crowds}
+    assert callback.scores == {"given_mask": pytest.approx(expected, rel=1e-5)}
+    assert expected["perceptual_covered"] > expected["perceptual"] > 0
+
+
+def test_unknown_network_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"vgg.*dlib_resnet"):
+        PerceptualCallback("vgg")
