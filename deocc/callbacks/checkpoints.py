@@ -167,6 +167,7 @@ class CheckpointCallback(Checkpoint):
         self._logs_truncated = False
         self._stop_signal = 0
         self._loops: dict[str, Any] | None = None
+        self._loader_states: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Install the checkpoint writer and the signal handlers."""
@@ -183,10 +184,13 @@ class CheckpointCallback(Checkpoint):
         self._signals.remove()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, and replace Lightning's signal handlers, which would act within a step."""
+        """Start the clock, replace Lightning's signal handlers, which would act within a step, and resume the loader."""
         self._last_save, self._logs_truncated = time.monotonic(), False
         self._loops, self._stop_signal = None, 0
         self._signals.install(trainer.default_root_dir)
+        for state in self._loader_states:
+            trainer.train_dataloader.load_state_dict(state)
+        self._loader_states = []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -244,6 +248,13 @@ class CheckpointCallback(Checkpoint):
         if self._loops is not None:
             kept = {key: value for key, value in self._loops.items() if ".val_loop." not in key}
             checkpoint["loops"]["fit_loop"].update(kept)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the state of the data loader, which Lightning forgets if `estimated_stepping_batches` is used."""
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        self._loader_states = loop.get("state_dict", {}).get("combined_loader", [])
 
     def _requested_action(self, trainer: pl.Trainer, batches_done: int) -> int:
         """Return the maximum requested action over all ranks: a signal, `_SAVE` or 0."""

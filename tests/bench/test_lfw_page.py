@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from bench import lfw_figures, lfw_page
-from deocc.callbacks.results import _clean_scores, _scores
+from deocc.callbacks.results import score_pairs
 from deocc.data import lfw
 from deocc.data.landmarks import FoundLandmarks
 from deocc.evaluation import (
@@ -24,6 +24,7 @@ from deocc.evaluation import (
     write_results,
     write_scores,
 )
+from deocc.evaluation.results import CLEAN_ROWS
 from deocc.evaluation.scores import CLEAN_SCORES, SCORES
 from deocc.geometry import TEMPLATES
 from deocc.masking import list_kinds
@@ -75,9 +76,9 @@ def _write_half(folder: Path, half: str, thresholds: bool = True) -> dict[str, A
             "thresholds": {"clean-masked": [entry], "clean-clean": [{"target": 0.01, "test": None}]}
         }
     write_results(run / "results.json", results)
-    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(protocol=protocol))
-    write_scores(run / SCORES, _scores(trainer, embeddings))
-    write_scores(run / CLEAN_SCORES, _clean_scores(trainer, embeddings))
+    scores = score_pairs(embeddings, protocol)
+    write_scores(run / SCORES, {row: pairs for row, pairs in scores.items() if row not in CLEAN_ROWS})
+    write_scores(run / CLEAN_SCORES, {row: pairs for row, pairs in scores.items() if row in CLEAN_ROWS})
     generator = {**means, "perceptual_covered": 0.25, "frechet": 3.0, "kernel": 0.5}
     write_results(folder / half / "inpaint/results.json", {"restoration": {"given_mask": generator}})
     return results
