@@ -51,7 +51,7 @@ class BareDistillation:
         nn.utils.clip_grad_norm_(self.parameters, GRADIENT_CLIP)
         self.optimizer.step()
         self.scheduler.step()
-        self.average.update(self.student)
+        self.average.update_parameters(self.student)
 
     def _loss(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Tensor:
         weight, centers = self.settings, own_centers(self.identity_centers, batch)

@@ -11,7 +11,7 @@ from deocc.networks import Deoccluder, Student, create_embedder
 from deocc.networks.deoccluder import check_fit
 from deocc.networks.embedders.registry import read_options
 
-_STUDENT = "average.network."
+_STUDENT = "average.module."
 _DEOCCLUDER = "deoccluder."
 _STAGE = "distillation"
 MOST_SIDE: Final = 1024

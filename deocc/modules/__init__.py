@@ -1,4 +1,4 @@
-"""The LightningModules: mask prediction, de-occlusion, distillation. They never import data, which they meet in a YAML."""
+"""LightningModules for mask prediction, de-occlusion and distillation. They meet the data modules only in a YAML."""
 
 import deocc._torchvision  # noqa: F401  # before Lightning
 from deocc.modules.distillation import DistillationModule

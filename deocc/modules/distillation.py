@@ -1,17 +1,21 @@
-"""Stage 2, distillation: a student that sees completed faces learns a frozen teacher's relations among the clean ones.
+"""Stage 2, distillation: a student that sees completed faces learns a frozen teacher's relations among the clean faces.
 
-[0] Li et al., ACM MM 2020 (arXiv 2409.12385): frozen generator and teacher; instance-, pair- and triplet-wise relations beside an identity
-    task loss; the instance one optionally softened towards the identity's centre. Weights of the losses, optimiser, networks and
-    temperature are not known; those here are OURS, as are the centring of embeddings and the running average of the student.
+Frozen generator and teacher, instance-, pair- and triplet-wise relations beside an identity loss, and the softened
+instance relation are from [0]. Not specified by the paper; our choice: weights of the losses, optimiser, networks,
+temperature, centring of the embeddings and the running average of the student.
+
+[0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385.
+[1] Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022: interpolation of initial and trained weights.
 """
 
-from collections.abc import Callable
+import copy
 from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from deocc.batch import MaskedFaceBatch
 from deocc.losses import InstanceRelationLoss, PredictionRelationLoss, ShardedIdentityLoss
@@ -24,27 +28,22 @@ from deocc.modules.identity_head import (
     blended_identity_loss,
     build_identity_head,
     check_head,
-    check_loadable,
-    check_shareable,
     clip_gradients,
+    exclude_from_ddp,
     gather_head,
-    leave_to_processes,
     own_centers,
-    share_out,
     split_head,
 )
 from deocc.modules.optimization import (
+    Terms,
+    check_loss_weights,
     check_stage,
-    check_weights,
+    drop_frozen,
     gradient_norms,
-    leave_out,
-    put_back,
+    restore_frozen,
     warmup_cosine,
-    weighted_terms,
 )
-from deocc.modules.row_adamw import student_optimizer
 from deocc.modules.teacher_cache import TeacherCache, TrainingData
-from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
 from deocc.networks.student import Student, StudentInput, check_start
@@ -52,61 +51,105 @@ from deocc.networks.student import Student, StudentInput, check_start
 STAGE = "distillation"
 MarginType = Literal["softmax", "cosface", "arcface"]
 _TERMS = ("identity", "instance", "pair", "triplet", "prediction")
+_CLASSIFIER_RATE = 10.0  # relative learning rate of the classifier, which starts untrained beside a pretrained student
+_MOMENTUM = 0.9
+
+
+class StudentAverage(AveragedModel):
+    """Exponential moving average of start + interpolation (student - start).
+
+    With interpolation below 1, it keeps more of what the pretrained start knew about identities that the training set
+    lacks [1]. The decay of step t is min(decay, t / (t + 9)), so that the start does not linger. Buffers, such as running
+    statistics, are interpolated but not averaged. The average stays in evaluation mode.
+
+    Raises:
+        ValueError: decay outside [0, 1) or interpolation outside (0, 1].
+    """
+
+    def __init__(self, student: nn.Module, decay: float, interpolation: float = 1.0) -> None:
+        if not 0 <= decay < 1 or not 0 < interpolation <= 1:
+            raise ValueError(f"expected decay in [0, 1) and interpolation in (0, 1], got {decay} and {interpolation}")
+        super().__init__(student, multi_avg_fn=self._average)
+        self.decay, self.interpolation = decay, interpolation
+        self.start = copy.deepcopy(self.module) if interpolation < 1 else None
+        self.requires_grad_(False).eval()
+        self.n_averaged.fill_(1)  # the start counts; at 0, AveragedModel copies the student without interpolation
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Update the average after an optimiser step of the student."""
+        super().update_parameters(model)
+        if self.start is not None:
+            for buffer, start in zip(self.module.buffers(), self.start.buffers(), strict=True):
+                if buffer.is_floating_point():
+                    buffer.copy_(torch.lerp(start, buffer, self.interpolation))
+
+    def train(self, mode: bool = True) -> "StudentAverage":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def _average(self, averaged: Any, current: Any, step: Any) -> None:
+        if self.start is not None:
+            current = torch._foreach_lerp(list(self.start.parameters()), current, self.interpolation)
+        decay = min(self.decay, float(step) / (float(step) + 9))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
 
 
 class DistillationModule(RecognitionModule):
-    """Trains the student; evaluates its running average beside the teacher, given and predicted masks apart.
+    """Train the student; evaluate its running average beside the teacher, with given and with predicted masks.
 
-    An embedding is (raw - mean) / |raw - mean|, with the mean of the teacher's identity centres: raw dlib embeddings of different people
-    are alike to 0.86. Centring needs training people only.
+    An embedding is (raw - mean) / |raw - mean|, where the mean is that of the teacher's identity centres, because raw
+    dlib embeddings of different identities have cosines of 0.86. Centring needs training identities only.
 
-    Where training shows nothing but aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up and not
-    computed again (`deocc.modules.teacher_cache`).
+    If training shows only aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up
+    in a cache (`deocc.modules.teacher_cache`).
 
     Args:
-        inpainting_checkpoint: a stage-1 checkpoint file; "from_checkpoint" where a checkpoint of this module, which holds the de-occluder,
-            is about to be loaded; None only where the student sees masked faces and no completion is evaluated.
-        segmenter_checkpoint: a checkpoint of `SegmentationModule`, whose segmenter predicts the masks; None takes the one that stage 1
-            trained beside its generator.
+        inpainting_checkpoint: a stage-1 checkpoint file; "from_checkpoint" if a stage-2 checkpoint, which contains the
+            de-occluder, will be loaded; None only if the student sees masked faces and no completion is evaluated.
+        segmenter_checkpoint: a checkpoint of `SegmentationModule` for the masks; None uses stage 1's segmenter.
         teacher: a name of `deocc.networks.list_embedders`.
-        teacher_weights: its weights file; default what its package ships.
-        teacher_options: its template, size, color, mean and std, where they are not what `create_embedder` takes for granted.
-        teacher_view: which clean face the teacher sees in training: "augmented", the student's own before it was masked, or "aligned", the
-            photograph's aligned face, whose embedding is computed once and which teaches the student to ignore the augmentation.
-        student: likewise; None starts from a copy of the teacher.
-        student_weights: the student's weights file to start from.
+        teacher_weights: the teacher's weights file; None uses the packaged weights.
+        teacher_options: template, size, color, mean and std of the teacher, where they differ from `create_embedder`.
+        teacher_view: clean face that the teacher sees in training: "augmented" like the student's before masking, or
+            "aligned", whose embedding is computed once and which teaches the student to ignore the augmentation.
+        student: a name of `deocc.networks.list_embedders`; None starts from a copy of the teacher.
+        student_weights: the student's initial weights file.
         student_options: as `teacher_options`.
         student_input: "completed", "masked" or "both".
-        mask_channel: whether the student sees the mask too.
-        trainable_blocks: train the head and this many last blocks only; None trains everything.
-        predicted_mask_share: share of training images completed with the predicted in place of the given mask.
-        identity_weight: weight of the identity task loss. A weight of 0 leaves a loss out.
+        mask_channel: give the mask to the student as a further channel.
+        trainable_blocks: train only the head and this many last blocks; None trains everything.
+        predicted_mask_share: fraction of training images completed with the predicted mask instead of the given one.
+        identity_weight: weight of the identity loss. Losses of weight 0 are not computed.
         instance_weight: weight of the instance relation.
-        beta: 0 = hard instance relation, 1 = towards the identity's centre only.
+        beta: 0 = instance relation to the teacher's embedding, 1 = to the identity's centre only.
         pair_weight: weight of the pair relation (distances).
         triplet_weight: weight of the triplet relation (angles).
-        triplet_vertices: take the angles at so many of a process's images a step at most, in turn; None takes all.
+        triplet_vertices: maximum number of anchors per rank and step, which take turns; None takes all.
         prediction_weight: weight of the prediction relation.
-        temperature: of the prediction relation.
-        margin_type: of the identity loss: "softmax", "cosface" or "arcface".
-        margin: of the identity loss.
-        scale: of identity and prediction logits.
-        identity_head: "full": every process has the classifier of all identities; "sharded": each holds its share of the rows.
-        identity_sample_share: of the identities not in the batch, the share that a step compares with; below 1 only with "sharded".
-        optimizer: "adamw", or "sgd" with Nesterov momentum 0.9, which disturbs a well-trained student less in its first steps.
-        learning_rate: peak; the classifier, which is new, learns ten times as fast.
-        weight_decay: of the optimiser, for the student.
-        ema_decay: of the student's running average, per step.
-        interpolation: how far that average goes from the student's start (0) to its trained weights (1); below 1 that start must be trained
-            weights alone, no random ones.
+        temperature: temperature of the prediction relation.
+        margin_type: margin of the identity loss: "softmax", "cosface" or "arcface".
+        margin: size of the margin.
+        scale: scale of identity and prediction logits.
+        identity_head: "full": every rank holds the classifier of all identities; "sharded": each rank holds some rows.
+        identity_sample_share: fraction of the absent identities that a step compares with; below 1 only with "sharded".
+        optimizer: "adamw", or "sgd" with Nesterov momentum, which disturbs a well-trained student less at the start.
+        learning_rate: peak value; the classifier, which starts untrained, learns ten times as fast.
+        weight_decay: weight decay of the student.
+        ema_decay: decay of the student's running average per step.
+        interpolation: position of that average between the student's start (0) and its trained weights (1); below 1 the
+            start must consist of trained weights only.
         compile_deoccluder: compile stage 1's generator; slower on a CPU, untried on a GPU.
 
     Raises:
-        ValueError: settings that contradict each other, or unknown ones.
+        ValueError: settings are unknown or contradict each other.
     """
 
+    average: StudentAverage
     identity_centers: Tensor
-    _pulling: tuple[dict[str, Tensor], Tensor]
+    terms: Terms
+    """Weighted losses of the current step, for callbacks that check them before the optimiser steps."""
+    _graph: tuple[Terms, Tensor]
 
     def __init__(
         self,
@@ -145,31 +188,28 @@ class DistillationModule(RecognitionModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["inpainting_checkpoint", "segmenter_checkpoint"])
-        # A path means nothing to whoever loads the checkpoint, which holds the de-occluder itself.
+        # Checkpoints contain the de-occluder; the paths would mean nothing on another machine.
         self.hparams["inpainting_checkpoint"] = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
         self.hparams["segmenter_checkpoint"] = None
-        check_weights(self.hparams, _TERMS)
+        check_loss_weights(self.hparams, _TERMS)
         check_head(identity_head, identity_sample_share)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
         if student is None:
-            student, student_weights, student_options = (
-                teacher,
-                student_weights or teacher_weights,
-                student_options or teacher_options,
-            )
-        start = create_embedder(student, student_weights, **read_options(student_options))
-        self.student = Student(start, self.teacher.embedding_dim, student_input, mask_channel)
+            student, student_weights = teacher, student_weights or teacher_weights
+            student_options = student_options or teacher_options
+        embedder = create_embedder(student, student_weights, **read_options(student_options))
+        self.student = Student(embedder, self.teacher.embedding_dim, student_input, mask_channel)
         check_start(self.student, self.teacher.embedding_dim, interpolation)
-        self.average = WeightAverage(self.student, ema_decay, interpolation)
+        self.average = StudentAverage(self.student, ema_decay, interpolation)
         if inpainting_checkpoint is None and self.student.needs_completion:
             raise ValueError(
-                f"student_input {student_input!r} needs a de-occluder: give a stage-1 run as inpainting_checkpoint, or student_input masked"
+                f"student_input {student_input!r} needs a de-occluder: give a stage-1 run as inpainting_checkpoint, "
+                "or student_input masked"
             )
+        self.deoccluder = None
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
-        known = inpainting_checkpoint is not None and not self.awaits_deoccluder
-        self.deoccluder = (
-            Deoccluder.from_checkpoint(str(inpainting_checkpoint), segmenter_checkpoint) if known else None
-        )
+        if inpainting_checkpoint is not None and not self.awaits_deoccluder:
+            self.deoccluder = Deoccluder.from_checkpoint(inpainting_checkpoint, segmenter_checkpoint)
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
@@ -179,10 +219,13 @@ class DistillationModule(RecognitionModule):
         self._teacher_cache: TeacherCache | None = None
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """The weighted sum of the losses; each share is logged, mean over processes."""
+        """Compute and log the weighted sum of the losses."""
         mask = self._training_mask(batch)
-        completed_face = self._shown(batch["masked_face"], mask)
-        student = centred(self.student(batch["masked_face"], completed_face, mask), self.center)
+        completed_face = self._student_input(batch["masked_face"], mask)
+        # Dropout draws from torch's generator. Seeding it from the images makes the step reproducible after a resume.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(batch["seed"][0]))
+            student = centred(self.student(batch["masked_face"], completed_face, mask), self.center)
         with torch.no_grad():
             known = batch.get("teacher_embedding")
             teacher = self._embed_teacher(batch["face"]) if known is None else centred(known, self.center)
@@ -191,111 +234,139 @@ class DistillationModule(RecognitionModule):
         self.terms = {name: term.detach() for name, term in terms.items()}
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log_dict({f"train/{name}_term": term for name, term in self.terms.items()}, sync_dist=True)
-        self._pulling = (terms, student)
+        self._graph = (terms, student)
         return {"loss": loss, "completed_face": completed_face.detach()}
 
+    def _terms(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Terms:
+        """Return the weighted losses of weight above 0 for centred embeddings (B, D) of student and teacher."""
+        hp, step = self.hparams, self.global_step
+        terms: Terms = {}
+        if hp["identity_weight"] > 0:
+            classifier = cast(IdentityHead, self.classifier)
+            terms["identity"] = hp["identity_weight"] * blended_identity_loss(classifier, student, batch, step)
+        if hp["instance_weight"] > 0:
+            centers = own_centers(self.identity_centers, batch)
+            terms["instance"] = hp["instance_weight"] * self.instance(student, teacher, centers)
+        if hp["pair_weight"] > 0:
+            terms["pair"] = hp["pair_weight"] * gathered_pair_relation_loss(student, teacher)
+        if hp["triplet_weight"] > 0:
+            loss = gathered_triplet_relation_loss(student, teacher, None, hp["triplet_vertices"], step)
+            terms["triplet"] = hp["triplet_weight"] * loss
+        if hp["prediction_weight"] > 0:
+            loss = self.prediction(student, teacher, self.identity_centers)
+            terms["prediction"] = hp["prediction_weight"] * loss
+        return terms
+
+    def _training_mask(self, batch: MaskedFaceBatch) -> Tensor:
+        """Return the given mask, replaced by the predicted one for a fraction of the images chosen by their seeds."""
+        share = self.hparams["predicted_mask_share"]
+        if share == 0:
+            return batch["mask"]
+        chosen = chosen_share(batch["seed"], share)[:, None, None, None]
+        return torch.where(chosen, self._predict_mask(batch["masked_face"]), batch["mask"])
+
     def on_before_backward(self, loss: Tensor) -> None:
-        """Log how hard each term pulls at the embeddings, at the steps that are logged."""
-        terms, student = self._pulling
+        """Log the gradient norm of each term at the embedding, at the steps that are logged."""
+        terms, student = self._graph
+        del self._graph  # do not keep the graph beyond this step
         if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             norms = gradient_norms(terms, student, self.trainer.world_size)
             self.log_dict({f"train/{name}_gradient": norm for name, norm in norms.items()}, sync_dist=True)
-        del self._pulling  # the graph is not needed beyond this step
 
     def on_train_batch_end(self, outputs: Any, batch: MaskedFaceBatch, batch_idx: int) -> None:
-        """Let the average follow, where the optimiser has stepped (not so while gradients accumulate)."""
-        if self.trainer.global_step > int(self.average.steps):
-            self.average.update(self.student)
-
-    def setup(self, stage: str) -> None:
-        """Build the classifier, whose size the data decide; say what processes need not send each other."""
-        if stage == "fit" and self.hparams["identity_weight"] > 0 and self.classifier is None:
-            self._build_classifier(self.trainer.datamodule.num_identities)  # type: ignore[attr-defined]
-        # Every process computes equal centres: sending them in each step would be 2 GB at a million people.
-        leave_to_processes(
-            self, "identity_centers", *(["classifier"] if isinstance(self.classifier, ShardedIdentityLoss) else [])
-        )
-
-    def configure_model(self) -> None:
-        """Share the student out where the strategy brings a mesh of processes."""
-        check_shareable(self.device_mesh, self.classifier)
-        share_out(self.device_mesh, self.student, self.average.network, self.average.start)
-
-    def on_fit_start(self) -> None:
-        """Learn what the teacher gives for clean faces, where training can use it, and the identity centres, where they are not yet known.
-
-        Raises:
-            ValueError: the de-occluder was to come with a checkpoint, and none was loaded.
-        """
-        self._check_deoccluder()
-        data: TrainingData = self.trainer.datamodule  # type: ignore[attr-defined]
-        fresh = len(self.identity_centers) == 0
-        aligned = self.hparams["teacher_view"] == "aligned"
-        if aligned and data.blends:
-            raise ValueError(
-                "teacher_view aligned knows no blended faces: set data.blend_probability to 0, or teacher_view to augmented"
-            )
-        views = (False,) if aligned else data.plain_views
-        if fresh or views:
-            cache = TeacherCache(self.teacher, self.trainer, views)
-            self._teacher_cache = cache if cache.knows_training else None
-            if fresh:
-                self.center, self.identity_centers = identity_centers(cache.faces, data.training_identity, self.device)
-        if fresh and self.classifier is not None:
-            self.classifier.initialise(self.identity_centers)
-        if self.hparams["compile_deoccluder"] and self.deoccluder is not None:
-            self.deoccluder.generator.compile()
-
-    def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
-        """Add to a training batch, while it is on the CPU, what the teacher is known to give for its clean faces."""
-        cache = self._teacher_cache if self.trainer.training else None
-        known = cache.look_up(batch) if cache is not None else None
-        return batch if known is None else {**batch, "teacher_embedding": known}
-
-    def on_fit_end(self) -> None:
-        """Let go of the files."""
-        self._teacher_cache = None
+        """Update the running average if the optimiser stepped, which it does not while gradients accumulate."""
+        if self.trainer.global_step >= int(self.average.n_averaged):
+            self.average.update_parameters(self.student)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW or SGD over the trainable part of the student and the classifier, with warm-up and cosine decay."""
-        blocks, rate, decay = (self.hparams[name] for name in ("trainable_blocks", "learning_rate", "weight_decay"))
-        optimizer = student_optimizer(self.student, blocks, self.classifier, rate, decay, self.hparams["optimizer"])
+        """AdamW or SGD for the trainable part of the student and the classifier, with warm-up and cosine decay."""
+        hp = self.hparams
+        trainable = self.student.trainable(hp["trainable_blocks"])
+        self.student.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        rate = hp["learning_rate"]
+        groups: list[dict[str, Any]] = [{"params": trainable, "lr": rate, "weight_decay": hp["weight_decay"]}]
+        if self.classifier is not None:  # the last parameter, as `gather_head` expects
+            parameters = list(self.classifier.parameters())
+            groups.append({"params": parameters, "lr": _CLASSIFIER_RATE * rate, "weight_decay": 0.0})
+        adamw = hp["optimizer"] == "adamw"
+        optimizer = AdamW(groups) if adamw else SGD(groups, momentum=_MOMENTUM, nesterov=True)
         scheduler = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the norm over all processes where the classifier lies on several."""
+        """Clip gradients; with a sharded classifier by their norm over all ranks."""
         if isinstance(self.classifier, ShardedIdentityLoss):
             clip_gradients(self.classifier, optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which stage this is and how to rebuild the de-occluder; leave out the teacher and the student's start, its copy.
+    def setup(self, stage: str) -> None:
+        """Build the classifier, whose size depends on the data, and exclude from DDP what needs no synchronisation."""
+        if stage == "fit" and self.hparams["identity_weight"] > 0 and self.classifier is None:
+            self._build_classifier(self.trainer.datamodule.num_identities)  # type: ignore[attr-defined]
+        # Every rank computes equal centres: sending them in each step would be 2 GB for a million identities.
+        sharded = isinstance(self.classifier, ShardedIdentityLoss)
+        exclude_from_ddp(self, "identity_centers", *(["classifier"] if sharded else []))
 
-        Their weights are not ours to spread.
+    def on_fit_start(self) -> None:
+        """Open or compute the teacher's embeddings of clean faces, and compute the identity centres of a new run.
+
+        Raises:
+            ValueError: the de-occluder has not been restored, or `teacher_view` aligned is combined with blended faces.
         """
+        self._check_deoccluder()
+        data: TrainingData = self.trainer.datamodule  # type: ignore[attr-defined]
+        aligned = self.hparams["teacher_view"] == "aligned"
+        if aligned and data.blends:
+            raise ValueError(
+                "teacher_view aligned knows no blended faces: set data.blend_probability to 0, "
+                "or teacher_view to augmented"
+            )
+        new_run = len(self.identity_centers) == 0
+        views = (False,) if aligned else data.plain_views
+        if new_run or views:
+            cache = TeacherCache(self.teacher, self.trainer, views)
+            self._teacher_cache = cache if cache.knows_training else None
+            if new_run:
+                self.center, self.identity_centers = identity_centers(cache.faces, data.training_identity, self.device)
+        if new_run and self.classifier is not None:
+            self.classifier.initialise(self.identity_centers)
+        if self.hparams["compile_deoccluder"] and self.deoccluder is not None:
+            self.deoccluder.generator.compile()
+
+    def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
+        """Add the teacher's cached embeddings to a training batch while it is on the CPU."""
+        cache = self._teacher_cache if self.trainer.training else None
+        known = cache.look_up(batch) if cache is not None else None
+        return batch if known is None else {**batch, "teacher_embedding": known}
+
+    def on_fit_end(self) -> None:
+        """Close the files of the teacher cache."""
+        self._teacher_cache = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the stage and the de-occluder's configuration; drop the teacher and the student's start, its copy."""
         checkpoint["stage"] = STAGE
         checkpoint["deoccluder"] = self.deoccluder.config if self.deoccluder is not None else None
-        leave_out(checkpoint, "teacher")
-        leave_out(checkpoint, "average.start")
+        drop_frozen(checkpoint, "teacher")
+        drop_frozen(checkpoint, "average.start")
         if isinstance(self.classifier, ShardedIdentityLoss):
             gather_head(checkpoint, "classifier", self.classifier)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rebuild what the checkpoint holds and the settings do not tell.
+        """Restore the frozen networks and build the de-occluder and the classifier that the checkpoint contains.
 
         Raises:
             ValueError: the checkpoint is of another stage.
         """
         check_stage(checkpoint, STAGE)
-        check_loadable(checkpoint)
-        put_back(checkpoint, "teacher", self.teacher)
-        put_back(checkpoint, "average.start", self.average.start)
-        state = checkpoint["state_dict"]
-        config = checkpoint["deoccluder"]
+        restore_frozen(checkpoint, "teacher", self.teacher)
+        restore_frozen(checkpoint, "average.start", self.average.start)
+        config, state = checkpoint["deoccluder"], checkpoint["state_dict"]
         self.deoccluder = Deoccluder(**config).to(self.device) if config is not None else None
         self.awaits_deoccluder = False
         self.identity_centers = torch.zeros_like(state["identity_centers"], device=self.device)
@@ -304,32 +375,8 @@ class DistillationModule(RecognitionModule):
         if isinstance(self.classifier, ShardedIdentityLoss):
             split_head(checkpoint, "classifier", self.classifier)
 
-    def _terms(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> dict[str, Tensor]:
-        """The weighted losses whose weight is not 0."""
-        losses: dict[str, Callable[[], Tensor]] = {
-            "identity": lambda: blended_identity_loss(
-                cast(IdentityHead, self.classifier), student, batch, self.global_step
-            ),
-            "instance": lambda: self.instance(student, teacher, own_centers(self.identity_centers, batch)),
-            "pair": lambda: gathered_pair_relation_loss(student, teacher),
-            "triplet": lambda: gathered_triplet_relation_loss(
-                student, teacher, max_vertices=self.hparams["triplet_vertices"], turn=self.global_step
-            ),
-            "prediction": lambda: self.prediction(student, teacher, self.identity_centers),
-        }
-        return weighted_terms(self.hparams, losses)
-
-    def _training_mask(self, batch: MaskedFaceBatch) -> Tensor:
-        """The given mask, or for a share of the images, chosen by their seeds, the predicted one."""
-        share = self.hparams["predicted_mask_share"]
-        if share == 0:
-            return batch["mask"]
-        chosen = chosen_share(batch["seed"], share)
-        return torch.where(chosen[:, None, None, None], self._predicted_mask(batch["masked_face"]), batch["mask"])
-
     def _build_classifier(self, num_identities: int) -> None:
-        head, share = self.hparams["identity_head"], self.hparams["identity_sample_share"]
-        margin = (self.hparams["margin_type"], self.hparams["margin"], self.hparams["scale"])
-        self.classifier = build_identity_head(head, share, num_identities, self.teacher.embedding_dim, *margin).to(
-            self.device
-        )
+        hp, dim = self.hparams, self.teacher.embedding_dim
+        margin = (hp["margin_type"], hp["margin"], hp["scale"])
+        head = build_identity_head(hp["identity_head"], hp["identity_sample_share"], num_identities, dim, *margin)
+        self.classifier = head.to(self.device)

@@ -1,9 +1,10 @@
-"""Completion and its evaluation in stage 1: the generator's running average fills what a given or a predicted mask covers."""
+"""Evaluation: `RestorationModule` completes faces (stage 1), `RecognitionModule` embeds them (stage 2).
 
-import os
+Both run in float32 whatever the precision of the trainer, so that scores do not depend on it.
+"""
+
 from collections.abc import Callable
 from functools import wraps
-from hashlib import blake2b
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -28,12 +29,25 @@ from deocc.evaluation import (
     score_row,
 )
 from deocc.masking import list_kinds
-from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.registry import Embedder
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import MaskSegmenter, predicted_share
 from deocc.networks.student import Student
+
+FROM_CHECKPOINT = "from_checkpoint"
+"""Given instead of a stage-1 checkpoint if the de-occluder will be restored from a stage-2 checkpoint."""
+GALLERIES = ("gallery_teacher", "gallery_student", "gallery_teacher_predicted_mask", "gallery_student_predicted_mask")
+"""Clean faces, embedded with an empty mask or, as in deployment, with the predicted mask."""
+PROBES = (
+    "teacher_masked",
+    "teacher_completed",
+    "teacher_completed_predicted_mask",
+    "student",
+    "student_predicted_mask",
+)
+SOURCES = ("given_mask", "predicted_mask")
+_CHUNK = 16384  # rows of embeddings read at a time: 32 MiB of 512 numbers each
 
 _Module = TypeVar("_Module", bound=pl.LightningModule)
 _Arguments = ParamSpec("_Arguments")
@@ -43,192 +57,162 @@ _Result = TypeVar("_Result")
 def outside_autocast(
     method: Callable[Concatenate[_Module, _Arguments], _Result],
 ) -> Callable[Concatenate[_Module, _Arguments], _Result]:
-    """Decorates a module's method: autocast is off while it runs, so that what is measured does not depend on the trainer's precision."""
+    """Disable autocast while the decorated method of a LightningModule runs."""
 
     @wraps(method)
-    def exact(self: _Module, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+    def in_float32(self: _Module, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         with torch.autocast(self.device.type, enabled=False):
             return method(self, *args, **kwargs)
 
-    return exact
+    return in_float32
 
 
-class SteppingModule(pl.LightningModule):
-    """A module whose every training step can be taken again and looked into."""
-
-    terms: dict[str, Tensor]
-    """The weighted losses, scalars by name, that the optimiser is about to step down; for callbacks that look before it moves."""
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Let torch's own generator follow from run, process, epoch and batch alone.
-
-        So dropout of a step is the same whether the run was resumed before it or not, and no checkpoint holds a generator's state.
-        """
-        place = f"{os.environ.get('PL_GLOBAL_SEED', 0)}/{self.global_rank}/{self.current_epoch}/{batch_idx}"
-        torch.manual_seed(int.from_bytes(blake2b(place.encode(), digest_size=8).digest(), "big") >> 1)
+def centred(raw: Tensor, center: Tensor) -> Tensor:
+    """Return unit vectors (raw - center) / |raw - center| of raw embeddings (B, D), always in float32."""
+    return F.normalize(raw.float() - center, dim=1)
 
 
-GALLERIES = ("gallery_teacher", "gallery_student", "gallery_teacher_predicted_mask", "gallery_student_predicted_mask")
-"""Clean faces: by an empty mask, and as photographs are embedded, by the predicted mask."""
-PROBES = (
-    "teacher_masked",
-    "teacher_completed",
-    "teacher_completed_predicted_mask",
-    "student",
-    "student_predicted_mask",
-)
-SOURCES = ("given_mask", "predicted_mask")
+def identity_centers(
+    embeddings: NDArray[np.float32], identity: NDArray[np.int64], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Compute the mean of all identities and the centre of each identity from the teacher's embeddings of clean faces.
+
+    Args:
+        embeddings: raw embeddings (N, D), read in chunks, since they may be mapped from disk. Rows of zeros stand for
+            unreadable images and are ignored.
+        identity: (N,) class labels 0 to K - 1 without gaps; rows with -1 are ignored.
+        device: device of the results.
+
+    Returns:
+        Center (D,), the mean over identities of their mean raw embedding; unit vectors (K, D), the normalised mean of
+        each identity's centred embeddings, or 0 without a readable image.
+    """
+    used = np.flatnonzero(identity >= 0)
+    chunks = [(rows, torch.from_numpy(identity[rows])) for rows in np.array_split(used, -(-len(used) // _CHUNK))]
+    counts = torch.zeros(int(identity.max()) + 1)
+    sums = torch.zeros(len(counts), embeddings.shape[1])
+    for rows, label in chunks:
+        raw = torch.from_numpy(embeddings[rows])
+        sums.index_add_(0, label, raw)
+        counts.index_add_(0, label, raw.any(1).float())
+    center = (sums / counts[:, None])[counts > 0].mean(0)
+    directions = torch.zeros_like(sums)
+    for rows, label in chunks:
+        raw = torch.from_numpy(embeddings[rows])
+        readable = raw.any(1)
+        directions.index_add_(0, label[readable], centred(raw[readable], center))
+    return center.to(device), F.normalize(directions, dim=1).to(device)
 
 
 class Comparison(nn.Module):
-    """Embeddings by row of the results, and restoration by source of the mask; reduces across processes."""
+    """Metrics of one evaluation epoch: embeddings by row of the results, restoration and mask prediction.
+
+    All of them reduce over ranks. A row without any update is left out of the results.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.banks = nn.ModuleDict({name: EmbeddingBank() for name in (*GALLERIES, *PROBES)})
         self.restoration = nn.ModuleDict({source: RestorationMetric() for source in SOURCES})
         self.mask_prediction = MaskPredictionMetric()
-        self.seen: set[str] = set()
+        self.updated: set[str] = set()
 
     def add(self, row: str, embedding: Tensor, batch: FaceBatch) -> None:
-        """Add a batch's embeddings, (B, D) unit vectors, to one of `GALLERIES` or `PROBES`."""
-        self.seen.add(row)
-        bank = cast(EmbeddingBank, self.banks[row])
+        """Add unit embeddings (B, D) to one of `GALLERIES` or `PROBES`."""
+        self.updated.add(row)
         mask = cast(MaskedFaceBatch, batch).get("mask")
         coverage = mask.mean((1, 2, 3)) if mask is not None else None
+        bank = cast(EmbeddingBank, self.banks[row])
         bank.update(embedding, batch["identity"], batch["index"], batch["kind"], batch["seed"], coverage)
 
     def add_restoration(self, source: str, completed_face: Tensor, batch: MaskedFaceBatch) -> None:
-        """Add a batch's completed faces, (B, 3, H, W) in [-1, 1], to one of `SOURCES`."""
-        self.seen.add(source)
-        cast(RestorationMetric, self.restoration[source]).update(
-            completed_face, batch["face"], batch["mask"], batch["kind"]
-        )
+        """Add completed faces (B, 3, H, W) in [-1, 1] to one of `SOURCES`."""
+        self.updated.add(source)
+        metric = cast(RestorationMetric, self.restoration[source])
+        metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
 
-    def add_mask_prediction(self, predicted_mask: Tensor, batch: MaskedFaceBatch) -> None:
-        """Add a batch's predicted masks, (B, 1, H, W) in [0, 1]; those of bare faces measure false alarms."""
-        self.seen.add("mask_prediction")
-        self.mask_prediction.update(predicted_mask, batch["mask"], batch["kind"])
+    def add_mask_prediction(self, predicted_mask: Tensor, mask: Tensor, kind: Tensor) -> None:
+        """Add predicted masks (B, 1, H, W) in [0, 1]; those of bare faces count as false alarms."""
+        self.updated.add("mask_prediction")
+        self.mask_prediction.update(predicted_mask, mask, kind)
 
-    def collect(self) -> tuple[dict[str, EmbeddingSet], dict[str, dict[str, Any]]]:
-        """The embeddings by row and the restoration by source, of what was seen; then start anew."""
-        embeddings = {
-            name: cast(EmbeddingBank, bank).compute() for name, bank in self.banks.items() if name in self.seen
-        }
-        restoration = {
-            name: cast(RestorationMetric, metric).compute()
-            for name, metric in self.restoration.items()
-            if name in self.seen
-        }
-        self.reset()
-        return embeddings, restoration
-
-    def reset(self) -> None:
-        """Forget everything seen."""
-        self.seen.clear()
-        for metric in (*self.banks.values(), *self.restoration.values(), self.mask_prediction):
-            cast(EmbeddingBank, metric).reset()
+    def collect(self) -> tuple[dict[str, EmbeddingSet], dict[str, dict[str, Any]], dict[str, Any] | None]:
+        """Compute embeddings by row, restoration by mask source, and mask prediction or None; reset all metrics."""
+        banks = {name: cast(EmbeddingBank, bank) for name, bank in self.banks.items() if name in self.updated}
+        metrics = {name: cast(RestorationMetric, m) for name, m in self.restoration.items() if name in self.updated}
+        embeddings = {name: bank.compute() for name, bank in banks.items()}
+        restoration = {name: metric.compute() for name, metric in metrics.items()}
+        mask_prediction = self.mask_prediction.compute() if "mask_prediction" in self.updated else None
+        self.updated.clear()
+        for used in (*banks.values(), *metrics.values(), self.mask_prediction):
+            used.reset()
+        return embeddings, restoration, mask_prediction
 
 
-def centred(raw: Tensor, center: Tensor) -> Tensor:
-    """(B, D) raw embeddings -> unit vectors (raw - center) / |raw - center|, in float32 whatever the autocast state."""
-    return F.normalize(raw.float() - center, dim=1)
+class RecognitionModule(pl.LightningModule):
+    """Inference and evaluation of stage 2; `DistillationModule` builds the networks and trains the student.
 
-
-_CHUNK = 16384  # rows: 32 MiB of 512 numbers each
-
-
-def identity_centers(
-    embeddings: NDArray[np.float32], identity: NDArray[np.int64], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The mean over people, by which embeddings are centred, and every person's centre, from clean faces.
-
-    Args:
-        embeddings: (N, D), the teacher's raw ones; read in parts, so that they may lie on disk. A row of zeros is that of an image which
-            could not be read, and counts nowhere.
-        identity: (N,) whose face each is, 0 to K - 1 without a gap; -1 leaves a row out.
-        device: where the results go.
-
-    Returns:
-        (D,), the mean of the people's mean raw embeddings; (K, D) unit vectors, the direction of the mean of a person's centred embeddings,
-        0 for a person of whom no image could be read.
+    Embeddings come from the averaged student. They are compared with the teacher's of masked and of completed faces.
     """
-    taken = np.flatnonzero(identity >= 0)
-    parts = [(rows, torch.from_numpy(identity[rows])) for rows in np.array_split(taken, -(-len(taken) // _CHUNK))]
-    counts = torch.zeros(int(identity.max()) + 1)
-    sums = torch.zeros(len(counts), embeddings.shape[1])
-    for rows, people in parts:
-        raw = torch.from_numpy(embeddings[rows])
-        sums.index_add_(0, people, raw)
-        counts.index_add_(0, people, raw.any(1).float())
-    center = (sums / counts[:, None])[counts > 0].mean(0)
-    directions = torch.zeros_like(sums)
-    for rows, people in parts:
-        raw = torch.from_numpy(embeddings[rows])
-        known = raw.any(1)
-        directions.index_add_(0, people[known], centred(raw[known], center))
-    return center.to(device), F.normalize(directions, dim=1).to(device)
-
-
-FROM_CHECKPOINT = "from_checkpoint"
-"""In place of a stage-1 checkpoint: the de-occluder comes with the checkpoint of stage 2 that is about to be loaded."""
-
-
-class RecognitionModule(SteppingModule):
-    """What a trained stage 2 does, in float32 in any trainer; `DistillationModule` builds its parts and trains the student."""
 
     teacher: Embedder
     student: Student
-    average: WeightAverage
+    average: AveragedModel
+    """Running average of the student."""
     deoccluder: Deoccluder | None
     awaits_deoccluder: bool
-    """Whether the de-occluder is still to come with a checkpoint."""
+    """The de-occluder will be restored from a stage-2 checkpoint that has not been loaded yet."""
     center: Tensor
     """(D,), subtracted from every raw embedding."""
     comparison: Comparison
 
     @outside_autocast
     def forward(self, masked_face: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Unit embeddings (B, D) of masked faces (B, 3, H, W) in [-1, 1]; the mask (B, 1, H, W) is predicted where needed and not given."""
+        """Embed masked faces.
+
+        Args:
+            masked_face: (B, 3, H, W) in [-1, 1].
+            mask: (B, 1, H, W), 1 = covered; None predicts it if the student depends on it.
+
+        Returns:
+            Unit embeddings (B, D).
+        """
         if mask is None:
-            mask = self._predicted_mask(masked_face) if self.student.needs_mask else _no_mask(masked_face)
-        return self._embed_student(masked_face, self._shown(masked_face, mask), mask)
+            mask = self._predict_mask(masked_face) if self.student.needs_mask else _empty_mask(masked_face)
+        return self._embed_student(masked_face, self._student_input(masked_face, mask), mask)
 
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Embed clean faces (the first loader), then masked ones by their given masks where they are known, else by predicted ones."""
-        return self._embed_batch(batch, dataloader_idx, predicted=False)
+        """Embed clean (loader 0) and masked faces (loader 1), completed by the given or else predicted mask."""
+        return self._evaluation_step(batch, dataloader_idx, predict_masks=False)
 
     def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Embed clean faces, then masked ones by given masks, where they are known, and by predicted masks."""
-        return self._embed_batch(batch, dataloader_idx, predicted=True)
+        """Embed clean (loader 0) and masked faces (loader 1), completed by given and by predicted masks."""
+        return self._evaluation_step(batch, dataloader_idx, predict_masks=True)
 
     @outside_autocast
     def predict_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Predicted mask, completed face and embedding; an empty mask and the masked face where there is no de-occluder."""
+        """Return predicted mask, completed face and embedding; the mask is empty without a de-occluder."""
         masked_face = batch["masked_face"]
-        mask = self._predicted_mask(masked_face)
+        mask = self._predict_mask(masked_face)
         completed_face = self._complete(masked_face, mask)
-        return {
-            "mask": mask,
-            "completed_face": completed_face,
-            "embedding": self._embed_student(masked_face, completed_face, mask),
-        }
+        embedding = self._embed_student(masked_face, completed_face, mask)
+        return {"mask": mask, "completed_face": completed_face, "embedding": embedding}
 
     def on_validation_epoch_end(self) -> None:
-        """Log verification and identification of teacher and student on the validation people."""
-        embeddings, restoration = self.comparison.collect()
-        if not self.trainer.sanity_checking:
-            embeddings = AllPairs().narrow(embeddings)
-            for row in embeddings.keys() - set(GALLERIES):
-                scores = score_row(embeddings[f"gallery_{row.split('_')[0]}"], embeddings[row])
-                self.log_dict(flat_scores(scores, f"val/{row}"))
-            for source, scores in restoration.items():
-                self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
+        """Log verification and identification scores of teacher and student on the validation identities."""
+        embeddings, restoration, _ = self.comparison.collect()
+        if self.trainer.sanity_checking:
+            return
+        embeddings = AllPairs().narrow(embeddings)
+        for row in embeddings.keys() - set(GALLERIES):
+            gallery = embeddings[f"gallery_{row.split('_')[0]}"]
+            self.log_dict(flat_scores(score_row(gallery, embeddings[row]), f"val/{row}"))
+        for source, scores in restoration.items():
+            self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
 
     def on_test_epoch_end(self) -> None:
-        """Put the results together; `deocc.callbacks` writes them down."""
-        predicted = self.comparison.mask_prediction.compute() if "mask_prediction" in self.comparison.seen else None
-        embeddings, restoration = self.comparison.collect()
+        """Build `results`, which `deocc.callbacks` writes."""
+        embeddings, restoration, mask_prediction = self.comparison.collect()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.embeddings = data.protocol.narrow(embeddings)
         galleries = {name.removeprefix("gallery_"): embeddings.pop(name) for name in GALLERIES if name in embeddings}
@@ -244,50 +228,50 @@ class RecognitionModule(SteppingModule):
                 name: galleries[f"{name}_predicted_mask"] for name in ("teacher", "student") if len(galleries) == 4
             },
         )
-        if predicted is not None:
-            self.results |= mask_prediction_results(predicted, list_kinds())
+        if mask_prediction is not None:
+            self.results |= mask_prediction_results(mask_prediction, list_kinds())
 
     @outside_autocast
-    def _embed_batch(self, batch: MaskedFaceBatch, dataloader_idx: int, predicted: bool) -> dict[str, Tensor]:
-        masked_face = batch["masked_face"]
+    def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int, predict_masks: bool) -> dict[str, Tensor]:
+        """Update the comparison; return the completed faces and predicted masks for the panels."""
         if dataloader_idx == 0:
-            self._embed_clean(batch, predicted)
+            self._embed_gallery(batch, predict_masks)
             return {}
+        masked_face, known = batch["masked_face"], "mask" in batch
         self.comparison.add("teacher_masked", self._embed_teacher(masked_face), batch)
-        shown: dict[str, Tensor] = {}
-        known = "mask" in batch
+        images: dict[str, Tensor] = {}
         if known or self.deoccluder is None:
-            shown = self._embed_completed(
-                batch, batch["mask"] if known else self._predicted_mask(masked_face), "given_mask", ""
-            )
-        if (predicted or not known) and self.deoccluder is not None:
-            mask = self._predicted_mask(masked_face)
+            mask = batch["mask"] if known else self._predict_mask(masked_face)
+            images |= self._embed_probe(batch, mask, "given_mask", suffix="")
+        if self.deoccluder is not None and (predict_masks or not known):
+            mask = self._predict_mask(masked_face)
             if known:
-                self.comparison.add_mask_prediction(mask, batch)
-            shown |= {"predicted_mask": mask} | self._embed_completed(batch, mask, "predicted_mask", "_predicted_mask")
-        return shown
+                self.comparison.add_mask_prediction(mask, batch["mask"], batch["kind"])
+            images["predicted_mask"] = mask
+            images |= self._embed_probe(batch, mask, "predicted_mask", suffix="_predicted_mask")
+        return images
 
-    def _embed_clean(self, batch: MaskedFaceBatch, predicted: bool) -> None:
-        """Teacher and student on clean faces by an empty mask and, where `predicted`, as photographs are embedded, by the predicted one."""
+    def _embed_gallery(self, batch: MaskedFaceBatch, predict_masks: bool) -> None:
+        """Embed clean faces with an empty mask and, if `predict_masks`, with the predicted one, as in deployment."""
         face = batch["face"]
-        teacher, student = self._embed_teacher(face), self(face, _no_mask(face))
+        teacher, student = self._embed_teacher(face), self(face, _empty_mask(face))
         self.comparison.add("gallery_teacher", teacher, batch)
         self.comparison.add("gallery_student", student, batch)
-        if not predicted or self.deoccluder is None:
+        if not predict_masks or self.deoccluder is None:
             return
-        mask = self._predicted_mask(face)
-        self.comparison.add_mask_prediction(mask, {**batch, "masked_face": face, "mask": _no_mask(face)})
-        found = mask.flatten(1).any(1)
-        if bool(found.any()):  # the others would be embedded as above
-            completed_face = self._complete(face[found], mask[found])
+        mask = self._predict_mask(face)
+        self.comparison.add_mask_prediction(mask, _empty_mask(face), batch["kind"])
+        alarmed = mask.flatten(1).any(1)  # faces without a predicted mask keep the embedding above
+        if bool(alarmed.any()):
+            completed_face = self._complete(face[alarmed], mask[alarmed])
             teacher, student = teacher.clone(), student.clone()
-            teacher[found] = self._embed_teacher(completed_face)
-            student[found] = self._embed_student(face[found], completed_face, mask[found])
+            teacher[alarmed] = self._embed_teacher(completed_face)
+            student[alarmed] = self._embed_student(face[alarmed], completed_face, mask[alarmed])
         self.comparison.add("gallery_teacher_predicted_mask", teacher, batch)
         self.comparison.add("gallery_student_predicted_mask", student, batch)
 
-    def _embed_completed(self, batch: MaskedFaceBatch, mask: Tensor, source: str, suffix: str) -> dict[str, Tensor]:
-        """Teacher and student on the face completed by `mask`; returns it for the panels."""
+    def _embed_probe(self, batch: MaskedFaceBatch, mask: Tensor, source: str, suffix: str) -> dict[str, Tensor]:
+        """Complete the masked faces and embed them by student and teacher; return the completed faces."""
         completed_face = self._complete(batch["masked_face"], mask)
         self.comparison.add(f"student{suffix}", self._embed_student(batch["masked_face"], completed_face, mask), batch)
         if self.deoccluder is None:
@@ -302,21 +286,20 @@ class RecognitionModule(SteppingModule):
         return centred(self.teacher(face), self.center)
 
     def _embed_student(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
-        """By the running average."""
-        return centred(self.average.network(masked_face, completed_face, mask), self.center)
+        return centred(self.average(masked_face, completed_face, mask), self.center)
 
-    def _shown(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """What the student gets as completed face: nothing is completed for one that does not look at it."""
+    def _student_input(self, masked_face: Tensor, mask: Tensor) -> Tensor:
+        """Return the completed face, or the masked face if the student does not use the completion."""
         return self._complete(masked_face, mask) if self.student.needs_completion else masked_face
 
     def _complete(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """The completed face; the masked one as it is where there is no de-occluder."""
+        """Return the completed face; without de-occluder the masked face itself."""
         self._check_deoccluder()
-        completed_face: Tensor = self.deoccluder(masked_face, mask) if self.deoccluder is not None else masked_face
+        completed_face: Tensor = masked_face if self.deoccluder is None else self.deoccluder(masked_face, mask)
         return completed_face
 
-    def _predicted_mask(self, masked_face: Tensor) -> Tensor:
-        """The predicted mask; an empty one where there is no de-occluder and the student does not depend on it."""
+    def _predict_mask(self, masked_face: Tensor) -> Tensor:
+        """Return the predicted mask; without de-occluder an empty one, if the student does not depend on it."""
         self._check_deoccluder()
         if self.deoccluder is not None:
             return self.deoccluder.predict_mask(masked_face)
@@ -324,38 +307,36 @@ class RecognitionModule(SteppingModule):
             raise ValueError(
                 "no mask given, and no de-occluder to predict it: train with model.init_args.inpainting_checkpoint"
             )
-        return _no_mask(masked_face)
+        return _empty_mask(masked_face)
 
     def _check_deoccluder(self) -> None:
         if self.awaits_deoccluder:
             raise ValueError(
-                f"inpainting_checkpoint {FROM_CHECKPOINT!r} goes with a checkpoint of stage 2, and none was loaded: give a stage-1 run"
+                f"inpainting_checkpoint {FROM_CHECKPOINT!r} needs a checkpoint of stage 2, and none was loaded: "
+                "give a stage-1 run"
             )
 
 
-def _no_mask(face: Tensor) -> Tensor:
-    return torch.zeros_like(face[:, :1])
-
-
-class RestorationModule(SteppingModule):
-    """What a trained stage 1 does, in float32 in any trainer; `InpaintingModule` builds its parts and trains them."""
+class RestorationModule(pl.LightningModule):
+    """Inference and evaluation of stage 1; `InpaintingModule` builds the networks and trains them."""
 
     average: AveragedModel
+    """Running average of the generator."""
     segmenter: MaskSegmenter | None
     restoration: nn.ModuleDict
-    """A `RestorationMetric` by source of the mask."""
+    """A `RestorationMetric` by mask source."""
     mask_prediction: MaskPredictionMetric
     bare_shares: list[Tensor]
-    """Of the bare validation faces, on which the segmenter's gate is calibrated."""
+    """Predicted mask areas of bare validation faces, from which the gate of the segmenter is calibrated."""
 
     @outside_autocast
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """The completed face, (B, 3, H, W) in [-1, 1], by the generator's running average."""
+        """Return completed faces (B, 3, H, W) in [-1, 1], made by the averaged generator."""
         return compose(masked_face, self.average(masked_face, mask), mask)
 
     @outside_autocast
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Restore the masked faces (the second loader), with the given and with the predicted mask."""
+        """Collect mask areas predicted on bare faces (loader 0); restore masked faces (loader 1)."""
         if dataloader_idx == 1:
             return self._restore(batch)
         if self.segmenter is not None:
@@ -364,7 +345,7 @@ class RestorationModule(SteppingModule):
 
     @outside_autocast
     def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """As in validation; bare faces show how often the segmenter predicts a mask where there is none."""
+        """Score masks predicted on bare faces (loader 0); restore masked faces (loader 1)."""
         if dataloader_idx == 1:
             return self._restore(batch)
         if self.segmenter is not None:
@@ -373,13 +354,13 @@ class RestorationModule(SteppingModule):
 
     @outside_autocast
     def predict_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Completed face, by the predicted mask where there is a segmenter and else by the given one."""
+        """Complete faces by the predicted mask, or by the given mask without a segmenter."""
         masked_face = batch["masked_face"]
         mask = batch["mask"] if self.segmenter is None else self.segmenter.predict_mask(masked_face)
         return {"mask": mask, "completed_face": self(masked_face, mask)}
 
     def on_validation_epoch_end(self) -> None:
-        """Calibrate the segmenter's gate, and log the restoration."""
+        """Calibrate the gate of the segmenter and log the restoration scores."""
         if self.segmenter is not None and self.bare_shares:
             self.segmenter.calibrate_gate(cast(Tensor, self.all_gather(torch.cat(self.bare_shares))).flatten())
         self.bare_shares = []
@@ -388,7 +369,7 @@ class RestorationModule(SteppingModule):
             self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
 
     def on_test_epoch_end(self) -> None:
-        """Build the results, which `deocc.callbacks` writes."""
+        """Build `results`, which `deocc.callbacks` writes."""
         provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
         self.results = build_restoration_results(self._collect_restoration(), list_kinds(), provenance)
         if self.segmenter is not None:
@@ -396,30 +377,32 @@ class RestorationModule(SteppingModule):
         self.mask_prediction.reset()
 
     def _restore(self, batch: MaskedFaceBatch) -> dict[str, Tensor]:
+        """Complete masked faces by each available mask and update the metrics; return the images for the panels."""
         if "mask" not in batch:
             raise ValueError(
-                "these faces carry real occluders, of which neither mask nor clean face is known: stage 1 cannot be measured on them; "
+                "these faces carry real occluders, without masks and clean faces: stage 1 cannot be measured on them; "
                 "test a stage-2 run"
             )
-        masks = {"given_mask": batch["mask"]}
+        masks, images = {"given_mask": batch["mask"]}, {}
         if self.segmenter is not None:
-            masks["predicted_mask"] = self.segmenter.predict_mask(batch["masked_face"])
+            masks["predicted_mask"] = images["predicted_mask"] = self.segmenter.predict_mask(batch["masked_face"])
             self.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
-        shown: dict[str, Tensor] = {key: mask for key, mask in masks.items() if key == "predicted_mask"}
         for source, mask in masks.items():
             completed_face = self(batch["masked_face"], mask)
-            shown["completed_face" if source == "given_mask" else "completed_face_predicted_mask"] = completed_face
+            images["completed_face" if source == "given_mask" else "completed_face_predicted_mask"] = completed_face
             metric = cast(RestorationMetric, self.restoration[source])
             metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
-        return shown
+        return images
 
     def _collect_restoration(self) -> dict[str, Any]:
-        """The restoration by source of the mask since the last call."""
-        restoration = {
-            source: cast(RestorationMetric, metric).compute()
-            for source, metric in self.restoration.items()
-            if source == "given_mask" or self.segmenter is not None
-        }
-        for metric in self.restoration.values():
-            cast(RestorationMetric, metric).reset()
-        return restoration
+        """Compute and reset the restoration scores by mask source."""
+        scores = {}
+        for source in SOURCES if self.segmenter is not None else SOURCES[:1]:
+            metric = cast(RestorationMetric, self.restoration[source])
+            scores[source] = metric.compute()
+            metric.reset()
+        return scores
+
+
+def _empty_mask(face: Tensor) -> Tensor:
+    return torch.zeros_like(face[:, :1])

@@ -1,6 +1,5 @@
 """Networks: modules from tensors to tensors."""
 
-from deocc.networks.averaging import WeightAverage
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.discriminator import GlobalLocalDiscriminator, PatchDiscriminator
 from deocc.networks.embedders.embedder import Embedder, EmbedderSpec
@@ -19,7 +18,6 @@ __all__ = [
     "PatchDiscriminator",
     "Projection",
     "Student",
-    "WeightAverage",
     "compose",
     "create_embedder",
     "create_teacher",
