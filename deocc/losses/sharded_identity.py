@@ -120,7 +120,7 @@ class ShardedIdentityLoss(nn.Module):
     """`sharded_identity_loss` with the classifier rows of this process; equal to `IdentityLoss` in a single process.
 
     The weight differs between processes, so `DistributedDataParallel` must ignore it (see
-    `deocc.modules.identity_head`). With sampling, its gradient is sparse. Create it after the process group.
+    `deocc.modules.identity_head`). Create it after the process group.
 
     Args:
         num_identities: K, the number of training identities over all processes.
@@ -211,7 +211,7 @@ class ShardedIdentityLoss(nn.Module):
         chosen = choose_identities(identity, self.num_identities, self.rows, self.sample_share, seed)
         weight: Tensor = self.weight
         if self.sample_share < 1:
-            weight = F.embedding(chosen - self.rows.start, weight, sparse=True)
+            weight = weight[chosen - self.rows.start]
         return sharded_identity_loss(joined, weight, chosen, identity, share, self.margin_type, self.margin, self.scale)
 
 

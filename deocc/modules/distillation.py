@@ -59,8 +59,8 @@ class StudentAverage(AveragedModel):
     """Exponential moving average of start + interpolation (student - start).
 
     With interpolation below 1, it keeps more of what the pretrained start knew about identities that the training set
-    lacks [1]. The decay of step t is min(decay, t / (t + 9)), so that the start does not linger. Buffers, such as running
-    statistics, are interpolated but not averaged. The average stays in evaluation mode.
+    lacks [1]. The decay of step t is min(decay, t / (t + 9)), so that the start does not linger. Buffers, such as
+    running statistics, are interpolated but not averaged. The average stays in evaluation mode.
 
     Raises:
         ValueError: decay outside [0, 1) or interpolation outside (0, 1].

@@ -1,259 +1,243 @@
-"""Stage 2: which parameters learn, where the targets come from, what the average and the checkpoint hold."""
+"""Stage 2: which parameters learn, the running average, what a checkpoint contains, which settings are refused."""
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from torch import nn
 from torch.nn.functional import normalize
 
-from deocc.data import MaskedFaceDataModule
-from deocc.data.face_set import Split
 from deocc.modules import DistillationModule, InpaintingModule
-from deocc.modules import evaluation as centers
+from deocc.modules.distillation import StudentAverage
 from deocc.networks import Student, create_embedder
-from deocc.networks.averaging import WeightAverage
-from tests.modules.test_inpainting import SMALL, faces, fit, moved, snapshot, trainer_for
+from tests.modules.training import GENERATOR_ONLY, SMALL, OrlSubset, faces, fit, fit_orl, moved, snapshot
 
-
-class _Data(MaskedFaceDataModule):
-    """Two small crops of each of twenty people."""
-
-    def __init__(self) -> None:
-        super().__init__(size=64, batch_size=4, eval_batch_size=8, kinds=("surgical", "sunglasses"))
-
-    def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        return super()._chosen(split, indices)[::5]
+LOSSES = ("identity", "instance", "pair", "triplet", "prediction")
 
 
 def distil(folder: Path, steps: int = 1, **settings: Any) -> DistillationModule:
     module = DistillationModule(**{"student_input": "masked", **settings})
-    trainer = trainer_for(folder, limit_train_batches=steps, limit_val_batches=0)
-    trainer.fit(module, datamodule=_Data())
+    fit_orl(module, folder, steps)
     return module
 
 
 @pytest.fixture(scope="module")
-def inpainting_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+def stage1(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("stage1")
-    trainer = fit(
-        InpaintingModule(**SMALL, identity_weight=0, perceptual_weight=0, adversarial_weight=0), folder, steps=1
-    )
-    trainer.save_checkpoint(folder / "a.ckpt")
+    fit(InpaintingModule(**SMALL, **GENERATOR_ONLY), folder, steps=1).save_checkpoint(folder / "a.ckpt")
     return str(folder / "a.ckpt")
 
 
-def test_only_the_student_learns(inpainting_checkpoint: str, tmp_path: Path) -> None:
-    module = DistillationModule(inpainting_checkpoint=inpainting_checkpoint)
-    assert module.deoccluder is not None
-    frozen = {"teacher": snapshot(module.teacher), "deoccluder": snapshot(module.deoccluder)}
-    student = snapshot(module.student)
-    trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=_Data())
-    assert moved(module.student, student)
-    assert not moved(module.teacher, frozen["teacher"]) and not moved(module.deoccluder, frozen["deoccluder"])
+def test_only_student_learns(stage1: str, tmp_path: Path) -> None:
+    module = DistillationModule(stage1)
+    names = ("student", "teacher", "deoccluder")
+    before = {name: snapshot(getattr(module, name)) for name in names}
+    fit_orl(module, tmp_path)
+    learned = {name: moved(getattr(module, name), before[name]) for name in names}
+    assert learned == {"student": True, "teacher": False, "deoccluder": False}
 
 
-def test_the_centres_are_the_teachers_over_clean_training_faces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))  # other tests keep embeddings of all images of this set
+def test_centers_from_clean_training_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))  # other tests cache all images of this set
     module = distil(tmp_path)
-    data = _Data()
-    raw, identity = [], []
-    for batch in data.reference_dataloader():
-        raw.append(module.teacher(batch["face"]))
-        identity.append(batch["identity"])
-    people, embeddings = torch.cat(identity), torch.cat(raw).detach()
-    center = torch.stack([embeddings[people == person].mean(0) for person in range(20)]).mean(0)
+    batches = list(OrlSubset().reference_dataloader())
+    identity = torch.cat([batch["identity"] for batch in batches])
+    raw = torch.cat([module.teacher(batch["face"]) for batch in batches]).detach()
+    center = torch.stack([raw[identity == label].mean(0) for label in range(20)]).mean(0)
     assert torch.allclose(module.center, center, atol=1e-5)
-    expected = [
-        normalize(normalize(embeddings[people == person] - center, dim=1).mean(0), dim=0) for person in range(20)
-    ]
+    expected = [normalize(normalize(raw[identity == label] - center, dim=1).mean(0), dim=0) for label in range(20)]
     assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
 
 
-def test_centres_are_the_same_however_the_embeddings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-    embeddings, identity = (
-        generator.normal(size=(40, 6)).astype(np.float32),
-        generator.permutation(np.arange(40) % 5 - 1),
-    )
-    expected = centers.identity_centers(embeddings, identity, torch.device("cpu"))
-    monkeypatch.setattr(centers, "_CHUNK", 7)
-    for found, value in zip(centers.identity_centers(embeddings, identity, torch.device("cpu")), expected, strict=True):
-        torch.testing.assert_close(found, value)
-    known = [torch.from_numpy(embeddings[identity == person]) for person in range(4)]
-    center = torch.stack([rows.mean(0) for rows in known]).mean(0)
-    directions = [normalize(normalize(rows - center, dim=1).mean(0), dim=0) for rows in known]
-    torch.testing.assert_close(expected, (center, torch.stack(directions)))
-
-
-@pytest.mark.parametrize("name", ["identity", "instance", "pair", "triplet", "prediction"])
-def test_each_loss_alone_trains_and_a_weight_of_zero_leaves_it_out(name: str, tmp_path: Path) -> None:
-    weights = {
-        f"{other}_weight": float(other == name) for other in ("identity", "instance", "pair", "triplet", "prediction")
-    }
-    module = distil(tmp_path, **weights)
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_trains_alone(name: str, tmp_path: Path) -> None:
+    module = distil(tmp_path, **{f"{other}_weight": float(other == name) for other in LOSSES})
     assert moved(module.student, snapshot(DistillationModule(student_input="masked").student))
-    terms = module._terms(torch.eye(128)[:3], torch.eye(128)[:3], faces())
-    assert list(terms) == [name]
+    assert list(module._terms(torch.eye(128)[:3], torch.eye(128)[:3], faces())) == [name]
     assert (module.classifier is not None) == (name == "identity")
 
 
-def test_training_the_last_blocks_leaves_the_first_alone(tmp_path: Path) -> None:
-    module = distil(tmp_path, trainable_blocks=2)
-    start = create_embedder("dlib_resnet")
-    moved_blocks = [
-        moved(block, snapshot(old))
-        for block, old in zip(module.student.embedder.network.blocks, start.network.blocks, strict=True)
-    ]
-    assert moved_blocks == [False] * 12 + [True] * 2
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_last_blocks_train_alone(optimizer: str, tmp_path: Path) -> None:
+    module, start = distil(tmp_path, trainable_blocks=2, optimizer=optimizer), create_embedder("dlib_resnet")
+    blocks = zip(module.student.embedder.network.blocks, start.network.blocks, strict=True)
+    assert [moved(block, snapshot(old)) for block, old in blocks] == [False] * 12 + [True] * 2
 
 
-@pytest.mark.parametrize("interpolation", [1.0, 0.5])
-def test_the_weight_average_follows_its_recursion(interpolation: float) -> None:
-    network = torch.nn.Linear(3, 2)
-    start = copy.deepcopy(network)
-    average = WeightAverage(network, decay=0.9, interpolation=interpolation)
-    expected = start.weight.detach().clone()
-    for step in range(1, 30):
-        with torch.no_grad():
-            network.weight += 1
-        average.update(network)
-        decay = min(0.9, step / (step + 9))
-        target = start.weight + interpolation * (network.weight - start.weight)
-        expected = decay * expected + (1 - decay) * target.detach()
-    assert torch.allclose(average.network.weight, expected, atol=1e-4)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("student_input", "mask_channel", "channels"), [("completed", False, 3), ("completed", True, 4), ("both", True, 7)]
-)
-def test_a_widened_student_starts_as_its_embedder(student_input: Any, mask_channel: bool, channels: int) -> None:
-    batch = faces()
-    completed = torch.flip(batch["face"], (-1,))
-    student = Student(create_embedder("dlib_resnet"), 128, student_input, mask_channel)
-    assert student.embedder.network.stem[0].in_channels == channels
-    assert torch.allclose(
-        student(batch["masked_face"], completed, batch["mask"]), create_embedder("dlib_resnet")(completed), atol=1e-6
-    )
-
-
-def test_the_student_on_masked_input_does_not_see_the_completion() -> None:
-    batch = faces()
-    student = Student(create_embedder("dlib_resnet"), 128, "masked")
-    outputs = [student(batch["masked_face"], completed, batch["mask"]) for completed in (batch["face"], -batch["face"])]
-    assert torch.equal(*outputs)
-
-
-def test_another_students_dimension_is_projected(tmp_path: Path) -> None:
-    module = distil(tmp_path, student="timm/resnet18", identity_weight=1.0)
-    assert module.student.projection.map.weight.shape == (128, 512)
-    assert module(faces()["masked_face"], faces()["mask"]).shape == (3, 128)
-
-
-def test_a_checkpoint_holds_all_but_the_teacher_and_its_copy(inpainting_checkpoint: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "identity_weight": 1.0,
-        "student_input": "both",
-        "mask_channel": True,
-        "interpolation": 0.5,
-    }
-    module = DistillationModule(inpainting_checkpoint, **settings)
-    trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0)
-    trainer.fit(module, datamodule=_Data())
-    trainer.save_checkpoint(tmp_path / "b.ckpt")
-    content = torch.load(tmp_path / "b.ckpt", weights_only=True)
-    assert not [key for key in content["state_dict"] if key.startswith(("teacher.", "average.start."))]
-    assert inpainting_checkpoint not in str(content["hyper_parameters"])
-    Path(inpainting_checkpoint).rename(tmp_path / "moved away")
-    try:
-        again = DistillationModule.load_from_checkpoint(tmp_path / "b.ckpt", map_location="cpu")
-    finally:
-        (tmp_path / "moved away").rename(inpainting_checkpoint)
-    batch = faces()
-    for mask in (batch["mask"], None):
-        assert torch.equal(again(batch["masked_face"], mask), module(batch["masked_face"], mask))
-    states = [dict(kept.average.start.named_parameters()) for kept in (again, module) if kept.average.start is not None]
-    assert len(states) == 2 and all(torch.equal(states[0][name], value) for name, value in states[1].items())
-
-
-def test_embeddings_are_unit_vectors(tmp_path: Path) -> None:
-    module = distil(tmp_path)
-    assert torch.allclose(module(faces()["masked_face"], faces()["mask"]).norm(dim=1), torch.ones(3), atol=1e-5)
-
-
-def test_without_a_deoccluder_a_mask_is_needed_by_a_student_that_sees_it_only() -> None:
-    batch = faces()
-    with pytest.raises(ValueError, match="no mask given, and no de-occluder"):
-        DistillationModule(student_input="masked", mask_channel=True)(batch["masked_face"])
-    module = DistillationModule(student_input="masked")
-    expected = module(batch["masked_face"], batch["mask"])
-    assert torch.equal(module(batch["masked_face"]), expected)
-    predicted = module.predict_step(batch, 0)
-    assert torch.equal(predicted["embedding"], expected) and torch.equal(
-        predicted["completed_face"], batch["masked_face"]
-    )
-    assert predicted["mask"].shape == batch["mask"].shape and not predicted["mask"].any()
-
-
-def test_prediction_completes_once(inpainting_checkpoint: str) -> None:
-    module = DistillationModule(inpainting_checkpoint)
-    assert module.deoccluder is not None
-    completions: list[torch.Tensor] = []
-    module.deoccluder.register_forward_hook(lambda _module, _inputs, output: completions.append(output))
-    predicted = module.predict_step(faces(), 0)
-    assert len(completions) == 1 and torch.equal(predicted["completed_face"], completions[0])
-    assert torch.equal(predicted["embedding"], module(faces()["masked_face"], predicted["mask"]))
-
-
-def test_a_student_on_masked_input_is_trained_without_completing_anything(inpainting_checkpoint: str) -> None:
-    module = DistillationModule(inpainting_checkpoint, student_input="masked", instance_weight=0)
-    assert module.deoccluder is not None
-    module.deoccluder.register_forward_pre_hook(lambda _module, _inputs: pytest.fail("completed"))
-    assert module.training_step(faces(), 0)["loss"].isfinite()
-    assert module(faces()["masked_face"]).shape == (3, 128)
-
-
-def test_the_new_channels_learn_where_only_the_last_blocks_are_trained(
-    inpainting_checkpoint: str, tmp_path: Path
-) -> None:
-    module = DistillationModule(inpainting_checkpoint, student_input="both", mask_channel=True, trainable_blocks=1)
-    trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=_Data())
+def test_new_channels_train_with_last_blocks(stage1: str, tmp_path: Path) -> None:
+    module = DistillationModule(stage1, student_input="both", mask_channel=True, trainable_blocks=1)
+    fit_orl(module, tmp_path)
     network: Any = module.student.embedder.network
     assert network.stem[0].weight[:, 3:].abs().amax((0, 2, 3)).gt(0).all()  # each of the four started at 0
     assert not moved(network.blocks[3], snapshot(create_embedder("dlib_resnet").network.blocks[3]))  # type: ignore[union-attr, index]
 
 
-def _with_head(folder: Path, head: str, clip: float) -> tuple[DistillationModule, Path]:
+@pytest.mark.parametrize("interpolation", [1.0, 0.5])
+def test_average_follows_recursion(interpolation: float) -> None:
+    network = nn.Linear(3, 2)
+    start = network.weight.detach().clone()
+    average, expected = StudentAverage(network, decay=0.9, interpolation=interpolation), start
+    for step in range(1, 100):
+        with torch.no_grad():
+            network.weight += 1
+        average.update_parameters(network)
+        decay = min(0.9, step / (step + 9))
+        target = start + interpolation * (network.weight.detach() - start)
+        expected = decay * expected + (1 - decay) * target
+    assert torch.allclose(average.module.weight, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("interpolation", [1.0, 0.5])
+def test_average_interpolates_running_statistics(interpolation: float) -> None:
     torch.manual_seed(0)
-    module = DistillationModule(student_input="masked", identity_weight=1.0, identity_head=head, learning_rate=1e-3)  # type: ignore[arg-type]
-    trainer = trainer_for(folder, limit_train_batches=2, limit_val_batches=0, gradient_clip_val=clip)
-    trainer.fit(module, datamodule=_Data())
-    trainer.save_checkpoint(folder / "a.ckpt")
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    start: Any = copy.deepcopy(network[1])
+    average = StudentAverage(network, decay=0.9, interpolation=interpolation).train()
+    for _ in range(3):
+        network(torch.randn(5, 3, 2, 2) * 4 + 7)
+        average.update_parameters(network)
+    for name in ("running_mean", "running_var"):
+        old, new = getattr(start, name), getattr(network[1], name)
+        assert not torch.allclose(old, new)
+        torch.testing.assert_close(getattr(average.module[1], name), old + interpolation * (new - old))
+    assert average.module[1].num_batches_tracked == 3
+    assert not any(module.training for module in average.modules())
+
+
+def test_average_without_decay_is_network() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    average = StudentAverage(network, decay=0.0)
+    network(torch.randn(5, 3, 2, 2) * 4 + 7)
+    with torch.no_grad():
+        network[0].weight.add_(1)  # type: ignore[operator]
+    average.update_parameters(network)
+    image = torch.randn(2, 3, 2, 2)
+    torch.testing.assert_close(average(image), network.eval()(image))
+
+
+@pytest.mark.parametrize(("decay", "interpolation"), [(1.0, 1.0), (-0.1, 1.0), (0.9, 0.0), (0.9, 1.1)])
+def test_average_refuses_bad_decay(decay: float, interpolation: float) -> None:
+    with pytest.raises(ValueError, match="expected decay in"):
+        StudentAverage(nn.Linear(2, 2), decay, interpolation)
+
+
+@pytest.mark.parametrize(
+    ("student_input", "mask_channel", "channels"), [("completed", False, 3), ("completed", True, 4), ("both", True, 7)]
+)
+def test_widened_student_starts_as_embedder(student_input: Any, mask_channel: bool, channels: int) -> None:
+    batch = faces()
+    completed = torch.flip(batch["face"], (-1,))
+    student = Student(create_embedder("dlib_resnet"), 128, student_input, mask_channel)
+    assert student.embedder.network.stem[0].in_channels == channels
+    embedding = student(batch["masked_face"], completed, batch["mask"])
+    assert torch.allclose(embedding, create_embedder("dlib_resnet")(completed), atol=1e-6)
+
+
+def test_projected_student(tmp_path: Path) -> None:
+    module = distil(tmp_path, student="timm/resnet18", identity_weight=1.0)
+    assert module.student.projection.map.weight.shape == (128, 512)
+    embedding = module(faces()["masked_face"], faces()["mask"])
+    assert embedding.shape == (3, 128)
+    assert torch.allclose(embedding.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_masked_student_never_completes(stage1: str) -> None:
+    module, batch = DistillationModule(stage1, student_input="masked", instance_weight=0), faces()
+    assert module.deoccluder is not None
+    module.deoccluder.register_forward_pre_hook(lambda _module, _inputs: pytest.fail("completed"))
+    assert module.training_step(batch, 0)["loss"].isfinite()
+    assert module(batch["masked_face"]).shape == (3, 128)
+    outputs = [module.student(batch["masked_face"], face, batch["mask"]) for face in (batch["face"], -batch["face"])]
+    assert torch.equal(*outputs)
+
+
+def test_checkpoint_contents(stage1: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"identity_weight": 1.0, "student_input": "both", "mask_channel": True}
+    module, path = DistillationModule(stage1, interpolation=0.5, **settings), tmp_path / "b.ckpt"
+    fit_orl(module, tmp_path).save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    assert not [key for key in content["state_dict"] if key.startswith(("teacher.", "average.start."))]
+    assert stage1 not in str(content["hyper_parameters"])
+    Path(stage1).rename(tmp_path / "elsewhere")  # the checkpoint contains the de-occluder
+    try:
+        again = DistillationModule.load_from_checkpoint(path, map_location="cpu")
+    finally:
+        (tmp_path / "elsewhere").rename(stage1)
+    batch = faces()
+    for mask in (batch["mask"], None):
+        assert torch.equal(again(batch["masked_face"], mask), module(batch["masked_face"], mask))
+    assert module.average.start is not None and again.average.start is not None
+    assert not moved(again.average.start, snapshot(module.average.start))
+
+
+def with_head(folder: Path, head: Literal["full", "sharded"]) -> tuple[DistillationModule, Path]:
+    torch.manual_seed(0)
+    module = DistillationModule(student_input="masked", identity_weight=1.0, identity_head=head, learning_rate=1e-3)
+    fit_orl(module, folder, steps=2, gradient_clip_val=0.1).save_checkpoint(folder / "a.ckpt")
     return module, folder / "a.ckpt"
 
 
-def test_a_sharded_classifier_trains_clips_and_is_kept_as_a_full_one(tmp_path: Path) -> None:
-    (full, _), (sharded, path) = (_with_head(tmp_path / head, head, clip=0.1) for head in ("full", "sharded"))
+def test_sharded_head_trains_as_full_head(tmp_path: Path) -> None:
+    (full, _), (sharded, path) = with_head(tmp_path / "full", "full"), with_head(tmp_path / "sharded", "sharded")
     assert full.classifier is not None and sharded.classifier is not None
-    # Adam turns the rounding of a gradient near 0 into a step as long as any other, so single weights may differ: their norm may not.
+    # Adam turns the rounding of a gradient near 0 into a whole step: single weights may differ, their norm may not.
     travelled = (full.classifier.weight - full.identity_centers).norm()
-    assert travelled > 1e-2  # thousands of weights by 1e-3 a step
+    assert travelled > 1e-2
     assert (sharded.classifier.weight - full.classifier.weight).norm() < 1e-2 * travelled
     again = DistillationModule.load_from_checkpoint(path, map_location="cpu")
     assert again.classifier is not None and torch.equal(again.classifier.weight, sharded.classifier.weight)
+    optimizer = torch.optim.SGD(again.parameters(), lr=0.0)
+    again.classifier.weight.grad = torch.ones_like(again.classifier.weight)
+    again.configure_gradient_clipping(optimizer, 0.1, "norm")
+    assert float(again.classifier.weight.grad.norm()) == pytest.approx(0.1, rel=1e-4)
 
 
-def test_a_sharded_classifiers_gradients_are_clipped_by_the_module(tmp_path: Path) -> None:
-    module, _ = _with_head(tmp_path, "sharded", clip=0.1)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
-    for parameter in module.student.parameters():
-        parameter.grad = None
-    assert module.classifier is not None
-    module.classifier.weight.grad = torch.ones_like(module.classifier.weight).to_sparse(1)  # as sampling leaves it
-    module.configure_gradient_clipping(optimizer, 0.1, "norm")
-    assert float(module.classifier.weight.grad.to_dense().norm()) == pytest.approx(0.1, rel=1e-4)
+NO_LOSS = {f"{name}_weight": 0.0 for name in LOSSES}
+
+
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        ("student_input 'completed' needs a de-occluder", {"student_input": "completed"}),
+        ("student_input 'both' needs a de-occluder", {"student_input": "both"}),
+        ("back to random weights: give interpolation 1.0", {"student": "timm/resnet18", "interpolation": 0.75}),
+        ("at least 0 and not all 0, got identity_weight 0.0, instance_weight 0.0", NO_LOSS),
+        ("pair_weight -1", {"pair_weight": -1}),
+        ("unknown recogniser option 'colour': choose among", {"teacher_options": {"colour": "bgr"}}),
+        ("option mean is three numbers, got 127.5", {"student_options": {"mean": 127.5}}),
+    ],
+)
+def test_settings_refused(message: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        DistillationModule(**{"student_input": "masked", **settings})
+    assert "\n" not in str(caught.value)
+
+
+def test_random_projection_not_interpolated(tmp_path: Path) -> None:
+    torch.save(create_embedder("timm/resnet18").network.state_dict(), tmp_path / "resnet18.pth")
+    settings: dict[str, Any] = {"student": "timm/resnet18", "student_weights": str(tmp_path / "resnet18.pth")}
+    with pytest.raises(ValueError, match="embeddings of 128 numbers"):
+        DistillationModule(student_input="masked", **settings, interpolation=0.5)
+    DistillationModule(student_input="masked", **settings, interpolation=1.0)
+
+
+def test_embedder_options() -> None:
+    options = {"color": "bgr", "mean": [1, 2, 3]}
+    module = DistillationModule(student_input="masked", teacher_options=options)
+    for embedder in (module.teacher, module.student.embedder):
+        assert embedder.spec.color == "bgr" and embedder.mean.flatten().tolist() == [1, 2, 3]
+        assert embedder(torch.zeros(1, 3, 64, 64)).dtype == torch.float32
+    own: dict[str, Any] = {"student": "timm/resnet18", "student_options": {"size": 96}}
+    module = DistillationModule(student_input="masked", teacher_options=options, **own)
+    assert (module.student.embedder.spec.color, module.student.embedder.input_size) == ("rgb", 96)
+
+
+def test_missing_deoccluder_checkpoint(tmp_path: Path) -> None:
+    module = DistillationModule(inpainting_checkpoint="from_checkpoint")
+    with pytest.raises(ValueError, match="none was loaded: give a stage-1 run") as caught:
+        fit_orl(module, tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="none was loaded"):
+        module(torch.zeros(1, 3, 64, 64))
