@@ -30,7 +30,7 @@ from deocc.evaluation import (
 )
 from deocc.masking import list_kinds
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.embedders.registry import Embedder
+from deocc.networks.embedders.embedder import Embedder
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import MaskSegmenter, predicted_share
 from deocc.networks.student import Student

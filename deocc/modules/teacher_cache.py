@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch
 from deocc.files import cache_folder, checksum
-from deocc.networks.embedders.registry import Embedder, teacher_fingerprint
+from deocc.networks.embedders.embedder import Embedder
+from deocc.networks.embedders.registry import teacher_fingerprint
 
 Rows = NDArray[np.float32]
 _VERSION: Final = 1  # to be raised when the same teacher and faces give other embeddings

@@ -23,7 +23,6 @@ CONTENT = {
 STAGES = [name for name, content in CONTENT.items() if "run" in content and "model" in content]
 OVERLAYS = [name for name in CONTENT if "/" in name]
 ELSEWHERE = {
-    "trainer/fsdp": "tests/modules/test_scale.py",
     "trainer/ddp": "tests/numbers/test_processes.py",
     "logger/": "tests/cli/test_loggers.py",
     "ablation/paper": "tests/commands/ablate",

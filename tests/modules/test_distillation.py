@@ -53,7 +53,8 @@ def test_centers_from_clean_training_faces(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_loss_trains_alone(name: str, tmp_path: Path) -> None:
-    module = distil(tmp_path, **{f"{other}_weight": float(other == name) for other in LOSSES})
+    weights: dict[str, Any] = {f"{other}_weight": float(other == name) for other in LOSSES}
+    module = distil(tmp_path, **weights)
     assert moved(module.student, snapshot(DistillationModule(student_input="masked").student))
     assert list(module._terms(torch.eye(128)[:3], torch.eye(128)[:3], faces())) == [name]
     assert (module.classifier is not None) == (name == "identity")
@@ -61,24 +62,28 @@ def test_each_loss_trains_alone(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_last_blocks_train_alone(optimizer: str, tmp_path: Path) -> None:
-    module, start = distil(tmp_path, trainable_blocks=2, optimizer=optimizer), create_embedder("dlib_resnet")
-    blocks = zip(module.student.embedder.network.blocks, start.network.blocks, strict=True)
-    assert [moved(block, snapshot(old)) for block, old in blocks] == [False] * 12 + [True] * 2
+    module = distil(tmp_path, trainable_blocks=2, optimizer=optimizer)
+    trained: Any = module.student.embedder.network
+    start: Any = create_embedder("dlib_resnet").network
+    learned = [moved(block, snapshot(old)) for block, old in zip(trained.blocks, start.blocks, strict=True)]
+    assert learned == [False] * 12 + [True] * 2
 
 
 def test_new_channels_train_with_last_blocks(stage1: str, tmp_path: Path) -> None:
     module = DistillationModule(stage1, student_input="both", mask_channel=True, trainable_blocks=1)
     fit_orl(module, tmp_path)
     network: Any = module.student.embedder.network
+    start: Any = create_embedder("dlib_resnet").network
     assert network.stem[0].weight[:, 3:].abs().amax((0, 2, 3)).gt(0).all()  # each of the four started at 0
-    assert not moved(network.blocks[3], snapshot(create_embedder("dlib_resnet").network.blocks[3]))  # type: ignore[union-attr, index]
+    assert not moved(network.blocks[3], snapshot(start.blocks[3]))
 
 
 @pytest.mark.parametrize("interpolation", [1.0, 0.5])
 def test_average_follows_recursion(interpolation: float) -> None:
     network = nn.Linear(3, 2)
     start = network.weight.detach().clone()
-    average, expected = StudentAverage(network, decay=0.9, interpolation=interpolation), start
+    average: Any = StudentAverage(network, decay=0.9, interpolation=interpolation)
+    expected = start
     for step in range(1, 100):
         with torch.no_grad():
             network.weight += 1
@@ -94,7 +99,7 @@ def test_average_interpolates_running_statistics(interpolation: float) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
     start: Any = copy.deepcopy(network[1])
-    average = StudentAverage(network, decay=0.9, interpolation=interpolation).train()
+    average: Any = StudentAverage(network, decay=0.9, interpolation=interpolation).train()
     for _ in range(3):
         network(torch.randn(5, 3, 2, 2) * 4 + 7)
         average.update_parameters(network)
@@ -130,7 +135,8 @@ def test_widened_student_starts_as_embedder(student_input: Any, mask_channel: bo
     batch = faces()
     completed = torch.flip(batch["face"], (-1,))
     student = Student(create_embedder("dlib_resnet"), 128, student_input, mask_channel)
-    assert student.embedder.network.stem[0].in_channels == channels
+    network: Any = student.embedder.network
+    assert network.stem[0].in_channels == channels
     embedding = student(batch["masked_face"], completed, batch["mask"])
     assert torch.allclose(embedding, create_embedder("dlib_resnet")(completed), atol=1e-6)
 

@@ -1,7 +1,6 @@
 """Evaluation: identity centres, float32 under any trainer precision, inference with and without a de-occluder."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The sharded identity head in a trainer with two processes equals the full head in one: steps, clipping, checkpoints."""
+"""The sharded identity head with two processes equals the full head in one: steps, clipping, checkpoints."""
 
 import deocc._torchvision  # isort: skip  # noqa: F401  # before Lightning, also in spawned processes
 
@@ -140,7 +140,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same(found: Checkpoint, expected: Checkpoint, tolerance: float = 1e-9) -> None:
     """Compare weights and the state of the optimiser."""
-    states = [(checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]) for checkpoint in (found, expected)]
+    states = [
+        (checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]) for checkpoint in (found, expected)
+    ]
     torch.testing.assert_close(*states, rtol=tolerance, atol=1e-12 if tolerance else 0)
 
 

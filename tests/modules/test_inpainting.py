@@ -81,7 +81,7 @@ def test_gradient_penalty_seeded_by_images() -> None:
     for global_seed, seed in ((1, batch["seed"]), (2, batch["seed"]), (2, batch["seed"] + 1)):
         torch.manual_seed(global_seed)
         fresh = copy.deepcopy(module)  # spectral normalisation changes the discriminators in every call
-        losses.append(fresh._discriminator_loss({**batch, "seed": seed}, -batch["face"]))  # type: ignore[typeddict-item]
+        losses.append(fresh._discriminator_loss({**batch, "seed": seed}, -batch["face"]))
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[1], losses[2])
 
 

@@ -27,7 +27,18 @@ from deocc.batch import MaskedFaceBatch
 from deocc.modules import InpaintingModule
 from deocc.modules.optimization import gradient_norms, split_micro_batches, warmup_cosine
 from tests.losses.spawning import PROCESSES, run_processes
-from tests.modules.training import NO_TEACHER, SMALL, Batches, faces, fit, moved, partly_bare, rows, snapshot, trainer_for
+from tests.modules.training import (
+    NO_TEACHER,
+    SMALL,
+    Batches,
+    faces,
+    fit,
+    moved,
+    partly_bare,
+    rows,
+    snapshot,
+    trainer_for,
+)
 
 IMAGES = 8
 ROUNDING = 2.0**-8
@@ -167,9 +178,7 @@ def test_half_precision_gradients(precision: str, limit: float, tmp_path: Path) 
 def test_bfloat16_micro_batches_within_rounding(tmp_path: Path) -> None:
     """Each micro-batch's sum over images is rounded to bfloat16 before the sums are added."""
     low = {"precision": "bf16-mixed"}
-    whole, parts = (
-        recorded(build(accumulate=number), tmp_path, partly_bare(), **low).gradients for number in (1, 2)
-    )
+    whole, parts = (recorded(build(accumulate=number), tmp_path, partly_bare(), **low).gradients for number in (1, 2))
     exact = recorded(build(), tmp_path, partly_bare(), precision="32-true").gradients
     for gradient, reference, true in zip(parts, whole, exact, strict=True):
         assert (gradient - reference).norm() < 4 * ROUNDING * reference.norm()

@@ -1,13 +1,13 @@
-"""What bfloat16 may change of embeddings and of error rates, on real faces.
+"""Effect of bfloat16 on embeddings and error rates, on real faces.
 
-The default teacher's embeddings of different people are alike to 0.86, and cosines are taken after centring, which lets any error count
-several times as much: a crop whose coordinates are rounded to bfloat16 costs up to 0.03. With crops in float32 a network in bfloat16 keeps
-0.9999, and what is evaluated or handed out is computed in float32 anyway. A training in bfloat16 is another matter: its gradients differ by
-a tenth, and its student by 0.001 to 0.002 after five steps, more after more of them: a small part of what another seed changes.
+Raw embeddings of the default teacher have cosines of 0.86 between different identities, so centring multiplies any
+error. Crops with coordinates rounded to bfloat16 would cost a cosine of up to 0.03; networks in bfloat16 on float32
+crops keep 0.9999, and evaluation and inference are in float32 anyway. A training in bfloat16 has gradients that differ
+by a tenth and a student that differs by 0.001 to 0.002 after five steps: a small part of what another seed changes.
 """
 
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from deocc.data import MaskedFaceDataModule, OrlFaces
 from deocc.evaluation import AllPairs, EmbeddingSet, PairScores, paired_bootstrap_eer
 from deocc.modules import DistillationModule
 from deocc.modules.evaluation import centred
-from deocc.networks import Student, create_teacher
+from deocc.networks import create_teacher
 from tests.conftest import ROOT, SMALL, run_deocc
 
 ALIKE: Final = 0.999
@@ -26,26 +26,24 @@ Rows = dict[str, EmbeddingSet]
 
 
 def faces(**settings: Any) -> MaskedFaceDataModule:
-    """Eight people to validate on; two kinds of mask on each of their images."""
-    return MaskedFaceDataModule(
-        OrlFaces("development"), size=64, eval_batch_size=20, kinds=("surgical", "sunglasses"), **settings
-    )
+    """Eight validation identities; two kinds of mask on each of their images."""
+    sizes: dict[str, Any] = {"size": 64, "eval_batch_size": 20, "kinds": ("surgical", "sunglasses")}
+    return MaskedFaceDataModule(OrlFaces("development"), **sizes, **settings)
+
+
+def read(run: Path) -> DistillationModule:
+    return DistillationModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu").eval()
 
 
 @torch.no_grad()
 def embedded(run: Path, low: bool, data: MaskedFaceDataModule) -> Rows:
-    """What a validation collects, as in a trainer of either precision, which loads and masks the faces outside autocast."""
+    """Return the embeddings of a validation; loading and masking are outside autocast, as in a trainer."""
     module = read(run)
     for loader, batches in enumerate(data.val_dataloader()):
         for number, batch in enumerate(data.on_after_batch_transfer(batch, loader) for batch in batches):
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 module.validation_step(batch, number, loader)
-    rows: Rows = module.comparison.collect()[0]
-    return rows
-
-
-def read(run: Path) -> DistillationModule:
-    return DistillationModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu").eval()
+    return module.comparison.collect()[0]
 
 
 def cosine(one: Rows, other: Rows, row: str = "student") -> Tensor:
@@ -53,7 +51,7 @@ def cosine(one: Rows, other: Rows, row: str = "student") -> Tensor:
 
 
 @pytest.mark.slow
-def test_embeddings_of_real_faces_are_the_same_in_a_trainer_of_either_precision(stage2: Path) -> None:
+def test_validation_embeddings_equal(stage2: Path) -> None:
     data = faces(val_people=2)
     low, full = embedded(stage2, True, data), embedded(stage2, False, data)
     assert {"gallery_teacher", "gallery_student", "teacher_masked", "teacher_completed", "student"} <= full.keys()
@@ -61,69 +59,42 @@ def test_embeddings_of_real_faces_are_the_same_in_a_trainer_of_either_precision(
 
 
 @torch.no_grad()
-def test_the_networks_themselves_keep_the_embeddings_under_autocast(stage2: Path) -> None:
-    """Raw and centred ones, of clean faces and of masked ones, by the teacher and by the student's running average."""
+def test_networks_keep_embeddings(stage2: Path) -> None:
+    """Raw and centred embeddings of clean and masked faces, by the teacher and the averaged student."""
     module, data = read(stage2), faces(val_people=1)
     clean, probes = data.val_dataloader()
-    shown = [batch["face"] for batch in clean] + [
-        data.on_after_batch_transfer(batch, 1)["masked_face"] for batch in probes
-    ]
-    for network in (module.teacher, cast(Student, module.average.network).embedder):
-        full = torch.cat([network(face) for face in shown])
+    images = [batch["face"] for batch in clean]
+    images += [data.on_after_batch_transfer(batch, 1)["masked_face"] for batch in probes]
+    networks: list[Any] = [module.teacher, module.average.module.embedder]
+    for network in networks:
+        full = torch.cat([network(face) for face in images])
         with torch.autocast("cpu", torch.bfloat16):
-            low = torch.cat([network(face) for face in shown])
-        assert not torch.allclose(low, full, atol=1e-5)  # bfloat16 was at work
+            low = torch.cat([network(face) for face in images])
+        assert not torch.allclose(low, full, atol=1e-5)  # bfloat16 was used
         for one, other in ((low, full), (centred(low, module.center), centred(full, module.center))):
             assert float(torch.cosine_similarity(one, other).min()) > ALIKE
 
 
-def test_autocast_does_not_move_a_crop() -> None:
-    """Coordinates go through no matrix product that it would round."""
-    face = next(iter(faces().val_dataloader()[0]))["face"]
-    teacher = create_teacher("dlib_resnet")
+def test_crops_unchanged_by_autocast() -> None:
+    face, teacher = next(iter(faces().val_dataloader()[0]))["face"], create_teacher("dlib_resnet")
     expected = teacher.crop(face)[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(teacher.crop(face)[0], expected)
 
 
-def train(folder: Path, stage1: Path, precision: str, seed: int) -> Rows:
-    """A short training with the configuration's own losses, rate and average; what its student gives, in float32."""
-    words = [
-        *SMALL,
-        "--data.batch_size",
-        "16",
-        "--data.face_set.init_args.split",
-        "development",
-        "--data.seed",
-        str(seed),
-    ]
-    words += [
-        "--model.init_args.inpainting_checkpoint",
-        str(stage1),
-        "--trainer.precision",
-        precision,
-        "--trainer.max_epochs",
-        "1",
-    ]
-    words += [
-        "--trainer.limit_train_batches",
-        "5",
-        "--trainer.limit_val_batches",
-        "0",
-        "--trainer.log_every_n_steps",
-        "1",
-    ]
-    run_deocc("fit", "--config", str(ROOT / "configs/distill.yaml"), "--run", str(folder), *words)
-    return embedded(folder, False, faces())
-
-
 @pytest.fixture(scope="module")
 def trained(stage1: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, Rows, Rows]:
-    """In float32, in bfloat16, and in float32 by another seed."""
-    folder = tmp_path_factory.mktemp("precision")
-    settings = (("32-true", 0), ("bf16-mixed", 0), ("32-true", 1))
-    full, low, other = (train(folder / f"{precision} {seed}", stage1, precision, seed) for precision, seed in settings)
-    return full, low, other
+    """Short trainings with the configured losses: float32, bfloat16, and float32 with another seed."""
+    argv = ["fit", "--config", str(ROOT / "configs/distill.yaml"), *SMALL, "--data.batch_size", "16"]
+    argv += ["--data.face_set.init_args.split", "development", "--trainer.max_epochs", "1"]
+    argv += ["--model.init_args.inpainting_checkpoint", str(stage1), "--trainer.limit_train_batches", "5"]
+    argv += ["--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1"]
+    runs, folder = [], tmp_path_factory.mktemp("precision")
+    for precision, seed in (("32-true", "0"), ("bf16-mixed", "0"), ("32-true", "1")):
+        run = folder / f"{precision} {seed}"
+        run_deocc(*argv, "--run", str(run), "--trainer.precision", precision, "--data.seed", seed)
+        runs.append(embedded(run, False, faces()))
+    return runs[0], runs[1], runs[2]
 
 
 def scores(rows: Rows) -> PairScores:
@@ -131,26 +102,22 @@ def scores(rows: Rows) -> PairScores:
 
 
 @pytest.mark.slow
-def test_the_error_rate_of_a_training_in_bfloat16_lies_within_the_interval_of_that_in_float32(
-    trained: tuple[Rows, Rows, Rows],
-) -> None:
-    """And the other way round; and the paired interval of the difference, which is narrower, holds 0."""
+def test_training_error_rates_within_intervals(trained: tuple[Rows, Rows, Rows]) -> None:
+    """Each error rate is in the other's interval, and the narrower paired interval of the difference contains 0."""
     full, low = (scores(rows) for rows in trained[:2])
-    # Against a system without errors, the interval of a difference is that of the rate itself.
-    own_full, own_low = (
+    # Compared with a system without errors, the interval of the difference is that of the rate itself.
+    rate_full, rate_low = (
         paired_bootstrap_eer(pairs, pairs._replace(similarity=pairs.same.float())) for pairs in (full, low)
     )
-    assert own_full.low <= own_low.estimate <= own_full.high
-    assert own_low.low <= own_full.estimate <= own_low.high
+    assert rate_full.low <= rate_low.estimate <= rate_full.high
+    assert rate_low.low <= rate_full.estimate <= rate_low.high
     difference = paired_bootstrap_eer(low, full)
     assert difference.low <= 0 <= difference.high
 
 
 @pytest.mark.slow
-def test_a_training_in_bfloat16_goes_a_small_part_of_the_way_that_another_seed_goes(
-    trained: tuple[Rows, Rows, Rows],
-) -> None:
-    """No cosine of `ALIKE`: a rounded gradient near 0 changes its sign, and Adam makes a whole rate of it."""
+def test_training_differs_less_than_by_seed(trained: tuple[Rows, Rows, Rows]) -> None:
+    """Not `ALIKE`: a rounded gradient near 0 can change its sign, and Adam makes a whole step of it."""
     full, low, other = trained
     for row in ("gallery_student", "student"):
         assert 1 - cosine(low, full, row).mean() < 0.01 * (1 - cosine(other, full, row).mean())

@@ -1,4 +1,4 @@
-"""Whatever the number of a loader's workers: the same batches and the same training, bit for bit."""
+"""The number of loader workers changes neither the batches nor the training, bit for bit."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,15 +18,10 @@ EPOCHS = 2
 MORE_THAN_CORES = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 
 
-def module(workers: int) -> MaskedFaceDataModule:
-    """Everything that draws at random is on."""
-    settings: dict[str, Any] = {
-        "augmentation": "strong",
-        "blend_probability": 0.7,
-        "kinds": ("surgical",),
-        "num_workers": workers,
-    }
-    return MaskedFaceDataModule(TinyFaces(), size=48, batch_size=2, eval_batch_size=4, **settings)
+def data(workers: int) -> MaskedFaceDataModule:
+    """Return a data module with everything random enabled."""
+    random: dict[str, Any] = {"augmentation": "strong", "blend_probability": 0.7, "kinds": ("surgical",)}
+    return MaskedFaceDataModule(TinyFaces(), size=48, batch_size=2, eval_batch_size=4, num_workers=workers, **random)
 
 
 def same(first: Iterable[FaceBatch], second: Iterable[FaceBatch]) -> bool:
@@ -37,16 +32,16 @@ def same(first: Iterable[FaceBatch], second: Iterable[FaceBatch]) -> bool:
 
 
 def evaluated(workers: int, split: Split) -> list[FaceBatch]:
-    loaders = getattr(module(workers), f"{split}_dataloader")()
+    loaders = getattr(data(workers), f"{split}_dataloader")()
     return [batch for loader in (loaders if isinstance(loaders, list) else [loaders]) for batch in loader]
 
 
-def trained(workers: int, kept: bool) -> list[FaceBatch]:
-    """Two epochs, by one loader whose workers live on, or by a new one in each, as after a resumption."""
-    data, batches = module(workers), []
-    loader = data.train_dataloader()
+def trained(workers: int, keep_loader: bool) -> list[FaceBatch]:
+    """Return the batches of two epochs, from one loader with persistent workers or a new one per epoch."""
+    module, batches = data(workers), []
+    loader = module.train_dataloader()
     for epoch in range(EPOCHS):
-        loader = loader if kept else data.train_dataloader()
+        loader = loader if keep_loader else module.train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         batches += list(loader)
     return batches
@@ -54,39 +49,29 @@ def trained(workers: int, kept: bool) -> list[FaceBatch]:
 
 @MORE_THAN_CORES
 @pytest.mark.parametrize("split", ["val", "test", "predict"])
-def test_four_workers_evaluate_what_none_does(split: Split) -> None:
+def test_workers_evaluate_same_batches(split: Split) -> None:
     assert same(evaluated(4, split), evaluated(0, split))
 
 
 @MORE_THAN_CORES
-@pytest.mark.parametrize("kept", [True, False])
-def test_four_workers_train_on_what_none_does_whether_or_not_they_outlive_an_epoch(kept: bool) -> None:
-    expected = trained(0, kept=False)
+@pytest.mark.parametrize("keep_loader", [True, False])
+def test_workers_train_on_same_batches(keep_loader: bool) -> None:
+    expected = trained(0, keep_loader=False)
     assert len(expected) == EPOCHS * 6 and not same(expected[:6], expected[6:])
-    assert same(trained(4, kept), expected)
+    assert same(trained(4, keep_loader), expected)
 
 
 @pytest.mark.slow
-def test_a_training_with_two_workers_ends_with_the_checkpoint_and_the_log_of_one_without(tmp_path: Path) -> None:
-    """Two epochs with validation; weights, running average, optimisers and rates."""
-    short = [
-        "--trainer.max_epochs",
-        str(EPOCHS),
-        "--trainer.limit_train_batches",
-        "3",
-        "--trainer.limit_val_batches",
-        "2",
-    ]
-    short += ["--trainer.check_val_every_n_epoch", "1", "--trainer.log_every_n_steps", "1"]
-    words = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), *SMALL, *TINY_STAGE1, *short]
-    for workers in ("0", "2"):
-        run_deocc(*words, "--run", str(tmp_path / workers), "--data.num_workers", workers)
-    alone, shared = (
-        torch.load(tmp_path / workers / "checkpoints" / "last.ckpt", weights_only=True) for workers in ("0", "2")
-    )
+def test_workers_train_same_checkpoint(tmp_path: Path) -> None:
+    """Two epochs with validation: weights, running average, optimisers, schedules and log."""
+    short = ["--trainer.max_epochs", str(EPOCHS), "--trainer.limit_train_batches", "3"]
+    short += ["--trainer.limit_val_batches", "2", "--trainer.check_val_every_n_epoch", "1"]
+    argv = ["fit", "--config", str(ROOT / "configs/inpaint.yaml"), *SMALL, *TINY_STAGE1, *short]
+    runs = [tmp_path / "0", tmp_path / "2"]
+    for run in runs:
+        run_deocc(*argv, "--trainer.log_every_n_steps", "1", "--run", str(run), "--data.num_workers", run.name)
+    alone, shared = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in runs)
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(shared[part], alone[part], rtol=0, atol=0)
-    assert logged(tmp_path / "2") == logged(tmp_path / "0") and len(logged(tmp_path / "0")) == EPOCHS * 3
-    assert (tmp_path / "2" / "metrics.csv").read_text() == (
-        tmp_path / "0" / "metrics.csv"
-    ).read_text()  # validation's rows too
+    assert len(logged(runs[0])) == EPOCHS * 3
+    assert (runs[1] / "metrics.csv").read_text() == (runs[0] / "metrics.csv").read_text()
