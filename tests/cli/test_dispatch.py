@@ -1,8 +1,8 @@
 """Which command a command line runs."""
 
 import sys
+from functools import partial
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -13,9 +13,14 @@ from deocc import __version__, cli
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """The calls of stand-ins for the photo command and the training commands, and their arguments."""
     calls: list[tuple[str, list[str]]] = []
+
+    def record(name: str, argv: list[str]) -> int:
+        calls.append((name, argv))
+        return 0
+
     for module, function in (("deocc.commands.predict", "main"), ("deocc.training", "run")):
-        stand_in: Any = ModuleType(module)
-        setattr(stand_in, function, lambda argv, name=module: calls.append((name, argv)) or 0)
+        stand_in = ModuleType(module)
+        setattr(stand_in, function, partial(record, module))
         monkeypatch.setitem(sys.modules, module, stand_in)
     return calls
 

@@ -180,8 +180,9 @@ def test_results_on_other_faces_stay_apart(
 ) -> None:
     own = {"class_path": "deocc.data.OrlFaces", "init_args": {"split": "standard", "fold": None}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"face_set": own}}))
-    face_set = Namespace(class_path=class_path, init_args=Namespace(**settings))
-    config = Namespace(run="from_checkpoint", data=Namespace(face_set=face_set))
+    namespace: Any = Namespace  # untyped
+    face_set = namespace(class_path=class_path, init_args=namespace(**settings))
+    config = namespace(run="from_checkpoint", data=namespace(face_set=face_set))
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     assert _evaluation_folder(config, checkpoint) == tmp_path / folder
     config.run = str(tmp_path / "elsewhere")
