@@ -79,10 +79,6 @@ def head() -> Iterator[Line]:
     yield ["sharded: sent a step", *[amount(head_traffic(W)) for W in PROCESSES]]
     sampled = [sampled_rows(W) for W in PROCESSES]
     yield [f"sharded, {SAMPLE_SHARE:.0%} sampled: rows a step", *[f"{rows:,.0f}" for rows in sampled]]
-    yield [
-        "sampled: weight, two moments, gradient of the rows",
-        *[amount(row * (3 * IDENTITIES / W + sampled_rows(W))) for W in PROCESSES],
-    ]
     yield ["sampled: logits and their gradient", *[amount(shard_logits(W, sampled_rows(W))) for W in PROCESSES]]
 
 

@@ -201,15 +201,8 @@ class DistillationModule(RecognitionModule):
         self.student = Student(embedder, self.teacher.embedding_dim, student_input, mask_channel)
         check_start(self.student, self.teacher.embedding_dim, interpolation)
         self.average = StudentAverage(self.student, ema_decay, interpolation)
-        if inpainting_checkpoint is None and self.student.needs_completion:
-            raise ValueError(
-                f"student_input {student_input!r} needs a de-occluder: give a stage-1 run as inpainting_checkpoint, "
-                "or student_input masked"
-            )
-        self.deoccluder = None
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
-        if inpainting_checkpoint is not None and not self.awaits_deoccluder:
-            self.deoccluder = Deoccluder.from_checkpoint(inpainting_checkpoint, segmenter_checkpoint)
+        self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
@@ -374,6 +367,18 @@ class DistillationModule(RecognitionModule):
             self._build_classifier(len(state["classifier.weight"]))
         if isinstance(self.classifier, ShardedIdentityLoss):
             split_head(checkpoint, "classifier", self.classifier)
+
+    def _load_deoccluder(
+        self, inpainting_checkpoint: str | None, segmenter_checkpoint: str | None
+    ) -> Deoccluder | None:
+        if inpainting_checkpoint is None and self.student.needs_completion:
+            raise ValueError(
+                f"student_input {self.student.student_input!r} needs a de-occluder: give a stage-1 run as "
+                "inpainting_checkpoint, or student_input masked"
+            )
+        if inpainting_checkpoint is None or self.awaits_deoccluder:
+            return None
+        return Deoccluder.from_checkpoint(inpainting_checkpoint, segmenter_checkpoint)
 
     def _build_classifier(self, num_identities: int) -> None:
         hp, dim = self.hparams, self.teacher.embedding_dim

@@ -105,10 +105,7 @@ def identity_centers(
 
 
 class Comparison(nn.Module):
-    """Metrics of one evaluation epoch: embeddings by row of the results, restoration and mask prediction.
-
-    All of them reduce over ranks. A row without any update is left out of the results.
-    """
+    """Metrics of an evaluation epoch, reduced over ranks; those without an update are left out of the results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,9 +320,7 @@ class RestorationModule(pl.LightningModule):
     average: AveragedModel
     """Running average of the generator."""
     segmenter: MaskSegmenter | None
-    restoration: nn.ModuleDict
-    """A `RestorationMetric` by mask source."""
-    mask_prediction: MaskPredictionMetric
+    comparison: Comparison
     bare_shares: list[Tensor]
     """Predicted mask areas of bare validation faces, from which the gate of the segmenter is calibrated."""
 
@@ -349,7 +344,8 @@ class RestorationModule(pl.LightningModule):
         if dataloader_idx == 1:
             return self._restore(batch)
         if self.segmenter is not None:
-            self.mask_prediction.update(self.segmenter.predict_mask(batch["face"]), batch["mask"], batch["kind"])
+            predicted_mask = self.segmenter.predict_mask(batch["face"])
+            self.comparison.add_mask_prediction(predicted_mask, batch["mask"], batch["kind"])
         return {}
 
     @outside_autocast
@@ -364,17 +360,17 @@ class RestorationModule(pl.LightningModule):
         if self.segmenter is not None and self.bare_shares:
             self.segmenter.calibrate_gate(cast(Tensor, self.all_gather(torch.cat(self.bare_shares))).flatten())
         self.bare_shares = []
-        self.mask_prediction.reset()
-        for source, scores in self._collect_restoration().items():
+        _, restoration, _ = self.comparison.collect()
+        for source, scores in restoration.items():
             self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
 
     def on_test_epoch_end(self) -> None:
         """Build `results`, which `deocc.callbacks` writes."""
+        _, restoration, mask_prediction = self.comparison.collect()
         provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
-        self.results = build_restoration_results(self._collect_restoration(), list_kinds(), provenance)
-        if self.segmenter is not None:
-            self.results |= mask_prediction_results(self.mask_prediction.compute(), list_kinds())
-        self.mask_prediction.reset()
+        self.results = build_restoration_results(restoration, list_kinds(), provenance)
+        if mask_prediction is not None:
+            self.results |= mask_prediction_results(mask_prediction, list_kinds())
 
     def _restore(self, batch: MaskedFaceBatch) -> dict[str, Tensor]:
         """Complete masked faces by each available mask and update the metrics; return the images for the panels."""
@@ -386,22 +382,12 @@ class RestorationModule(pl.LightningModule):
         masks, images = {"given_mask": batch["mask"]}, {}
         if self.segmenter is not None:
             masks["predicted_mask"] = images["predicted_mask"] = self.segmenter.predict_mask(batch["masked_face"])
-            self.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
+            self.comparison.add_mask_prediction(masks["predicted_mask"], batch["mask"], batch["kind"])
         for source, mask in masks.items():
             completed_face = self(batch["masked_face"], mask)
             images["completed_face" if source == "given_mask" else "completed_face_predicted_mask"] = completed_face
-            metric = cast(RestorationMetric, self.restoration[source])
-            metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
+            self.comparison.add_restoration(source, completed_face, batch)
         return images
-
-    def _collect_restoration(self) -> dict[str, Any]:
-        """Compute and reset the restoration scores by mask source."""
-        scores = {}
-        for source in SOURCES if self.segmenter is not None else SOURCES[:1]:
-            metric = cast(RestorationMetric, self.restoration[source])
-            scores[source] = metric.compute()
-            metric.reset()
-        return scores
 
 
 def _empty_mask(face: Tensor) -> Tensor:

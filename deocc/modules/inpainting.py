@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import MaskPredictionMetric, RestorationMetric
 from deocc.losses import (
     discriminator_loss,
     feature_distance,
@@ -28,7 +27,7 @@ from deocc.losses import (
     masked_l1_loss,
 )
 from deocc.masking.random import uniform
-from deocc.modules.evaluation import SOURCES, RestorationModule, outside_autocast
+from deocc.modules.evaluation import Comparison, RestorationModule, outside_autocast
 from deocc.modules.optimization import (
     MicroBatch,
     Terms,
@@ -132,8 +131,7 @@ class InpaintingModule(RestorationModule):
                     f"no gradient passes through the teacher {teacher!r}: choose another, "
                     "or identity_weight and perceptual_weight 0"
                 )
-        self.restoration = nn.ModuleDict({source: RestorationMetric() for source in SOURCES})
-        self.mask_prediction = MaskPredictionMetric()
+        self.comparison = Comparison()
         self.bare_shares = []
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> None:
