@@ -1,13 +1,14 @@
-"""The AR database: 26 frontal shots a person over two sessions, some with real sunglasses or a scarf.
+"""The AR database: 26 frontal shots per person in two sessions, some with real sunglasses or a scarf.
 
 [0] Martinez and Benavente, "The AR Face Database", CVC Technical Report 24, 1998.
 [1] Yang et al., "Robust Sparse Coding for Face Recognition", CVPR 2011.
-[2] `readraw.m` of L. van der Maaten, 2009, and the ImageMagick command of the repository matheustguimaraes/organize-AR-face-db.
+[2] `readraw.m` of L. van der Maaten, 2009, and the ImageMagick command of the repository
+    matheustguimaraes/organize-AR-face-db.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,18 +24,21 @@ from deocc.masking import list_kinds
 
 _SESSION: Final = 13
 SHOTS: Final = 2 * _SESSION
-"""Shots a person. In a session: neutral, smile, anger, scream; light from left, right, both; sunglasses and scarf in three lights each."""
+"""Shots per person.
+
+A session has neutral, smile, anger, scream; light from left, right, both; sunglasses and scarf in three lights each.
+"""
 
 _OCCLUDERS: Final = dict.fromkeys((8, 9, 10), "sunglasses") | dict.fromkeys((11, 12, 13), "scarf")
 _NAME: Final = re.compile(r"([mwf])-(\d{1,3})-(\d{1,2})", re.IGNORECASE)
-_RAW: Final = (3, 576, 768)  # the red, the green and the blue plane, rows from the top [2]
+_RAW: Final = (3, 576, 768)  # planes of red, green and blue, rows from the top [2]
 _ADVICE: Final = (
     "ask for access on the AR Face Database's home page (A. M. Martinez, Ohio State University) and copy all of it"
 )
 
 
 class _Shot(NamedTuple):
-    """One file; sorting puts people and their shots in order."""
+    """One file; sorts by person and number."""
 
     person: str
     number: int
@@ -42,28 +46,28 @@ class _Shot(NamedTuple):
 
 
 class ArFaces(FaceSet):
-    """The original release (768 x 576 pixels, also its .raw files) or the cropped one (120 x 165), for a test alone.
+    """The original release (768 x 576 pixels, also as .raw files) or the cropped one (120 x 165), for tests only.
 
-    Files are known by names such as `m-001-01.bmp`, in any case, with any image suffix, in any folder below `root`: m for men, w or f for
-    women, the person's number, the shot's. Shots 8-10 and 21-23 show sunglasses, 11-13 and 24-26 a scarf [0]; they are the probes.
+    Files have names such as `m-001-01.bmp` (m for men, w or f for women, number of the person, number of the shot), in
+    any case, with any image suffix, in any folder below `root`. Shots 8-10 and 21-23 show sunglasses, 11-13 and 24-26 a
+    scarf [0]; they are the probes.
 
-    The galleries are OURS, since published ones differ: "protocol2" holds a person's neutral shot, "protocol1" the neutral shots of session
-    one under its four lights, as the second disguise experiment of [1] does; other shots can be asked for. Where a person lacks a shot, the
-    same shot of the other session stands in, if there is one. A person may lack any shots but the neutral ones; `credit` tells how many
-    shots there are.
+    Published galleries differ; our choice: "protocol2" has the neutral shot of a person, "protocol1" the neutral shots
+    of session one in its four lights, as the second disguise experiment of [1]. If a person lacks a shot, the same shot
+    of the other session replaces it. Only the neutral shots are required; `credit` reports the number of shots.
 
-    Landmarks are found by a detector on the very image, occluder and all: a test has nothing else. What stands in where it finds no face is
-    said in `deocc.data.landmark_cache`.
+    Landmarks are detected on the occluded image, since a test has nothing else; see `deocc.data.landmarks` for faces
+    that are not found.
 
     Args:
-        root: the folder that holds the images.
-        detector: which detector finds the landmarks, see `deocc.data.landmark_cache`.
-        detector_weights: its weights file, where it needs one.
-        protocol1_shots: the gallery shots of protocol 1.
+        root: folder of the images.
+        detector: detector of the landmarks, see `deocc.data.landmarks`.
+        detector_weights: weights file of the detector, if it needs one.
+        protocol1_shots: gallery shots of protocol 1.
 
     Raises:
-        FileNotFoundError: no such image, people without a gallery image, or no image with sunglasses or scarf.
-        ValueError: the same shot twice, or gallery shots that do not exist or show an occluder.
+        FileNotFoundError: there is no image, people lack a gallery image, or no image has sunglasses or a scarf.
+        ValueError: a shot exists twice, or gallery shots do not exist or show an occluder.
     """
 
     def __init__(
@@ -73,7 +77,12 @@ class ArFaces(FaceSet):
         detector_weights: str | None = None,
         protocol1_shots: Sequence[int] = (1, 5, 6, 7),
     ) -> None:
-        _check_gallery_shots(protocol1_shots)
+        bare = [shot for shot in range(1, SHOTS + 1) if occluder_of(shot) < 0]
+        if not protocol1_shots or not set(protocol1_shots) <= set(bare):
+            raise ValueError(
+                f"protocol1_shots is {list(protocol1_shots)}: choose bare shots, "
+                f"that is some of {', '.join(map(str, bare))}"
+            )
         shots = _find_shots(Path(root))
         self._paths = [shot.path for shot in shots]
         self.names = [f"{shot.person}-{shot.number:02d}" for shot in shots]
@@ -96,13 +105,13 @@ class ArFaces(FaceSet):
 
     @property
     def credit(self) -> str:
-        """The database, its authors, and how much of it is there."""
+        """The database, its authors, and the number of shots found."""
         people = len(self.person_names or ())
         there = f"{len(self):,} of {people * SHOTS:,} shots of {people} people"
         return f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The photograph at `index`, (H, W, 3) RGB.
+        """Read the image at `index`, (H, W, 3) RGB.
 
         Raises:
             ValueError: the file is not a readable image, or a .raw file of another size; the message names it.
@@ -111,29 +120,31 @@ class ArFaces(FaceSet):
         return _read_raw(path) if path.suffix.lower() == ".raw" else read_image(path)
 
     def content(self, index: int) -> bytes:
-        """The shot's name and its file's size, not its pixels: the original release has 4 GB."""
+        """Return name and file size instead of pixels: the original release has 4 GB."""
         return f"{self.names[index]} {self._paths[index].stat().st_size}\n".encode()
 
     def _gallery(self, root: Path, shots: Sequence[int]) -> NDArray[np.int64]:
-        """The positions of everybody's gallery images, ascending."""
+        """Return the positions of the gallery images of all people, ascending."""
         place = {name: index for index, name in enumerate(self.names)}
         chosen: set[int] = set()
         missing = []
         for person in self.person_names or ():
-            found = {place[name] for shot in shots for name in _shot_or_twin(person, shot, place)}
+            found = set()
+            for shot in shots:
+                names = [f"{person}-{number:02d}" for number in (shot, _other_session(shot))]
+                found.update([place[name] for name in names if name in place][:1])
             chosen |= found
             if not found:
                 missing.append(f"{person}-{shots[0]:02d}")
         if missing:
-            wanted = " or ".join(str(shot) for shot in sorted({*shots, *map(_twin, shots)}))
-            raise missing_set(
-                f"AR gallery images (shot {wanted} of a person)", root, missing, len(self.person_names or ()), _ADVICE
-            )
+            wanted = " or ".join(str(shot) for shot in sorted({*shots, *map(_other_session, shots)}))
+            title = f"AR gallery images (shot {wanted} of a person)"
+            raise missing_set(title, root, missing, len(self.person_names or ()), _ADVICE)
         return np.array(sorted(chosen), dtype=np.int64)
 
 
 def occluder_of(shot: int) -> int:
-    """The position in `deocc.masking.list_kinds()` of what the shot 1-26 shows; -1 for a bare face.
+    """Return the position in `deocc.masking.list_kinds()` of the occluder in shot 1-26; -1 for a bare face.
 
     >>> [list_kinds()[occluder_of(shot)] for shot in (8, 13, 21, 26)]
     ['sunglasses', 'scarf', 'sunglasses', 'scarf']
@@ -142,49 +153,31 @@ def occluder_of(shot: int) -> int:
     return -1 if kind is None else list_kinds().index(kind)
 
 
-def _twin(shot: int) -> int:
-    """The same shot of the other session."""
+def _other_session(shot: int) -> int:
     return shot + _SESSION if shot <= _SESSION else shot - _SESSION
 
 
-def _shot_or_twin(person: str, shot: int, place: dict[str, int]) -> Iterator[str]:
-    """The shot's name, or its twin's, or nothing."""
-    names = (f"{person}-{number:02d}" for number in (shot, _twin(shot)))
-    yield from [name for name in names if name in place][:1]
-
-
-def _check_gallery_shots(shots: Sequence[int]) -> None:
-    bare = [shot for shot in range(1, SHOTS + 1) if occluder_of(shot) < 0]
-    if not shots or not set(shots) <= set(bare):
-        raise ValueError(
-            f"protocol1_shots is {list(shots)}: choose bare shots, that is some of {', '.join(map(str, bare))}"
-        )
-
-
 def _find_shots(root: Path) -> list[_Shot]:
-    """All shots below the folder, by person and number."""
-    shots = sorted(_shots(root))
+    """Find all shots below the folder, sorted by person and number."""
+    shots = []
+    for path in root.rglob("*"):
+        name = _NAME.fullmatch(path.stem)
+        if name is not None and path.suffix.lower() in IMAGE_SUFFIXES | {".raw"} and 1 <= int(name[3]) <= SHOTS:
+            letter = name[1].lower().replace("f", "w")
+            shots.append(_Shot(f"{letter}-{int(name[2]):03d}", int(name[3]), path))
     if not shots:
         looked = (
             "looked for m-001-01.bmp and the like (m or w, person, shot from 1 to 26), unpacked, in all its folders"
         )
         raise FileNotFoundError(f"no AR image below {root.absolute()}: {looked}; {_ADVICE}")
+    shots.sort()
     for shot, other in pairwise(shots):
         if shot[:2] == other[:2]:
             raise ValueError(
-                f"shot {shot.number} of {shot.person} is there twice, {shot.path} and {other.path}: keep one copy of the set"
+                f"shot {shot.number} of {shot.person} is there twice, {shot.path} and {other.path}: "
+                "keep one copy of the set"
             )
     return shots
-
-
-def _shots(root: Path) -> Iterator[_Shot]:
-    for path in root.rglob("*"):
-        name = _NAME.fullmatch(path.stem)
-        if name is None or path.suffix.lower() not in IMAGE_SUFFIXES | {".raw"}:
-            continue
-        letter, person, number = name[1].lower().replace("f", "w"), int(name[2]), int(name[3])
-        if 1 <= number <= SHOTS:
-            yield _Shot(f"{letter}-{person:03d}", number, path)
 
 
 def _read_raw(path: Path) -> NDArray[np.uint8]:

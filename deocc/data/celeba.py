@@ -1,7 +1,7 @@
-"""CelebA, read where it lies: 202,599 images of 10,177 people, with the set's own landmarks, identities and partition.
+"""CelebA: 202,599 images of 10,177 people, with the set's own landmarks, identities and partition.
 
-Liu et al., "Deep Learning Face Attributes in the Wild", ICCV 2015. It is for non-commercial research; nothing of it is in this
-repository.
+Liu et al., "Deep Learning Face Attributes in the Wild", ICCV 2015. For non-commercial research; nothing of it is in
+this repository.
 """
 
 import re
@@ -25,19 +25,20 @@ _LANDMARKS: Final = {"aligned": "list_landmarks_align_celeba", "in_the_wild": "l
 _IDENTITIES, _PARTITION = "identity_CelebA", "list_eval_partition"
 _PLACES: Final = ("", "Anno", "Eval", "Img")
 _ADVICE: Final = (
-    "get them from CelebA's home page at the Multimedia Laboratory of the Chinese University of Hong Kong (copies with .csv lists lack "
-    "identity_CelebA.txt) and put them there or into its folders Anno, Eval and Img, .7z archives unpacked"
+    "get them from CelebA's home page at the Multimedia Laboratory of the Chinese University of Hong Kong (copies with "
+    ".csv lists lack identity_CelebA.txt) and put them there or into its folders Anno, Eval and Img, .7z archives "
+    "unpacked"
 )
-_NAME: Final = "U32"  # the set's names have ten characters
+_NAME: Final = "U32"  # names of the set have ten characters
 
 
 class _Rows(NamedTuple):
-    """What the lists say of the images, ascending by name."""
+    """Content of the lists, sorted by image name."""
 
     names: NDArray[np.str_]
     """(N,) file names."""
     identity: NDArray[np.int64]
-    """(N,) the set's own number of each person."""
+    """(N,) the set's number of each person."""
     landmarks: NDArray[np.float64]
     """(N, 5, 2)."""
     partition: NDArray[np.int64]
@@ -45,29 +46,32 @@ class _Rows(NamedTuple):
 
 
 class CelebaFaces(FaceSet):
-    """CelebA's images and landmarks, split by its official partition into training, validation and test.
+    """Images and landmarks of CelebA, split by its official partition into training, validation and test.
 
-    Lists are found in `root` or its subfolders `Anno` and `Eval`, as `.txt` of the release or `.csv` of the widespread copies; images there
-    or in `Img`, as a folder (nested once more in one of its name, as some copies are) or as the zip of the release. Landmarks are taken to
-    name pixel centres counted from 0 (OURS: the release does not say).
+    Lists are searched in `root` and its subfolders `Anno` and `Eval`, as `.txt` files of the release or `.csv` files of
+    widespread copies; images there or in `Img`, as a folder (also nested in one of the same name) or as the zip of the
+    release. The release does not define the origin of landmarks; our choice: pixel centres, counted from 0.
 
-    Should the partition give one person's images to several splits, the person belongs to the split with most of them, the earlier one of
-    equals, and the images in the other splits are left out, with a warning (OURS): so no image leaves its official split.
+    If the partition assigns images of one person to several splits, the person belongs to the split with most of them
+    (of equals the earlier one), and images in other splits are left out with a warning (our choice).
 
     Args:
-        root: the set's folder.
-        images: "aligned" are 178 x 218 crops; "in_the_wild" the photographs they were cut from, of any size.
-        exclude: a list of people (LFW's `people.txt` or `lfw-names.txt`) who must not be trained or validated on; needs `names`.
-        names: who is who: lines `IMAGE NAME` or `IDENTITY NAME`. No such list is part of the release. A person's first name in it counts.
+        root: folder of the set.
+        images: "aligned" for crops of 178 x 218, "in_the_wild" for the original photos of any size.
+        exclude: list of people (LFW's `people.txt` or `lfw-names.txt`) to exclude from training and validation; needs
+            `names`.
+        names: file of lines `IMAGE NAME` or `IDENTITY NAME`, which is not part of the release. The first name of a
+            person counts.
 
     Attributes:
-        person: (N,) identities, numbered from 0 in the order of the set's own numbers.
-        person_names: the name of each identity, `CelebA identity NUMBER` where none is known; None without `names`.
-        excluded: the names of the people that `exclude` left out.
+        person: (N,) identities, numbered from 0 in the order of the set's numbers.
+        person_names: name of each identity, `CelebA identity NUMBER` if unknown; None without `names`.
+        excluded: names of the people that `exclude` removed.
 
     Raises:
         FileNotFoundError: lists, rows of a list or images are missing; the message says which and where to get them.
-        ValueError: a list or zip cannot be read, `images` is unknown, `exclude` stands without `names`, or a split has no person.
+        ValueError: a list or zip cannot be read, `images` is unknown, `exclude` is given without `names`, or a split is
+            empty.
     """
 
     credit = "CelebA, Z. Liu, P. Luo, X. Wang, X. Tang, ICCV 2015; for non-commercial research only"
@@ -96,7 +100,7 @@ class CelebaFaces(FaceSet):
             self.person_names = [known.get(at, f"CelebA identity {number}") for at, number in enumerate(numbers)]
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The photograph at `index`: (H, W, 3) RGB, 218 x 178 where aligned.
+        """Read the image at `index`, (H, W, 3) RGB; aligned images are 218 x 178.
 
         Raises:
             ValueError: the file is not a readable image; the message names it.
@@ -104,12 +108,12 @@ class CelebaFaces(FaceSet):
         return self._store.read(self.names[index])
 
     def content(self, index: int) -> bytes:
-        """The file's size and name, not its pixels: 202,599 images would take minutes to read. Equal in a folder and in the zip."""
+        """Return size and name of the file instead of pixels, which would take minutes; equal in a folder and a zip."""
         return f"{self._store.size(self.names[index])} {self.names[index]}".encode()
 
 
 def _find(root: Path, images: Images) -> tuple[ImageStore, _Rows]:
-    """The image files and what the lists say of them, or an error that names every part that is not there."""
+    """Find the images and read the lists, or raise an error that names all missing parts."""
     wanted = [_IDENTITIES, _LANDMARKS[images], _PARTITION]
     paths = [_list_path(root, name) for name in wanted]
     store = open_images(root, _FOLDERS[images], _PLACES)
@@ -130,7 +134,7 @@ def _list_path(root: Path, name: str) -> Path | None:
 
 
 def _read_list(path: Path, width: int) -> tuple[Path, NDArray[np.void]]:
-    """The rows of a list, ascending by image name: its `name` and `width` numbers as `values`."""
+    """Read the rows of a list, sorted by image name: `name`, and `width` numbers as `values`."""
     try:
         header, promised = _read_header(path)
         layout = np.dtype([("name", _NAME), ("values", np.float64, (width,))])
@@ -149,7 +153,7 @@ def _read_list(path: Path, width: int) -> tuple[Path, NDArray[np.void]]:
 
 
 def _read_header(path: Path) -> tuple[int, int]:
-    """How many lines stand before the first image (none, a line of names, or also the number of images), and that number or 0."""
+    """Return the number of lines before the first image (0 to 2), and the announced number of images, or 0."""
     with path.open(encoding="utf-8-sig") as file:
         lines = list(islice(file, 3))
     first = [re.split(r"[\s,]", line, maxsplit=1)[0] for line in lines]
@@ -160,7 +164,7 @@ def _read_header(path: Path) -> tuple[int, int]:
 
 
 def _join(*lists: tuple[Path, NDArray[np.void]]) -> _Rows:
-    """The lists side by side; an image that one of them knows has to be in all."""
+    """Join the lists; each image has to be in all of them."""
     names = np.unique(np.concatenate([rows["name"] for _, rows in lists]))
     for path, rows in lists:
         absent = np.setdiff1d(names, rows["name"], assume_unique=True)
@@ -173,7 +177,7 @@ def _join(*lists: tuple[Path, NDArray[np.void]]) -> _Rows:
 
 
 def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """The split of each person, as a position in `SPLITS`, and which images lie in their person's split."""
+    """Return the split of each person, as a position in `SPLITS`, and True for images in the split of their person."""
     counts = np.bincount(person * len(SPLITS) + partition, minlength=(person.max() + 1) * len(SPLITS))
     split_of_person = counts.reshape(-1, len(SPLITS)).argmax(1)
     kept = partition == split_of_person[person]
@@ -189,7 +193,7 @@ def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tup
 def _read_names(
     path: Path, images: NDArray[np.str_], person: NDArray[np.intp], numbers: NDArray[np.int64]
 ) -> dict[int, str]:
-    """The name of each person, by position in `numbers`, where the file knows it."""
+    """Return the known names of people, by position in `numbers`."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no list of names at {path.absolute()}: give a text file of lines IMAGE NAME or IDENTITY NAME"
@@ -204,13 +208,14 @@ def _read_names(
             known.setdefault(place[key], name[0].strip())
     if not known:
         raise ValueError(
-            f"{path} names nobody in CelebA: its lines have to be IMAGE NAME or IDENTITY NAME, such as '000001.jpg Jane Doe'"
+            f"{path} names no one in CelebA: its lines have to be IMAGE NAME or IDENTITY NAME, "
+            "such as '000001.jpg Jane Doe'"
         )
     return known
 
 
 def _find_excluded(path: Path, known: dict[int, str], split_of_person: NDArray[np.intp]) -> list[int]:
-    """The training and validation people whom the list at `path` names too."""
+    """Return the training and validation people that are in the list at `path`."""
     tested = SPLITS.index("test")
     unnamed = sum(split != tested and at not in known for at, split in enumerate(split_of_person.tolist()))
     if unnamed:
@@ -226,5 +231,6 @@ def _check_splits(split_of_person: dict[int, Split], root: Path) -> None:
     empty = [split for split in SPLITS if split not in split_of_person.values()]
     if empty:
         raise ValueError(
-            f"CelebA in {root.absolute()} leaves nobody for {' and '.join(empty)}: check {_PARTITION} and the excluded people"
+            f"CelebA in {root.absolute()} leaves no one for {' and '.join(empty)}: "
+            f"check {_PARTITION} and the excluded people"
         )

@@ -1,4 +1,4 @@
-"""What to say where a data set is missing or half copied: one line for every set."""
+"""Base class of data sets, and the error for a set whose files are missing."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -10,26 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.evaluation.protocol import AllPairs
+from deocc.messages import one_line
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
 _UNREADABLE: Final = b"an image that cannot be read"
+_NAMED: Final = 3  # missing files that an error names
 
 
 class FaceSet(ABC):
-    """Images with five landmarks and an identity each; no identity lies in two splits.
+    """Images with five landmarks and an identity each. An identity belongs to one split only.
 
-    A new data set is one subclass: fill the attributes in `__init__`, read one image in `image`.
+    A subclass fills the attributes in `__init__` and reads one image in `image`.
 
     Attributes:
-        names: one name an image, unique, for messages and reports.
+        names: a unique name for each image, for messages and reports.
         landmarks: (N, 5, 2) x, y in pixels of the image.
         person: (N,) int64, the identity of each image.
         split_of_person: the split of each identity.
-        person_names: the name of each identity, where the set knows names.
-        protocol: what a test compares.
-        occluder: None where every face is bare and masks are rendered; else (N,) the position in `deocc.masking.list_kinds()` of the real
-            occluder that an image shows, -1 for a bare face. Nothing is rendered on such a set's faces in a test.
+        person_names: the name of each identity, if the set has names.
+        protocol: comparisons of a test.
+        occluder: None if all faces are bare and masks are rendered; otherwise (N,) the position in
+            `deocc.masking.list_kinds()` of the real occluder in an image, -1 for a bare face. No mask is rendered on
+            the faces of such a set in a test.
     """
 
     names: Sequence[str]
@@ -42,88 +46,77 @@ class FaceSet(ABC):
 
     @abstractmethod
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The photograph at `index`: (H, W, 3) RGB.
+        """Read the image at `index`, (H, W, 3) RGB.
 
         Raises:
             ValueError: the file is not a readable image.
-            OSError: it is gone, or its disk fails.
+            OSError: the file is missing, or its disk fails.
         """
 
     @property
     @abstractmethod
     def credit(self) -> str:
-        """Whom to credit, in one line for reports."""
+        """The owner of the images, in one line for reports."""
 
     def __len__(self) -> int:
-        """The number of images."""
         return len(self.names)
 
     def indices(self, split: Split) -> NDArray[np.int64]:
-        """The positions of the images of one split, ascending."""
-        people = [person for person, its_split in self.split_of_person.items() if its_split == split]
-        return np.flatnonzero(np.isin(self.person, people)).astype(np.int64)
+        """Return the positions of the images of a split, ascending."""
+        identities = [identity for identity, own_split in self.split_of_person.items() if own_split == split]
+        return np.flatnonzero(np.isin(self.person, identities)).astype(np.int64)
 
     def bare(self, split: Split) -> NDArray[np.int64]:
-        """The positions of the split's images that show no real occluder."""
+        """Return the positions of the split's images without a real occluder."""
         indices = self.indices(split)
         return indices if self.occluder is None else indices[self.occluder[indices] < 0]
 
     def occluded(self, split: Split) -> NDArray[np.int64]:
-        """The positions of the split's images that show a real occluder."""
+        """Return the positions of the split's images with a real occluder."""
         indices = self.indices(split)
         return indices[:0] if self.occluder is None else indices[self.occluder[indices] >= 0]
 
     def content(self, index: int) -> bytes:
-        """What `fingerprint` takes of an image: its pixels. A set too large to be read whole may take less, and says so."""
+        """Return the part of an image that `fingerprint` uses: its pixels, or less for sets too large to be read."""
         return self.image(index).tobytes()
 
     def fingerprint(self, split: Split) -> str:
-        """A hash of the split's names, landmarks, identities and images (`content`): two runs with equal hashes saw the same data.
+        """Return a hash of the split's names, landmarks, identities and images.
 
-        An image that cannot be read, which a training leaves out, counts as such: the hash is another once it can be.
+        Two runs with equal hashes used the same data. An image that cannot be read counts as such.
         """
         digest, indices = hashlib.sha256(), self.indices(split)
-        for index, points, person in zip(
-            indices.tolist(), np.round(self.landmarks[indices], 2), self.person[indices], strict=True
-        ):
-            digest.update(
-                b"".join([self.names[index].encode(), points.tobytes(), person.tobytes(), self._content(index)])
-            )
+        landmarks = np.round(self.landmarks[indices], 2)
+        for index, points, identity in zip(indices.tolist(), landmarks, self.person[indices], strict=True):
+            try:
+                content = self.content(index)
+            except (ValueError, OSError):
+                content = _UNREADABLE
+            digest.update(b"".join([self.names[index].encode(), points.tobytes(), identity.tobytes(), content]))
         return digest.hexdigest()[:16]
 
-    def _content(self, index: int) -> bytes:
-        try:
-            return self.content(index)
-        except (ValueError, OSError):
-            return _UNREADABLE
-
     def quick_fingerprint(self, split: Split) -> str:
-        """What tells a split's data from any other on this machine. A set that reads pixels in `fingerprint` may do with less here."""
+        """Return a hash that identifies the split's data on this machine; it may avoid reading pixels."""
         return self.fingerprint(split)
 
 
-_SHOWN: Final = 3
-
-
 def missing_set(title: str, root: Path, missing: Sequence[str], total: int, advice: str) -> FileNotFoundError:
-    """The error to raise where files of a data set are missing.
+    """Return the error for missing files of a data set.
 
-    >>> print(missing_set("LFW images", Path("/faces"), ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], 9, "get them from LFW's home page"))
-    4 of 9 LFW images are missing in /faces (a.jpg, b.jpg, c.jpg, ...): get them from LFW's home page
+    >>> print(missing_set("LFW images", Path("/faces"), ["a", "b", "c", "d"], 9, "get them from LFW's home page"))
+    4 of 9 LFW images are missing in /faces (a, b, c, ...): get them from LFW's home page
     >>> print(missing_set("LFW images", Path("/faces"), ["a.jpg"], 9, "get it from LFW's home page"))
     1 of 9 LFW images is missing in /faces (a.jpg): get it from LFW's home page
 
     Args:
-        title: what was looked for, in the plural.
-        root: where it was looked for.
-        missing: what is not there, in the order of the search; the first three are named.
-        total: how many were looked for.
+        title: what was expected, in the plural.
+        root: where it was expected.
+        missing: names of the missing files, in the order of the search.
+        total: number of expected files.
         advice: how to get the set by hand.
-
-    Returns:
-        The error, its message one line.
     """
-    names = ", ".join([*missing[:_SHOWN], *(["..."] if len(missing) > _SHOWN else [])])
+    names = ", ".join([*missing[:_NAMED], *(["..."] if len(missing) > _NAMED else [])])
     verb = "is" if len(missing) == 1 else "are"
-    message = f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({names}): {advice}"
-    return FileNotFoundError(" ".join(message.split()))
+    return FileNotFoundError(
+        one_line(f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({names}): {advice}")
+    )

@@ -1,6 +1,6 @@
-"""Who is in two data sets: people compared by name, however each set writes it.
+"""Names of people: compact tables, comparison across data sets, lists of people.
 
-A name in common does not prove one person, nor do two spellings prove two: this finds what names can tell, no more.
+Equal names do not prove that two people are the same, nor do different spellings prove that they differ.
 """
 
 import unicodedata
@@ -11,19 +11,22 @@ from typing import Final, overload
 import numpy as np
 from numpy.typing import NDArray
 
-_CODING = ("utf-8", "surrogateescape")  # the second: file names that are no UTF-8 come back as they were
+_CODING = ("utf-8", "surrogateescape")  # file names that are not UTF-8 are restored exactly
+
+# Letters that Unicode does not decompose into a plain letter and an accent; the last is the Turkish dotless i
+_PLAIN: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "\u0131": "i"})
 
 
 class NameTable(Sequence[str]):
-    """Names, each made when asked for; equal to any sequence of the same names.
+    """Names in two arrays, decoded on access; equal to any sequence of the same names.
 
-    A forked worker shares the two arrays with its parent: no reference count is in them, so reading copies nothing.
+    Forked workers share the arrays with their parent, since reading changes no reference count.
 
     Args:
-        names: in the order in which they are asked for.
+        names: the names in order.
     """
 
-    __hash__ = None  # type: ignore[assignment]  # it equals lists, which have none
+    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have no hash
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode(*_CODING) for name in names]
@@ -31,7 +34,6 @@ class NameTable(Sequence[str]):
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
     def __len__(self) -> int:
-        """The number of names."""
         return len(self._ends) - 1
 
     @overload
@@ -39,33 +41,23 @@ class NameTable(Sequence[str]):
     @overload
     def __getitem__(self, place: slice) -> "NameTable": ...
     def __getitem__(self, place: int | slice) -> "str | NameTable":
-        """The name at a place, or the names of a slice.
-
-        Raises:
-            IndexError: there is no such place.
-        """
         if isinstance(place, slice):
             return NameTable(self[at] for at in range(*place.indices(len(self))))
         at = range(len(self))[place]
         return self._text[self._ends[at] : self._ends[at + 1]].tobytes().decode(*_CODING)
 
     def __eq__(self, other: object) -> bool:
-        """Whether `other` is a sequence of the same names in the same order."""
         if isinstance(other, NameTable):
             return np.array_equal(self._ends, other._ends) and np.array_equal(self._text, other._text)
         return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
 
     def buffers(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """All names' bytes one after another, and (N + 1,) where each begins and the last ends: what a hash of them takes."""
+        """Return the concatenated bytes of all names, and (N + 1,) their boundaries, for hashing."""
         return self._text, self._ends
 
 
-# Letters that Unicode does not decompose into a plain one and an accent; the last is Turkish, an i without a dot.
-_PLAIN: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "\u0131": "i"})
-
-
 def name_key(name: str) -> str:
-    """A name's letters and digits without case, accents, spaces, underscores and punctuation: equal keys, equal names.
+    """Return the letters and digits of a name without case, accents, spaces, underscores and punctuation.
 
     >>> name_key("Penélope_Cruz"), name_key("J.K. Rowling"), name_key("Lech WAŁĘSA")
     ('penelopecruz', 'jkrowling', 'lechwalesa')
@@ -75,7 +67,7 @@ def name_key(name: str) -> str:
 
 
 def shared_people(first_names: Iterable[str], second_names: Iterable[str]) -> list[str]:
-    """The names of the first set that the second one holds too, in the first one's order and spelling, each once.
+    """Return the names of the first set that are in the second set too, each once, in the spelling of the first.
 
     >>> shared_people(["Penelope Cruz", "Ann Veneman", "penelope cruz"], ["Penélope_Cruz"])
     ['Penelope Cruz']
@@ -89,13 +81,13 @@ def shared_people(first_names: Iterable[str], second_names: Iterable[str]) -> li
 
 
 def read_people(path: Path) -> list[str]:
-    """The names in a list of people, one a line, as LFW's `people.txt` and `lfw-names.txt`.
+    """Read a list of people with one name per line, such as LFW's `people.txt` and `lfw-names.txt`.
 
-    A number of images behind the name is dropped, and so are lines that hold nothing but numbers (how many folds, how many people).
+    The number of images after a name is dropped, as are lines that contain only numbers.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no name, or is no text.
+        ValueError: it contains no name, or is not text.
     """
     if not path.is_file():
         raise FileNotFoundError(

@@ -1,8 +1,8 @@
-"""Reading one photograph, whatever its mode, or saying in one line why it cannot be read.
+"""Reading one image file of any mode, or raising an error that says why it cannot be read.
 
-A file is not trusted. Only the formats of `FORMATS` are tried, and what a file claims is held against the limits here before any pixel is
-decoded. At most some 16 bytes a pixel are held at once, 1.6 GB for the largest image; of a file of pages or of an animation the first alone
-is decoded.
+Files are not trusted. Only `FORMATS` are tried, and what a file claims is checked against the limits here before pixels
+are decoded. At most about 16 bytes per pixel are held, 1.6 GB for the largest image. Of pages or animations only the
+first image is decoded.
 """
 
 import warnings
@@ -16,42 +16,43 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-_ORIENTATION = 0x0112  # the tag's number in EXIF 2.32, which also lists its values from 1, upright, to 8
-_T = Image.Transpose
-_TURNS = dict(
-    enumerate(
-        (
-            _T.FLIP_LEFT_RIGHT,
-            _T.ROTATE_180,
-            _T.FLIP_TOP_BOTTOM,
-            _T.TRANSPOSE,
-            _T.ROTATE_270,
-            _T.TRANSVERSE,
-            _T.ROTATE_90,
-        ),
-        start=2,
-    )
-)
+from deocc.messages import describe_error
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-"""Pillow's names of what those endings stand for. It would open forty others, among them EPS, for which it starts Ghostscript."""
+"""Pillow's names of the formats that are read. It supports forty others, among them EPS, which starts Ghostscript."""
 
 MOST_PIXELS: Final = 100_000_000
-"""An image of more pixels is refused before it is decoded: 300 MB as RGB. OURS."""
+"""Largest number of pixels of an image, 300 MB as RGB. Our choice."""
+
 MOST_BYTES: Final = 2**30
-"""A larger file is refused unread: `MOST_PIXELS` of four 16-bit numbers take 800 MB. OURS."""
+"""Largest size of a file; `MOST_PIXELS` of four 16-bit numbers take 800 MB. Our choice."""
 
 _MOST_SCANNED: Final = 3e10
-"""Scans of a JPEG times its pixels. A file of 10 MB has room for 80,000 empty scans, each a pass of 25 ms over 81 million pixels; this many
-take 9 s. Photos have up to some ten scans, and bytes that look like more in a film that a telephone appended. OURS."""
+"""Largest number of scans of a JPEG times its pixels, which takes 9 s to decode. Our choice.
+
+A file of 10 MB can contain 80,000 empty scans, each a pass over all pixels. Photos have up to about ten.
+"""
+
+_ORIENTATION = 0x0112  # tag number in EXIF 2.32, which lists its values from 1, upright, to 8
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) RGB, upright by its EXIF rotation.
+    """Read an image file as (H, W, 3) RGB, rotated upright by its EXIF orientation.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, is cut short, or is beyond the limits.
+        ValueError: the file is not an image, is truncated, or exceeds the limits.
     """
     _check_file(path)
     try:
@@ -62,24 +63,24 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode an image file's bytes as `read_image` would; `name` is what errors call it.
+    """Decode the content of an image file; `name` is used in errors.
 
     Raises:
-        ValueError: the bytes are not an image, are cut short, or are beyond the limits.
+        ValueError: the bytes are not an image, are truncated, or exceed the limits.
     """
     try:
         with open_image(data) as image:
             return np.asarray(upright(image).convert("RGB"))
-    except Exception as error:  # Pillow's readers of damaged files raise nearly anything
+    except Exception as error:  # Pillow's decoders raise almost any error for damaged files
         raise _unreadable(name, reason_of(error)) from error
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, before any EXIF rotation, from the file's header alone.
+    """Read width and height in pixels, before any EXIF rotation, from the header of a file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file does not begin as an image does, or is beyond the limits.
+        ValueError: the file does not begin like an image, or exceeds the limits.
     """
     _check_file(path)
     try:
@@ -91,11 +92,11 @@ def read_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """Pillow's image, not decoded yet and within the limits; of damaged metadata, which is not used, no warning is given.
+    """Open an image within the limits without decoding it; warnings about metadata are suppressed.
 
     Raises:
-        ValueError: it is beyond the limits.
-        Exception: whatever Pillow raises; `reason_of` puts it into words.
+        ValueError: it exceeds the limits.
+        Exception: any error of Pillow; `reason_of` describes it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,7 +109,7 @@ def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS) -> Iter
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raise ValueError for a width and height of more than `MOST_PIXELS` together."""
+    """Raise ValueError if width and height give more than `MOST_PIXELS`."""
     width, height = size
     if width * height > MOST_PIXELS:
         most = f"at most {MOST_PIXELS // 1_000_000} million pixels are allowed"
@@ -116,32 +117,32 @@ def check_size(size: tuple[int, int]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """One line on why Pillow could not read a file."""
+    """Return in one line why Pillow could not read a file."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}, or damaged"
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return describe_error(error)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned by its EXIF orientation. Pillow's own function also writes the EXIF anew, and fails at odd ones."""
-    image.load()  # which turns a TIFF already, and takes the orientation out of its EXIF
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    return image if turn is None else image.transpose(turn)
+    """Rotate the image by its EXIF orientation.
+
+    Pillow's function also rewrites the EXIF data and fails on unusual ones.
+    """
+    image.load()  # rotates a TIFF already, and removes the orientation from its EXIF data
+    transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
+    return image if transposition is None else image.transpose(transposition)
 
 
 def _check_file(path: Path) -> None:
-    """Raise an error for what is not there, is no plain file, or is too large."""
-    if not _is_file(path):
-        raise FileNotFoundError(f"no image at {path}")
-    if path.stat().st_size > MOST_BYTES:
-        raise _unreadable(str(path), f"{path.stat().st_size:,} bytes, at most {MOST_BYTES:,} are allowed")
-
-
-def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
-    except OSError:  # a name that is too long, or a folder that may not be entered
-        return False
+        is_file = path.is_file()
+    except OSError:  # the name is too long, or the folder may not be entered
+        is_file = False
+    if not is_file:
+        raise FileNotFoundError(f"no image at {path}")
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise _unreadable(str(path), f"{size:,} bytes, at most {MOST_BYTES:,} are allowed")
 
 
 def _unreadable(name: str, reason: str) -> ValueError:

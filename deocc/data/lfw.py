@@ -1,7 +1,8 @@
-"""Labeled Faces in the Wild, in any of its copies, with its own list of pairs in folds.
+"""Labeled Faces in the Wild, in any of its copies, with its list of pairs in folds.
 
-Credit: G. B. Huang, M. Ramesh, T. Berg, E. Learned-Miller, "Labeled Faces in the Wild: A Database for Studying Face Recognition in
-Unconstrained Environments", University of Massachusetts, Amherst, Technical Report 07-49, 2007. File formats: the README of the set.
+Credit: G. B. Huang, M. Ramesh, T. Berg, E. Learned-Miller, "Labeled Faces in the Wild: A Database for Studying Face
+Recognition in Unconstrained Environments", University of Massachusetts, Amherst, Technical Report 07-49, 2007. File
+formats: the README of the set.
 """
 
 import warnings
@@ -27,41 +28,42 @@ _FOLDERS: Final = (
     "lfw_home/lfw_funneled",  # scikit-learn's copies
 )
 _VALIDATION_PHOTOS: Final = 10
-"""Of a validation person: pairs grow with the square of the photos, and LFW has 530 of one person. Our choice."""
+"""Photos used of a validation person. Pairs grow with the square, and LFW has 530 photos of one person. Our choice."""
+
 _ADVICE: Final = (
-    "get the images, pairs.txt and people.txt from the home page of Labeled Faces in the Wild, University of Massachusetts, Amherst, "
-    "or run scikit-learn's fetch_lfw_pairs"
+    "get the images, pairs.txt and people.txt from the home page of Labeled Faces in the Wild, University of "
+    "Massachusetts, Amherst, or run scikit-learn's fetch_lfw_pairs"
 )
 
 
 class LfwFaces(PairedFiles):
-    """LFW for a test on the folds of its list of pairs, and for training on the people who are not tested.
+    """LFW for tests on the folds of its list of pairs, and for training on people who are not tested.
 
-    Without `test_folds` the set is for tests only: all folds, and the images that the list names (7,701 of the 13,233 for `pairs.txt`).
-    With `test_folds`, the test has the pairs of those folds and the images that they name. Everyone who is in none of these pairs, in other
-    folds or in no pair, is trained on with all images, except `val_identities` people with two or more images, who are chosen by a hash of
-    their name. No person is in two splits. A person is a folder, and `person_names` are the names of the folders.
+    Without `test_folds` the set is for tests only: all folds, and the images that the list names (7,701 of the 13,233
+    for `pairs.txt`). With `test_folds`, the test has the pairs of those folds. All people who occur in none of these
+    pairs train with all their images, except `val_identities` people with two or more images, chosen by a hash of their
+    name. A person is a folder, and `person_names` are the names of the folders.
 
-    A detector finds the landmarks of all photographs of the folder once, for any choice of folds. Training and validation leave out
-    photographs without a face; a tested one gets the mean landmarks instead. If the list of people is beside the list of pairs
-    (`people.txt` beside `pairs.txt`), a warning tells of pairs that are not of their fold's people.
+    A detector finds the landmarks of all photos of the folder once, for any choice of folds. Training and validation
+    leave out photos without a face; in a test they get the mean landmarks. If the list of people is beside the list of
+    pairs (`people.txt` beside `pairs.txt`), pairs with people of another fold cause a warning.
 
-    Args:
-        root: the folder of the images (original, funnelled or deep-funnelled), or the one that contains it, also scikit-learn's
+    Args: root: folder of the images (original, funnelled or deep-funnelled) or a folder that contains it, also
+        scikit-learn's
             `lfw_home` or `scikit_learn_data`.
-        detector: finds the landmarks, see `deocc.data.landmark_cache`.
-        detector_weights: the detector's weights file, if it needs one.
-        pairs: the list's name, looked for in the images' folder, in the one above and in `root`: `pairs.txt` for the ten folds, or a list
-            of a single fold such as `pairsDevTest.txt`.
-        test_folds: the folds to test on, counted from 0; None tests on all and trains on nobody.
-        val_identities: how many people with two or more images validate instead of being trained on, if there are `test_folds`; at most
-            ten images of each are used.
-        seed: another seed chooses other validation people.
+        detector: detector of the landmarks, see `deocc.data.landmarks`.
+        detector_weights: weights file of the detector, if it needs one.
+        pairs: name of the list, searched in the images' folder, the one above and `root`: `pairs.txt` for the ten
+            folds, or a list of a single fold such as `pairsDevTest.txt`.
+        test_folds: folds to test on, counted from 0; None tests on all folds and trains on none.
+        val_identities: number of people with two or more images for validation, if there are `test_folds`; at most ten
+            images of each are used.
+        seed: seed of the choice of validation people.
 
     Raises:
-        FileNotFoundError: no images, no list, or images of the list are missing.
-        ValueError: several copies of the images below `root`, a malformed line (the message begins with FILE:LINE), folds that do not
-            exist, or too few people for training and validation.
+        FileNotFoundError: there are no images or no list, or images of the list are missing.
+        ValueError: there are several copies of the images below `root`, a malformed line (the message begins with
+            FILE:LINE), folds that do not exist, or too few people for training and validation.
     """
 
     credit = "Labeled Faces in the Wild, Huang et al., University of Massachusetts, Amherst, 2007"
@@ -77,76 +79,67 @@ class LfwFaces(PairedFiles):
         seed: int = 0,
     ) -> None:
         images = _image_folder(Path(root))
-        path = _find(pairs, (images, images.parent, Path(root)))
+        path = _find_list(pairs, (images, images.parent, Path(root)))
         listed, folds = _read_pairs(path)
         people = path.with_name(path.name.replace("pairs", "people"))
         if people != path and people.is_file():
             _check_people(path, listed, people, folds)
         if test_folds is not None:
-            _check_folds(test_folds, folds, path)
+            if not test_folds or not {*test_folds} <= {*range(folds)}:
+                raise ValueError(
+                    f"test_folds {list(test_folds)}: choose one or more of 0 to {folds - 1}, the folds of {path}, "
+                    "or null to test on all"
+                )
             listed = [pair for pair in listed if pair.fold in test_folds]
-        super().__init__(
-            "LFW images", images, listed, np.array([pair.fold for pair in listed], dtype=np.int64), _ADVICE
-        )
-        photographs = sorted({*self.names, *(image.relative_to(images).as_posix() for image in _photographs(images))})
-        found = self._find_landmarks(photographs, detector, detector_weights)
+        fold = np.array([pair.fold for pair in listed], dtype=np.int64)
+        super().__init__("LFW images", images, listed, fold, _ADVICE)
+        photos = sorted({*self.names, *(image.relative_to(images).as_posix() for image in _photos(images))})
+        found = self._find_landmarks(photos, detector, detector_weights)
         split_of_name: dict[str, Split] = dict.fromkeys(map(_person, self.names), "test")
         warn_of_lost(sorted({*found.lost} & {*self.names}), len(self), SUBSTITUTED)
         if test_folds is not None:
-            others = [name for name in photographs if _person(name) not in split_of_name]
-            further = sorted({*others} - {*found.lost})
+            others = [name for name in photos if _person(name) not in split_of_name]
+            usable = sorted({*others} - {*found.lost})
             warn_of_lost(sorted({*others} & {*found.lost}), len(others), LEFT_OUT)
-            split_of_name |= _split_people(further, val_identities, seed)
-            further = _capped(further, split_of_name)
-            self.names = [*self.names, *further]  # behind the tested ones, whose positions the protocol has
+            split_of_name |= _split_people(usable, val_identities, seed)
+            self.names = [*self.names, *_cap_validation(usable, split_of_name)]  # the protocol refers to the first ones
         names, person = np.unique([_person(name) for name in self.names], return_inverse=True)
         self.person, self.person_names = person.astype(np.int64), names.tolist()
         self.split_of_person = {number: split_of_name[name] for number, name in enumerate(self.person_names)}
-        row = {name: number for number, name in enumerate(photographs)}
+        row = {name: number for number, name in enumerate(photos)}
         self.landmarks = found.filled()[[row[name] for name in self.names]]
 
     def _find_landmarks(self, names: Sequence[str], detector: str, weights: str | None) -> FoundLandmarks:
-        """The landmarks of all photographs; a separate method so that a look at the lists can do without."""
+        """Find the landmarks of all photos; a method so that tests of the lists can replace it."""
         return find_file_landmarks(self.root, names, detector, weights)
 
 
 def _image_folder(root: Path) -> Path:
-    found = [root / folder for folder in _FOLDERS if _holds_people(root / folder)]
+    found = [root / folder for folder in _FOLDERS if any(True for _ in _photos(root / folder))]
     if not found:
         looked = f"looked for NAME/NAME_0001.jpg in it and below it in {', '.join(_FOLDERS[1:])}"
         raise FileNotFoundError(f"no LFW images in {root.absolute()}: {looked}; {_ADVICE}")
     if len(found) > 1:
-        raise ValueError(
-            f"several copies of LFW ({', '.join(str(folder) for folder in found)}): give the folder of one of them as root"
-        )
+        copies = ", ".join(str(folder) for folder in found)
+        raise ValueError(f"several copies of LFW ({copies}): give the folder of one of them as root")
     return found[0]
 
 
-def _holds_people(folder: Path) -> bool:
-    return any(True for _ in _photographs(folder))
-
-
-def _photographs(folder: Path) -> Iterator[Path]:
-    """The files NAME/NAME_0001.jpg."""
+def _photos(folder: Path) -> Iterator[Path]:
+    """Yield the files NAME/NAME_0001.jpg."""
     files = folder.glob("*/*_[0-9][0-9][0-9][0-9].jpg")
     return (file for file in files if file.name.startswith(f"{file.parent.name}_"))
 
 
-def _check_folds(chosen: Sequence[int], folds: int, path: Path) -> None:
-    unknown = sorted({*chosen} - {*range(folds)})
-    if unknown or not chosen:
-        raise ValueError(
-            f"test_folds {list(chosen)}: choose one or more of 0 to {folds - 1}, the folds of {path}, or null to test on all"
-        )
+def _person(name: str) -> str:
+    return name.split("/")[0]
 
 
 def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[str, Split]:
-    """The split of each person in the images `names`, none of whom is tested."""
+    """Choose the split of each person in the images `names`, none of whom is tested."""
     count = Counter(map(_person, names))
-    pairable = sorted(
-        (person for person, images in count.items() if images > 1),
-        key=lambda person: item_seed(seed, "validation", person),
-    )
+    pairable = [person for person, images in count.items() if images > 1]
+    pairable.sort(key=lambda person: item_seed(seed, "validation", person))
     if not 1 <= val_identities <= len(pairable):
         available = f"{len(pairable):,} people outside the test folds have two or more images to validate on"
         raise ValueError(
@@ -156,32 +149,33 @@ def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[
     splits.update(dict.fromkeys(pairable[:val_identities], "val"))
     if "train" not in splits.values():
         raise ValueError(
-            f"test_folds and val_identities {val_identities} leave nobody to train on: choose fewer of either"
+            f"test_folds and val_identities {val_identities} leave no one to train on: choose fewer of either"
         )
     return splits
 
 
-def _capped(names: Sequence[str], split_of_name: Mapping[str, Split]) -> list[str]:
-    """The images without those of validation people beyond their first ten, so that no person's pairs outnumber all others'."""
-    numbered = Counter[str]()
+def _cap_validation(names: Sequence[str], split_of_name: Mapping[str, Split]) -> list[str]:
+    """Remove the images of validation people beyond the first ten, so that no person's pairs dominate."""
+    count = Counter[str]()
     kept = []
     for name in names:
-        numbered[_person(name)] += 1
-        if split_of_name[_person(name)] == "train" or numbered[_person(name)] <= _VALIDATION_PHOTOS:
+        person = _person(name)
+        count[person] += 1
+        if split_of_name[person] == "train" or count[person] <= _VALIDATION_PHOTOS:
             kept.append(name)
     return kept
 
 
-def _find(name: str, places: Sequence[Path]) -> Path:
-    found = next((place / name for place in places if (place / name).is_file()), None)
-    if found is None:
-        looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
-        raise FileNotFoundError(f"no LFW list {name}: looked in {looked}; {_ADVICE}")
-    return found
+def _find_list(name: str, places: Sequence[Path]) -> Path:
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    raise FileNotFoundError(f"no LFW list {name}: looked in {looked}; {_ADVICE}")
 
 
 def _read_pairs(path: Path) -> tuple[list[Pair], int]:
-    """The pairs, fold by fold, each fold's same pairs before its different ones; and the number of folds."""
+    """Read the pairs, fold by fold, the genuine pairs of a fold before its impostor pairs, and the number of folds."""
     (number, header), *lines = read_lines(path)
     words = header.split()
     if len(words) > 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
@@ -191,27 +185,22 @@ def _read_pairs(path: Path) -> tuple[list[Pair], int]:
         raise ValueError(
             f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(lines)} follow: get the whole file"
         )
-    return [_pair(path, place, half, *line) for place, line in enumerate(lines)], folds
-
-
-def _pair(path: Path, place: int, half: int, number: int, line: str) -> Pair:
-    fold, within = divmod(place, 2 * half)
-    pair = numbered_pair(line.split())
-    if pair is None or pair[2] != (within < half):
-        form = "NAME A B" if within < half else "NAME A OTHER B"
-        raise ValueError(f"{path}:{number}: expected {form}, got {line!r}")
-    try:
-        return Pair(inside(f"{pair[0]}.jpg"), inside(f"{pair[1]}.jpg"), pair[2], fold, number)
-    except ValueError as error:
-        raise ValueError(f"{path}:{number}: {error}") from error
-
-
-def _person(name: str) -> str:
-    return name.split("/")[0]
+    pairs = []
+    for place, (number, line) in enumerate(lines):
+        fold, within = divmod(place, 2 * half)
+        pair = numbered_pair(line.split())
+        if pair is None or pair[2] != (within < half):
+            form = "NAME A B" if within < half else "NAME A OTHER B"
+            raise ValueError(f"{path}:{number}: expected {form}, got {line!r}")
+        try:
+            pairs.append(Pair(inside(f"{pair[0]}.jpg"), inside(f"{pair[1]}.jpg"), pair[2], fold, number))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+    return pairs, folds
 
 
 def _check_people(path: Path, pairs: Sequence[Pair], people_path: Path, folds: int) -> None:
-    """Warn of pairs whose people are not those of their fold: lists of two copies, perhaps, so that folds share people."""
+    """Warn of pairs whose people are in another fold: lists of different copies, whose folds may share people."""
     people = _read_people(people_path)
     if len(people) != folds:
         warnings.warn(
@@ -220,18 +209,20 @@ def _check_people(path: Path, pairs: Sequence[Pair], people_path: Path, folds: i
         )
         return
     for pair in pairs:
-        stranger = {_person(pair.first), _person(pair.second)} - people[pair.fold or 0]
-        if stranger:
+        strangers = {_person(pair.first), _person(pair.second)} - people[pair.fold or 0]
+        if strangers:
             where = f"is not among the people of fold {pair.fold} in {people_path}"
-            warnings.warn(f"{path}:{pair.line}: {min(stranger)} {where}: take both from one copy of LFW", stacklevel=3)
+            warnings.warn(f"{path}:{pair.line}: {min(strangers)} {where}: take both from one copy of LFW", stacklevel=3)
             return
 
 
 def _read_people(path: Path) -> list[set[str]]:
-    """The people of each fold: a line with their number, then as many lines `NAME IMAGES`; above all the number of folds, if several."""
+    """Read the people of each fold: their number, then lines `NAME IMAGES`."""
     rows = [(number, line.split()) for number, line in read_lines(path)]
+    if len(rows) > 1 and len(rows[1][1]) == 1:
+        rows = rows[1:]
     people: list[set[str]] = []
-    for number, row in rows[1:] if len(rows) > 1 and len(rows[1][1]) == 1 else rows:
+    for number, row in rows:
         if len(row) == 1:
             people.append(set())
         elif people and len(row) == 2:

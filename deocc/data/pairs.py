@@ -1,4 +1,4 @@
-"""Any list of face pairs with same-or-different labels, as of MFR2 or a list of one's own, and what reading such lists has in common."""
+"""Lists of face pairs with same-or-different labels, such as that of MFR2."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ from deocc.evaluation.protocol import ListedPairs
 from deocc.geometry import get_template
 
 _LABELS: Final = {"1": True, "same": True, "0": False, "-1": False, "diff": False}
-_FOLDS: Final = 10  # as LFW's own protocol has, and insightface's evaluation of every list
+_FOLDS: Final = 10  # as in LFW's protocol and in insightface's evaluation of all lists
 _EXPECTED: Final = f"IMAGE IMAGE LABEL [FOLD] with a label of {', '.join(_LABELS)}, or NAME A B, or NAME A OTHER B"
 
 
@@ -32,21 +32,21 @@ class Pair(NamedTuple):
     second: str
     """The second image."""
     same: bool
-    """Whether the list calls them one person."""
+    """True if the list labels them as the same person."""
     fold: int | None
-    """The fold, where the line tells it."""
+    """The fold, if the line contains it."""
     line: int
-    """The line's number in its file, from 1."""
+    """Line number in the file, from 1."""
 
 
 class PairedFiles(FaceSet):
-    """The image files that a list of pairs names, no others; everybody is a test person.
+    """The image files that a list of pairs names; all people are test people.
 
     Args:
-        title: what the images are called in messages, in the plural.
-        root: the folder that the names are relative to.
+        title: name of the images in messages, in the plural.
+        root: folder to which the names are relative.
         pairs: the list.
-        fold: (N,) the fold of each pair, from 0.
+        fold: (N,) fold of each pair, from 0.
         advice: how to get missing images by hand.
 
     Raises:
@@ -66,7 +66,7 @@ class PairedFiles(FaceSet):
         self.protocol = ListedPairs(self._first, self._second, self._same, fold)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The photograph at `index`, (H, W, 3) RGB.
+        """Read the image at `index`, (H, W, 3) RGB.
 
         Raises:
             ValueError: the file is not a readable image; the message names it.
@@ -74,38 +74,33 @@ class PairedFiles(FaceSet):
         return read_image(self.root / self.names[index])
 
     def content(self, index: int) -> bytes:
-        """The file's name and size, not its pixels: enough to tell copies of a set apart, and cheap for thousands of files."""
+        """Return name and size of the file instead of pixels, which distinguishes copies of a set cheaply."""
         return f"{self.names[index]} {(self.root / self.names[index]).stat().st_size}\n".encode()
-
-    def _name_people(self, person: NDArray[np.int64], names: Sequence[str]) -> None:
-        self.person, self.person_names = person.astype(np.int64), list(names)
-        self.split_of_person = dict.fromkeys(range(len(names)), "test")
 
 
 class PairListFaces(PairedFiles):
-    """The images of any pair list, for a test alone.
+    """The images of any list of pairs, for tests only.
 
-    A line is `IMAGE IMAGE LABEL`, or `IMAGE IMAGE LABEL FOLD`: paths relative to `root`, a label 1 or same, 0, -1 or diff, an integer;
-    separated by commas or tabs (paths may then hold spaces) or else by spaces. Or it has LFW's form: `NAME A B` for NAME/NAME_000A and
-    NAME/NAME_000B of one person, `NAME A OTHER B` for two; .jpg or .png. A first line of one or two numbers is a header.
+    A line is `IMAGE IMAGE LABEL` or `IMAGE IMAGE LABEL FOLD`: paths relative to `root`, a label (1 or same, 0, -1 or
+    diff) and an integer, separated by commas, tabs (paths may then contain spaces) or spaces. Or it has LFW's form:
+    `NAME A B` for NAME/NAME_000A and NAME/NAME_000B of one person, `NAME A OTHER B` for two people; .jpg or .png. A
+    first line of one or two numbers is a header.
 
-    Folds are those of the list, else those of a header `FOLDS PAIRS` that fits it (that many same, then that many different pairs a fold),
-    else contiguous tenths in list order, as insightface takes them; fewer than ten pairs are one fold.
+    Folds are those of the list, or of a matching header `FOLDS PAIRS` (that many genuine, then that many impostor pairs
+    per fold), or contiguous tenths in the order of the list, as in insightface. Fewer than ten pairs are one fold.
 
-    Whom an image shows is OURS, for lists do not tell: its folder, unless a pair within the folder is labelled different (then the folder
-    names nobody, and each of its images is a person), or it lies in none. A pair labelled same makes one person of two.
+    Lists do not contain identities. Our choice: the identity of an image is its folder, unless a pair within the folder
+    is labelled different (then each of its images is an identity of its own) or it has no folder. A pair labelled same
+    merges two identities.
 
-    Args:
-        root: the folder that the list's paths are relative to.
-        pairs: the list's file.
-        aligned: the template, a name of `deocc.geometry.TEMPLATES`, to which the images, all square, are cropped already; None finds the
-            landmarks with a detector, once.
-        detector: which one, see `deocc.data.landmark_cache`.
-        detector_weights: its weights file, where it needs one.
+    Args: root: folder to which the paths of the list are relative. pairs: file of the list. aligned: template of the
+        images, a name of `deocc.geometry.TEMPLATES`, if they are square aligned crops; None detects
+            the landmarks once.
+        detector: detector of the landmarks, see `deocc.data.landmarks`.
+        detector_weights: weights file of the detector, if it needs one.
 
-    Raises:
-        FileNotFoundError: no such list, or images of it are missing.
-        ValueError: a malformed line (the message begins with FILE:LINE), an unknown template, or an image that is not square.
+    Raises: FileNotFoundError: there is no such list, or images of it are missing. ValueError: a malformed line (the
+        message begins with FILE:LINE), an unknown template, or an image that is not square.
     """
 
     def __init__(
@@ -119,14 +114,10 @@ class PairListFaces(PairedFiles):
         template = get_template(aligned) if aligned is not None else None
         self._list = Path(pairs)
         listed, fold = _read(self._list, Path(root))
-        super().__init__(
-            f"images of {self._list.name}",
-            Path(root),
-            listed,
-            fold,
-            "give the folder that the list's paths are relative to",
-        )
-        self._name_people(*_people(self.names, self._first, self._second, self._same))
+        advice = "give the folder that the list's paths are relative to"
+        super().__init__(f"images of {self._list.name}", Path(root), listed, fold, advice)
+        self.person, self.person_names = _identities(self.names, self._first, self._second, self._same)
+        self.split_of_person = dict.fromkeys(range(len(self.person_names)), "test")
         if template is None:
             found = find_file_landmarks(self.root, self.names, detector, detector_weights)
             warn_of_lost(found.lost, len(self), SUBSTITUTED)
@@ -136,12 +127,12 @@ class PairListFaces(PairedFiles):
 
     @property
     def credit(self) -> str:
-        """The list's name: whose faces they are only its owner knows."""
+        """The name of the list; the owner of its faces is not known."""
         return f"face pairs of the list {self._list.name}"
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, stripped, with their numbers from 1.
+    """Read the lines that are not blank, stripped, with their numbers from 1.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -162,7 +153,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def numbered_pair(fields: Sequence[str]) -> tuple[str, str, bool] | None:
-    """The images of LFW's form, without their suffix, and whether they show one person; None for a line of another form.
+    """Return the images of a line in LFW's form without suffix, and True for the same person; None for other lines.
 
     >>> numbered_pair(["Ada", "1", "12"])
     ('Ada/Ada_0001', 'Ada/Ada_0012', True)
@@ -176,10 +167,10 @@ def numbered_pair(fields: Sequence[str]) -> tuple[str, str, bool] | None:
 
 
 def inside(name: str) -> str:
-    """The path in its shortest form.
+    """Return the path in its shortest form.
 
     Raises:
-        ValueError: it leads, or might lead, out of the folder that it is relative to.
+        ValueError: it leads, or might lead, out of the folder to which it is relative.
     """
     if leads_out(name):
         raise ValueError(f"{name!r} leads out of the set's folder: give paths relative to it, without ..")
@@ -189,33 +180,44 @@ def inside(name: str) -> str:
 
 
 def contiguous_folds(pairs: int) -> NDArray[np.int64]:
-    """(pairs,) fold numbers: ten contiguous parts, the first ones larger by one where they cannot be equal; one fold for fewer than ten."""
+    """Return (pairs,) fold numbers of ten contiguous parts of nearly equal size; one fold for fewer than ten pairs."""
     sizes = [len(part) for part in np.array_split(np.arange(pairs), _FOLDS if pairs >= _FOLDS else 1)]
     return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
 
 
 def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
-    """The pairs of a list and their folds."""
+    """Read the pairs of a list and their folds."""
     lines = read_lines(path)
     words = lines[0][1].split()
-    header = (
-        [int(word) for word in words]
-        if len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words)
-        else []
-    )
-    pairs = [_pair(path, root, number, line) for number, line in (lines[1:] if header else lines)]
+    header = len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words)
+    pairs = [_read_pair(path, root, number, line) for number, line in (lines[1:] if header else lines)]
     if not pairs:
         raise ValueError(f"{path} holds no pair below its header: expected {_EXPECTED}")
-    odd = next((pair for pair in pairs if (pair.fold is None) != (pairs[0].fold is None)), None)
-    if odd is not None:
-        raise ValueError(f"{path}:{odd.line}: a fold on some lines and none on others: give every line one or none")
-    return pairs, _folds(pairs, header)
+    for pair in pairs:
+        if (pair.fold is None) != (pairs[0].fold is None):
+            raise ValueError(
+                f"{path}:{pair.line}: a fold on some lines and none on others: give every line one or none"
+            )
+    if pairs[0].fold is not None:
+        fold = np.unique([pair.fold for pair in pairs if pair.fold is not None], return_inverse=True)[1]
+        return pairs, fold.astype(np.int64)
+    if header and len(words) == 2 and int(words[0]) * 2 * int(words[1]) == len(pairs):
+        return pairs, np.repeat(np.arange(int(words[0])), 2 * int(words[1])).astype(np.int64)
+    return pairs, contiguous_folds(len(pairs))
 
 
-def _pair(path: Path, root: Path, number: int, line: str) -> Pair:
+def _read_pair(path: Path, root: Path, number: int, line: str) -> Pair:
     fields = re.split(r"\s*[,\t]\s*", line) if re.search(r"[,\t]", line) else line.split()
+    fold = None
     try:
-        first, second, same, fold = _fields(root, fields)
+        if numbered := numbered_pair(fields):
+            first, second, same = _with_suffix(root, numbered[0]), _with_suffix(root, numbered[1]), numbered[2]
+        else:
+            label = fields[2].lower() if len(fields) in (3, 4) and fields[0] and fields[1] else ""
+            if label not in _LABELS or (len(fields) == 4 and not re.fullmatch(r"[+-]?\d+", fields[3])):
+                raise ValueError(f"expected {_EXPECTED}, got {' '.join(fields)!r}")
+            first, second, same = inside(fields[0]), inside(fields[1]), _LABELS[label]
+            fold = int(fields[3]) if len(fields) == 4 else None
     except ValueError as error:
         raise ValueError(f"{path}:{number}: {error}") from error
     if first == second:
@@ -223,23 +225,8 @@ def _pair(path: Path, root: Path, number: int, line: str) -> Pair:
     return Pair(first, second, same, fold, number)
 
 
-def _fields(root: Path, fields: list[str]) -> tuple[str, str, bool, int | None]:
-    numbered = numbered_pair(fields)
-    if numbered is not None:
-        return _with_suffix(root, numbered[0]), _with_suffix(root, numbered[1]), numbered[2], None
-    label = fields[2].lower() if len(fields) in (3, 4) else ""
-    fold = fields[3] if len(fields) == 4 else None
-    if (
-        label not in _LABELS
-        or (fold is not None and not re.fullmatch(r"[+-]?\d+", fold))
-        or not (fields[0] and fields[1])
-    ):
-        raise ValueError(f"expected {_EXPECTED}, got {' '.join(fields)!r}")
-    return inside(fields[0]), inside(fields[1]), _LABELS[label], None if fold is None else int(fold)
-
-
 def _with_suffix(root: Path, stem: str) -> str:
-    """The first of .jpg and .png that exists."""
+    """Return the first of .jpg and .png that exists."""
     candidates = [inside(f"{stem}{suffix}") for suffix in (".jpg", ".png")]
     return next((name for name in candidates if _is_there(root / name)), candidates[0])
 
@@ -247,33 +234,22 @@ def _with_suffix(root: Path, stem: str) -> str:
 def _is_there(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that no disk takes
+    except OSError:  # the name is too long
         return False
 
 
-def _folds(pairs: Sequence[Pair], header: list[int]) -> NDArray[np.int64]:
-    if pairs[0].fold is not None:
-        return np.unique([pair.fold for pair in pairs if pair.fold is not None], return_inverse=True)[1].astype(
-            np.int64
-        )
-    if len(header) == 2 and header[0] * 2 * header[1] == len(pairs):
-        return np.repeat(np.arange(header[0]), 2 * header[1]).astype(np.int64)
-    return contiguous_folds(len(pairs))
-
-
-def _people(
+def _identities(
     names: Sequence[str], first: NDArray[np.int64], second: NDArray[np.int64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The person of each image, and a name for each person: of the folder, else of the image, that comes first."""
+    """Return the identity of each image, and a name for each identity: its first folder, or its first image."""
     folders = [str(PurePosixPath(name).parent) for name in names]
-    mixed = {
-        folders[one] for one, other in zip(first[~same], second[~same], strict=True) if folders[one] == folders[other]
-    } | {"."}
-    owners, owner = np.unique(
-        [name if folder in mixed else folder for name, folder in zip(names, folders, strict=True)], return_inverse=True
-    )
-    links = coo_array(
-        (np.ones(same.sum()), (owner[first[same]], owner[second[same]])), shape=(len(owners), len(owners))
-    )
+    mixed = {"."}
+    for one, other in zip(first[~same], second[~same], strict=True):
+        if folders[one] == folders[other]:
+            mixed.add(folders[one])
+    labels = [name if folder in mixed else folder for name, folder in zip(names, folders, strict=True)]
+    owners, owner = np.unique(labels, return_inverse=True)
+    links = coo_array((np.ones(same.sum()), (owner[first[same]], owner[second[same]])), shape=(len(owners),) * 2)
     number = connected_components(links, directed=False)[1]
-    return number[owner], owners[np.unique(number, return_index=True)[1]].tolist()
+    first_owner = np.unique(number, return_index=True)[1]
+    return number[owner].astype(np.int64), owners[first_owner].tolist()

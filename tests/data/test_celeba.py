@@ -252,7 +252,7 @@ def test_landmarks_that_end_early_are_told_from_their_own_first_line(copied: Wri
         (
             "Eval/list_eval_partition.txt",
             lambda lines: [line[:-1] + "0" for line in lines],
-            "leaves nobody for val and test: check list_eval",
+            "leaves no one for val and test: check list_eval",
         ),
     ],
 )

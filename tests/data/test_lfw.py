@@ -342,7 +342,7 @@ def test_folds_that_cannot_be_trained_beside_are_refused(
 
 def test_folds_that_leave_nobody_to_train_on_are_refused(tmp_path: Path) -> None:
     root = write_lfw(tmp_path, folds=2, pairs=20, size=40)
-    with pytest.raises(ValueError, match="leave nobody to train on"):
+    with pytest.raises(ValueError, match="leave no one to train on"):
         LfwFaces(str(root), test_folds=[0], val_identities=20)
     with pytest.raises(ValueError, match="0 people outside the test folds have two or more images"):
         LfwFaces(str(root), test_folds=[0, 1])

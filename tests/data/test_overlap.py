@@ -145,9 +145,9 @@ def test_names_alone_exclude_nobody(root: Path, faces: CelebaFaces, tmp_path: Pa
     ("names", "exclude", "error", "message"),
     [
         ("nowhere.txt", None, FileNotFoundError, "nowhere.txt: give a text file of lines IMAGE NAME or IDENTITY NAME"),
-        ("others.txt", None, ValueError, "others.txt names nobody in CelebA: its lines have to be"),
+        ("others.txt", None, ValueError, "others.txt names no one in CelebA: its lines have to be"),
         ("names.txt", "nowhere.txt", FileNotFoundError, "no list of people at"),
-        ("names.txt", "everybody.txt", ValueError, "leaves nobody for train and val: check"),
+        ("names.txt", "everybody.txt", ValueError, "leaves no one for train and val: check"),
     ],
 )
 def test_unusable_lists_of_names_are_refused_in_one_line(
