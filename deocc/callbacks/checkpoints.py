@@ -184,7 +184,7 @@ class CheckpointCallback(Checkpoint):
         self._signals.remove()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, replace Lightning's signal handlers, which would act within a step, and resume the loader."""
+        """Start the clock, take the signals back from Lightning, which acts within a step, and resume the loader."""
         self._last_save, self._logs_truncated = time.monotonic(), False
         self._loops, self._stop_signal = None, 0
         self._signals.install(trainer.default_root_dir)

@@ -1,4 +1,4 @@
-"""What happens to a training: a callback that a test adds by `--trainer.callbacks+`, and `deocc` as a process of its own."""
+"""Accidents of a training, as callbacks for `--trainer.callbacks+`, and `deocc` in its own process."""
 
 import os
 import signal
@@ -33,14 +33,14 @@ TWO_PROCESSES = [
 
 
 class Strike(pl.Callback):
-    """Sends a signal to this process, or fails, in the midst of a step: its loss is computed and its weights are not yet moved.
+    """Sends a signal to this process during a step: the loss is computed, the weights are not yet updated.
 
     Args:
-        epoch: in which it strikes.
-        batch: at which it strikes.
-        signum: what is sent; 9 kills.
-        rank: the process that is struck.
-        times: how often it is sent.
+        epoch: of the step.
+        batch: of the step.
+        signum: the signal; 9 kills.
+        rank: of the process.
+        times: how often the signal is sent.
     """
 
     def __init__(self, epoch: int = 1, batch: int = 3, signum: int = 9, rank: int = 0, times: int = 1) -> None:
@@ -49,7 +49,7 @@ class Strike(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Strike where it is time."""
+        """Send the signal at its step."""
         place = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
         if place == self.place and trainer.global_rank == self.rank:
             for _ in range(self.times):
@@ -58,32 +58,30 @@ class Strike(pl.Callback):
 
 
 def struck(**settings: int) -> list[str]:
-    """The words that add a `Strike`."""
-    words = ["--trainer.callbacks+", "tests.faults.accidents.Strike"]
-    return words + [f"--trainer.callbacks.init_args.{name}={value}" for name, value in settings.items()]
+    """Return the arguments that add a `Strike`."""
+    argv = ["--trainer.callbacks+", "tests.faults.accidents.Strike"]
+    return argv + [f"--trainer.callbacks.init_args.{name}={value}" for name, value in settings.items()]
 
 
 def fit(
-    *words: str, stage: str = "inpaint", timeout: float = 240, **environment: str
+    *argv: str, stage: str = "inpaint", timeout: float = 240, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """A small training, from the repository's root as a person would start it; it may fail."""
+    """Run a small training from the root of the repository; it may fail."""
     own = TINY_STAGE1 if stage == "inpaint" else []
-    command = [DEOCC, "fit", "--config", str(ROOT / f"configs/{stage}.yaml"), *SMALL, *own, *SHORT, *words]
+    command = [DEOCC, "fit", "--config", str(ROOT / f"configs/{stage}.yaml"), *SMALL, *own, *SHORT, *argv]
     return run(command, timeout, **environment)
 
 
-def resume(folder: Path, *words: str, timeout: float = 240, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`deocc fit --resume`, with nothing said again but what is to differ."""
-    return run([DEOCC, "fit", "--resume", str(folder), *words], timeout, **environment)
+def resume(folder: Path, *argv: str, timeout: float = 240, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run `deocc fit --resume` with the changed settings only."""
+    return run([DEOCC, "fit", "--resume", str(folder), *argv], timeout, **environment)
 
 
 def run(command: list[str], timeout: float = 240, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """A command's end, its output as text."""
+    """Run a command and return its exit code and output."""
     known = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
     passed = {name: value for name, value in os.environ.items() if name in ("HOME", "DEOCC_CACHE", "TMPDIR")}
-    heard = signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # a suite in the background ignores it, and so would what it starts
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it, and its children would too
     try:
         return subprocess.run(
             command,
@@ -99,10 +97,10 @@ def run(command: list[str], timeout: float = 240, **environment: str) -> "subpro
 
 
 class Spoil(pl.Callback):
-    """Makes the clean faces of the second epoch's second batch into what is no number.
+    """Sets the clean faces of the second batch of the second epoch to NaN.
 
     Args:
-        rank: the process in which it does; None: all.
+        rank: of the process; None: all.
     """
 
     def __init__(self, rank: int | None = None) -> None:
@@ -117,11 +115,11 @@ class Spoil(pl.Callback):
 
 
 class FillDisk(pl.Callback):
-    """Lets the file that the next checkpoint is written to lie on a full disk; what is tried again finds room.
+    """Lets the next checkpoint be written to a full disk; the attempt after it succeeds.
 
     Args:
-        epoch: in which the disk is full.
-        batch: at which it is.
+        epoch: of the step.
+        batch: of the step.
     """
 
     def __init__(self, epoch: int = 0, batch: int = 1) -> None:
@@ -130,7 +128,7 @@ class FillDisk(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put the device there that Linux has for that."""
+        """Replace the draft by a device that is always full."""
         if (trainer.current_epoch, batch_idx) == self.place:
             folder = Path(trainer.default_root_dir) / "checkpoints"
             folder.mkdir(exist_ok=True)

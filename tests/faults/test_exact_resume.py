@@ -1,4 +1,4 @@
-"""A training that is killed and resumed ends with what one in one go ends with, bit for bit."""
+"""A training that is killed and resumed ends bit for bit like an uninterrupted one."""
 
 import csv
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ import torch
 from tests.faults.accidents import TWO_PROCESSES, fit, resume, struck
 
 pytestmark = pytest.mark.slow
-_OF_THE_RUN_ITSELF = ("fingerprint",)  # which tells the run's folder, and that it was resumed
+_IGNORED = ("fingerprint",)  # contains the run folder, and that it was resumed
 
 
 def last(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    return {key: value for key, value in content.items() if key not in _OF_THE_RUN_ITSELF}
+    return {key: value for key, value in content.items() if key not in _IGNORED}
 
 
 def differing(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
-    """Where two checkpoints are not the same, of whatever they consist."""
+    """Yield the places in which two checkpoints differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
         for key, value in ours.items():
             yield from differing(value, theirs[key], f"{place}/{key}")
@@ -39,7 +39,7 @@ def rows(run: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def test_differences_are_seen() -> None:
+def test_differing_finds_differences() -> None:
     ours = {"a": [torch.zeros(2), {"b": 1}], "c": 2}
     assert list(differing(ours, ours)) == []
     assert list(differing(ours, {"a": [torch.ones(2), {"b": 3}], "c": 2})) == ["/a/0", "/a/1/b: 1 and 3"]
@@ -47,7 +47,7 @@ def test_differences_are_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "words", "strike"),
+    ("stage", "argv", "strike"),
     [
         ("inpaint", [], {}),
         ("inpaint", ["--model.init_args.adversarial", "wgan", "--data.num_workers", "2"], {"batch": 4}),
@@ -60,17 +60,17 @@ def test_differences_are_seen() -> None:
     ],
     ids=["inpaint", "workers", "bf16", "processes", "distill", "accumulate", "distill-processes", "validation-between"],
 )
-def test_a_killed_and_resumed_run_equals_one_in_one_go(
-    stage: str, words: list[str], strike: dict[str, int], stage1: Path, tmp_path: Path
+def test_killed_and_resumed_run_is_exact(
+    stage: str, argv: list[str], strike: dict[str, int], stage1: Path, tmp_path: Path
 ) -> None:
-    """Weights, averages, optimisers, schedules, loops' counters, scaler and log; killed in the midst of a step of an epoch."""
-    words = [*words, *(["--model.init_args.inpainting_checkpoint", str(stage1)] if stage == "distill" else [])]
+    """Weights, averages, optimisers, schedules, counters, scaler and log; killed during a step within an epoch."""
+    argv = [*argv, *(["--model.init_args.inpainting_checkpoint", str(stage1)] if stage == "distill" else [])]
     through, killed = tmp_path / "through", tmp_path / "killed"
-    done = fit(*words, "--run", str(through), stage=stage)
+    done = fit(*argv, "--run", str(through), stage=stage)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert fit(*words, "--run", str(killed), *struck(**strike), stage=stage).returncode != 0
+    assert fit(*argv, "--run", str(killed), *struck(**strike), stage=stage).returncode != 0
     assert last(killed)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] in (2, 4), (
-        "not in an epoch"
+        "not within an epoch"
     )
     resumed = resume(killed, "--trainer.callbacks.init_args.epoch=99")
     assert resumed.returncode == 0, resumed.stderr[-2000:]

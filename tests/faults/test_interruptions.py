@@ -1,4 +1,4 @@
-"""Signals, full disks, lost processes and losses that are not finite: each ends in order, says what to do, and loses nothing."""
+"""Signals, full disks, lost processes and losses that are not finite lose nothing, and the message has a remedy."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FIT = [DEOCC, "fit", "--config", str(ROOT / "configs/inpaint.yaml"), *SMALL, *TI
 
 @pytest.fixture(scope="module")
 def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in one go."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "through"
     done = fit("--run", str(folder))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -28,10 +28,8 @@ def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_stops_after_the_step_with_a_checkpoint_of_it(
-    signum: int, code: int, through: Path, tmp_path: Path
-) -> None:
-    """In an epoch, at a batch after which none would have been written."""
+def test_signal_stops_after_the_step(signum: int, code: int, through: Path, tmp_path: Path) -> None:
+    """Within an epoch, at a batch without a regular checkpoint."""
     run_folder = tmp_path / "run"
     stopped = fit("--run", str(run_folder), "--data.num_workers", "1", *struck(epoch=1, batch=2, signum=signum))
     assert stopped.returncode == code, stopped.stderr[-2000:]
@@ -42,8 +40,8 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint_of_it(
     assert rows(run_folder) == rows(through)
 
 
-def test_ctrl_c_twice_stops_at_once(through: Path, tmp_path: Path) -> None:
-    """In the midst of the step; what was written before is whole."""
+def test_second_ctrl_c_stops_at_once(through: Path, tmp_path: Path) -> None:
+    """During the step; earlier checkpoints are complete."""
     run_folder = tmp_path / "run"
     stopped = fit("--run", str(run_folder), *struck(epoch=1, batch=3, signum=signal.SIGINT, times=2))
     assert stopped.returncode == 130, stopped.stderr[-2000:]
@@ -52,7 +50,7 @@ def test_ctrl_c_twice_stops_at_once(through: Path, tmp_path: Path) -> None:
     assert list(differing(last(through), last(run_folder))) == []
 
 
-def test_two_processes_stop_together(tmp_path: Path) -> None:
+def test_processes_stop_together(tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     stopped = fit("--run", str(run_folder), *TWO_PROCESSES, *struck(epoch=1, batch=2, signum=signal.SIGTERM, rank=1))
     assert stopped.returncode == 143, stopped.stderr[-2000:]
@@ -60,7 +58,7 @@ def test_two_processes_stop_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_within_a_minute(rank: int, tmp_path: Path) -> None:
+def test_killed_process_ends_the_other(rank: int, tmp_path: Path) -> None:
     begun = time.monotonic()
     ended = fit("--run", str(tmp_path / "run"), *TWO_PROCESSES, *struck(epoch=0, batch=2, rank=rank), timeout=120)
     assert ended.returncode != 0
@@ -68,8 +66,8 @@ def test_a_process_that_is_killed_ends_the_other_within_a_minute(rank: int, tmp_
     assert "another process of this training has ended" in ended.stderr, ended.stderr[-2000:]
 
 
-def test_slurm_ends_and_begins_again(through: Path, tmp_path: Path) -> None:
-    """SIGUSR1 ahead of the limit: a checkpoint, `scontrol requeue`, and the same command goes on in the same folder."""
+def test_slurm_job_is_requeued(through: Path, tmp_path: Path) -> None:
+    """SIGUSR1 before the limit: a checkpoint, `scontrol requeue`, and the same command continues in the same folder."""
     scontrol, asked, run_folder = tmp_path / "bin" / "scontrol", tmp_path / "asked", tmp_path / "run"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
@@ -86,9 +84,7 @@ def test_slurm_ends_and_begins_again(through: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "half-written"])
-def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_taken(
-    harm: str, through: Path, tmp_path: Path
-) -> None:
+def test_damaged_checkpoint_is_replaced(harm: str, through: Path, tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     shutil.copytree(through, run_folder)
     newest = run_folder / "checkpoints" / ("next.ckpt" if harm == "half-written" else "last.ckpt")
@@ -103,11 +99,9 @@ def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_taken(
     assert rows(run_folder) == rows(through)
 
 
-@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, 4)], ids=["between", "last"])
-def test_a_disk_that_is_full_while_a_checkpoint_is_written(
-    epoch: int, batch: int, through: Path, tmp_path: Path
-) -> None:
-    """Training goes on, and writes again once there is room; the weights of the whole training are insisted on."""
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, 4)], ids=["within", "last"])
+def test_full_disk_delays_checkpoint(epoch: int, batch: int, through: Path, tmp_path: Path) -> None:
+    """The training continues and tries again; the final checkpoint is retried until it succeeds."""
     run_folder = tmp_path / "run"
     full = [
         "--trainer.callbacks+",
@@ -124,7 +118,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(
     assert rows(run_folder) == rows(through)
 
 
-def test_a_run_folder_that_cannot_be_written_to_is_told_before_training(tmp_path: Path) -> None:
+def test_unwritable_run_folder_is_refused(tmp_path: Path) -> None:
     done = fit("--run", "/proc/deocc-run")
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("deocc: ")]
@@ -133,11 +127,11 @@ def test_a_run_folder_that_cannot_be_written_to_is_told_before_training(tmp_path
 
 @pytest.mark.parametrize("stage", ["inpaint", "distill"])
 @pytest.mark.parametrize("action", ["stop", "skip"])
-def test_a_loss_that_is_not_finite(stage: str, action: str, stage1: Path, tmp_path: Path) -> None:
+def test_loss_that_is_not_finite(stage: str, action: str, stage1: Path, tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
-    words = ["--model.init_args.inpainting_checkpoint", str(stage1)] if stage == "distill" else []
-    spoilt = ["--trainer.callbacks+", "tests.faults.accidents.Spoil"]
-    done = fit(*words, "--run", str(run_folder), "--non_finite.action", action, *spoilt, stage=stage)
+    argv = ["--model.init_args.inpainting_checkpoint", str(stage1)] if stage == "distill" else []
+    spoiled = ["--trainer.callbacks+", "tests.faults.accidents.Spoil"]
+    done = fit(*argv, "--run", str(run_folder), "--non_finite.action", action, *spoiled, stage=stage)
     told = [json.loads(path.read_text()) for path in sorted((run_folder / "non_finite").iterdir())]
     assert told[0]["epoch"] == 1 and "nan" in told[0]["terms"].values()
     assert len(told[0]["index"]) == len(told[0]["seed"]) == 4
@@ -148,17 +142,17 @@ def test_a_loss_that_is_not_finite(stage: str, action: str, stage1: Path, tmp_pa
         assert "not finite" in done.stderr and "non_finite.action skip" in done.stderr
 
 
-def test_a_loss_that_is_not_finite_in_one_of_two_processes_is_left_out_in_both(tmp_path: Path) -> None:
+def test_both_processes_skip_bad_step(tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
-    spoilt = ["--trainer.callbacks+", "tests.faults.accidents.Spoil", "--trainer.callbacks.init_args.rank=1"]
-    done = fit("--run", str(run_folder), *TWO_PROCESSES, "--non_finite.action", "skip", *spoilt)
+    spoiled = ["--trainer.callbacks+", "tests.faults.accidents.Spoil", "--trainer.callbacks.init_args.rank=1"]
+    done = fit("--run", str(run_folder), *TWO_PROCESSES, "--non_finite.action", "skip", *spoiled)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path.name.split("-process-")[1] for path in (run_folder / "non_finite").iterdir()} == {"0.json", "1.json"}
     assert all(value.isfinite().all() for value in last(run_folder)["state_dict"].values() if value.is_floating_point())
 
 
-def test_a_clock_that_jumps_changes_nothing(through: Path, tmp_path: Path) -> None:
-    """Files of the future, as after a clock that was set back: the newest checkpoint is told by its name."""
+def test_clock_change_is_harmless(through: Path, tmp_path: Path) -> None:
+    """The newest checkpoint follows from its name, not from its date."""
     run_folder = tmp_path / "run"
     shutil.copytree(through, run_folder)
     future = time.time() + 10**8
@@ -168,7 +162,7 @@ def test_a_clock_that_jumps_changes_nothing(through: Path, tmp_path: Path) -> No
     assert last(run_folder)["global_step"] == last(through)["global_step"]
 
 
-def test_an_existing_run_is_offered_and_never_written_over(through: Path) -> None:
+def test_existing_run_is_kept(through: Path) -> None:
     before = (through / "checkpoints" / "last.ckpt").read_bytes()
     done = run([*FIT, "--run", str(through), "--trainer.fast_dev_run", "true"])
     assert done.returncode == 0, done.stderr[-2000:]
