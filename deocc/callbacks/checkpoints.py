@@ -188,8 +188,8 @@ class CheckpointCallback(Checkpoint):
         self._last_save, self._logs_truncated = time.monotonic(), False
         self._loops, self._stop_signal = None, 0
         self._signals.install(trainer.default_root_dir)
-        for state in self._loader_states:
-            trainer.train_dataloader.load_state_dict(state)
+        if self._loader_states and hasattr(trainer.train_dataloader, "load_state_dict"):
+            trainer.train_dataloader.load_state_dict(self._loader_states[0])
         self._loader_states = []
 
     def on_train_batch_end(

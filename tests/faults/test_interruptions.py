@@ -74,10 +74,10 @@ def test_slurm_job_is_requeued(through: Path, tmp_path: Path) -> None:
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)
     job = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"}
     job |= {"SLURM_JOB_NAME": "bash", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
-    stopped = run([*FIT, "--run", str(run_folder), *struck(epoch=1, batch=2, signum=signal.SIGUSR1)], **job)
+    stopped = run([*FIT, "--run", str(run_folder), *struck(epoch=1, batch=2, signum=signal.SIGUSR1)], 240, **job)
     assert stopped.returncode == 138, stopped.stderr[-2000:]
     assert asked.read_text().split() == ["requeue", "77"]
-    again = run([*FIT, "--run", str(run_folder)], SLURM_RESTART_COUNT="1", **job)
+    again = run([*FIT, "--run", str(run_folder)], 240, SLURM_RESTART_COUNT="1", **job)
     assert again.returncode == 0, again.stderr[-2000:]
     assert not run_folder.with_name("run-2").exists()
     assert list(differing(last(through), last(run_folder))) == []
