@@ -136,7 +136,8 @@ class WandbRunLogger(WandbLogger):
     """A WandbLogger that logs offline if W&B does not answer at the start, and keeps the best scores (`BEST`).
 
     wandb itself handles a connection that is lost later: it writes to the run folder first, tries again, and at the end
-    waits for WANDB_FINISH_TIMEOUT seconds (default here: 60).
+    waits for WANDB_FINISH_TIMEOUT seconds (default here: 60). The arguments are explicit because the command line does
+    not find those that WandbLogger passes on.
 
     Args:
         project: the W&B project.
