@@ -1,4 +1,4 @@
-"""The training step of stage 2 written out in plain PyTorch, in float32: what `deocc.modules.DistillationModule` is measured against."""
+"""Training step of stage 2 in plain PyTorch and float32, the reference for `deocc.modules.DistillationModule`."""
 
 import copy
 from typing import Any
@@ -18,13 +18,13 @@ GRADIENT_CLIP = 5.0  # as in configs/distill.yaml
 
 
 class BareDistillation:
-    """Copies of a module's networks, an optimiser and a loop's body; nothing is logged, saved, moved or checked.
+    """Copies of a module's networks with an optimiser and a training step, without logging, saving or checks.
 
-    The losses are those of `configs/distill.yaml`, with a completed face by the given mask and a teacher that looks at every clean face.
+    The losses are those of `configs/distill.yaml`; the face is completed by the given mask, and the teacher is run.
     """
 
     def __init__(self, module: DistillationModule, steps: int) -> None:
-        """Copy the networks of a module that knows its identity centres, for a training of so many steps."""
+        """Copy the networks of a module with identity centres, for a training of `steps` steps."""
         self.settings = dict(module.hparams)
         networks: Any = copy.deepcopy(
             (module.teacher, module.deoccluder, module.student, module.average, module.classifier)
@@ -39,7 +39,7 @@ class BareDistillation:
         self.parameters: list[nn.Parameter] = [*student["params"], *classifier["params"]]
 
     def step(self, batch: MaskedFaceBatch) -> None:
-        """Forward, backward, update, running average."""
+        """Run forward pass, backward pass, update and running average."""
         masked_face, mask = batch["masked_face"], batch["mask"]
         with torch.no_grad():
             completed_face = self.deoccluder(masked_face, mask)

@@ -1,4 +1,4 @@
-"""The training step of stage 1 written out in plain PyTorch, in float32: what `deocc.modules.InpaintingModule` is measured against."""
+"""Training step of stage 1 in plain PyTorch and float32, the reference for `deocc.modules.InpaintingModule`."""
 
 import copy
 from typing import Any
@@ -21,17 +21,17 @@ from deocc.modules.optimization import warmup_cosine
 from deocc.networks.generator import compose
 
 BETAS = (0.5, 0.99)
-SHIFTS = 7  # pixels that a face may be shifted by, in either direction, from -3 to 3
+SHIFTS = 7  # the teacher sees faces shifted by -3 to 3 pixels in both directions
 
 
 class BareInpainting:
-    """Copies of a module's networks, two optimisers and a loop's body; nothing is logged, saved, moved or checked.
+    """Copies of a module's networks with two optimisers and a training step, without logging, saving or checks.
 
     The losses are those of `configs/inpaint.yaml`: hinge, with a teacher.
     """
 
     def __init__(self, module: InpaintingModule, steps: int) -> None:
-        """Copy a module's networks, for a training of so many steps."""
+        """Copy a module's networks, for a training of `steps` steps."""
         self.settings, self.step_number = dict(module.hparams), 0
         networks: Any = copy.deepcopy(
             (module.generator, module.segmenter, module.discriminator, module.teacher, module.average)
@@ -48,13 +48,13 @@ class BareInpainting:
         ]
 
     def step(self, batch: MaskedFaceBatch) -> None:
-        """One step of the discriminators, one of generator and segmenter, running average."""
+        """Update the discriminators, then generator and segmenter, then the running average."""
         generated = self.generator(batch["masked_face"], batch["mask"])
         completed_face = compose(batch["masked_face"], generated, batch["mask"])
         self.discriminator.requires_grad_(True)
-        self._descend(self.discriminator_optimizer, self._discriminator_loss(batch, completed_face.detach()))
+        self._optimizer_step(self.discriminator_optimizer, self._discriminator_loss(batch, completed_face.detach()))
         self.discriminator.requires_grad_(False)
-        self._descend(self.generator_optimizer, self._generator_loss(batch, generated, completed_face))
+        self._optimizer_step(self.generator_optimizer, self._generator_loss(batch, generated, completed_face))
         self.average.update_parameters(self.generator)
         for scheduler in self.schedulers:
             scheduler.step()
@@ -67,7 +67,7 @@ class BareInpainting:
     def _generator_loss(self, batch: MaskedFaceBatch, generated: Tensor, completed_face: Tensor) -> Tensor:
         weight, face, mask = self.settings, batch["face"], batch["mask"]
         logits = self.discriminator(completed_face, mask)
-        # By other pixels every step. The module counts the steps of both optimisers.
+        # Another shift in every step; the module counts the steps of both optimisers.
         shift = tuple(number - SHIFTS // 2 for number in divmod((2 * self.step_number + 1) % SHIFTS**2, SHIFTS))
         with torch.no_grad():
             clean, clean_maps = self.teacher.embed_with_features(face.roll(shift, (2, 3)))
@@ -81,7 +81,7 @@ class BareInpainting:
         )
         return loss
 
-    def _descend(self, optimizer: Adam, loss: Tensor) -> None:
+    def _optimizer_step(self, optimizer: Adam, loss: Tensor) -> None:
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(

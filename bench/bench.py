@@ -1,12 +1,16 @@
-"""Speed and memory, side by side in one run: `make bench` prints the table and writes `bench/results.json`.
+"""Speed and memory compared with reference implementations: `make bench`.
 
-Times are medians; ours and the reference take turns, and the ratio is the median over the pairs. Every line is measured in processes of
-its own; peak memory is that of a process above what it held before the call.
+Prints a table and writes `bench/results.json`. Times are medians. Ours and the reference run alternately; the ratio is
+the median over the pairs. Every row is measured in separate processes; peak memory is the increase during the call.
 """
 
 import json
 import os
 import platform
+import resource
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +20,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.loading import loading_against_step
+from bench.loading import compare_loading
 from bench.measuring import Row
-from bench.relations import against_textbook, alone
-from bench.renderer import faces_per_second
-from bench.start import help_text
-from bench.teacher_cache import teacher_cache_gain
+from bench.relations import measure_against_textbook, measure_alone
+from bench.renderer import measure_renderer
+from bench.teacher_cache import measure_teacher_cache
 from bench.training import against_bare_loop
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -29,58 +32,73 @@ FIGURES = ("ours", "reference", "ratio", "ours_mib", "reference_mib")
 
 
 def measure() -> Iterator[Row]:
-    """All lines, as they come."""
-    yield help_text()
+    """Yield each row as soon as it is measured."""
+    yield measure_help()
     for size in (128, 256, 512):
-        yield against_textbook(size)
-    yield alone(1024, max_vertices=None)
-    yield alone(4096, max_vertices=64)
+        yield measure_against_textbook(size)
+    yield measure_alone(1024, max_vertices=None)
+    yield measure_alone(4096, max_vertices=64)
     for size in (112, 256):
-        yield from faces_per_second(size)
+        yield from measure_renderer(size)
     yield against_bare_loop("inpaint", loading=False)
     yield (step := against_bare_loop("distill", loading=False))
     yield against_bare_loop("inpaint", loading=True)
     yield against_bare_loop("distill", loading=True)
-    yield teacher_cache_gain()
-    yield from loading_against_step(step["ours"])
+    yield measure_teacher_cache()
+    yield from compare_loading(step["ours"])
 
 
-def shown(value: object) -> str:
-    """A figure with as many digits as it needs; empty where there is none."""
+def measure_help(pairs: int = 7) -> Row:
+    """Measure the CPU time of `deocc --help` beyond that of the bare interpreter, which is the reference."""
+    commands = [[str(Path(sys.executable).with_name("deocc")), "--help"], [sys.executable, "-c", "pass"]]
+    taken = [[_cpu_seconds(command) for command in commands] for _ in range(pairs + 1)][1:]  # after a warm-up
+    return {
+        "what": "deocc --help, CPU time beyond the interpreter",
+        "unit": "s",
+        "ours": statistics.median(ours - interpreter for ours, interpreter in taken),
+        "reference": statistics.median(interpreter for _, interpreter in taken),
+    }
+
+
+def _cpu_seconds(command: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def format_figure(value: object) -> str:
+    """Format a number with three significant digits; empty for anything else."""
     if not isinstance(value, float):
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def machine() -> dict[str, object]:
-    """What the figures belong to."""
+    """Describe the machine and the versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": processor,
+        "processor": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        **versions,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
     }
 
 
 def main() -> None:
-    """Measure everything, print the table, write the figures."""
+    """Measure all rows, print the table and write the file."""
     start, rows, console = time.perf_counter(), [], Console(width=140)
     table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", box=box.MARKDOWN)
     with console.status("measuring"):
         for row in measure():
             rows.append(row)
-            table.add_row(row["what"], row["unit"], *[shown(row.get(name)) for name in FIGURES])
-    figures = {"machine": machine(), "minutes": (time.perf_counter() - start) / 60, "rows": rows}
-    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+            table.add_row(row["what"], row["unit"], *[format_figure(row.get(name)) for name in FIGURES])
+    minutes = (time.perf_counter() - start) / 60
+    RESULTS.write_text(json.dumps({"machine": machine(), "minutes": minutes, "rows": rows}, indent=2) + "\n")
     console.print(table)
-    console.print(
-        ", ".join(f"{name} {value}" for name, value in machine().items()), f"{figures['minutes']:.1f} minutes", sep="; "
-    )
+    console.print(", ".join(f"{name} {value}" for name, value in machine().items()), f"{minutes:.1f} minutes", sep="; ")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python -m bench.detectors                                   # embedded ORL faces
     python -m bench.detectors --lfw FOLDER --images 400         # a seeded sample of LFW
-    python -m bench.detectors --photos FOLDER                   # photos without landmarks: only the share with a face and the time
+    python -m bench.detectors --photos FOLDER                   # without landmarks: share with a face and time
 
-Faces are looked for in each bare photo and in the same photo under a rendered occluder, the kinds in turn. A face is found if the centre of
-a box is within one eye distance of the centre of its landmarks; every other box is counted as extra. On LFW extra boxes include bystanders.
-Landmark errors are medians over the found faces, in eye distances. Two references are used: "dlib" is the 68-point predictor on the bare
-photo (on ORL the measured `orl_landmarks.csv`), "self" is the same detector on the bare photo.
+Each detector runs on the bare photo and on the same photo under a rendered occluder, with alternating kinds. A face is
+found if the centre of a box is within one eye distance of the centre of its landmarks; all other boxes are extra, on
+LFW including bystanders. Landmark errors are medians over the found faces in eye distances. There are two references:
+"dlib" is the 68-point predictor on the bare photo (on ORL `orl_landmarks.csv`), "self" the same detector on it.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 def orl_photographs(number: int) -> list[Photograph]:
-    """Bare ORL faces, spread evenly over the people, with repeated edges and in three times the size."""
+    """Return ORL faces, spread evenly over the people, padded by their edges and enlarged three times."""
     faces = OrlFaces()
     chosen = np.linspace(0, len(faces), min(number, len(faces)), endpoint=False).astype(int).tolist()
     return [
@@ -69,7 +69,7 @@ def _enlarged(image: Image) -> Image:
 
 
 def lfw_photographs(folder: Path, number: int, seed: int = 0) -> list[Photograph]:
-    """A seeded sample of LFW photos; the reference landmarks are those of dlib, and photos without a face found by dlib are skipped.
+    """Return a seeded sample of LFW photos with the landmarks of dlib; photos without a face found by dlib are skipped.
 
     Raises:
         ValueError: there is no photo in the folder.
@@ -91,7 +91,7 @@ def lfw_photographs(folder: Path, number: int, seed: int = 0) -> list[Photograph
 
 
 def mask_all(bare: Sequence[Photograph]) -> list[Photograph]:
-    """The photographs under rendered occluders, the kinds in turn; the position in the list is the seed."""
+    """Render occluders with alternating kinds; the position in the list is the seed."""
     return [photograph._replace(image=_masked(photograph, number)) for number, photograph in enumerate(bare)]
 
 
@@ -113,7 +113,7 @@ def measure(detector: Detector, photograph: Photograph) -> Outcome:
 
 
 def centre(face: Detection) -> Points:
-    """(2,) middle of the box."""
+    """Return the middle of the box, (2,)."""
     return np.asarray(face.box.reshape(2, 2).mean(0))
 
 
@@ -122,7 +122,7 @@ def _eye_distance(landmarks: Points) -> float:
 
 
 def errors(found: Sequence[Points | None], truth: Sequence[Points | None]) -> list[str]:
-    """Median errors of eyes, nose and mouth corners in eye distances, over faces that both have."""
+    """Return the median errors of eyes, nose and mouth corners in eye distances, over faces with both landmarks."""
     pairs = [(a, b) for a, b in zip(found, truth, strict=True) if a is not None and b is not None]
     if not pairs:
         return ["", "", ""]
@@ -131,7 +131,7 @@ def errors(found: Sequence[Points | None], truth: Sequence[Points | None]) -> li
 
 
 def row(outcomes: Sequence[Outcome], truth: Sequence[Points], own: Sequence[Points | None] | None) -> list[str]:
-    """Cells of one line: found, extra boxes, errors against the reference and against the detector itself, time."""
+    """Return the cells of one row: found, extra boxes, errors against both references, time."""
     found = [outcome.landmarks for outcome in outcomes]
     cells = [
         f"{sum(landmarks is not None for landmarks in found)} of {len(found)}",
@@ -142,7 +142,7 @@ def row(outcomes: Sequence[Outcome], truth: Sequence[Points], own: Sequence[Poin
 
 
 def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], slow_images: int) -> Table:
-    """Table of the detectors on bare and masked photographs with known landmarks."""
+    """Compare the detectors on bare and masked photographs with known landmarks."""
     table = Table(
         "detector", "faces", "found", "extra boxes", "eyes, nose, mouth: dlib", "eyes, nose, mouth: self", "ms an image"
     )
@@ -159,7 +159,7 @@ def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], sl
 
 
 def compare_photos(detectors: dict[str, Detector], paths: Sequence[Path], slow_images: int) -> Table:
-    """Table of the detectors on photos without known landmarks."""
+    """Compare the detectors on photos without known landmarks."""
     table = Table("detector", "photos", "with a face", "share", "faces a photo", "ms a photo")
     for name, detector in detectors.items():
         counts, seconds = [], []

@@ -1,4 +1,4 @@
-"""How the figures of one device are taken: its own time and memory, and what its maker says it can do."""
+"""Measurement of time and memory on a device, and its published peak performance."""
 
 import statistics
 import time
@@ -13,29 +13,32 @@ PEAK_TERAFLOPS: dict[str, dict[Precision, float]] = {
     "NVIDIA H200": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
     "NVIDIA A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0},
 }
-"""Dense peaks, without sparsity, by the start of the device's name: NVIDIA's white papers "H100 Tensor Core GPU Architecture" (H200: the
-same chip) and "A100 Tensor Core GPU Architecture"."""
+"""Dense peaks by the beginning of the device's name.
+
+Source: NVIDIA's white papers "H100 Tensor Core GPU Architecture" (the H200 has the same chip) and "A100 Tensor Core GPU
+Architecture".
+"""
 
 
 def device_name(device: torch.device) -> str:
-    """The name that a GPU gives itself; the type of any other device."""
+    """Return the name of a GPU, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_flops(name: str, precision: Precision) -> float | None:
-    """Published floating-point operations a second; None where they are not in the table."""
+    """Return the published floating-point operations per second, or None if unknown."""
     peaks = next((peaks for start, peaks in PEAK_TERAFLOPS.items() if name.startswith(start)), {})
     return 1e12 * peaks[precision] if precision in peaks else None
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def median_seconds(device: torch.device, call: Callable[[], object], repeats: int) -> float:
-    """The median of so many calls, each awaited, after a warm-up."""
+    """Return the median time of `repeats` synchronised calls after a warm-up."""
     call()
     taken = []
     for _ in range(repeats):
@@ -48,7 +51,7 @@ def median_seconds(device: torch.device, call: Callable[[], object], repeats: in
 
 
 def peak_mebibytes_on(device: torch.device, call: Callable[[], object]) -> float | None:
-    """How far a call raises the memory that tensors take on a GPU; None on other devices."""
+    """Return by how much a call raises the allocated GPU memory; None on other devices."""
     if device.type != "cuda":
         call()
         return None

@@ -1,6 +1,7 @@
-"""One GPU: `python -m bench.gpu` prints renderer, triplet relation and the steps of both stages, and writes them to `bench/gpu.json`.
+"""Speed on one GPU: `python -m bench.gpu` measures renderer, triplet relation and training steps.
 
-`--device cpu --small` runs all of it at tiny sizes and in seconds: its figures mean nothing, but the script is known to work.
+It prints a table and writes `bench/gpu.json`. `--device cpu --small` runs everything at tiny sizes in seconds, which
+only shows that the script works.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.bench import FIGURES, machine, shown
+from bench.bench import FIGURES, format_figure, machine
 from bench.devices import device_name
 from bench.gpu_kernels import renderer_rows, triplet_rows
 from bench.gpu_training import at_paper_size, step_rows
@@ -27,22 +28,29 @@ DETAILS = ("model-FLOP utilisation", "first loss deviation")
 
 
 class Extent(NamedTuple):
-    """How much is measured."""
+    """Sizes of the measurement.
+
+    Attributes:
+        crops: crop sizes of the renderer.
+        faces: batch sizes of the renderer.
+        embeddings: batch sizes of the triplet relation.
+        settings: configurations of the training steps.
+        repeats: timed calls of renderer and relation.
+        steps: timed training steps.
+        backend: backend of `torch.compile`.
+    """
 
     crops: tuple[int, ...]
     faces: tuple[int, ...]
-    """Batches that are rendered."""
     embeddings: tuple[int, ...]
-    """Batches of the triplet relation."""
     settings: tuple[Setting, ...]
     repeats: int
     steps: int
     backend: str
-    """Of torch.compile."""
 
 
 def full() -> Extent:
-    """For a GPU: both stages as `configs/` says, and at the paper's size."""
+    """Return the sizes for a GPU: both stages as in `configs/` and at the paper's size."""
     settings = tuple(read(stage) for read in (read_setting, at_paper_size) for stage in STAGES)
     return Extent(
         (112, 256), (256, 1024), (256, 512, 1024, 2048, 4096), settings, repeats=7, steps=20, backend="inductor"
@@ -50,7 +58,7 @@ def full() -> Extent:
 
 
 def small() -> Extent:
-    """For a test: the compiler reads the networks and generates no code."""
+    """Return tiny sizes for a test; the compiler traces the networks but generates no code."""
     return Extent(
         (32,), (8,), (8,), tuple(_smaller(read_setting(stage)) for stage in STAGES), repeats=1, steps=1, backend="eager"
     )
@@ -62,7 +70,7 @@ def _smaller(setting: Setting) -> Setting:
 
 
 def parts(device: torch.device, extent: Extent) -> dict[str, Callable[[], Iterator[Row]]]:
-    """What can be measured, by name."""
+    """Return the measurements by name."""
     return {
         "renderer": lambda: renderer_rows(device, extent.crops, extent.faces, extent.repeats),
         "losses": lambda: triplet_rows(device, extent.embeddings, extent.repeats, extent.backend),
@@ -73,7 +81,7 @@ def parts(device: torch.device, extent: Extent) -> dict[str, Callable[[], Iterat
 
 
 def measure(device: torch.device, extent: Extent, wanted: list[str], output: Path) -> dict[str, Any]:
-    """Measure the wanted parts, of which an earlier run's figures of the same device are replaced; written after every line."""
+    """Measure the wanted parts and write the file after every row; other parts of the same device are kept."""
     known = json.loads(output.read_text()) if output.is_file() else {}
     name = device_name(device)
     figures: dict[str, Any] = {**(known if known.get("device") == name else {}), "device": name, "machine": machine()}
@@ -86,34 +94,34 @@ def measure(device: torch.device, extent: Extent, wanted: list[str], output: Pat
 
 
 def table_of(rows: list[Row]) -> Table:
-    """The lines of a terminal."""
+    """Return the table for the terminal."""
     table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", *DETAILS, box=box.MARKDOWN)
     for row in rows:
         details = row.get("details", {})
         table.add_row(
             row["what"],
             row["unit"],
-            *[shown(row.get(name)) for name in FIGURES],
-            *[shown(details.get(name)) for name in DETAILS],
+            *[format_figure(row.get(name)) for name in FIGURES],
+            *[format_figure(details.get(name)) for name in DETAILS],
         )
     return table
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table."""
+    """Measure and print the table."""
     names = list(parts(torch.device("cpu"), small()))
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="cuda, cuda:1 or cpu")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to check that everything runs")
     parser.add_argument(
-        "--parts", nargs="+", choices=names, default=names, help="measure these only; the file's others stay"
+        "--parts", nargs="+", choices=names, default=names, help="measure only these; others in the file are kept"
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     if options.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("no GPU is there: give --device cpu --small to see that everything runs")
+        parser.error("no GPU found: give --device cpu --small to check that everything runs")
     figures = measure(options.device, small() if options.small else full(), options.parts, options.output)
     console = Console(width=200)
     console.print(table_of([row for part in options.parts for row in figures[part]]))

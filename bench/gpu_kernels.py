@@ -14,13 +14,13 @@ from deocc.losses.distances import Angles
 from deocc.masking import list_kinds, render
 
 Piece = Callable[[Angles, Angles, Tensor, Tensor], tuple[Tensor, Tensor]]
-TEXTBOOK_SIZE = 512  # the largest batch that the textbook form is given: 3 GiB
+TEXTBOOK_SIZE = 512  # largest batch of the textbook implementation: 3 GiB
 
 
 def renderer_rows(
     device: torch.device, sizes: tuple[int, ...], batches: tuple[int, ...], repeats: int
 ) -> Iterator[Row]:
-    """Faces a second, all kinds in equal shares in one batch."""
+    """Measure faces per second, with all kinds in equal shares in one batch."""
     for size in sizes:
         for batch in batches:
             faces, seeds = torch.rand(batch, 3, size, size, device=device) * 2 - 1, torch.arange(batch, device=device)
@@ -35,7 +35,7 @@ def renderer_rows(
 
 
 def triplet_rows(device: torch.device, sizes: tuple[int, ...], repeats: int, backend: str) -> Iterator[Row]:
-    """Forward and backward pass: ours against the textbook form where that fits, then ours compiled against ours."""
+    """Compare forward and backward pass with the textbook implementation if it fits, and compiled with not compiled."""
     for size in sizes:
         plain = triplet_row(device, size, triplet_relation_loss, repeats)
         if size <= TEXTBOOK_SIZE:
@@ -49,7 +49,7 @@ def triplet_rows(device: torch.device, sizes: tuple[int, ...], repeats: int, bac
 
 
 def triplet_row(device: torch.device, size: int, loss: Loss, repeats: int) -> Row:
-    """Milliseconds and memory of one form, and its value."""
+    """Measure one implementation; its loss value is a detail."""
     student, teacher = on(device, size)
 
     def both_passes() -> object:
@@ -67,7 +67,7 @@ def triplet_row(device: torch.device, size: int, loss: Loss, repeats: int) -> Ro
 
 
 def compiled_piece(backend: str) -> Piece:
-    """`deocc.losses.distances.piece`, compiled; its buffers are its own, so that what is fused need not be written."""
+    """Return `deocc.losses.distances.piece` compiled, with buffers that fusion can leave out."""
     plain = distances.piece
 
     def fused(student: Angles, teacher: Angles, gradient: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,24 +76,24 @@ def compiled_piece(backend: str) -> Piece:
     compiled = torch.compile(fused, backend=backend, dynamic=True)
 
     def piece(student: Angles, teacher: Angles, gradient: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
-        # The compiler warns of parts of a tensor that has a graph.
+        # Without detach, the compiler warns of views of a tensor with a graph.
         return compiled(Angles(*(part.detach() for part in student)), teacher, gradient, buffers)
 
     return piece
 
 
 def on(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
-    """Student and teacher embeddings on the device."""
+    """Return student and teacher embeddings on the device."""
     student, teacher = embeddings(size)
     return student.detach().to(device).requires_grad_(), teacher.to(device)
 
 
 def against(row: Row, reference: Row) -> Row:
-    """A row of times with another form's beside it."""
+    """Add a reference to a row of times."""
     joined: Row = {**row, "reference": reference["ours"], "ratio": reference["ours"] / row["ours"]}
     return with_memory(joined, "reference_mib", reference.get("ours_mib"))
 
 
 def with_memory(row: Row, name: str, memory: float | None) -> Row:
-    """The row, with its memory where it is known."""
+    """Add the memory to a row if it is known."""
     return row if memory is None else {**row, name: memory}  # type: ignore[misc]

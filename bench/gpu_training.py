@@ -1,4 +1,4 @@
-"""The training step of both stages on one device, in every precision, compiled or not, under Lightning as `deocc fit` runs it."""
+"""Training steps of both stages on one device, in every precision, compiled or not, under Lightning."""
 
 import logging
 import statistics
@@ -21,21 +21,19 @@ from deocc.modules import DistillationModule, InpaintingModule
 from deocc.networks.deoccluder import Deoccluder
 
 LIGHTNING: dict[Precision, str] = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-WARM_UP = 3  # steps, in which cuDNN chooses and the compiler compiles
+WARM_UP = 3  # steps, in which cuDNN selects algorithms and the compiler compiles
 
 
 class Measured(NamedTuple):
-    """One training of a few steps."""
+    """A training of a few steps: median seconds per step, loss of each prepared batch, peak memory on a GPU."""
 
     seconds: float
-    """Median of a step."""
     losses: list[float]
-    """Of the first steps, one for each batch that there is."""
     mebibytes: float | None
 
 
 class Steps(pl.Callback):
-    """Times every step with all that the trainer does between two, and keeps the losses."""
+    """Times every step, including the trainer's work between two steps, and keeps the losses."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.ends, self.losses = device, list[float](), list[float]()
@@ -43,7 +41,7 @@ class Steps(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Wait for the device."""
+        """Record the time once the device has finished."""
         synchronize(self.device)
         self.ends.append(time.perf_counter())
         if batch_idx < CACHED:
@@ -51,7 +49,7 @@ class Steps(pl.Callback):
 
 
 class Operations(pl.Callback):
-    """Counts the floating-point operations of the steps: matrix products and convolutions, forward and backward."""
+    """Counts the floating-point operations of matrix products and convolutions, forward and backward."""
 
     def __init__(self) -> None:
         self.counter = FlopCounterMode(display=False)
@@ -59,18 +57,18 @@ class Operations(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin."""
+        """Start counting."""
         self.counter.__enter__()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End."""
+        """Stop counting."""
         self.counter.__exit__(None, None, None)
 
 
 def step_rows(device: torch.device, setting: Setting, steps: int, backend: str) -> Iterator[Row]:
-    """Images a second in every precision of the device, as it is and, but for float32, compiled."""
+    """Measure images per second in every precision, and compiled in all but float32."""
     operations, exact = count_operations(device, setting), list[float]()
     for precision in LIGHTNING if device.type == "cuda" else ("fp32", "bf16"):
         plain = train(device, setting, precision, steps, None)
@@ -86,7 +84,7 @@ def step_rows(device: torch.device, setting: Setting, steps: int, backend: str) 
 
 
 def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, float]) -> Row:
-    """A line of the table."""
+    """Return the row of a training."""
     size, batch = setting.data["size"], setting.data["batch_size"]
     row: Row = {
         "what": f"{setting.stage}, {size} px, batch {batch}, {form}",
@@ -100,12 +98,10 @@ def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, fl
 def details(
     device: torch.device, precision: Precision, operations: int, found: Measured, exact: list[float]
 ) -> dict[str, float]:
-    """Operations, utilisation where the peak is known, and how far the losses are from those in float32."""
+    """Return operations, utilisation if the peak is known, and the deviation of the losses from those in float32."""
     figures = {
         "operations a step": float(operations),
-        "first loss deviation": deviation(
-            found.losses[:1], exact[:1]
-        ),  # of equal weights; later ones go ways of their own
+        "first loss deviation": deviation(found.losses[:1], exact[:1]),  # at equal weights, unlike later ones
         "largest loss deviation": deviation(found.losses, exact),
     }
     peak = peak_flops(device_name(device), precision)
@@ -113,12 +109,12 @@ def details(
 
 
 def deviation(losses: list[float], exact: list[float]) -> float:
-    """The largest relative difference of two trainings' losses, step by step."""
+    """Return the largest relative difference of the losses of two trainings."""
     return max(abs(loss / right - 1) for loss, right in zip(losses, exact, strict=True))
 
 
 def train(device: torch.device, setting: Setting, precision: Precision, steps: int, backend: str | None) -> Measured:
-    """A few steps from the same weights over the same batches; compiled where a backend is named."""
+    """Train a few steps from the same weights on the same batches, compiled if a backend is given."""
     module, watch = build(setting), Steps(device)
     if backend is not None:
         compile_networks(module, backend)
@@ -129,7 +125,7 @@ def train(device: torch.device, setting: Setting, precision: Precision, steps: i
 
 
 def count_operations(device: torch.device, setting: Setting) -> int:
-    """Floating-point operations of one step, of the networks as they are."""
+    """Count the floating-point operations of one step."""
     count = Operations()
     fit(device, build(setting), CachedBatches(MaskedFaceDataModule(**setting.data), 1), setting, "fp32", count)
     return count.counter.get_total_flops()
@@ -143,7 +139,7 @@ def fit(
     precision: Precision,
     callback: pl.Callback,
 ) -> None:
-    """One epoch in a precision, of which nothing is kept or shown."""
+    """Train for one epoch without logs, checkpoints and output."""
     where: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
     if device.type == "cuda":
         where = {"accelerator": "gpu", "devices": [device.index or 0]}
@@ -164,7 +160,7 @@ def fit(
 
 @contextmanager
 def tensor_float(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Whether products of float32 numbers may be rounded to TensorFloat-32 meanwhile; on a CPU there is none."""
+    """Allow or forbid TensorFloat-32 on a GPU."""
     if device.type != "cuda":
         yield
         return
@@ -175,7 +171,7 @@ def tensor_float(device: torch.device, allowed: bool) -> Iterator[None]:
 
 
 def build(setting: Setting) -> Module:
-    """The stage's module; at the paper's crop, stage 2 has a de-occluder of stage 1's size there."""
+    """Return the stage's module; at the paper's size, stage 2 gets a de-occluder of that size."""
     module, first = build_module(setting), at_paper_size("inpaint")
     if isinstance(module, DistillationModule) and setting.data["size"] == first.data["size"]:
         generator = {"width": first.model["width"], "attention": first.model["attention"]}
@@ -184,7 +180,7 @@ def build(setting: Setting) -> Module:
 
 
 def compile_networks(module: Module, backend: str) -> None:
-    """Compile the generator and, in stage 2, the student, in place."""
+    """Compile the generator and, in stage 2, the student in place."""
     if isinstance(module, InpaintingModule):
         module.generator.compile(backend=backend)
         return
@@ -193,7 +189,7 @@ def compile_networks(module: Module, backend: str) -> None:
 
 
 def at_paper_size(stage: Stage) -> Setting:
-    """A configuration with what `configs/size/` and, of stage 2, `configs/paper/` say of crop, batch and widths."""
+    """Return the setting with crop, batch and widths of `configs/size/` and `configs/paper/`."""
     setting = read_setting(stage)
     size = yaml.safe_load((CONFIGS / "size" / "inpaint_256.yaml").read_text())
     batch = yaml.safe_load((CONFIGS / "paper" / f"{stage}.yaml").read_text())["data"]["batch_size"]

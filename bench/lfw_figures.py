@@ -1,4 +1,4 @@
-"""Figures of the page "Results on LFW": ROC, error rates by kind of occluder, and a panel of people never seen in training.
+"""Figures of the page "Results on LFW": ROC, error rates by kind of occluder, and a panel of unseen people.
 
 All have a white background, so that they are legible on a dark page too.
 """
@@ -26,7 +26,7 @@ PANEL_SIZE = 104  # pixels of a face in the panel
 
 
 def mean_roc(parts: Sequence[PairScores]) -> tuple[Tensor, Tensor]:
-    """FAR and TAR (T,), both rising; TAR is the mean over parts at equal FAR, since each part has thresholds of its own."""
+    """Return FAR and TAR (T,), both ascending; TAR is the mean over parts at equal FAR, not at equal threshold."""
     curves = [roc_curve(pairs.similarity, pairs.same) for pairs in parts]
     far = torch.cat([curve.far for curve in curves]).unique()
     tar = [curve.tar[torch.searchsorted(curve.far, far, right=True) - 1] for curve in curves]

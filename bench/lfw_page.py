@@ -1,7 +1,7 @@
 """Write the page "Results on LFW" and its figures: `python -m bench.lfw_page`, after `python -m bench.lfw`.
 
-Figures over both halves are means of the halves, since each half has a model and thresholds of its own. Intervals are those of a
-bootstrap that draws people within each half, or Wilson intervals of counted shares.
+Figures over both halves are means of the halves, because each has its own model and thresholds. Intervals come from a
+bootstrap that draws people within each half, or are Wilson intervals of counted shares.
 """
 
 import argparse
@@ -53,18 +53,22 @@ _NETWORK_FIGURES = {"perceptual_covered": "LPIPS form", "frechet": "FID form", "
 
 @dataclass(frozen=True)
 class Half:
-    """What the tests of one half wrote."""
+    """Results of the tests of one half.
+
+    Attributes:
+        name: "a" or "b".
+        results: `results.json` of the student's run.
+        generator: restoration by the generator's run with given masks; empty if it was not tested.
+        pairs: pair scores by row.
+    """
 
     name: str
     results: dict[str, Any]
-    """Of the student's run."""
     generator: dict[str, Any]
-    """Restoration by the generator's run, with given masks; empty where it was not tested."""
     pairs: dict[str, PairScores]
-    """By row."""
 
     def row(self, name: str) -> dict[str, Any]:
-        """The figures of a row; empty where it was not tested."""
+        """Return the figures of a row; empty if it was not tested."""
         return dict(self.results["rows"].get(name, {}))
 
 
@@ -98,13 +102,13 @@ def read_halves(folder: Path) -> list[Half]:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean; None where a value is missing."""
+    """Return the mean, or None if a value is missing."""
     known = list(values)
     return None if not known or None in known else statistics.fmean(known)  # type: ignore[type-var]
 
 
 def accuracy_cell(halves: Sequence[Half], row: str) -> str:
-    """Mean accuracy over all folds of all halves, and its standard error."""
+    """Return the mean accuracy over all folds of all halves and its standard error."""
     folds = [share for half in halves for share in half.row(row).get("accuracy", {}).get("accuracies", [])]
     if len(folds) < 2:
         return MISSING
@@ -112,7 +116,7 @@ def accuracy_cell(halves: Sequence[Half], row: str) -> str:
 
 
 def tar_cell(halves: Sequence[Half], row: str, rate: str) -> str:
-    """Mean TAR of the halves at one FAR, with the Wilson interval over all pairs of one person."""
+    """Return the mean TAR of the halves at one FAR, with the Wilson interval over all pairs of one person."""
     rows = [half.row(row) for half in halves]
     parts = [(each["tar_intervals"][rate]["tar"], each["pairs"]["same"]) for each in rows if each]
     if not parts or any(tar is None for tar, _ in parts):
@@ -123,12 +127,12 @@ def tar_cell(halves: Sequence[Half], row: str, rate: str) -> str:
 
 
 def eer(halves: Sequence[Half], row: str) -> float | None:
-    """Mean equal error rate of the halves."""
+    """Return the mean equal error rate of the halves."""
     return mean(half.row(row).get("eer") for half in halves)
 
 
 def recognition_table(halves: Sequence[Half]) -> str:
-    """Accuracy, EER and TAR of every row that was tested."""
+    """Return accuracy, EER and TAR of every tested row."""
     body = [
         [
             title,
@@ -143,7 +147,7 @@ def recognition_table(halves: Sequence[Half]) -> str:
 
 
 def difference_table(halves: Sequence[Half], replicates: int) -> str:
-    """Differences of accuracy and EER in percentage points, with 95 % intervals."""
+    """Return differences of accuracy and EER in percentage points, with 95 % intervals."""
     body = []
     for first, second in DIFFERENCES:
         if any(not {first, second} <= half.pairs.keys() for half in halves):
@@ -158,7 +162,7 @@ def difference_table(halves: Sequence[Half], replicates: int) -> str:
 
 
 def ratio_lines(halves: Sequence[Half]) -> str:
-    """Ratios of equal error rates, one line each."""
+    """Return ratios of equal error rates, one per line."""
     lines = []
     for first, second in RATIOS:
         above, below = eer(halves, first), eer(halves, second)
@@ -168,13 +172,13 @@ def ratio_lines(halves: Sequence[Half]) -> str:
 
 
 def unseen_kinds(halves: Sequence[Half]) -> list[str]:
-    """The kinds that were tested and never trained on."""
+    """Return the tested kinds that no network was trained on."""
     results = halves[0].results
     return [kind for kind in results["kinds"] if kind not in results["training_kinds"]]
 
 
 def kind_rates(halves: Sequence[Half]) -> dict[str, dict[str, float]]:
-    """By title of `BARS` and by kind, the mean EER of the halves."""
+    """Return the mean EER of the halves by title of `BARS` and kind."""
     rates: dict[str, dict[str, float]] = {}
     for row in BARS:
         for kind in halves[0].results["per_kind"]:
@@ -187,7 +191,7 @@ def kind_rates(halves: Sequence[Half]) -> dict[str, dict[str, float]]:
 
 
 def kind_table(halves: Sequence[Half]) -> str:
-    """By kind: EER, the ratio of student to teacher, and how well the predicted mask fits the given one."""
+    """Return EER, ratio of student to teacher, and mask quality by kind."""
     rates, unseen = kind_rates(halves), unseen_kinds(halves)
     teacher, student = TITLES["teacher_masked"], TITLES["student_predicted_mask"]
     body = []
@@ -203,7 +207,7 @@ def kind_table(halves: Sequence[Half]) -> str:
 
 
 def bare_sentence(halves: Sequence[Half]) -> str:
-    """The share of bare faces that get a mask, with its interval."""
+    """Return the share of bare faces for which a mask is predicted, with its interval."""
     shares = [half.results.get("mask_prediction", {}).get("bare", {}).get("found") for half in halves]
     if None in shares:
         return ""
@@ -211,11 +215,14 @@ def bare_sentence(halves: Sequence[Half]) -> str:
     found = round(sum(share * number_of for share, number_of in zip(shares, images, strict=True)))
     low, high = wilson(found, sum(images))
     share = f"{percent(found / sum(images))} % (95 % interval {percent(low)} to {percent(high)})"
-    return f"Of {sum(images):,} bare faces of test people, {found:,} get any mask: {share}. The others are left as they are.\n"
+    return (
+        f"Of {sum(images):,} bare faces of test people, {found:,} get any mask: {share}. The others are left as they "
+        "are.\n"
+    )
 
 
 def restoration_table(halves: Sequence[Half]) -> str:
-    """PSNR and SSIM inside the mask, and the figures by a network's features."""
+    """Return PSNR and SSIM inside the mask, and the feature distances."""
     sources = {
         "completed by the generator at its own side, given mask": [half.generator for half in halves],
         "completed at the student's side, given mask": [
@@ -238,7 +245,7 @@ def restoration_table(halves: Sequence[Half]) -> str:
 
 
 def threshold_table(halves: Sequence[Half]) -> str:
-    """False-accept rates on test people of the thresholds that were calibrated on validation people; empty without thresholds."""
+    """Return the false-accept rates on test people of the calibrated thresholds; empty without thresholds."""
     rates: dict[tuple[str, float], dict[str, str]] = {}
     for half in halves:
         for condition, row in half.results.get("thresholds", {}).get("thresholds", {}).items():
@@ -261,7 +268,7 @@ def threshold_table(halves: Sequence[Half]) -> str:
 
 
 def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
-    """The page in Markdown; panel: whether there is a panel figure."""
+    """Return the page in Markdown, with the panel figure if `panel` is true."""
     number_of_pairs = sum(len(half.pairs["teacher_masked"].same) for half in halves)
     people = sum(half.results["rows"]["teacher_clean"]["people"] for half in halves)
     tested = " and ".join(f"half {half.name} (folds {_FOLDS[half.name]})" for half in halves)
@@ -273,44 +280,50 @@ def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
     kinds, thresholds = halves[0].results["kinds"], threshold_table(halves)
     parts = [
         f"# Results on LFW\n\n{missing}",
-        f"{number_of_pairs:,} pairs of Labeled Faces in the Wild with {people:,} people: {tested}. Each half is tested by models of "
-        "its own, trained on the people of the other half's folds and of no pair. No model has seen the people that it is tested on, "
-        "neither in training nor when its thresholds were calibrated.\n\n",
+        f"{number_of_pairs:,} pairs of Labeled Faces in the Wild with {people:,} people: {tested}. Each half is tested "
+        "by models of its own, trained on the people of the other half's folds and of no pair. No model has seen the "
+        "people that it is tested on, neither in training nor when its thresholds were calibrated.\n\n",
         f"In the rows of masked faces, the second face of each pair carries one of {len(kinds)} synthetic occluders "
-        f"({', '.join(kinds)}), drawn by image. *Given mask*: the covered pixels are known. *Predicted mask*: they are found by the mask "
-        "predictor, as for a user's photographs. The teacher is dlib's face recognition network. The masks, the training set and the "
-        "recogniser of the paper are unknown, so these figures and those of the paper are not comparable one to one.\n\n",
+        f"({', '.join(kinds)}), drawn by image. *Given mask*: the covered pixels are known. *Predicted mask*: they are "
+        "found by the mask predictor, as for a user's photographs. The teacher is dlib's face recognition network. The "
+        "masks, the training set and the recogniser of the paper are unknown, so these figures and those of the paper "
+        "are not comparable one to one.\n\n",
         "`make lfw-results LFW=FOLDER` trains and tests both halves and writes this page; "
         f"`{COMMAND}` writes the page again from tested runs.\n\n",
         "## Recognition\n\n",
-        "Accuracy is the mean over folds with its standard error; thresholds are chosen on the other folds of the same half. EER and "
-        "TAR are means of the halves, with 95 % Wilson intervals for TAR.\n\n",
+        "Accuracy is the mean over folds with its standard error; thresholds are chosen on the other folds of the same "
+        "half. EER and TAR are means of the halves, with 95 % Wilson intervals for TAR.\n\n",
         recognition_table(halves),
         f"\n{ratio_lines(halves)}\n",
         "Differences, with 95 % intervals of a paired bootstrap over people within each half "
         f"({replicates:,} replicates):\n\n{difference_table(halves, replicates)}\n",
-        f"![True accept rate over false accept rate](lfw/roc.svg)\n\n*ROC, mean of the halves. Made by `{COMMAND}`.*\n\n",
+        "![True accept rate over false accept rate](lfw/roc.svg)\n\n",
+        f"*ROC, mean of the halves. Made by `{COMMAND}`.*\n\n",
         "## By kind of occluder\n\n",
         f"Never trained on, in any network: {', '.join(unseen_kinds(halves)) or 'none of the kinds'}.\n\n",
-        f"![Equal error rate by kind of occluder](lfw/kinds.svg)\n\n*EER by kind. Made by `{COMMAND}`.*\n\n{kind_table(halves)}\n",
+        "![Equal error rate by kind of occluder](lfw/kinds.svg)\n\n",
+        f"*EER by kind. Made by `{COMMAND}`.*\n\n{kind_table(halves)}\n",
         f"## Bare faces\n\n{bare_sentence(halves)}\n",
         "## Restoration\n\n",
-        "Inside the mask, against the clean photograph. The LPIPS, FID and KID forms use features of the dlib network instead of the "
-        "published ones: compare them only with figures of the same network, and note that the generator was trained "
-        f"towards it.\n\n{restoration_table(halves)}\n",
+        "Inside the mask, against the clean photograph. The LPIPS, FID and KID forms use features of the dlib network "
+        "instead of the published ones: compare them only with figures of the same network, and note that the "
+        f"generator was trained towards it.\n\n{restoration_table(halves)}\n",
     ]
     if panel:
         alt = "Clean, masked, predicted mask and completed faces of people never seen in training"
         caption = f"The first test people under each kind, by the predicted mask; not selected. Made by `{COMMAND}`."
         parts.append(f"![{alt}](lfw/panel.jpg)\n\n*{caption}*\n\n")
     if thresholds:
-        text = "False-accept rates on test people of the thresholds that were calibrated on validation people, by predicted masks."
+        text = (
+            "False-accept rates on test people of the thresholds that were calibrated on validation people, by "
+            "predicted masks."
+        )
         parts.append(f"## Thresholds\n\n{text}\n\n{thresholds}")
     return "".join(parts).rstrip() + "\n"
 
 
 def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATES) -> Path:
-    """Write `lfw.md` and its ROC and bars below the folder of pages, and return the page's path. A panel that is there is shown."""
+    """Write `lfw.md`, its ROC and its bars; return the path of the page. An existing panel is included."""
     folder = pages / "lfw"
     folder.mkdir(parents=True, exist_ok=True)
     curves = {
@@ -324,7 +337,7 @@ def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 1 where results are missing."""
+    """Run the command; the exit status is 1 if results are missing."""
     parser = argparse.ArgumentParser(
         prog=COMMAND, description="Write docs/pages/lfw.md and its figures from tested runs."
     )

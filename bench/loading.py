@@ -1,4 +1,4 @@
-"""Training images a second that the loader delivers from photographs, with the faces aligned anew and from the cache, against the step."""
+"""Training images per second of the data loader, aligned on the fly or read from the cache, compared with the step."""
 
 import os
 import time
@@ -21,12 +21,12 @@ from deocc.data.dataset import TrainingFaces
 from deocc.data.images import read_image
 
 WIDTH, HEIGHT = 178, 218  # CelebA's aligned photographs
-COPIES = 4  # photographs of each face, so that the set is too large for memory
-WARM_UP, BATCHES, AUGMENTED = 4, 16, 256  # batches before those that are timed; batches and crops that are timed
+COPIES = 4  # photographs per face, so that the set does not fit into memory
+WARM_UP, BATCHES, AUGMENTED = 4, 16, 256  # batches before the timed ones, timed batches, timed crops
 
 
 class Photographs(FaceSet):
-    """The embedded faces as JPEG files of CelebA's size, each several times at another quality."""
+    """The ORL faces as JPEG files of CelebA's size, each in several qualities."""
 
     credit = OrlFaces.credit
 
@@ -47,52 +47,46 @@ class Photographs(FaceSet):
         return read_image(self.paths[index])
 
     def content(self, index: int) -> bytes:
-        """The file's size, as CelebA's."""
+        """Return the file's size and name, as CelebA does."""
         return f"{self.paths[index].stat().st_size} {self.names[index]}".encode()
 
 
 class Rates(NamedTuple):
-    """Images a second."""
+    """Images per second: aligned on the fly, read from the cache, augmented only, written to the cache."""
 
-    anew: float
-    """Aligned when asked for."""
+    aligned: float
     cached: float
-    """From the cache."""
     augmentation: float
-    """Augmentation alone."""
     filling: float
-    """Written into the cache, once."""
 
 
-def loading_against_step(step_rate: float) -> list[Row]:
-    """Lines for 0 and 1 workers, with the data settings of `configs/distill.yaml`; its blending reads three faces an image.
+def compare_loading(step_rate: float) -> list[Row]:
+    """Return rows for 0 and 1 workers with the data settings of `configs/distill.yaml`, which blend three faces.
 
     Args:
-        step_rate: images a second of that configuration's training step with batches made beforehand (`bench.training`).
+        step_rate: images per second of that configuration's training step on prepared batches (`bench.training`).
     """
     with TemporaryDirectory() as folder:
         return [_row(workers, in_own_process(rates, Path(folder), workers), step_rate) for workers in (0, 1)]
 
 
 def rates(folder: Path, workers: int) -> Rates:
-    """What this machine's loader delivers with so many workers; the files are left in the folder."""
-    warnings.filterwarnings("ignore", module="torch")  # a worker more than there are cores
-    torch.set_num_threads(1)  # as a worker has it
+    """Measure the loader with `workers` workers; files are left in the folder."""
+    warnings.filterwarnings("ignore", module="torch")  # more workers than cores
+    torch.set_num_threads(1)  # like a worker
     (folder / "photographs").mkdir(exist_ok=True)
     faces, settings = Photographs(folder / "photographs"), {**read_setting("distill").data, "num_workers": workers}
-    os.environ["DEOCC_CACHE"] = str(folder / f"cache{workers}")  # this process is the function's own
-    module, anew = (
-        MaskedFaceDataModule(faces, **settings),
-        MaskedFaceDataModule(faces, **{**settings, "cache_gigabytes": 0}),
-    )
+    os.environ["DEOCC_CACHE"] = str(folder / f"cache{workers}")  # this process only measures
+    module = MaskedFaceDataModule(faces, **settings)
+    uncached = MaskedFaceDataModule(faces, **{**settings, "cache_gigabytes": 0})
     start = time.perf_counter()
     module.prepare_data()
     filling = len(faces) / (time.perf_counter() - start)
-    return Rates(_delivered(anew), _delivered(module), _augmented(module), filling)
+    return Rates(_delivered(uncached), _delivered(module), _augmented(module), filling)
 
 
 def _delivered(module: MaskedFaceDataModule) -> float:
-    """Over so many batches, after some in which the workers start and use up their lead."""
+    """Measure `BATCHES` batches after a warm-up, in which the workers start and use up their prefetched batches."""
     batches = iter(module.train_dataloader())
     for _ in range(WARM_UP):
         next(batches)
@@ -112,11 +106,11 @@ def _augmented(module: MaskedFaceDataModule) -> float:
 
 def _row(workers: int, found: Rates, step_rate: float) -> Row:
     return {
-        "what": f"loading with {workers} worker{'' if workers == 1 else 's'}, cache against alignment anew",
+        "what": f"loading with {workers} worker{'' if workers == 1 else 's'}, cache against alignment on the fly",
         "unit": "images/s",
         "ours": found.cached,
-        "reference": found.anew,
-        "ratio": found.cached / found.anew,
+        "reference": found.aligned,
+        "ratio": found.cached / found.aligned,
         "details": {
             "step": step_rate,
             "times_the_step": found.cached / step_rate,

@@ -1,8 +1,8 @@
-"""Check on photos of really masked people where the predicted mask falls: `python -m bench.masked_photos --photos FOLDER`.
+"""Check the predicted mask on photos of masked people: `python -m bench.masked_photos --photos FOLDER`.
 
-Such photos have no marked masks, so the landmarks that the detector finds are the reference: a worn face mask covers the nose
-tip and both mouth corners and leaves both eyes free. A point is covered if the predicted mask is at least 0.5 at its pixel of the
-canonical crop.
+Such photos have no annotated masks, so the detected landmarks are the reference: a worn face mask covers the nose tip
+and both mouth corners and leaves both eyes free. A point is covered if the predicted mask is at least 0.5 at its pixel
+of the canonical crop.
 """
 
 import argparse

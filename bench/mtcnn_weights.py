@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deocc.detection.mtcnn import WEIGHTS_FILE
 
-# Our network name: (source file, layers before the heads, heads in the order logit, box, landmarks, input side of the first dense layer).
+# network: (source file, layers before the heads, heads for logit, box and landmarks, side of the first dense layer)
 _SOURCES = {
     "proposal": ("pnet.pt", ("conv1", "conv2", "conv3"), ("conv4_1", "conv4_2"), None),
     "refinement": ("rnet.pt", ("conv1", "conv2", "conv3", "dense4"), ("dense5_1", "dense5_2"), 3),
@@ -25,10 +25,11 @@ _SOURCES = {
 
 
 def convert(folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-    """The weights of the three networks under our names.
+    """Convert the weights of the three networks.
 
-    Three things change: the two class logits become their difference, so that a sigmoid gives the probability of a face; the heads of a
-    network become one layer; and the first dense layer reads features in PyTorch's order (channel, y, x) instead of (x, y, channel).
+    The two class logits become their difference, so that a sigmoid gives the probability of a face. The heads of a
+    network become one layer. The first dense layer reads features in PyTorch's order (channel, y, x) instead of
+    (x, y, channel).
 
     Args:
         folder: holds `pnet.pt`, `rnet.pt` and `onet.pt`.

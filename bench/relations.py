@@ -1,4 +1,4 @@
-"""The triplet relation, forward and backward, against the textbook form."""
+"""Forward and backward pass of the triplet relation, compared with the textbook implementation."""
 
 import statistics
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def textbook_triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
-    """The triplet relation as it is usually written: B x B x D differences, then B x B x B angles."""
+    """Triplet relation as it is usually written: B x B x D differences, then B x B x B angles."""
 
     def cosines(embedding: Tensor) -> Tensor:
         directions = F.normalize(embedding[None] - embedding[:, None], dim=2)
@@ -27,21 +27,8 @@ def textbook_triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
     return F.huber_loss(cosines(student), target, reduction="sum") / (size * (size - 1) * (size - 2))
 
 
-def embeddings(size: int) -> tuple[Tensor, Tensor]:
-    """Student and teacher embeddings of unit length, (size, 512)."""
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (F.normalize(torch.randn(size, DIMENSION, generator=generator), dim=1) for _ in range(2))
-    return student.requires_grad_(), teacher
-
-
-def value_and_gradient(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
-    """Of one forward and backward pass."""
-    value = loss(student, teacher)
-    return float(value.detach()), torch.autograd.grad(value, student)[0]
-
-
-def against_textbook(size: int, pairs: int = 5) -> Row:
-    """Ours against the textbook form at a batch size."""
+def measure_against_textbook(size: int, pairs: int = 5) -> Row:
+    """Compare ours with the textbook implementation at one batch size."""
     ours, reference = in_own_process(times, size, pairs)
     return {
         "what": f"triplet relation, B = {size}",
@@ -55,15 +42,28 @@ def against_textbook(size: int, pairs: int = 5) -> Row:
     }
 
 
-def alone(size: int, max_vertices: int | None) -> Row:
-    """Ours at a batch size that the textbook form does not reach: one pass, in which the peak is taken too."""
+def measure_alone(size: int, max_vertices: int | None) -> Row:
+    """Measure ours at a batch size that the textbook implementation cannot reach; one pass gives time and peak."""
     memory, taken = in_own_process(single_pass, size, max_vertices)
     vertices = "" if max_vertices is None else f", {max_vertices} vertices"
     return {"what": f"triplet relation, B = {size}{vertices}", "unit": "ms", "ours": 1000 * taken, "ours_mib": memory}
 
 
+def embeddings(size: int) -> tuple[Tensor, Tensor]:
+    """Return student and teacher embeddings of unit length, (size, 512)."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (F.normalize(torch.randn(size, DIMENSION, generator=generator), dim=1) for _ in range(2))
+    return student.requires_grad_(), teacher
+
+
+def value_and_gradient(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+    """Run one forward and backward pass."""
+    value = loss(student, teacher)
+    return float(value.detach()), torch.autograd.grad(value, student)[0]
+
+
 def times(size: int, pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of ours and of the textbook form, in turn."""
+    """Return the seconds of ours and of the textbook implementation, measured alternately."""
     student, teacher = embeddings(size)
     return paired_seconds(
         lambda: value_and_gradient(triplet_relation_loss, student, teacher),
@@ -73,14 +73,14 @@ def times(size: int, pairs: int) -> tuple[list[float], list[float]]:
 
 
 def peak(loss: Loss, size: int) -> float:
-    """MiB that one pass takes, after one with a small batch has loaded what a first pass loads."""
+    """Return the MiB of one pass, after a warm-up with a small batch."""
     value_and_gradient(loss, *embeddings(8))
     student, teacher = embeddings(size)
     return peak_mebibytes(lambda: value_and_gradient(loss, student, teacher))
 
 
 def single_pass(size: int, max_vertices: int | None) -> tuple[float, float]:
-    """MiB and seconds of one pass."""
+    """Return MiB and seconds of one pass."""
     taken: list[float] = []
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -93,12 +93,11 @@ def single_pass(size: int, max_vertices: int | None) -> tuple[float, float]:
 
 
 def errors(size: int) -> dict[str, float]:
-    """Relative differences from the textbook form."""
+    """Return the relative differences from the textbook implementation."""
     student, teacher = embeddings(size)
-    (value, slope), (expected, expected_slope) = (
-        value_and_gradient(loss, student, teacher) for loss in (triplet_relation_loss, textbook_triplet_relation)
-    )
+    value, gradient = value_and_gradient(triplet_relation_loss, student, teacher)
+    expected_value, expected_gradient = value_and_gradient(textbook_triplet_relation, student, teacher)
     return {
-        "value, relative difference": abs(value / expected - 1),
-        "gradient, relative difference": float((slope - expected_slope).norm() / expected_slope.norm()),
+        "value, relative difference": abs(value / expected_value - 1),
+        "gradient, relative difference": float((gradient - expected_gradient).norm() / expected_gradient.norm()),
     }

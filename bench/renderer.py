@@ -1,4 +1,4 @@
-"""The mask renderer on one thread, kind by kind. No public one can be installed beside it, so there is no reference."""
+"""Speed of the mask renderer on one thread, by kind. There is no public renderer to compare it with."""
 
 import statistics
 
@@ -7,57 +7,57 @@ import torch
 from bench.measuring import Row, in_own_process, peak_mebibytes, seconds
 from deocc.masking import list_kinds, render
 
-BATCH = 64
-PIXELS = (
-    2**21
-)  # of a batch at most, 24 MiB: glibc gives blocks above 32 MiB back at once, and every call would fetch them anew
-KEPT = (
-    31 * 2**20
-)  # bytes, almost the largest block whose release teaches glibc to keep blocks of its size, and twice that in all
+_MAX_BATCH = 64
+_MAX_PIXELS = 2**21
+"""Of a batch, 24 MiB: glibc returns blocks above 32 MiB to the system, and every call would request them again."""
+
+_LARGE_BLOCK = 31 * 2**20
+"""Bytes; releasing a block of nearly 32 MiB makes glibc keep blocks of up to this size."""
 
 
-def faces_per_second(size: int, repeats: int = 5) -> list[Row]:
-    """A row for each kind, and one for all kinds in equal shares, at a crop of so many pixels a side.
+def measure_renderer(size: int, repeats: int = 5) -> list[Row]:
+    """Return one row per kind and one for all kinds in equal shares, at crops of `size` pixels.
 
-    All kinds together are faces over seconds; the mean of the kinds' rates, which favours the fast ones, goes to the file.
+    The rate of all kinds is total faces by total seconds; the mean of the rates, which favours fast kinds, is a detail.
     """
     taken, memory = in_own_process(times, size, repeats)
     rates = {kind: batch_size(size) / median for kind, median in taken.items()}
     rows: list[Row] = [
         {"what": f"renderer, {size} px, {kind}", "unit": "faces/s", "ours": rate} for kind, rate in rates.items()
     ]
-    together: Row = {
+    all_kinds: Row = {
         "what": f"renderer, {size} px, all kinds",
         "unit": "faces/s",
         "ours": statistics.harmonic_mean(rates.values()),
         "ours_mib": memory,
         "details": {"mean of the kinds' rates": statistics.mean(rates.values())},
     }
-    return [*rows, together]
+    return [*rows, all_kinds]
 
 
 def batch_size(size: int) -> int:
-    """Faces rendered together at a crop of so many pixels a side."""
-    return min(BATCH, PIXELS // size**2)
+    """Return the number of crops of `size` pixels that are rendered together."""
+    return min(_MAX_BATCH, _MAX_PIXELS // size**2)
 
 
 def times(size: int, repeats: int) -> tuple[dict[str, float], float]:
-    """Median seconds of a batch by kind, the kinds in turn after a warm-up, and the MiB that they take at most.
+    """Return the median seconds of a batch by kind, and the peak MiB.
 
-    In a fresh process chance decides whether glibc gives the memory back after every call, at 80 page faults a face and more than half as
-    long again. A training process has long released larger blocks, and keeps it; here one is released first.
+    A fresh process may return memory to the system after every call, which costs half as much again as the rendering;
+    a training process has long stopped doing so. Releasing one large block first has the same effect.
     """
     torch.set_num_threads(1)
-    torch.empty(KEPT, dtype=torch.uint8)  # never written to, so that it takes no memory
+    torch.empty(_LARGE_BLOCK, dtype=torch.uint8)  # never written, so it uses no memory
     batch = batch_size(size)
     faces, seeds = torch.rand(batch, 3, size, size).mul_(2).sub_(1), torch.arange(batch)
     taken: dict[str, list[float]] = {kind: [] for kind in list_kinds()}
 
     def render_all() -> None:
-        for turn in range(repeats + 1):
+        for repeat in range(repeats + 1):
             for kind, values in taken.items():
                 value = seconds(lambda kind=kind: render(faces, None, kind, seeds))  # type: ignore[misc]
-                values += [value] if turn else []
+                if repeat > 0:  # after a warm-up
+                    values.append(value)
 
     render(faces[:1], None, "box", seeds[:1])
     memory = peak_mebibytes(render_all)

@@ -1,4 +1,4 @@
-"""The training step of either stage under Lightning, against a bare loop over the same networks, losses and batches."""
+"""Training step of each stage under Lightning, compared with a bare loop over the same networks, losses and batches."""
 
 import inspect
 import logging
@@ -29,15 +29,12 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 Stage = Literal["inpaint", "distill"]
 Module = InpaintingModule | DistillationModule
 Bare = BareInpainting | BareDistillation
-CACHED, STEPS, MEMORY_STEPS = (
-    4,
-    16,
-    3,
-)  # batches made beforehand; pairs of steps that are timed; steps whose memory is taken
+CACHED, STEPS, MEMORY_STEPS = 4, 16, 3
+"""Prepared batches; timed pairs of steps; steps whose memory is measured."""
 
 
 class Setting(NamedTuple):
-    """A configuration, read from `configs/`, with what a test makes smaller."""
+    """Settings of a stage, read from `configs/`."""
 
     stage: Stage
     model: dict[str, Any]
@@ -46,7 +43,7 @@ class Setting(NamedTuple):
 
 
 class CachedBatches(pl.LightningDataModule):
-    """Training batches made beforehand, over and over, so that no loading is measured."""
+    """Repeats a few prepared training batches, so that no loading is measured."""
 
     def __init__(self, data: MaskedFaceDataModule, steps: int) -> None:
         super().__init__()
@@ -62,7 +59,7 @@ class CachedBatches(pl.LightningDataModule):
         self.batches = [batches[step % len(batches)] for step in range(steps)]
 
     def train_dataloader(self) -> DataLoader[MaskedFaceBatch]:
-        """The batches as they are."""
+        """Return a loader of the batches."""
         return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -70,10 +67,10 @@ TrainingData = MaskedFaceDataModule | CachedBatches
 
 
 class Alternation(pl.Callback):
-    """Takes a bare step after every one of the trainer's and times both; the first pair is a warm-up."""
+    """Runs a bare step after every step of the trainer and times both; the first pair is a warm-up."""
 
     def __init__(self, batches: Iterator[MaskedFaceBatch] | None = None) -> None:
-        """`batches`: what the bare loop loads, in its time; None gives it the trainer's."""
+        """Time the loading of `batches` as part of the bare loop; None reuses the trainer's batches."""
         self.batches = batches
         self.ours: list[float] = []
         self.reference: list[float] = []
@@ -81,23 +78,23 @@ class Alternation(pl.Callback):
         self._left: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the networks before either has moved."""
+        """Copy the networks before the first step."""
         self.bare = bare_loop(cast(Module, pl_module), int(trainer.estimated_stepping_batches))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MaskedFaceBatch, batch_idx: int
     ) -> None:
-        """All that the trainer does between two calls is its own time, loading too."""
-        came = time.perf_counter()
+        """Count the time since the last call, including loading, as the trainer's."""
+        now = time.perf_counter()
         self.bare.step(batch if self.batches is None else next(self.batches))
         if self._left is not None:
-            self.ours.append(came - self._left)
-            self.reference.append(time.perf_counter() - came)
+            self.ours.append(now - self._left)
+            self.reference.append(time.perf_counter() - now)
         self._left = time.perf_counter()
 
 
 def against_bare_loop(stage: Stage, loading: bool) -> Row:
-    """Images per second under Lightning and in the bare loop, with batches made beforehand or loaded."""
+    """Compare images per second under Lightning and in the bare loop, on prepared or loaded batches."""
     setting = read_setting(stage)
     ours, reference = in_own_process(times, setting, loading, STEPS)
     size = setting.data["batch_size"]
@@ -117,7 +114,7 @@ def against_bare_loop(stage: Stage, loading: bool) -> Row:
 
 
 def times(setting: Setting, loading: bool, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of so many steps of the trainer and of the bare loop, in turn."""
+    """Return the seconds of `steps` alternating steps of the trainer and of the bare loop."""
     source = MaskedFaceDataModule(**setting.data)
     pairs = Alternation(loaded(source) if loading else None)
     data = source if loading else CachedBatches(source, steps + 1)
@@ -126,20 +123,20 @@ def times(setting: Setting, loading: bool, steps: int) -> tuple[list[float], lis
 
 
 def loaded(data: MaskedFaceDataModule) -> Iterator[MaskedFaceBatch]:
-    """Training batches from a loader of their own, without end."""
+    """Yield training batches from a separate loader, without end."""
     while True:
         for batch in data.train_dataloader():
             yield masked(batch, data)
 
 
 def trainer_peak(setting: Setting) -> float:
-    """MiB that a short training under Lightning takes beyond its networks and batches."""
+    """Return the MiB of a short training under Lightning beyond its networks and batches."""
     module, data = build_module(setting), CachedBatches(MaskedFaceDataModule(**setting.data), MEMORY_STEPS)
     return peak_mebibytes(lambda: fit(module, data, setting, MEMORY_STEPS))
 
 
 def bare_peak(setting: Setting) -> float:
-    """MiB that as many bare steps take beyond the networks and batches."""
+    """Return the MiB of the same number of bare steps beyond the networks and batches."""
     module, data = build_module(setting), CachedBatches(MaskedFaceDataModule(**setting.data), MEMORY_STEPS)
     if isinstance(module, DistillationModule):
         give_centres(module, data.num_identities)
@@ -148,7 +145,7 @@ def bare_peak(setting: Setting) -> float:
 
 
 def fit(module: pl.LightningModule, data: TrainingData, setting: Setting, steps: int, *callbacks: pl.Callback) -> None:
-    """Train for at least so many steps as the configuration says, but keep and show nothing."""
+    """Train for at least `steps` steps without logs, checkpoints and output."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {
         "logger": False,
@@ -169,7 +166,7 @@ def fit(module: pl.LightningModule, data: TrainingData, setting: Setting, steps:
 
 
 def read_setting(stage: Stage) -> Setting:
-    """Model, data and trainer settings of `configs/STAGE.yaml` and the defaults; without the length of the training."""
+    """Return the settings of `configs/STAGE.yaml` over the defaults, without the length of the training."""
     config = yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text())
     model = {
         **_defaults(InpaintingModule if stage == "inpaint" else DistillationModule),
@@ -187,7 +184,7 @@ def _defaults(constructor: Callable[..., object]) -> dict[str, Any]:
 
 
 def build_module(setting: Setting) -> Module:
-    """The stage's module; stage 2 gets a random de-occluder of stage 1's size, which is as fast as a trained one."""
+    """Return the stage's module; stage 2 gets a random de-occluder of stage 1's size."""
     torch.manual_seed(0)
     if setting.stage == "inpaint":
         return InpaintingModule(**setting.model)
@@ -201,12 +198,12 @@ def build_module(setting: Setting) -> Module:
 
 
 def bare_loop(module: Module, steps: int) -> Bare:
-    """The stage's bare loop over copies of a module's networks."""
+    """Return the bare loop over copies of a module's networks."""
     return BareInpainting(module, steps) if isinstance(module, InpaintingModule) else BareDistillation(module, steps)
 
 
 def give_centres(module: DistillationModule, num_identities: int) -> None:
-    """Random identity centres, where no trainer has computed them, and the classifier."""
+    """Set random identity centres and create the classifier, as the trainer would."""
     module.identity_centers = torch.randn(num_identities, module.teacher.embedding_dim)
     module._build_classifier(num_identities)
 

@@ -1,4 +1,4 @@
-"""The benches of the detectors and of predicted masks, on a few ORL faces."""
+"""Benchmarks of the detectors and of predicted masks on a few ORL faces."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def _photos(folder: Path) -> Path:
     return folder
 
 
-def test_detectors_are_compared_on_orl_faces(capsys: pytest.CaptureFixture[str]) -> None:
+def test_detectors_on_orl(capsys: pytest.CaptureFixture[str]) -> None:
     detectors.main(["--images", "2", "--detectors", "mtcnn"])
     lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "mtcnn" in line]
     assert [line[1].strip() for line in lines] == ["bare", "masked"]
@@ -31,13 +31,13 @@ def test_detectors_are_compared_on_orl_faces(capsys: pytest.CaptureFixture[str])
     assert all(float(error) < 0.1 for error in lines[0][4].split())
 
 
-def test_detectors_are_compared_on_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detectors_on_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     detectors.main(["--photos", str(_photos(tmp_path)), "--detectors", "mtcnn"])
     (line,) = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "mtcnn" in line]
     assert [cell.strip() for cell in line[1:4]] == ["3", "2", "66.7 %"]
 
 
-def test_errors_are_relative_to_the_eye_distance() -> None:
+def test_errors_in_eye_distances() -> None:
     truth = np.array([[0.0, 0], [40, 0], [20, 20], [5, 40], [35, 40]])
     found = truth + np.array([[4.0, 0], [0, 4], [0, 8], [12, 0], [0, -12]])
     assert detectors.errors([found, None, found], [truth, truth, None]) == ["0.100", "0.200", "0.300"]
@@ -45,19 +45,19 @@ def test_errors_are_relative_to_the_eye_distance() -> None:
 
 
 def _cover(mask_from: float) -> Tensor:
-    """A mask over the rows of a crop from this share of its height downward."""
+    """Return a mask of the lower part of a crop, from a share of its height."""
     mask = torch.zeros(112, 112)
     mask[round(112 * mask_from) :] = 1
     return mask
 
 
-def test_masked_photos_measures_what_the_mask_covers(
+def test_masked_photos_shares(
     pipeline: Pipeline,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One mask from the nose downward, one over the whole face."""
+    """One mask covers the lower half, the other the whole face."""
     masks = iter([_cover(0.5), _cover(0.0)])
     process = Pipeline.process_faces
 
@@ -75,7 +75,7 @@ def test_masked_photos_measures_what_the_mask_covers(
     assert (pixels[:, :256] == (0, 255, 0)).all(-1).any() and not pixels[:, 256:].any()
 
 
-def test_masked_photos_reads_the_mask_at_the_landmarks() -> None:
+def test_masked_face_covered() -> None:
     landmarks = TEMPLATES["canonical"].tensor(112)
     face = masked_photos.PhotoFace(torch.zeros(3, 112, 112), landmarks, torch.eye(2, 3), np.zeros(4), 1.0, "mtcnn")
     mask = torch.zeros(112, 112)
@@ -84,7 +84,7 @@ def test_masked_photos_reads_the_mask_at_the_landmarks() -> None:
     assert masked_photos.MaskedFace(face, mask).covered.tolist() == [False, False, True, False, False]
 
 
-def test_masked_photos_names_a_folder_without_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masked_photos_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         masked_photos.main(["--photos", str(tmp_path)])
     assert "no photo in" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The benchmark of one GPU, run as a whole at tiny sizes on the CPU, and what its figures are made of."""
+"""The GPU benchmark at tiny sizes on the CPU, and its calculations."""
 
 import json
 from pathlib import Path
@@ -19,9 +19,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_everything_runs_on_a_cpu_and_is_printed_and_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_everything_runs_on_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--small", "--output", str(output)])
     figures, printed = json.loads(output.read_text()), capsys.readouterr().out
@@ -33,7 +31,7 @@ def test_everything_runs_on_a_cpu_and_is_printed_and_written(
     assert figures["losses"][1]["details"]["value, relative difference"] < 1e-5
     for exact, half, compiled in (figures["steps"][:3], figures["steps"][3:]):
         assert exact["details"]["operations a step"] > 1e6
-        assert "model-FLOP utilisation" not in exact["details"], "nobody has published this device's peak"
+        assert "model-FLOP utilisation" not in exact["details"], "the peak of a CPU is unknown"
         assert exact["details"]["largest loss deviation"] == 0
         assert 0 < half["details"]["first loss deviation"] < 0.02
         assert compiled["details"]["first loss deviation"] == pytest.approx(
@@ -41,7 +39,7 @@ def test_everything_runs_on_a_cpu_and_is_printed_and_written(
         )
 
 
-def test_parts_that_are_not_measured_stay_and_those_of_another_device_go(tmp_path: Path) -> None:
+def test_other_parts_are_kept(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     for device, kept in (("cpu", True), ("another", False)):
         output.write_text(json.dumps({"device": device, "losses": ["as they were"]}))
@@ -49,16 +47,14 @@ def test_parts_that_are_not_measured_stay_and_those_of_another_device_go(tmp_pat
         assert ("losses" in json.loads(output.read_text())) is kept
 
 
-def test_without_a_gpu_the_way_out_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "--device cpu --small" in capsys.readouterr().err
 
 
-def test_the_compiled_piece_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_piece_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     value, slope = value_and_gradient(triplet_relation_loss, *embeddings(12))
     piece = Mock(side_effect=compiled_piece("eager"))
     monkeypatch.setattr(distances, "piece", piece)
@@ -68,7 +64,7 @@ def test_the_compiled_piece_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(found_slope, slope)
 
 
-def test_a_convolutions_operations_are_counted_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_of_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = gpu.small().settings[0]
     whole = count_operations(CPU, setting)
     count = gpu_training.build
@@ -83,11 +79,11 @@ def test_a_convolutions_operations_are_counted_forward_and_backward(monkeypatch:
     assert count_operations(CPU, setting) - whole == 3 * 2 * pixels  # the output, and the gradients of weight and input
 
 
-def test_the_deviation_is_the_largest_of_all_steps() -> None:
+def test_deviation_is_maximum() -> None:
     assert deviation([1.0, 2.2, 3.0], [1.0, 2.0, 4.0]) == pytest.approx(0.25)
 
 
-def test_the_papers_size_is_that_of_its_configurations() -> None:
+def test_paper_size() -> None:
     inpaint, distill = at_paper_size("inpaint"), at_paper_size("distill")
     assert (inpaint.data["size"], inpaint.data["batch_size"], inpaint.model["width"]) == (256, 16, 64)
     assert (distill.data["size"], distill.data["batch_size"]) == (256, 128)
@@ -96,12 +92,12 @@ def test_the_papers_size_is_that_of_its_configurations() -> None:
 @pytest.mark.parametrize(
     ("name", "tera"), [("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA A100-SXM4-80GB", 312.0)]
 )
-def test_peaks_are_found_by_the_start_of_a_name(name: str, tera: float) -> None:
+def test_peak_flops(name: str, tera: float) -> None:
     assert peak_flops(name, "bf16") == pytest.approx(tera * 1e12)
     assert peak_flops("NVIDIA Something", "bf16") is None
 
 
-def test_a_warm_up_is_not_timed() -> None:
+def test_median_seconds_warm_up() -> None:
     calls: list[int] = []
     assert median_seconds(CPU, lambda: calls.append(1), 3) >= 0
     assert len(calls) == 4

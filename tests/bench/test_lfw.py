@@ -72,7 +72,7 @@ def _kinds(calls: list[list[str]]) -> list[str]:
     return [f"{words[0]} {'/'.join(Path(run).parts[-2:])}" for words, run in zip(calls, named, strict=True)]
 
 
-def test_stages_run_in_order_and_are_skipped_afterwards(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_run_once_in_order(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, calls = _run(fake)
     stages = ["fit {}/segment", "fit {}/inpaint", "fit {}/distill", "test {}/inpaint", "test {}/distill"]
     assert status == 0 and _kinds(calls) == [stage.format(half) for half in "ab" for stage in stages]
@@ -81,7 +81,7 @@ def test_stages_run_in_order_and_are_skipped_afterwards(fake: Path, capsys: pyte
     assert "b: test-distill is finished" in capsys.readouterr().out
 
 
-def test_halves_mirror_folds_and_hand_on_runs(fake: Path) -> None:
+def test_arguments_of_a_half(fake: Path) -> None:
     _, calls = _run(fake, "--halves", "b")
     for words in calls[:3]:
         assert words[words.index("--data.face_set.init_args.test_folds") + 1] == "[5,6,7,8,9]"
@@ -93,7 +93,7 @@ def test_halves_mirror_folds_and_hand_on_runs(fake: Path) -> None:
     assert "configs/test/perceptual.yaml" in calls[3] and "configs/test/perceptual.yaml" not in calls[4]
 
 
-def test_an_unfinished_training_is_resumed_and_tested_again(fake: Path) -> None:
+def test_unfinished_training_resumes(fake: Path) -> None:
     _run(fake, "--halves", "a")
     checkpoint = fake / "runs/a/distill/checkpoints/last.ckpt"
     _checkpoint(checkpoint, 2)
@@ -102,7 +102,7 @@ def test_an_unfinished_training_is_resumed_and_tested_again(fake: Path) -> None:
     assert calls[0][:3] == ["fit", "--resume", str(fake / "runs/a/distill")] and "--config" not in calls[0]
 
 
-def test_a_failed_stage_ends_it_with_the_log(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_stage_names_log(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (fake / "broken").write_text("inpaint.yaml")
     status, calls = _run(fake, "--halves", "a")
     assert status == 1 and _kinds(calls) == ["fit a/segment", "fit a/inpaint"]
@@ -112,7 +112,7 @@ def test_a_failed_stage_ends_it_with_the_log(fake: Path, capsys: pytest.CaptureF
     assert _kinds(_run(fake, "--halves", "a")[1])[0] == "fit a/inpaint"
 
 
-def test_a_failed_stage_stops_the_one_beside_it(fake: Path) -> None:
+def test_failed_stage_stops_other(fake: Path) -> None:
     (fake / "slow").write_text("segment.yaml")
     (fake / "broken").write_text("inpaint.yaml")
     start = time.monotonic()
@@ -136,7 +136,7 @@ def test_sigterm_stops_the_stages(fake: Path) -> None:
 @pytest.mark.parametrize(
     ("gpu", "flags", "expected"), [(True, "avx2", True), (False, "avx2 avx512_bf16", False), (False, "amx_bf16", True)]
 )
-def test_bfloat16_only_where_it_is_fast(
+def test_bfloat16_only_if_fast(
     gpu: bool, flags: str, expected: bool, fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
@@ -148,13 +148,13 @@ def test_bfloat16_only_where_it_is_fast(
         assert ("bf16-mixed" in call) is (expected and call[0] == "fit")
 
 
-def test_a_training_without_its_last_epoch_is_a_failure(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_last_epoch_fails(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _checkpoint(fake / "whole.ckpt", 2)
     assert _run(fake, "--halves", "a")[0] == 1
     assert "ended without its result" in capsys.readouterr().err
 
 
-def test_two_jobs_share_the_cores_and_wait_for_what_they_need(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_jobs_share_cores(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     status, calls = _run(fake, "--jobs", "2")
     assert status == 0 and len(calls) == 10
@@ -166,13 +166,13 @@ def test_two_jobs_share_the_cores_and_wait_for_what_they_need(fake: Path, monkey
         assert max(places[:2]) < places[2]
 
 
-def test_two_jobs_of_one_half_start_segmenter_and_generator_together(tmp_path: Path) -> None:
+def test_two_jobs_of_one_half(tmp_path: Path) -> None:
     stages = lfw.stages_of(["a"], tmp_path, 2)
     assert [stage.name for stage in stages if stage.is_ready(set())] == ["segment", "inpaint"]
     assert not lfw.Stage("a", "distill", tmp_path / "a").is_ready({stages[0]})
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         lfw.main(["--data", str(tmp_path / "nowhere")])
     assert "give the folder of LFW as --data" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def _cells(text: str, title: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
-def test_figures_of_both_halves_are_combined(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
+def test_halves_are_combined(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
     rows = [results["rows"]["student_predicted_mask"] for results in both[1]]
     folds = torch.cat([row["accuracy"]["accuracies"] for row in rows])
     accuracy, eer, tar, _ = _cells(text, "student, predicted mask")
@@ -116,7 +116,7 @@ def test_figures_of_both_halves_are_combined(both: tuple[Path, list[dict[str, An
     assert f"{2 * PAIRS} pairs" in text and f"{2 * PAIRS} people" in text and "one half" not in text.split("##")[0]
 
 
-def test_all_rows_and_differences_are_listed(text: str) -> None:
+def test_rows_and_differences(text: str) -> None:
     for title in lfw_page.TITLES.values():
         assert len(_cells(text, title)) == 4
     for first, second in lfw_page.DIFFERENCES:
@@ -124,7 +124,7 @@ def test_all_rows_and_differences_are_listed(text: str) -> None:
         assert all(re.fullmatch(r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)", cell) for cell in cells)
 
 
-def test_ratio_and_difference_follow_the_results(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
+def test_ratio_and_difference(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
     means = {
         name: np.mean([results["rows"][name]["eer"] for results in both[1]])
         for name in ("student_predicted_mask", "teacher_masked")
@@ -137,7 +137,7 @@ def test_ratio_and_difference_follow_the_results(both: tuple[Path, list[dict[str
     )
 
 
-def test_kinds_are_listed_and_the_unseen_one_is_marked(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
+def test_kinds(both: tuple[Path, list[dict[str, Any]]], text: str) -> None:
     cells = _cells(text, "**scarf** (never trained on)")
     rates = [results["per_kind"]["scarf"]["rows"]["teacher_masked"]["eer"] for results in both[1]]
     assert cells[0] == f"{100 * np.mean(rates):.2f}" and cells[-2:] == ["85.00", "90.00"]
@@ -159,7 +159,7 @@ def test_bare_faces_restoration_and_thresholds(text: str) -> None:
     )
 
 
-def test_every_figure_names_its_command(text: str) -> None:
+def test_figures_name_command(text: str) -> None:
     figures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)\n\n\*([^\n]*)\*\n", text)
     assert [name for name, _ in figures] == ["lfw/roc.svg", "lfw/kinds.svg"]
     assert all("python -m bench.lfw_page" in caption for _, caption in figures)
@@ -173,13 +173,13 @@ def test_one_half_is_enough(tmp_path: Path) -> None:
     assert "## Thresholds" not in page and "](lfw/panel.jpg)" in page
 
 
-def test_the_same_results_give_the_same_figures(tmp_path: Path) -> None:
+def test_figures_are_reproducible(tmp_path: Path) -> None:
     for name in ("one", "other"):
         lfw_figures.write_kind_bars(tmp_path / f"{name}.svg", {"teacher": {"box": 0.1, "scarf": 0.2}}, ["scarf"])
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
 
 
-def test_missing_runs_and_equal_folds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_runs_and_equal_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lfw_page.main(["--runs", str(tmp_path)]) == 1
     assert "run `python -m bench.lfw` first" in capsys.readouterr().err
     _write_half(tmp_path, "a")
@@ -188,7 +188,7 @@ def test_missing_runs_and_equal_folds_are_refused(tmp_path: Path, capsys: pytest
         lfw_page.read_halves(tmp_path)
 
 
-def test_mean_roc_has_the_mean_rate_at_each_false_accept_rate(both: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_mean_roc(both: tuple[Path, list[dict[str, Any]]]) -> None:
     pairs = [half.pairs["teacher_masked"] for half in lfw_page.read_halves(both[0])]
     far, tar = lfw_figures.mean_roc(pairs)
     assert bool((far.diff() > 0).all()) and bool((tar.diff() >= 0).all()) and tar[-1] == 1
@@ -199,7 +199,7 @@ def test_mean_roc_has_the_mean_rate_at_each_false_accept_rate(both: tuple[Path, 
     assert tar[(far <= 0.1).sum() - 1] == pytest.approx(np.mean(expected))
 
 
-def test_panel_has_another_person_for_each_kind() -> None:
+def test_one_person_a_kind() -> None:
     kind = torch.tensor([list_kinds().index(name) for name in ("box", "box", "scarf", "scarf")])
     face = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
     batch: Any = {"kind": kind, "identity": torch.tensor([5, 6, 5, 7]), "face": face, "masked_face": -face}
@@ -207,7 +207,7 @@ def test_panel_has_another_person_for_each_kind() -> None:
     assert kinds == ["scarf", "box"] and shown[:, 0, 0, 0].tolist() == [3, 0] and masked[:, 0, 0, 0].tolist() == [-3, 0]
 
 
-def test_panel_is_drawn_from_test_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_lfw(tmp_path / "faces", folds=3, pairs=3, size=64)
     points = TEMPLATES["canonical"].tensor(64).double().numpy()
     found = lambda root, names, *_: FoundLandmarks(names, np.stack([points] * len(names)), np.full((len(names), 2), 64))  # noqa: E731

@@ -1,4 +1,4 @@
-"""The bare loops do the very work that the modules do under Lightning: after a few steps their weights are the same."""
+"""The bare loops train the same weights as the modules under Lightning."""
 
 import copy
 from typing import Any
@@ -24,7 +24,7 @@ STAGES = pytest.mark.parametrize("stage", ["inpaint", "distill"])
 
 
 class Watched(Alternation):
-    """Remembers where the bare loop started."""
+    """Keeps the initial weights of the bare loop."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -45,7 +45,7 @@ def weights(network: nn.Module) -> Tensor:
 
 
 @STAGES
-def test_the_bare_loop_ends_with_the_weights_of_the_trainer(stage: Stage) -> None:
+def test_bare_loop_trains_same_weights(stage: Stage) -> None:
     setting, pairs = small(stage), Watched()
     module = build_module(setting)
     fit(module, CachedBatches(MaskedFaceDataModule(**setting.data), STEPS), setting, STEPS, pairs)
@@ -59,18 +59,18 @@ def test_the_bare_loop_ends_with_the_weights_of_the_trainer(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("loading", [False, True])
-def test_as_many_pairs_of_steps_are_timed_as_asked_for(loading: bool) -> None:
+def test_pairs_of_steps_are_timed(loading: bool) -> None:
     ours, reference = times(small("inpaint"), loading, 2)
     assert len(ours) == len(reference) == 2
     assert min(*ours, *reference) > 0
 
 
 @STAGES
-def test_the_bare_loop_runs_without_a_trainer(stage: Stage) -> None:
+def test_bare_loop_without_trainer(stage: Stage) -> None:
     assert bare_peak(small(stage)) >= 0
 
 
-def test_cached_batches_are_masked_and_come_round_again() -> None:
+def test_cached_batches_repeat() -> None:
     data = CachedBatches(MaskedFaceDataModule(size=64, batch_size=4, clean_probability=0.0), 6)
     batches = list(data.train_dataloader())
     assert len(batches) == 6
