@@ -103,8 +103,9 @@ def read_halves(folder: Path) -> list[Half]:
 
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean, or None if a value is missing."""
-    known = list(values)
-    return None if not known or None in known else statistics.fmean(known)  # type: ignore[type-var]
+    given = list(values)
+    known = [value for value in given if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(given) else None
 
 
 def accuracy_cell(halves: Sequence[Half], row: str) -> str:
@@ -252,10 +253,10 @@ def threshold_table(halves: Sequence[Half]) -> str:
             for entry in row:
                 measured = entry.get("test")
                 if measured:
-                    low, high = measured.get("interval") or (None, None)
-                    cell = f"{100 * measured['false_accept_rate']:.3g}" + (
-                        "" if low is None else f" ({100 * low:.3g} to {100 * high:.3g})"
-                    )
+                    cell = f"{100 * measured['false_accept_rate']:.3g}"
+                    if measured.get("interval"):
+                        low, high = measured["interval"]
+                        cell += f" ({100 * low:.3g} to {100 * high:.3g})"
                     rates.setdefault((condition, entry["target"]), {})[half.name] = cell
     if not rates:
         return ""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench import detectors, masked_photos
 from deocc.geometry import TEMPLATES
+from deocc.inference.faces import PhotoFace
 from deocc.inference.pipeline import Pipeline
 from tests.apps.real_model import model, pipeline  # noqa: F401
 from tests.fake_sets.faces import save_face
@@ -77,7 +78,7 @@ def test_masked_photos_shares(
 
 def test_masked_face_covered() -> None:
     landmarks = TEMPLATES["canonical"].tensor(112)
-    face = masked_photos.PhotoFace(torch.zeros(3, 112, 112), landmarks, torch.eye(2, 3), np.zeros(4), 1.0, "mtcnn")
+    face = PhotoFace(torch.zeros(3, 112, 112), landmarks, torch.eye(2, 3), np.zeros(4), 1.0, "mtcnn")
     mask = torch.zeros(112, 112)
     column, row = landmarks[2].round().int().tolist()
     mask[row, column] = 0.5

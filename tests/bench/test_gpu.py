@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 from unittest.mock import Mock
 
 import pytest
@@ -71,7 +72,7 @@ def test_operations_of_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def deeper(setting: object) -> nn.Module:
         module = count(setting)  # type: ignore[arg-type]
-        module.segmenter = nn.Sequential(module.segmenter, nn.Conv2d(1, 1, 1, bias=False))
+        module.segmenter = nn.Sequential(cast(nn.Module, module.segmenter), nn.Conv2d(1, 1, 1, bias=False))
         return module
 
     monkeypatch.setattr(gpu_training, "build", deeper)

@@ -61,10 +61,18 @@ def _write_half(folder: Path, half: str, thresholds: bool = True) -> dict[str, A
     means = {"psnr": 20.0, "ssim": 0.9, "psnr_covered": 18.0 + number, "ssim_covered": 0.5}
     restoration = {source: {"mean": means, "per_kind": {}} for source in ("given_mask", "predicted_mask")}
     predicted = {name: embeddings[f"gallery_{name}_predicted_mask"] for name in ("teacher", "student")}
-    provenance = {"kinds": list(KINDS), "training_kinds": ["box"]}
-    arguments = ({name: embeddings[name] for name in PROBES}, restoration, list_kinds(), provenance, protocol)
-    galleries = (embeddings["gallery_teacher"], embeddings["gallery_student"])
-    results = build_results(*galleries, *arguments, replicates=1, predicted_mask_galleries=predicted)
+    provenance: dict[str, Any] = {"kinds": list(KINDS), "training_kinds": ["box"]}
+    results = build_results(
+        embeddings["gallery_teacher"],
+        embeddings["gallery_student"],
+        {name: embeddings[name] for name in PROBES},
+        restoration,
+        list_kinds(),
+        provenance,
+        protocol,
+        replicates=1,
+        predicted_mask_galleries=predicted,
+    )
     kinds = {list_kinds().index(kind): {"iou": 0.8 + 0.1 * number, "recall": 0.9, "found": 1.0} for kind in KINDS}
     bare = {-1: {"iou": float("nan"), "recall": float("nan"), "found": 0.025}}
     results |= mask_prediction_results(
