@@ -1,1 +1,1 @@
-"""The commands of `deocc` other than those of training, one file or folder each."""
+"""Commands of `deocc` other than training, one file or folder each: arguments, call, output."""

@@ -1,35 +1,40 @@
-"""The options that choose the model and its device, shared by every command that uses a trained system."""
+"""Arguments that several commands share: the model and its device, photos and the face detector."""
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import torch
 
 from deocc import runs
 from deocc.detection import list_detectors
+from deocc.files import checksum
 from deocc.inference.faces import DEFAULT_DETECTOR, FaceFinder, list_alignments
 from deocc.inference.model_folder import load, pretrained_folder, weight_bytes
 from deocc.inference.pipeline import Pipeline
-from deocc.messages import say, telling_warnings
+from deocc.messages import ArgumentParser, describe_error, say, telling_warnings
+
+NEWEST: Final = "newest"
+"""Value of --checkpoint for the newest stage-2 run."""
+
+_AUTO: Final = "auto"
+_STAGE_2: Final = "DistillationModule"
 
 
-class PhotoParser(argparse.ArgumentParser):
-    """A parser with the arguments PHOTOS, --all, --aligned, --detector and --detector-weights; what it refuses is a ValueError.
+class PhotoParser(ArgumentParser):
+    """A parser with the arguments PHOTOS, --all, --aligned, --detector and --detector-weights.
 
     Args:
-        command: the name of the command, such as "mask".
+        command: name of the command, such as "mask".
         description: one sentence.
-        photos: whether PHOTOS is among the arguments, or the command names its photos otherwise.
+        photos: add the positional argument PHOTOS; false if the command adds its photos itself.
     """
 
     def __init__(self, command: str, description: str, photos: bool = True) -> None:
-        super().__init__(prog=f"deocc {command}", description=description, allow_abbrev=False)
+        super().__init__(prog=f"deocc {command}", description=description)
         if photos:
-            what = "image files, and folders of them with their subfolders"
-            self.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=what)
+            self.add_photos()
         self.add_argument(
             "--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent"
         )
@@ -38,32 +43,25 @@ class PhotoParser(argparse.ArgumentParser):
         self.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
         self.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
 
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError with one line, which `deocc` prints.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(f"{self.prog}: {message}; see {self.prog} --help")
+    def add_photos(self) -> None:
+        """Add PHOTOS."""
+        accepted = "image files, and folders of them with their subfolders"
+        self.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
 
 
 def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
-    """The finder that the parsed words ask for, its crops `size` pixels a side; raises what `FaceFinder` raises."""
+    """Create the finder that the arguments describe, with crops of `size` pixels; raises what `FaceFinder` raises."""
     return FaceFinder(size, chosen.detector, chosen.detector_weights, chosen.aligned, chosen.every)
 
 
-NEWEST: Final = "newest"
-"""Value of --checkpoint for the newest stage-2 run."""
-
-_AUTO = "auto"
-_STAGE_2 = "DistillationModule"
-
-
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --checkpoint and --device, which `load_model` reads."""
-    places = f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest stage-2 run below runs/"
+    """Add --checkpoint and --device, for `load_model`."""
+    places = "a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or"
     parser.add_argument(
-        "--checkpoint", metavar="MODEL", help=f"{places} (default: the packaged model, else the newest run)"
+        "--checkpoint",
+        metavar="MODEL",
+        help=f"{places} {NEWEST!r} for the newest stage-2 run below runs/ "
+        "(default: the packaged model, else the newest run)",
     )
     parser.add_argument(
         "--device", default=_AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one"
@@ -71,11 +69,11 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(chosen: argparse.Namespace) -> Pipeline:
-    """Load the model that the parsed options choose; a line on the error stream names it if no path was given.
+    """Load the model that the arguments choose; a message on stderr names it if no path was given.
 
     Raises:
         FileNotFoundError: there is no such model, no stage-2 run, or no pretrained model.
-        ValueError: it is damaged or something else, or there is no such device.
+        ValueError: the model is damaged or something else, or there is no such device.
         ImportError: a package that it needs is not installed.
     """
     device = _device(chosen.device)
@@ -84,13 +82,13 @@ def load_model(chosen: argparse.Namespace) -> Pipeline:
 
 
 def model_hash(pipeline: Pipeline) -> str:
-    """A hash of networks, weights and crop size; equal for a checkpoint and the model folder written from it."""
+    """Return a hash of networks, weights and crop size, equal for a checkpoint and the model folder made from it."""
     described = {name: pipeline.config[name] for name in ("student", "deoccluder", "face")}
-    content = json.dumps(described, sort_keys=True).encode() + weight_bytes(pipeline.network)
-    return hashlib.sha256(content).hexdigest()[:32]
+    return checksum(json.dumps(described, sort_keys=True), weight_bytes(pipeline.network))[:32]
 
 
 def _source(checkpoint: str | None) -> str | Path:
+    """Resolve --checkpoint: the packaged model by default, else the newest run."""
     if checkpoint is None:
         try:
             folder = pretrained_folder()
@@ -105,7 +103,7 @@ def _source(checkpoint: str | None) -> str | Path:
         run = runs.newest_run(_STAGE_2)
         say(f"using the newest stage-2 run, {run}")
         return run
-    return str(checkpoint)
+    return checkpoint
 
 
 def _device(name: str) -> torch.device:
@@ -115,6 +113,6 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = describe_error(error)
         raise ValueError(f"--device {name} cannot be used ({reason}): choose cpu, or leave it out") from error
     return device

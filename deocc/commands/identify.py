@@ -1,106 +1,111 @@
-"""The command: read the gallery, index it, and look for everyone in the photos."""
+"""`deocc identify GALLERY PHOTOS`: find the people of a gallery in photos."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from deocc.commands.arguments import PhotoParser, add_model_argument, finder_of, load_model, model_hash
-from deocc.inference.batch import find_photos, work_through
-from deocc.inference.faces import FaceFinder
+from deocc.evaluation.calibration import Calibration, covered_share
+from deocc.inference.batch import FoundPhoto, find_photos, process_photos
+from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.gallery import (
-    WANTED,
-    Gallery,
-    Identifier,
-    KeptFaces,
+    DEFAULT_FALSE_ACCEPT_RATE,
+    GalleryCache,
+    GalleryFace,
+    Limit,
+    Match,
     PersonIndex,
-    import_faiss,
-    list_indexes,
+    answer,
+    condition_of,
+    limit_for,
     read_gallery,
 )
 from deocc.inference.outputs import Outcome, OutcomeFile
+from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
+from deocc.messages import printable
+
+_WIDTH: Final = 200  # of the printed table if the output is no terminal
 
 
-def main(words: Sequence[str]) -> int:
-    """Run `deocc identify GALLERY PHOTOS...` with these words; `deocc identify --help` lists them.
+def main(argv: Sequence[str]) -> int:
+    """Run `deocc identify GALLERY PHOTOS...`; `deocc identify --help` lists the arguments.
 
-    The gallery is a folder of photos; whose face each shows says the folder that it lies in or, where it lies in none, its name without
-    suffix. The largest face of each counts, and of a person's several the most similar one. The answer for a face is "known", "unknown", or
-    "not sure" where too little of it is visible. It is "known" from a limit on which was calibrated for one comparison, and so chosen that
-    the rate of false accepts times the number of the gallery's faces stays within --false-accept-rate; where the model's calibration
-    supports none so strict, the strictest is taken, and the line below the table says what share of unknown faces may pass.
+    The gallery is a folder of photos, each in a folder or in a file named after its person. The largest face of each
+    gallery photo counts, and of several photos of a person the most similar one. The answer for a face is "known",
+    "unknown", or "not sure" if too little of it is visible. Thresholds are calibrated for one comparison; one is chosen
+    so that its false-accept rate times the number of gallery faces is at most --false-accept-rate, or else the
+    strictest, and a line below the table says which share of unknown faces may pass.
 
-    Prints a table, and writes it with more columns as CSV, anew each time: a row for each face, or one that says why a photo, be it one of
-    the gallery, was left out. With --save-index the gallery's embeddings are kept in a file and taken from it for photos whose size and
-    time of change are the same, as long as the model and the search for faces are.
+    Prints a table and writes it to --out with more columns: a row for each face, and one for each photo that was left
+    out, including gallery photos. With --save-index the embeddings of the gallery are cached and reused for photos of
+    the same size and modification time, model and detector settings.
 
     Returns:
-        0 = all done, 1 = a photo was left out, of the gallery or to identify.
+        0 if all photos were processed, 1 if one was left out, of the gallery or to identify.
 
     Raises:
-        ValueError: wrong words, a gallery without a face, a model without thresholds, or files of other sorts in the place of results.
+        ValueError: wrong arguments, a gallery without a face, a model without thresholds, or existing files of another
+            kind in the place of results.
         FileNotFoundError: no such gallery, model or weights file.
-        ImportError: a package that is needed is not installed.
-        OutputError: the gallery's embeddings cannot be written.
+        ImportError: a required package is not installed.
+        OutputError: the embeddings of the gallery cannot be written.
     """
-    chosen = _parser().parse_args(words)
-    _check(chosen)
+    chosen = _parser().parse_args(argv)
+    if chosen.top < 1:
+        raise ValueError(f"--top {chosen.top}: list at least 1 person")
+    if not 0 < chosen.false_accept_rate <= 1:
+        raise ValueError(f"--false-accept-rate {chosen.false_accept_rate:g}: give a share above 0 and at most 1")
+    if any(row.done and "answer" not in row.details for row in OutcomeFile(chosen.out).all_rows()):
+        raise ValueError(f"{chosen.out} is the table of another command: choose another --out")
     pipeline = load_model(chosen)
+    index = PersonIndex(len(pipeline.network.center), chosen.index)
     if pipeline.thresholds is None:
         raise ValueError(
             "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
         )
     finder = finder_of(chosen, pipeline.size)
-    gallery, problems = _gallery(chosen, pipeline, finder)
-    index = PersonIndex(gallery.embeddings, gallery.people, chosen.index)
+    gallery, problems = _read_gallery(chosen, pipeline, finder)
+    index.add(np.stack([face.embedding for face in gallery]), [face.person for face in gallery])
     identify = Identifier(pipeline, pipeline.thresholds, finder, gallery, index, chosen.top, chosen.false_accept_rate)
     photos, more_problems = find_photos(chosen.photos)
-    chosen.out.unlink(missing_ok=True)  # rows about another gallery would mislead
-    code = work_through("identify", (photos, problems + more_problems), OutcomeFile(chosen.out), identify)
+    chosen.out.unlink(missing_ok=True)  # earlier rows may be about another gallery
+    code = process_photos("identify", (photos, problems + more_problems), OutcomeFile(chosen.out), identify)
     identify.print()
     return code
 
 
-def _check(chosen: argparse.Namespace) -> None:
-    """What can be refused before the long work."""
-    if chosen.top < 1:
-        raise ValueError(f"--top {chosen.top}: list at least 1 person")
-    if not 0 < chosen.false_accept_rate <= 1:
-        raise ValueError(f"--false-accept-rate {chosen.false_accept_rate:g}: give a share above 0 and at most 1")
-    import_faiss()
-    if any(row.done and "answer" not in row.details for row in OutcomeFile(chosen.out).all_rows()):
-        raise ValueError(f"{chosen.out} is the table of another command: choose another --out")
-
-
-def _gallery(chosen: argparse.Namespace, pipeline: Pipeline, finder: FaceFinder) -> tuple[Gallery, list[Outcome]]:
-    """The gallery and what was left out of it; its embeddings are kept where asked for."""
-    finding = (chosen.aligned, chosen.detector, chosen.detector_weights)
-    kept = (
-        KeptFaces(chosen.save_index, repr((model_hash(pipeline), finding))) if chosen.save_index is not None else None
-    )
-    gallery, problems = read_gallery(chosen.gallery, pipeline, finder, kept)
-    if kept is not None:
-        kept.write()
-    print(f"gallery: {len(set(gallery.people))} people, {len(gallery.faces)} faces")
-    return gallery, problems
-
-
 def _parser() -> PhotoParser:
-    parser = PhotoParser(
-        "identify", "Find people of a gallery in photos: the most similar ones, and who is unknown.", photos=False
-    )
-    who = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help=who)
-    parser.add_argument(
-        "photos", nargs="+", type=Path, metavar="PHOTOS", help="image files, and folders of them with their subfolders"
-    )
+    description = "Find people of a gallery in photos: the most similar ones, and who is unknown."
+    parser = PhotoParser("identify", description, photos=False)
+    layout = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help=layout)
+    parser.add_photos()
     parser.add_argument(
         "--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)"
     )
-    rate = f"share of unknown faces that may be taken for anyone of the gallery (default: {WANTED:g})"
-    parser.add_argument("--false-accept-rate", type=float, default=WANTED, metavar="RATE", help=rate)
-    kinds = "flat compares with every face, for up to 100,000 or so; hnsw and ivf find nearly all of the most similar ones faster"
-    parser.add_argument("--index", choices=list_indexes(), default="flat", help=f"{kinds} (default: flat)")
+    parser.add_argument(
+        "--false-accept-rate",
+        type=float,
+        default=DEFAULT_FALSE_ACCEPT_RATE,
+        metavar="RATE",
+        help="share of unknown faces that may be taken for anyone of the gallery "
+        f"(default: {DEFAULT_FALSE_ACCEPT_RATE:g})",
+    )
+    parser.add_argument(
+        "--index",
+        default="Flat",
+        metavar="DESCRIPTION",
+        help="a string for faiss.index_factory; Flat compares with every face, others such as HNSW32 are faster and "
+        "approximate (default: Flat)",
+    )
     parser.add_argument(
         "--save-index",
         type=Path,
@@ -112,3 +117,117 @@ def _parser() -> PhotoParser:
     )
     add_model_argument(parser)
     return parser
+
+
+def _read_gallery(
+    chosen: argparse.Namespace, pipeline: Pipeline, finder: FaceFinder
+) -> tuple[list[GalleryFace], list[Outcome]]:
+    cache = None
+    if chosen.save_index is not None:
+        detection = (chosen.aligned, chosen.detector, chosen.detector_weights)
+        cache = GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
+    gallery, problems = read_gallery(chosen.gallery, pipeline, finder, cache)
+    print(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")
+    return gallery, problems
+
+
+class Identifier:
+    """Identifies the faces of one photo per call.
+
+    Args:
+        pipeline: the model.
+        calibration: its thresholds.
+        finder: finds the faces.
+        gallery: the known faces.
+        index: index of the gallery's faces.
+        top: number of people listed for each face.
+        wanted: share of unknown faces that may be accepted as anyone of the gallery.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        calibration: Calibration,
+        finder: FaceFinder,
+        gallery: Sequence[GalleryFace],
+        index: PersonIndex,
+        top: int,
+        wanted: float,
+    ) -> None:
+        self.pipeline, self.calibration, self.finder = pipeline, calibration, finder
+        self.gallery, self.index, self.top, self.wanted = gallery, index, top, wanted
+        self._limits: dict[str, Limit] = {}
+        self._table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
+
+    def __call__(self, found: FoundPhoto) -> list[Outcome]:
+        """Return an outcome for each face of a photo.
+
+        Raises:
+            FileNotFoundError: the photo does not exist.
+            ValueError: it cannot be read or shows no face, or no threshold was calibrated for its condition.
+        """
+        faces = self.finder.find(read_photo(found.path), str(found.path))
+        output = self.pipeline.process_faces(torch.stack([face.face for face in faces]))
+        matches = self.index.search(output.embedding.cpu().numpy(), self.top)
+        outcomes, shown = [], []
+        rows = zip(faces, covered_share(output.mask).tolist(), matches, strict=True)
+        for number, (face, covered, candidates) in enumerate(rows, 1):
+            details = self._details(face, covered, candidates)
+            outcomes.append(Outcome(str(found.path), "", number, "", details))
+            shown.append(
+                (
+                    str(found.path),
+                    str(number),
+                    str(details["person"] or f"({details['answer']})"),
+                    f"{details['similarity']:.3f}",
+                    f"{details['same_from']:.3f}",
+                    ", ".join(f"{match.person} {match.similarity:.3f}" for match in candidates),
+                )
+            )
+        for cells in shown:
+            self._table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
+        return outcomes
+
+    def _details(self, face: PhotoFace, covered: float, matches: list[Match]) -> dict[str, object]:
+        """Decide about one face and return the columns of its row."""
+        best = matches[0]
+        known = self.gallery[best.place]
+        condition = condition_of(self.calibration, (covered, known.covered))
+        limit = limit_for(self.calibration, condition, len(self.gallery), self.wanted)
+        self._limits[condition] = limit
+        decided = answer(self.calibration, limit, best.similarity, max(covered, known.covered))
+        details: dict[str, object] = {
+            "answer": decided,
+            "person": best.person if decided == "known" else "",
+            "similarity": round(best.similarity, 4),
+            "same_from": round(limit.same_from, 4),
+            "false_accept_rate": f"{limit.rate:.3g}",
+            "gallery_false_accept_rate": f"{limit.gallery_rate:.3g}",
+            "condition": condition,
+            "visible": round(1 - covered, 3),
+            "gallery_photo": str(known.photo),
+            "detector": face.detector,
+            **dict(zip(("left", "top", "right", "bottom"), face.box.round(1).tolist(), strict=True)),
+        }
+        for rank, match in enumerate(matches, 1):
+            details |= {f"person_{rank}": match.person, f"similarity_{rank}": round(match.similarity, 4)}
+        return details
+
+    def print(self) -> None:
+        """Print a table of all faces so far, and an explanation of the limits that were applied."""
+        if self._table.row_count == 0:
+            return
+        console = Console()
+        (console if console.is_terminal else Console(width=_WIDTH)).print(self._table)
+        for condition, limit in self._limits.items():
+            print(self._explain(condition, limit))
+
+    def _explain(self, condition: str, limit: Limit) -> str:
+        tested = f" ({limit.rate:.2g} on test people)" if limit.rate > limit.target else ""
+        bound = f"at most {limit.gallery_rate:.2g}" if limit.gallery_rate < 1 else "any share"
+        missed = limit.gallery_rate > self.wanted * (1 + 1e-9)
+        excess = f", more than the {self.wanted:g} wanted: no stricter limit is known" if missed else ""
+        return (
+            f"{condition}: known from {limit.same_from:.3f}, calibrated for one false accept in {1 / limit.target:g} "
+            f"comparisons{tested}; against {len(self.gallery)} faces {bound} of unknown people may pass{excess}"
+        )

@@ -1,4 +1,4 @@
-"""One file of embeddings, which grows while the work goes on: NumPy's .npz, and Parquet for those who ask."""
+"""The file of embeddings that `deocc predict` writes: NumPy's .npz, and Parquet on request."""
 
 import time
 from pathlib import Path
@@ -7,97 +7,103 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.inference.outputs import check_rows, drafting, read_arrays, write_arrays
+from deocc.inference.outputs import check_rows, read_arrays, replace_output, write_arrays
 from deocc.messages import printable
 
-_MODEL: Final = "model"
 _KINDS: Final = {"name": ("U", 1), "photo": ("U", 1), "face": ("i", 1), "mark": ("U", 1), "embedding": ("f", 2)}
-_WRITE_EVERY: Final = 30.0  # seconds of work that a killed process may lose: the whole file is written each time
+_WRITE_INTERVAL: Final = 30.0  # seconds of work that a killed process may lose: the whole file is written each time
 
 
 class EmbeddedFace(NamedTuple):
-    """What the file holds of a face."""
+    """One face of the file.
+
+    Attributes:
+        name: name of its image files, without folder and suffix.
+        photo: path of the photo.
+        face: number of the face in the photo, from 1, the largest first.
+        mark: identifies the photo, the model and the detector settings it was made from.
+        embedding: (D,) unit vector.
+    """
 
     name: str
-    """What its files are called, without folder and suffix."""
     photo: str
-    """The photo's path, as it was given or found."""
     face: int
-    """Its number in the photo, from 1, the largest first."""
     mark: str
-    """What it was made from: the photo, the model and how faces were found."""
     embedding: NDArray[np.float32]
-    """(D,) unit vector."""
 
 
 class EmbeddingFile:
-    """Embeddings by name. Those of an earlier run stay until newer ones of the same name take their place.
+    """Embeddings by name. Those of an earlier run stay until they are replaced.
 
     Args:
-        path: of the .npz file; it is read where it exists already. No pickle is in it, and none is read.
-        model: a hash of the model; embeddings of two models cannot be compared, so that they never share a file.
+        path: the .npz file; an existing one is read. It contains no pickles.
+        model: hash of the model. Embeddings of two models cannot be compared, so they never share a file.
 
     Raises:
-        ValueError: the file exists and is something else, or another model's.
+        ValueError: the existing file is something else, or belongs to another model.
     """
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self._model = path, model
-        self._faces: dict[str, EmbeddedFace] = {}
         self._changed, self._written = False, time.monotonic()
-        if path.exists():
-            self._faces = {face.name: face for face in _read(path, model)}
+        self._faces = {face.name: face for face in _read(path, model)} if path.exists() else {}
 
     @property
     def faces(self) -> list[EmbeddedFace]:
-        """All of them, in the order in which they came."""
+        """All faces, in the order in which they were added."""
         return list(self._faces.values())
 
     def mark(self, name: str) -> str | None:
-        """What the face of this name was made from; None where there is none."""
+        """Return the mark of a face; None if there is no face of this name."""
         return self._faces[name].mark if name in self._faces else None
 
     def put(self, face: EmbeddedFace) -> None:
-        """Add a face, or replace the one of its name."""
+        """Add a face, or replace the one with the same name."""
         self._faces[face.name] = face
         self._changed = True
 
     def write_when_due(self) -> None:
-        """`write`, where the last time is half a minute ago."""
-        if time.monotonic() - self._written > _WRITE_EVERY:
+        """Write the file if the last time was more than 30 seconds ago."""
+        if time.monotonic() - self._written > _WRITE_INTERVAL:
             self.write()
 
     def write(self) -> None:
-        """Bring the file up to date, replacing it as a whole.
+        """Write the file if anything changed.
 
         Raises:
-            OutputError: it cannot be written; the former one is still there.
+            OutputError: it cannot be written; the earlier file is unchanged.
         """
         if self._changed:
-            write_arrays(self.path, {**self._columns(), _MODEL: np.array(self._model)})
+            write_arrays(self.path, {**self._columns(), "model": np.array(self._model)})
             self._changed, self._written = False, time.monotonic()
 
     def write_parquet(self, path: Path) -> None:
-        """Write all faces as a Parquet file: name, photo, face, embedding (a list of fixed length); bytes that are no text become escapes.
+        """Write all faces to a Parquet file with the columns name, photo, face and embedding (fixed-size list).
 
         Raises:
             ImportError: pyarrow is not installed.
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         arrow, parquet = import_arrow()
         columns = self._columns()
         embedding = columns["embedding"]
-        numbers = arrow.FixedSizeListArray.from_arrays(arrow.array(embedding.ravel()), embedding.shape[1])
-        words = {name: [printable(word) for word in columns[name].tolist()] for name in ("name", "photo")}
-        with drafting(path) as draft:
-            parquet.write_table(arrow.table({**words, "face": columns["face"], "embedding": numbers}), draft)
+        table = arrow.table(
+            {
+                "name": [printable(text) for text in columns["name"].tolist()],
+                "photo": [printable(text) for text in columns["photo"].tolist()],
+                "face": columns["face"],
+                "embedding": arrow.FixedSizeListArray.from_arrays(arrow.array(embedding.ravel()), embedding.shape[1]),
+            }
+        )
+        with replace_output(path) as draft:
+            parquet.write_table(table, draft)
 
     def _columns(self) -> dict[str, NDArray[Any]]:
-        return {name: np.array([getattr(face, name) for face in self.faces]) for name in EmbeddedFace._fields}
+        return {name: np.array([getattr(face, name) for face in self.faces]) for name in _KINDS}
 
 
 def import_arrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet.
+    """Return the modules pyarrow and pyarrow.parquet.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -112,15 +118,15 @@ def import_arrow() -> tuple[Any, Any]:
 
 def _read(path: Path, model: str) -> list[EmbeddedFace]:
     try:
-        columns = read_arrays(path, (*EmbeddedFace._fields, _MODEL))
+        columns = read_arrays(path, (*_KINDS, "model"))
         check_rows(columns, _KINDS)
     except ValueError as error:
         raise ValueError(
             f"{path} exists and holds no embeddings of an earlier run ({error}): choose another --out"
         ) from error
-    if str(columns[_MODEL]) != model:
+    if str(columns["model"]) != model:
         raise ValueError(f"{path} holds embeddings of another model, which cannot be compared: choose another --out")
-    rows = zip(*(columns[name] for name in EmbeddedFace._fields), strict=True)
+    rows = zip(*(columns[name] for name in _KINDS), strict=True)
     return [
         EmbeddedFace(str(name), str(photo), int(face), str(mark), embedding)
         for name, photo, face, mark, embedding in rows

@@ -1,4 +1,4 @@
-"""Crops back into their photos."""
+"""Find the faces of a photo, cut them out as canonical crops, and paste crops back."""
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -12,116 +12,16 @@ from torch import Tensor
 from deocc.detection import Detection, Detector, create_detector
 from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, transform_points, warp
 
-_CELEBA: Final = ((69.0, 111.0), (108.0, 111.0), (88.0, 136.0), (72.0, 152.0), (105.0, 152.0))  # [0]
-_TOLERANCE: Final = 0.01  # of the ratio of sides: crops that were scaled to whole pixels. OURS
-
-
-class _Alignment(NamedTuple):
-    width: int
-    height: int
-    points: tuple[tuple[float, float], ...]
-
-
-def _square(name: str) -> _Alignment:
-    template = TEMPLATES[name]
-    return _Alignment(template.size, template.size, template.points)
-
-
-_ALIGNMENTS: Final = {
-    "arcface112": _square("arcface"),
-    "dlib150": _square("dlib"),
-    "celeba178": _Alignment(178, 218, _CELEBA),
-    "canonical": _square("canonical"),
-}
-
-
-def list_alignments() -> tuple[str, ...]:
-    """Names of the alignments that crops can have."""
-    return tuple(_ALIGNMENTS)
-
-
-def check_alignment(name: str) -> None:
-    """Raise ValueError for a name that `list_alignments` does not have."""
-    if name not in _ALIGNMENTS:
-        raise ValueError(f"unknown alignment {name!r}: choose one of {', '.join(_ALIGNMENTS)}")
-
-
-def aligned_landmarks(alignment: str, width: int, height: int, name: str) -> NDArray[np.float64]:
-    """The five points of a crop of this size, (5, 2) x, y in pixels; crops of another size and the same shape are scaled.
-
-    Raises:
-        ValueError: the crop has another shape; `name` is what the message calls it.
-    """
-    made = _ALIGNMENTS[alignment]
-    if abs(width * made.height / (height * made.width) - 1) > _TOLERANCE:
-        shape = f"{made.width} x {made.height}"
-        raise ValueError(
-            f"{name} is {width} x {height} pixels, {alignment} crops have the shape {shape}: leave --aligned out for photos"
-        )
-    factors = np.array([width / made.width, height / made.height])
-    return np.asarray((np.array(made.points) + 0.5) * factors - 0.5)
-
-
-_MARGIN = 3.0
-"""Pixels of the crop that the window of the photo is wider on every side, so that smoothing sees the neighbours."""
-
-
-def cut(photo: NDArray[np.uint8], matrix: Tensor, size: int) -> Tensor:
-    """The crop of a photo; what lies beyond the photo's border repeats its edge.
-
-    Args:
-        photo: (H, W, 3) RGB.
-        matrix: (2, 3) photo pixels to crop pixels.
-        size: side of the crop in pixels.
-
-    Returns:
-        (3, size, size) in [-1, 1].
-    """
-    rows, columns = crop_window(matrix, size, photo.shape, _MARGIN)
-    window = photo[rows, columns]
-    shift = torch.tensor([columns.start, rows.start], dtype=torch.float32)
-    window, matrix = _halved(window, moved(matrix, shift))
-    pixels = torch.tensor(window).permute(2, 0, 1)[None].float() / 127.5 - 1
-    return warp(pixels, matrix, size)[0].clamp(-1, 1)
-
-
-def crop_window(matrix: Tensor, size: int, shape: tuple[int, ...], margin: float = 0.0) -> tuple[slice, slice]:
-    """Rows and columns of a photo (H, W, ...) that a crop and `margin` of its pixels around it touch, at least one of each."""
-    low, high = -1.0 - margin, size + margin
-    corners = torch.tensor([(low, low), (high, low), (low, high), (high, high)])
-    points = transform_points(corners, invert_transform(matrix))
-    (left, top), (right, bottom) = points.amin(0).floor().tolist(), points.amax(0).ceil().tolist()
-    return _within(top, bottom, shape[0]), _within(left, right, shape[1])
-
-
-def _within(low: float, high: float, length: int) -> slice:
-    start = int(min(max(low, 0), length - 1))
-    return slice(start, int(max(min(high + 1, length), start + 1)))
-
-
-def moved(matrix: Tensor, shift: Tensor) -> Tensor:
-    """The (2, 3) matrix for a photo's window whose first pixel lies at `shift`, (2,) x, y."""
-    return torch.cat([matrix[:, :2], (matrix[:, 2] + matrix[:, :2] @ shift)[:, None]], 1)
-
-
-def _halved(window: NDArray[np.uint8], matrix: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
-    """A window several times finer than its crop, averaged down to about twice as fine before it becomes floating-point numbers."""
-    factor = int(0.5 / max(float(torch.linalg.det(matrix[:, :2]).abs().sqrt()), 1e-6))
-    height, width = (side // max(factor, 1) for side in window.shape[:2])
-    if factor < 2 or height < 2 or width < 2:
-        return window, matrix
-    factors = torch.tensor([window.shape[1] / width, window.shape[0] / height])
-    small = np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    shifted = moved(matrix, (factors - 1) / 2)
-    return small, torch.cat([shifted[:, :2] * factors, shifted[:, 2:]], 1)
-
-
 DEFAULT_DETECTOR: Final = "mtcnn"
-"""Of 327 photographs of really masked people MTCNN finds a face in 74 %, dlib's detector in 21 %
+"""On 327 photos of people who really wear masks MTCNN finds a face in 74 %, dlib's detector in 21 %
 (`python -m bench.detectors --photos FOLDER`)."""
 
-_LEAST: Final = 20
-"""Photos with a shorter side of fewer pixels are not searched: MTCNN looks for no smaller face and dlib's network fails. Our choice."""
+_CELEBA: Final = ((69.0, 111.0), (108.0, 111.0), (88.0, 136.0), (72.0, 152.0), (105.0, 152.0))
+_ASPECT_TOLERANCE: Final = 0.01  # relative: aligned crops may have been scaled to whole pixels
+_MIN_SIDE: Final = 20  # pixels: MTCNN finds no smaller face, and dlib's network fails
+_MARGIN: Final = 3.0  # crop pixels around the crop, so that antialiasing sees the neighbours
+_MAX_REFINEMENT: Final = 1.5  # crops that are finer than the photo by more are averaged first, as in `geometry.warp`
+_BAND: Final = 256  # rows pasted at once: a face may fill a photo of 100 million pixels
 
 
 class NoFaceError(ValueError):
@@ -137,8 +37,8 @@ class PhotoFace:
         landmarks: (5, 2) x, y in pixels of the crop.
         matrix: (2, 3) photo pixels to crop pixels.
         box: (4,) x0, y0, x1, y1 in pixels of the photo.
-        score: confidence of the detector in [0, 1]; 1 for crops that were aligned already.
-        detector: its name, or "aligned".
+        score: confidence of the detector in [0, 1]; 1 for aligned crops.
+        detector: name of the detector, or "aligned".
     """
 
     face: Tensor
@@ -149,6 +49,25 @@ class PhotoFace:
     detector: str
 
 
+class _Alignment(NamedTuple):
+    width: int
+    height: int
+    points: tuple[tuple[float, float], ...]
+
+
+_ALIGNMENTS: Final = {
+    "arcface112": _Alignment(112, 112, TEMPLATES["arcface"].points),
+    "dlib150": _Alignment(150, 150, TEMPLATES["dlib"].points),
+    "celeba178": _Alignment(178, 218, _CELEBA),
+    "canonical": _Alignment(350, 350, TEMPLATES["canonical"].points),
+}
+
+
+def list_alignments() -> tuple[str, ...]:
+    """Return the names of the alignments that face crops can have."""
+    return tuple(_ALIGNMENTS)
+
+
 class FaceFinder:
     """Finds and aligns faces.
 
@@ -156,7 +75,7 @@ class FaceFinder:
         size: side of the canonical crops in pixels.
         detector: a name of `deocc.detection.list_detectors()`; None for `DEFAULT_DETECTOR`.
         weights: weights file of the detector; None for the packaged one.
-        aligned: a name of `list_alignments()`: each photo is already such a crop with one face, and no detector is used.
+        aligned: a name of `list_alignments()`: each photo is such a crop of one face, and no detector is used.
         every: return all faces of a photo instead of the most prominent one.
 
     Raises:
@@ -173,12 +92,10 @@ class FaceFinder:
         aligned: str | None = None,
         every: bool = False,
     ) -> None:
-        if aligned is not None:
-            check_alignment(aligned)
-            if detector is not None or weights is not None:
-                raise ValueError(
-                    "aligned crops need no detector: give --aligned, or --detector and its weights, not both"
-                )
+        if aligned is not None and aligned not in _ALIGNMENTS:
+            raise ValueError(f"unknown alignment {aligned!r}: choose one of {', '.join(_ALIGNMENTS)}")
+        if aligned is not None and (detector is not None or weights is not None):
+            raise ValueError("aligned crops need no detector: give --aligned, or --detector and its weights, not both")
         if weights is not None and detector is None:
             raise ValueError("weights need the name of their detector: give --detector with --detector-weights")
         self.size, self.every = size, every
@@ -187,11 +104,11 @@ class FaceFinder:
         self._detector: Detector | None = create_detector(self._name, weights) if aligned is None else None
 
     def find(self, photo: NDArray[np.uint8], name: str = "the photo") -> list[PhotoFace]:
-        """Find the most prominent face, or all faces, most prominent first (see `deocc.detection.Detection.prominence`).
+        """Find the most prominent face, or all faces, most prominent first (`deocc.detection.Detection.prominence`).
 
         Args:
             photo: (H, W, 3) RGB, upright.
-            name: of the photo in error messages.
+            name: name of the photo in error messages.
 
         Raises:
             NoFaceError: there is no face.
@@ -199,9 +116,9 @@ class FaceFinder:
         """
         height, width = photo.shape[:2]
         if self._detector is None:
-            points = aligned_landmarks(str(self._aligned), width, height, name)
+            points = _aligned_landmarks(str(self._aligned), width, height, name)
             return [self._cut(photo, Detection(np.array([0.0, 0.0, width - 1, height - 1]), points, 1.0), "aligned")]
-        if min(height, width) < _LEAST:
+        if min(height, width) < _MIN_SIDE:
             raise NoFaceError(f"no face found in {name}: it is only {width} x {height} pixels")
         faces = [face for face in self._detector.detect(photo) if _is_usable(face)]
         if not faces:
@@ -217,73 +134,123 @@ class FaceFinder:
         return PhotoFace(cut(photo, matrix, self.size), landmarks, matrix, found.box, found.score, detector)
 
 
+def _aligned_landmarks(alignment: str, width: int, height: int, name: str) -> NDArray[np.float64]:
+    """Return the landmarks (5, 2) of an aligned crop of this size; crops may be scaled."""
+    template = _ALIGNMENTS[alignment]
+    if abs(width * template.height / (height * template.width) - 1) > _ASPECT_TOLERANCE:
+        raise ValueError(
+            f"{name} is {width} x {height} pixels, {alignment} crops have the shape "
+            f"{template.width} x {template.height}: leave --aligned out for photos"
+        )
+    scale = np.array([width / template.width, height / template.height])
+    return np.asarray((np.array(template.points) + 0.5) * scale - 0.5)
+
+
 def _is_usable(face: Detection) -> bool:
-    """Landmarks can be aligned if they are finite and spread over a pixel at least."""
+    """Check that the landmarks are finite and not all in one pixel, so that the face can be aligned."""
     return bool(np.isfinite(face.landmarks).all()) and float(face.landmarks.std(0).max()) >= 1
 
 
-_FINEST = 1.5
-"""A crop more than so many times finer than the photo is averaged first, since sampling alone would alias; as in `deocc.geometry.warp`."""
+def cut(photo: NDArray[np.uint8], matrix: Tensor, size: int) -> Tensor:
+    """Cut a crop out of a photo; outside the photo its edge pixels are repeated.
 
-_BAND = 256
-"""Rows of the photo that are pasted at once: a face may fill a photo of 100 million pixels."""
+    Args:
+        photo: (H, W, 3) RGB.
+        matrix: (2, 3) photo pixels to crop pixels.
+        size: side of the crop in pixels.
+
+    Returns:
+        (3, size, size) in [-1, 1].
+    """
+    rows, columns = _crop_window(matrix, size, photo.shape, _MARGIN)
+    window, matrix = _reduce(photo[rows, columns], _shift_origin(matrix, columns.start, rows.start))
+    pixels = torch.tensor(window).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return warp(pixels, matrix, size)[0].clamp(-1, 1)
 
 
 def paste_back(photo: NDArray[np.uint8], crop: Tensor, matrix: Tensor, weight: Tensor) -> NDArray[np.uint8]:
-    """A copy of the photo with the crop in its place, bit-equal to the photo wherever `weight_in_photo` is 0.
+    """Return a copy of the photo with the crop in its place, unchanged wherever `weight_in_photo` is 0.
 
     Args:
         photo: (H, W, 3) RGB.
         crop: (3, S, S) in [-1, 1].
         matrix: (2, 3) photo pixels to crop pixels.
-        weight: (1, S, S) in [0, 1], how much of the crop shows: a mask, or a soft one.
+        weight: (1, S, S) opacity of the crop in [0, 1], such as a mask.
 
     Returns:
         (H, W, 3) RGB.
     """
-    rows, columns = crop_window(matrix, crop.shape[-1], photo.shape)
+    rows, columns = _crop_window(matrix, crop.shape[-1], photo.shape)
     pasted = photo.copy()
     for top in range(rows.start, rows.stop, _BAND):
         band = slice(top, min(top + _BAND, rows.stop)), columns
-        colours = _in_window(crop, matrix, band, cv2.BORDER_REPLICATE)
-        shown = _in_window(weight, matrix, band, cv2.BORDER_CONSTANT)[..., None]
-        mixed = photo[band] * (1 - shown) + (colours + 1) * 127.5 * shown
-        pasted[band] = np.where(shown > 0, mixed.round().clip(0, 255).astype(np.uint8), photo[band])
+        colours = (_sample(crop, matrix, band, cv2.BORDER_REPLICATE) + 1) * 127.5
+        opacity = _sample(weight, matrix, band, cv2.BORDER_CONSTANT)[..., None]
+        mixed = photo[band] * (1 - opacity) + colours * opacity
+        pasted[band] = np.where(opacity > 0, mixed.round().clip(0, 255).astype(np.uint8), photo[band])
     return pasted
 
 
 def weight_in_photo(weight: Tensor, matrix: Tensor, height: int, width: int) -> NDArray[np.float32]:
-    """How much of a crop shows at each pixel of a photo of this size, (height, width) in [0, 1]; 0 beyond the crop.
-
-    Args:
-        weight: (1, S, S) in [0, 1].
-        matrix: (2, 3) photo pixels to crop pixels.
-        height: of the photo.
-        width: of the photo.
-    """
-    rows, columns = crop_window(matrix, weight.shape[-1], (height, width))
-    shown = np.zeros((height, width), np.float32)
-    shown[rows, columns] = _in_window(weight, matrix, (rows, columns), cv2.BORDER_CONSTANT)
-    return shown
+    """Return the opacity of a crop, (1, S, S) in [0, 1], at each pixel of a photo, (height, width); 0 outside it."""
+    rows, columns = _crop_window(matrix, weight.shape[-1], (height, width))
+    opacity = np.zeros((height, width), np.float32)
+    opacity[rows, columns] = _sample(weight, matrix, (rows, columns), cv2.BORDER_CONSTANT)
+    return opacity
 
 
-def _in_window(crop: Tensor, matrix: Tensor, window: tuple[slice, slice], border: int) -> NDArray[np.float32]:
-    """The crop (C, S, S), sampled at the pixels of a photo's window: (h, w, C), or (h, w) where C is 1."""
+def _crop_window(matrix: Tensor, size: int, shape: tuple[int, ...], margin: float = 0.0) -> tuple[slice, slice]:
+    """Return the rows and columns of a photo that a crop with a margin touches, at least one of each."""
+    low, high = -1.0 - margin, size + margin
+    corners = torch.tensor([(low, low), (high, low), (low, high), (high, high)])
+    points = transform_points(corners, invert_transform(matrix))
+    window = []
+    first, last = points.amin(0).floor().tolist(), points.amax(0).ceil().tolist()
+    for axis, length in ((1, shape[0]), (0, shape[1])):
+        start = int(min(max(first[axis], 0), length - 1))
+        window.append(slice(start, int(max(min(last[axis] + 1, length), start + 1))))
+    return window[0], window[1]
+
+
+def _shift_origin(matrix: Tensor, left: int, top: int) -> Tensor:
+    """Return the matrix for a window of the photo that starts at (left, top)."""
+    shift = torch.tensor([left, top], dtype=torch.float32)
+    return torch.cat([matrix[:, :2], (matrix[:, 2] + matrix[:, :2] @ shift)[:, None]], 1)
+
+
+def _reduce(window: NDArray[np.uint8], matrix: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
+    """Average a window that is much finer than the crop down to twice the crop's resolution, to save memory."""
+    factor = int(0.5 / max(float(torch.linalg.det(matrix[:, :2]).abs().sqrt()), 1e-6))
+    height, width = (side // max(factor, 1) for side in window.shape[:2])
+    if factor < 2 or height < 2 or width < 2:
+        return window, matrix
+    factors = torch.tensor([window.shape[1] / width, window.shape[0] / height])
+    small = np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    # Pixel centres: old = factor * new + (factor - 1) / 2.
+    shift = matrix[:, 2] + matrix[:, :2] @ ((factors - 1) / 2)
+    return small, torch.cat([matrix[:, :2] * factors, shift[:, None]], 1)
+
+
+def _sample(crop: Tensor, matrix: Tensor, window: tuple[slice, slice], border: int) -> NDArray[np.float32]:
+    """Sample a crop (C, S, S) at the pixels of a window of the photo: (h, w, C), or (h, w) if C is 1."""
     rows, columns = window
-    pixels, matrix = _coarser(crop.detach().cpu().float().permute(1, 2, 0).numpy(), matrix.float())
-    to_crop = moved(matrix, torch.tensor([columns.start, rows.start], dtype=torch.float32)).double().numpy()
-    size = (columns.stop - columns.start, rows.stop - rows.start)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(pixels, to_crop, size, flags=flags, borderMode=border), dtype=np.float32)
-
-
-def _coarser(pixels: NDArray[np.float32], matrix: Tensor) -> tuple[NDArray[np.float32], Tensor]:
+    pixels = crop.detach().cpu().float().permute(1, 2, 0).numpy()
+    matrix = matrix.float()
     size = len(pixels)
-    scale = float(torch.linalg.det(invert_transform(matrix)[:, :2]).abs().sqrt())
+    scale = float(torch.linalg.det(invert_transform(matrix)[:, :2]).abs().sqrt())  # photo pixels per crop pixel
     side = max(2, round(size * scale))
-    if scale >= 1 / _FINEST or side >= size:
-        return pixels, matrix
-    small = np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA), dtype=np.float32)
-    factor = side / size
-    centre = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5]])
-    return small, (matrix + centre) * factor - centre  # pixel centres: new = (old + 0.5) * factor - 0.5
+    if scale < 1 / _MAX_REFINEMENT and side < size:
+        pixels = np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA), dtype=np.float32)
+        centre = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5]])
+        matrix = (matrix + centre) * (side / size) - centre  # pixel centres: new = (old + 0.5) * factor - 0.5
+    to_crop = _shift_origin(matrix, columns.start, rows.start).double().numpy()
+    return np.asarray(
+        cv2.warpAffine(
+            pixels,
+            to_crop,
+            (columns.stop - columns.start, rows.stop - rows.start),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=border,
+        ),
+        dtype=np.float32,
+    )

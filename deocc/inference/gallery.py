@@ -1,6 +1,6 @@
-"""Who is in a photo: the answer for each of its faces, as rows of the table and as lines on the screen."""
+"""Identification in a gallery: embed a folder of known people, find the most similar ones, apply a threshold."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -10,172 +10,161 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from rich.text import Text
 
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Threshold, covered_share
-from deocc.inference.batch import FoundPhoto, find_photos
-from deocc.inference.faces import FaceFinder, PhotoFace
+from deocc.inference.batch import RECOVERABLE, find_photos
+from deocc.inference.faces import FaceFinder
 from deocc.inference.outputs import Outcome, check_rows, read_arrays, write_arrays
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
-from deocc.messages import printable, telling_warnings
+from deocc.messages import describe_error, one_line, telling_warnings
 
-WANTED: Final = 0.01
-"""The share of unknown faces that may be taken for somebody of the gallery, unless another is asked for."""
+DEFAULT_FALSE_ACCEPT_RATE: Final = 0.01
+"""Share of unknown faces that may be accepted as anyone of the gallery, unless another one is given."""
 
-_SLACK: Final = 1 + 1e-9  # for rates such as 10 * 0.001
+_SLACK: Final = 1 + 1e-9  # for the rounding of products such as 10 * 0.001
+_BATCH: Final = 32
+_CACHE_COLUMNS: Final = {"photo": ("U", 1), "stamp": ("i", 2), "embedding": ("f", 2), "covered": ("f", 1)}
 
 Answer = Literal["known", "unknown", "not sure"]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """From which similarity on a face is somebody's of the gallery."""
+    """The similarity from which a face is accepted as someone of the gallery.
+
+    Attributes:
+        same_from: the similarity, in [-1, 1].
+        target: false-accept rate of one comparison that it was calibrated for, on validation people.
+        rate: the same rate, or the one measured on the test people if that is higher.
+        gallery_rate: upper bound of the share of unknown faces that reach it with any gallery face.
+    """
 
     same_from: float
-    """In [-1, 1]."""
     target: float
-    """The false-accept rate of one comparison that it was calibrated for, on validation people."""
     rate: float
-    """The same, or what test people's pairs showed where that is more."""
     gallery_rate: float
-    """At most this share of unknown faces reaches it with any of the gallery's faces, if `rate` holds for them."""
 
 
-def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float = WANTED) -> Limit:
-    """The lowest calibrated limit that keeps to `wanted` over the whole gallery; where none does, the strictest.
+def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float = DEFAULT_FALSE_ACCEPT_RATE) -> Limit:
+    """Return the lowest calibrated limit that keeps to `wanted` over the whole gallery, or else the strictest one.
 
     Args:
-        calibration: of the model.
+        calibration: calibration of the model.
         condition: one of `deocc.evaluation.calibration.CONDITIONS`.
-        faces: how many the gallery has.
-        wanted: the share of unknown faces that may be accepted.
+        faces: number of faces in the gallery.
+        wanted: share of unknown faces that may be accepted.
 
     Raises:
         ValueError: no threshold was calibrated for this condition.
     """
-    known = calibration.thresholds[condition]
-    if not known:
+    thresholds = calibration.thresholds[condition]
+    if not thresholds:
         raise ValueError(f"no threshold for {condition}: too few validation people; test on more with `deocc test`")
-    fitting = [threshold for threshold in known if _rate(threshold) * faces <= wanted * _SLACK]
-    chosen = min(fitting, key=lambda each: each.same) if fitting else max(known, key=lambda each: each.same)
+    fitting = [threshold for threshold in thresholds if _rate(threshold) * faces <= wanted * _SLACK]
+    if fitting:
+        chosen = min(fitting, key=lambda threshold: threshold.same)
+    else:
+        chosen = max(thresholds, key=lambda threshold: threshold.same)
     return Limit(chosen.same, chosen.target, _rate(chosen), min(1.0, _rate(chosen) * faces))
 
 
 def _rate(threshold: Threshold) -> float:
-    """Of one comparison."""
-    tried = threshold.test.false_accept_rate if threshold.test is not None else 0.0
-    return max(threshold.target, tried)
+    """Return the false-accept rate of one comparison: the target, or the measured rate if that is higher."""
+    return max(threshold.target, threshold.test.false_accept_rate if threshold.test is not None else 0.0)
 
 
 def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
-    """The condition of two faces of which these shares, in [0, 1], are covered."""
+    """Return the condition of two faces with these covered shares, in [0, 1]."""
     return CONDITIONS[sum(share >= calibration.masked.limit for share in covered)]
 
 
 def answer(calibration: Calibration, limit: Limit, similarity: float, covered: float) -> Answer:
-    """What is said of a face of which this share is covered, whose most similar face of the gallery has this similarity."""
+    """Return the answer for a face, given its covered share and its similarity to the most similar gallery face."""
     if 1 - covered < calibration.least_visible:
         return "not sure"
     return "known" if similarity >= limit.same_from else "unknown"
 
 
-_KINDS: Final = {"photo": ("U", 1), "stamp": ("i", 2), "embedding": ("f", 2), "covered": ("f", 1)}
-_COLUMNS: Final = tuple(_KINDS)
+class CachedFace(NamedTuple):
+    """The cached embedding of a photo.
 
-
-class KeptFace(NamedTuple):
-    """What is kept of a photo."""
+    Attributes:
+        stamp: size of the file in bytes and its modification time in nanoseconds.
+        embedding: (D,) unit vector.
+        covered: covered share of the face, in [0, 1].
+    """
 
     stamp: tuple[int, int]
-    """The file's size in bytes and its time of change in nanoseconds."""
     embedding: NDArray[np.float32]
-    """(D,) unit vector."""
     covered: float
-    """The covered share of the face, in [0, 1]."""
 
 
-class KeptFaces:
-    """Embeddings by photo, in an .npz file without pickles.
+class GalleryCache:
+    """Embeddings by photo in an .npz file.
 
     Args:
-        path: of the file; it is read where it exists already.
-        key: what the embeddings depend on besides the photo: model and search for faces. Those of another key are forgotten.
+        path: the file; an existing one is read. It contains no pickles.
+        key: hash of the model and the detector settings; entries of another key are dropped.
 
     Raises:
-        ValueError: the file exists and is something else.
+        ValueError: the existing file is something else.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self._key = path, key
-        self._faces = _read(path, key) if path.exists() else {}
-        self._changed = False
+        self._faces = self._read() if path.exists() else {}
 
-    def find(self, photo: Path) -> KeptFace | None:
-        """What is kept of a photo that has not changed since; else None."""
+    def find(self, photo: Path) -> CachedFace | None:
+        """Return the entry of a photo that has not changed since; else None."""
         face = self._faces.get(str(photo.resolve()))
         try:
-            return face if face is not None and face.stamp == stamp_of(photo) else None
+            return face if face is not None and face.stamp == _stamp(photo) else None
         except OSError:
             return None
 
-    def replace(self, faces: Mapping[Path, KeptFace]) -> None:
-        """Keep these, and no others."""
-        resolved = {str(path.resolve()): face for path, face in faces.items()}
-        same = resolved.keys() == self._faces.keys() and all(
-            resolved[name].stamp == face.stamp for name, face in self._faces.items()
-        )
-        self._changed = self._changed or not same
-        self._faces = resolved
-
-    def write(self) -> None:
-        """Bring the file up to date, replacing it as a whole, where anything changed.
+    def update(self, faces: Mapping[Path, CachedFace]) -> None:
+        """Replace all entries by these, at least one, and write the file if that changes anything.
 
         Raises:
-            OutputError: it cannot be written; the former one is still there.
+            OutputError: the file cannot be written; the earlier one is unchanged.
         """
-        if not self._changed:
+        before = {name: face.stamp for name, face in self._faces.items()}
+        self._faces = {str(path.resolve()): face for path, face in faces.items()}
+        if before == {name: face.stamp for name, face in self._faces.items()}:
             return
-        columns = dict(
-            zip(_COLUMNS[1:], (np.array(column) for column in zip(*self._faces.values(), strict=True)), strict=True)
-        )
-        write_arrays(self.path, {"photo": np.array(list(self._faces)), **columns, "key": np.array(self._key)})
-        self._changed = False
+        arrays = {name: np.array([getattr(face, name) for face in self._faces.values()]) for name in CachedFace._fields}
+        write_arrays(self.path, {"photo": np.array(list(self._faces)), **arrays, "key": np.array(self._key)})
+
+    def _read(self) -> dict[str, CachedFace]:
+        try:
+            content = read_arrays(self.path, (*_CACHE_COLUMNS, "key"))
+            check_rows(content, _CACHE_COLUMNS)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path} exists and holds no gallery ({error}): choose another --save-index"
+            ) from error
+        if str(content["key"]) != self._key:
+            return {}
+        photos, stamps, embeddings, covered = (content[name] for name in _CACHE_COLUMNS)
+        rows = zip(photos.tolist(), stamps.tolist(), embeddings, covered.tolist(), strict=True)
+        return {photo: CachedFace((stamp[0], stamp[1]), embedding, share) for photo, stamp, embedding, share in rows}
 
 
-def stamp_of(photo: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds; raises OSError where the file cannot be looked at."""
+def _stamp(photo: Path) -> tuple[int, int]:
     status = photo.stat()
     return status.st_size, status.st_mtime_ns
 
 
-def _read(path: Path, key: str) -> dict[str, KeptFace]:
-    try:
-        content = read_arrays(path, (*_COLUMNS, "key"))
-        check_rows(content, _KINDS)
-    except ValueError as error:
-        raise ValueError(f"{path} exists and holds no gallery ({error}): choose another --save-index") from error
-    if str(content["key"]) != key:
-        return {}
-    photos, stamps, embeddings, covered = (content[name] for name in _COLUMNS)
-    rows = zip(photos.tolist(), stamps.tolist(), embeddings, covered.tolist(), strict=True)
-    return {photo: KeptFace((stamp[0], stamp[1]), embedding, share) for photo, stamp, embedding, share in rows}
-
-
-_AT_ONCE: Final = 32
-_HARMLESS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
-
-
 @dataclass(frozen=True, eq=False)
 class GalleryFace:
-    """The largest face of a photo.
+    """The largest face of a gallery photo.
 
     Attributes:
-        person: whose.
-        photo: where.
+        person: name of the person.
+        photo: path of the photo.
         embedding: (D,) unit vector.
-        covered: the covered share of the face, in [0, 1].
+        covered: covered share of the face, in [0, 1].
     """
 
     person: str
@@ -184,29 +173,8 @@ class GalleryFace:
     covered: float
 
 
-class Gallery:
-    """At least one face.
-
-    Args:
-        faces: of everyone.
-    """
-
-    def __init__(self, faces: Sequence[GalleryFace]) -> None:
-        self.faces = list(faces)
-
-    @property
-    def embeddings(self) -> NDArray[np.float32]:
-        """(N, D)."""
-        return np.stack([face.embedding for face in self.faces])
-
-    @property
-    def people(self) -> list[str]:
-        """N names, in the order of the faces."""
-        return [face.person for face in self.faces]
-
-
 def person_of(photo: Path, folder: Path) -> str:
-    """The first folder below the gallery's or, of a photo that lies in it directly, the name without suffix.
+    """Return the first folder below the gallery, or the name without suffix of a photo directly in it.
 
     >>> person_of(Path("people/anna/2020/x.jpg"), Path("people")), person_of(Path("people/bob.png"), Path("people"))
     ('anna', 'bob')
@@ -216,19 +184,23 @@ def person_of(photo: Path, folder: Path) -> str:
 
 
 def read_gallery(
-    folder: Path, pipeline: Pipeline, finder: FaceFinder, kept: KeptFaces | None = None
-) -> tuple[Gallery, list[Outcome]]:
-    """The faces of a folder of photos, and a row for each that gave none.
+    folder: Path, pipeline: Pipeline, finder: FaceFinder, cache: GalleryCache | None = None
+) -> tuple[list[GalleryFace], list[Outcome]]:
+    """Embed the largest face of each photo of a gallery.
 
     Args:
-        folder: of everyone's photos.
-        pipeline: embeds them.
-        finder: finds them.
-        kept: embeddings of an earlier run, of which those of unchanged photos are taken; it then holds what was found now.
+        folder: folder of the known people's photos.
+        pipeline: the model.
+        finder: finds the faces.
+        cache: provides the embeddings of unchanged photos, and is updated.
+
+    Returns:
+        The faces, and an outcome for each photo without one.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it is a file, or no photo in it shows a face.
+        OutputError: the cache cannot be written.
     """
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
@@ -236,259 +208,132 @@ def read_gallery(
             f"no gallery at {folder}: give a folder of photos, each in a folder or a file called like its person"
         )
     photos, problems = find_photos([folder])
-    known = {photo.path: kept.find(photo.path) for photo in photos} if kept is not None else {}
-    new, more_problems = _embed([photo for photo in photos if known.get(photo.path) is None], pipeline, finder)
+    paths = [photo.path for photo in photos]
+    cached = {path: face for path in paths if cache is not None and (face := cache.find(path)) is not None}
+    new, more_problems = _embed([path for path in paths if path not in cached], pipeline, finder)
     problems += more_problems
-    entries = {photo.path: known.get(photo.path) or new.get(photo.path) for photo in photos}
-    found = {path: entry for path, entry in entries.items() if entry is not None}
-    if not found:
+    faces = {path: face for path in paths if (face := cached.get(path) or new.get(path)) is not None}
+    if not faces:
         reason = problems[0].reason if problems else "it is empty"
         raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
-    if kept is not None:
-        kept.replace(found)
-    return Gallery(
-        [GalleryFace(person_of(path, folder), path, entry.embedding, entry.covered) for path, entry in found.items()]
-    ), problems
+    if cache is not None:
+        cache.update(faces)
+    gallery = [GalleryFace(person_of(path, folder), path, face.embedding, face.covered) for path, face in faces.items()]
+    return gallery, problems
 
 
 def _embed(
-    photos: Sequence[FoundPhoto], pipeline: Pipeline, finder: FaceFinder
-) -> tuple[dict[Path, KeptFace], list[Outcome]]:
-    """What is to be kept of each photo with a face, and rows of the others."""
+    photos: Sequence[Path], pipeline: Pipeline, finder: FaceFinder
+) -> tuple[dict[Path, CachedFace], list[Outcome]]:
+    """Embed the largest face of each photo, in batches; photos without a face become outcomes."""
     console = Console(stderr=True)
-    entries: dict[Path, KeptFace] = {}
+    faces: dict[Path, CachedFace] = {}
     problems: list[Outcome] = []
-    starts = range(0, len(photos), _AT_ONCE)
+    starts = range(0, len(photos), _BATCH)
     for start in track(starts, "gallery", console=console, transient=True, disable=not console.is_terminal):
-        looked = list(_look(photos[start : start + _AT_ONCE], finder, problems))
-        if looked:
-            output = pipeline.process_faces(torch.stack([face.face for _, _, face in looked]))
-            numbers = zip(output.embedding.cpu().numpy(), covered_share(output.mask).tolist(), strict=True)
-            entries |= {path: KeptFace(stamp, *pair) for (path, stamp, _), pair in zip(looked, numbers, strict=True)}
-    return entries, problems
-
-
-def _look(
-    photos: Sequence[FoundPhoto], finder: FaceFinder, problems: list[Outcome]
-) -> Iterator[tuple[Path, tuple[int, int], PhotoFace]]:
-    """Path, stamp and largest face of each photo that has one; the others become problems."""
-    for photo in photos:
-        try:
-            with telling_warnings():
-                stamp, face = stamp_of(photo.path), finder.find(read_photo(photo.path), str(photo.path))[0]
-        except _HARMLESS as error:
-            problems.append(
-                Outcome(str(photo.path), f"gallery: {' '.join(str(error).split()) or type(error).__name__}")
-            )
-        else:
-            yield photo.path, stamp, face
-
-
-_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = (
-    32,
-    200,
-    256,
-)  # M, efConstruction, efSearch of [1]. OURS, by the recall that the tests ask for
-_PER_LIST: Final = 39  # faces a list, below which FAISS warns that clusters are trained on too few
-_PROBED: Final = 4  # every fourth list is searched. OURS
+        stamps, crops = {}, []
+        for path in photos[start : start + _BATCH]:
+            try:
+                with telling_warnings():
+                    stamp = _stamp(path)
+                    crops.append(finder.find(read_photo(path), str(path))[0].face)
+            except RECOVERABLE as error:
+                problems.append(Outcome(str(path), f"gallery: {one_line(error) or type(error).__name__}"))
+            else:
+                stamps[path] = stamp
+        if crops:
+            output = pipeline.process_faces(torch.stack(crops))
+            rows = zip(stamps.items(), output.embedding.cpu().numpy(), covered_share(output.mask).tolist(), strict=True)
+            faces |= {path: CachedFace(stamp, embedding, covered) for (path, stamp), embedding, covered in rows}
+    return faces, problems
 
 
 class Match(NamedTuple):
-    """A person found."""
+    """A person of the gallery.
+
+    Attributes:
+        person: name of the person.
+        similarity: cosine to the most similar of the person's faces, in [-1, 1].
+        place: index of that face in the gallery.
+    """
 
     person: str
     similarity: float
-    """Cosine to the most similar of the person's faces, in [-1, 1]."""
     place: int
-    """Which of the gallery's faces that is."""
 
 
 class PersonIndex:
     """Finds people by the most similar of their faces.
 
     Args:
-        embeddings: (N, D) unit vectors.
-        people: N names, whose faces they are.
-        kind: a name of `list_indexes()`. "flat" compares with every face; the others find nearly all of the most similar ones faster.
+        dimension: length of the embeddings.
+        description: string for `faiss.index_factory`; "Flat" compares with every face, others such as "HNSW32" are
+            approximate.
 
     Raises:
-        ValueError: no such kind, no faces, or not a name each.
+        ValueError: FAISS does not know this description.
         ImportError: faiss is not installed.
     """
 
-    def __init__(self, embeddings: NDArray[np.float32], people: Sequence[str], kind: str = "flat") -> None:
-        if kind not in _KINDS_search:
-            raise ValueError(f"unknown index {kind!r}: choose one of {', '.join(_KINDS_search)}")
+    def __init__(self, dimension: int, description: str = "Flat") -> None:
+        faiss = _import_faiss()
+        try:
+            self._index = faiss.index_factory(dimension, description, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ValueError(
+                f"unknown index {description!r}: give a string for faiss.index_factory, such as Flat or HNSW32"
+            ) from error
+        self._people: list[str] = []
+        self._most_faces = 0
+
+    def add(self, embeddings: NDArray[np.float32], people: Sequence[str]) -> None:
+        """Train the index on the faces of a gallery and add them.
+
+        Args:
+            embeddings: (N, D) unit vectors, N at least 1.
+            people: N names.
+
+        Raises:
+            ValueError: the numbers differ or are 0, or the index cannot be trained on so few faces.
+        """
         if len(embeddings) == 0 or len(embeddings) != len(people):
             raise ValueError(
                 f"expected embeddings (N, D) and N names, N at least 1, got {embeddings.shape} and {len(people)} names"
             )
         self._people = list(people)
-        self._most = int(np.unique(self._people, return_counts=True)[1].max())
-        self._index = _KINDS_search[kind](import_faiss(), np.ascontiguousarray(embeddings, dtype=np.float32))
+        self._most_faces = int(np.unique(self._people, return_counts=True)[1].max())
+        embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
+        try:
+            self._index.train(embeddings)
+            self._index.add(embeddings)
+        except RuntimeError as error:
+            reason = describe_error(error)
+            raise ValueError(f"cannot index {len(people)} faces ({reason}): choose --index Flat") from error
 
     def search(self, embeddings: NDArray[np.float32], top: int) -> list[list[Match]]:
-        """The `top` most similar people, or all where there are fewer, the most similar first, for each of (Q, D) unit vectors.
+        """Return the `top` most similar people for each of (Q, D) unit vectors, or all if there are fewer.
 
-        So many faces are fetched that they belong to `top` people even where each has as many as the one who has most.
+        Raises:
+            ValueError: an approximate index finds no face.
         """
-        faces = min(top * self._most, len(self._people))
+        # So many faces belong to at least `top` people, even if each has as many as the one with the most.
+        faces = min(top * self._most_faces, len(self._people))
         similarities, places = self._index.search(np.ascontiguousarray(embeddings, dtype=np.float32), faces)
-        return [self._people_of(*row)[:top] for row in zip(similarities.tolist(), places.tolist(), strict=True)]
-
-    def _people_of(self, similarities: list[float], places: list[int]) -> list[Match]:
-        best: dict[str, Match] = {}
-        for similarity, place in zip(similarities, places, strict=True):
-            if place >= 0:  # -1 fills up where fewer were found
-                best.setdefault(self._people[place], Match(self._people[place], similarity, place))
-        return list(best.values())
-
-
-def list_indexes() -> tuple[str, ...]:
-    """Names of the kinds of index."""
-    return tuple(_KINDS_search)
+        found = []
+        for row in zip(similarities.tolist(), places.tolist(), strict=True):
+            best: dict[str, Match] = {}
+            for similarity, place in zip(*row, strict=True):
+                if place >= 0:  # an approximate index fills missing results with -1
+                    best.setdefault(self._people[place], Match(self._people[place], similarity, place))
+            if not best:
+                raise ValueError("the approximate index finds no face of the gallery: choose --index Flat")
+            found.append(list(best.values())[:top])
+        return found
 
 
-def import_faiss() -> Any:
-    """The module faiss.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+def _import_faiss() -> Any:
     try:
         import faiss
     except ImportError:
         raise ImportError('deocc identify needs the package faiss-cpu: pip install "deocc[identify]"') from None
     return faiss
-
-
-def _flat(faiss: Any, embeddings: NDArray[np.float32]) -> Any:
-    index = faiss.IndexFlatIP(embeddings.shape[1])
-    index.add(embeddings)
-    return index
-
-
-def _ivf(faiss: Any, embeddings: NDArray[np.float32]) -> Any:
-    """Lists of similar faces [0], about as many as each holds; those nearest to the probe are searched."""
-    count, dimension = embeddings.shape
-    lists = max(1, min(round(count**0.5), count // _PER_LIST))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
-    index.train(embeddings)
-    index.add(embeddings)
-    index.nprobe = -(-lists // _PROBED)
-    return index
-
-
-def _hnsw(faiss: Any, embeddings: NDArray[np.float32]) -> Any:
-    index = faiss.IndexHNSWFlat(embeddings.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction, index.hnsw.efSearch = _BUILD_WIDTH, _SEARCH_WIDTH
-    index.add(embeddings)
-    return index
-
-
-_KINDS_search: Final[dict[str, Callable[[Any, NDArray[np.float32]], Any]]] = {"flat": _flat, "ivf": _ivf, "hnsw": _hnsw}
-
-
-_WIDTH = 200  # of the table where the screen has none
-
-
-class Identifier:
-    """Names the faces of one photo after the other.
-
-    Args:
-        pipeline: the model.
-        calibration: its thresholds.
-        finder: finds the faces.
-        gallery: the known people.
-        index: of the gallery's faces.
-        top: how many people are listed for each face.
-        wanted: the share of unknown faces that may be taken for somebody of the gallery.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        calibration: Calibration,
-        finder: FaceFinder,
-        gallery: Gallery,
-        index: PersonIndex,
-        top: int,
-        wanted: float,
-    ) -> None:
-        self._pipeline, self._calibration, self._finder = pipeline, calibration, finder
-        self._gallery, self._index, self._top, self._wanted = gallery, index, top, wanted
-        self._limits: dict[str, Limit] = {}
-        self._rows: list[list[str]] = []
-
-    def __call__(self, found: FoundPhoto) -> list[Outcome]:
-        """A row for each face of a photo.
-
-        Raises:
-            FileNotFoundError: the photo is gone.
-            ValueError: it cannot be read or has no face, or no threshold was calibrated for what it shows.
-        """
-        faces = self._finder.find(read_photo(found.path), str(found.path))
-        output = self._pipeline.process_faces(torch.stack([face.face for face in faces]))
-        matches = self._index.search(output.embedding.cpu().numpy(), self._top)
-        shares = covered_share(output.mask).tolist()
-        each = zip(faces, shares, matches, strict=True)
-        rows = [Outcome(str(found.path), "", number, "", self._details(*face)) for number, face in enumerate(each, 1)]
-        self._rows += [_shown(row, candidates) for row, candidates in zip(rows, matches, strict=True)]
-        return rows
-
-    def print(self) -> None:
-        """Print a table of all faces so far, and what the limits mean that were applied to them."""
-        if not self._rows:
-            return
-        table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
-        for row in self._rows:
-            table.add_row(*(Text(cell, overflow="fold") for cell in row))
-        console = Console()
-        (console if console.is_terminal else Console(width=_WIDTH)).print(table)
-        for condition, limit in self._limits.items():
-            print(self._meaning(condition, limit))
-
-    def _details(self, face: PhotoFace, covered: float, matches: list[Match]) -> dict[str, object]:
-        best = matches[0]
-        known = self._gallery.faces[best.place].covered
-        condition = condition_of(self._calibration, (covered, known))
-        limit = limit_for(self._calibration, condition, len(self._gallery.faces), self._wanted)
-        self._limits[condition] = limit
-        given = answer(self._calibration, limit, best.similarity, max(covered, known))
-        rates = {"false_accept_rate": f"{limit.rate:.3g}", "gallery_false_accept_rate": f"{limit.gallery_rate:.3g}"}
-        ranks: dict[str, object] = {}
-        for rank, match in enumerate(matches, 1):
-            ranks |= {f"person_{rank}": match.person, f"similarity_{rank}": round(match.similarity, 4)}
-        return {
-            "answer": given,
-            "person": best.person if given == "known" else "",
-            "similarity": round(best.similarity, 4),
-            "same_from": round(limit.same_from, 4),
-            **rates,
-            "condition": condition,
-            "visible": round(1 - covered, 3),
-            "gallery_photo": str(self._gallery.faces[best.place].photo),
-            "detector": face.detector,
-            **dict(zip(("left", "top", "right", "bottom"), face.box.round(1).tolist(), strict=True)),
-            **ranks,
-        }
-
-    def _meaning(self, condition: str, limit: Limit) -> str:
-        faces = len(self._gallery.faces)
-        tried = f" ({limit.rate:.2g} on test people)" if limit.rate > limit.target else ""
-        said = f"{condition}: known from {limit.same_from:.3f}, calibrated for one false accept in {1 / limit.target:g} comparisons{tried}"
-        bound = f"at most {limit.gallery_rate:.2g}" if limit.gallery_rate < 1 else "any share"
-        few = (
-            ""
-            if limit.gallery_rate <= self._wanted * (1 + 1e-9)
-            else f", more than the {self._wanted:g} wanted: no stricter limit is known"
-        )
-        return f"{said}; against {faces} faces {bound} of unknown people may pass{few}"
-
-
-def _shown(row: Outcome, matches: list[Match]) -> list[str]:
-    details = row.details
-    name = details["person"] if details["answer"] == "known" else f"({details['answer']})"
-    candidates = ", ".join(f"{match.person} {match.similarity:.3f}" for match in matches)
-    numbers = (f"{details['similarity']:.3f}", f"{details['same_from']:.3f}")
-    return [printable(str(cell)) for cell in (row.photo, row.face, name, *numbers, candidates)]

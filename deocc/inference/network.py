@@ -1,4 +1,4 @@
-"""What a trained stage 2 does with a face, without Lightning, teacher or trainer: mask, completed face and embedding."""
+"""The trained networks of stage 2 without teacher and trainer: from a face to mask, completed face and embedding."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, cast
@@ -6,45 +6,49 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from deocc.messages import describe_error
 from deocc.modules.evaluation import centred
 from deocc.networks import Deoccluder, Student, create_embedder
 from deocc.networks.deoccluder import check_fit
 from deocc.networks.embedders.registry import read_options
 
-_STUDENT = "average.module."
-_DEOCCLUDER = "deoccluder."
-_STAGE = "distillation"
 MOST_SIDE: Final = 1024
-"""Pixels that a file may ask a side of face crops to have; published recognisers take 112 to 224. OURS."""
+"""Maximum side of face crops in pixels that a file may ask for; published recognisers take 112 to 224 (our choice)."""
+
+_STAGE: Final = "distillation"
+_STUDENT: Final = "average.module."  # prefix of the student's running average in a checkpoint
+_DEOCCLUDER: Final = "deoccluder."
 
 
 class FaceOutput(NamedTuple):
-    """Of B faces."""
+    """The results for B faces.
+
+    Attributes:
+        mask: (B, 1, S, S), 1 = covered.
+        completed_face: (B, 3, S, S) in [-1, 1].
+        embedding: (B, D) unit vectors.
+    """
 
     mask: Tensor
-    """(B, 1, S, S), 1 = covered."""
     completed_face: Tensor
-    """(B, 3, S, S) in [-1, 1]."""
     embedding: Tensor
-    """(B, D) unit vectors."""
 
 
 class FaceNetwork(nn.Module):
-    """De-occluder, student and centre; frozen."""
+    """De-occluder, student and centre of the embeddings, frozen; built with random weights.
+
+    Args:
+        config: `student`, with the embedder's `name` and `options`, `student_input`, `mask_channel` and
+            `embedding_dim`; and `deoccluder`, as `Deoccluder.config`, or None.
+
+    Raises:
+        ValueError: the configuration describes no such network.
+        ImportError: the student needs a package that is not installed.
+    """
 
     center: Tensor
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build the networks with random weights.
-
-        Args:
-            config: `student`, with the embedder's `name` and `options`, `student_input`, `mask_channel` and `embedding_dim`; `deoccluder`,
-                as `Deoccluder.config`, or None.
-
-        Raises:
-            ValueError: it describes no such network.
-            ImportError: the student needs a package that is not installed.
-        """
         super().__init__()
         student = config["student"]
         embedder = create_embedder(student["name"], pretrained=False, **read_options(student["options"]))
@@ -54,9 +58,9 @@ class FaceNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
-        """Mask, completed face and embedding of faces.
+        """Return mask, completed face and embedding.
 
-        Without a de-occluder the mask is empty unless given, and the completed face is the face.
+        Without a de-occluder a mask that is not given is empty, and the completed face is the face.
 
         Args:
             face: (B, 3, S, S) in [-1, 1], masked or not.
@@ -69,20 +73,27 @@ class FaceNetwork(nn.Module):
 
 
 def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Any], FaceNetwork]:
-    """The configuration and the network, with the student's running average, of what `deocc.networks.weights.read_checkpoint` read.
+    """Build the network of a checkpoint, with the running average of the student.
+
+    Args:
+        checkpoint: the result of `deocc.networks.weights.read_checkpoint`.
+        name: name of the checkpoint in error messages.
+
+    Returns:
+        The configuration, as in a model folder, and the network.
 
     Raises:
-        ValueError: it is no checkpoint of stage 2, or not a whole one; the message calls it `name`.
+        ValueError: it is no checkpoint of stage 2, or a damaged one.
         ImportError: the student needs a package that is not installed.
     """
     stage = checkpoint.get("stage", "unknown")
     if stage != _STAGE:
         raise ValueError(f"{name} is a checkpoint of the stage {stage!r}, not of {_STAGE!r}: give a stage-2 run")
     try:
-        config = _config(checkpoint)
-        state = {f"student.{key}": value for key, value in _below(checkpoint["state_dict"], _STUDENT).items()}
-        state |= {f"{_DEOCCLUDER}{key}": value for key, value in _below(checkpoint["state_dict"], _DEOCCLUDER).items()}
-        return config, network_of(config, {**state, "center": checkpoint["state_dict"]["center"]}, name)
+        config, weights = _read_config(checkpoint), checkpoint["state_dict"]
+        state = {f"student.{key}": value for key, value in _below(weights, _STUDENT).items()}
+        state |= {f"{_DEOCCLUDER}{key}": value for key, value in _below(weights, _DEOCCLUDER).items()}
+        return config, network_of(config, {**state, "center": weights["center"]}, name)
     except KeyError as error:
         raise ValueError(f"{name} lacks {error}: it is damaged or of another version of deocc") from error
     except (TypeError, AttributeError) as error:
@@ -90,39 +101,37 @@ def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dic
 
 
 def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> FaceNetwork:
-    """The network that `config` describes, with the weights `state`.
+    """Build the network that `config` describes, with the weights `state`.
 
     Raises:
-        ValueError: they do not fit; the message calls them `name`.
+        ValueError: they do not fit together; the message names their source, `name`.
         ImportError: the student needs a package that is not installed.
     """
     try:
-        _check_fit(config, state)
+        _check_sizes(config, state)
         network = FaceNetwork(config)
         network.load_state_dict(dict(state))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"the networks in {name} cannot be rebuilt ({' '.join(str(error).split())[:160]}): it is damaged"
-        ) from error
+        reason = describe_error(error, 160)
+        raise ValueError(f"the networks in {name} cannot be rebuilt ({reason}): it is damaged") from error
     return network
 
 
-def _check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where what the configuration sizes freely is not of the weights' size, before it takes the memory."""
+def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if sizes in the configuration differ from the weights, before memory is allocated for them."""
     student, center = config["student"], state["center"]
     if center.shape != (student["embedding_dim"],):
         raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
-    if (student["options"].get("size") or 1) > MOST_SIDE:
-        raise ValueError(
-            f"crops of {student['options']['size']} pixels for the student, at most {MOST_SIDE} are allowed"
-        )
+    size = student["options"].get("size") or 1
+    if size > MOST_SIDE:
+        raise ValueError(f"crops of {size} pixels for the student, at most {MOST_SIDE} are allowed")
     if config["deoccluder"] is not None:
         check_fit(config["deoccluder"], _below(state, _DEOCCLUDER))
 
 
-def _config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def _read_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     settings = checkpoint["hyper_parameters"]
-    copied = settings["student"] is None  # the student then starts as a copy of the teacher
+    copied = settings["student"] is None  # the student started as a copy of the teacher
     options = (settings["student_options"] or settings["teacher_options"]) if copied else settings["student_options"]
     return {
         "student": {
@@ -138,4 +147,5 @@ def _config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the entries below a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,50 +1,47 @@
-"""Arrays by name in NumPy's .npz files: written whole or not at all, and read without ever running a pickle."""
+"""Result files of batch commands: PNG images, the CSV table of outcomes, and arrays in .npz files."""
 
 import csv
 import errno
-import hashlib
-import os
 import re
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deocc.data.images import open_image
 from deocc.evaluation.scores import read_npz
-from deocc.runs import cache_folder
+from deocc.files import cache_folder, checksum, hold_lock, replace_file
 
-_MARK: Final = "deocc"
+_MARK: Final = "deocc"  # key of the mark in a PNG file
+_COLUMNS: Final = ("photo", "face", "status", "reason", "output")
+_FORMULA: Final = re.compile(r"'*(?:[=@\t\r]|[+-](?![\d.]+(?:e[+-]?\d+)?$))")
+"""Start of a spreadsheet formula, but not of a number. Leading apostrophes count, so that escaping is reversible."""
+
+_WRITE_INTERVAL: Final = 2.0  # seconds of outcomes that a killed process may lose
 
 
 class OutputError(OSError):
-    """A result cannot be written: the disk is full, or the folder may not be written to. The message is one line."""
+    """A result cannot be written, for example because the disk is full. The message is one line."""
 
 
 @contextmanager
-def writing_to(path: Path, draft: Path) -> Iterator[None]:
-    """While this is open, write `draft`, which lies in the folder of `path`; it becomes `path` at the end, or goes away after an error.
+def replace_output(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Write a result completely or not at all, as `deocc.files.replace_file`.
 
     Raises:
-        OutputError: anything that the system refuses.
-        ValueError: the path's name is too long for the disk.
+        OutputError: the file cannot be written.
+        ValueError: the file name is too long, which concerns one photo only.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replace_file(path, durable) as draft:
+            yield draft
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(f"the name {path.name} is too long for this disk: rename the photo") from error
@@ -53,85 +50,82 @@ def writing_to(path: Path, draft: Path) -> Iterator[None]:
         ) from error
 
 
-def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
-    """Write an image, (H, W, 3) RGB or (H, W) grey, as PNG with its folders.
-
-    Args:
-        path: where to; an existing file is replaced, so ask `read_mark` first.
-        image: the pixels.
-        mark: a word that is kept in the file, from which `read_mark` tells what the file was made from.
-
-    Raises:
-        OutputError: it cannot be written; then there is no half file.
-    """
-    note = PngInfo()
-    note.add_text(_MARK, mark)
-    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    with writing_to(path, draft):
-        Image.fromarray(image).save(draft, format="PNG", pnginfo=note)
-
-
-def read_mark(path: Path) -> str | None:
-    """The word that `save_png` put into a file; None where there is none, or no such file."""
-    try:
-        with open_image(path, ("PNG",)) as image:
-            mark = image.info.get(_MARK)
-    except Exception:  # a damaged file makes Pillow fail in any way, and is not ours
-        return None
-    return mark if isinstance(mark, str) else None
-
-
 def check_out(out: Path, photos: Sequence[Path]) -> None:
-    """Raise ValueError where `out` is a file, or the very folder that the photos lie in."""
+    """Raise ValueError if the output folder is a file, or is one of the photo folders."""
     if any(photo.resolve() == out.resolve() for photo in photos):
-        raise ValueError(f"--out {out} is the folder of the photos: choose a folder of its own, which may lie in it")
+        raise ValueError(f"--out {out} is the folder of the photos: choose a folder of its own, which may be inside it")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: choose a folder")
 
 
 @contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Keep other commands of this machine out of a folder meanwhile: two would replace each other's tables by their own.
+def lock_folder(out: Path) -> Iterator[None]:
+    """Keep other commands of this machine from writing to an output folder.
 
-    The lock lies in the cache folder, so that nothing of it is among the results; where that cannot be written to, there is none.
+    The lock file is in the cache folder, not among the results; if it cannot be created, there is no lock.
 
     Raises:
-        ValueError: another command is at work there.
+        ValueError: another command holds the lock.
     """
-    lock = FileLock(
-        cache_folder() / "locks" / f"out-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.lock"
-    )
-    try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another deocc is at work in {out}: wait for it, or choose another --out") from None
-    except OSError:
+    path = cache_folder() / "locks" / f"out-{checksum(str(out.resolve()))[:16]}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(path, wait=False, required=False))
+        except TimeoutError:
+            raise ValueError(f"another deocc is at work in {out}: wait for it, or choose another --out") from None
         yield
-        return
+
+
+def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
+    """Write an image, (H, W, 3) RGB or (H, W) grey, as PNG, replacing an existing file.
+
+    Args:
+        path: the file; its folder is created.
+        image: the pixels.
+        mark: text stored in the file, which `read_mark` returns; it identifies what the image was made from.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    note = PngInfo()
+    note.add_text(_MARK, mark)
+    with replace_output(path) as draft:
+        Image.fromarray(image).save(draft, format="PNG", pnginfo=note)
+
+
+def read_mark(path: Path) -> str | None:
+    """Return the mark that `save_png` stored in a file; None if there is no mark or no readable file."""
     try:
-        yield
-    finally:
-        lock.release()
+        with open_image(path, ("PNG",)) as image:
+            mark = image.info.get(_MARK)
+    except Exception:  # Pillow raises almost anything for a damaged file
+        return None
+    return mark if isinstance(mark, str) else None
 
 
-_COLUMNS: Final = ("photo", "face", "status", "reason", "output")
-_DONE, _LEFT_OUT = "done", "left out"
-_FORMULA: Final = re.compile(r"'*(?:[=@\t\r]|[+-](?![\d.]+(?:e[+-]?\d+)?$))")
-"""What a formula begins with, and not a number; also behind apostrophes, so that what is read is what was written."""
+def save_marked(out: Path, images: Mapping[str, NDArray[np.uint8]], mark: str, conflict: str) -> None:
+    """Write images by file name below `out`, in this order; none if a file with another mark exists.
 
-_WRITE_EVERY: Final = 2.0  # seconds of rows that a killed process may lose; their work is then done again
+    Raises:
+        ValueError: such a file exists; the message contains the text `conflict`.
+        OutputError: a file cannot be written.
+    """
+    for name in images:
+        if (out / name).exists() and read_mark(out / name) != mark:
+            raise ValueError(f"{out / name} exists and was made {conflict}: choose another --out")
+    for name, image in images.items():
+        save_png(out / name, image, mark)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row.
+    """One row of the table: what was made of a photo or of one of its faces, or why it was left out.
 
     Attributes:
-        photo: the input's path as it was given or found.
-        reason: one line that says why it was left out; empty where it is done.
-        face: the face's number in the photo, from 1, the largest first; None where the row is about the whole input.
-        output: the file that was made of it, relative to the table's folder; empty where there is none.
+        photo: path of the input.
+        reason: one line that explains why it was left out; empty if it was processed.
+        face: number of the face in the photo, from 1, the largest first; None for the whole input.
+        output: the result file relative to the table's folder; empty if there is none.
         details: further columns.
     """
 
@@ -143,21 +137,21 @@ class Outcome:
 
     @property
     def done(self) -> bool:
-        """Whether nothing stood in the way."""
+        """Whether the input was processed."""
         return not self.reason
 
 
 class OutcomeFile:
-    """The table in a CSV file. Rows of an earlier run stay until newer ones take their place.
+    """The table of outcomes in a CSV file. Rows of earlier runs stay until they are replaced.
 
-    A spreadsheet takes a cell that begins with = + - @ for a formula, and may start a program by it; names of files and folders are
-    anybody's. Such text is written with an apostrophe before it, which is taken away when the table is read here (OURS).
+    Spreadsheets interpret a cell that begins with = + - @ as a formula, and file names are untrusted. Such text is
+    written with a leading apostrophe, which is removed on reading (our choice).
 
     Args:
-        path: where it lies; it is read where it exists already.
+        path: the file; an existing one is read.
 
     Raises:
-        ValueError: the file exists and is not such a table.
+        ValueError: the existing file is not such a table.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,111 +159,90 @@ class OutcomeFile:
         self._rows: dict[str, list[Outcome]] = {}
         self._written = time.monotonic()
         if path.exists():
-            for outcome in _read(path):
+            for outcome in _read_outcomes(path):
                 self._rows.setdefault(outcome.photo, []).append(outcome)
 
     def rows(self, photo: str) -> list[Outcome]:
-        """All rows of an input."""
+        """Return the rows of one input."""
         return list(self._rows.get(photo, []))
 
     def all_rows(self) -> list[Outcome]:
-        """All rows of all inputs."""
+        """Return the rows of all inputs."""
         return [row for rows in self._rows.values() for row in rows]
 
     def replace(self, photo: str, outcomes: Sequence[Outcome]) -> None:
-        """Take in new rows of an input, in place of what was left out before and of those with the same output."""
+        """Set rows of an input; its earlier rows stay if they are done and name another output."""
         outputs = {outcome.output for outcome in outcomes}
-        kept = [row for row in self.rows(photo) if row.done and row.output not in outputs]
-        self._rows[photo] = [*kept, *outcomes]
+        earlier = [row for row in self.rows(photo) if row.done and row.output not in outputs]
+        self._rows[photo] = [*earlier, *outcomes]
 
     def write_when_due(self) -> None:
-        """`write`, where the last time is two seconds ago."""
-        if time.monotonic() - self._written > _WRITE_EVERY:
+        """Write the file if the last time was more than two seconds ago."""
+        if time.monotonic() - self._written > _WRITE_INTERVAL:
             self.write()
 
     def write(self) -> None:
-        """Bring the file up to date, replacing it as a whole.
+        """Write the file.
 
         Raises:
-            OutputError: it cannot be written; the former one is still there.
+            OutputError: it cannot be written; the earlier file is unchanged.
         """
-        _write(self.path, self.all_rows())
+        rows = self.all_rows()
+        columns = list(dict.fromkeys((*_COLUMNS, *(name for row in rows for name in row.details))))
+        with (
+            replace_output(self.path, durable=True) as draft,
+            draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            for row in rows:
+                status = "done" if row.done else "left out"
+                cells = dict(zip(_COLUMNS, (row.photo, row.face, status, row.reason, row.output), strict=True))
+                table.writerow({name: _escape(value) for name, value in {**cells, **row.details}.items()})
         self._written = time.monotonic()
 
 
-def _write(path: Path, outcomes: Sequence[Outcome]) -> None:
-    more = list(dict.fromkeys(name for outcome in outcomes for name in outcome.details))
-    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    with writing_to(path, draft), draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.DictWriter(file, [*_COLUMNS, *more], lineterminator="\n")
-        table.writeheader()
-        table.writerows(_as_row(outcome) for outcome in outcomes)
-        file.flush()
-        os.fsync(file.fileno())
+def _escape(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-def _as_row(outcome: Outcome) -> dict[str, object]:
-    status = _DONE if outcome.done else _LEFT_OUT
-    values = (outcome.photo, outcome.face, status, outcome.reason, outcome.output)
-    row = {**dict(zip(_COLUMNS, values, strict=True)), **outcome.details}
-    return {
-        name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value for name, value in row.items()
-    }
+def _unescape(value: str) -> str:
+    return value[1:] if value.startswith("'") and _FORMULA.match(value) else value
 
 
-def _read(path: Path) -> Iterable[Outcome]:
+def _read_outcomes(path: Path) -> list[Outcome]:
+    outcomes = []
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             table = csv.DictReader(file)
             if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
                 raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
-            return [_as_outcome(row) for row in table]
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        TypeError,
-        csv.Error,
-    ) as error:  # rows of more or fewer cells hold lists or nothing
+            for written in table:
+                row = {name: _unescape(value) for name, value in written.items()}
+                details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
+                face = int(row["face"]) if row["face"] else None
+                outcomes.append(Outcome(row["photo"], row["reason"], face, row["output"], details))
+    except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
+        # Rows with too many or too few cells contain lists or None: AttributeError, TypeError.
         raise ValueError(f"{path} exists and is no list of an earlier run ({error}): choose another --out") from error
-
-
-def _as_outcome(written: dict[str, str]) -> Outcome:
-    row = {
-        name: value[1:] if value.startswith("'") and _FORMULA.match(value) else value for name, value in written.items()
-    }
-    details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
-    face = int(row["face"]) if row["face"] else None
-    return Outcome(row["photo"], row["reason"], face, row["output"], details)
-
-
-@contextmanager
-def drafting(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end, or goes away after an error.
-
-    Raises:
-        OutputError: anything that the system refuses.
-    """
-    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    with writing_to(path, draft):
-        yield draft
+    return outcomes
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write the file, in place of a former one.
+    """Write arrays by name to an .npz file.
 
     Raises:
-        OutputError: it cannot be written; the former one is still there.
+        OutputError: it cannot be written; an earlier file is unchanged.
     """
-    with drafting(path) as draft, draft.open("wb") as file:
+    with replace_output(path) as draft, draft.open("wb") as file:
         np.savez(file, **cast(Any, arrays))
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of these names.
+    """Read arrays by name from an .npz file; pickles are refused.
 
     Raises:
-        ValueError: the file cannot be read, is something else, or lacks one; the message is the reason alone.
+        ValueError: the file cannot be read or lacks an array; the message is the reason only.
     """
     arrays = read_npz(path, lambda name: name in names)
     if len(arrays) < len(names):
@@ -278,19 +251,19 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def check_rows(arrays: Mapping[str, NDArray[Any]], kinds: Mapping[str, tuple[str, int]]) -> None:
-    """Check that arrays are columns of one table: as many rows in each, at least one, and finite numbers.
+    """Check that arrays are columns of one table with at least one row and finite numbers.
 
     Args:
         arrays: by name.
-        kinds: the columns' NumPy kinds ("U", "i", "f") and numbers of dimensions.
+        kinds: NumPy kind ("U", "i", "f") and number of dimensions of each column.
 
     Raises:
-        ValueError: they are not; the message is the reason alone.
+        ValueError: they are not; the message is the reason only.
     """
-    rows = {name: arrays[name].shape[:1] for name in kinds}
+    lengths = {arrays[name].shape[:1] for name in kinds}
     for name, (kind, dimensions) in kinds.items():
         array = arrays[name]
-        if array.dtype.kind != kind or array.ndim != dimensions or array.size == 0 or len(set(rows.values())) > 1:
+        if array.dtype.kind != kind or array.ndim != dimensions or array.size == 0 or len(lengths) > 1:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, no column of such a table")
         if kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds numbers that are not finite")

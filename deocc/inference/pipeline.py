@@ -1,9 +1,9 @@
-"""The trained system as one object: complete, embed and compare faces, given as crops or as photographs."""
+"""The trained system: complete, embed and compare faces, given as crops or as photos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
@@ -12,57 +12,69 @@ from PIL import Image
 from torch import Tensor
 
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Threshold, covered_share
+from deocc.inference.faces import FaceFinder
 from deocc.inference.network import FaceNetwork, FaceOutput
+from deocc.inference.photos import read_photo
 
 Decision = Literal["same", "different", "not sure"]
+Photo = str | Path | Image.Image | NDArray[np.generic]
+"""The path of a file, a Pillow image, or an array as for `deocc.inference.photos.read_photo`."""
+
+_BATCH: Final = 32  # larger ones are slower on a CPU, where their memory is allocated again for each batch
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision on two faces, and all that it rests on."""
+    """The decision on two faces and its grounds.
+
+    Attributes:
+        decision: "same", "different" or "not sure".
+        similarity: cosine of the embeddings, in [-1, 1].
+        condition: one of `deocc.evaluation.calibration.CONDITIONS`.
+        same_from: similarity from which a pair of this condition is "same".
+        different_below: similarity below which it is "different".
+        false_accept_rate: share of pairs of two people that `same_from` accepts, calibrated on validation people.
+        tested_false_accept_rate: share of the test people's pairs that it accepted; None if not measured.
+        masked_a: whether the first face counts as masked.
+        masked_b: whether the second face counts as masked.
+        visible_a: visible share of the first face, by the predicted mask.
+        visible_b: visible share of the second face.
+        reason: one line.
+    """
 
     decision: Decision
     similarity: float
-    """Cosine of the embeddings, in [-1, 1]."""
     condition: str
-    """One of `deocc.evaluation.calibration.CONDITIONS`."""
     same_from: float
-    """The similarity from which a pair of this condition is "same"."""
     different_below: float
-    """The similarity below which it is "different"."""
     false_accept_rate: float
-    """The share of pairs of two people that `same_from` was calibrated to accept, on validation people."""
     tested_false_accept_rate: float | None
-    """The share that it accepted of the test people's pairs; None where that was not tried."""
     masked_a: bool
     masked_b: bool
     visible_a: float
-    """Share of the face that is in view, by the predicted mask."""
     visible_b: float
     reason: str
-    """One line."""
 
 
 def decide(
     calibration: Calibration, similarity: float, covered: tuple[float, float], false_accept_rate: float | None = None
 ) -> Verdict:
-    """The verdict on two faces.
+    """Decide whether two faces show the same person.
 
     Args:
-        calibration: of the model.
-        similarity: of the embeddings, in [-1, 1].
-        covered: the covered share of each face, in [0, 1].
-        false_accept_rate: the target; None = the usual one (`Calibration.threshold`).
+        calibration: calibration of the model.
+        similarity: cosine of the embeddings, in [-1, 1].
+        covered: covered share of each face, in [0, 1].
+        false_accept_rate: target rate; None = the default of `Calibration.threshold`.
 
     Raises:
-        ValueError: that target was not calibrated for the faces' condition.
+        ValueError: this target was not calibrated for the faces' condition.
     """
     masked_a, masked_b = (share >= calibration.masked.limit for share in covered)
+    visible_a, visible_b = (1 - share for share in covered)
     condition = CONDITIONS[masked_a + masked_b]
     threshold = calibration.threshold(condition, false_accept_rate)
-    visible_a, visible_b = (1 - share for share in covered)
     decision, reason = _decision(threshold, similarity, min(visible_a, visible_b), calibration.least_visible)
-    tested = threshold.test.false_accept_rate if threshold.test is not None else None
     return Verdict(
         decision=decision,
         similarity=similarity,
@@ -70,7 +82,7 @@ def decide(
         same_from=threshold.same,
         different_below=threshold.different,
         false_accept_rate=threshold.target,
-        tested_false_accept_rate=tested,
+        tested_false_accept_rate=threshold.test.false_accept_rate if threshold.test is not None else None,
         masked_a=masked_a,
         masked_b=masked_b,
         visible_a=visible_a,
@@ -82,40 +94,31 @@ def decide(
 def _decision(threshold: Threshold, similarity: float, visible: float, least_visible: float) -> tuple[Decision, str]:
     if visible < least_visible:
         return "not sure", f"only {visible:.0%} of a face is visible, {least_visible:.0%} are needed"
-    said = f"similarity {similarity:.3f}"
     if similarity >= threshold.same:
-        tried = (
-            ""
-            if threshold.test is None
-            else f", which accepted {threshold.test.false_accept_rate:.2g} of test people's pairs"
+        reason = (
+            f"similarity {similarity:.3f} is not below {threshold.same:.3f}, "
+            f"calibrated for a false-accept rate of {threshold.target:g}"
         )
-        return (
-            "same",
-            f"{said} is not below {threshold.same:.3f}, calibrated for a false-accept rate of {threshold.target:g}{tried}",
-        )
+        if threshold.test is not None:
+            reason += f", which accepted {threshold.test.false_accept_rate:.2g} of test people's pairs"
+        return "same", reason
     if similarity < threshold.different:
-        reach = f"{1 - threshold.validation.called_different:.0%} of pairs of one person reach"
-        return "different", f"{said} is below {threshold.different:.3f}, which {reach}"
-    return "not sure", f"{said} lies between {threshold.different:.3f} and {threshold.same:.3f}"
-
-
-if TYPE_CHECKING:
-    from deocc.inference.faces import FaceFinder
-
-Photo = str | Path | Image.Image | NDArray[np.generic]
-"""A file's path, a Pillow image or an array as `deocc.inference.photos.read_photo` takes it."""
-
-_BATCH = 32  # larger ones are slower on a CPU, whose memory is then returned and fetched anew each time
+        share = 1 - threshold.validation.called_different
+        return "different", (
+            f"similarity {similarity:.3f} is below {threshold.different:.3f}, "
+            f"which {share:.0%} of pairs of one person reach"
+        )
+    return "not sure", f"similarity {similarity:.3f} is between {threshold.different:.3f} and {threshold.same:.3f}"
 
 
 class Pipeline:
-    """Made by `deocc.load`.
+    """The trained system, as returned by `deocc.load`.
 
     Attributes:
-        config: what the model folder's `config.json` says.
+        config: the content of the model folder's `config.json`.
         network: from face to mask, completed face and embedding; frozen.
-        thresholds: the calibration of `verify`; None where the model was never tested.
-        size: side in pixels of the canonical crops it was trained on.
+        thresholds: the calibration for `verify`; None if the model was never tested.
+        size: side in pixels of the canonical crops that the network takes.
     """
 
     def __init__(self, config: dict[str, Any], network: FaceNetwork, thresholds: Calibration | None) -> None:
@@ -125,29 +128,27 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return self.network.center.device
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network; faces follow it. Returns itself."""
+        """Move the network; faces are moved to it. Returns the pipeline."""
         self.network.to(device)
         return self
 
     @property
-    def finder(self) -> "FaceFinder":
-        """What finds the faces of photos; made when first needed, may be set to one with other options.
+    def finder(self) -> FaceFinder:
+        """Finder of the faces of photos, created at first use. Set it to choose a detector.
 
         Raises:
             ImportError: no package that finds faces is installed.
         """
         if self._finder is None:
-            from deocc.inference.faces import FaceFinder
-
             self._finder = FaceFinder(self.size)
         return self._finder
 
     @finder.setter
-    def finder(self, finder: "FaceFinder") -> None:
+    def finder(self, finder: FaceFinder) -> None:
         if finder.size != self.size:
             raise ValueError(
                 f"the finder cuts crops of {finder.size} pixels, this model takes {self.size}: make one of that size"
@@ -156,48 +157,37 @@ class Pipeline:
 
     @torch.no_grad()
     def process_faces(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
-        """Mask, completed face and embedding at once; arguments as for `complete_faces`.
+        """Return mask, completed face and embedding of canonical crops.
+
+        Args:
+            face: (B, 3, S, S) in [-1, 1], masked or not; S = `size`.
+            mask: (B, 1, S, S), 1 = covered; None = predicted.
 
         Raises:
-            ValueError: the shapes are not these.
+            ValueError: the shapes are different.
         """
         if face.ndim != 4 or face.shape[1:] != (3, self.size, self.size) or len(face) == 0:
             raise ValueError(f"expected faces of shape (B, 3, {self.size}, {self.size}), got {tuple(face.shape)}")
         if mask is not None and mask.shape != (len(face), 1, *face.shape[2:]):
             raise ValueError(f"expected masks of shape {(len(face), 1, *face.shape[2:])}, got {tuple(mask.shape)}")
-        parts = zip(face.split(_BATCH), mask.split(_BATCH) if mask is not None else [None] * len(face), strict=False)
-        outputs = [
-            self.network(part.to(self.device), None if given is None else given.to(self.device))
-            for part, given in parts
-        ]
+        outputs = []
+        for start in range(0, len(face), _BATCH):
+            batch = slice(start, start + _BATCH)
+            given = None if mask is None else mask[batch].to(self.device)
+            outputs.append(self.network(face[batch].to(self.device), given))
         return FaceOutput(*(torch.cat(column) for column in zip(*outputs, strict=True)))
 
     def complete_faces(self, face: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The completed faces and their masks.
-
-        Args:
-            face: (B, 3, S, S) canonical crops in [-1, 1], S = `size`.
-            mask: (B, 1, S, S), 1 = covered; None = predicted.
-
-        Returns:
-            (B, 3, S, S) in [-1, 1] and (B, 1, S, S).
-
-        Raises:
-            ValueError: the shapes are not these.
-        """
+        """Return completed faces (B, 3, S, S) in [-1, 1] and masks (B, 1, S, S); arguments as for `process_faces`."""
         output = self.process_faces(face, mask)
         return output.completed_face, output.mask
 
     def embed_faces(self, face: Tensor) -> Tensor:
-        """Canonical crops (B, 3, S, S) in [-1, 1], masked or not -> unit embeddings (B, D), by the predicted mask.
-
-        Raises:
-            ValueError: the shape is not this.
-        """
+        """Return unit embeddings (B, D) of canonical crops (B, 3, S, S) in [-1, 1], with the predicted masks."""
         return self.process_faces(face).embedding
 
     def verify_faces(self, face_a: Tensor, face_b: Tensor, false_accept_rate: float | None = None) -> Verdict:
-        """Whether two crops, (3, S, S) each, show one person; the rest as for `verify`."""
+        """Decide whether two canonical crops, (3, S, S) each, show the same person; see `verify`."""
         if self.thresholds is None:
             raise ValueError(
                 "this model has no thresholds: write them with `deocc test --checkpoint RUN` and load RUN again"
@@ -208,39 +198,37 @@ class Pipeline:
         return decide(self.thresholds, similarity, (covered[0], covered[1]), false_accept_rate)
 
     def complete(self, images: Photo | Sequence[Photo]) -> tuple[Tensor, Tensor]:
-        """As `complete_faces`, of the largest face of each photo.
-
-        Raises:
-            FileNotFoundError: a photo is not there.
-            ValueError: one cannot be read, or shows no face.
-            ImportError: no package that finds faces is installed.
-        """
+        """Complete the largest face of each photo; see `complete_faces`, and `faces` for the errors."""
         return self.complete_faces(self.faces(images))
 
     def embed(self, images: Photo | Sequence[Photo]) -> Tensor:
-        """As `embed_faces`, of the largest face of each photo; errors as for `complete`."""
+        """Embed the largest face of each photo; see `embed_faces`, and `faces` for the errors."""
         return self.embed_faces(self.faces(images))
 
     def verify(self, a: Photo, b: Photo, false_accept_rate: float | None = None) -> Verdict:
-        """Whether the largest faces of two photos show one person.
+        """Decide whether the largest faces of two photos show the same person.
 
         Args:
             a: a photo.
             b: a photo.
-            false_accept_rate: a target that was calibrated (`thresholds`); None = the usual one, 1e-2, or the strictest above it.
+            false_accept_rate: a calibrated target; None = 0.01, or the strictest calibrated one above it.
 
         Raises:
-            FileNotFoundError: a photo is not there.
-            ValueError: one cannot be read or shows no face, the model has no thresholds, or none for this rate.
+            FileNotFoundError: a photo does not exist.
+            ValueError: a photo cannot be read or shows no face; the model has no thresholds, or none for this rate.
             ImportError: no package that finds faces is installed.
         """
         face_a, face_b = self.faces([a, b])
         return self.verify_faces(face_a, face_b, false_accept_rate)
 
     def faces(self, images: Photo | Sequence[Photo]) -> Tensor:
-        """The largest face of each photo, (N, 3, S, S) in [-1, 1]; errors as for `complete`."""
-        from deocc.inference.photos import read_photo
+        """Return the largest face of each photo as canonical crops, (N, 3, S, S) in [-1, 1].
 
+        Raises:
+            FileNotFoundError: a photo does not exist.
+            ValueError: a photo cannot be read or shows no face.
+            ImportError: no package that finds faces is installed.
+        """
         photos: Sequence[Photo] = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         if len(photos) == 0:
             raise ValueError("no photo given: give at least one")

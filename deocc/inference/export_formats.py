@@ -1,0 +1,262 @@
+"""File formats of exported networks: ONNX in 32, 16 and 8 bits, TorchScript, and `torch.export`."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deocc.inference.export_network import Outputs
+from deocc.messages import describe_error
+
+if TYPE_CHECKING:
+    import onnx
+
+METADATA: Final = "deocc.json"
+"""Key of the JSON description: metadata of an ONNX file, extra file of torch's formats."""
+OPSET: Final = 18
+"""The lowest ONNX opset with all operations that are needed, so that most runtimes read the file (our choice)."""
+INPUT: Final = "face"
+
+_QUANTISED: Final = ("Conv", "Gemm", "MatMul")
+_FLOAT32_MODULES: Final = ("/segmenter/", "/crop/")  # parts of node names, as the exporter derives them from modules
+_CALIBRATION_BATCH: Final = 8
+
+Run = Callable[[Tensor], Outputs]
+"""Maps faces (B, 3, S, S) in [-1, 1], any B, to the outputs."""
+
+
+class Format(NamedTuple):
+    """A file format.
+
+    Attributes:
+        suffix: of the file name.
+        trace: traces a network on faces (B, 3, S, S), B of at least 2, for any B.
+        serialize: returns the content of the file for a traced network and its description.
+        open: returns a function that runs a file's content on the CPU.
+        details: entries for the description.
+    """
+
+    suffix: str
+    trace: Callable[[nn.Module, Tensor], Any]
+    serialize: Callable[[Any, str], bytes]
+    open: Callable[[bytes], Run]
+    details: dict[str, int]
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Suppress warnings, logs and prints of exporters, which concern tracing and their own future versions."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def require_onnx() -> None:
+    """Raise ImportError if onnx or onnxruntime is not installed."""
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'exporting to ONNX needs {" and ".join(missing)}: pip install "deocc[onnx]"')
+
+
+def trace_onnx(network: nn.Module, face: Tensor) -> "onnx.ModelProto":
+    """Trace a network as an ONNX model that contains its weights.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed.
+    """
+    require_onnx()
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder, silence(), torch.no_grad():
+        path = Path(folder, "graph.onnx")
+        torch.onnx.export(
+            network,
+            (face,),
+            path,
+            dynamo=False,  # the newer exporter takes ten times as long for the same graph, and needs one more package
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(Outputs._fields),
+            dynamic_axes={name: {0: "batch"} for name in (INPUT, *Outputs._fields)},
+        )
+        return onnx.load(path)
+
+
+def serialize_onnx(model: "onnx.ModelProto", metadata: str) -> bytes:
+    """Return the content of an ONNX file, checked by onnx.
+
+    Raises:
+        ValueError: the checker rejects it.
+    """
+    import onnx
+
+    described = onnx.ModelProto()
+    described.CopyFrom(model)
+    onnx.helper.set_model_props(described, {METADATA: metadata})
+    try:
+        onnx.checker.check_model(described, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = describe_error(error, 160)
+        raise ValueError(f"onnx refuses the exported graph ({reason}): choose another format with --to") from error
+    return bytes(described.SerializeToString())
+
+
+def open_onnx(content: bytes) -> Run:
+    """Run an ONNX file with onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(face: Tensor) -> Outputs:
+        return Outputs(*map(torch.from_numpy, session.run(list(Outputs._fields), {INPUT: face.numpy()})))
+
+    return run
+
+
+def trace_script(network: nn.Module, face: Tensor) -> torch.jit.ScriptModule:
+    """Trace a network as TorchScript."""
+    with silence(), torch.no_grad():
+        module = torch.jit.trace(network, (face,), check_trace=False)  # parity is checked on other faces
+    assert isinstance(module, torch.jit.ScriptModule)
+    return module
+
+
+def serialize_script(module: torch.jit.ScriptModule, metadata: str) -> bytes:
+    """Return the content of a TorchScript file."""
+    target = io.BytesIO()
+    with silence():
+        torch.jit.save(module, target, _extra_files={METADATA: metadata.encode()})
+    return target.getvalue()
+
+
+def open_script(content: bytes) -> Run:
+    """Run a TorchScript file."""
+    with silence():
+        return _without_gradient(torch.jit.load(io.BytesIO(content), map_location="cpu"))
+
+
+def trace_program(network: nn.Module, face: Tensor) -> torch.export.ExportedProgram:
+    """Trace a network with `torch.export`."""
+    with silence(), torch.no_grad():
+        return torch.export.export(network, (face,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def serialize_program(program: torch.export.ExportedProgram, metadata: str) -> bytes:
+    """Return the content of a `torch.export` file."""
+    target = io.BytesIO()
+    with silence():
+        torch.export.save(program, target, extra_files={METADATA: metadata})
+    return target.getvalue()
+
+
+def open_program(content: bytes) -> Run:
+    """Run a `torch.export` file."""
+    with silence():
+        return _without_gradient(torch.export.load(io.BytesIO(content)).module())
+
+
+def _without_gradient(module: nn.Module) -> Run:
+    @torch.no_grad()
+    def run(face: Tensor) -> Outputs:
+        return Outputs(*module(face))
+
+    return run
+
+
+FORMATS: Final = {
+    "onnx": Format(".onnx", trace_onnx, serialize_onnx, open_onnx, {"opset": OPSET}),
+    "torchscript": Format(".pt", trace_script, serialize_script, open_script, {}),
+    "torch-export": Format(".pt2", trace_program, serialize_program, open_program, {}),
+}
+
+
+def to_int8(model: "onnx.ModelProto", faces: Tensor) -> "onnx.ModelProto":
+    """Quantise convolutions and matrix products statically, with one scale per weight channel.
+
+    Args:
+        model: model in float32.
+        faces: (N, 3, S, S) in [-1, 1], masked and clean, on which the ranges of activations are measured.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(faces.split(_CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder, silence():
+        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        quant_pre_process(model, before, skip_symbolic_shape=True)
+        quantize_static(
+            before,
+            after,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            nodes_to_exclude=_float32_nodes(onnx.load(before)),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(after)
+
+
+def to_fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Convert generator and student to half precision; inputs, outputs and `_float32_nodes` stay float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with silence():
+        half = convert_float_to_float16(copy, keep_io_types=True, node_block_list=_float32_nodes(copy))
+        _skip_rounding(half.graph)
+        OnnxModel(half).topological_sort()  # in place: the converter appends its casts at the end
+    assert isinstance(half, onnx.ModelProto)
+    return half
+
+
+def _skip_rounding(graph: "onnx.GraphProto") -> None:
+    """Remove casts to half precision and back, which the converter inserts between nodes that stay float32."""
+    import onnx
+
+    types = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    for node in casts.values():
+        before = casts.get(node.input[0])
+        if before is not None and (before.attribute[0].i, node.attribute[0].i) == types:
+            node.input[0] = before.input[0]
+
+
+def _float32_nodes(model: "onnx.ModelProto") -> list[str]:
+    """Return the nodes that stay float32: segmenter, crop, and those of no module (resizing, composing, centring)."""
+    return [
+        node.name
+        for node in model.graph.node
+        if any(part in node.name for part in _FLOAT32_MODULES) or node.name.count("/") < 2
+    ]
