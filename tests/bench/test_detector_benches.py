@@ -12,7 +12,7 @@ from bench import detectors, masked_photos
 from deocc.geometry import TEMPLATES
 from deocc.inference.faces import PhotoFace
 from deocc.inference.pipeline import Pipeline
-from tests.apps.real_model import model, pipeline  # noqa: F401
+from tests.real_model import model, pipeline  # noqa: F401
 from tests.fake_sets.faces import save_face
 
 

@@ -16,7 +16,7 @@ from deocc.data.insightface_bin import BinFaces
 from deocc.evaluation.scores import read_scores, write_scores
 from deocc.evaluation.verification import PairScores
 from deocc.inference.embedding_file import EmbeddedFace, EmbeddingFile
-from deocc.inference.gallery import KeptFace, KeptFaces
+from deocc.inference.gallery import CachedFace, GalleryCache
 from deocc.inference.model_folder import face_contract, write_model
 from deocc.inference.network import FaceNetwork
 from deocc.networks.deoccluder import Deoccluder
@@ -126,9 +126,7 @@ def test_damaged_embeddings_and_a_damaged_gallery(examples: int, tmp_path: Path)
     embeddings.write()
     files = [path.read_bytes()]
     path.unlink()
-    kept = KeptFaces(path, "key")
-    kept.replace({tmp_path / "a.png": KeptFace((1, 2), face, 0.5)})
-    kept.write()
+    GalleryCache(path, "key").update({tmp_path / "a.png": CachedFace((1, 2), face, 0.5)})
     files.append(path.read_bytes())
 
     def read(data: bytes) -> None:
@@ -136,7 +134,7 @@ def test_damaged_embeddings_and_a_damaged_gallery(examples: int, tmp_path: Path)
         try:
             faces = EmbeddingFile(path, "model").faces
         except ValueError:
-            found = KeptFaces(path, "key")._faces.values()
+            found = GalleryCache(path, "key")._faces.values()
             assert all(len(entry.stamp) == 2 and entry.embedding.ndim == 1 for entry in found)
         else:
             assert all(found.embedding.ndim == 1 and np.isfinite(found.embedding).all() for found in faces)

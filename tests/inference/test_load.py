@@ -1,5 +1,3 @@
-"""What `deocc.load` takes, that it gives the trained module's own answers, and the one line for what it does not take."""
-
 import json
 import os
 import pickle
@@ -19,8 +17,8 @@ from deocc.inference.network import FaceOutput
 from deocc.modules import DistillationModule
 
 
-class _Malicious:
-    """Runs a command where it is unpickled."""
+class Malicious:
+    """Runs a command when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -33,48 +31,53 @@ def checkpoint_of(run: Path) -> Path:
     return run / runs.CHECKPOINTS / "last.ckpt"
 
 
-def copied(tested: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(tested / "model", folder))
+@pytest.fixture
+def folder(tested: Path, tmp_path: Path) -> Path:
+    """A copy of the model folder."""
+    return Path(shutil.copytree(tested / "model", tmp_path / "model"))
 
 
-def output_of(module: DistillationModule, face: torch.Tensor) -> FaceOutput:
-    with torch.no_grad():
-        predicted = module.predict_step({"masked_face": face}, 0)  # type: ignore[typeddict-item]
-    return FaceOutput(predicted["mask"], predicted["completed_face"], predicted["embedding"])
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
-def test_a_pipeline_gives_what_the_trained_module_gives(tested: Path, masked_faces: torch.Tensor) -> None:
+def test_load_equals_the_trained_module(tested: Path, masked_faces: torch.Tensor) -> None:
     module = DistillationModule.load_from_checkpoint(checkpoint_of(tested), map_location="cpu").eval()
     pipeline = deocc.load(checkpoint_of(tested))
-    expected, found = output_of(module, masked_faces), pipeline.process_faces(masked_faces)
+    with torch.no_grad():
+        predicted = module.predict_step({"masked_face": masked_faces}, 0)  # type: ignore[typeddict-item]
+    expected = FaceOutput(predicted["mask"], predicted["completed_face"], predicted["embedding"])
+    found = pipeline.process_faces(masked_faces)
     assert 0 < float(found.mask.mean()) < 1
     for one, other in zip(expected, found, strict=True):
         assert (one - other).abs().max() <= 1e-6
+    given = torch.zeros_like(found.mask)
+    given[:, :, 32:] = 1
     with torch.no_grad():
         assert torch.allclose(pipeline.embed_faces(masked_faces), module(masked_faces), atol=1e-6, rtol=0)
-        given = torch.zeros_like(found.mask)
-        given[:, :, 32:] = 1
-        assert torch.allclose(
-            pipeline.process_faces(masked_faces, given).embedding, module(masked_faces, given), atol=1e-6, rtol=0
-        )
-    assert pipeline.size == 64 and pipeline.device.type == "cpu" and pipeline.thresholds is not None
+        embedding = pipeline.process_faces(masked_faces, given).embedding
+        assert torch.allclose(embedding, module(masked_faces, given), atol=1e-6, rtol=0)
+    assert pipeline.size == 64
+    assert pipeline.device.type == "cpu"
+    assert pipeline.thresholds is not None
 
 
 @pytest.mark.parametrize("where", ["model", "."])
-def test_a_model_folder_gives_what_the_checkpoint_gives_to_half_precision(
-    tested: Path, masked_faces: torch.Tensor, where: str
-) -> None:
+def test_load_of_model_and_run_folder(tested: Path, masked_faces: torch.Tensor, where: str) -> None:
     exact, stored = deocc.load(checkpoint_of(tested)), deocc.load(tested / where)
-    assert stored.thresholds == exact.thresholds and stored.size == exact.size
+    assert stored.thresholds == exact.thresholds
+    assert stored.size == exact.size
     assert model_hash(stored) == model_hash(exact)
     given = (masked_faces.mean(1, keepdim=True) > 0).float()  # pixels of a predicted mask may change sides
     expected, found = (pipeline.process_faces(masked_faces, given) for pipeline in (exact, stored))
     assert float((expected.embedding * found.embedding).sum(1).min()) > 0.9999
     assert float((expected.completed_face - found.completed_face).abs().max()) < 0.02
-    assert float((exact.process_faces(masked_faces).mask - stored.process_faces(masked_faces).mask).abs().mean()) < 0.01
+    masks = [pipeline.process_faces(masked_faces).mask for pipeline in (exact, stored)]
+    assert float((masks[0] - masks[1]).abs().mean()) < 0.01
 
 
-def test_a_students_further_channels_and_projection_are_rebuilt(masked_faces: torch.Tensor, tmp_path: Path) -> None:
+def test_load_of_another_student(masked_faces: torch.Tensor, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "student": "timm/resnet18",
         "student_input": "masked",
@@ -91,11 +94,12 @@ def test_a_students_further_channels_and_projection_are_rebuilt(masked_faces: to
     mask = (masked_faces.mean(1, keepdim=True) > 0).float()
     with torch.no_grad():
         expected = module(masked_faces, mask)
-    assert pipeline.network.deoccluder is None and pipeline.thresholds is None
+    assert pipeline.network.deoccluder is None
+    assert pipeline.thresholds is None
     assert torch.allclose(pipeline.process_faces(masked_faces, mask).embedding, expected, atol=1e-6, rtol=0)
 
 
-def test_a_path_needs_no_network(tested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_of_a_path_is_offline(tested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", lambda *_args, **_named: pytest.fail("opened a socket"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_named: pytest.fail("asked the hub"))
     monkeypatch.chdir(tested.parent)
@@ -104,22 +108,20 @@ def test_a_path_needs_no_network(tested: Path, monkeypatch: pytest.MonkeyPatch) 
         deocc.load(f"{tested.name}/modle")
 
 
-def test_a_repository_on_the_hub_is_fetched_by_its_three_files(tested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_fetches_three_files_from_the_hub(tested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     def snapshot(repository: str, allow_patterns: list[str]) -> str:
-        asked.update(repository=repository, allow_patterns=allow_patterns)
+        asked.update(repository=repository, files=allow_patterns)
         return str(tested / "model")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert deocc.load("somebody/masked-faces").size == 64
-    assert asked == {
-        "repository": "somebody/masked-faces",
-        "allow_patterns": ["config.json", "model.safetensors", "README.md"],
-    }
+    assert asked["repository"] == "somebody/masked-faces"
+    assert asked["files"] == ["config.json", "model.safetensors", "README.md"]
 
 
-def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot(*_args: Any, **_named: Any) -> str:
         raise ConnectionError("no route\nto host")
 
@@ -128,9 +130,7 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch: pytest.Mo
         deocc.load("a/b")
 
 
-def test_a_run_that_was_trained_on_since_its_test_is_not_answered_from_the_old_model(
-    tested: Path, tmp_path: Path
-) -> None:
+def test_load_ignores_an_outdated_model_folder(tested: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tested, tmp_path / "run"))
     content = torch.load(checkpoint_of(run), weights_only=True)
     content["state_dict"]["center"] += 1
@@ -138,40 +138,30 @@ def test_a_run_that_was_trained_on_since_its_test_is_not_answered_from_the_old_m
     os.utime(checkpoint_of(run), (2**31, 2**31))
     with pytest.warns(UserWarning, match=r"last\.thresholds\.json is not used"):
         pipeline = deocc.load(run)
-    assert torch.equal(pipeline.network.center, content["state_dict"]["center"]) and pipeline.thresholds is None
+    assert torch.equal(pipeline.network.center, content["state_dict"]["center"])
+    assert pipeline.thresholds is None
     assert pipeline.size == 64
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(tested: Path, tmp_path: Path, name: str) -> None:
-    folder = copied(tested, tmp_path / "model")
+def test_load_names_a_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"no {name} in the model folder"):
         deocc.load(folder)
 
 
-def test_a_pickle_dressed_as_weights_or_as_a_checkpoint_is_refused_and_not_run(tested: Path, tmp_path: Path) -> None:
-    folder, mark = copied(tested, tmp_path / "model"), tmp_path / "mark"
-    (folder / "model.safetensors").write_bytes(pickle.dumps(_Malicious(mark), protocol=2))
+def test_load_executes_no_pickle(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    attack = pickle.dumps(Malicious(mark), protocol=2)
+    (folder / "model.safetensors").write_bytes(attack)
     with pytest.raises(ValueError, match="is no safetensors file"):
         deocc.load(folder)
-    for name, write in {
-        "a.ckpt": lambda path: path.write_bytes(pickle.dumps(_Malicious(mark), protocol=2)),
-        "b.ckpt": lambda path: _save(path, mark),
-    }.items():
-        write(tmp_path / name)
+    (tmp_path / "a.ckpt").write_bytes(attack)
+    torch.save({"state_dict": Malicious(mark), "hyper_parameters": {}}, tmp_path / "b.ckpt")
+    for name in ("a.ckpt", "b.ckpt"):
         with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
             deocc.load(tmp_path / name)
     assert not mark.exists()
-
-
-def _save(path: Path, mark: Path) -> None:
-    torch.save({"state_dict": _Malicious(mark), "hyper_parameters": {}}, path)
-
-
-def _change(folder: Path, **values: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
 @pytest.mark.parametrize(
@@ -187,31 +177,26 @@ def _change(folder: Path, **values: Any) -> None:
         ({"face": {}}, "is damaged"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(
-    tested: Path, tmp_path: Path, values: dict[str, Any], message: str
-) -> None:
-    folder = copied(tested, tmp_path / "model")
-    _change(folder, **values)
+def test_load_of_a_bad_config(folder: Path, values: dict[str, Any], message: str) -> None:
+    change_config(folder, **values)
     with pytest.raises(ValueError, match=message):
         deocc.load(folder)
 
 
-def test_a_configuration_cannot_name_a_file_or_a_download(tested: Path, tmp_path: Path) -> None:
-    folder = copied(tested, tmp_path / "model")
+def test_load_of_a_config_with_weights(folder: Path) -> None:
     student = json.loads((folder / "config.json").read_text())["student"]
-    _change(folder, student={**student, "options": {"weights": "timm"}})
+    change_config(folder, student={**student, "options": {"weights": "timm"}})
     with pytest.raises(ValueError, match="unknown recogniser option 'weights'"):
         deocc.load(folder)
 
 
-def test_what_is_no_json_is_refused(tested: Path, tmp_path: Path) -> None:
-    folder = copied(tested, tmp_path / "model")
+def test_load_of_no_json(folder: Path) -> None:
     (folder / "config.json").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match="is not JSON"):
         deocc.load(folder)
 
 
-def test_weights_that_lack_a_name_are_refused(tested: Path, tmp_path: Path) -> None:
+def test_load_of_an_incomplete_checkpoint(tested: Path, tmp_path: Path) -> None:
     content = torch.load(checkpoint_of(tested), weights_only=True)
     del content["state_dict"]["center"]
     torch.save(content, tmp_path / "a.ckpt")
@@ -219,13 +204,13 @@ def test_weights_that_lack_a_name_are_refused(tested: Path, tmp_path: Path) -> N
         deocc.load(tmp_path / "a.ckpt")
 
 
-def test_a_stage_1_run_and_an_empty_folder_are_refused(stage1: Path, tmp_path: Path) -> None:
+def test_load_of_stage_1_and_empty_folder(stage1: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stage 'inpainting'.*give a stage-2 run"):
         deocc.load(stage1)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         deocc.load(tmp_path)
 
 
-def test_the_package_has_nothing_else_to_load() -> None:
+def test_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="lod"):
         _ = deocc.lod

@@ -1,4 +1,4 @@
-"""A tiny stage 2, tested on its own people with the callbacks that calibrate it and write its model folder."""
+"""A tiny stage-2 run that was tested on its own people, and pipelines with random weights."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,13 @@ import yaml
 
 from deocc import runs
 from deocc.data import MaskedFaceDataModule
+from deocc.inference.export import embedded_faces
+from deocc.inference.pipeline import Pipeline
 from tests.conftest import SMALL, run_deocc
+from tests.random_model import SMALL_STUDENT, make_pipeline
+from tests.real_model import model, untested_model
+
+__all__ = ["model", "untested_model"]
 
 FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]", "--trainer.limit_test_batches", "4"]
 CALLBACKS = (
@@ -21,7 +27,7 @@ CALLBACKS = (
 
 @pytest.fixture(scope="session")
 def tested(stage2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder."""
+    """The run folder, with thresholds and model folder."""
     folder = tmp_path_factory.mktemp("tested") / "distill"
     shutil.copytree(stage2, folder)
     config = yaml.safe_load((folder / runs.CONFIG).read_text())
@@ -33,7 +39,18 @@ def tested(stage2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def masked_faces() -> torch.Tensor:
-    """(4, 3, 64, 64): real faces of validation people, two under each of two kinds of occluder."""
+    """(4, 3, 64, 64): faces of validation people, two under each of two kinds of occluder."""
     data = MaskedFaceDataModule(size=64, eval_batch_size=4, kinds=("surgical", "sunglasses"))
     batch = data.on_after_batch_transfer(next(iter(data.val_dataloader()[1])), 1)
     return batch["masked_face"]
+
+
+@pytest.fixture(scope="session")
+def small() -> Pipeline:
+    return make_pipeline(SMALL_STUDENT, 8, 64)
+
+
+@pytest.fixture(scope="session")
+def faces(small: Pipeline) -> torch.Tensor:
+    """(5, 3, 64, 64): real faces under different occluders."""
+    return embedded_faces(small, "val", 8).masked_face

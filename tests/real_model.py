@@ -1,4 +1,4 @@
-"""A model that recognises real faces without having been trained: dlib's network behind a de-occluder that sees nothing covered."""
+"""A model that recognises real faces without training: dlib's network behind a de-occluder that predicts no mask."""
 
 from pathlib import Path
 from typing import cast
@@ -20,34 +20,33 @@ from deocc.networks import Deoccluder, create_embedder
 SIZE = 112
 SAME, DIFFERENT = 0.5, 0.4
 TESTED = 0.03
-_VALIDATION, _TEST = Rates(0.01, 0.2, 0.05, 100, 1000, 10), Rates(TESTED, 0.3, 0.1, 9, 90, 5)
+VALIDATION_RATES, TEST_RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10), Rates(TESTED, 0.3, 0.1, 9, 90, 5)
 _MEAN_OF = [0, 57, 113, 171, 229, 287, 345]  # faces of seven people
 
 
 def calibration() -> Calibration:
-    """0.5 and 0.4 of clean faces, 0.1 less for each masked one; from 30 % covered on a face is masked, from 80 % on nothing is decided."""
+    """Limits 0.5 and 0.4, 0.1 less for each masked face; masked from 30 % covered, undecided from 80 %."""
     rows: dict[str, tuple[Threshold, ...]] = {
-        name: (Threshold(1e-2, SAME - number / 10, DIFFERENT - number / 10, _VALIDATION, _TEST),)
+        name: (Threshold(1e-2, SAME - number / 10, DIFFERENT - number / 10, VALIDATION_RATES, TEST_RATES),)
         for number, name in enumerate(CONDITIONS)
     }
     return Calibration(rows, Separation(0.3, 0.0, 0.0), 0.2, SIZE, "Faces", "0")
 
 
-def _write(folder: Path, known: Calibration | None) -> Path:
-    student = {
-        "name": "dlib_resnet",
-        "options": {},
-        "student_input": "completed",
-        "mask_channel": False,
-        "embedding_dim": 128,
-    }
-    generator = {"width": 8, "depth": 1, "attention": True}
+@torch.no_grad()
+def _write(folder: Path, thresholds: Calibration | None) -> Path:
     config = {
-        "student": student,
+        "student": {
+            "name": "dlib_resnet",
+            "options": {},
+            "student_input": "completed",
+            "mask_channel": False,
+            "embedding_dim": 128,
+        },
         "teacher": "dlib_resnet",
-        "deoccluder": {"generator": generator, "segmenter": {"width": 8}},
+        "deoccluder": {"generator": {"width": 8, "depth": 1, "attention": True}, "segmenter": {"width": 8}},
         "face": face_contract(SIZE),
-        "thresholds": None if known is None else known.plain(),
+        "thresholds": None if thresholds is None else thresholds.plain(),
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -57,29 +56,23 @@ def _write(folder: Path, known: Calibration | None) -> Path:
     last = cast(nn.Conv2d, network.deoccluder.segmenter.to_logits[0])
     nn.init.zeros_(last.weight)
     nn.init.constant_(cast(Tensor, last.bias), -10.0)
-    network.center.copy_(_mean(network))
+    orl = OrlFaces()
+    crops = torch.stack([align(orl.image(index), orl.landmarks[index], SIZE)[0] for index in _MEAN_OF])
+    # Embeddings of different people are too similar unless their mean is subtracted.
+    network.center.copy_(network.student(crops, crops, crops[:, :1] * 0).mean(0))
     write_model(folder, config, network, "a test's model")
     return folder
 
 
-@torch.no_grad()
-def _mean(network: FaceNetwork) -> Tensor:
-    """Of raw embeddings: different people's are squeezed together without it."""
-    orl = OrlFaces()
-    crops = torch.stack([align(orl.image(index), orl.landmarks[index], SIZE)[0] for index in _MEAN_OF])
-    embeddings: Tensor = network.student(crops, crops, crops[:, :1] * 0)
-    return embeddings.mean(0)
-
-
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its folder."""
+    """The model folder."""
     return _write(tmp_path_factory.mktemp("real") / "model", calibration())
 
 
 @pytest.fixture(scope="session")
 def untested_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without thresholds."""
+    """The model folder without thresholds."""
     return _write(tmp_path_factory.mktemp("untested") / "model", None)
 
 
@@ -88,23 +81,18 @@ def pipeline(model: Path) -> Pipeline:
     return load(model)
 
 
-@pytest.fixture(scope="session")
-def detector(dlib_detector: Detector) -> Detector:
-    return dlib_detector
-
-
-@pytest.fixture(autouse=True)
-def read_once(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The detector's 100 MB of weights are not read for every command."""
+@pytest.fixture
+def shared_detector(dlib_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the 100 MB of dlib's detector only once for all commands."""
 
     def create(name: str, weights: str | None = None) -> Detector:
-        return detector if (name, weights) == ("dlib", None) else create_detector(name, weights)
+        return dlib_detector if (name, weights) == ("dlib", None) else create_detector(name, weights)
 
     monkeypatch.setattr(faces, "create_detector", create)
 
 
 def cover(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """From now on every face is seen as covered from this share of the crop's height downward."""
+    """Make the model predict a mask from this share of the crop's height downward."""
 
     def predict(_: Deoccluder, face: Tensor) -> Tensor:
         mask = torch.zeros_like(face[:, :1])

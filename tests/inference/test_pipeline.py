@@ -1,5 +1,3 @@
-"""The decision by each condition, limit and share in view, and what photographs become of."""
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import deocc
@@ -16,8 +15,8 @@ from deocc.inference.pipeline import Pipeline, decide
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 
 
-def calibration() -> Calibration:
-    """Limits that tell the conditions apart: 0.6 and 0.4 of clean faces, 0.1 less for each masked one."""
+def make_calibration() -> Calibration:
+    """Limits 0.6 and 0.4 of clean faces, 0.1 less for each masked face."""
     rows = {
         name: (
             Threshold(1e-1, 0.5, 0.4, RATES),
@@ -44,66 +43,62 @@ def calibration() -> Calibration:
         ((0.0, 1.0), "clean-masked", -0.9, "not sure"),
     ],
 )
-def test_the_decision_follows_from_condition_limits_and_what_is_in_view(
-    covered: tuple[float, float], condition: str, similarity: float, decision: str
-) -> None:
-    verdict = decide(calibration(), similarity, covered)
+def test_decide(covered: tuple[float, float], condition: str, similarity: float, decision: str) -> None:
+    verdict = decide(make_calibration(), similarity, covered)
     assert (verdict.condition, verdict.decision, verdict.similarity) == (condition, decision, similarity)
     assert (verdict.masked_a, verdict.masked_b) == (covered[0] >= 0.3, covered[1] >= 0.3)
     assert (verdict.visible_a, verdict.visible_b) == (1 - covered[0], 1 - covered[1])
     assert (verdict.false_accept_rate, verdict.tested_false_accept_rate) == (1e-2, 0.03)
-    assert condition in verdict.reason and "\n" not in verdict.reason
+    assert condition in verdict.reason
+    assert "\n" not in verdict.reason
 
 
-def test_the_reason_names_the_limit_that_decided() -> None:
-    same = "0.700 is not below 0.600, calibrated for a false-accept rate of 0.01, which accepted 0.03 of test people's pairs (clean-clean)"
-    assert decide(calibration(), 0.7, (0, 0)).reason == f"similarity {same}"
-    assert "0.100 is below 0.400, which 95% of pairs of one person reach" in decide(calibration(), 0.1, (0, 0)).reason
-    assert "only 10% of a face is visible, 25% are needed" in decide(calibration(), 0.7, (0, 0.9)).reason
-
-
-def test_another_false_accept_rate_takes_its_own_limit() -> None:
-    verdict = decide(calibration(), 0.55, (0, 0), 0.1)
-    assert (verdict.decision, verdict.same_from, verdict.false_accept_rate, verdict.tested_false_accept_rate) == (
-        "same",
-        0.5,
-        0.1,
-        None,
+def test_decide_explains_its_reason() -> None:
+    same = (
+        "similarity 0.700 is not below 0.600, calibrated for a false-accept rate of 0.01, "
+        "which accepted 0.03 of test people's pairs (clean-clean)"
     )
+    assert decide(make_calibration(), 0.7, (0, 0)).reason == same
+    different = "0.100 is below 0.400, which 95% of pairs of one person reach"
+    assert different in decide(make_calibration(), 0.1, (0, 0)).reason
+    assert "only 10% of a face is visible, 25% are needed" in decide(make_calibration(), 0.7, (0, 0.9)).reason
+
+
+def test_decide_at_another_rate() -> None:
+    verdict = decide(make_calibration(), 0.55, (0, 0), 0.1)
+    assert (verdict.decision, verdict.same_from, verdict.false_accept_rate) == ("same", 0.5, 0.1)
+    assert verdict.tested_false_accept_rate is None
     with pytest.raises(ValueError, match=r"choose one of 0\.1, 0\.01"):
-        decide(calibration(), 0.55, (0, 0), 1e-4)
+        decide(make_calibration(), 0.55, (0, 0), 1e-4)
 
 
-class Finder:
-    """Cuts the middle out of a photo in place of finding a face."""
+class FakeFinder:
+    """Cuts the middle out of a photo instead of finding a face."""
 
     def __init__(self, size: int = 64) -> None:
         self.size = size
         self.names: list[str] = []
 
-    def find(self, photo: np.ndarray, name: str) -> list[Any]:  # type: ignore[type-arg]
+    def find(self, photo: NDArray[np.uint8], name: str) -> list[Any]:
         self.names.append(name)
         top, left = (side // 2 - self.size // 2 for side in photo.shape[:2])
-        face = (
-            torch.from_numpy(photo[top : top + self.size, left : left + self.size].copy()).permute(2, 0, 1) / 127.5 - 1
-        )
-        return [SimpleNamespace(face=face), None]
+        window = torch.from_numpy(photo[top : top + self.size, left : left + self.size].copy())
+        return [SimpleNamespace(face=window.permute(2, 0, 1) / 127.5 - 1), None]
+
+
+def to_photo(face: torch.Tensor) -> NDArray[np.uint8]:
+    return np.asarray(((face + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
 @pytest.fixture
 def pipeline(tested: Path) -> Pipeline:
     loaded = deocc.load(tested)
-    loaded.finder = Finder()  # type: ignore[assignment]
+    loaded.finder = FakeFinder()  # type: ignore[assignment]
     return loaded
 
 
-@pytest.fixture
-def photo(masked_faces: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
-    return ((masked_faces[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-
-
-def test_a_path_an_image_and_an_array_are_the_same_photo(pipeline: Pipeline, photo: Any, tmp_path: Path) -> None:
-    file = tmp_path / "a.png"
+def test_pipeline_accepts_paths_images_arrays(pipeline: Pipeline, masked_faces: torch.Tensor, tmp_path: Path) -> None:
+    photo, file = to_photo(masked_faces[0]), tmp_path / "a.png"
     Image.fromarray(photo).save(file)
     face = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
     forms = [str(file), file, Image.fromarray(photo), photo]
@@ -113,46 +108,48 @@ def test_a_path_an_image_and_an_array_are_the_same_photo(pipeline: Pipeline, pho
     for form in forms:
         assert torch.allclose(pipeline.embed(form), embedding, atol=1e-6)
         completed_face, mask = pipeline.complete(form)
-        assert completed_face.shape == face.shape and mask.shape == (1, 1, 64, 64)
-    assert torch.equal((completed_face - face)[(mask == 0).expand_as(face)], torch.zeros(int((mask == 0).sum()) * 3))
+        assert completed_face.shape == face.shape
+        assert mask.shape == (1, 1, 64, 64)
+        visible = (mask == 0).expand_as(face)
+        assert torch.equal(completed_face[visible], face[visible])
 
 
-def test_verify_decides_by_the_embeddings_and_masks_of_both_photos(
-    pipeline: Pipeline, masked_faces: torch.Tensor
-) -> None:
+def test_verify_uses_both_photos(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
     assert pipeline.thresholds is not None
     output = pipeline.process_faces(masked_faces[[0, 3]])
     similarity = float(output.embedding[0] @ output.embedding[1])
     covered = covered_share(output.mask).tolist()
     verdict = pipeline.verify_faces(masked_faces[0], masked_faces[3], 0.1)
     assert verdict == decide(pipeline.thresholds, similarity, (covered[0], covered[1]), 0.1)
-    images = [((face + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() for face in masked_faces[[0, 3]]]
+    images = [to_photo(face) for face in masked_faces[[0, 3]]]
     assert pipeline.verify(*images, 0.1) == pipeline.verify_faces(*pipeline.faces(images), 0.1)
     alone = pipeline.verify(images[0], images[0])
-    assert alone.similarity == pytest.approx(1, abs=1e-5) and alone.visible_a == alone.visible_b
+    assert alone.similarity == pytest.approx(1, abs=1e-5)
+    assert alone.visible_a == alone.visible_b
 
 
-def test_without_thresholds_nothing_is_decided(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
+def test_verify_without_thresholds(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
     pipeline.thresholds = None
     with pytest.raises(ValueError, match=r"no thresholds: .*deocc test"):
         pipeline.verify_faces(masked_faces[0], masked_faces[1])
 
 
-def test_many_faces_go_through_in_parts_of_which_none_is_lost(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
+def test_process_faces_in_batches(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
     faces = masked_faces[[0, 1, 2, 3] * 9]
     masks = (faces.mean(1, keepdim=True) > 0).float()
-    parts, whole = pipeline.process_faces(masked_faces, masks[:4]), pipeline.process_faces(faces, masks)
-    assert len(whole.mask) == 36
-    assert all(torch.allclose(many, few[[0, 1, 2, 3] * 9], atol=1e-5) for many, few in zip(whole, parts, strict=True))
+    few, many = pipeline.process_faces(masked_faces, masks[:4]), pipeline.process_faces(faces, masks)
+    assert len(many.mask) == 36
+    for expected, found in zip(few, many, strict=True):
+        assert torch.allclose(found, expected[[0, 1, 2, 3] * 9], atol=1e-5)
 
 
-def test_wrong_shapes_and_finders_are_refused(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
+def test_pipeline_of_bad_input(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
     for wrong in (masked_faces[0], masked_faces[:, :, :32, :32], masked_faces[:0], masked_faces[:, :1]):
         with pytest.raises(ValueError, match=r"expected faces of shape \(B, 3, 64, 64\)"):
             pipeline.embed_faces(wrong)
     with pytest.raises(ValueError, match="expected masks"):
         pipeline.complete_faces(masked_faces, torch.zeros(1, 1, 64, 64))
     with pytest.raises(ValueError, match="crops of 112 pixels"):
-        pipeline.finder = Finder(112)  # type: ignore[assignment]
+        pipeline.finder = FakeFinder(112)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="no photo given"):
         pipeline.embed([])

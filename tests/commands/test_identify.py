@@ -1,0 +1,216 @@
+import csv
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from deocc.commands import identify
+from deocc.commands.identify import Identifier, main
+from deocc.inference.faces import FaceFinder
+from deocc.inference.gallery import GalleryFace
+from deocc.inference.outputs import Outcome
+from tests.fake_sets.faces import orl_face
+from tests.real_model import cover
+from tests.scenes import TWO, draw_scene
+
+PHOTOS = ["in/20.png", "in/25.png", "in/35.png"]
+
+
+def save(path: str, person: int, image: int) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(orl_face(person, image, 230, 280)[0]).save(path)
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_detector: None) -> None:
+    """The working directory: people 20 and 25 in `gallery`, photos of 20, 25 and 35 in `in`."""
+    monkeypatch.chdir(tmp_path)
+    save("gallery/anna/1.png", 20, 0)
+    save("gallery/anna/old/2.png", 20, 1)
+    save("gallery/bob.png", 25, 0)
+    for person, image in ((20, 4), (25, 1), (35, 0)):
+        save(f"in/{person}.png", person, image)
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of photos that were searched for faces."""
+    names: list[str] = []
+    find = FaceFinder.find
+
+    def record(self: FaceFinder, photo: NDArray[np.uint8], name: str = "") -> object:
+        names.append(name)
+        return find(self, photo, name)
+
+    monkeypatch.setattr(FaceFinder, "find", record)
+    return names
+
+
+def run(model: Path, *argv: str) -> int:
+    return main(["gallery", "in", "--checkpoint", str(model), "--detector", "dlib", *argv])
+
+
+def read_rows(path: str = "identified.csv") -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("index", ["Flat", "HNSW32"])
+def test_identify_known_and_unknown(model: Path, capsys: pytest.CaptureFixture[str], index: str) -> None:
+    assert run(model, "--index", index) == 0
+    rows = read_rows()
+    answers = [(row["photo"], row["answer"], row["person"]) for row in rows]
+    assert answers == [("in/20.png", "known", "anna"), ("in/25.png", "known", "bob"), ("in/35.png", "unknown", "")]
+    assert [row["person_2"] for row in rows[:2]] == ["bob", "anna"]
+    assert "person_3" not in rows[0]
+    assert rows[1]["gallery_photo"] == "gallery/bob.png"
+    columns = ("condition", "same_from", "false_accept_rate", "gallery_false_accept_rate")
+    assert [rows[0][name] for name in columns] == ["clean-clean", "0.5", "0.03", "0.09"]
+    printed = capsys.readouterr().out
+    limit = (
+        "known from 0.500, calibrated for one false accept in 100 comparisons (0.03 on test people); against 3 faces"
+    )
+    bound = "at most 0.09 of unknown people may pass, more than the 0.01 wanted"
+    summary = ("gallery: 2 people, 3 faces", "deocc identify: 3 of 3 done", "│ anna ", "│ (unknown) ")
+    for part in (*summary, limit, bound):
+        assert part in printed
+
+
+def test_identify_by_the_most_similar_photo(model: Path) -> None:
+    shutil.copy("gallery/anna/old/2.png", "in/20.png")
+    assert run(model, "--top", "1") == 0
+    row = read_rows()[0]
+    assert row["gallery_photo"] == "gallery/anna/old/2.png"
+    assert float(row["similarity"]) == pytest.approx(1, abs=1e-3)
+    assert "person_2" not in row
+
+
+def test_identify_all_faces(model: Path) -> None:
+    shutil.rmtree("in")
+    Path("in").mkdir()
+    draw_scene(TWO).save("in/two.png")
+    save("gallery/carl.png", 0, 1)
+    assert run(model, "--all") == 0
+    answers = [(row["face"], row["answer"], row["person"]) for row in read_rows()]
+    assert answers == [("1", "unknown", ""), ("2", "known", "carl")]
+
+
+def test_identify_covered_faces(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cover(monkeypatch, 0.05)
+    assert run(model) == 0
+    assert {(row["answer"], row["person"]) for row in read_rows()} == {("not sure", "")}
+
+
+def test_identify_by_covered_gallery_faces(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = identify.read_gallery
+
+    def read_covered(*arguments: object) -> tuple[list[GalleryFace], list[Outcome]]:
+        gallery, problems = read(*arguments)  # type: ignore[arg-type]
+        return [replace(face, covered=0.95) for face in gallery], problems
+
+    monkeypatch.setattr(identify, "read_gallery", read_covered)
+    assert run(model) == 0
+    assert {row["answer"] for row in read_rows()} == {"not sure"}
+
+
+def test_identify_leaves_out_bad_photos(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_scene(()).save("gallery/anna/empty.png")
+    Path("gallery/anna/text.jpg").write_text("no image")
+    draw_scene(()).save("in/empty.png")
+    assert main(["gallery", "in", "gone", "--checkpoint", str(model), "--detector", "dlib"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert sum(line.startswith("deocc: gallery: ") for line in lines) == 2
+    rows = read_rows()
+    assert {row["photo"] for row in rows if row["status"] == "done"} == set(PHOTOS)
+    left_out = {row["photo"] for row in rows if row["status"] == "left out"}
+    assert left_out == {"gallery/anna/empty.png", "gallery/anna/text.jpg", "in/empty.png", "gone"}
+
+
+def test_identify_replaces_the_table(model: Path) -> None:
+    assert run(model, "--out", "table.csv") == 0
+    Path("in/25.png").unlink()
+    assert run(model, "--out", "table.csv") == 0
+    assert [row["photo"] for row in read_rows("table.csv")] == ["in/20.png", "in/35.png"]
+
+
+def test_identify_caches_embeddings(model: Path, searched: list[str], tmp_path: Path) -> None:
+    def search_gallery(model: Path, *argv: str) -> list[str]:
+        searched.clear()
+        assert run(model, "--save-index", "cache.npz", *argv) == 0
+        return [name for name in searched if name not in PHOTOS]
+
+    assert search_gallery(model) == ["gallery/anna/1.png", "gallery/anna/old/2.png", "gallery/bob.png"]
+    rows, content = read_rows(), Path("cache.npz").read_bytes()
+    assert search_gallery(model, "--all") == []
+    assert read_rows() == rows
+    assert Path("cache.npz").read_bytes() == content
+    os.utime("gallery/bob.png", (1, 1))
+    assert search_gallery(model) == ["gallery/bob.png"]
+    assert read_rows() == rows
+    Path("gallery/bob.png").unlink()
+    save("gallery/dora.png", 25, 2)
+    assert search_gallery(model) == ["gallery/dora.png"]
+    assert read_rows()[1]["person"] == "dora"
+    with np.load("cache.npz") as cache:
+        assert [Path(name).name for name in cache["photo"]] == ["1.png", "2.png", "dora.png"]
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"student_input": "completed"', '"student_input": "masked"'))
+    assert len(search_gallery(other)) == 3
+
+
+def test_identify_keeps_other_files(model: Path) -> None:
+    Path("cache.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"cache\.npz exists and holds no gallery"):
+        run(model, "--save-index", "cache.npz")
+    Path("identified.csv").write_text("name,age\n")
+    with pytest.raises(ValueError, match="is no list of an earlier run"):
+        run(model)
+    assert Path("cache.npz").read_bytes() == b"PK\x03\x04"
+    assert Path("identified.csv").read_text() == "name,age\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "needle"),
+    [
+        (["gallery"], "PHOTOS"),
+        (["nowhere", "in"], "no gallery at nowhere"),
+        (["gallery/bob.png", "in"], r"no gallery at gallery/bob\.png: give a folder"),
+        (["empty", "in"], r"no face in the gallery empty \(no photo in empty"),
+        (["gallery", "in", "--top", "0"], "--top 0"),
+        (["gallery", "in", "--false-accept-rate", "0"], "--false-accept-rate 0"),
+        (["gallery", "in", "--index", "tree"], "unknown index 'tree'"),
+    ],
+)
+def test_identify_refuses(model: Path, argv: list[str], needle: str) -> None:
+    Path("empty").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=needle) as error:
+        main([*argv, "--checkpoint", str(model), "--detector", "dlib"])
+    assert "\n" not in str(error.value)
+    assert not Path("identified.csv").exists()
+
+
+def test_identify_without_thresholds_or_faiss(untested_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="has no thresholds to tell unknown people by"):
+        run(untested_model)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match="faiss-cpu"):
+        run(untested_model)
+
+
+def test_identify_prints_no_empty_table(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("nothing")
+
+    monkeypatch.setattr(Identifier, "__call__", fail)
+    assert run(model) == 1
+    assert "│" not in capsys.readouterr().out

