@@ -1,4 +1,4 @@
-"""Images that lie in a folder, or in a zip that is read in place, behind one interface. Nothing is ever extracted."""
+"""Images in a folder, or in a zip that is read in place, with one interface. Nothing is extracted."""
 
 import os
 import stat
@@ -12,43 +12,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.data.images import IMAGE_SUFFIXES, read_image, read_image_bytes
+from deocc.messages import describe_error
 
-_MAX_BYTES: Final = 256 * 2**20  # OURS: far above any photograph; a zip entry that claims more is a bomb
-_PACKINGS: Final = (
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-)  # the others are unpacked without a limit, whatever size the entry claims
+_MAX_BYTES: Final = 256 * 2**20  # our choice, far above any photo; an entry that claims more is a zip bomb
+_COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 
 
 class ImageStore(ABC):
-    """Image files by their names: POSIX paths below the store's folder, such as `000001.jpg` or `person/1.png`.
+    """Image files by name: POSIX paths relative to the store, such as `000001.jpg` or `person/1.png`.
 
-    A store can be pickled and forked: each process opens the files for itself.
+    A store can be pickled and forked; each process opens the files itself.
     """
 
     path: Path
-    """The folder or zip, for messages."""
+    """The folder or zip."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """The names of all images, ascending, from one pass over the listing; no image is opened."""
+        """Return the names of all images, sorted; no image is opened."""
 
     @abstractmethod
     def read(self, name: str) -> NDArray[np.uint8]:
-        """The image as (H, W, 3) RGB.
+        """Read an image as (H, W, 3) RGB.
 
         Raises:
             FileNotFoundError: there is no such image.
-            ValueError: it is not a readable image, or the name leads out of the folder.
+            ValueError: it is not a readable image, or the name leads out of the store.
         """
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """The image file's size in bytes, uncompressed.
+        """Return the size of an image file in bytes, uncompressed.
 
         Raises:
             FileNotFoundError: there is no such image.
-            ValueError: the name leads out of the folder.
+            ValueError: the name leads out of the store.
         """
 
 
@@ -59,19 +57,19 @@ class FolderImages(ImageStore):
         self.path = path
 
     def names(self) -> list[str]:
-        """As `ImageStore.names`; hidden files are not images."""
+        """See `ImageStore.names`; hidden files are left out."""
         return sorted(filter(_is_image, _walk(self.path, "")))
 
     def read(self, name: str) -> NDArray[np.uint8]:
-        """As `ImageStore.read`."""
+        """See `ImageStore.read`."""
         return read_image(self._file(name))
 
     def size(self, name: str) -> int:
-        """As `ImageStore.size`."""
+        """See `ImageStore.size`."""
         path = self._file(name)
         try:
             found = path.stat()
-        except OSError:  # not there, or a name that no disk takes
+        except OSError:  # missing, or the name is too long
             found = None
         if found is None or not stat.S_ISREG(found.st_mode):
             raise FileNotFoundError(f"no image at {path}")
@@ -83,15 +81,15 @@ class FolderImages(ImageStore):
 
 
 class ZipImages(ImageStore):
-    """The images below one folder of a zip, read in place.
+    """The images in one folder of a zip, read in place.
 
     Args:
         path: the zip.
-        folder_name: the folder that its images lie in; where it has none of that name, all of the zip is read.
+        folder_name: folder of the images; if there is none of that name, the whole zip is used.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the zip cannot be read; a copy that was cut short ends so.
+        ValueError: the zip cannot be read, for example because it is truncated.
     """
 
     def __init__(self, path: Path, folder_name: str) -> None:
@@ -100,7 +98,7 @@ class ZipImages(ImageStore):
         self.folder = _zip_folder(self._zip.namelist(), folder_name)
 
     def names(self) -> list[str]:
-        """As `ImageStore.names`; hidden files are not images, nor is what would lie outside, were the zip unpacked."""
+        """See `ImageStore.names`; hidden files and names that lead out of the zip are left out."""
         start = len(self.folder)
         listed = (
             name[start:] for name in self._opened().namelist() if name.startswith(self.folder) and _is_image(name)
@@ -108,36 +106,37 @@ class ZipImages(ImageStore):
         return sorted(name for name in listed if not leads_out(name))
 
     def read(self, name: str) -> NDArray[np.uint8]:
-        """As `ImageStore.read`."""
+        """See `ImageStore.read`."""
         entry, shown = self._entry(name), f"{self.path}/{self.folder}{name}"
         if entry.file_size > _MAX_BYTES:
             raise ValueError(
-                f"cannot read {shown} ({entry.file_size:,} bytes, at most {_MAX_BYTES:,} allowed): it is no photograph"
+                f"cannot read {shown} ({entry.file_size:,} bytes, at most {_MAX_BYTES:,} allowed): it is not a photo"
             )
-        if entry.compress_type not in _PACKINGS:
+        if entry.compress_type not in _COMPRESSIONS:
             raise ValueError(
-                f"cannot read {shown} (packed by method {entry.compress_type}): pack the zip anew, by deflate or not at all"
+                f"cannot read {shown} (packed by method {entry.compress_type}): "
+                "pack the zip again, by deflate or not at all"
             )
         try:
             with self._opened().open(entry) as file:
-                data = file.read(entry.file_size)  # told how much, zipfile does not unpack more than that
+                data = file.read(entry.file_size)  # zipfile unpacks no more than this
         except Exception as error:  # a damaged or encrypted zip makes zipfile fail in any way
-            raise ValueError(f"cannot read {shown} ({_reason(error)}): copy the zip again") from error
+            raise ValueError(f"cannot read {shown} ({describe_error(error)}): copy the zip again") from error
         return read_image_bytes(data, shown)
 
     def size(self, name: str) -> int:
-        """As `ImageStore.size`."""
+        """See `ImageStore.size`."""
         return self._entry(name).file_size
 
     def __getstate__(self) -> dict[str, object]:
-        """What another process needs: the open zip stays here."""
+        """Return the constructor arguments: other processes open the zip themselves."""
         return {"path": self.path, "folder_name": self.folder_name}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def _opened(self) -> zipfile.ZipFile:
-        """The zip as this process opened it: a forked one would share its parent's place in the file."""
+        """Return the zip opened by this process: a forked process would share the file position of its parent."""
         if self._process != os.getpid():
             self._zip, self._process = _open_zip(self.path), os.getpid()
         return self._zip
@@ -151,14 +150,14 @@ class ZipImages(ImageStore):
 
 
 def open_images(root: Path, folder_name: str, places: Sequence[str] = ("",)) -> ImageStore | None:
-    """The images of `folder_name/` or else `folder_name.zip`, below the first of `places` that has one; None where none has.
+    """Open `folder_name/` or `folder_name.zip` in the first of `places` that has one; return None if none has.
 
-    A folder of the same name inside (`a/a/1.jpg`, as some copies are packed) is looked through, in a zip too.
+    A nested folder of the same name (`a/a/1.jpg`, as in some copies) is used, also in a zip.
 
     Args:
-        root: the data set's folder.
-        folder_name: the name of the folder or, with `.zip` behind it, of the zip.
-        places: subfolders of `root` to look in, in order; "" is `root` itself.
+        root: folder of the data set.
+        folder_name: name of the folder, or of the zip without `.zip`.
+        places: subfolders of `root` to search, in order; "" is `root` itself.
 
     Raises:
         ValueError: there is a zip, but it cannot be read.
@@ -173,7 +172,7 @@ def open_images(root: Path, folder_name: str, places: Sequence[str] = ("",)) -> 
 
 
 def _zip_folder(names: list[str], folder_name: str) -> str:
-    """The deepest of "", `folder_name/` and `folder_name/folder_name/` that the zip has entries in."""
+    """Return the deepest of "", `folder_name/` and `folder_name/folder_name/` that has entries."""
     options = (f"{folder_name}/{folder_name}/", f"{folder_name}/")
     return next((option for option in options if any(name.startswith(option) for name in names)), "")
 
@@ -185,21 +184,17 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory makes zipfile fail in any way
         raise ValueError(
-            f"cannot read {path} as a zip ({_reason(error)}): it may be half copied, copy it again"
+            f"cannot read {path} as a zip ({describe_error(error)}): it may be half copied, copy it again"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
 def leads_out(name: str) -> bool:
-    r"""Whether a path leads, or might lead, out of the folder that it is relative to, here or on another system.
+    r"""Return whether a path leads, or might lead on any system, out of the folder to which it is relative.
 
     >>> [leads_out(name) for name in ("a/b.png", "a/../b.png", "/b.png", "..\\b.png", "C:b.png", "a\0.png")]
     [False, True, True, True, True, True]
     """
-    parts = PureWindowsPath(name)  # knows the separators of both worlds
+    parts = PureWindowsPath(name)  # accepts the separators of all systems
     return bool(parts.anchor) or ".." in parts.parts or "\0" in name
 
 
@@ -209,7 +204,7 @@ def _check_inside(name: str, folder: Path) -> None:
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """The files below a folder, by `os.scandir`: it needs no further look at a file, which on a network drive takes a millisecond each."""
+    """Yield the files below a folder. `os.scandir` avoids a stat call per file, which is slow on a network drive."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():

@@ -1,4 +1,4 @@
-"""Ordinary photometric and geometric augmentation of the clean face, by albumentations, seeded per item."""
+"""Photometric and geometric augmentation of the clean face by albumentations, seeded per item."""
 
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Strength = Literal["none", "flip", "light", "strong"]
 
-# Nodes a side of the elastic warp's grid, and its deviation there as a share of the crop's side. OURS.
+# Nodes per side of the grid of the elastic warp, and standard deviation as a share of the crop's side. Our choice.
 NODES, DEVIATION = 5, 0.015
 
 
@@ -21,15 +21,16 @@ class Augmented(NamedTuple):
     landmarks: NDArray[np.float32]
     """(5, 2) in pixels of the crop, left to right in the image."""
     flipped: bool
-    """Whether left and right were swapped."""
+    """True if left and right were swapped."""
 
 
 class Augmentation:
-    """Augments a crop and moves its landmarks along.
+    """Augments a crop together with its landmarks.
 
-    `flip` mirrors half of the crops, so that a crop has two looks; `light` adds a shift of brightness and contrast and a jitter of the
-    alignment within what landmark detectors differ by; `strong` adds blur, noise, gamma, compression, a wider jitter, and an elastic warp
-    that changes a face's proportions, and so whose face it is to a recogniser. OURS: the paper does not tell.
+    `flip` mirrors half of the crops. `light` adds brightness, contrast and a jitter of the alignment within the
+    differences of landmark detectors. `strong` adds blur, noise, gamma, compression, more jitter, and an elastic warp
+    that changes the proportions of a face, and so its identity for a recogniser. Not specified by the paper; our
+    choice.
     """
 
     def __init__(self, strength: Strength) -> None:
@@ -42,14 +43,14 @@ class Augmentation:
         Args:
             image: (H, W, 3) RGB.
             landmarks: (5, 2) in pixels of the crop.
-            seed: everything random follows from it.
+            seed: determines all random choices.
         """
         if self._elastic:
             image, landmarks = warp_elastically(image, landmarks, np.random.default_rng(seed))
         self._compose.set_random_seed(seed % 2**32)
         result = self._compose(image=image, keypoints=landmarks)
         points = np.asarray(result["keypoints"], dtype=np.float32)
-        swapped = bool(points[0, 0] > points[1, 0])  # after a flip the left eye is the right one
+        swapped = bool(points[0, 0] > points[1, 0])  # a flip exchanges the eyes
         if swapped:
             points = points[[1, 0, 2, 4, 3]]
         return Augmented(result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0]))
@@ -58,14 +59,14 @@ class Augmentation:
 def warp_elastically(
     image: NDArray[np.uint8], landmarks: NDArray[np.float32], generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Shift the pixels by a smooth random field, and the landmarks with them.
+    """Shift pixels and landmarks by a smooth random field.
 
-    albumentations has such a transform, but moves key points by way of whole pixels and loses some.
+    The transform of albumentations rounds key points to whole pixels and loses some.
 
     Args:
         image: (H, W, 3).
         landmarks: (P, 2) in pixels.
-        generator: draws the field.
+        generator: source of the field.
     """
     height, width = image.shape[:2]
     nodes = generator.normal(0, DEVIATION * width, (NODES, NODES, 2)).astype(np.float32)
@@ -75,7 +76,7 @@ def warp_elastically(
         image, columns + field[..., 0], rows + field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     moved = landmarks.astype(np.float32)
-    for _ in range(5):  # the field tells where a pixel comes from; a landmark goes where that is its old place
+    for _ in range(5):  # invert the field, which gives the origin of a pixel, by fixed-point iteration
         column, row = (moved[:, axis].round().astype(int).clip(0, side - 1) for axis, side in ((0, width), (1, height)))
         moved = landmarks.astype(np.float32) - field[row, column]
     return np.asarray(warped, dtype=np.uint8), moved
@@ -83,14 +84,14 @@ def warp_elastically(
 
 def _transforms(strength: Strength) -> list[A.BasicTransform]:
     if strength == "none":
-        return [A.NoOp()]  # an empty list would warn that nothing moves the landmarks
+        return [A.NoOp()]  # an empty list causes a warning
     if strength == "flip":
         return [A.HorizontalFlip(p=0.5)]
     edge = {"border_mode": cv2.BORDER_REPLICATE}  # as in `geometry.warp`
     if strength == "light":
         jitter = A.Affine(scale=(0.96, 1.04), translate_percent=(-0.02, 0.02), rotate=(-4, 4), p=0.8, **edge)
         return [A.HorizontalFlip(p=0.5), jitter, A.RandomBrightnessContrast(0.2, 0.2, p=0.8)]
-    # Nearest neighbours, albumentations' default, would shift the pixels against the landmarks.
+    # The default, nearest neighbours, would shift pixels relative to the landmarks
     coarser = A.Downscale((0.5, 0.9), interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR})
     return [
         A.HorizontalFlip(p=0.5),

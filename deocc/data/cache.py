@@ -1,21 +1,20 @@
-"""Aligned faces of a large split, cut out once and kept in an LMDB file below `DEOCC_CACHE` or `~/.cache/deocc`.
+"""Aligned faces of a large split, computed once and stored in an LMDB file below the cache folder.
 
-Why LMDB: the order of an epoch follows from its seed exactly, so faces are asked for by index, which formats made for streaming in nearly
-random order (WebDataset, LitData) do not serve; one file is mapped by all processes of a node and lies in their memory once, as the
-system's page cache; and a complete file is only read, without a lock, so that many nodes can share it on a network drive.
+LMDB was chosen because the seeded order of an epoch needs random access, which streaming formats (WebDataset, LitData)
+do not provide; because one file is mapped by all processes of a node and is in memory once; and because a complete file
+is read without a lock, so that many nodes can share it on a network drive.
 
-A value is the landmarks and the raw pixels of a face; that of an image which could not be read is empty. A lossless code would save a
-third (PNG) to a half (WebP) of the disk space of colour faces at 112 pixels, but take 0.3-0.4 ms to undo in place of 3 microseconds,
-measured on one core.
+A value contains the landmarks and the raw pixels of a face; it is empty for an image that cannot be read. Lossless
+compression would save a third (PNG) to a half (WebP) of the disk space at 112 pixels, but takes 0.3-0.4 ms per face to
+decode instead of 3 microseconds, measured on one core.
 """
 
-import hashlib
 import mmap
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,6 @@ from typing import Final
 import lmdb
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -32,41 +30,42 @@ from torch.utils.data import DataLoader, Dataset
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.loader import ignore_stop_signals
 from deocc.data.quarantine import UnreadableImageError
+from deocc.files import cache_folder, checksum, hold_lock
 from deocc.geometry import TEMPLATES
-from deocc.runs import cache_folder
+from deocc.messages import one_line
 
-_READERS: Final[dict[Path, tuple[int, lmdb.Environment]]] = {}  # LMDB allows a process one opening of a file
+_READERS: Final[dict[Path, tuple[int, lmdb.Environment]]] = {}  # a process may open a file only once
 
 
 def reader(path: Path) -> lmdb.Environment:
-    """The file, opened once a process: a forked worker must not use its parent's.
+    """Open a complete file, once per process, since a forked worker must not use its parent's environment.
 
-    No lock is taken, for nobody writes to a complete file, and locks do not work on every network drive.
+    Complete files are never written, so no lock is needed, which some network drives do not support.
 
     Raises:
-        lmdb.Error: it is not there, or no LMDB file.
+        lmdb.Error: it does not exist, or is not an LMDB file.
     """
     process, environment = _READERS.get(path, (0, None))
     if environment is not None and process != os.getpid():
         forget(path)
     if path not in _READERS:
-        # Values are asked for in random order: to read ahead would fetch what nobody asks for.
+        # no readahead, since access is random
         _READERS[path] = os.getpid(), lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
     return _READERS[path][1]
 
 
 def forget(path: Path) -> None:
-    """Close what `reader` opened."""
+    """Close a file opened by `reader`."""
     if path in _READERS:
         _READERS.pop(path)[1].close()
 
 
 def open_to_append(path: Path, most_bytes: int) -> lmdb.Environment:
-    """The file as an interruption left it, or a new one where there is none or it is damaged; its only writer is the caller.
+    """Open an unfinished file, or create it if it is missing or damaged; the caller must be its only writer.
 
     Args:
         path: the file.
-        most_bytes: what it may grow to.
+        most_bytes: largest size of the file.
 
     Raises:
         lmdb.Error: the file cannot be written.
@@ -83,75 +82,75 @@ def open_to_append(path: Path, most_bytes: int) -> lmdb.Environment:
 
 
 def count(environment: lmdb.Environment) -> int:
-    """The number of values."""
+    """Return the number of values."""
     return int(environment.stat()["entries"])
 
 
 def is_whole(environment: lmdb.Environment, path: Path) -> bool:
-    """Whether the file reaches to its last page: to read beyond the end of one that was cut short would kill the process."""
+    """Return whether the file contains its last page; reading a truncated file would kill the process."""
     return path.stat().st_size >= (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
 
 
 AlignedFace = tuple[NDArray[np.uint8], NDArray[np.float32]]
-"""A face, (size, size, 3) RGB, and its landmarks there, (5, 2) in pixels."""
+"""A face, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop."""
 
-_VERSION: Final = 1  # raised when `geometry.align` gives other pixels, so that old files are not taken for new ones
+_VERSION: Final = 1  # increase when `geometry.align` returns other pixels, so that old files are not used
 _LANDMARK_BYTES: Final = 5 * 2 * 4
-_MISSING: Final = b"?"  # in place of a value that is not there; no value has its length
-_BLOCK_BYTES: Final = 2**23  # written at a time: what an interruption loses, and what each worker holds twice
+_MISSING: Final = b"?"  # replaces a missing value; no value has this length
+_BLOCK_BYTES: Final = 2**23  # written at a time; an interruption loses at most this
 
 
 @dataclass(frozen=True)
 class AlignedCache:
-    """A file of aligned faces. Only a whole one has the name `path`; an unfinished one ends in `.part` and is gone on with.
+    """A file of aligned faces. A complete file has the name `path`; an unfinished one ends in `.part` and is resumed.
 
-    A copy in another process is as small as this: it opens the file for itself.
+    Copies in other processes open the file themselves.
     """
 
     path: Path
     size: int
     """Side of the faces in pixels."""
     number: int
-    """How many faces the file holds when it is complete."""
+    """Number of faces of the complete file."""
 
     @classmethod
     def of(cls, face_set: FaceSet, split: Split, size: int, indices: NDArray[np.int64]) -> "AlignedCache":
-        """The file of these images of a split; its name follows from the data (`FaceSet.quick_fingerprint`), template and size."""
-        described = repr((_VERSION, face_set.quick_fingerprint(split), TEMPLATES["canonical"], size)).encode()
-        key = hashlib.sha256(described + indices.tobytes()).hexdigest()[:32]
+        """Return the cache of these images of a split, named by a hash of data, template and size."""
+        described = repr((_VERSION, face_set.quick_fingerprint(split), TEMPLATES["canonical"], size))
+        key = checksum(described, indices.tobytes())[:32]
         return cls((cache_folder() / "aligned" / f"{key}.lmdb").absolute(), size, len(indices))
 
     @property
     def gigabytes(self) -> float:
-        """What the complete file takes, in 10^9 bytes."""
+        """Size of the complete file in 10^9 bytes."""
         return self.number * self._stored_bytes / 1e9
 
     def __call__(self, index: int) -> AlignedFace:
-        """The face of the image at `index` of the face set.
+        """Return the aligned face of the image at `index` of the face set.
 
         Raises:
             UnreadableImageError: the image could not be read when the file was filled.
-            ValueError: the file was removed or changed since it was found complete.
+            ValueError: the file was removed or changed.
         """
         try:
             with reader(self.path).begin(buffers=True) as transaction:
                 value = np.array(np.frombuffer(transaction.get(_key(index), _MISSING), np.uint8))
         except lmdb.Error as error:
             raise ValueError(
-                f"cannot read aligned faces from {self.path} ({error}): start again, and they are made anew"
+                f"cannot read aligned faces from {self.path} ({error}): start again, and they are computed again"
             ) from error
         if len(value) == 0:
             raise UnreadableImageError(f"image {index} could not be read when the faces in {self.path} were aligned")
         if len(value) != self._value_bytes:
             raise ValueError(
-                f"{self.path} lacks the face {index}: remove the file and start again, and it is made anew"
+                f"{self.path} lacks the face {index}: remove the file and start again, and it is computed again"
             )
         return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), value[:_LANDMARK_BYTES].view(
             np.float32
         ).reshape(5, 2)
 
     def is_complete(self) -> bool:
-        """Whether all faces can be read."""
+        """Return whether all faces can be read."""
         try:
             return (
                 self.path.is_file()
@@ -168,26 +167,24 @@ class AlignedCache:
         num_workers: int,
         leave_out: Callable[[list[int]], None],
     ) -> None:
-        """Write the faces that are not there yet. One process works, others with the same file wait for it.
+        """Compute and store the missing faces. One process works, others with the same file wait.
 
-        Where the file cannot be written, a warning says so and nothing is kept.
+        If the file cannot be written, a warning says so and nothing is stored.
 
-        Args:
-            align: cuts out the face of an image; has to go to other processes.
-            indices: (number,) the images, ascending.
-            num_workers: processes that cut out faces; 0 for this one.
-            leave_out: is told in this process of the images that cannot be read (`Quarantine.add`). Where it raises, this stops, and the
-                faces before those images are kept.
+        Args: align: aligns the face of an image; must be picklable. indices: (number,) the images, ascending.
+            num_workers: processes that align faces; 0 for this process. leave_out: called in this process with the
+            images that cannot be read (`Quarantine.add`). If it raises an error,
+                filling stops, and the faces before those images are kept.
         """
         try:
             if not self.is_complete():
-                with self._alone():
+                with self._locked():
                     if not self.is_complete():  # another process may have filled it meanwhile
                         self._write(align, indices, num_workers, leave_out)
         except _StorageError as error:
             advice = "set DEOCC_CACHE to a folder with room that can be written to, or data.cache_gigabytes to 0"
             lost = f"cannot keep {self.gigabytes:.1f} GB of aligned faces in {self.path.parent}"
-            warnings.warn(f"{lost} ({error}), so they are aligned anew in every epoch: {advice}", stacklevel=2)
+            warnings.warn(f"{lost} ({error}), so they are aligned again in every epoch: {advice}", stacklevel=2)
 
     @property
     def _value_bytes(self) -> int:
@@ -195,23 +192,19 @@ class AlignedCache:
 
     @property
     def _stored_bytes(self) -> int:
-        """A value with LMDB's head, in whole pages."""
+        """Size of a value with LMDB's header, in whole pages."""
         return -(-(self._value_bytes + 16) // mmap.PAGESIZE) * mmap.PAGESIZE
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        lock = FileLock(self.path.parents[1] / "locks" / f"{self.path.stem}.lock")
-        with _storage():
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                Console(stderr=True).print("waiting for another process that aligns the same faces")
-                lock.acquire()
-        try:
+    def _locked(self) -> Iterator[None]:
+        def tell() -> None:
+            Console(stderr=True).print("waiting for another process that aligns the same faces")
+
+        with ExitStack() as stack:
+            with _storage():
+                path = self.path.parents[1] / "locks" / f"{self.path.stem}.lock"
+                stack.enter_context(hold_lock(path, on_wait=tell))
             yield
-        finally:
-            lock.release()
 
     def _write(
         self,
@@ -224,9 +217,8 @@ class AlignedCache:
         with _storage():
             forget(self.path)
             part.parent.mkdir(parents=True, exist_ok=True)
-            environment = open_to_append(
-                part, self.number * (self._stored_bytes + 256) + 2**24
-            )  # with room for the tree of keys
+            # 256 bytes per value and 16 MB for the tree of keys
+            environment = open_to_append(part, self.number * (self._stored_bytes + 256) + 2**24)
         with closing(environment):
             done = count(environment)
             _check_room(part, (self.number - done) * self._stored_bytes)
@@ -253,7 +245,7 @@ class _StorageError(Exception):
 
 
 class _Blocks(Dataset[list[tuple[int, bytes]]]):
-    """So many images' indices and values at a time, so that a loader's workers cut them out."""
+    """Indices and values of blocks of images, aligned by the workers of a loader."""
 
     def __init__(self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], block: int) -> None:
         self.align, self.indices, self.block = align, indices, block
@@ -274,22 +266,21 @@ class _Blocks(Dataset[list[tuple[int, bytes]]]):
 
 @contextmanager
 def _storage(part: Path | None = None) -> Iterator[None]:
-    """Tells a failure to write from one to read an image; a file that has filled the disk is removed."""
+    """Raise `_StorageError` for errors of the cache file; remove a file that has filled the disk."""
     try:
         yield
     except (OSError, NotImplementedError, lmdb.Error) as error:  # NotImplementedError: a file system without locks
         if part is not None:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-        raise _StorageError(" ".join(str(error).split())) from error
+        raise _StorageError(one_line(error)) from error
 
 
 def _check_room(part: Path, needed: int) -> None:
-    """Tell before hours of work, not after."""
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         raise _StorageError(f"{free / 1e9:.1f} GB are free there and {needed / 1e9:.1f} GB are to be written")
 
 
 def _key(index: int) -> bytes:
-    return index.to_bytes(8, "big")  # LMDB sorts by bytes: so keys ascend as indices do
+    return index.to_bytes(8, "big")  # LMDB sorts keys as bytes

@@ -1,4 +1,4 @@
-"""One item: a face in its canonical crop, with its landmarks, identity, and the kind and seed of its mask."""
+"""Datasets of aligned faces with landmarks, identity, and the kind and seed of their mask."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -18,23 +18,23 @@ from deocc.data.quarantine import UnreadableImageError
 from deocc.geometry import align
 
 CLEAN, REAL = (-1, 0), (-2, 0)
-"""In place of a kind and a mask seed: the face as it is, taken for bare; the face as it is, under the occluder that it shows."""
+"""Instead of (kind, mask seed): an unmasked bare face, and an unmasked face with a real occluder."""
 
 MIXED: Final = -3
-"""In place of a kind: one that is drawn for each image and mask seed."""
+"""Instead of a kind: a kind drawn for each image and mask seed."""
 
 KEPT = 1000
-"""Aligned faces that a loader worker keeps in memory: 200 MB at 256 pixels."""
+"""Aligned faces that each loader worker keeps in memory, 200 MB at 256 pixels."""
 
 NOTED: Final = 8
-"""How many unreadable images an item can name: at the 1 % that a run may have, no item ever meets so many."""
+"""Unreadable images that an item can report; with the 1 % that a run may have, no item has as many."""
 
 
 class FaceItem(TypedDict):
-    """A `deocc.batch.FaceBatch` of one, without the batch dimension, and what was unreadable, which the loader takes out.
+    """One item of a `deocc.batch.FaceBatch`, without the batch dimension, and `unreadable`, which the loader removes.
 
-    `unreadable`: (NOTED,) int64, the positions in the face set of the images that could not be read for this item, -1 fills up. An item
-    whose own `index` is among them has no face and is left out.
+    `unreadable` (NOTED,) int64 contains the positions of images that could not be read for this item, padded with -1.
+    An item whose `index` is among them has no face and is left out.
     """
 
     face: Tensor
@@ -50,23 +50,23 @@ class FaceItem(TypedDict):
 
 
 class AlignedFaces:
-    """Canonical crops of a face set: from a complete cache, or else cut out when asked for, the last so many kept in memory."""
+    """Canonical crops of a face set, from a complete cache, or aligned on access with the last `kept` in memory."""
 
     def __init__(self, face_set: FaceSet, size: int, kept: int, cache: AlignedCache | None = None) -> None:
         self.face_set, self.size, self.kept, self.cache = face_set, size, kept, cache
         self._face: Callable[[int], AlignedFace] = lru_cache(maxsize=kept)(self._align) if cache is None else cache
 
     def __call__(self, index: int) -> AlignedFace:
-        """The face at `index`, (size, size, 3) RGB, and its landmarks there, (5, 2) in pixels.
+        """Return the face at `index`, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop.
 
         Raises:
             UnreadableImageError: the image cannot be read or its landmarks are unusable; the message names the image.
-            ValueError: the cache's file was removed or changed.
+            ValueError: the cache file was removed or changed.
         """
         return self._face(index)
 
     def __getstate__(self) -> dict[str, object]:
-        """What a spawned loader worker needs: no faces, and where they are in a cache, nothing of the photographs either."""
+        """Return the constructor arguments for a spawned worker, without the face set if a cache replaces it."""
         face_set = self.face_set if self.cache is None else None
         return {"face_set": face_set, "size": self.size, "kept": self.kept, "cache": self.cache}
 
@@ -82,10 +82,10 @@ class AlignedFaces:
 
 
 class TrainingFaces(Dataset[FaceItem]):
-    """Augmented training faces; what happens to an item follows from the seed, its position and the epoch alone.
+    """Augmented training faces. An item depends on seed, epoch and position only.
 
-    A share of them is blended with the aligned faces of two other images. The teacher can embed such a face like any other, so that the
-    student learns its relations on far more identities than the training set holds (OURS, after mixup [0]).
+    A share of the faces is blended with the aligned faces of two other images. The teacher can embed blended faces, so
+    that the student learns relations of more identities than the training set has (our choice, after mixup [0]).
 
     [0] Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
@@ -101,21 +101,21 @@ class TrainingFaces(Dataset[FaceItem]):
     ) -> None:
         self.augmentation, self.seed, self.blend_probability = augmentation, seed, blend_probability
         self.indices = face_set.bare("train")
-        # Of a shuffled set that does not fit, hardly a face is asked for again in time.
+        # A shuffled set that does not fit into memory would rarely find a face there
         self.aligned = AlignedFaces(face_set, size, KEPT if len(self.indices) <= KEPT else 0, cache)
-        self.identities = _identities(face_set, self.indices)
+        self.identities = np.unique(face_set.person[self.indices], return_inverse=True)[1].astype(np.int64)
 
     def __len__(self) -> int:
-        """The number of training images."""
         return len(self.indices)
 
     def __getitem__(self, key: ItemKey) -> FaceItem:
-        """The item of one epoch and position. Its kind is left open (-1): the data module draws it from the seed.
+        """Return the item of an (epoch, position). Its kind is -1; the data module draws it from the seed.
 
-        Where an image cannot be read, its own or a partner's, another training image that follows from the item's seed takes its place.
+        An image that cannot be read, of the item or of a blended face, is replaced by another one that depends on the
+        seed.
 
         Raises:
-            UnreadableImageError: nor can all those that were to take its place.
+            UnreadableImageError: all replacements are unreadable, too.
         """
         epoch, position = key
         seed = item_seed(self.seed, epoch, int(self.indices[position]))
@@ -125,13 +125,13 @@ class TrainingFaces(Dataset[FaceItem]):
         faces = [face]
         if sum(shares) > 0:
             found = [self._readable(other, seed, unreadable) for other in others]
-            others, faces = [other for other, _ in found], [face, *(partner for _, partner in found)]
+            others, faces = [other for other, _ in found], [face, *(other_face for _, other_face in found)]
         augmented = self.augmentation(*_blend(faces, (1 - sum(shares), *shares)), seed)
         people = _People(self.identities[position], self.identities[others], shares)
         return _item(augmented, people, int(self.indices[position]), -1, seed, unreadable)
 
     def _readable(self, position: int, seed: int, unreadable: list[int]) -> tuple[int, AlignedFace]:
-        """The face at a position, or at the first one after it, in an order drawn by the seed, that can be read; notes those before."""
+        """Return the face at a position, or the first readable one of a seeded sequence; record the unreadable ones."""
         while True:
             index = int(self.indices[position])
             try:
@@ -143,7 +143,7 @@ class TrainingFaces(Dataset[FaceItem]):
             position = item_seed(seed, "stand-in", len(unreadable)) % len(self)
 
     def _partners(self, position: int, seed: int) -> tuple[list[int], tuple[float, float]]:
-        """The positions of the faces to blend in, and their shares; the item itself and 0 where nothing is blended."""
+        """Draw the positions and weights of two faces to blend in; weights are 0 if the item is not blended."""
         generator = np.random.default_rng(item_seed(seed, "blend"))
         if generator.random() >= self.blend_probability:
             return [position] * 2, (0.0, 0.0)
@@ -152,16 +152,16 @@ class TrainingFaces(Dataset[FaceItem]):
 
 
 class FixedFaces(Dataset[FaceItem]):
-    """Unaugmented faces at `indices`, each under every one of the given (kind, mask seed) pairs; `CLEAN` leaves the face as it is.
+    """Unaugmented faces at `indices`, each with all of the given (kind, mask seed) pairs.
 
-    `REAL` in place of a pair names the occluder that the image itself shows. A kind of `MIXED` stands for one of `kinds`, which follows
-    from image and mask seed alone; the mask is then the one that this kind has by this seed in any other evaluation. Identities are
-    numbered within the split. Of an image that cannot be read the item says so (`FaceItem`); in a test, whose figures must not be those of
-    other people, it raises.
+    `CLEAN` leaves the face bare, `REAL` refers to the occluder in the image itself, and a kind of `MIXED` is replaced
+    by one of `kinds` that depends on image and mask seed; the mask equals that of this kind and seed in any other
+    evaluation. Identities are numbered within the split. Images that cannot be read are reported (`FaceItem`), but
+    raise an error in a test.
 
-    The order is image by image within a pair, so that batches hold one kind where they can; a set of more than `KEPT` images goes in blocks
-    of that many, so that an image is read once and not once a mask. Mask seeds are hashed with the image and a word
-    that training never uses, so no evaluation mask is ever a training mask.
+    The order is image by image within a pair, so that batches have one kind where possible, in blocks of `KEPT` images,
+    so that an image is read once and not once per mask. Mask seeds are hashed with the image and a word that training
+    does not use, so no evaluation mask is ever a training mask.
     """
 
     def __init__(
@@ -182,11 +182,10 @@ class FixedFaces(Dataset[FaceItem]):
         self.occluder = face_set.occluder
 
     def __len__(self) -> int:
-        """Images times masks."""
         return len(self.indices) * len(self.masks)
 
     def __getitem__(self, number: int) -> FaceItem:
-        """The item at `number`.
+        """Return the item at `number`.
 
         Raises:
             UnreadableImageError: the image of a test cannot be read.
@@ -199,11 +198,11 @@ class FixedFaces(Dataset[FaceItem]):
         return _item(Augmented(face, landmarks, flipped=False), people, index, kind, seed, unreadable)
 
     def index_of(self, number: int) -> int:
-        """The image of the item at `number`, as its position in the face set."""
+        """Return the position in the face set of the image of the item at `number`."""
         return int(self.indices[self._place(number)[0]])
 
     def mask_of(self, number: int) -> tuple[int, int]:
-        """The kind of occluder and the seed of the item at `number`; no image is read."""
+        """Return the kind and seed of the mask of the item at `number`, without reading an image."""
         (kind, mask_seed), index = self.masks[self._place(number)[1]], self.index_of(number)
         if kind == MIXED:
             kind = self.kinds[item_seed("evaluation kind", mask_seed, index) % len(self.kinds)]
@@ -212,7 +211,7 @@ class FixedFaces(Dataset[FaceItem]):
         return kind, item_seed("evaluation", mask_seed, kind, index)
 
     def _readable(self, index: int) -> tuple[AlignedFace, list[int]]:
-        """The face, or a black one and its index where it cannot be read."""
+        """Return the face, or a black one and its index if it cannot be read."""
         try:
             return self.aligned(index), []
         except UnreadableImageError:
@@ -222,19 +221,14 @@ class FixedFaces(Dataset[FaceItem]):
         return (np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)), [index]
 
     def _place(self, number: int) -> tuple[int, int]:
-        """The position in `indices` and the number of the mask of an item."""
+        """Return the position in `indices` and the number of the mask of an item."""
         block, within = divmod(number, KEPT * len(self.masks))
         size = min(KEPT, len(self.indices) - block * KEPT)
         return block * KEPT + within % size, within // size
 
 
-def _identities(face_set: FaceSet, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The people of these images, numbered from 0."""
-    return np.unique(face_set.person[indices], return_inverse=True)[1].astype(np.int64)
-
-
 def _blend(faces: Sequence[AlignedFace], weights: Sequence[float]) -> AlignedFace:
-    """The weighted mean of faces and of landmarks; a lone face has the first weight, which is then 1."""
+    """Return the weighted mean of faces and of landmarks; a single face has weight 1."""
     parts = [(weight, *face) for weight, face in zip(weights, faces, strict=False)]
     face = np.sum([weight * image.astype(np.float32) for weight, image, _ in parts], axis=0)
     return face.round().astype(np.uint8), np.sum(

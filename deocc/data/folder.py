@@ -1,13 +1,11 @@
-"""Any folder of faces, `person/image`: crops aligned to a known template, or photographs in which a detector finds the landmarks."""
+"""Folders of faces, `person/image`: crops aligned to a known template, or photos whose landmarks are detected."""
 
-import hashlib
 import os
-import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,77 +17,64 @@ from rich.progress import track
 from deocc.data.face_set import SPLITS, FaceSet, Split
 from deocc.data.identities import NameTable
 from deocc.data.images import IMAGE_SUFFIXES, read_image, read_size
-from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
+from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_file_landmarks, warn_of_lost
 from deocc.data.loader import item_seed
+from deocc.files import cache_folder, checksum, replace_file
 from deocc.geometry import Template, get_template
-from deocc.runs import cache_folder
 
 
-def kept_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """The array of an earlier call with the same key, else a new one, which is kept; a warning tells where it cannot be.
+def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """Disk cache for expensive dataset metadata: return the array stored under `key`, or compute and store it.
 
     Args:
-        room: the folder below the cache's.
-        key: a hash of all that the array follows from.
-        compute: makes the array; numbers or strings, no objects.
+        room: subfolder of the cache folder.
+        key: hash of everything that determines the array.
+        compute: returns the array, of numbers or strings.
     """
     path = cache_folder() / room / f"{key}.npy"
     try:
         with path.open("rb") as file:
             return np.asarray(np.load(file, allow_pickle=False))
-    except (OSError, ValueError, EOFError):  # not there, or damaged: either way it is computed and written
+    except (OSError, ValueError, EOFError):  # missing or damaged
         array = compute()
-    _write(path, array)
+    try:
+        with replace_file(path) as draft, draft.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    except OSError as error:
+        advice = "set DEOCC_CACHE to a folder that can be written to, or it is computed again next time"
+        warnings.warn(f"cannot keep {room} in {path.parent} ({error.strerror}): {advice}", stacklevel=3)
     return array
 
 
-def _write(path: Path, array: NDArray[Any]) -> None:
-    """Replace the file as a whole, so that no process ever reads half of one."""
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        advice = "set DEOCC_CACHE to a folder that can be written to, or it is found out again next time"
-        warnings.warn(f"cannot keep {path.parent.name} in {path.parent} ({error.strerror}): {advice}", stacklevel=4)
-
-
-_VERSION: Final = 2  # raised when `sides` finds other numbers, so that old files are not taken for new ones
-_SHOWN: Final = 10_000  # images from which on progress is worth showing
+_VERSION: Final = 2  # increase when `sides` returns other numbers, so that old files are not used
+_PROGRESS_FROM: Final = 10_000  # images from which progress is shown
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """Images by person and file name; a few arrays, however many there are."""
+    """Index of a `person/image` directory tree, in a few arrays."""
 
     root: Path
     names: NameTable
     """PERSON/FILE."""
     people: list[str]
-    """The folders that hold images, ascending."""
+    """Folders with images, sorted."""
     person: NDArray[np.int64]
     """(N,) positions in `people`."""
     stamp: NDArray[np.int64]
-    """(N, 2) each file's size in bytes and its time of modification in nanoseconds."""
+    """(N, 2) size in bytes and modification time in nanoseconds of each file."""
 
     def digest(self, indices: NDArray[np.int64]) -> str:
-        """A hash of where these files lie, of their names, sizes and times: no file is read."""
+        """Return a hash of the location, names, sizes and times of these files; no file is read."""
         text, ends = self.names.buffers()
         chosen = np.zeros(len(self.names), dtype=np.bool_)
         chosen[indices] = True
         lengths = np.diff(ends)
         parts = (text[np.repeat(chosen, lengths)], lengths[indices], self.stamp[indices])
-        return hashlib.sha256(
-            b"".join([str(self.root.resolve()).encode("utf-8", "surrogateescape"), *(part.tobytes() for part in parts)])
-        ).hexdigest()
+        return checksum(str(self.root.resolve()), *(part.tobytes() for part in parts))
 
     def take(self, indices: NDArray[np.int64]) -> "FolderListing":
-        """The images at ascending positions, and the people who have any of them."""
+        """Return the images at ascending positions, and their people."""
         names = NameTable(self.names[index] for index in indices.tolist())
         people, person = np.unique(self.person[indices], return_inverse=True)
         return FolderListing(
@@ -97,52 +82,65 @@ class FolderListing:
         )
 
     def sides(self) -> NDArray[np.int64]:
-        """(N,) the sides of the square images in pixels; kept, since to look into a million files takes minutes.
+        """Return (N,) the sides of the square images in pixels; cached, since opening a million files takes minutes.
+
+        Files that cannot be read get 1; training leaves them out, and a test names them.
 
         Raises:
-            ValueError: an image is not square, or a file does not begin as an image does.
+            ValueError: an image is not square.
         """
-        key = hashlib.sha256(f"{_VERSION} {self.digest(np.arange(len(self.names)))}".encode()).hexdigest()[:32]
-        return kept_array("sides", key, self._read_sides)
 
-    def _read_sides(self) -> NDArray[np.int64]:
-        shown = track(
-            self.names,
-            "sizes of the images",
-            console=Console(stderr=True),
-            transient=True,
-            disable=len(self.names) < _SHOWN,
-        )
-        return np.array([_side(self.root / name) for name in shown], dtype=np.int64)
+        def side(name: str) -> int:
+            try:
+                read_size(self.root / name)
+            except (ValueError, OSError):
+                return 1
+            return square_side(self.root / name)
+
+        def read_sides() -> NDArray[np.int64]:
+            console, hidden = Console(stderr=True), len(self.names) < _PROGRESS_FROM
+            shown = track(self.names, "sizes of the images", console=console, transient=True, disable=hidden)
+            return np.array([side(name) for name in shown], dtype=np.int64)
+
+        key = checksum(f"{_VERSION} {self.digest(np.arange(len(self.names)))}")[:32]
+        return cached_array("sides", key, read_sides)
 
 
 def list_folder(root: Path) -> FolderListing:
-    """The images `PERSON/FILE` below a folder.
+    """List the images `PERSON/FILE` below a folder; folders that must not be read, such as `lost+found`, are skipped.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in its subfolders.
+        FileNotFoundError: there is no such folder, or no image in its subfolders.
     """
     if not root.is_dir():
         raise FileNotFoundError(
             f"no folder at {root.absolute()}: give the folder that has one folder of faces for each person"
         )
-    files = sorted(_scan(root))
+    files = []
+    with os.scandir(root) as folders:
+        for folder in folders:
+            with suppress(NotADirectoryError, PermissionError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_image(entry.name) and entry.is_file():
+                        status = entry.stat()
+                        files.append((folder.name, entry.name, status.st_size, status.st_mtime_ns))
     if not files:
         looked = f"looked for PERSON/IMAGE with the endings {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise FileNotFoundError(
             f"no image below {root.absolute()}: {looked}; put each person's faces into a folder of their own"
         )
-    people = {person: sum(1 for _ in group) for person, group in groupby(files, key=lambda file: file[0])}
-    person = np.repeat(np.arange(len(people), dtype=np.int64), list(people.values()))
+    files.sort()
+    counts = Counter(folder for folder, *_ in files)
+    person = np.repeat(np.arange(len(counts), dtype=np.int64), list(counts.values()))
     names = NameTable(f"{folder}/{name}" for folder, name, _, _ in files)
-    return FolderListing(root, names, list(people), person, np.array([file[2:] for file in files], dtype=np.int64))
+    return FolderListing(root, names, list(counts), person, np.array([file[2:] for file in files], dtype=np.int64))
 
 
 def square_side(path: Path) -> int:
-    """The side of a square image, from its file's header.
+    """Read the side of a square image from the header of its file.
 
     Raises:
-        ValueError: it is not square, or does not begin as an image does.
+        ValueError: it is not square, or does not begin like an image.
     """
     width, height = read_size(path)
     if width != height:
@@ -150,55 +148,39 @@ def square_side(path: Path) -> int:
     return width
 
 
-def _side(path: Path) -> int:
-    """The side; 1 for a file that cannot be read, which a training leaves out and a test names."""
-    try:
-        read_size(path)
-    except (ValueError, OSError):
-        return 1
-    return square_side(path)
+def template_landmarks(path: Path, template: Template) -> NDArray[np.float64]:
+    """Return (5, 2), the points of the template scaled to the square image at `path`.
 
-
-def _scan(root: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Folder, name, size and time of every image; folders that must not be read, as a disk's `lost+found`, are passed over."""
-    with os.scandir(root) as folders:
-        for folder in folders:
-            with suppress(NotADirectoryError, PermissionError), os.scandir(folder) as files:
-                for file in files:
-                    if _is_image(file.name) and file.is_file():
-                        status = file.stat()
-                        yield folder.name, file.name, status.st_size, status.st_mtime_ns
+    Raises:
+        ValueError: the image is not square.
+    """
+    return template.tensor(square_side(path)).double().numpy()
 
 
 def _is_image(name: str) -> bool:
-    """As `Path.suffix` would tell, at a tenth of the time."""
-    stem, _, suffix = name.rpartition(".")
+    stem, _, suffix = name.rpartition(".")  # ten times as fast as `Path.suffix`
     return bool(stem) and f".{suffix.lower()}" in IMAGE_SUFFIXES
 
 
 class FolderFaces(FaceSet):
-    """Faces in one folder for each person: square aligned crops, or with a `detector` photographs of any size.
+    """Faces in one folder per person: square aligned crops, or with a `detector` photos of any size.
 
-    The landmarks of a crop are the template's points scaled to the image. Those of photographs are detected once and cached
-    (`deocc.data.landmark_cache`). Photographs without a face are named in a warning. Training and validation leave them out; in a test the
-    mean landmarks stand in. A photograph that cannot be read counts as one without a face.
+    Landmarks of crops are the points of the template, scaled to the image. Landmarks of photos are detected once and
+    cached (`deocc.data.landmarks`). Photos without a face, or that cannot be read, are named in a warning; training and
+    validation leave them out, and a test uses the mean landmarks.
 
-    The split of a person follows from a hash of the folder's name, so adding people does not move anyone. The shares are therefore kept on
-    average only.
+    The split of a person follows from a hash of the folder name, so that adding people does not move others between
+    splits. The shares are met on average.
 
-    Args:
-        root: the folder that has a folder for each person.
-        aligned: the template that the crops were made with, a name of `deocc.geometry.TEMPLATES`; not used with a `detector`.
-        train: share of the people to train on.
-        val: share of the people to validate on; the rest are tested on.
-        seed: another seed splits the people differently.
-        detector: finds the landmarks of photographs, a name of `deocc.detection.list_detectors()`; None for aligned crops.
-        detector_weights: the detector's weights file, if it needs one.
+    Args: root: folder that contains a folder for each person. aligned: template of the crops, a name of
+        `deocc.geometry.TEMPLATES`; not used with a `detector`. train: share of people for training. val: share of
+        people for validation; the others are tested. seed: seed of the split. detector: detector of the landmarks of
+        photos, a name of `deocc.detection.list_detectors()`; None for aligned crops. detector_weights: weights file of
+        the detector, if it needs one.
 
-    Raises:
-        FileNotFoundError: no such folder, or no image in its subfolders.
-        ValueError: an unknown template or detector, shares that leave a split nothing, a split without a person, or a crop that is not
-            square.
+    Raises: FileNotFoundError: there is no such folder, or no image in its subfolders. ValueError: an unknown template
+        or detector, shares that leave nothing for a split, an empty split, or a crop that is
+            not square.
     """
 
     def __init__(
@@ -225,7 +207,9 @@ class FolderFaces(FaceSet):
         else:
             found = find_file_landmarks(self.root, self._files.names, detector, detector_weights, skip_unreadable=True)
             tested = np.array([split == "test" for split in splits])[self._files.person]
-            _tell_lost(found, tested)
+            for chosen, consequence in ((~tested, LEFT_OUT), (tested, SUBSTITUTED)):
+                lost = [found.names[index] for index in np.flatnonzero(chosen & ~found.found).tolist()]
+                warn_of_lost(lost, int(chosen.sum()), consequence)
             kept = np.flatnonzero(found.found | tested)
             self._files, self.landmarks = self._files.take(kept), found.filled()[kept]
             splits = _split_people(self._files.people, train, val, seed)
@@ -234,11 +218,11 @@ class FolderFaces(FaceSet):
 
     @property
     def credit(self) -> str:
-        """The folder's name: whose faces they are only its owner knows."""
+        """The name of the folder; the owner of its faces is not known."""
         return f"faces of the folder {self.root.resolve().name}"
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The image at `index`, (H, W, 3) RGB.
+        """Read the image at `index`, (H, W, 3) RGB.
 
         Raises:
             ValueError: the file is not a readable image; the message names it.
@@ -246,29 +230,17 @@ class FolderFaces(FaceSet):
         return read_image(self.root / self.names[index])
 
     def fingerprint(self, split: Split) -> str:
-        """As `FaceSet.fingerprint`, of pixels; kept under `quick_fingerprint`, so that only the first run reads every image."""
-        return str(
-            kept_array(
-                "fingerprints",
-                self.quick_fingerprint(split),
-                lambda: np.array(super(FolderFaces, self).fingerprint(split)),
-            )
-        )
+        """See `FaceSet.fingerprint`; cached under `quick_fingerprint`, so that only the first run reads all images."""
+        compute = super().fingerprint
+        key = self.quick_fingerprint(split)
+        return str(cached_array("fingerprints", key, lambda: np.array(compute(split))))
 
     def quick_fingerprint(self, split: Split) -> str:
-        """A hash of where the split's files lie, of their names, sizes, times of modification and landmarks; no file is read."""
+        """Return a hash of location, names, sizes, times and landmarks of the split's files; no file is read."""
         indices = self.indices(split)
-        digest = hashlib.sha256(self._files.digest(indices).encode())
-        digest.update(self.person[indices].tobytes())
-        digest.update(self.landmarks[indices].tobytes())
-        return digest.hexdigest()[:32]
-
-
-def _tell_lost(found: FoundLandmarks, tested: NDArray[np.bool_]) -> None:
-    """Warn of photographs without a face, separately for those that are tested on."""
-    for chosen, consequence in ((~tested, LEFT_OUT), (tested, SUBSTITUTED)):
-        lost = [found.names[index] for index in np.flatnonzero(chosen & ~found.found).tolist()]
-        warn_of_lost(lost, int(chosen.sum()), consequence)
+        return checksum(self._files.digest(indices), self.person[indices].tobytes(), self.landmarks[indices].tobytes())[
+            :32
+        ]
 
 
 def _split(person: str, train: float, val: float, seed: int) -> Split:
@@ -279,25 +251,17 @@ def _split(person: str, train: float, val: float, seed: int) -> Split:
 
 
 def _split_people(people: list[str], train: float, val: float, seed: int) -> list[Split]:
-    """The split of each person, or an error that names a seed under which no split is empty."""
+    """Return the split of each person, or raise an error that names a seed without an empty split."""
     splits = [_split(name, train, val, seed) for name in people]
     empty = [split for split in SPLITS if split not in splits]
-    if empty:
-        found = (
-            f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed})"
-        )
-        better = (other for other in range(1000) if {_split(name, train, val, other) for name in people} == set(SPLITS))
-        advice = next(
-            (f"set seed to {other}" for other in better), "at least 3 are needed: add people or change the shares"
-        )
-        raise ValueError(f"{found}: {advice}")
-    return splits
-
-
-def template_landmarks(path: Path, template: Template) -> NDArray[np.float64]:
-    """(5, 2) the template's points, scaled to the square image at `path`.
-
-    Raises:
-        ValueError: the image is not square.
-    """
-    return template.tensor(square_side(path)).double().numpy()
+    if not empty:
+        return splits
+    advice = "at least 3 are needed: add people or change the shares"
+    for other in range(1000):
+        if {_split(name, train, val, other) for name in people} == set(SPLITS):
+            advice = f"set seed to {other}"
+            break
+    raise ValueError(
+        f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed}): "
+        f"{advice}"
+    )

@@ -201,7 +201,7 @@ def test_without_room_or_right_to_write_one_warning_tells_and_nothing_is_left(
     assert list(folder.iterdir()) == []
     shutil.rmtree(folder.parent)
     folder.parent.write_text("a file where a folder should be")
-    with pytest.warns(UserWarning, match=r"so they are aligned anew in every epoch"):
+    with pytest.warns(UserWarning, match=r"so they are aligned again in every epoch"):
         cache.fill(align, indices, 0, _refuse)
     assert not cache.is_complete()
 
