@@ -130,8 +130,7 @@ def _all_finite(terms: dict[str, Tensor], optimizer: Optimizer, scaled: bool) ->
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        dense = [each.coalesce().values() if each.is_sparse else each for each in gradients]
-        values.append(torch.nn.utils.get_total_norm(dense))
+        values.append(torch.nn.utils.get_total_norm(gradients))
     return not values or bool(torch.stack([value.to(values[0].device) for value in values]).isfinite().all())
 
 

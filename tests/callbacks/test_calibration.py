@@ -90,12 +90,11 @@ def test_damaged_thresholds_are_refused(checkpoint: Path, content: str) -> None:
 def test_interrupted_write_keeps_thresholds(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_thresholds(checkpoint, small_calibration())
 
-    def full(self: Path, text: str, **_: Any) -> int:
-        self.write_bytes(b"half")
+    def full(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space left"):
             write_thresholds(checkpoint, small_calibration(0.6))
     assert read_thresholds(checkpoint) == small_calibration()
