@@ -170,7 +170,7 @@ def read_setting(stage: Stage) -> Setting:
     config = yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text())
     model = {
         **_defaults(InpaintingModule if stage == "inpaint" else DistillationModule),
-        **config["model"]["init_args"],
+        **config["model"].get("init_args", {}),
     }
     kept = ("gradient_clip_val", "log_every_n_steps")
     trainer = {name: value for name, value in config["trainer"].items() if name in kept}

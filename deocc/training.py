@@ -48,7 +48,6 @@ TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # the data module distributes the images itself, seeded
-    "logger": {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": str(runs.ROOT)}},
 }
 
 

@@ -40,7 +40,6 @@ def _imports(node: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
             yield from _imports(child, lazy or isinstance(child, ast.FunctionDef | ast.Try | ast.If))
 
 
-@pytest.mark.xfail(reason="callbacks/loggers.py imports tensorboard at its top", strict=True)
 def test_every_import_is_declared() -> None:
     plain = _names(PROJECT["project"]["dependencies"])
     optional = plain.union(*(_names(lines) for extra, lines in EXTRAS.items() if extra != "dev"))
@@ -56,7 +55,6 @@ def test_every_import_is_declared() -> None:
     assert undeclared == set()
 
 
-@pytest.mark.xfail(reason="callbacks/loggers.py imports tensorboard at its top", strict=True)
 def test_optional_packages_are_imported_when_used() -> None:
     """What `fit` imports: without W&B, the optional packages, or what only other commands need."""
     unused = {"wandb", "tensorboard", "onnx", "onnxruntime", "faiss", "gradio", "pyarrow", "dlib"}
