@@ -19,7 +19,13 @@ from tests.conftest import ONE_STEP, ROOT, SMALL, TINY_STAGE1
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-OPTIONAL = {"dlib": "dlib-bin", "pillow_heif": "pillow-heif", "fastapi": "gradio", "uvicorn": "gradio"}
+OPTIONAL = {
+    "dlib": "dlib-bin",
+    "pillow_heif": "pillow-heif",
+    "fastapi": "gradio",
+    "starlette": "gradio",
+    "uvicorn": "gradio",
+}
 """Modules that may not be installed here, or come with another distribution, and the requirement that brings them."""
 DEVELOPERS = {"facenet_pytorch"}  # by `python -m deocc.data.measure_landmarks`
 _BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
