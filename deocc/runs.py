@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deocc.files import cache_folder as cache_folder  # until every room imports it from there
 from deocc.messages import describe_error, say
 
 ROOT = Path("runs")

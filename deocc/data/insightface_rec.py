@@ -17,8 +17,8 @@ from rich.progress import track
 from deocc.data.face_set import FaceSet, Split, missing_set
 from deocc.data.images import read_image_bytes
 from deocc.data.loader import item_seed
+from deocc.files import cache_folder
 from deocc.geometry import get_template
-from deocc.runs import cache_folder
 
 _MAGIC: Final = 0xCED7230A
 _WHOLE, _FIRST, _LAST = 0, 1, 3

@@ -12,8 +12,8 @@ from bench import detectors, masked_photos
 from deocc.geometry import TEMPLATES
 from deocc.inference.faces import PhotoFace
 from deocc.inference.pipeline import Pipeline
-from tests.real_model import model, pipeline  # noqa: F401
 from tests.fake_sets.faces import save_face
+from tests.real_model import model, pipeline  # noqa: F401
 
 
 def _photos(folder: Path) -> Path:
