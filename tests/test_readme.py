@@ -21,7 +21,7 @@ COMMANDS = sorted(
 ELSEWHERE = {
     **dict.fromkeys(
         (f"deocc {name} " for name in ("mask", "verify", "identify", "export", "predict")),
-        "tests/apps/test_photo_commands.py",
+        "tests/commands/test_photo_commands.py",
     ),
     "deocc demo": "tests/commands/demo",
     "deocc doctor": "tests/commands/doctor",

@@ -13,7 +13,7 @@ from PIL import Image
 from deocc.commands import identify
 from deocc.commands.identify import Identifier, main
 from deocc.inference.faces import FaceFinder
-from deocc.inference.gallery import GalleryFace
+from deocc.inference.gallery import GalleryFace, read_gallery
 from deocc.inference.outputs import Outcome
 from tests.fake_sets.faces import orl_face
 from tests.real_model import cover
@@ -108,10 +108,8 @@ def test_identify_covered_faces(model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_identify_by_covered_gallery_faces(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = identify.read_gallery
-
     def read_covered(*arguments: object) -> tuple[list[GalleryFace], list[Outcome]]:
-        gallery, problems = read(*arguments)  # type: ignore[arg-type]
+        gallery, problems = read_gallery(*arguments)  # type: ignore[arg-type]
         return [replace(face, covered=0.95) for face in gallery], problems
 
     monkeypatch.setattr(identify, "read_gallery", read_covered)

@@ -130,9 +130,9 @@ def make_matrix(scale: float, angle: float, x: float, y: float) -> torch.Tensor:
 def interpolate(weight: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Bilinear interpolation pixel by pixel at the pixels of `PHOTO`, zero outside the crop."""
     padded = np.pad(weight.astype(np.float64), 2)
-    shown = np.zeros(PHOTO.shape[:2])
-    for row in range(shown.shape[0]):
-        for column in range(shown.shape[1]):
+    shown = np.zeros((60, 90))
+    for row in range(60):
+        for column in range(90):
             x, y = matrix @ np.array([column, row, 1.0])
             if -1 < x < len(weight) and -1 < y < len(weight):
                 left, top = int(np.floor(x)), int(np.floor(y))

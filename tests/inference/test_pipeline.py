@@ -8,16 +8,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import deocc
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold, covered_share
-from deocc.inference.pipeline import Pipeline, decide
+from deocc.inference.model_folder import load
+from deocc.inference.pipeline import Photo, Pipeline, decide
 
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 
 
 def make_calibration() -> Calibration:
     """Limits 0.6 and 0.4 of clean faces, 0.1 less for each masked face."""
-    rows = {
+    rows: dict[str, tuple[Threshold, ...]] = {
         name: (
             Threshold(1e-1, 0.5, 0.4, RATES),
             Threshold(1e-2, 0.6 - number / 10, 0.4 - number / 10, RATES, Rates(0.03, 0.3, 0.1, 9, 90, 5)),
@@ -92,7 +92,7 @@ def to_photo(face: torch.Tensor) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def pipeline(tested: Path) -> Pipeline:
-    loaded = deocc.load(tested)
+    loaded = load(tested)
     loaded.finder = FakeFinder()  # type: ignore[assignment]
     return loaded
 
@@ -101,7 +101,7 @@ def test_pipeline_accepts_paths_images_arrays(pipeline: Pipeline, masked_faces: 
     photo, file = to_photo(masked_faces[0]), tmp_path / "a.png"
     Image.fromarray(photo).save(file)
     face = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
-    forms = [str(file), file, Image.fromarray(photo), photo]
+    forms: list[Photo] = [str(file), file, Image.fromarray(photo), photo]
     assert torch.equal(pipeline.faces(forms), face.expand(4, -1, -1, -1))
     assert pipeline.finder.names == [str(file), str(file), "photo 3", "photo 4"]  # type: ignore[attr-defined]
     embedding = pipeline.embed_faces(face)
@@ -121,9 +121,10 @@ def test_verify_uses_both_photos(pipeline: Pipeline, masked_faces: torch.Tensor)
     covered = covered_share(output.mask).tolist()
     verdict = pipeline.verify_faces(masked_faces[0], masked_faces[3], 0.1)
     assert verdict == decide(pipeline.thresholds, similarity, (covered[0], covered[1]), 0.1)
-    images = [to_photo(face) for face in masked_faces[[0, 3]]]
-    assert pipeline.verify(*images, 0.1) == pipeline.verify_faces(*pipeline.faces(images), 0.1)
-    alone = pipeline.verify(images[0], images[0])
+    photo_a, photo_b = to_photo(masked_faces[0]), to_photo(masked_faces[3])
+    face_a, face_b = pipeline.faces([photo_a, photo_b])
+    assert pipeline.verify(photo_a, photo_b, 0.1) == pipeline.verify_faces(face_a, face_b, 0.1)
+    alone = pipeline.verify(photo_a, photo_a)
     assert alone.similarity == pytest.approx(1, abs=1e-5)
     assert alone.visible_a == alone.visible_b
 
