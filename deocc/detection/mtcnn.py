@@ -1,10 +1,11 @@
 """MTCNN: a cascade of three small convolutional networks that find faces and five landmarks.
 
-[0] Zhang, Zhang, Li and Qiao, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", IEEE Signal
-    Processing Letters 23(10), 2016.
+[0] Zhang, Zhang, Li and Qiao, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks",
+    IEEE Signal Processing Letters 23(10), 2016.
 
-The packaged weights come from facenet-pytorch 2.6.0 (MIT, see `mtcnn_licence.txt`), converted by `bench/mtcnn_weights.py`. They were
-trained on WIDER FACE and CelebA [0]. Torch is imported when a detector is created, not with this module.
+The packaged weights come from facenet-pytorch 2.6.0 (MIT, see `mtcnn_licence.txt`), converted by
+`bench/mtcnn_weights.py`. They were trained on WIDER FACE and CelebA [0]. Torch is imported when a detector is created,
+not with this module. Thresholds and margins that differ from the authors' code are our choice.
 """
 
 from collections.abc import Iterator
@@ -16,59 +17,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.detection.detector import Detection, Detector, given_file
+from deocc.messages import describe_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Floats = NDArray[np.float64]
 Boxes = NDArray[np.float64]
-"""(N, 4) x0, y0, x1, y1. Inside this module coordinates name pixel edges: the top-left pixel spans 0 to 1."""
+"""(N, 4) x0, y0, x1, y1 of pixel edges: in this module the top-left pixel spans 0 to 1."""
 
 WEIGHTS_FILE: Final = Path(__file__).with_name("mtcnn.safetensors")
 
-_CELL, _STRIDE = 12, 2
-"""Receptive field and stride of the proposal network in pixels [0]."""
-
-_SHRINK: Final = 0.709
-"""Ratio of neighbouring levels of the image pyramid: half the area. Value of the authors' code."""
-
-_SMALLEST_FACE: Final = 20
-_SMALLEST_SHARE: Final = 0.01
-"""The smallest face looked for has a side of 20 pixels or of 1 % of the photo's longest side. Not specified by the paper; our choice."""
-
-_MARGIN: Final = 4
-"""Black pixels around each level of the pyramid, a third of a face there, so that faces cut by the border of the photo are proposed."""
-
-_PROPOSAL_SCORE, _REFINEMENT_SCORE = 0.5, 0.3
-"""Thresholds of the first two stages. The authors' code has 0.6 and 0.7, which reject many masked faces that the third stage accepts."""
-
-_BATCH: Final = 512
-"""Most crops in one batch, which bounds memory on photos with many candidates."""
+_CELL, _STRIDE = 12, 2  # receptive field and stride of the proposal network in pixels [0]
+_SHRINK: Final = 0.709  # ratio of neighbouring pyramid levels, half the area; value of the authors' code
+_SMALLEST_FACE: Final = 20  # smallest side of a face in pixels ...
+_SMALLEST_SHARE: Final = 0.01  # ... or as a share of the photo's longest side, if that is more
+_MARGIN: Final = 4  # black pixels around each pyramid level, so that faces cut by the border are proposed
+_PROPOSAL_SCORE, _REFINEMENT_SCORE = 0.5, 0.3  # the authors' 0.6 and 0.7 reject many masked faces
+_BATCH: Final = 512  # crops per batch, which bounds memory on photos with many candidates
+_SIDES: Final = {"refinement": 24, "output": 48}  # input sides of the second and third network in pixels
 
 _POOLS: Final[dict[str, tuple[int | None, ...]]] = {
     "proposal": (2, None, None),
     "refinement": (3, 3, None, None),
     "output": (3, 3, 2, None, None),
 }
-"""Kernel of the max pooling (stride 2) behind each layer of a network; None where there is none."""
-
-_SIDES: Final = {"refinement": 24, "output": 48}
-"""Side of the crops that the second and the third network read, in pixels."""
+"""Kernel of the max pooling (stride 2) after each layer of a network; None for no pooling."""
 
 
 class MtcnnDetector(Detector):
-    """Finds faces from 20 pixels (or 1 % of the longest side of the photo, if that is more), also turned or partly covered ones.
+    """Detector of faces from 20 pixels or 1 % of the photo's longest side, also of turned or partly covered ones.
 
-    The score is the probability of a face by the third network. Landmarks come from a second pass of that network over the box it found
-    and over its mirror image, whose results are averaged; this is not in the paper, and halves their variation.
+    The score is the third network's probability of a face. Landmarks come from a second pass of that network over the
+    box it found and over the mirror image, averaged; this is not in the paper, and halves their variation.
 
     Args:
         weights: path of a safetensors file in the layout of `bench/mtcnn_weights.py`; default the packaged one.
-        threshold: lowest score of a face. Faces below 0.7 are reported only where no other face is found.
+        threshold: lowest score of a face. Faces below 0.7 are reported only if no other face is found.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged or holds other weights.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or contains other weights.
     """
 
     name = "mtcnn"
@@ -88,7 +77,7 @@ class MtcnnDetector(Detector):
             yield Detection(boxes[index] - 0.5, landmarks - 0.5, float(scores[index]))
 
     def _propose(self, image: NDArray[np.uint8]) -> Boxes:
-        """Stage 1: candidates of all sizes, by running the proposal network on an image pyramid."""
+        """Stage 1: return candidates of all sizes by the proposal network on an image pyramid."""
         height, width = image.shape[:2]
         scale = _CELL / max(_SMALLEST_FACE, _SMALLEST_SHARE * max(height, width))
         candidates, scores = [np.zeros((0, 4))], [np.zeros(0)]
@@ -108,7 +97,7 @@ class MtcnnDetector(Detector):
         return boxes[_suppress(boxes, np.concatenate(scores), 0.7)]
 
     def _classify(self, image: NDArray[np.uint8], boxes: Boxes, network: str, threshold: float) -> tuple[Boxes, Floats]:
-        """Stages 2 and 3: boxes (N, 4), corrected, and scores (N,) of the candidates that pass."""
+        """Stages 2 and 3: return corrected boxes (N, 4) and scores (N,) of the candidates that pass."""
         squares = _squares(boxes)
         if len(squares) == 0:
             return np.zeros((0, 4)), np.zeros(0)
@@ -120,36 +109,34 @@ class MtcnnDetector(Detector):
         return _adjust(squares[passed].astype(np.float64), output[passed, 1:5]), output[passed, 0]
 
     def _locate_landmarks(self, image: NDArray[np.uint8], box: Floats) -> Floats:
-        """Landmarks (5, 2) of the face in a box (4,), from the crop and its mirror image."""
+        """Return landmarks (5, 2) of the face in a box (4,), from the crop and its mirror image."""
         square = _squares(box[None])[0]
         crop = _crop(image, square, _SIDES["output"])
-        points, mirrored = (
-            _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
-        )
+        output = _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))
+        points, mirrored = output[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
         mirrored = np.array([1, 0]) + mirrored[[1, 0, 2, 4, 3]] * np.array([-1, 1])
         located: Floats = square[:2] + (points + mirrored) / 2 * (square[2:] - square[:2])
         return located
 
 
 def _read_weights(path: Path) -> "dict[str, Tensor]":
-    """The weights of the three networks in float32, by the names `NETWORK.LAYER.PART`."""
+    """Read the weights of the three networks in float32, named `NETWORK.LAYER.PART`, and try them."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
-        reason = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"{path} is damaged or no safetensors file ({reason}): get it again or give another file"
+            f"{path} is damaged or no safetensors file ({describe_error(error)}): get it again or give another file"
         ) from None
     try:
         for network, side in {"proposal": _CELL, **_SIDES}.items():
             _run(weights, network, np.zeros((1, side, side, 3), np.uint8))
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"{path} does not hold the weights of MTCNN ({reason}): convert them by bench/mtcnn_weights.py"
+            f"{path} does not hold the weights of MTCNN ({describe_error(error)}): "
+            "convert them by bench/mtcnn_weights.py"
         ) from None
     return weights
 
@@ -163,8 +150,9 @@ def _run(weights: "dict[str, Tensor]", network: str, images: NDArray[np.uint8]) 
         images: (N, H, W, 3) RGB.
 
     Returns:
-        (N, 5 or 15, ...): probability of a face; offsets of the corners x0, y0, x1, y1 in sides of the input; of the last network also
-        x of the five landmarks, then y, in sides of the input. "proposal" returns a map, one position per window of 12 pixels.
+        (N, 5 or 15, ...): probability of a face; offsets of the corners x0, y0, x1, y1 in sides of the input; from
+        "output" also x of the five landmarks, then y, in sides of the input. "proposal" returns a map with one position
+        per window of 12 pixels.
     """
     import torch
     import torch.nn.functional as F
@@ -183,19 +171,19 @@ def _run(weights: "dict[str, Tensor]", network: str, images: NDArray[np.uint8]) 
 
 
 def _adjust(boxes: Boxes, offsets: Floats) -> Boxes:
-    """Boxes whose corners are moved by offsets (N, 4) in widths and heights of their box."""
+    """Move the corners of boxes by offsets (N, 4), given in widths and heights of the box."""
     return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
 
 def _squares(boxes: Boxes) -> NDArray[np.int64]:
-    """Squares (N, 4) in whole pixels around the middles of boxes, as long as the longer sides of the boxes."""
+    """Return squares (N, 4) in whole pixels with the centres and the longer sides of boxes."""
     sides = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True).round().clip(1)
     corners = ((boxes[:, :2] + boxes[:, 2:] - sides) / 2).round()
     return np.concatenate([corners, corners + sides], 1).astype(np.int64)
 
 
 def _crop(image: NDArray[np.uint8], square: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
-    """The image inside a square (4,), resized to (side, side, 3); black beyond the border of the image."""
+    """Cut out a square (4,), resized to (side, side, 3); black beyond the border of the image."""
     x0, y0, x1, y1 = (int(edge) for edge in square)
     left, top = max(x0, 0), max(y0, 0)
     inside = image[top : max(y1, 0), left : max(x1, 0)]
@@ -213,10 +201,10 @@ def _suppress(boxes: Boxes, scores: Floats, largest_overlap: float, of_smaller: 
         boxes: (N, 4).
         scores: (N,).
         largest_overlap: two boxes that overlap more are one face.
-        of_smaller: the overlap is the intersection over the smaller area, not over the union.
+        of_smaller: divide the intersection by the smaller area, not by the union.
 
     Returns:
-        Indices of the boxes that remain, highest score first.
+        Indices of the remaining boxes, highest score first.
     """
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     order = np.argsort(-scores, kind="stable")

@@ -1,4 +1,4 @@
-"""Which detectors there are."""
+"""The detectors by name."""
 
 import inspect
 from typing import Any
@@ -14,22 +14,22 @@ _DETECTORS: dict[str, type[Detector]] = {
 
 
 def list_detectors() -> tuple[str, ...]:
-    """Names of all detectors."""
+    """Return the names of all detectors."""
     return tuple(_DETECTORS)
 
 
 def create_detector(name: str = "dlib", weights: str | None = None, **options: Any) -> Detector:
-    """The detector called `name`.
+    """Create a face detector.
 
     Args:
         name: one of `list_detectors()`.
-        weights: path of its weights file; None for the one that an installed package ships. "yunet" needs a path.
+        weights: path of the weights file; None for the one in an installed package. "yunet" needs a path.
         options: further arguments of the detector's class.
 
     Raises:
         ImportError: a package that the detector needs is not installed.
         FileNotFoundError: there is no such weights file.
-        ValueError: no such detector or option, or unusable weights; the message lists what is allowed.
+        ValueError: the detector or an option is unknown, or the weights are unusable; the message lists the choices.
     """
     if name not in _DETECTORS:
         raise ValueError(f"unknown face detector {name!r}: choose one of {', '.join(_DETECTORS)}")

@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.detection.detector import Detection, Detector, enlarge, given_file, shrink
+from deocc.messages import describe_error
 
-_SIDE: Final = 640
-"""Images are shrunk to this and laid on a black square of it: the only size that the releases of fixed input size accept."""
+_SIDE: Final = 640  # images are shrunk and padded to this square: some releases accept no other size
 
 
 class YunetDetector(Detector):
-    """YuNet from any file of OpenCV's model zoo since 2023; the zoo gives faces of 10 to 300 pixels as what it finds.
+    """YuNet in any release of OpenCV's model zoo since 2023, which states a range of 10 to 300 pixels for faces.
 
     Args:
         weights: path of a `face_detection_yunet_*.onnx`; no package ships one.
-        threshold: the lowest score of a face, in [0, 1]. OURS: OpenCV's own 0.9 is for bare faces.
+        threshold: lowest score of a face, in [0, 1]. OpenCV's default of 0.9 is for bare faces; 0.6 is our choice.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: no file is given, or it is not a YuNet that this OpenCV can read.
     """
 
@@ -34,30 +34,29 @@ class YunetDetector(Detector):
     def __init__(self, weights: str | None = None, threshold: float = 0.6) -> None:
         if weights is None:
             raise ValueError(
-                "face detector 'yunet' needs weights: give the path of a face_detection_yunet_*.onnx of OpenCV's model zoo"
+                "face detector 'yunet' needs weights: give the path of a face_detection_yunet_*.onnx "
+                "of OpenCV's model zoo"
             )
-        self._path = given_file(weights)
+        path = given_file(weights)
         try:
-            self._detector = cv2.FaceDetectorYN.create(str(self._path), "", (_SIDE, _SIDE), score_threshold=threshold)
-            self._faces(np.zeros((_SIDE, _SIDE, 3), np.uint8))  # another network is noticed only when it runs
+            self._detector = cv2.FaceDetectorYN.create(str(path), "", (_SIDE, _SIDE), score_threshold=threshold)
+            self._run(np.zeros((_SIDE, _SIDE, 3), np.uint8))  # OpenCV only notices another network when it runs
         except cv2.error as error:
-            reason = " ".join(str(error).split())[:120]
             raise ValueError(
-                f"{self._path} is not a YuNet that OpenCV {cv2.__version__} can run ({reason}): get another release"
+                f"{path} is not a YuNet that OpenCV {cv2.__version__} can run ({describe_error(error)}): "
+                "get another release"
             ) from None
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         smaller, factors = shrink(image, _SIDE)
         canvas = np.zeros((_SIDE, _SIDE, 3), np.uint8)
-        canvas[: smaller.shape[0], : smaller.shape[1]] = smaller[..., ::-1]  # OpenCV's order of channels
-        for face in self._faces(canvas):
+        canvas[: smaller.shape[0], : smaller.shape[1]] = smaller[..., ::-1]  # OpenCV expects BGR
+        for face in self._run(canvas):
             corners = np.stack([face[:2], face[:2] + face[2:4]])
-            yield Detection(
-                enlarge(corners, factors).reshape(-1), enlarge(face[4:14].reshape(5, 2), factors), float(face[14])
-            )
+            landmarks = enlarge(face[4:14].reshape(5, 2), factors)
+            yield Detection(enlarge(corners, factors).reshape(-1), landmarks, float(face[14]))
 
-    def _faces(self, canvas: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(F, 15): x, y, width, height, five landmarks from the image's left to its right, score [1]."""
-        # OpenCV gives None where no face is, though its type stubs do not say so.
-        faces: NDArray[np.generic] | None = self._detector.detect(canvas)[1]
+    def _run(self, canvas: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return (F, 15): x, y, width, height, five landmarks from left to right in the image, score [1]."""
+        faces: NDArray[np.generic] | None = self._detector.detect(canvas)[1]  # None without faces, despite the stubs
         return np.zeros((0, 15)) if faces is None else np.asarray(faces, dtype=np.float64)

@@ -1,11 +1,8 @@
-"""dlib's detectors on real faces, and one clear line where something that they need is missing or wrong."""
+"""dlib's detectors on real faces, and their messages for missing packages and wrong files."""
 
 import importlib
 import importlib.util
 import math
-import subprocess
-import sys
-from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -28,25 +25,30 @@ def hog(dlib_detector: Detector) -> Detector:
 
 
 def _errors(found: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(5,) distances in parts of the distance between the eyes."""
+    """Return (5,) distances as shares of the distance between the eyes."""
     return np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth[1] - truth[0])
 
 
+def _refused(kind: type[Exception], message: str, name: str = "dlib", weights: Path | None = None) -> None:
+    """Check that the detector cannot be created, with a message of one line."""
+    with pytest.raises(kind, match=message) as error:
+        create_detector(name, None if weights is None else str(weights))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(("width", "height"), [(92, 112), (250, 250), (480, 360)])
-def test_landmarks_of_real_faces_lie_where_they_were_measured(hog: Detector, width: int, height: int) -> None:
+def test_dlib_locates_real_faces(hog: Detector, width: int, height: int) -> None:
     for person in _PEOPLE:
         image, truth = orl_face(person, 0, width, height, share=1.0)
-        faces = hog.detect(image)
-        assert len(faces) == 1
-        errors = _errors(faces[0].landmarks, truth)
+        (face,) = hog.detect(image)
+        assert face.landmarks.shape == (5, 2)
+        errors = _errors(face.landmarks, truth)
         assert errors.max() < 0.2
-        assert (
-            np.median(errors) < 0.1
-        )  # MTCNN's points and dlib's are not the same anatomy: 0.04 at the median over all 400
-        assert faces[0].landmarks.shape == (5, 2)
+        # The measured points are MTCNN's, which differ anatomically: the median over all 400 images is 0.04.
+        assert np.median(errors) < 0.1
 
 
-def test_the_box_holds_eyes_nose_and_mouth(hog: Detector) -> None:
+def test_dlib_box_contains_the_landmarks(hog: Detector) -> None:
     image, truth = orl_face(0, 0, 300, 300)
     box = hog.detect(image)[0].box
     assert box.shape == (4,)
@@ -54,29 +56,29 @@ def test_the_box_holds_eyes_nose_and_mouth(hog: Detector) -> None:
     assert box[2] - box[0] < 4 * (truth[1, 0] - truth[0, 0])
 
 
-def test_a_large_photograph_gives_the_landmarks_of_its_half_size(hog: Detector) -> None:
+def test_dlib_shrinks_large_photos(hog: Detector) -> None:
     image, truth = orl_face(3, 0, 1000, 1100)
-    large = np.asarray(cv2.resize(image, (2000, 2200)), np.uint8)  # above the limit, so shrunk before it is looked at
+    large = np.asarray(cv2.resize(image, (2000, 2200)), np.uint8)
     found = hog.detect(large)[0]
     assert _errors(found.landmarks, (truth + 0.5) * 2 - 0.5).max() < 0.2
     assert (found.box[:2] < found.landmarks.min(0)).all() and (found.landmarks.max(0) < found.box[2:]).all()
 
 
-def test_two_faces_come_with_the_surer_one_first(hog: Detector) -> None:
+def test_dlib_ranks_the_sharper_face_first(hog: Detector) -> None:
     first, second = orl_face(3, 0, 200, 240)[0], orl_face(9, 0, 200, 240)[0]
     blurred = np.asarray(cv2.GaussianBlur(second, (0, 0), 5), np.uint8)
-    for pair, surer in (([first, blurred], 0), ([blurred, first], 1)):
+    for pair, sharper in (([first, blurred], 0), ([blurred, first], 1)):
         faces = hog.detect(np.concatenate(pair, axis=1))
         assert len(faces) == 2
         assert faces[0].score > faces[1].score
-        assert (faces[0].landmarks[:, 0] >= 200).all() == bool(surer)
+        assert (faces[0].landmarks[:, 0] >= 200).all() == bool(sharper)
 
 
-def test_an_image_without_a_face_gives_an_empty_list(hog: Detector) -> None:
+def test_dlib_finds_nothing_in_a_flat_image(hog: Detector) -> None:
     assert hog.detect(np.full((200, 200, 3), 127, np.uint8)) == []
 
 
-def test_a_higher_threshold_leaves_only_surer_faces() -> None:
+def test_dlib_threshold_is_a_lower_bound() -> None:
     image, _ = orl_face(0, 0, 250, 250)
     score = create_detector("dlib").detect(image)[0].score
     margin = math.log(score / (1 - score))
@@ -94,95 +96,46 @@ def test_dlib_reports_unsure_faces_only_alone(hog: Detector) -> None:
     assert face.landmarks[:, 0].min() >= 250
 
 
-def test_an_image_that_is_a_view_of_another_is_read_right(hog: Detector) -> None:
+def test_dlib_reads_strided_views(hog: Detector) -> None:
     image, truth = orl_face(5, 0, 250, 250)
     mirrored = hog.detect(image[:, ::-1])[0].landmarks[[1, 0, 2, 4, 3]]
     assert _errors(np.stack([249 - mirrored[:, 0], mirrored[:, 1]], 1), truth).max() < 0.2
 
 
-def test_the_cnn_finds_the_same_face(hog: Detector) -> None:
-    cnn = create_detector("dlib_cnn")
+def test_dlib_cnn_locates_a_real_face() -> None:
     image, truth = orl_face(0, 0, 200, 200)
-    faces = cnn.detect(image)
-    assert len(faces) == 1
-    assert _errors(faces[0].landmarks, truth).max() < 0.2
-    assert np.abs(faces[0].box.reshape(2, 2).mean(0) - truth.mean(0)).max() < truth[1, 0] - truth[0, 0]
-
-
-@pytest.mark.parametrize(
-    "image", [np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8), np.zeros((20, 20, 3), np.float32)]
-)
-def test_what_is_no_rgb_image_is_refused(hog: Detector, image: NDArray[np.uint8]) -> None:
-    with pytest.raises(ValueError, match=r"expected an RGB image of shape \(H, W, 3\) and type uint8, got \(20, 20"):
-        hog.detect(image)
+    (face,) = create_detector("dlib_cnn").detect(image)
+    assert _errors(face.landmarks, truth).max() < 0.2
+    assert np.abs(face.box.reshape(2, 2).mean(0) - truth.mean(0)).max() < truth[1, 0] - truth[0, 0]
 
 
 @pytest.mark.parametrize("name", ["dlib", "dlib_cnn"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+def test_dlib_names_a_damaged_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / "weights.dat"
     path.write_bytes(b"nothing of the kind")
-    _refused(
-        ValueError,
-        r"weights\.dat is damaged or not of this dlib detector .*: get it again",
-        lambda: create_detector(name, str(path)),
-    )
+    _refused(ValueError, r"weights\.dat is damaged or not of this dlib detector .*: get it again", name, path)
 
 
-def test_a_predictor_of_five_points_is_refused() -> None:
+def test_dlib_refuses_a_five_point_predictor() -> None:
     path = packaged_file("shape_predictor_5_face_landmarks.dat")
-    _refused(ValueError, "predicts 5 points, expected 68", lambda: create_detector("dlib", str(path)))
+    _refused(ValueError, "predicts 5 points, expected 68", weights=path)
 
 
-@pytest.mark.parametrize("name", ["dlib", "dlib_cnn", "mtcnn", "yunet"])
-def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
-    _refused(
-        FileNotFoundError, r"no detector weights at .*absent", lambda: create_detector(name, str(tmp_path / "absent"))
-    )
-
-
-def test_without_dlib_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_dlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    _refused(ImportError, r'dlib-bin, which is not installed: pip install "deocc\[photos\]"', create_detector)
+    _refused(ImportError, r'dlib-bin, which is not installed: pip install "deocc\[photos\]"')
 
 
-def test_without_the_models_package_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_models_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    _refused(
-        ImportError, r'face-recognition-models, .* is not installed: pip install "deocc\[photos\]"', create_detector
-    )
+    _refused(ImportError, r'face-recognition-models, .* is not installed: pip install "deocc\[photos\]"')
 
 
-def test_an_incomplete_models_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_incomplete_models_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spec = ModuleSpec("face_recognition_models", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    _refused(FileNotFoundError, r"no shape_predictor_68_face_landmarks\.dat in .*: reinstall", create_detector)
-
-
-def test_unknown_detectors_and_options_are_refused_with_those_that_exist() -> None:
-    _refused(
-        ValueError,
-        "unknown face detector 'retina': choose one of dlib, dlib_cnn, mtcnn, yunet",
-        lambda: create_detector("retina"),
-    )
-    _refused(ValueError, "face detector 'dlib' has no option size: it takes threshold", lambda: create_detector(size=3))
-    _refused(
-        ValueError,
-        "face detector 'dlib_cnn' has no option size: it takes none",
-        lambda: create_detector("dlib_cnn", size=3),
-    )
-
-
-def _refused(kind: type[Exception], message: str, call: Callable[[], object]) -> None:
-    """The call fails so, in one line."""
-    with pytest.raises(kind, match=message) as error:
-        call()
-    assert "\n" not in str(error.value)
-
-
-def test_detection_needs_no_torch() -> None:
-    code = "import sys, deocc.detection; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    _refused(FileNotFoundError, r"no shape_predictor_68_face_landmarks\.dat in .*: reinstall")

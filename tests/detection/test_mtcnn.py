@@ -1,4 +1,4 @@
-"""The MTCNN detector on real faces, on images without a face, and with weights files that do not fit."""
+"""MTCNN on real faces, on images without a face, and with unusable weights files."""
 
 import importlib.util
 from pathlib import Path
@@ -25,7 +25,7 @@ def mtcnn() -> Detector:
 
 
 def _errors(found: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(5,) distances in eye distances."""
+    """Return (5,) distances as shares of the distance between the eyes."""
     return np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth[1] - truth[0])
 
 
@@ -98,7 +98,7 @@ def test_mtcnn_finds_all_faces_of_a_large_photo(mtcnn: Detector) -> None:
     assert len(found) == 24
 
 
-def test_mtcnn_ranks_her_face_above_the_patch(mtcnn: Detector) -> None:
+def test_mtcnn_ranks_the_face_above_a_false_alarm(mtcnn: Detector) -> None:
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("scikit-image, which ships astronaut.png, is not installed")

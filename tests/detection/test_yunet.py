@@ -1,4 +1,4 @@
-"""YuNet through OpenCV's own decoder, on a tiny network with YuNet's inputs and outputs: no package ships the real weights."""
+"""YuNet through OpenCV's decoder, on a tiny network with YuNet's inputs and outputs; no package ships the weights."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _KEYPOINTS = np.arange(10, dtype=np.float32) / 4
 
 
 def _write_network(path: Path, missing: str = "") -> Path:
-    """A network that takes a cell of 8 pixels for a face, as surely as it is red: a box of 16 x 24 around it, points 4 pixels apart."""
+    """Write a network that reports each cell of 8 pixels as a face of 16 x 24, its score the red channel."""
     nodes: list[Any] = []
     constants: list[Any] = []
     outputs: list[Any] = []
@@ -59,22 +59,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _image(*cells: tuple[int, int, tuple[int, int, int]], width: int = 300, height: int = 100) -> NDArray[np.uint8]:
-    """Black, with coloured cells of 8 pixels at (column, row)."""
+    """Return a black image with coloured cells of 8 pixels at (column, row)."""
     image = np.zeros((height, width, 3), np.uint8)
     for column, row, colour in cells:
         image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = colour
     return image
 
 
-def test_box_and_landmarks_are_read_in_their_order_and_colours_are_rgb(weights: str) -> None:
+def test_yunet_reads_columns_and_rgb(weights: str) -> None:
     faces = create_detector("yunet", weights).detect(_image((5, 2, (255, 0, 0)), (20, 6, (0, 0, 255))))
-    assert len(faces) == 1  # blue is no face to this network
+    assert len(faces) == 1  # blue has no red channel
     np.testing.assert_allclose(faces[0].box, [44 - 8, 20 - 12, 44 + 8, 20 + 12], atol=1e-4)
     np.testing.assert_allclose(faces[0].landmarks, (_KEYPOINTS * 8).reshape(5, 2) + np.array([40, 16]), atol=1e-4)
     assert faces[0].score == pytest.approx(1, abs=1e-4)
 
 
-def test_faces_come_with_the_surer_one_first_and_none_below_the_threshold(weights: str) -> None:
+def test_yunet_ranks_and_applies_threshold(weights: str) -> None:
     image = _image((5, 2, (180, 0, 0)), (20, 6, (255, 0, 0)), (30, 9, (100, 0, 0)))
     faces = create_detector("yunet", weights).detect(image)
     assert [round(face.score, 2) for face in faces] == [1.0, round(180 / 255, 2)]
@@ -82,7 +82,7 @@ def test_faces_come_with_the_surer_one_first_and_none_below_the_threshold(weight
     assert create_detector("yunet", weights).detect(_image()) == []
 
 
-def test_coordinates_are_those_of_a_large_photograph_itself(weights: str) -> None:
+def test_yunet_maps_back_to_large_photos(weights: str) -> None:
     small = _image((5, 2, (255, 0, 0)), width=640, height=320)
     large = np.repeat(np.repeat(small, 3, 0), 3, 1)
     detector = create_detector("yunet", weights)
@@ -91,13 +91,13 @@ def test_coordinates_are_those_of_a_large_photograph_itself(weights: str) -> Non
     np.testing.assert_allclose(found.box, (expected.box + 0.5) * 3 - 0.5, atol=1e-3)
 
 
-def test_without_weights_the_error_says_which_to_give() -> None:
+def test_yunet_needs_weights() -> None:
     with pytest.raises(ValueError, match=r"'yunet' needs weights: give the path of a face_detection_yunet_\*\.onnx"):
         create_detector("yunet")
 
 
 @pytest.mark.parametrize("content", ["junk", "another network"])
-def test_a_file_that_is_no_yunet_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+def test_yunet_refuses_other_files(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.onnx"
     if content == "junk":
         path.write_text("junk")
