@@ -188,8 +188,9 @@ class CheckpointCallback(Checkpoint):
         self._last_save, self._logs_truncated = time.monotonic(), False
         self._loops, self._stop_signal = None, 0
         self._signals.install(trainer.default_root_dir)
-        if self._loader_states and hasattr(trainer.train_dataloader, "load_state_dict"):
-            trainer.train_dataloader.load_state_dict(self._loader_states[0])
+        loader: Any = trainer.train_dataloader
+        if self._loader_states and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(self._loader_states[0])
         self._loader_states = []
 
     def on_train_batch_end(
