@@ -8,6 +8,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+BARE = -1
+"""`EmbeddingSet.kind` of a face without occluder."""
+MIXED_KINDS = -1
+"""Second column of `EmbeddingSet.groups` where a group holds masks of several kinds."""
+
 _FIELDS = ("embedding", "identity", "index", "kind", "seed", "coverage")
 _UNIT_TOLERANCE = 1e-2  # a norm computed in bfloat16 is off by up to 2^-8
 
@@ -27,7 +32,7 @@ class EmbeddingSet:
     index: Tensor
     """(N,) int64, position of the image in its face set."""
     kind: Tensor
-    """(N,) int64, position of the occluder in the list of kinds; -1 for a bare face."""
+    """(N,) int64, position of the occluder in the list of kinds; `BARE` without one."""
     seed: Tensor
     """(N,) int64, seed of the mask."""
     coverage: Tensor = None  # type: ignore[assignment]  # replaced in __post_init__
@@ -64,14 +69,14 @@ class EmbeddingSet:
         return self.take(first.scatter_reduce(0, group, torch.arange(len(self), device=group.device), "amin"))
 
     def groups(self) -> Tensor:
-        """Return (N, 2), the group of masks of each member: (image, kind), or (image, -1) with mixed kinds.
+        """Return (N, 2), the group of masks of each member: (image, kind), or (image, `MIXED_KINDS`).
 
         If every image has every kind equally often, masks of equal kind are compared, and a group has one kind.
         Otherwise each image has its own kinds, and a group contains all masks of an image.
         """
         pairs, counts = torch.unique(torch.stack([self.index, self.kind], 1), dim=0, return_counts=True)
         balanced = len(pairs) == len(pairs[:, 0].unique()) * len(pairs[:, 1].unique()) and len(counts.unique()) <= 1
-        return torch.stack([self.index, self.kind if balanced else torch.full_like(self.kind, -1)], 1)
+        return torch.stack([self.index, self.kind if balanced else torch.full_like(self.kind, MIXED_KINDS)], 1)
 
     def draw(self) -> Tensor:
         """Return (N,) int64, the index of the mask within its group (see `groups`), in order of seed."""

@@ -1,4 +1,4 @@
-"""Where an occluder lies and what it looks like: a batched, seeded renderer without files or detectors."""
+"""Batched, seeded rendering of occluders on faces."""
 
 from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.registry import draw_kinds, list_kinds, register_kind

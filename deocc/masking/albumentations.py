@@ -1,4 +1,4 @@
-"""The renderer as an albumentations transform. Import it where needed: `deocc.masking` does not load albumentations."""
+"""The renderer as an albumentations transform; `deocc.masking` does not import albumentations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,15 @@ from deocc.masking.renderer import render
 
 
 class MaskFace(ImageOnlyTransform):  # type: ignore[misc]  # albumentations ships no types
-    """Put a random occluder on a face.
+    """Render a random occluder on a face.
 
-    Targets: `image`, uint8 (H, W, 3). The transform adds the key `occlusion_mask`, uint8 (H, W), 1 = covered, all 0 where the transform is
-    not applied. Later spatial transforms move it along if the `Compose` declares `additional_targets={"occlusion_mask": "mask"}`.
+    Targets: `image`, uint8 (H, W, 3). The transform adds the key `occlusion_mask`, uint8 (H, W), 1 = covered, all 0
+    where the transform is not applied. Later spatial transforms move it along if the `Compose` declares
+    `additional_targets={"occlusion_mask": "mask"}`.
 
-    The five landmarks (eye, eye, nose, mouth corner, mouth corner, left to right, pixels) are taken from the `keypoints` target if it is
-    given, else from the key `landmarks`, (5, 2), else the image must be a square canonical crop of `deocc.geometry`. Earlier spatial
-    transforms move `keypoints` and leave `landmarks` as they are.
+    The five landmarks (eye, eye, nose, mouth corner, mouth corner, left to right, pixels) are taken from the
+    `keypoints` target if it is given, else from the key `landmarks`, (5, 2), else the image must be a square canonical
+    crop of `deocc.geometry`. Earlier spatial transforms move `keypoints` and leave `landmarks` as they are.
 
     Args:
         kinds: names from `deocc.masking.list_kinds()`; None = all.
@@ -31,7 +32,7 @@ class MaskFace(ImageOnlyTransform):  # type: ignore[misc]  # albumentations ship
     """
 
     class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
-        """What albumentations validates."""
+        """Validation of the arguments."""
 
         kinds: Sequence[str] | None
 
@@ -42,16 +43,16 @@ class MaskFace(ImageOnlyTransform):  # type: ignore[misc]  # albumentations ship
 
     @property
     def targets(self) -> dict[str, Callable[..., Any]]:
-        """What may be given; `apply_with_params` does the work, because two results come of one rendering."""
+        """Return the targets; `apply_with_params` transforms them, since one rendering has two results."""
         return {"image": self.apply, "keypoints": self.apply}
 
     def __call__(self, *args: Any, force_apply: bool = False, **kwargs: Any) -> Any:
-        """Transform, and see to it that `occlusion_mask` exists."""
+        """Transform, and add `occlusion_mask` where the transform is not applied."""
         empty = np.zeros(kwargs["image"].shape[:2], np.uint8) if "image" in kwargs else None
         return {"occlusion_mask": empty, **super().__call__(*args, force_apply=force_apply, **kwargs)}
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """The seed, from the transform's own generator, and the landmarks."""
+        """Return the seed, from the transform's own generator, and the landmarks."""
         points = data.get("keypoints")
         points = data.get("landmarks") if points is None else np.asarray(points)[:, :2]
         return {
@@ -60,7 +61,7 @@ class MaskFace(ImageOnlyTransform):  # type: ignore[misc]  # albumentations ship
         }
 
     def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Render once, and return the image and its mask with all other data."""
+        """Render once and return image, mask and all other data."""
         image, mask = self._render(kwargs["image"], params["seed"], params["landmarks"])
         return {**kwargs, "image": image, "occlusion_mask": mask}
 

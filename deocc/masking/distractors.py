@@ -1,7 +1,8 @@
-"""Changes that a mask predictor must not take for an occluder: glasses frames, beards, shadows, glare, and a camera's own defects.
+"""Label-preserving changes for training a mask predictor.
 
-None of them changes the mask (DeepFaceLab's XSeg and OFIQ's FaceOcc train with such label-preserving changes). Not specified by the paper;
-our choice. Like the renderer, everything random follows from an image's seed alone.
+Glasses frames, beards, shadows, glare and camera defects are no occluders: none of them changes the mask (as in the
+training of XSeg of DeepFaceLab and of FaceOcc of OFIQ). Not specified by the paper; our choice. All randomness follows
+from an image's seed.
 """
 
 import cv2
@@ -17,11 +18,11 @@ from deocc.masking.renderer import paint_kinds
 from deocc.masking.shapes import norm, superellipse
 
 _WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM = 1 << 41, 1 << 42, 1 << 43
-"""Streams of an image's random numbers; the occluders' are below."""
+"""Streams of an image's random numbers; the occluders use lower ones."""
 
 
 def add_worn(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.4) -> Tensor:
-    """Draw what belongs to a bare face, glasses frames or a beard, on a share of the faces.
+    """Draw glasses frames or a beard on a share of the faces.
 
     Args:
         faces: (B, 3, H, W) in [-1, 1].
@@ -71,7 +72,7 @@ def _paint_some(
 
 
 def _glasses(canvas: Canvas) -> Layer:
-    """Thin frames with clear glass, which reflects a little."""
+    """Draw thin frames with clear glass, which reflects a little."""
     draws, u = canvas.draws, canvas.posed_u(0.0)
     shift, width, height, gap = draws.between_each((-0.02, 0.1), (0.33, 0.44), (0.2, 0.36), (0.07, 0.13))
     squareness, rim, shine = draws.between_each((0.0, 1.0), (0.012, 0.035), (0.0, 0.18))
@@ -86,7 +87,7 @@ def _glasses(canvas: Canvas) -> Layer:
 
 
 def _beard(canvas: Canvas) -> Layer:
-    """Hair round the mouth and along the jaw, from stubble to a full beard; the lips stay free."""
+    """Draw hair around the mouth and along the jaw, from stubble to a full beard, without the lips."""
     draws, u, v = canvas.draws, canvas.posed_u(0.3), canvas.v
     top, width, bottom, density = draws.between_each((0.72, 1.0), (0.5, 1.1), (1.7, 2.1), (0.3, 0.9))
     centre, half = (top + bottom) / 2, (bottom - top) / 2
@@ -103,7 +104,7 @@ def _beard(canvas: Canvas) -> Layer:
 
 
 def _shadow(canvas: Canvas) -> Layer:
-    """A soft-edged dark half of the image, or a dark disc."""
+    """Draw a soft-edged dark half of the image, or a dark disc."""
     draws = canvas.draws
     across, down, place, strength, soft = draws.between_each((-1, 1), (-1, 1), (-0.8, 0.8), (0.2, 0.65), (0.03, 0.6))
     radius = draws.between(0.4, 1.2)
@@ -115,7 +116,7 @@ def _shadow(canvas: Canvas) -> Layer:
 
 
 def _glare(canvas: Canvas) -> Layer:
-    """A bright spot that fades outwards."""
+    """Draw a bright spot that fades outwards."""
     draws = canvas.draws
     u, v, radius, strength = draws.between_each((-1.3, 1.3), (-1.2, 1.8), (0.4, 1.8), (0.2, 0.85))
     fade = norm(canvas.u - u, canvas.v - v).div_(-radius).add_(1).clamp_min_(0)
@@ -129,7 +130,7 @@ _CAST = (Kind("shadow", None, _shadow), Kind("glare", None, _glare))
 
 
 def _noise(faces: Tensor, place: Tensor) -> Tensor:
-    """(B, 1, H, W) in [-1, 1]: a window of one tile of noise, at a place that follows from (B,) numbers in [0, 1)."""
+    """Return noise (B, 1, H, W) in [-1, 1], a window of the noise tile chosen by (B,) numbers in [0, 1)."""
     height, width = faces.shape[2:]
     tiles = noise_tiles(faces.device, height // 128 + 2, width // 128 + 2)
     number = (place * 128 * 128).long()
@@ -137,7 +138,7 @@ def _noise(faces: Tensor, place: Tensor) -> Tensor:
 
 
 def _blur(faces: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur by (B, 1, 1, 1) `sigma` in pixels, at most 1.5; 0 leaves an image as it is."""
+    """Blur by a Gaussian of (B, 1, 1, 1) `sigma` pixels, at most 1.5; 0 leaves an image unchanged."""
     offsets = torch.arange(-3, 4, device=faces.device, dtype=faces.dtype)
     weights = torch.exp(-offsets.square() / (2 * sigma.flatten()[:, None].square() + 1e-6))
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)
@@ -148,7 +149,7 @@ def _blur(faces: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _compress(faces: Tensor, quality: Tensor) -> Tensor:
-    """JPEG at (B,) `quality` in 1..100; 100 leaves an image as it is."""
+    """Compress as JPEG at (B,) `quality` in 1..100; 100 leaves an image unchanged."""
     changed = faces.clone()
     for number in (quality < 100).nonzero()[:, 0].tolist():
         pixels = (faces[number].add(1).mul(127.5).round().byte().permute(1, 2, 0)).cpu().numpy()

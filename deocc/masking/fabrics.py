@@ -1,4 +1,4 @@
-"""Surfaces: waves, folds, prints and shading, in exact arithmetic only (see `deocc.masking.canvas`)."""
+"""Surfaces: waves, prints, weaves and shading, with the arithmetic that `Kind.paint` allows."""
 
 from torch import Tensor
 
@@ -7,16 +7,16 @@ from deocc.masking.random import Draws
 
 
 def wave(phase: Tensor) -> Tensor:
-    """A periodic wave in [0, 1], period 1, peak at integers: a smoothstepped triangle, near (1 + cos 2 pi t) / 2 without its cost."""
+    """Return a wave in [0, 1] with period 1 and peaks at integers: a smoothstepped triangle, like a cosine."""
     t = (phase - phase.floor()).sub_(0.5).abs_()
     return (t * t).mul_(3 - 4 * t).mul_(4)
 
 
 def shading(canvas: Canvas, u: Tensor, bulge: float, rows: float = 0.0) -> Tensor:
-    """(N, h, w) brightness of a matt surface wrapped round the face.
+    """Return the brightness (N, h, w) of a matt surface wrapped around the face.
 
     Args:
-        canvas: whose light is used.
+        canvas: provides the lighting.
         u: (N, h, w) horizontal face coordinate.
         bulge: darkening at one eye distance from the middle.
         rows: darkening per eye distance below the nose.
@@ -28,15 +28,16 @@ def shading(canvas: Canvas, u: Tensor, bulge: float, rows: float = 0.0) -> Tenso
 
 
 def exposure(canvas: Canvas) -> Tensor:
-    """(N, 1, 1) factor by which the face's brightness lightens or darkens an occluder: half of the deviation from a mid exposure. OURS."""
+    """Return the brightness factor (N, 1, 1) of an occluder: half of the face's deviation from mid exposure."""
     return (0.72 + 0.5 * canvas.light.level).clamp(0.75, 1.12)
 
 
 def print_pattern(canvas: Canvas, draws: Draws) -> Tensor:
-    """(N, h, w) in [0, 1]: how much of the second colour a printed fabric shows: plain, stripes, checks, dots or blotches, at random.
+    """Return the share (N, h, w) of the second colour in a random print.
 
-    All are one formula, so that a batch needs no branching: two crossed waves, each sharpened (stripes, checks), or summed and then
-    sharpened (dots, and blotches where the waves bend each other).
+    Prints are plain, striped, checked, dotted or blotched. All are one formula, so that a batch needs no branching: two
+    crossed waves, each sharpened (stripes, checks), or summed and then sharpened (dots, and blotches where the waves
+    bend each other).
     """
     choice = draws.unit()
     stripes, checks, dots = _within(choice, 0.25, 0.45), _within(choice, 0.45, 0.6), _within(choice, 0.6, 0.78)
@@ -57,7 +58,7 @@ def print_pattern(canvas: Canvas, draws: Draws) -> Tensor:
 
 
 def _sharpened(ramp: Tensor, hard: Tensor) -> Tensor:
-    """A wave as it is where `hard` is 0, six times steeper round its middle where it is 1; in place."""
+    """Make a wave six times steeper around its middle where `hard` is 1, in place."""
     return ramp.mul_(1 + 5 * hard).sub_(2.5 * hard).clamp_(0, 1)
 
 
@@ -66,13 +67,13 @@ def _within(value: Tensor, low: float, high: float) -> Tensor:
 
 
 def tinted(canvas: Canvas, first: Tensor, second: Tensor, share: Tensor, shade: Tensor) -> Tensor:
-    """(N, C, h, w): `share` (N, h, w) of the second colour in the first, times `shade`, plus grain; colours are (N, C, 1, 1)."""
+    """Return (N, C, h, w): `first` mixed with a `share` (N, h, w) of `second`, times `shade`, plus grain."""
     lit = (0.03 * canvas.grain).add_(shade).unsqueeze(1)
     return ((second - first) * share.unsqueeze(1)).add_(first).mul_(lit).clamp_(0, 1)
 
 
 def weave(canvas: Canvas, u: Tensor, v: Tensor, threads: Tensor) -> Tensor:
-    """(N, h, w) in [0, 1], a knit of `threads` per eye distance that fades out where pixels are too coarse to show it."""
+    """Return a knit (N, h, w) of `threads` per eye distance, which fades out where pixels are too coarse."""
     visible = ((canvas.frame.unit / threads - 1.5) * 0.5).clamp(0, 1)
     along = u * threads
     return wave((v * threads).add_(0.5 * along)).mul_(wave(along)).sub_(0.25).mul_(visible)

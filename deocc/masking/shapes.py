@@ -1,7 +1,8 @@
-"""The face's own coordinates: u to the right along the eyes, v down to the mouth, in eye distances from the point between the eyes.
+"""Signed distances of shapes, and the face coordinates u and v.
 
-On the canonical template the eyes lie at (-0.5, 0) and (0.5, 0), the nose at (0, 0.56), the mouth at v = 1.1, the chin near v = 1.85 and
-the cheeks' edge near |u| = 1.05.
+u points right along the eyes and v down to the mouth, in eye distances from the point between the eyes. On the
+canonical template the eyes are at (-0.5, 0) and (0.5, 0), the nose at (0, 0.56), the mouth at v = 1.1, the chin near v
+= 1.85 and the edge of the cheeks near |u| = 1.05.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def smooth_max(a: Tensor, b: Tensor, radius: float) -> Tensor:
-    """Intersection of two shapes with its corners rounded: the polynomial smooth maximum.
+    """Intersect two shapes with rounded corners, by the polynomial smooth maximum.
 
     Source: I. Quilez, "Smooth minimum", quadratic form: max(a, b) + max(k - |a - b|, 0)^2 / 4k.
     """
@@ -19,12 +20,12 @@ def smooth_max(a: Tensor, b: Tensor, radius: float) -> Tensor:
 
 
 def smooth_min(a: Tensor, b: Tensor, radius: float) -> Tensor:
-    """Union of two shapes with the notch between them filled; see `smooth_max`."""
+    """Unite two shapes and fill the notch between them; see `smooth_max`."""
     return torch.minimum(a, b).sub_(_blend(a, b, radius))
 
 
 def _blend(a: Tensor, b: Tensor, radius: float) -> Tensor:
-    """max(k - |a - b|, 0)^2 / 4k."""
+    """Return max(k - |a - b|, 0)^2 / 4k."""
     overlap = (a - b).abs_().sub_(radius).clamp_max_(0)
     return overlap.mul_(overlap).mul_(0.25 / radius)
 
@@ -32,27 +33,27 @@ def _blend(a: Tensor, b: Tensor, radius: float) -> Tensor:
 def rounded_box(
     x: Tensor, y: Tensor, half_width: float | Tensor, half_height: float | Tensor, radius: float | Tensor
 ) -> Tensor:
-    """Signed distance to an axis-parallel box round (0, 0) with corners of the given radius."""
+    """Return the signed distance to a box around (0, 0) with corners of the given radius."""
     dx, dy = x.abs() - (half_width - radius), y.abs() - (half_height - radius)
     inside = torch.maximum(dx, dy).clamp_max_(0)
     return norm(dx.clamp_min_(0), dy.clamp_min_(0)).add_(inside).sub_(radius)
 
 
 def capsule(x: Tensor, y: Tensor, length: float | Tensor) -> Tensor:
-    """Distance to the segment from (0, 0) to (length, 0); subtract a radius to have a capsule."""
+    """Return the distance to the segment from (0, 0) to (length, 0); subtract a radius for a capsule."""
     along = x - torch.minimum(x.clamp_min(0), torch.as_tensor(length, dtype=x.dtype, device=x.device))
     return norm(along, y)
 
 
 def superellipse(x: Tensor, y: Tensor, squareness: float | Tensor) -> Tensor:
-    """A norm whose unit circle runs from an ellipse (squareness 0) to a rounded square (squareness 1)."""
+    """Return a norm whose unit circle is a circle (squareness 0) to a rounded square (squareness 1)."""
     x2, y2 = x * x, y * y
     square = norm(x2, y2).sqrt_().mul_(squareness)
     return x2.add_(y2).sqrt_().mul_(1 - squareness).add_(square)
 
 
 def norm(x: Tensor, y: Tensor) -> Tensor:
-    """Distance of (x, y) from (0, 0)."""
+    """Return the distance of (x, y) from (0, 0)."""
     return (x * x).add_(y * y).sqrt_()
 
 
@@ -63,7 +64,7 @@ MOUTH_V = 1.1
 class FaceFrame(NamedTuple):
     """Maps pixels to face coordinates and back; every field is (N, 1, 1) float32, so that it broadcasts over pixels.
 
-    u = ux x + uy y + u0, v = vx x + vy y + v0; the point (u, v) lies at x = x0 + u xu + v xv, y = y0 + u yu + v yv.
+    u = ux x + uy y + u0, v = vx x + vy y + v0; the point (u, v) is at x = x0 + u xu + v xv, y = y0 + u yu + v yv.
     """
 
     ux: Tensor
@@ -85,11 +86,12 @@ class FaceFrame(NamedTuple):
 
     @classmethod
     def from_landmarks(cls, landmarks: Tensor) -> "FaceFrame":
-        """Fit the frame to (N, 5, 2) landmarks.
+        """Fit the frame to landmarks (N, 5, 2).
 
-        The u axis follows the eyes and the v axis the line from the eyes to the mouth, so roll, and the foreshortening of yaw and pitch,
-        are kept. Both are held within bounds, since a face in profile has nearly coincident eyes.
-        Only +, -, *, / and sqrt occur: IEEE arithmetic rounds them alike in every batch, unlike vectorised sines and matrix products.
+        The u axis follows the eyes and the v axis the line from the eyes to the mouth, so roll, and the foreshortening
+        of yaw and pitch, are kept. Both are bounded, since the eyes nearly coincide on a face in profile. Only +, -, *,
+        / and sqrt occur: IEEE arithmetic rounds these alike in every batch, unlike vectorised sines and matrix
+        products.
         """
         eye_l, eye_r, nose, mouth_l, mouth_r = landmarks.float().unbind(1)
         origin, mouth = (eye_l + eye_r) / 2, (mouth_l + mouth_r) / 2
@@ -98,9 +100,7 @@ class FaceFrame(NamedTuple):
         eyes = (ex * ex + ey * ey).sqrt().clamp_min(1e-3)
         ex, ey = ex / eyes, ey / eyes
         down = my * ex - mx * ey
-        flip = torch.where(
-            down < 0, -1.0, 1.0
-        )  # the points are sorted left to right, so an upside-down face has its mouth above
+        flip = torch.where(down < 0, -1.0, 1.0)  # upside-down face: points are sorted left to right
         nx, ny = -ey * flip, ex * flip
         du = torch.maximum(eyes, 0.6 * down.abs())
         dv = down.abs().clamp(0.7 * du, 1.5 * du)
@@ -115,11 +115,11 @@ class FaceFrame(NamedTuple):
         return cls(*(column[:, None, None] for column in columns))
 
     def take(self, index: Tensor | slice) -> "FaceFrame":
-        """The frames of some of the images."""
+        """Return the frames of some of the images."""
         return FaceFrame(*(column[index] for column in self))
 
     def pixels(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """x and y, each (N, P), of (P, 2) points given in face coordinates."""
+        """Return x and y, each (N, P), of points (P, 2) in face coordinates."""
         u, v = points[:, 0], points[:, 1]
         x, y = self.x0 + u * self.xu + v * self.xv, self.y0 + u * self.yu + v * self.yv
         return x[:, 0], y[:, 0]

@@ -1,4 +1,4 @@
-"""Occluders from a picture: an RGBA PNG laid on the face by five anchor points."""
+"""Occluders from a picture: an RGBA PNG placed on the face by five anchor points."""
 
 from pathlib import Path
 
@@ -14,28 +14,25 @@ from deocc.masking.registry import register_kind
 from deocc.masking.shapes import FaceFrame
 
 _LEVELS = 5
-"""Copies of the picture, each half the size of the one before, so that a small face does not alias. 2^4 = 16 times smaller is enough."""
+"""Copies of the picture, each half the size of the previous one, so that a small face has no aliasing."""
 
 
 def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
-    """Add an occluder painted from a PNG file; it follows the face's place, roll, size and foreshortening and takes on its light.
+    """Add an occluder painted from a PNG file, which follows the pose, size and light of the face.
 
-    Args:
-        name: of the new kind.
-        path: a PNG with an alpha channel, 0 where the face shows.
-        anchors: (5, 2) x, y in pixels of the picture where the face's eye, eye, nose, mouth corner and mouth corner come to lie, left to
+    Args: name: of the new kind. path: a PNG with an alpha channel, 0 where the face shows. anchors: (5, 2) x, y in
+        pixels of the picture where the face's eye, eye, nose, mouth corner and mouth corner come to lie, left to
             right; they may lie outside the picture.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the picture has no alpha channel or is fully transparent, the anchors are no five finite points, or the name is taken.
+    Raises: FileNotFoundError: no such file. ValueError: the picture has no alpha channel or is fully transparent, the
+        anchors are no five finite points, or the name is taken.
     """
     texture = Texture(_read(Path(path)), _check(anchors))
     register_kind(Kind(name, texture.extent, texture))
 
 
 class Texture:
-    """Paints one picture; an instance is what `Kind.paint` calls.
+    """Painter of one picture, for `Kind.paint`.
 
     Args:
         picture: (4, h, w) RGBA in [0, 1].
@@ -46,9 +43,7 @@ class Texture:
         self._frame = FaceFrame.from_landmarks(anchors[None])
         self.extent = self._face_extent(picture.shape[1], picture.shape[2])
         self._border = 1 << _LEVELS
-        colour = (
-            picture[:3] * picture[3:]
-        )  # premultiplied, so that transparent pixels lend no colour to their neighbours
+        colour = picture[:3] * picture[3:]  # premultiplied: transparent pixels do not tint their neighbours
         levels = _pyramid(torch.cat([colour, picture[3:]]), self._border)
         self._texels = torch.cat([level.flatten(1) for level in levels], 1)
         sizes = [(level.shape[1], level.shape[2]) for level in levels]
@@ -56,7 +51,7 @@ class Texture:
         self._layout = torch.tensor([(start, h, w) for start, (h, w) in zip(starts, sizes, strict=True)])
 
     def _face_extent(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The picture's bounding box in face coordinates."""
+        """Return the bounding box of the picture in face coordinates."""
         f = self._frame
         corners = [(x, y) for x in (-1, width) for y in (-1, height)]
         u = [float(f.ux * x + f.uy * y + f.u0) for x, y in corners]
@@ -64,7 +59,7 @@ class Texture:
         return min(u), min(v), max(u), max(v)
 
     def __call__(self, canvas: Canvas) -> Layer:
-        """Sample the picture bilinearly at every pixel's face coordinates."""
+        """Sample the picture bilinearly at the face coordinates of every pixel."""
         f = FaceFrame(*(column.to(canvas.x.device) for column in self._frame))
         level = self._level(f.unit / canvas.frame.unit)
         shrink = 1 / (1 << level).float()
@@ -78,12 +73,12 @@ class Texture:
         return Layer(alpha, (colour / alpha.clamp_min(1 / 255).unsqueeze(1) * lit).clamp(0, 1))
 
     def _level(self, ratio: Tensor) -> Tensor:
-        """(N, 1, 1) int64, how often to halve the picture, whose pixels are `ratio` times finer than the face's."""
+        """Return (N, 1, 1) int64, how often to halve a picture of `ratio` times finer pixels than the face."""
         bounds = torch.tensor([1.5 * 2**level for level in range(_LEVELS - 1)], device=ratio.device)
         return (ratio > bounds).sum(-1, keepdim=True)
 
     def _sample(self, x: Tensor, y: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, h, w) premultiplied colour and (N, h, w) alpha at texel coordinates of a level; beyond it lies its border."""
+        """Return premultiplied colour (N, 3, h, w) and alpha (N, h, w) at texel coordinates of a level."""
         start, height, width = self._layout.to(x.device)[level].unbind(-1)
         x, y = torch.minimum(x.clamp_min(0), width - 1.001), torch.minimum(y.clamp_min(0), height - 1.001)
         left, top = x.floor(), y.floor()
@@ -96,7 +91,10 @@ class Texture:
 
 
 def _pyramid(picture: Tensor, border: int) -> list[Tensor]:
-    """The (4, h, w) picture with a transparent border, and its halved copies; sides are multiples of the border, so halving stays exact."""
+    """Return the picture (4, h, w) with a transparent border, and halved copies of it.
+
+    Sides are multiples of the border, so halving is exact.
+    """
     height, width = picture.shape[1:]
     levels = [F.pad(picture, (border, border + -width % border, border, border + -height % border))]
     for _ in range(_LEVELS - 1):
@@ -105,13 +103,14 @@ def _pyramid(picture: Tensor, border: int) -> list[Tensor]:
 
 
 def _read(path: Path) -> Tensor:
-    """(4, h, w) RGBA in [0, 1]."""
+    """Return RGBA (4, h, w) in [0, 1]."""
     if not path.is_file():
         raise FileNotFoundError(f"no texture at {path.resolve()}: give the path of an RGBA PNG")
     with Image.open(path, formats=("PNG",)) as image:
         if "A" not in image.getbands():
             raise ValueError(
-                f"{path} has no alpha channel (mode {image.mode}): save it as an RGBA PNG, transparent where the face shows"
+                f"{path} has no alpha channel (mode {image.mode}): "
+                "save it as an RGBA PNG, transparent where the face shows"
             )
         pixels = np.array(image.convert("RGBA"))
     if not pixels[..., 3].any():

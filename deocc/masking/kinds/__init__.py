@@ -1,4 +1,4 @@
-"""The occluders that come with the package, one file each; their order is their number and must not change."""
+"""The built-in occluders, one file each. Their order defines their numbers and must not change."""
 
 from deocc.masking.canvas import Kind
 from deocc.masking.kinds.blob import BLOB

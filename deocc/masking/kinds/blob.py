@@ -1,6 +1,7 @@
-"""Free-form textured shapes of any kind of outline, colour and transparency: what no other occluder resembles.
+"""Free-form textured shapes of any outline, colour and transparency, unlike every other occluder.
 
-A mask predictor that has seen them finds occluders it was never trained on (Voo et al., CVPR-W 2022, train on such shapes alone).
+A mask predictor that has seen them finds occluders it was never trained on (Voo et al., CVPR-W 2022, train on such
+shapes alone).
 """
 
 from functools import reduce
@@ -17,7 +18,7 @@ _JOINT = 0.25  # eye distances over which neighbouring lobes melt together
 
 
 def _paint(canvas: Canvas) -> Layer:
-    """One to four ellipses that melt into one outline, printed, knitted, skin-coloured or plain; 30 % of them let the face show through."""
+    """Paint four ellipses that melt together; 30 % of the blobs let the face show through."""
     draws = canvas.draws
     u, v = draws.between_each((-1.0, 1.0), (-0.7, 1.8))
     distance = reduce(lambda shape, lobe: smooth_min(shape, lobe, _JOINT), [_lobe(canvas, u, v) for _ in range(_LOBES)])
@@ -28,7 +29,7 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _lobe(canvas: Canvas, u: Tensor, v: Tensor) -> Tensor:
-    """(N, h, w) distance, in eye distances and negative inside, to an ellipse near (u, v)."""
+    """Return the signed distance (N, h, w) to an ellipse near (u, v)."""
     du, dv, tilt, width, height = canvas.draws.between_each(
         (-0.5, 0.5), (-0.5, 0.5), (-1.0, 1.0), (0.12, 0.6), (0.12, 0.45)
     )
@@ -38,7 +39,7 @@ def _lobe(canvas: Canvas, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _surface(canvas: Canvas) -> Tensor:
-    """(N, C, h, w) colours: two random ones or the skin's own, in a print, under a light that changes across the face."""
+    """Return (N, C, h, w): random colours or the skin's, in a print, under uneven light."""
     draws = canvas.draws
     skin = canvas.paint(canvas.light.skin) * draws.between(0.7, 1.15).unsqueeze(1)
     is_skin = draws.chance(0.25).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""A rectangle over part of the face, filled with a colour, with noise, or with the face's mean colour."""
+"""A rectangle filled with a colour, with noise, or with the colour of the skin."""
 
 from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.shapes import rounded_box

@@ -1,4 +1,4 @@
-"""The home-made cloth mask: rounder, in any colour and print, with a seam down its middle."""
+"""The home-made cloth mask: rounded, in any colour and print, with a seam in the middle."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _sheet(u: Tensor, v: Tensor, draws: Draws) -> Tensor:
-    """Signed distance to the cloth: cut to a point over the nose, round at the chin, narrow towards the ears."""
+    """Return the signed distance to the cloth: pointed over the nose, round at the chin, narrow at the ears."""
     low = draws.chance(0.12)
     nose, lower, lean, chin, half = draws.between_each(
         (0.24, 0.42), (0.34, 0.44), (-0.07, 0.07), (1.74, 1.98), (0.92, 1.06)
@@ -37,7 +37,7 @@ def _sheet(u: Tensor, v: Tensor, draws: Draws) -> Tensor:
 
 
 def random_colours(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Two colours of cloth, (N, C, 1, 1) each: any hue, more often muted or dark than bright."""
+    """Draw two colours of cloth, (N, C, 1, 1) each: any hue, more often muted or dark than bright."""
     base, contrast = draws.between(0.12, 0.85)[:, 0], (draws.sign() * draws.between(0.2, 0.45))[:, 0]
     first = base + draws.colour(-0.22, 0.22)
     other = (base + contrast + (base + contrast).floor() * -1.0).clamp(0.08, 0.92)
@@ -46,7 +46,7 @@ def random_colours(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def _relief(canvas: Canvas, u: Tensor, v: Tensor, sheet: Tensor, draws: Draws) -> Tensor:
-    """The middle seam, the hem, soft wrinkles towards the ears, and the threads, as additions to the shade."""
+    """Return the shade of the middle seam, the hem, soft wrinkles and the threads."""
     seam = canvas.line(u - draws.between(-0.03, 0.03), 0.02, 0.14 * draws.chance(0.6))
     depth, steep, slant, phase, threads = draws.between_each(
         (0.06, 0.1), (2.2, 3.4), (-0.6, 0.6), (0.0, 1.0), (18.0, 26.0)

@@ -1,4 +1,4 @@
-"""A hand over the mouth: the back of a palm, four fingers and a thumb in the face's own skin colour."""
+"""A hand over the mouth: the back of the hand, four fingers and a thumb in the skin colour of the face."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,8 @@ from deocc.masking.random import Draws
 from deocc.masking.shapes import capsule, norm, rounded_box, smooth_min
 
 _PITCH = 0.228
-"""Distance between neighbouring fingers' axes; like all lengths here in units of the hand, whose palm is 0.88 wide. OURS."""
+"""Distance between the axes of neighbouring fingers. Lengths here are in units of the hand, whose palm is 0.88 wide.
+Our choice."""
 
 
 class _Fingers(NamedTuple):
@@ -39,7 +40,10 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _hand_coordinates(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
-    """p from the knuckles to the fingertips, q across from the little finger to the index; from either side, flat to nearly upright."""
+    """Return p from knuckles to fingertips and q across, from the little finger to the index finger.
+
+    The hand comes from either side, flat to nearly upright.
+    """
     side, mirror = draws.sign(), draws.sign()
     size, steep = draws.between_each((1.0, 1.25), (-0.5, 0.95))
     length = (1 + steep * steep).sqrt()
@@ -51,7 +55,7 @@ def _hand_coordinates(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def _fingers(p: Tensor, q: Tensor, draws: Draws) -> _Fingers:
-    """Four capsules, one to a band of q, so that one evaluation serves all: the number of the band gives the length."""
+    """Evaluate the nearest of four capsules; its number, the rounded place across, gives its length."""
     spread, radius, reach = draws.between_each((-0.04, 0.22), (0.100, 0.114), (0.92, 1.08))
     place = (q / p.clamp_min(0).mul_(spread).add_(1)).mul_(1 / _PITCH).add_(1.5)
     number = place.round().clamp_(0, 3)  # 0 = little finger, 3 = index
@@ -63,7 +67,7 @@ def _fingers(p: Tensor, q: Tensor, draws: Draws) -> _Fingers:
 
 
 def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
-    """Signed distance to the palm with wrist and thumb, which leaves it on the index finger's side."""
+    """Return the signed distance to palm, wrist and thumb."""
     turn = draws.between(0.1, 0.5)
     length = (1 + turn * turn).sqrt()
     x, y = p + 0.5, q - 0.33
@@ -73,7 +77,7 @@ def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
 
 
 def _relief(canvas: Canvas, fingers: _Fingers, p: Tensor, back: Tensor, hand: Tensor) -> Tensor:
-    """(N, h, w) brightness: round fingers with gaps, creases over the joints and nails, knuckles, and a rim that turns away."""
+    """Return the brightness (N, h, w) of fingers, gaps, joints, nails, knuckles and rim."""
     across, tip = fingers.across, fingers.tip
     across2 = across * across
     roundness = (1 - across2).clamp_(-0.2, 1)

@@ -1,4 +1,4 @@
-"""The respirator: a stiff cup with an embossed ridge, a nose clip and two straps round the head."""
+"""The respirator: a stiff cup with an embossed ridge, a nose clip and two straps around the head."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _cup(u: Tensor, v: Tensor, draws: Draws) -> Tensor:
-    """Signed distance to the cup: a dome over the nose, widest at the mouth, ending under the chin."""
+    """Return the signed distance to the cup, a dome from the nose to below the chin."""
     nose, chin, half, lean, fall = draws.between_each(
         (0.22, 0.36), (1.72, 1.92), (0.80, 0.92), (-0.05, 0.05), (0.40, 0.55)
     )
@@ -34,7 +34,7 @@ def _cup(u: Tensor, v: Tensor, draws: Draws) -> Tensor:
 
 
 def _relief(canvas: Canvas, u: Tensor, v: Tensor, cup: Tensor, draws: Draws) -> Tensor:
-    """Light on the dome, two embossed rings or a welded cross seam, the flat rim and the metal clip, as additions to the shade."""
+    """Return the shade of dome, embossed rings, welded cross seam, flat rim and metal clip."""
     depth, height = draws.between_each((0.2, 0.26), (0.95, 1.15))
     rim = canvas.line(cup + 0.07, 0.02, 0.16)
     ring = canvas.line(cup + depth, 0.035, 0.10)
@@ -45,7 +45,7 @@ def _relief(canvas: Canvas, u: Tensor, v: Tensor, cup: Tensor, draws: Draws) -> 
 
 
 def _straps(canvas: Canvas, side: Tensor, draws: Draws) -> Tensor:
-    """Signed distance to the two straps: one rises over the ears, one runs below them."""
+    """Return the signed distance to two straps, one over and one below the ears."""
     over, under = draws.between_each((0.85, 0.95), (1.26, 1.36))
     out = side - 0.72
     upper = canvas.affine(0.0, 1.0, -over).add_(0.85 * out).abs_().mul_(0.76)

@@ -27,7 +27,7 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _top(canvas: Canvas, u: Tensor, u2: Tensor, draws: Draws) -> Tensor:
-    """(N, h, w) v of the upper edge, over the nose or under it, slightly slack."""
+    """Return v (N, h, w) of the slack upper edge, over or under the nose."""
     edge = draws.between(0.78, 0.98) - draws.chance(0.7) * draws.between(0.36, 0.52)
     pitch, phase, lean, fall = draws.between_each((0.2, 0.5), (0.0, 1.0), (-0.12, 0.12), (-0.05, 0.22))
     sway = wave(canvas.affine(pitch, 0.0, phase)).mul_(0.08)
@@ -35,7 +35,7 @@ def _top(canvas: Canvas, u: Tensor, u2: Tensor, draws: Draws) -> Tensor:
 
 
 def _folds(u: Tensor, u2: Tensor, depth: Tensor, draws: Draws) -> Tensor:
-    """(N, h, w) in [0, 1]: broad drapes that run together towards one side, crossed by finer creases."""
+    """Return (N, h, w) in [0, 1]: broad drapes that converge to one side, crossed by finer creases."""
     towards, slack, pitch, slant, phase = draws.between_each(
         (-0.4, 0.4), (-0.5, 0.1), (1.1, 1.9), (-0.3, 0.3), (0.0, 1.0)
     )

@@ -1,6 +1,7 @@
 """Free-form brush strokes, the irregular holes of the inpainting literature.
 
-[0] Yu et al., "Free-form image inpainting with gated convolution", ICCV 2019: polylines of random turns and widths with round joints.
+[0] Yu et al., "Free-form image inpainting with gated convolution", ICCV 2019: polylines of random turns and widths with
+    round joints.
 """
 
 from functools import reduce
@@ -22,7 +23,7 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _stroke(canvas: Canvas) -> Tensor:
-    """(N, h, w) signed distance to a polyline of random thickness."""
+    """Return the signed distance (N, h, w) to a polyline of random thickness."""
     radius, u, v = canvas.draws.between_each((0.08, 0.22), (-0.9, 0.9), (-0.3, 1.6))
     squares = []
     for _ in range(_TURNS):
@@ -33,7 +34,7 @@ def _stroke(canvas: Canvas) -> Tensor:
 
 
 def _segment(canvas: Canvas, u: Tensor, v: Tensor, u_next: Tensor, v_next: Tensor) -> Tensor:
-    """(N, h, w) squared distance to the segment between two points."""
+    """Return the squared distance (N, h, w) to the segment between two points."""
     du, dv = u_next - u, v_next - v
     length = (du * du + dv * dv).sqrt().clamp_min(1e-3)
     du, dv = du / length, dv / length

@@ -31,7 +31,7 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _bars(side: Tensor, v: Tensor, width: Tensor, height: Tensor, rim: Tensor) -> Tensor:
-    """Signed distance to the bridge over the nose and the temples towards the ears."""
+    """Return the signed distance to the bridge over the nose and the temples towards the ears."""
     bridge = (v + 0.3 * height).sub_((0.6 * side).mul_(side)).abs_().sub_(rim)
     bridge = torch.maximum(bridge, side - 0.2)
     ends = torch.maximum(side - 1.2, 2 * width + 0.06 - side)
@@ -40,7 +40,7 @@ def _bars(side: Tensor, v: Tensor, width: Tensor, height: Tensor, rim: Tensor) -
 
 
 def _compose(canvas: Canvas, lens: Tensor, frame: Tensor, place: tuple[Tensor, Tensor, Tensor]) -> Layer:
-    """Glass under its frame; a graded lens lets a little of the eyes show at its lower edge."""
+    """Paint glass under its frame; a graded lens shows a little of the eyes at its lower edge."""
     draws, (u, x, y) = canvas.draws, place
     tint, metal = canvas.paint(draws.pick(_TINTS)), canvas.paint(draws.pick(_FRAMES))
     clear = draws.chance(0.4) * draws.between(0.05, 0.22)
@@ -55,7 +55,7 @@ def _compose(canvas: Canvas, lens: Tensor, frame: Tensor, place: tuple[Tensor, T
 
 
 def _gloss(canvas: Canvas, x: Tensor, y: Tensor) -> Tensor:
-    """(N, h, w) what the glass reflects: the sky from above, a slanted streak, and grain."""
+    """Return the reflection (N, h, w): sky from above, a slanted streak, and grain."""
     sky, slope, place, narrow, streak = canvas.draws.between_each(
         (0.05, 0.30), (0.3, 0.9), (-0.5, 0.4), (2.5, 5.0), (0.05, 0.35)
     )

@@ -19,7 +19,7 @@ _COLOURS = (
 
 
 def _edges(u: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Top and bottom edge, (N, h, w) as v over u: from the nose's ridge down on the cheeks, and round the chin."""
+    """Return v (N, h, w) of the top edge, over the nose, and of the bottom edge, around the chin."""
     low = draws.chance(0.12)  # worn under the nose
     nose, lower, fall, lean, chin = draws.between_each(
         (0.27, 0.42), (0.36, 0.46), (0.20, 0.32), (-0.07, 0.07), (1.70, 1.92)
@@ -47,7 +47,7 @@ def _paint(canvas: Canvas) -> Layer:
 
 
 def _loops(canvas: Canvas, side: Tensor, half: Tensor) -> Tensor:
-    """Signed distance to the ear loops: thin bands from the sheet's upper and lower corners to the ears."""
+    """Return the signed distance to the ear loops, thin bands from the corners of the sheet."""
     out = side - half
     upper = canvas.affine(0.0, 1.0, -0.66).add_(1.15 * out).abs_()
     lower = canvas.affine(0.0, 1.0, -1.28).add_(1.9 * out).abs_()
@@ -56,7 +56,7 @@ def _loops(canvas: Canvas, side: Tensor, half: Tensor) -> Tensor:
 
 
 def _folds(canvas: Canvas, height: Tensor, sheet: Tensor, draws: Draws) -> Tensor:
-    """Pleats (each a ramp that ends in a dark crease), the hem's seam, and the wire over the nose, as additions to the shade."""
+    """Return the shade of pleats with dark creases, the seam of the hem, and the rim."""
     pitch, start, depth = draws.between_each((4.6, 5.6), (0.0, 0.3), (0.7, 1.3))
     phase = (height * pitch).sub_(start)
     ramp = phase.sub_(phase.floor())
