@@ -1,4 +1,4 @@
-"""Weights & Biases without an account, TensorBoard, and a metrics.csv whatever else is logged to, by what they leave on disk."""
+"""What Weights & Biases without an account, TensorBoard and metrics.csv contain after a run."""
 
 import io
 import json
