@@ -9,11 +9,14 @@ from deocc.commands.ablate.runner import hold_folder, run_jobs
 from deocc.commands.ablate.summary import read_tests, summarise
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Run `deocc ablate`: train and test what is missing, then write the tables of what is known.
 
     Args:
         argv: arguments after `deocc ablate`; see `deocc ablate --help`.
+
+    Returns:
+        0.
 
     Raises:
         ValueError: invalid plan.
@@ -33,3 +36,4 @@ def main(argv: Sequence[str]) -> None:
         others = f"; missing too: {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""
         message = f"{len(failed)} of {len(jobs)} runs are missing, first {name} ({reason}){others}"
         raise RuntimeError(f"{message}; the same command runs what is missing")
+    return 0

@@ -8,6 +8,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Final
 
+import deocc._torchvision  # isort: skip  # noqa: F401  # before torchvision
+
 import cv2
 import numpy as np
 import torch

@@ -39,13 +39,15 @@ os.dup2(2, 1)
 import deocc
 for name in sys.argv[1:]:
     try:
+        if name != "torch":
+            import deocc._torchvision
         importlib.import_module(name)
         reason = ""
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
     print(name, reason, file=answers, flush=True)
 """
-"""Imports modules after deocc, as the commands do, and reports each; the modules' own output goes to stderr."""
+"""Imports modules after deocc's torchvision workaround and reports each; the modules' own output goes to stderr."""
 
 
 def check_python(context: Context) -> Iterator[Finding]:
