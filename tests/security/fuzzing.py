@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 MOST_GROWTH = 2**30
-"""Bytes by which the memory of this process may grow while one damaged file is read: a photo of 100 million pixels is within it."""
+"""Bytes by which this process may grow while it reads one damaged file; enough for a photo of 100 million pixels."""
 
 MANY = pytest.mark.parametrize("examples", [12, pytest.param(400, marks=pytest.mark.slow)], ids=["some", "many"])
 """How many damaged files a test reads; always the same ones."""
@@ -39,7 +39,7 @@ def for_each(examples: int, damaged: st.SearchStrategy[bytes], read: Callable[[b
 
 @st.composite
 def damaged(draw: st.DrawFn, files: Sequence[bytes]) -> bytes:
-    """One of the files with one to four changes, half of them where its header is."""
+    """Draw one of the files with one to four changes, half of them in its header."""
     data = draw(st.sampled_from(files))
     for _ in range(draw(st.integers(1, 4))):
         end = min(len(data), _HEADER) if draw(st.booleans()) else len(data)
@@ -48,7 +48,7 @@ def damaged(draw: st.DrawFn, files: Sequence[bytes]) -> bytes:
 
 
 def _change(data: bytes, at: int, files: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-    """A byte, a number or a stretch at a place becomes another, goes, comes twice, or comes from another file; or the rest is cut off."""
+    """Replace, delete, repeat or insert bytes at a position, splice in another file, or truncate."""
     head, tail = data[:at], data[at:]
     spliced = st.tuples(st.sampled_from(files), st.integers(0, 4000)).map(lambda pair: head + pair[0][pair[1] :])
     return st.one_of(
@@ -64,7 +64,7 @@ def _change(data: bytes, at: int, files: Sequence[bytes]) -> st.SearchStrategy[b
 
 @contextmanager
 def refused_in_one_line() -> Iterator[None]:
-    """What is within may raise ValueError or FileNotFoundError; the message has one line and says something."""
+    """Allow ValueError and FileNotFoundError with a message of one line that is not empty."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -74,14 +74,14 @@ def refused_in_one_line() -> Iterator[None]:
 
 @contextmanager
 def within_memory(most: int = MOST_GROWTH) -> Iterator[None]:
-    """What is within may not make this process grow by more at any time; where the system does not tell, nothing is checked."""
+    """Check that the peak memory of this process grows by at most `most` bytes; no check without /proc."""
     start = _peak(reset=True)
     yield
     assert _peak() - start <= most, f"{(_peak() - start) / 2**20:,.0f} MiB more"
 
 
 def _peak(reset: bool = False) -> int:
-    """The most memory that was resident since the last reset, in bytes (Linux)."""
+    """Return the peak resident memory since the last reset, in bytes (Linux)."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return 0

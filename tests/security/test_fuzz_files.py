@@ -1,4 +1,4 @@
-"""Damaged pickles, weights, arrays and archives are read as what they are, or refused in one line; nothing in them is run."""
+"""Damaged pickles, weights, arrays and archives are read or refused in one line; no code in them is run."""
 
 import json
 import zipfile

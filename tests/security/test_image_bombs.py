@@ -1,4 +1,4 @@
-"""Small images that claim or unpack to much are refused in one line, in little memory; what nobody named is not opened."""
+"""Decompression bombs are refused in one line and little memory; only the listed formats are opened."""
 
 import struct
 import zlib
