@@ -1,4 +1,4 @@
-"""A small AR database: its names, its two sessions of 13 shots, dark glasses and a scarf where they belong, with ORL's faces."""
+"""A small AR database with ORL's faces: file names, two sessions of 13 shots, sunglasses and scarves."""
 
 from collections.abc import Iterable
 from pathlib import Path

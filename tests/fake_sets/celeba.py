@@ -19,15 +19,17 @@ _COLUMNS = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
 def write_celeba(root: Path, people: int = 8, images: int = 4, layout: Layout = "official") -> Path:
     """Write images `000001.jpg` onwards and their lists below `root`, which is returned.
 
-    As in the release, the partition goes by image number (half of the people train, a quarter validates, the rest test), and the images of
-    a split's people are mixed. Identity numbers fall where image numbers rise: 1000 for ORL's person 0, 993 for 1, and so on.
+    As in the release, the partition follows the image number (half of the people train, a quarter validates, the rest
+    test), and the images of a split's people are mixed. Identity numbers fall as image numbers rise: 1000 for ORL's
+    person 0, 993 for 1, and so on.
 
     Args:
         root: the folder, made where it is not there.
         people: 4-40.
         images: a person, 1-10.
-        layout: "official" has Anno/, Eval/ and Img/; "zip" all in `root`, the images zipped; "csv" lists with commas and the images in a
-            folder of a folder, identities added by hand; "in_the_wild" photographs of several sizes instead of 178 x 218 crops.
+        layout: "official" has Anno/, Eval/ and Img/; "zip" all in `root`, the images zipped; "csv" lists with commas
+            and the images in a nested folder, identities added by hand; "in_the_wild" photos of several sizes instead
+            of 178 x 218 crops.
     """
     kind = "img_celeba" if layout == "in_the_wild" else "img_align_celeba"
     folder = (

@@ -1,4 +1,4 @@
-"""Faces for the fake data sets: real ones of the ORL database, placed on a frame of any size, so that detectors find them."""
+"""Faces for the fake data sets: ORL images on a frame of any size, which detectors can find."""
 
 from functools import cache
 from pathlib import Path

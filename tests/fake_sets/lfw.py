@@ -15,7 +15,7 @@ _FOLDERS: Final[dict[Copy, str]] = {
 
 
 def write_lfw(root: Path, copy: Copy = "original", folds: int = 10, pairs: int = 3, size: int = 250) -> Path:
-    """Draw the images that the pairs name, and the lists beside the image folder (scikit-learn's copy has no list of people).
+    """Draw the images in the pairs, and the lists beside their folder (scikit-learn's copy has no list of people).
 
     Args:
         root: where.

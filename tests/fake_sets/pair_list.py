@@ -17,7 +17,7 @@ def write_pair_list(
 
     Args:
         root: where.
-        form: "paths" and a label, the same with two "folds" in a fourth column, or "numbered" as LFW's and MFR2's lists are.
+        form: "paths" and a label, the same with two "folds" in a fourth column, or "numbered" as in LFW and MFR2.
         people: 2-40.
         separator: between the columns.
         size: of the images in pixels.

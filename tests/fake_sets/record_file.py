@@ -1,4 +1,4 @@
-"""A small `train.rec` with `train.idx` and `property` in insightface's layout, written by the format's description, not by our reader."""
+"""A small `train.rec` with `train.idx` and `property`, written from insightface's format, not with our reader."""
 
 import struct
 from io import BytesIO
@@ -50,7 +50,7 @@ def write_records(folder: Path, records: dict[int, bytes], name: str = "train") 
 
 
 def write_record_file(folder: Path, people: int = 12, images: int = 3, side: int = 112) -> Path:
-    """Draw a set in insightface's layout: record 0, the images, one record a person with the range of that person's images.
+    """Draw a set in insightface's layout: record 0, the images, and each person's range of images.
 
     Args:
         folder: where, created if need be.
