@@ -26,7 +26,7 @@ def mtcnn() -> Detector:
 
 def _errors(found: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (5,) distances as shares of the distance between the eyes."""
-    return np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth[1] - truth[0])
+    return np.asarray(np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth[1] - truth[0]), np.float64)
 
 
 @pytest.mark.parametrize(("width", "height"), [(92, 112), (250, 250), (480, 360)])
