@@ -35,7 +35,8 @@ def write_celeba(root: Path, people: int = 8, images: int = 4, layout: Layout = 
     folder = (
         root / {"official": f"Img/{kind}", "zip": kind, "csv": f"{kind}/{kind}", "in_the_wild": f"Img/{kind}"}[layout]
     )
-    names, identities, partition, landmarks = [], [], [], []
+    names: list[str] = []
+    identities, partition, landmarks = [], [], []
     for split, group in enumerate(np.split(np.arange(people), [people // 2, people - people // 4])):
         for image in range(images):
             for person in group.tolist():

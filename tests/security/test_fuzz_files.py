@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_a_damaged_verification_file(examples: int, tmp_path: Path) -> None:
     path = tmp_path / "faces.bin"
     files = []
     for spelling in ("python2", "bytes", "latin1", "array", "array5"):
-        write_bin_file(path, 1, spelling)  # type: ignore[arg-type]
+        write_bin_file(path, 1, spelling)
         files.append(path.read_bytes())
 
     def read(data: bytes) -> None:
@@ -190,7 +191,7 @@ def test_a_damaged_model_folder(examples: int, name: str, tmp_path: Path) -> Non
     for_each(examples // 6, damaged([whole, *sizes]), read)  # a network is made each time
 
 
-_ODD = (
+_ODD: tuple[dict[str, Any], ...] = (
     {"deoccluder": {"generator": {"width": 4, "depth": 3}, "segmenter": {"width": 4}}},
     {"face": {"size": 1000}},
     {"thresholds": {"thresholds": {}, "masked": {}}},

@@ -25,7 +25,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @MANY
 def test_a_damaged_list_of_pairs(examples: int, tmp_path: Path) -> None:
     root = tmp_path / "set"
-    files = [write_pair_list(root, form, people=2, size=8).read_bytes() for form in ("paths", "folds", "numbered")]  # type: ignore[arg-type]
+    files = [write_pair_list(root, form, people=2, size=8).read_bytes() for form in ("paths", "folds", "numbered")]
     files += [b"2 1\n" + files[2], files[0].replace(b" ", b","), files[1].replace(b"person00/", b"../person00\\")]
     path = tmp_path / "pairs.txt"
 
