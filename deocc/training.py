@@ -141,6 +141,7 @@ def run(argv: list[str]) -> int:
         DeoccCLI(
             command,
             subclass_mode_model=True,
+            auto_configure_optimizers=False,  # modules have their own, and a key `optimizer` would hide the module's
             save_config_callback=DashboardConfigCallback if command == "fit" else None,
             save_config_kwargs={"overwrite": True, "config_filename": UNFINISHED_CONFIG},
             seed_everything_default=0,
