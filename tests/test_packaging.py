@@ -27,7 +27,6 @@ OPTIONAL = {
     "uvicorn": "gradio",
 }
 """Modules that may not be installed here, or come with another distribution, and the requirement that brings them."""
-DEVELOPERS = {"facenet_pytorch"}  # by `python -m deocc.data.measure_landmarks`
 _BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
 
 
@@ -53,7 +52,7 @@ def test_every_import_is_declared() -> None:
     undeclared = set()
     for path in (ROOT / "deocc").rglob("*.py"):
         for module, lazy in _imports(ast.parse(path.read_text(encoding="utf-8"))):
-            if module == "deocc" or module in sys.stdlib_module_names or module in DEVELOPERS:
+            if module == "deocc" or module in sys.stdlib_module_names:
                 continue
             found = _names([OPTIONAL[module]] if module in OPTIONAL else distributions.get(module, [module]))
             if not found & (optional if lazy else plain):

@@ -1,4 +1,4 @@
-"""The one data module: faces of any face set, masked on the fly on whatever device the batch is."""
+"""The LightningDataModule: faces of any face set, masked on the fly on the device of the batch."""
 
 import csv
 import hashlib
@@ -29,13 +29,13 @@ from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
 from deocc.masking.random import mix
 from deocc.masking.registry import kind_numbers
 
-_SIZE, _SEEDS = 64, 4  # of the faces that stand for the renderer
+_SIZE, _SEEDS = 64, 4  # size and number of the faces in the hash of the renderer
 Row = tuple[str, str, int]
 """Image, kind of occluder, seed."""
 
 
 def manifest_rows(probes: FixedFaces) -> Iterator[Row]:
-    """What each probe carries: all that its mask depends on besides its landmarks and the renderer."""
+    """Yield image, kind and seed of each probe, which determine its mask together with landmarks and renderer."""
     names, kinds = probes.aligned.face_set.names, list_kinds()
     for number in range(len(probes)):
         kind, seed = probes.mask_of(number)
@@ -43,7 +43,7 @@ def manifest_rows(probes: FixedFaces) -> Iterator[Row]:
 
 
 def manifest_hash(probes: FixedFaces) -> str:
-    """A hash of the rows and of the renderer, so that a changed renderer is noticed as well as a changed seed."""
+    """Return a hash of the rows and of the renderer."""
     digest = hashlib.sha256(renderer_hash().encode())
     for row in manifest_rows(probes):
         digest.update("/".join(map(str, row)).encode())
@@ -51,7 +51,7 @@ def manifest_hash(probes: FixedFaces) -> str:
 
 
 def renderer_hash() -> str:
-    """A hash of some masks of every kind as they are rendered on a grey face."""
+    """Return a hash of masks of every kind, rendered on a grey face."""
     kinds = torch.arange(len(list_kinds())).repeat_interleave(_SEEDS)
     seeds = torch.arange(len(kinds))
     faces = torch.zeros(len(kinds), 3, _SIZE, _SIZE)
@@ -69,41 +69,39 @@ def write_manifest(path: Path, probes: FixedFaces) -> None:
 
 
 FITTED: Final[tuple[Split, ...]] = ("train", "val")
-"""The splits that a training reads over and over."""
+"""Splits that a training reads in every epoch."""
 
 
 class MaskedFaceDataModule(pl.LightningDataModule):
-    """Batches of clean faces and their masked twins (`deocc.batch.MaskedFaceBatch`).
+    """Batches of clean and masked faces (`deocc.batch.MaskedFaceBatch`).
 
-    Training faces are augmented and get a fresh mask every epoch. Validation and test give two loaders: the clean faces of the split, then
-    the same faces under every evaluation kind with every evaluation seed, or with `mixed_kinds` under one kind a seed. These masks are
-    always the same, and training never draws one of them. Of a set whose faces show real occluders, bare faces come first, then occluded
-    ones, as they are and without a mask. A test embeds the images that the face set's protocol names.
+    Training faces are augmented and get a new mask every epoch. Validation and test have two loaders: the clean faces
+    of the split, then the same faces with every evaluation kind and seed, or with `mixed_kinds` with one kind per seed.
+    These masks are fixed, and training never draws one of them. Of a set with real occluders, the bare faces come
+    first, then the occluded ones without a rendered mask. A test embeds the images that the protocol of the face set
+    names.
 
-    An image of training or validation that cannot be read is left out and noted in `quarantine`; in a training batch another one takes
-    its place. Too many of them end the run, and a single one ends a test.
+    Images of training and validation that cannot be read are left out and recorded in `quarantine`; in a training batch
+    another image replaces them. Too many of them end the run, and a single one ends a test.
 
-    Args:
-        face_set: whose faces; default the embedded ORL faces.
-        size: side of the canonical crop in pixels.
-        batch_size: training images a process and step.
-        eval_batch_size: images a process and step otherwise.
-        kinds: the occluders to train with; default all.
-        eval_kinds: the occluders to validate and test with; default `kinds`. A kind that only these have measures unseen occluders.
-        mixed_kinds: validate and test on each image under one of `eval_kinds` a seed, drawn by image and seed, instead of under each.
-        clean_probability: share of training images that stay unmasked, so that bare faces are learnt too.
-        augmentation: strength of the clean face's augmentation.
-        blend_probability: share of training images that are blended with two others.
-        masks_per_face: how many occluders each training face gets in turn; a batch then has that many rows per face.
-        distractors: whether training images also get what a mask predictor must ignore (`deocc.masking.distractors`): glasses frames and
-            beards on the clean face, shadows, glare and a camera's defects on the masked one, which then differs from `face` everywhere.
-        seed: from which the order, the augmentation and the masks of training follow.
-        val_people: validate on so many people at most, those of the lowest numbers; None: on all of the split.
-        val_seeds: evaluation masks a kind and image in validation.
-        test_seeds: the same in test.
+    Args: face_set: the faces; default: the embedded ORL faces. size: side of the canonical crop in pixels. batch_size:
+        training images per process and step. eval_batch_size: images per process and step in evaluation. kinds:
+        occluders of training; default: all. eval_kinds: occluders of validation and test; default: `kinds`. Kinds that
+        are only here measure unseen occluders. mixed_kinds: evaluate each image with one of `eval_kinds` per seed,
+        drawn by image and seed, instead of with all. clean_probability: share of training images without a mask.
+        augmentation: strength of the augmentation of the clean face. blend_probability: share of training images that
+        are blended with two others. masks_per_face: number of masks of each training face; a batch has that many rows
+        per face. distractors: add what a mask predictor must ignore to training images (`deocc.masking.distractors`):
+        glasses frames
+            and beards on the clean face, shadows, glare and camera defects on the masked one, which then differs from
+            `face` everywhere.
+        seed: seed of the order, the augmentation and the masks of training.
+        val_people: largest number of people to validate on, those with the lowest numbers; None: all of the split.
+        val_seeds: seeds of the evaluation masks in validation.
+        test_seeds: seeds of the evaluation masks in a test.
         num_workers: loader processes.
-        cache_gigabytes: how much disk space the aligned faces of a split may take below `DEOCC_CACHE`, where a first training keeps those
-            of training and validation if they are too many for memory (`deocc.data.aligned_cache`); 0: align anew in every epoch.
+        cache_gigabytes: largest size of the cached aligned faces of a split (`deocc.data.cache`), for training and
+            validation sets too large for memory; 0 aligns faces in every epoch.
 
     Raises:
         ValueError: an unknown kind, or a size, batch size, probability or disk space out of range.
@@ -153,25 +151,25 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     @property
     def num_identities(self) -> int:
-        """The number of training people."""
+        """The number of training identities."""
         return sum(split == "train" for split in self.face_set.split_of_person.values())
 
     @cached_property
     def quarantine(self) -> Quarantine:
-        """The images of training and validation that could not be read."""
+        """Images of training and validation that could not be read."""
         number = sum(len(self._chosen(split, self.face_set.indices(split))) for split in FITTED)
         return Quarantine(AlignedFaces(self.face_set, self.size, 0), self.face_set.names, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the images that could not be read."""
+        """Return the record of unreadable images for a checkpoint."""
         return {"quarantine": self.quarantine.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a checkpoint's record."""
+        """Restore the record of a checkpoint."""
         self.quarantine.load_state_dict(state_dict.get("quarantine", {}))
 
     def prepare_data(self) -> None:
-        """Before a training, align the faces of each large split once and keep them; one process a node does, others wait."""
+        """Align and cache the faces of large splits before a training; one process per node works, others wait."""
         if self.trainer is not None and not self.trainer.training:
             return
         for split in FITTED:
@@ -187,10 +185,10 @@ class MaskedFaceDataModule(pl.LightningDataModule):
                 )
 
     def train_dataloader(self) -> FaceLoader[FaceItem]:
-        """Augmented training faces, shuffled by seed and epoch; of an epoch that a checkpoint has left in its middle, the rest.
+        """Return augmented training faces, shuffled by seed and epoch.
 
         Raises:
-            ValueError: the face set has nobody to train on.
+            ValueError: the face set has no training people.
         """
         if len(self.face_set.bare("train")) == 0:
             raise ValueError(
@@ -211,48 +209,49 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     @property
     def plain_views(self) -> tuple[bool, ...]:
-        """What `flipped` may be in training where a clean face is an aligned face or its mirror image; empty where it can be anything."""
+        """Values of `flipped` in training if clean faces are aligned faces or their mirror images; otherwise empty."""
         views: dict[Strength, tuple[bool, ...]] = {"none": (False,), "flip": (False, True)}
         return views.get(self.augmentation, ()) if self.blend_probability == 0 else ()
 
     @property
     def blends(self) -> bool:
-        """Whether training blends faces of several people."""
+        """True if training blends faces of several people."""
         return self.blend_probability > 0
 
     @property
     def training_identity(self) -> NDArray[np.int64]:
-        """(N,) whose face each image of the face set is, numbered as in training; -1 where training has no use for the image."""
+        """(N,) identity of each image of the face set, numbered as in training; -1 for images not used in training."""
         indices, identity = self.face_set.bare("train"), np.full(len(self.face_set), -1, np.int64)
         identity[indices] = np.unique(self.face_set.person[indices], return_inverse=True)[1]
         return identity
 
     def training_fingerprint(self) -> str:
-        """A hash of all that an aligned training face follows from on this machine: images, landmarks, template and size."""
+        """Return a hash of images, landmarks, template and size of the aligned training faces on this machine."""
         described = repr((self.face_set.quick_fingerprint("train"), TEMPLATES["canonical"], self.size))
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def reference_dataloader(self, shared: bool = False) -> FaceLoader[FaceItem]:
-        """The clean training faces, unaugmented and in order: all of them in every process, or each process's share.
+        """Return the readable clean training faces without augmentation, in order.
 
-        Those that cannot be read are not among them.
+        Args:
+            shared: distribute them over the processes; otherwise every process gets all.
         """
         return self._loader(self._faces("train", [CLEAN]), shared)
 
     def val_dataloader(self) -> list[FaceLoader[FaceItem]]:
-        """Clean, then masked faces of the validation people."""
+        """Return clean, then masked faces of the validation people."""
         return [self._loader(self._gallery("val")), self._loader(self._probes("val"))]
 
     def test_dataloader(self) -> list[FaceLoader[FaceItem]]:
-        """Clean, then masked faces of the test people."""
+        """Return clean, then masked faces of the test people."""
         return [self._loader(self._gallery("test")), self._loader(self._probes("test"))]
 
     def predict_dataloader(self) -> FaceLoader[FaceItem]:
-        """The masked faces of the validation people by the first evaluation seed: test people are for the test alone."""
+        """Return the masked faces of the validation people with the first evaluation seed."""
         return self._loader(self._faces("val", self._masks(self.eval_seeds["val"][:1])))
 
     def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
-        """Put the masks on, where the batch now is."""
+        """Render the masks on the device of the batch."""
         trainer = self.trainer
         if trainer is not None and trainer.training:
             batch = _repeat(batch, self.masks_per_face)
@@ -264,7 +263,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return mask_batch(batch)
 
     def provenance(self) -> dict[str, object]:
-        """What an evaluation must carry to be compared with another: hashes of test data, masks and the set's own training people."""
+        """Return the settings and hashes of data and masks that make two evaluations comparable."""
         return {
             "data": type(self.face_set).__name__,
             "credit": self.face_set.credit,
@@ -280,12 +279,12 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         }
 
     def write_manifest(self, path: Path) -> None:
-        """Write down which occluder lies on which test image by which seed."""
+        """Write the kind and seed of the occluder of each test image."""
         write_manifest(path, self._probes("test"))
 
     @property
     def protocol(self) -> AllPairs:
-        """What a test compares."""
+        """Comparisons of a test."""
         return self.face_set.protocol
 
     def _gallery(self, split: Split) -> FixedFaces:
@@ -308,12 +307,12 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return FixedFaces(self.face_set, split, self.size, masks, indices, cache, kinds)
 
     def _filled_cache(self, split: Split) -> AlignedCache | None:
-        """The split's aligned faces, where an earlier or this training has kept them."""
+        """Return the complete cache of a split, or None."""
         cache = self._cache(split) if split in FITTED else None
         return cache if cache is not None and self._fits(cache) and cache.is_complete() else None
 
     def _cache(self, split: Split) -> AlignedCache | None:
-        """Where the split's aligned faces belong; None for a split that fits into memory or where nothing is to be kept."""
+        """Return the cache of a split; None if it fits into memory or caching is off."""
         indices = self._chosen(split, self.face_set.bare(split))
         if len(indices) <= KEPT or self.cache_gigabytes == 0:
             return None
@@ -325,7 +324,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return cache.gigabytes <= self.cache_gigabytes
 
     def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of these images those that the protocol names, in a test; those of as many people as asked for, in validation."""
+        """Restrict a test to the images of the protocol, and validation to the first `val_people` people."""
         images = self.face_set.protocol.images
         if split == "test" and images is not None:
             return np.intersect1d(indices, images)
@@ -342,13 +341,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:
-    """Render each face's occluder of `kind` from `seed`; kind -1 leaves the face as it is."""
+    """Render the occluder of each face from `kind` and `seed`; kind -1 leaves the face bare."""
     masked_face, mask = render(batch["face"], batch["landmarks"], batch["kind"], batch["seed"])
     return cast(MaskedFaceBatch, {**batch, "masked_face": masked_face, "mask": mask})
 
 
 def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
-    """Each row of the batch so many times in a row; every copy but the first gets another seed."""
+    """Repeat each row of the batch; all copies but the first get another seed."""
     if times == 1:
         return batch
     repeated = cast(FaceBatch, {key: cast(Tensor, value).repeat_interleave(times, 0) for key, value in batch.items()})
@@ -360,7 +359,7 @@ def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
 
 
 def _mask_with_distractors(batch: FaceBatch) -> MaskedFaceBatch:
-    """As `mask_batch`, with glasses and beards below the occluder, and shadows, glare and camera defects above it."""
+    """Render masks, with glasses and beards below the occluder, and shadows, glare and camera defects above it."""
     batch["face"] = add_worn(batch["face"], batch["landmarks"], batch["seed"])
     masked = mask_batch(batch)
     lit = add_cast(masked["masked_face"], batch["landmarks"], batch["seed"])

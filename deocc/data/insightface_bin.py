@@ -1,13 +1,13 @@
-"""insightface's verification files (`lfw.bin`, `cfp_fp.bin`, `agedb_30.bin`): aligned pairs of faces in one pickle, read without trust.
+"""insightface's verification files (`lfw.bin`, `cfp_fp.bin`, `agedb_30.bin`): aligned pairs of faces in one pickle.
 
-A pickle can name any function and have it called. What these files need is little: lists, bytes, booleans, and, by how they were written,
-bytes spelt as Latin-1 text or as NumPy arrays. So none of NumPy's or anyone's functions is handed out, only stand-ins that keep the bytes;
-and `deocc.data.pickle_scan` looks through the opcodes before any of them is obeyed.
+Pickles are not trusted, since they can call any function. These files need lists, bytes, booleans and, depending on how
+they were written, bytes as Latin-1 text or NumPy arrays. The unpickler therefore provides stand-ins that keep bytes and
+nothing else, and `check_opcodes` examines all opcodes before any is executed.
 """
 
 import mmap
-import pickle  # nosec B403  # only with a find_class that hands out nothing but stand-ins
-import pickletools  # nosec B403  # it names opcodes and obeys none
+import pickle  # nosec B403  # only with a find_class that returns stand-ins
+import pickletools  # nosec B403  # lists opcodes without executing them
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
@@ -20,9 +20,10 @@ from deocc.data.images import read_image_bytes
 from deocc.data.pairs import contiguous_folds
 from deocc.evaluation.protocol import ListedPairs
 from deocc.geometry import get_template
+from deocc.messages import describe_error
 
 MOST_OPCODES: Final = 2**24
-"""OURS: published verification files take some twenty an image where they hold arrays, else two."""
+"""Our choice; published files have about twenty opcodes per image with arrays, otherwise two."""
 
 _STACK: Final = "PROTO FRAME STOP MARK EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3"
 _VALUES: Final = (
@@ -36,44 +37,43 @@ _PUTS: Final = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 
 def check_opcodes(file: mmap.mmap) -> None:
-    """Raise ValueError where a pickle is more than lists, tuples, bytes, numbers, and names that are called with them.
+    """Raise ValueError if a pickle has other opcodes than those of lists, tuples, bytes, numbers and calls with them.
 
     Args:
-        file: read from where it stands to the end of the pickle; mapped, since it then makes no room for more bytes than there are.
+        file: read from its position; memory-mapped, so that a wrong length allocates no memory.
     """
     for number, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, file)), 1):
         if number > MOST_OPCODES:
             raise ValueError(f"more than {MOST_OPCODES:,} opcodes")
         if opcode.name not in _KNOWN:
             raise ValueError(f"opcode {opcode.name}, which no such file needs")
-        if (
-            opcode.name in _PUTS and not 0 <= int(argument or 0) <= number
-        ):  # each place of the memo takes an opcode to fill
+        # Each place of the memo takes an opcode to fill
+        if opcode.name in _PUTS and not 0 <= int(argument or 0) <= number:
             raise ValueError(f"place {argument} of the memo after {number:,} opcodes")
 
 
-_SIZE: Final = 112  # insightface's crops
+_SIZE: Final = 112  # side of insightface's crops
 MAX_FILE_BYTES: Final = 2**31
-"""OURS: 14,000 crops, as many as any published file has, take half a gigabyte even as raw pixels."""
+"""Our choice; 14,000 crops, as many as any published file has, take half a gigabyte as raw pixels."""
 MAX_IMAGE_BYTES: Final = 2**20
-"""OURS: raw pixels would take 37,632."""
+"""Our choice; raw pixels take 37,632."""
 MAX_IMAGES: Final = 2**20
-"""OURS: a pickle may list the same bytes again and again at two bytes a time."""
+"""Our choice; a pickle can list the same bytes repeatedly, two bytes at a time."""
 
 
 class BinFaces(FaceSet):
-    """The faces of one verification file: images 2i and 2i + 1 are pair i, in ten contiguous folds as insightface evaluates them.
+    """The faces of one verification file: images 2i and 2i + 1 are pair i, in ten contiguous folds as in insightface.
 
-    The crops are aligned to the template "arcface" already. The file tells no people: the two images of a pair labelled same share one,
-    every other image is a person of its own, so that a bootstrap over people is one over the people of single pairs. Everybody is a test
-    person.
+    Crops are aligned to the template "arcface". The file contains no identities: the images of a pair labelled same
+    share one, every other image has its own, so that a bootstrap over identities is one over single pairs. All are test
+    identities.
 
     Args:
         path: the file.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is no such pickle, asks for anything else to be run, is too large, or its first image is not 112 x 112.
+    Raises: FileNotFoundError: there is no such file. ValueError: the file is not such a pickle, asks for anything else
+        to be run, is too large, or its first image is not
+            112 x 112.
     """
 
     def __init__(self, path: str) -> None:
@@ -91,14 +91,14 @@ class BinFaces(FaceSet):
 
     @property
     def credit(self) -> str:
-        """The file's name: the set that it was cut from is told by nothing else."""
+        """The name of the file, which is all that identifies the set."""
         return f"face pairs of the insightface verification file {self.path.name}"
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The crop at `index`, (112, 112, 3) RGB.
+        """Read the crop at `index`, (112, 112, 3) RGB.
 
         Raises:
-            ValueError: the bytes are not a readable image, or one of another size; the message names the file and the image.
+            ValueError: the bytes are not a readable image, or one of another size.
         """
         image = read_image_bytes(self._encoded[index], f"image {index} of {self.path}")
         if image.shape != (_SIZE, _SIZE, 3):
@@ -109,16 +109,16 @@ class BinFaces(FaceSet):
         return image
 
     def content(self, index: int) -> bytes:
-        """The image as it is encoded in the file."""
+        """Return the encoded image."""
         return self._encoded[index]
 
 
 class _ForbiddenError(ValueError):
-    """The pickle asks for something that no verification file needs."""
+    """The pickle asks for something that verification files do not need."""
 
 
 class _Data:
-    """Stand-in of a NumPy array or scalar: its bytes, of one byte an element, and nothing more."""
+    """Stand-in for a NumPy array or scalar with elements of one byte: its bytes."""
 
     __slots__ = ("data",)
 
@@ -126,7 +126,7 @@ class _Data:
         self.data = self._checked(dtype, data)
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
-        """Take the state (version, shape, type, Fortran order, bytes) that NumPy pickles."""
+        """Set the state (version, shape, type, Fortran order, bytes) that NumPy pickles."""
         self.data = self._checked(state[2], state[4])
 
     @staticmethod
@@ -138,7 +138,7 @@ class _Data:
 
 
 class _Type:
-    """Stand-in of numpy.dtype: its code; byte order and the like say nothing about single bytes."""
+    """Stand-in for numpy.dtype: its code. Byte order does not matter for single bytes."""
 
     __slots__ = ("code",)
 
@@ -146,21 +146,21 @@ class _Type:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Take nothing over."""
+        """Ignore the state."""
 
 
 class _Copies:
-    """Makes bytes of what holds them in another spelling; no more in all than the file has, for a pickle may ask for the same ones again.
+    """Converts other representations to bytes, at most `most` bytes, since a pickle may repeat the same ones.
 
     Args:
-        most: how many bytes.
+        most: number of bytes.
     """
 
     def __init__(self, most: int) -> None:
         self._left = most
 
     def of(self, data: object) -> object:
-        """The bytes of Latin-1 text or of a bytearray; anything else as it is."""
+        """Return the bytes of Latin-1 text or of a bytearray; anything else unchanged."""
         if not isinstance(data, str | bytearray):
             return data
         self._left -= len(data)
@@ -170,7 +170,7 @@ class _Copies:
 
 
 def _stand_in(module: str, name: str, copies: _Copies) -> Callable[..., object] | None:
-    """What stands in for a function of a pickle; each is made anew, for a pickle can write attributes onto what it gets."""
+    """Return a stand-in for a function; a new one each time, since a pickle can set attributes of it."""
     package, _, inner = module.partition(".")
     if package == "numpy" and inner in {"", "core.multiarray", "_core.multiarray", "core.numeric", "_core.numeric"}:
         stand_ins: dict[str, Callable[..., object]] = {
@@ -187,22 +187,22 @@ def _stand_in(module: str, name: str, copies: _Copies) -> Callable[..., object] 
 
 
 class _BytesUnpickler(pickle.Unpickler):
-    """Unpickles plain containers, and bytes in whatever spelling; strings of Python 2 are bytes."""
+    """Unpickles plain containers, and bytes in any representation; strings of Python 2 are bytes."""
 
     def __init__(self, file: mmap.mmap) -> None:
         super().__init__(file, encoding="bytes")
         self._copies = _Copies(len(file))
 
     def find_class(self, module: str, name: str) -> Any:
-        """A stand-in, or a refusal."""
+        """Return a stand-in, or raise an error."""
         found = _stand_in(module, name, self._copies)
         if found is None:
-            raise _ForbiddenError(repr(f"{module}.{name}"[:80]))  # escaped: the file chose these words
+            raise _ForbiddenError(repr(f"{module}.{name}"[:80]))  # escaped, since the file chose these words
         return found
 
 
 def _read(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
-    """The encoded images, and for every two of them whether they show one person."""
+    """Read the encoded images, and the label of each pair."""
     images, same = _unpickled(path)
     if not images or len(images) != 2 * len(same):
         raise ValueError(f"{path} holds {len(images)} images and {len(same)} labels: expected two images a label")
@@ -232,8 +232,8 @@ def _unpickled(path: Path) -> tuple[list[bytes], list[bool]]:
     except _ForbiddenError as error:
         refused = f"{path} asks for {error}, which no verification file needs, so it was not run"
         raise ValueError(f"{refused}: the file may be malicious, get another copy") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
-        reason = " ".join(str(error).split())[:120]
+    except Exception as error:  # a damaged pickle raises almost any error
+        reason = describe_error(error)
         raise ValueError(
             f"cannot read {path} as an insightface verification file ({reason}): get another copy"
         ) from error
@@ -247,7 +247,7 @@ def _image(value: object) -> bytes:
 
 
 def _labels(value: _Data | Sequence[object]) -> list[bool]:
-    """Labels of a list, or of an array of one byte a label."""
+    """Return the labels of a list, or of an array with one byte per label."""
     labels: Sequence[object] = list(value.data) if isinstance(value, _Data) else value
     plain = [label.data[0] if isinstance(label, _Data) else label for label in labels]
     if any(label not in (0, 1) for label in plain):

@@ -1,7 +1,6 @@
-"""insightface's training sets: `train.rec` beside `train.idx`."""
+"""insightface's training sets: records of images with labels in `train.rec`, and their offsets in `train.idx`."""
 
 import hashlib
-import uuid
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -17,12 +16,12 @@ from rich.progress import track
 from deocc.data.face_set import FaceSet, Split, missing_set
 from deocc.data.images import read_image_bytes
 from deocc.data.loader import item_seed
-from deocc.files import cache_folder
+from deocc.files import cache_folder, checksum, replace_file
 from deocc.geometry import get_template
 
 _MAGIC: Final = 0xCED7230A
 _WHOLE, _FIRST, _LAST = 0, 1, 3
-"""Flags of a record in one part, and of a record's first and last part; 2 is any part between."""
+"""Flags of a complete record, and of the first and last part of a record; 2 is a part between."""
 
 _LENGTH_BITS: Final = 29
 _HEAD = np.dtype([("magic", "<u4"), ("word", "<u4")])
@@ -30,22 +29,22 @@ _LABELS = np.dtype([("count", "<u4"), ("label", "<f4"), ("id", "<u8"), ("id2", "
 _START = np.dtype([*_HEAD.descr, *_LABELS.descr, ("first", "<f4")])
 _CHUNK: Final = 1 << 16  # records whose labels are read at a time
 _EXACT: Final = 1 << 24  # float32 holds every integer up to here
-_ADVICE: Final = "get both files anew from the dataset zoo of insightface and keep them side by side"
+_ADVICE: Final = "get both files again from the dataset zoo of insightface and keep them side by side"
 
 
 class RecordIndex(NamedTuple):
-    """The records that hold an image, in the order of the index file."""
+    """The records with an image, in the order of the index file."""
 
     key: NDArray[np.int64]
-    """(N,) the records' numbers in the index file."""
+    """(N,) numbers of the records in the index file."""
     offset: NDArray[np.int64]
-    """(N,) where they begin, in bytes."""
+    """(N,) positions in bytes."""
     person: NDArray[np.int64]
-    """(N,) their labels."""
+    """(N,) labels."""
 
 
 class RecordFile:
-    """Random access to the records of a file; each process maps it into its own memory.
+    """Random access to the records of a file, which each process maps into memory.
 
     Args:
         path: the .rec file.
@@ -56,7 +55,7 @@ class RecordFile:
         self._data: NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """What a spawned loader worker needs: no mapped file."""
+        """Return the state for a spawned worker, without the mapped file."""
         return {"path": self.path, "_data": None}
 
     @property
@@ -67,10 +66,10 @@ class RecordFile:
         return self._data
 
     def read(self, offset: int) -> bytes:
-        """The data of the record at `offset`, its parts joined.
+        """Return the data of the record at `offset`, with its parts joined.
 
         Raises:
-            ValueError: no record begins there, or the file is cut short.
+            ValueError: no record begins there, or the file is truncated.
         """
         parts: list[bytes] = []
         flag = _FIRST
@@ -86,25 +85,25 @@ class RecordFile:
         return _MAGIC.to_bytes(4, "little").join(parts)
 
     def image_bytes(self, offset: int) -> bytes:
-        """The image file in the record at `offset`.
+        """Return the encoded image in the record at `offset`.
 
         Raises:
-            ValueError: as `read`.
+            ValueError: see `read`.
         """
         data = self.read(offset)
         return data[_LABELS.itemsize + 4 * int.from_bytes(data[:4], "little") :]
 
     def labels(self, offset: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The first label of each record, and whether an image follows.
+        """Read the first label of each record, and whether it contains an image.
 
         Args:
-            offset: (N,) where the records begin, in bytes.
+            offset: (N,) positions of the records in bytes.
 
         Returns:
-            (N,) labels, (N,) True where the record holds more than labels.
+            (N,) labels; (N,) bool, True if the record contains more than labels.
 
         Raises:
-            ValueError: no record begins at one of the offsets, or the file is cut short.
+            ValueError: no record begins at one of the offsets, or the file is truncated.
         """
         places = np.minimum(offset[:, None] + np.arange(_START.itemsize), len(self.data) - 1)
         start: NDArray[Any] = np.asarray(self.data[places]).view(_START)[:, 0]
@@ -120,7 +119,7 @@ class RecordFile:
         return np.where(count > 0, start["first"], start["label"]), image
 
     def _head(self, offset: int) -> tuple[int, int]:
-        """Flag and length of the record or part at `offset`."""
+        """Read flag and length of the record or part at `offset`."""
         head = self.data[offset : offset + _HEAD.itemsize].tobytes()
         magic, word = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
         if magic != _MAGIC:
@@ -129,67 +128,51 @@ class RecordFile:
 
     def _no_record(self, offset: int) -> ValueError:
         return ValueError(
-            f"no record begins at byte {offset:,} of {self.path}: the file is damaged or the index belongs to another; {_ADVICE}"
+            f"no record begins at byte {offset:,} of {self.path}: "
+            f"the file is damaged or the index belongs to another; {_ADVICE}"
         )
 
     def _cut(self, end: int) -> ValueError:
         return ValueError(
-            f"{self.path} has {len(self.data):,} bytes, but a record reaches to byte {end:,}: the file is cut short; {_ADVICE}"
+            f"{self.path} has {len(self.data):,} bytes, but a record reaches to byte {end:,}: "
+            f"the file is cut short; {_ADVICE}"
         )
 
 
 def load_index(file: RecordFile, idx: Path) -> RecordIndex:
-    """Which records hold images, and of whom: from an earlier run, or else from the two files.
+    """Return the records with images and their labels, from the cache or from both files.
 
-    To collect the labels is a pass over the whole file, so they are kept in `DEOCC_CACHE` or else `~/.cache/deocc`, under the record file's
-    name and size and the index file's hash.
+    Collecting the labels is a pass over the whole file, so they are cached by name and size of the record file and the
+    hash of the index file.
 
     Raises:
-        FileNotFoundError: one of the files is missing, or the index lists fewer images than record 0 promises.
-        ValueError: one of the files is damaged, cut short, or does not fit the other.
+        FileNotFoundError: a file is missing, or the index lists fewer images than record 0 announces.
+        ValueError: a file is damaged, truncated, or does not fit the other.
     """
     missing = [path.name for path in (file.path, idx) if not path.is_file()]
     if missing:
         raise missing_set("record files", file.path.parent, missing, 2, _ADVICE)
-    cached = _cache_file(file, idx)
-    index = _kept(cached)
-    if index is None:
-        index = _scan(file, idx, *_read_idx(file, idx))
-        _keep(index, cached)
-    return index
-
-
-def _kept(cached: Path) -> RecordIndex | None:
-    """What an earlier run kept; None where it kept nothing or the file is damaged."""
+    key = checksum(f"{file.path.name} {file.path.stat().st_size}\n", idx)
+    cached = cache_folder() / "records" / f"{key[:32]}.npz"
     try:
         with cached.open("rb") as opened, np.load(opened, allow_pickle=False) as columns:
             return RecordIndex(columns["key"], columns["offset"], columns["person"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _keep(index: RecordIndex, cached: Path) -> None:
-    """Write the file in one step, so that no other process reads half of it."""
-    part = cached.with_suffix(f".{uuid.uuid4().hex}.npz")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged
+        index = _scan(file, idx, *_read_idx(file, idx))
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(part, **index._asdict())
-        part.replace(cached)
+        with replace_file(cached) as draft, draft.open("wb") as opened:
+            np.savez(opened, **index._asdict())
     except OSError as error:
         advice = "set DEOCC_CACHE to a folder that can be written to"
         warnings.warn(
             f"labels cannot be kept in {cached.parent} ({error.strerror}) and will be collected again: {advice}",
-            stacklevel=4,
+            stacklevel=3,
         )
-
-
-def _cache_file(file: RecordFile, idx: Path) -> Path:
-    digest = hashlib.sha256(f"{file.path.name} {file.path.stat().st_size}\n".encode() + idx.read_bytes()).hexdigest()
-    return cache_folder() / "records" / f"{digest[:32]}.npz"
+    return index
 
 
 def _read_idx(file: RecordFile, idx: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Keys and offsets, each offset inside the record file."""
+    """Read keys and offsets, and check that the offsets are inside the record file."""
     try:
         rows = np.loadtxt(idx, np.int64, comments=None, ndmin=2) if idx.stat().st_size else np.zeros((0, 2), np.int64)
     except ValueError as error:
@@ -212,36 +195,29 @@ def _read_idx(file: RecordFile, idx: Path) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _scan(file: RecordFile, idx: Path, key: NDArray[np.int64], offset: NDArray[np.int64]) -> RecordIndex:
-    """The labels of all records."""
+    """Read the labels of all records."""
     chunks = [slice(start, start + _CHUNK) for start in range(0, len(key), _CHUNK)]
-    shown = track(
-        chunks, f"labels of {file.path.name}", console=Console(stderr=True), transient=True, disable=len(chunks) < 8
-    )
-    labels, images = (
-        np.concatenate(column) for column in zip(*(file.labels(offset[chunk]) for chunk in shown), strict=True)
-    )
-    promised = labels[(key == 0) & ~images] - 1
-    absent = (
-        () if len(promised) == 0 or promised[0] >= _EXACT else np.setdiff1d(np.arange(1, promised[0] + 1), key[images])
-    )
-    if len(absent):
-        raise missing_set(
-            f"images of {idx.name}",
-            idx.parent,
-            [f"record {number:.0f}" for number in absent],
-            int(promised[0]),
-            _ADVICE,
-        )
+    title, console = f"labels of {file.path.name}", Console(stderr=True)
+    shown = track(chunks, title, console=console, transient=True, disable=len(chunks) < 8)
+    columns = [file.labels(offset[chunk]) for chunk in shown]
+    labels, images = (np.concatenate(column) for column in zip(*columns, strict=True))
+    announced = labels[(key == 0) & ~images] - 1
+    if len(announced) and announced[0] < _EXACT:
+        absent = np.setdiff1d(np.arange(1, announced[0] + 1), key[images])
+        if len(absent):
+            names = [f"record {number:.0f}" for number in absent]
+            raise missing_set(f"images of {idx.name}", idx.parent, names, int(announced[0]), _ADVICE)
     labels = labels[images]
     if len(labels) == 0 or not ((labels >= 0) & (labels < _EXACT) & (labels == np.floor(labels))).all():
         raise ValueError(
-            f"{file.path} holds no images with people's numbers as labels: choose a record file made for face recognition"
+            f"{file.path} holds no images with people's numbers as labels: "
+            "choose a record file made for face recognition"
         )
     return RecordIndex(key[images], offset[images], labels.astype(np.int64))
 
 
 class _Names(Sequence[str]):
-    """`PERSON/KEY` for each image, made when asked for: millions of strings would take as much memory as their images."""
+    """Names `PERSON/KEY`, created on access; millions of strings would take as much memory as their images."""
 
     def __init__(self, index: RecordIndex) -> None:
         self._index = index
@@ -260,23 +236,22 @@ class _Names(Sequence[str]):
 
 
 class RecordFaces(FaceSet):
-    """Square aligned crops in a record file; a person is the number in the records' labels.
+    """Square aligned crops in a record file; the identity is the label of a record.
 
-    The labels of all records are collected once and kept (`deocc.data.record_io.load_index`). Which split a person belongs to follows from
-    a hash of the number, as in `FolderFaces`; whoever is in neither share is a test person. The shares, their defaults OURS, are kept on
-    average only.
+    Labels are collected once and cached (`load_index`). The split of an identity follows from a hash of its number, as
+    in `FolderFaces`; identities in neither share are tested. The shares (our choice) are met on average.
 
     Args:
         rec: the .rec file.
-        idx: its index; default the file of the same name that ends in .idx.
-        aligned: the template that the crops were made with, a name of `deocc.geometry.TEMPLATES`.
-        train: share of the people to train on.
-        val: share of the people to validate on; 0 for none.
-        seed: another seed splits the people otherwise.
+        idx: its index; default: the file of the same name with the suffix .idx.
+        aligned: template of the crops, a name of `deocc.geometry.TEMPLATES`.
+        train: share of identities for training.
+        val: share of identities for validation; may be 0.
+        seed: seed of the split.
 
-    Raises:
-        FileNotFoundError: one of the files is missing, or the index lists fewer images than the file's first record promises.
-        ValueError: an unknown template, impossible shares, a split without a person, or files that are damaged, cut short or do not fit
+    Raises: FileNotFoundError: a file is missing, or the index lists fewer images than the first record announces.
+        ValueError: an unknown template, impossible shares, an empty split, or files that are damaged, truncated or do
+        not fit
             each other.
     """
 
@@ -292,7 +267,8 @@ class RecordFaces(FaceSet):
         self._template = get_template(aligned)
         if not (train > 0 and val >= 0 and train + val <= 1):
             raise ValueError(
-                f"train={train} and val={val}: choose train above 0, val from 0, and a sum of 1 at most; the rest is for tests"
+                f"train={train} and val={val}: choose train above 0, val from 0, and a sum of 1 at most; "
+                "the rest is for tests"
             )
         self._file = RecordFile(Path(rec))
         self._index = load_index(self._file, Path(idx) if idx is not None else self._file.path.with_suffix(".idx"))
@@ -302,7 +278,7 @@ class RecordFaces(FaceSet):
         self._set_landmarks()
 
     def __getstate__(self) -> dict[str, object]:
-        """All but the landmarks, which are one row repeated and would be written out for each image."""
+        """Return the state without the landmarks, one repeated row that pickling would copy for each image."""
         return {name: value for name, value in self.__dict__.items() if name != "landmarks"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -311,27 +287,29 @@ class RecordFaces(FaceSet):
 
     @property
     def credit(self) -> str:
-        """The file's name: whose faces they are its owner knows."""
+        """The name of the file; the owner of its faces is not known."""
         return f"face crops of the record file {self._file.path.parent.resolve().name}/{self._file.path.name}"
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """The crop at `index`, (H, H, 3) RGB.
+        """Read the crop at `index`, (H, H, 3) RGB.
 
         Raises:
-            ValueError: the record is damaged, holds no readable image, or one of another size than the first.
+            ValueError: the record is damaged, has no readable image, or one of another size than the first.
         """
         image = self._decode(index)
         if image.shape != (self._size, self._size, 3):
             shapes = f"{image.shape[1]} x {image.shape[0]} pixels, but the first image {self._size} x {self._size}"
             raise ValueError(
-                f"image {self.names[index]} of {self._file.path} has {shapes}: all crops of a record file must be of one size"
+                f"image {self.names[index]} of {self._file.path} has {shapes}: "
+                "all crops of a record file must be of one size"
             )
         return image
 
     def fingerprint(self, split: Split) -> str:
-        """A hash of the split's people, of where their images lie in the file, and of the template: millions of images are not read.
+        """Return a hash of the split's identities, the positions of their images, and the template; no image is read.
 
-        An image's place tells the compressed size of all before it, so that another file with equal places is improbable.
+        Positions depend on the compressed sizes of all images before, so equal positions in another file are
+        improbable.
         """
         indices = self.indices(split)
         digest = hashlib.sha256(str((len(self._file.data), self._size, self._template.points)).encode())
@@ -344,18 +322,19 @@ class RecordFaces(FaceSet):
         image = read_image_bytes(self._file.image_bytes(int(self._index.offset[index])), name)
         if image.shape[0] != image.shape[1]:
             raise ValueError(
-                f"{name} has {image.shape[1]} x {image.shape[0]} pixels: aligned crops are square, so choose another file"
+                f"{name} has {image.shape[1]} x {image.shape[0]} pixels: "
+                "aligned crops are square, so choose another file"
             )
         return image
 
     def _set_landmarks(self) -> None:
-        """One row for all images: a copy for each of millions would take hundreds of megabytes. Torch warns of `broadcast_to`'s result."""
+        """Repeat one row without copying it. torch warns of the result of `broadcast_to`."""
         points = self._template.tensor(self._size).double().numpy()
         self.landmarks = as_strided(points, (len(self.names), 5, 2), (0, *points.strides))
 
 
 def _split_people(people: list[int], train: float, val: float, seed: int) -> dict[int, Split]:
-    """The split of each person, or an error where nobody is left to train or validate on."""
+    """Return the split of each identity; raise an error if none is left for training or validation."""
     places = [item_seed(seed, "split", person) / 2**63 for person in people]
     splits: list[Split] = ["train" if place < train else "val" if place < train + val else "test" for place in places]
     empty = [split for split, share in (("train", train), ("val", val)) if share > 0 and split not in splits]

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,8 +137,7 @@ def trace_script(network: nn.Module, face: Tensor) -> torch.jit.ScriptModule:
     """Trace a network as TorchScript."""
     with silence(), torch.no_grad():
         module = torch.jit.trace(network, (face,), check_trace=False)  # parity is checked on other faces
-    assert isinstance(module, torch.jit.ScriptModule)
-    return module
+    return cast(torch.jit.ScriptModule, module)
 
 
 def serialize_script(module: torch.jit.ScriptModule, metadata: str) -> bytes:
@@ -237,8 +236,7 @@ def to_fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
         half = convert_float_to_float16(copy, keep_io_types=True, node_block_list=_float32_nodes(copy))
         _skip_rounding(half.graph)
         OnnxModel(half).topological_sort()  # in place: the converter appends its casts at the end
-    assert isinstance(half, onnx.ModelProto)
-    return half
+    return cast("onnx.ModelProto", half)
 
 
 def _skip_rounding(graph: "onnx.GraphProto") -> None:

@@ -239,8 +239,8 @@ def _fetch(repository: str) -> Path:
         ) from error
     failures: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
     try:
-        # Any revision is accepted, since the files are text and numbers that are not executed.
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS, CARD])  # nosec B615
+        patterns = [CONFIG, WEIGHTS, CARD]
+        folder = huggingface_hub.snapshot_download(repository, allow_patterns=patterns)  # nosec B615  # no code in them
     except failures as error:
         raise FileNotFoundError(
             f"no folder {repository} here, and it cannot be got from the Hugging Face hub "

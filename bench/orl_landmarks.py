@@ -1,7 +1,7 @@
-"""Measure the five landmarks of the embedded ORL faces: `python -m deocc.data.measure_landmarks` rewrites `orl_landmarks.csv`.
+"""Measure the five landmarks of the embedded ORL faces: `python -m bench.orl_landmarks` rewrites `orl_landmarks.csv`.
 
-The detector is MTCNN as shipped, weights included (MIT), by the package facenet-pytorch. Its pins are old, hence the second step:
-`pip install --no-deps facenet-pytorch==2.6.0`. Nothing else in deocc needs it.
+The detector is MTCNN of the package facenet-pytorch, with its weights (MIT). Its version requirements are old, so
+install it with `pip install --no-deps facenet-pytorch==2.6.0`. Nothing else needs it.
 """
 
 import csv
@@ -18,14 +18,11 @@ from torch import Tensor
 from deocc.data.images import read_image
 from deocc.data.orl import LANDMARKS_FILE, image_paths
 
-_PADDING, _SCALE = (
-    24,
-    3,
-)  # the detector wants a margin around the face and more pixels than the 92 x 112 of an ORL image
+_PADDING, _SCALE = 24, 3  # the detector needs a margin and more pixels than the 92 x 112 of an ORL image
 
 
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression by OpenCV, since torchvision's needs compiled operators that a CPU-only torch may not be able to load."""
+    """Non-maximum suppression by OpenCV, since torchvision's compiled operator may not load beside a CPU-only torch."""
     corners = boxes.numpy()
     sized = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
     return torch.as_tensor(
@@ -34,7 +31,7 @@ def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -
 
 
 def measure(path: Path, detector: Any) -> NDArray[np.float64]:
-    """The five landmarks of one photograph, (5, 2) x, y in its own pixels.
+    """Return the five landmarks of an image, (5, 2) x, y in its pixels.
 
     Raises:
         RuntimeError: no face was found.
