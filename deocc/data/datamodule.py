@@ -192,7 +192,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         """
         if len(self.face_set.bare("train")) == 0:
             raise ValueError(
-                f"{type(self.face_set).__name__} has nobody to train on, it is for tests: choose another data.face_set"
+                f"{type(self.face_set).__name__} has no one to train on, it is for tests: choose another data.face_set"
             )
         augmentation, cache = Augmentation(self.augmentation), self._filled_cache("train")
         faces = TrainingFaces(self.face_set, self.size, augmentation, self.seed, self.blend_probability, cache)

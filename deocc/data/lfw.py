@@ -136,7 +136,7 @@ def _person(name: str) -> str:
 
 
 def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[str, Split]:
-    """Choose the split of each person in the images `names`, none of whom is tested."""
+    """Choose the split of each person in the images `names`, who are not tested."""
     count = Counter(map(_person, names))
     pairable = [person for person, images in count.items() if images > 1]
     pairable.sort(key=lambda person: item_seed(seed, "validation", person))

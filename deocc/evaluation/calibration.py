@@ -82,7 +82,7 @@ class Threshold:
     different: float
     """A pair of a lower similarity than this is "different"; at most `same`."""
     validation: Rates
-    """Rates on the validation people, on whom the thresholds were chosen."""
+    """Rates on the validation people, on which the thresholds were chosen."""
     test: Rates | None = None
     """Rates on the test people; None if not measured."""
 

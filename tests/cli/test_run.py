@@ -90,7 +90,7 @@ def test_results_hold_every_row_and_section(tested: Path) -> None:
     assert set(results["mask_prediction"]) == {"per_kind", "masked", "bare"}
     assert set(results["mask_prediction"]["per_kind"]) == {"surgical", "sunglasses"}
     assert {"command", "checkpoint", "versions", "data_hash", "manifest_hash", "mask_seeds", "credit"} <= set(results)
-    assert (results["people"], results["images"]) == (16, 32), "the test people, whom training never saw"
+    assert (results["people"], results["images"]) == (16, 32), "the test people, who are not in training"
 
 
 def test_report_stands_alone(tested: Path) -> None:

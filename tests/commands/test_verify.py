@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("shared_detector")
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory with photos of person 20 (`a1`, `a2`), 25 (`b`), 0 and 4 (`two`), and of nobody."""
+    """The working directory with photos of person 20 (`a1`, `a2`), 25 (`b`), 0 and 4 (`two`), and without a face."""
     monkeypatch.chdir(tmp_path)
     for name, person, image in (("a1", 20, 0), ("a2", 20, 2), ("b", 25, 0)):
         Image.fromarray(orl_face(person, image, 276, 336)[0]).save(f"{name}.png")

@@ -13,7 +13,7 @@ _PEOPLE, _IMAGES, _SIDE = 8, 3, 72
 class TinyFaces(FaceSet):
     """Eight people x 3 images: 0-3 train, 4-5 validation, 6-7 test, in an order that mixes the splits."""
 
-    credit = "nobody"
+    credit = "no one"
 
     def __init__(self) -> None:
         self.person = np.tile(np.arange(_PEOPLE), _IMAGES).astype(np.int64)

@@ -1,4 +1,4 @@
-"""AR: which files are shots, what they show, whom the galleries hold, and what is said where shots are missing."""
+"""AR: which files are shots, what they show, galleries, and messages for missing shots."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Images in a folder and in a zip are the same to whoever reads them, in any process, and nothing else can be read through them."""
+"""Images in a folder and in a zip are read alike in any process, and nothing else can be read."""
 
 import os
 import pickle

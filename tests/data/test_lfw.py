@@ -150,7 +150,7 @@ def test_the_data_module_tests_on_the_listed_images_and_trains_on_nobody(tmp_pat
     assert seen.tolist() == list(range(len(faces)))
     masked_batch = module.on_after_batch_transfer(next(iter(masked)), 0)
     assert masked_batch["mask"].flatten(1).any(1).all()
-    with pytest.raises(ValueError, match="LfwFaces has nobody to train on"):
+    with pytest.raises(ValueError, match="LfwFaces has no one to train on"):
         module.train_dataloader()
 
 
@@ -249,7 +249,7 @@ def _fold_people(root: Path, folds: Sequence[int], pairs: int) -> set[str]:
 
 @pytest.fixture
 def lfw_root(tmp_path: Path) -> Path:
-    """Four folds of ten people with three images each, three people of no pair, of whom one has a single image."""
+    """Four folds of ten people with three images each, three people of no pair, one with a single image."""
     root = write_lfw(tmp_path, folds=4, pairs=10, size=40)
     for person, images in (("Ann_Alone", 1), ("Bob_Pair", 2), ("Cy_Three", 3)):
         for number in range(1, images + 1):

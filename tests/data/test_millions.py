@@ -21,7 +21,7 @@ _IMAGES, _PEOPLE = 1_000_000, 1000
 
 
 class _ManyFaces(FaceSet):
-    credit = "nobody"
+    credit = "no one"
 
     def __init__(self) -> None:
         self.names = NameTable(map(str, range(_IMAGES)))

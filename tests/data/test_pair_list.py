@@ -37,7 +37,7 @@ def _write(root: Path, *lines: str) -> Path:
 
 
 def _groups(faces: PairListFaces) -> set[frozenset[str]]:
-    """Who is one person with whom."""
+    """Which images share an identity."""
     return {frozenset(np.array(faces.names)[faces.person == person]) for person in set(faces.person.tolist())}
 
 
