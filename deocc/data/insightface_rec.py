@@ -160,8 +160,8 @@ def load_index(file: RecordFile, idx: Path) -> RecordIndex:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged
         index = _scan(file, idx, *_read_idx(file, idx))
     try:
-        with replace_file(cached) as draft, draft.open("wb") as opened:
-            np.savez(opened, **index._asdict())
+        with replace_file(cached) as draft, draft.open("wb") as written:
+            np.savez(written, **index._asdict())
     except OSError as error:
         advice = "set DEOCC_CACHE to a folder that can be written to"
         warnings.warn(
