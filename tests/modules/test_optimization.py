@@ -176,12 +176,12 @@ def test_half_precision_gradients(precision: str, limit: float, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_bfloat16_micro_batches_within_rounding(tmp_path: Path) -> None:
-    """Each micro-batch's sum over images is rounded to bfloat16 before the sums are added."""
+    """Sums over images are rounded to bfloat16: once per micro-batch by oneDNN, after each image without AVX-512."""
     low = {"precision": "bf16-mixed"}
     whole, parts = (recorded(build(accumulate=number), tmp_path, partly_bare(), **low).gradients for number in (1, 2))
     exact = recorded(build(), tmp_path, partly_bare(), precision="32-true").gradients
     for gradient, reference, true in zip(parts, whole, exact, strict=True):
-        assert (gradient - reference).norm() < 4 * ROUNDING * reference.norm()
+        assert (gradient - reference).norm() < IMAGES * ROUNDING * reference.norm()
         assert (gradient - reference).norm() < 0.5 * (reference - true).norm()
 
 
