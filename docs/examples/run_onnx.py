@@ -1,7 +1,8 @@
 """Compare two faces with a file of `deocc export --to onnx`; needs onnxruntime, numpy and Pillow, and no deocc.
 
 python run_onnx.py MODEL.onnx A.png B.png                  crops aligned as for ArcFace, 112 x 112
-python run_onnx.py MODEL.onnx A.jpg B.jpg POINTS POINTS    photos; POINTS: "x,y x,y x,y x,y x,y", eyes, nose, mouth corners, in pixels
+python run_onnx.py MODEL.onnx A.jpg B.jpg POINTS POINTS    photos; POINTS: "x,y x,y x,y x,y x,y" in pixels, of the eyes,
+                                                           the nose and the corners of the mouth
 """
 
 import json

@@ -223,7 +223,7 @@ def test_the_file_follows_from_images_landmarks_choice_and_size(
 
 @pytest.fixture
 def prepare(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch) -> Prepare:
-    """A function (training=True, **changes) that makes a data module that treats the tiny set as a large one, and prepares it."""
+    """Return a function (training=True, **changes) that prepares a data module for which the tiny set is large."""
     monkeypatch.setattr(dataset_file, "KEPT", 4)
     monkeypatch.setattr(masked_faces, "KEPT", 4)
 

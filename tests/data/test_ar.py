@@ -148,7 +148,10 @@ def test_the_data_module_embeds_bare_faces_and_probes_with_their_real_occluders(
 def test_people_without_a_gallery_image_are_named(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001", "m-002"), (1, 8))
     write_ar(tmp_path, ("w-003", "w-004"), (2, 8))
-    expected = r"^2 of 4 AR gallery images \(shot 1 or 14 of a person\) are missing in .* \(w-003-01, w-004-01\): ask for access"
+    expected = (
+        r"^2 of 4 AR gallery images \(shot 1 or 14 of a person\) are missing in .* "
+        r"\(w-003-01, w-004-01\): ask for access"
+    )
     with pytest.raises(FileNotFoundError, match=expected) as error:
         ArFaces(str(tmp_path))
     assert "\n" not in str(error.value)

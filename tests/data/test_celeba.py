@@ -1,4 +1,7 @@
-"""CelebA in each of its layouts: the same faces, the official split, and one clear line for every way in which a copy can be incomplete."""
+"""CelebA in each of its layouts:
+
+the same faces, the official split, and one clear line for every way in which a copy can be incomplete.
+"""
 
 import pickle
 import shutil
@@ -126,8 +129,9 @@ def test_a_person_with_one_image_is_kept(tmp_path: Path) -> None:
 def test_images_outside_the_split_of_most_of_their_persons_are_left_out_with_a_warning(copied: Write) -> None:
     root = copied()
     partition = root / "Eval" / "list_eval_partition.txt"
-    # 1 and 5 are two of a training person's four images, moved to test and validation: two stay, so the person does. 26 and 28 are two of a
-    # test person's four, moved to training: two against two, and training is the earlier split.
+    # 1 and 5 are two of a training person's four images, moved to test and validation: two stay, so the person does.
+    # 26 and 28 are two of a test person's four, moved to training: two against two, and training is the earlier
+    # split.
     moved = {"000001.jpg": 2, "000005.jpg": 1, "000026.jpg": 0, "000028.jpg": 0}
     _edit(
         partition, lambda lines: [f"{line.split()[0]} {moved.get(line.split()[0], line.split()[1])}" for line in lines]
@@ -201,7 +205,10 @@ def test_missing_images_are_counted_and_the_first_three_named(copied: Write) -> 
     root = copied()
     for number in (4, 7, 20, 21, 32):
         (root / "Img" / "img_align_celeba" / f"{number:06d}.jpg").unlink()
-    expected = f"5 of 32 CelebA images are missing in {root}/Img/img_align_celeba (000004.jpg, 000007.jpg, 000020.jpg, ...): get "
+    expected = (
+        f"5 of 32 CelebA images are missing in {root}/Img/img_align_celeba "
+        "(000004.jpg, 000007.jpg, 000020.jpg, ...): get "
+    )
     assert _refusal(root).startswith(expected)
 
 

@@ -126,7 +126,7 @@ def test_landmarks_are_the_template_scaled_to_the_image(make_folder: MakeFolder)
     assert not np.allclose(FolderFaces(str(root), aligned="dlib", seed=1).landmarks[0], expected, atol=0.5)
 
 
-def test_every_person_lies_in_one_split_and_adding_people_moves_nobody(make_folder: MakeFolder) -> None:
+def test_every_person_lies_in_one_split_and_adding_people_moves_no_one(make_folder: MakeFolder) -> None:
     before = _people(FolderFaces(str(make_folder(20)), seed=1))
     after = _people(FolderFaces(str(make_folder(60)), seed=1))
     assert set(after.values()) == set(SPLITS)
@@ -284,7 +284,7 @@ def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None
     assert len(fingerprints) == 1
 
 
-def test_photos_in_which_no_face_is_found_leave_nobody_to_train_on(make_folder: MakeFolder) -> None:
+def test_photos_in_which_no_face_is_found_leave_no_one_to_train_on(make_folder: MakeFolder) -> None:
     pytest.importorskip("dlib")
     with (
         pytest.warns(UserWarning, match="no face found in"),

@@ -19,7 +19,8 @@ _NAMES = [f"p/{index}" for index in range(7)]
 
 
 class Stub:
-    """Finds what an image's first pixels say: (x, y, half a side) of a face in each pixel of the first row until a black one.
+    """Finds what an image's first pixels say: (x, y, half a side) of a face in each pixel of the first row until a
+    black one.
 
     Counts what it looks at and stops with an error after `patience` images.
     """

@@ -1,4 +1,7 @@
-"""LFW in the layouts of its copies: pairs and folds by the lists, people by name, and errors that say what is missing or wrong."""
+"""LFW in the layouts of its copies:
+
+pairs and folds by the lists, people by name, and errors that say what is missing or wrong.
+"""
 
 import os
 import re
@@ -142,7 +145,7 @@ def test_the_protocol_scores_each_listed_pair_of_embedded_faces(tmp_path: Path) 
     assert scores.same.tolist() == [same for *_, same, _ in _listed(faces)]
 
 
-def test_the_data_module_tests_on_the_listed_images_and_trains_on_nobody(tmp_path: Path) -> None:
+def test_the_data_module_tests_on_the_listed_images_and_trains_on_no_one(tmp_path: Path) -> None:
     faces = LfwFaces(str(write_lfw(tmp_path, folds=2, pairs=2, size=64)))
     module = MaskedFaceDataModule(faces, size=64, kinds=("surgical",), test_seeds=(1,), eval_batch_size=4)
     clean, masked = module.test_dataloader()
@@ -159,7 +162,10 @@ def test_missing_images_are_counted_and_the_first_three_named(tmp_path: Path) ->
     total = len(LfwFaces(str(root)))
     shutil.rmtree(root / "lfw" / "Some_Person_00")
     shutil.rmtree(root / "lfw" / "Some_Person_20")
-    pattern = rf"^4 of {total} LFW images are missing in .*lfw \(Some_Person_00/Some_Person_00_0001.jpg, .*, \.\.\.\): get .* Amherst"
+    pattern = (
+        rf"^4 of {total} LFW images are missing in .*lfw "
+        r"\(Some_Person_00/Some_Person_00_0001.jpg, .*, \.\.\.\): get .* Amherst"
+    )
     with pytest.raises(FileNotFoundError, match=pattern) as error:
         LfwFaces(str(root))
     assert "\n" not in str(error.value)
@@ -340,7 +346,7 @@ def test_folds_that_cannot_be_trained_beside_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_folds_that_leave_nobody_to_train_on_are_refused(tmp_path: Path) -> None:
+def test_folds_that_leave_no_one_to_train_on_are_refused(tmp_path: Path) -> None:
     root = write_lfw(tmp_path, folds=2, pairs=20, size=40)
     with pytest.raises(ValueError, match="leave no one to train on"):
         LfwFaces(str(root), test_folds=[0], val_identities=20)

@@ -53,7 +53,7 @@ def test_shared_people_are_those_of_the_first_set_in_its_order_and_spelling_each
     assert shared_people(first, ["ann_lee", "Zoë B.", "Unknown"]) == ["Zoe B", "Ann Lee"]
 
 
-def test_names_without_a_letter_match_nobody() -> None:
+def test_names_without_a_letter_match_no_one() -> None:
     assert shared_people(["...", "Ann"], ["_", "Bob"]) == []
 
 
@@ -135,7 +135,7 @@ def test_people_without_a_name_are_warned_of(root: Path, tmp_path: Path) -> None
     assert chosen.person_names[1:3] == ["Bob", "CelebA identity 965"]
 
 
-def test_names_alone_exclude_nobody(root: Path, faces: CelebaFaces, tmp_path: Path) -> None:
+def test_names_alone_exclude_no_one(root: Path, faces: CelebaFaces, tmp_path: Path) -> None:
     named = CelebaFaces(str(root), names=str(_names_file(tmp_path / "names.txt", "identity", faces)))
     assert (len(named), named.excluded) == (32, [])
     assert named.person_names is not None

@@ -1,4 +1,7 @@
-"""Pair lists of any form: columns, labels, folds and people, paths that stay inside, and malformed lines by their number."""
+"""Pair lists of any form:
+
+columns, labels, folds and people, paths that stay inside, and malformed lines by their number.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,7 +119,7 @@ def test_a_same_pair_makes_one_person_of_two_folders(tmp_path: Path) -> None:
     assert faces.person_names == ["p", "s"]
 
 
-def test_a_folder_with_a_different_pair_and_the_root_itself_name_nobody(tmp_path: Path) -> None:
+def test_a_folder_with_a_different_pair_and_the_root_itself_name_no_one(tmp_path: Path) -> None:
     faces = _faces(
         _write(tmp_path, "all/a.png all/b.png 0", "all/a.png all/c.png 1", "d.png p/f.png 0", "e.png p/g.png 0")
     )

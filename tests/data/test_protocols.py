@@ -1,4 +1,7 @@
-"""What the data module gives a test: the images that a protocol names, real occluders as they are, and the manifest of rendered ones."""
+"""What the data module gives a test:
+
+the images that a protocol names, real occluders as they are, and the manifest of rendered ones.
+"""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Record files: read as an independent writer wrote them, split by people, cheap to hand to workers, refused in one line if damaged."""
+"""Record files:
+
+read as an independent writer wrote them, split by people, cheap to hand to workers, refused in one line if damaged.
+"""
 
 import pickle
 from pathlib import Path
@@ -211,7 +214,7 @@ def test_a_file_that_is_no_index_is_refused(rec: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("label", [0.5, -1.0, float("nan")])
-def test_labels_that_number_nobody_are_refused(tmp_path: Path, label: float) -> None:
+def test_labels_that_number_no_one_are_refused(tmp_path: Path, label: float) -> None:
     rec = write_records(tmp_path / "faces", {1: labelled([label], jpeg(0, 0))})
     with pytest.raises(ValueError, match="holds no images with people's numbers as labels"):
         RecordFaces(str(rec), train=1.0, val=0.0)
@@ -234,7 +237,7 @@ def test_impossible_shares_are_refused(rec: Path, train: float, val: float) -> N
         _faces(rec, train, val)
 
 
-def test_a_share_that_nobody_falls_into_is_refused(rec: Path) -> None:
+def test_a_share_that_no_one_falls_into_is_refused(rec: Path) -> None:
     with pytest.raises(
         ValueError, match=r"of 12 people none falls into val \(train 0\.99, val 0\.01, seed 0\): .* or set val to 0"
     ):

@@ -1,4 +1,4 @@
-"""Thresholds, the limit between masked and clean, and the visible share, against slow twins and cases with known answers."""
+"""Thresholds, the limit between masked and clean, and the visible share, against slow references and known cases."""
 
 import json
 import math
@@ -169,7 +169,7 @@ def test_only_what_covers_the_face_counts() -> None:
 
 
 def test_the_face_ends_at_the_cheeks_the_forehead_and_the_chin() -> None:
-    # In the canonical crop of 350: an eye distance of 100 around (174.5, 149.5), 105 to either side, 95 up and 185 down.
+    # Canonical crop of 350: an eye distance of 100 around (174.5, 149.5), 105 to either side, 95 up and 185 down
     edges = {
         "left": (3, slice(0, 70)),
         "right": (3, slice(280, 350)),

@@ -13,7 +13,10 @@ NAMES = ("cloth", "hand", "box")
 
 
 def _batches() -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Predicted masks, masks and kinds: bare faces, with and without a false alarm, and masked ones, of which one is missed."""
+    """Predicted masks, masks and kinds:
+
+    bare faces, with and without a false alarm, and masked ones, of which one is missed.
+    """
     generator = torch.Generator().manual_seed(0)
     batches = []
     for kind in (torch.tensor([-1, 2, 0, -1]), torch.tensor([0, 0, -1, 2])):

@@ -6,7 +6,7 @@ from deocc.evaluation.bootstrap import mcnemar
 
 
 def _right(first_only: int, second_only: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decisions with these numbers of pairs that one system alone decided rightly, and some that both or neither did."""
+    """Return decisions with these numbers of pairs that only one system decided correctly, and some others."""
     first = torch.tensor([True] * first_only + [False] * second_only + [True] * 5 + [False] * 3)
     second = torch.tensor([False] * first_only + [True] * second_only + [True] * 5 + [False] * 3)
     order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ SAME, FOLD = np.array([True, False, False, False, True]), np.array([0, 0, 1, 1, 
 
 @pytest.fixture
 def listed() -> ListedPairs:
-    """Five pairs, of which the fourth names an image (500) that nobody embedded."""
+    """Five pairs, of which the fourth names an image (500) that was not embedded."""
     return ListedPairs(FIRST, SECOND, SAME, FOLD)
 
 
@@ -69,7 +69,10 @@ def mixed(probe: EmbeddingSet, seeds: int) -> EmbeddingSet:
 
 
 def slow_mixed(gallery: EmbeddingSet, probe: EmbeddingSet) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
-    """Similarity and fold of the listed pairs by loops: clean against every mask of the second image; masks by order of their seeds."""
+    """Similarity and fold of the listed pairs by loops:
+
+    clean against every mask of the second image; masks by order of their seeds.
+    """
     crossed, within = [], []
     seed, index = probe.seed.tolist(), probe.index.tolist()
     masks = {

@@ -41,7 +41,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_only_the_rows_asked_for_are_read_and_no_folds_are_one_fold(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores.npz", {"student": pairs(0.5, 0.25, -1.0), "teacher": pairs(0.0, 0.75, 1.0)})
-    found = read_scores(tmp_path / "scores.npz", ["teacher", "nobody"])
+    found = read_scores(tmp_path / "scores.npz", ["teacher", "unknown"])
     assert list(found) == ["teacher"]
     assert found["teacher"].fold is not None and found["teacher"].fold.tolist() == [0, 0, 0]
 

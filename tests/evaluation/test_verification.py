@@ -55,7 +55,8 @@ def test_a_weight_counts_a_pair_that_many_times() -> None:
 
 
 def test_equal_error_rate_of_a_case_worked_by_hand() -> None:
-    # Thresholds .9 .8 .6 .5: (FAR, 1 - TAR) = (0, 2/3) (0, 1/3) (1/2, 1/3) (1/2, 0): between the second and the third, at FAR = 1/3.
+    # Thresholds .9 .8 .6 .5: (FAR, 1 - TAR) = (0, 2/3) (0, 1/3) (1/2, 1/3) (1/2, 0): equal between the second
+    # and the third, at FAR = 1/3
     similarity, same = torch.tensor([0.9, 0.8, 0.6, 0.5, 0.1]), torch.tensor([True, True, False, True, False])
     assert equal_error_rate(similarity, same) == pytest.approx(1 / 3)
 
@@ -220,8 +221,8 @@ def test_scores_give_the_true_accept_rate_at_each_false_accept_rate() -> None:
 
 
 def test_within_scores_of_an_empty_set_are_empty(make_sets) -> None:
-    nobody: EmbeddingSet = make_sets(1.0)[0].select(kind=9)
-    assert len(within_scores(nobody).similarity) == 0
+    empty: EmbeddingSet = make_sets(1.0)[0].select(kind=9)
+    assert len(within_scores(empty).similarity) == 0
 
 
 def test_metric_over_batches_equals_the_function_on_all_pairs() -> None:

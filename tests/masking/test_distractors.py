@@ -1,4 +1,7 @@
-"""What is painted for a mask predictor to ignore: it follows from the seed alone, keeps the range, and leaves grey photographs grey."""
+"""What is painted for a mask predictor to ignore:
+
+it follows from the seed alone, keeps the range, and leaves grey photographs grey.
+"""
 
 from collections.abc import Callable
 

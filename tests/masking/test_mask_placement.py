@@ -32,8 +32,15 @@ def _covered(masks: Tensor, point: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("degrees", [-60.0, -20.0, 0.0, 35.0, 180.0])
-@pytest.mark.parametrize(("kind", "covers", "spares"), [("surgical", "mouth", "eyes"), ("cloth", "mouth", "eyes"), ("n95", "mouth", "eyes"),
-                                                        ("sunglasses", "eyes", "mouth")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "covers", "spares"),
+    [
+        ("surgical", "mouth", "eyes"),
+        ("cloth", "mouth", "eyes"),
+        ("n95", "mouth", "eyes"),
+        ("sunglasses", "eyes", "mouth"),
+    ],
+)
 def test_worn_things_cover_what_they_should_on_tilted_faces(
     kind: str, covers: str, spares: str, degrees: float, make_faces: MakeFaces
 ) -> None:
@@ -47,7 +54,7 @@ def test_worn_things_cover_what_they_should_on_tilted_faces(
 
 @pytest.mark.parametrize("kind", ["surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes"])
 def test_the_mask_moves_with_the_landmarks(kind: str, make_faces: MakeFaces) -> None:
-    """A mask moved by hand, nearest neighbour, and the mask rendered at the moved landmarks differ at most along their edges."""
+    """A mask moved by nearest neighbours and the mask rendered at moved landmarks differ at most along their edges."""
     small = _turn(FACE, 0, 0.5)
     moved = _turn(small, 25, 0.9, (6.0, -4.0))
     faces = make_faces(32, SIZE)

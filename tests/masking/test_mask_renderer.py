@@ -38,7 +38,10 @@ def test_the_mask_is_exactly_where_the_face_changed(kind: str, grey: bool, make_
 
 @each_kind
 def test_an_image_does_not_depend_on_its_batch(kind: str, make_faces: MakeFaces) -> None:
-    """97 pixels: vector registers do not end where images end, so an operation that rounds its tail differently would show."""
+    """97 pixels:
+
+    vector registers do not end where images end, so an operation that rounds its tail differently would show.
+    """
     count, size = 13, 97
     faces, seeds = make_faces(count, size), torch.arange(count) * 7919
     landmarks = (

@@ -1,4 +1,7 @@
-"""How many examples a property is tried on. Both profiles draw the same examples in every run, so that a red test stays red."""
+"""How many examples a property is tried on.
+
+Both profiles draw the same examples in every run, so that a red test stays red.
+"""
 
 from hypothesis import HealthCheck, settings
 

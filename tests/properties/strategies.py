@@ -1,4 +1,7 @@
-"""What the properties are tried on: faces and their landmarks, embeddings, scored pairs, and sets of embedded images."""
+"""What the properties are tried on:
+
+faces and their landmarks, embeddings, scored pairs, and sets of embedded images.
+"""
 
 import inspect
 import math
@@ -71,7 +74,10 @@ def faces(draw: st.DrawFn, count: int, size: int) -> Tensor:
 
 @st.composite
 def landmarks(draw: st.DrawFn, size: int) -> Tensor:
-    """(5, 2) of a face that a detector may find in a canonical crop of this side: tilted, turned, nearer or farther, not quite in place."""
+    """(5, 2) of a face that a detector may find in a canonical crop of this side:
+
+    tilted, turned, nearer or farther, not quite in place.
+    """
     points = TEMPLATES["canonical"].tensor(size)
     yaw = draw(st.floats(-0.5, 0.5))
     middle, eye = points[:2].mean(0), float(points[1, 0] - points[0, 0])
@@ -85,7 +91,10 @@ def landmarks(draw: st.DrawFn, size: int) -> Tensor:
 
 @st.composite
 def embeddings(draw: st.DrawFn, least: int = 1, most: int = 7, dim: int | None = None) -> Tensor:
-    """(B, D) float32 on a coarse lattice, so that rows coincide, vanish and lie on lines; or of unit length; at scales from 1e-6 to 1e6."""
+    """(B, D) float32 on a coarse lattice, so that rows coincide, vanish and lie on lines;
+
+    or of unit length; at scales from 1e-6 to 1e6.
+    """
     rows, columns = draw(st.integers(least, most)), dim or draw(st.integers(1, 5))
     cells = st.lists(st.integers(-3, 3), min_size=rows * columns, max_size=rows * columns)
     lattice = torch.tensor(draw(cells), dtype=torch.float32).view(rows, columns)
@@ -110,7 +119,10 @@ def scored_pairs(draw: st.DrawFn, most: int = 30) -> Scores:
 
 @st.composite
 def image_sets(draw: st.DrawFn, least: int = 1) -> tuple[EmbeddingSet, EmbeddingSet]:
-    """A gallery of people with unequal numbers of images, and probes made from all of them under masks; or all on three axes, in ties."""
+    """A gallery of people with unequal numbers of images, and probes made from all of them under masks;
+
+    or all on three axes, in ties.
+    """
     images = draw(st.lists(st.integers(1, 6), min_size=least, max_size=6))
     order = torch.randperm(sum(images), generator=torch.Generator().manual_seed(draw(SEEDS) % 2**63))
     identity = (3 * torch.arange(len(images)) + 1).repeat_interleave(torch.tensor(images))[order]

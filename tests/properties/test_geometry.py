@@ -29,7 +29,10 @@ COORDINATES = st.floats(-1e4, 1e4, width=32)
 
 @st.composite
 def point_sets(draw: st.DrawFn) -> Tensor:
-    """(P, 2) float64 points, P from 2 to 6, two of which lie a pixel or more apart; they may coincide else, or lie on a line."""
+    """(P, 2) float64 points, P from 2 to 6, two of which lie a pixel or more apart;
+
+    they may coincide else, or lie on a line.
+    """
     points = torch.tensor(
         draw(st.lists(st.tuples(COORDINATES, COORDINATES), min_size=2, max_size=6)), dtype=torch.float64
     )
@@ -160,7 +163,10 @@ def test_a_crop_of_a_linear_picture_is_the_picture_at_the_places_it_was_taken_fr
 
 @for_all(matrix=similarities(0.03, 0.6, 5.0), slope=st.tuples(*[st.floats(-1, 1)] * 3))
 def test_so_is_a_much_coarser_crop_away_from_the_border(matrix: Tensor, slope: tuple[float, float, float]) -> None:
-    """Antialiasing takes means round a place; their weights, taken at whole pixels, miss it by a few hundredths of a pixel."""
+    """Antialiasing takes means round a place;
+
+    their weights, taken at whole pixels, miss it by a few hundredths of a pixel.
+    """
     grid, weights = _grid(96), torch.tensor(slope, dtype=torch.float64)
     image = (grid @ weights[:2] + weights[2]).view(1, 1, 96, 96).float()
     places, border = (
@@ -181,7 +187,7 @@ def test_so_is_a_much_coarser_crop_away_from_the_border(matrix: Tensor, slope: t
 def test_two_crops_are_near_the_crop_by_both_matrices(
     first: Tensor, second: Tensor, pitch: float, angle: float
 ) -> None:
-    """Of a wave of radian frequency w, bilinear sampling at steps of a pixel is off by w^2 / 4 at most, along two axes."""
+    """For a wave of radian frequency w, bilinear sampling has an error of at most w^2 / 4 along two axes."""
     size, together = 40, _compose(second, first)
     assume(float(torch.linalg.det(together[:, :2])) > 1 / 1.5**2)
     grid = _grid(size)

@@ -96,7 +96,10 @@ def _two_systems(people: int, seed: int) -> tuple[PairScores, PairScores]:
 
 
 def test_bootstrap_intervals_hold_their_estimate_and_narrow_with_people() -> None:
-    """Fixed draws: in nearly all of 12 comparisons the estimate lies inside, and four times the people halve the mean width, about."""
+    """Fixed draws:
+
+    in nearly all of 12 comparisons the estimate lies inside, and four times the people halve the mean width, about.
+    """
     widths = []
     for people in (8, 32):
         intervals = [paired_bootstrap_eer(*_two_systems(people, 100 * seed), 100, seed) for seed in range(12)]

@@ -200,7 +200,10 @@ def test_a_narrowed_test_keeps_every_comparison_small_and_as_many_people_as_that
 def test_few_people_with_very_many_images_do_not_burst_the_limit_of_pairs(
     kind: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """100 images of the first three people and one of everybody else: a limit shared out by people alone would keep too many."""
+    """100 images of the first three people and one of everybody else:
+
+    a limit shared out by people alone would keep too many.
+    """
     identity = torch.cat([torch.arange(3).repeat_interleave(100), torch.arange(3, 103)])
     index = torch.arange(len(identity))
     members = EmbeddingSet(torch.eye(2)[index % 2], identity, index, torch.full_like(index, kind), index)

@@ -122,7 +122,7 @@ def test_of_thousands_of_pages_or_frames_the_first_alone_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PSD", "FITS", "ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "PDF"])
-def test_formats_that_nobody_named_are_not_opened(kind: str) -> None:
+def test_formats_that_no_one_named_are_not_opened(kind: str) -> None:
     known = Image.new("RGB", (16, 16))
     made = {"PSD": b"8BPS" + bytes(60), "FITS": b"SIMPLE  =                    T" + b" " * 3000}
     data = made[kind] if kind in made else _encoded(kind, known)
