@@ -36,8 +36,8 @@ def measure() -> Iterator[Row]:
     yield measure_help()
     for size in (128, 256, 512):
         yield measure_against_textbook(size)
-    yield measure_alone(1024, max_vertices=None)
-    yield measure_alone(4096, max_vertices=64)
+    yield measure_alone(1024, max_anchors=None)
+    yield measure_alone(4096, max_anchors=64)
     for size in (112, 256):
         yield from measure_renderer(size)
     yield against_bare_loop("inpaint", loading=False)

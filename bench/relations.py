@@ -42,11 +42,11 @@ def measure_against_textbook(size: int, pairs: int = 5) -> Row:
     }
 
 
-def measure_alone(size: int, max_vertices: int | None) -> Row:
+def measure_alone(size: int, max_anchors: int | None) -> Row:
     """Measure ours at a batch size that the textbook implementation cannot reach; one pass gives time and peak."""
-    memory, taken = in_own_process(single_pass, size, max_vertices)
-    vertices = "" if max_vertices is None else f", {max_vertices} vertices"
-    return {"what": f"triplet relation, B = {size}{vertices}", "unit": "ms", "ours": 1000 * taken, "ours_mib": memory}
+    memory, taken = in_own_process(single_pass, size, max_anchors)
+    anchors = "" if max_anchors is None else f", {max_anchors} anchors"
+    return {"what": f"triplet relation, B = {size}{anchors}", "unit": "ms", "ours": 1000 * taken, "ours_mib": memory}
 
 
 def embeddings(size: int) -> tuple[Tensor, Tensor]:
@@ -79,12 +79,12 @@ def peak(loss: Loss, size: int) -> float:
     return peak_mebibytes(lambda: value_and_gradient(loss, student, teacher))
 
 
-def single_pass(size: int, max_vertices: int | None) -> tuple[float, float]:
+def single_pass(size: int, max_anchors: int | None) -> tuple[float, float]:
     """Return MiB and seconds of one pass."""
     taken: list[float] = []
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return triplet_relation_loss(student, teacher, max_vertices=max_vertices)
+        return triplet_relation_loss(student, teacher, max_anchors=max_anchors)
 
     value_and_gradient(loss, *embeddings(8))
     student, teacher = embeddings(size)

@@ -138,7 +138,7 @@ def markdown(header: Line, lines: Iterator[Line]) -> str:
 
 def main() -> None:
     """Print the tables and the largest possible batch."""
-    pair, triplet = bytes_a_pair(pair_relation_loss), bytes_a_pair(partial(triplet_relation_loss, max_vertices=1))
+    pair, triplet = bytes_a_pair(pair_relation_loss), bytes_a_pair(partial(triplet_relation_loss, max_anchors=1))
     gpus = [f"{W} GPUs" for W in PROCESSES]
     print(
         f"Batch {BATCH} per GPU, embeddings of {DIMENSION} numbers, {IDENTITIES:,} identities, float32, AdamW; "

@@ -18,9 +18,9 @@ class FaceBatch(TypedDict):
     """(B, 5, 2) x, y in pixels of the crop: eye, eye, nose, mouth corner, mouth corner, left to right in the image."""
     identity: Tensor
     """(B,) int64 class label, 0 <= identity < number of identities of the split."""
-    other_identity: Tensor
+    mixup_identity: Tensor
     """(B, 2) int64, the identities blended into this face; equal to `identity` without blending."""
-    other_share: Tensor
+    mixup_weight: Tensor
     """(B, 2) float32 >= 0, the weights of these other faces, at most 2/3 in sum; 0 outside training."""
     index: Tensor
     """(B,) int64, the image's position in its face set."""

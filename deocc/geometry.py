@@ -5,7 +5,7 @@ Pixel coordinates refer to pixel centres: the centre of the top-left pixel is (0
 face is stored in one *canonical* crop that contains the crops of all recognisers; generator, teacher and student cut
 their input out of it by a constant warp.
 
-Not specified by the paper; our choice: the canonical and the FaceNet template.
+Not known from the paper; our choice: the canonical and the FaceNet template.
 """
 
 import math

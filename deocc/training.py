@@ -26,10 +26,9 @@ from deocc.callbacks.provenance import FingerprintCallback
 from deocc.data import MaskedFaceDataModule
 from deocc.messages import one_line, say
 from deocc.modules import DistillationModule
+from deocc.modules.evaluation import FROM_CHECKPOINT
 from deocc.networks.weights import read_checkpoint
 
-_FROM_CHECKPOINT = "from_checkpoint"
-"""For `--run`: the run folder of the checkpoint. For an earlier stage's checkpoint: its weights are in this one."""
 _OTHER_DATA = "test-"
 _EARLIER_STAGES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
 """Settings of a module that name a run of an earlier stage, and the module of that stage."""
@@ -97,16 +96,16 @@ class DeoccCLI(LightningCLI):
             if checkpoint is None:
                 _choose_earlier_run(config.model, key, module)
             elif config.model.init_args.get(key) is not None:
-                config.model.init_args[key] = _FROM_CHECKPOINT
+                config.model.init_args[key] = FROM_CHECKPOINT
 
     def after_instantiate_classes(self) -> None:
         """Restore the earlier stages' checkpoints in the configuration that a resumed run saves."""
         config = self.config[self.subcommand]
         for key in _EARLIER_STAGES:
-            if config.model.init_args.get(key) == _FROM_CHECKPOINT:
+            if config.model.init_args.get(key) == FROM_CHECKPOINT:
                 file = runs.run_folder_of(Path(config.ckpt_path)) / runs.CONFIG
                 recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get(key) if file.is_file() else None
-                config.model.init_args[key] = str(recorded or _FROM_CHECKPOINT)
+                config.model.init_args[key] = str(recorded or FROM_CHECKPOINT)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would override the command line by the checkpoint's hyperparameters."""
@@ -204,7 +203,7 @@ def _expand_evaluation(command: str, argv: list[str]) -> list[str]:
         raise FileNotFoundError(
             f"{checkpoint} has no {runs.CONFIG} in its run folder {config.parent}: give a run that `deocc fit` wrote"
         )
-    return ["--config", str(config), "--run", _FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *argv]
+    return ["--config", str(config), "--run", FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *argv]
 
 
 def _expand_fit(argv: list[str]) -> list[str]:
@@ -274,7 +273,7 @@ def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
 
     A test on other faces therefore does not replace the test on the run's own people.
     """
-    if checkpoint is None or config.run != _FROM_CHECKPOINT:
+    if checkpoint is None or config.run != FROM_CHECKPOINT:
         return Path(config.run)
     run = runs.run_folder_of(checkpoint)
     face_set = config.data.get("face_set")

@@ -25,7 +25,7 @@ CROP_SIZE: Final = 256
 RANDOM: Final = "random"
 
 _ALL: Final = "all"
-# Not specified by the paper; our choice.
+# Not known from the paper; our choice.
 _MIN_CROP, _MAX_CROP = 32, 1024  # side of the crop to render in; larger faces get an enlarged mask, which saves memory
 _EXTENT: Final = 1.6  # side of that crop in canonical crops: ear loops, arms and scarves reach beyond one
 

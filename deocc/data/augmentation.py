@@ -29,7 +29,7 @@ class Augmentation:
 
     `flip` mirrors half of the crops. `light` adds brightness, contrast and a jitter of the alignment within the
     differences of landmark detectors. `strong` adds blur, noise, gamma, compression, more jitter, and an elastic warp
-    that changes the proportions of a face, and so its identity for a recogniser. Not specified by the paper; our
+    that changes the proportions of a face, and so its identity for a recogniser. Not known from the paper; our
     choice.
     """
 

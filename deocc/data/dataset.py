@@ -40,8 +40,8 @@ class FaceItem(TypedDict):
     face: Tensor
     landmarks: Tensor
     identity: Tensor
-    other_identity: Tensor
-    other_share: Tensor
+    mixup_identity: Tensor
+    mixup_weight: Tensor
     index: Tensor
     flipped: Tensor
     kind: Tensor
@@ -247,8 +247,8 @@ def _item(face: Augmented, people: _People, index: int, kind: int, seed: int, un
         face=torch.tensor(face.image).permute(2, 0, 1).float() / 127.5 - 1,
         landmarks=torch.tensor(face.landmarks, dtype=torch.float32),
         identity=torch.tensor(int(people.identity)),
-        other_identity=torch.tensor(people.others.tolist()),
-        other_share=torch.tensor(people.shares, dtype=torch.float32),
+        mixup_identity=torch.tensor(people.others.tolist()),
+        mixup_weight=torch.tensor(people.shares, dtype=torch.float32),
         index=torch.tensor(index),
         flipped=torch.tensor(face.flipped),
         kind=torch.tensor(kind),

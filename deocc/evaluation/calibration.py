@@ -5,7 +5,7 @@ below the similarity that all but `FALSE_REJECTS` of the genuine pairs reach, an
 similarities, so each condition has its own thresholds. Every pair of people and every person has equal weight, whatever
 the number of photos; otherwise a person with 500 photos would determine the thresholds. The covered share of a face is
 computed from its mask, which may be soft. No decision is made on a face that is less visible than the calibration
-faces. Not specified by the paper; our choice.
+faces. Not known from the paper; our choice.
 """
 
 import math

@@ -35,7 +35,7 @@ LIMIT: Final = 1e-4
 FORMAT_VERSION: Final = 1
 """Increased when readers of earlier versions would misread the description or the outputs."""
 
-# Not specified by the paper; our choice.
+# Not known from the paper; our choice.
 _MIN_MASK_AGREEMENT: Final = 0.999  # share of pixels: single ones may change sides at the segmenter's threshold
 _MASK_TOLERANCE: Final = 0.1  # difference of soft masks that counts as agreement in fp16 and int8
 _CHECK_EVERY: Final = 2  # of 40 validation faces

@@ -1,6 +1,6 @@
 """Pairwise distances and angles of a batch in O(B^2) memory, independent of the embedding dimension.
 
-With S_ij = |e_i - e_j|^2 and D_ij = sqrt(S_ij), the law of cosines gives the cosine of the angle at vertex i,
+With S_ij = |e_i - e_j|^2 and D_ij = sqrt(S_ij), the law of cosines gives the cosine of the angle at anchor i,
 
     cos(i; j, k) = (S_ij + S_ik - S_jk) / (2 D_ij D_ik).
 
@@ -71,28 +71,28 @@ def distances(squared: Tensor) -> Tensor:
 
 
 def angle_difference(
-    student: Tensor, teacher: Tensor, chunk_size: int | None = None, vertices: slice | None = None
+    student: Tensor, teacher: Tensor, chunk_size: int | None = None, anchors: slice | None = None
 ) -> Tensor:
     """Huber loss between the angle cosines of two batches, averaged over all ordered triples of different images.
 
-    Triples in which an image coincides with the vertex in either batch (see `COINCIDENT`) contribute 0.
+    Triples in which an image coincides with the anchor in either batch (see `COINCIDENT`) contribute 0.
 
     Args:
         student: squared distances (B, B) divided by their mean; receives the gradient.
         teacher: squared distances (B, B) divided by their mean, of the same dtype; detached.
-        chunk_size: vertices per piece; None chooses it from B and the device.
-        vertices: images at which angles are compared; None takes all.
+        chunk_size: anchors per piece; None chooses it from B and the device.
+        anchors: images at which angles are compared; None takes all.
 
     Returns:
-        Scalar of the same dtype: the sum over triples with these vertices, divided by the number of all triples of the
+        Scalar of the same dtype: the sum over triples with these anchors, divided by the number of all triples of the
         batch; 0 for fewer than three images.
 
     Raises:
         ValueError: `chunk_size` is not positive.
     """
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be a positive number of vertices or None, got {chunk_size}")
-    chosen = range(len(student))[vertices or slice(None)]
+        raise ValueError(f"chunk_size must be a positive number of anchors or None, got {chunk_size}")
+    chosen = range(len(student))[anchors or slice(None)]
     if chunk_size is None:
         chunk_size = max(1, _piece_elements(student) // max(1, student.numel()))
     chunk_size = min(chunk_size, max(1, len(chosen)))
@@ -102,7 +102,7 @@ def angle_difference(
 
 
 class Angles(NamedTuple):
-    """Inputs of the angles at c vertices i between a first arms j and all B second arms k."""
+    """Inputs of the angles at c anchors i between a first arms j and all B second arms k."""
 
     first: Tensor
     """S_ij (c, a, 1)."""
@@ -117,7 +117,7 @@ class Angles(NamedTuple):
 
     @classmethod
     def at(cls, squared: Tensor, inverse: Tensor, rows: slice, arms: slice) -> Self:
-        """Select vertices `rows` and first arms `arms` from squared and inverse distances (B, B)."""
+        """Select anchors `rows` and first arms `arms` from squared and inverse distances (B, B)."""
         near, scale = squared[rows], inverse[rows]
         return cls(near[:, arms, None], near[:, None], squared[arms], scale[:, arms, None], scale[:, None])
 
@@ -171,7 +171,7 @@ class _AngleDifference(torch.autograd.Function):
     """Mean over triples, with the gradient computed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, vertices: range, chunk_size: int) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, anchors: range, chunk_size: int) -> Tensor:
         size = len(student)
         apart = (student > COINCIDENT) & (teacher > COINCIDENT)
         student_inverse, teacher_inverse = (
@@ -179,18 +179,18 @@ class _AngleDifference(torch.autograd.Function):
         )
         gradient = torch.zeros_like(student)
         total = student.new_zeros((), dtype=_widest_dtype(student))  # float32 loses the fifth digit over many pieces
-        # With all arms at once, even a single vertex of a large batch would not fit into the cache.
+        # With all arms at once, even a single anchor of a large batch would not fit into the cache.
         arms_per_piece = min(size, max(1, _piece_elements(student) // max(1, chunk_size * size)))
         buffers = student.new_empty(3, chunk_size * arms_per_piece * size)
-        for start in range(0, len(vertices), chunk_size):
-            chunk = vertices[start : start + chunk_size]
+        for start in range(0, len(anchors), chunk_size):
+            chunk = anchors[start : start + chunk_size]
             rows = slice(chunk.start, chunk.stop, chunk.step)
             for first in range(0, size, max(1, arms_per_piece)):
                 arms = slice(first, min(first + arms_per_piece, size))
                 ours = Angles.at(student, student_inverse, rows, arms)
                 theirs = Angles.at(teacher, teacher_inverse, rows, arms)
-                loss, vertex_gradient = piece(ours, theirs, gradient[arms], buffers[:, : ours.numel()])
-                gradient[rows, arms] += vertex_gradient
+                loss, anchor_gradient = piece(ours, theirs, gradient[arms], buffers[:, : ours.numel()])
+                gradient[rows, arms] += anchor_gradient
                 total += loss
         triples = max(1, size * (size - 1) * (size - 2))
         ctx.save_for_backward(gradient.div_(triples))

@@ -21,13 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deocc.losses.relational import pair_relation_loss, triplet_relation_loss
-
-
-def process_place() -> tuple[int, int]:
-    """Return the rank of this process and the world size; (0, 1) without a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+from deocc.processes import rank_and_world_size
 
 
 def rows_of(count: int, rank: int, processes: int) -> range:
@@ -67,7 +61,7 @@ def gather_embeddings(embedding: Tensor) -> Tensor:
     Raises:
         ValueError: batch sizes differ; raised on every process, so that none waits for another.
     """
-    _, processes = process_place()
+    _, processes = rank_and_world_size()
     if processes == 1:
         return embedding
     sizes = torch.cat(_all_gather(torch.tensor([len(embedding)], device=embedding.device))).tolist()
@@ -95,7 +89,7 @@ def gathered_pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def gathered_triplet_relation_loss(
-    student: Tensor, teacher: Tensor, chunk_size: int | None = None, max_vertices: int | None = None, turn: int = 0
+    student: Tensor, teacher: Tensor, chunk_size: int | None = None, max_anchors: int | None = None, step: int = 0
 ) -> Tensor:
     """Compute `triplet_relation_loss` over the images of all processes; each handles the angles at its own images.
 
@@ -103,20 +97,20 @@ def gathered_triplet_relation_loss(
         student: embeddings (B, D) of this process.
         teacher: embeddings (B, D') of the same images.
         chunk_size: see `triplet_relation_loss`.
-        max_vertices: largest number of images of this process at which angles are compared; None uses all.
-        turn: index of the subset of vertices, see `triplet_relation_loss`; may differ between processes.
+        max_anchors: largest number of images of this process at which angles are compared; None uses all.
+        step: index of the subset of anchors, see `triplet_relation_loss`; may differ between processes.
 
     Returns:
         Scalar: W times the part of this process. The mean over processes is the loss, or its estimate.
 
     Raises:
-        ValueError: batch sizes differ, or `chunk_size` or `max_vertices` is not positive.
+        ValueError: batch sizes differ, or `chunk_size` or `max_anchors` is not positive.
     """
-    rank, processes = process_place()
+    rank, processes = rank_and_world_size()
     batch_size = len(student)
     own = slice(rank * batch_size, (rank + 1) * batch_size)
     joined_student, joined_teacher = gather_embeddings(student), gather_embeddings(teacher.detach())
-    return processes * triplet_relation_loss(joined_student, joined_teacher, chunk_size, own, max_vertices, turn)
+    return processes * triplet_relation_loss(joined_student, joined_teacher, chunk_size, own, max_anchors, step)
 
 
 class _Gather(torch.autograd.Function):
@@ -129,7 +123,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        rank, processes = process_place()
+        rank, processes = rank_and_world_size()
         # Unlike reduce-scatter, all-reduce is supported by every backend.
         return _all_reduce(upstream, dist.ReduceOp.SUM).chunk(processes)[rank]
 
@@ -148,14 +142,14 @@ class _Sum(torch.autograd.Function):
 def _all_reduce(value: Tensor, operation: Any) -> Tensor:
     """Return a reduced copy of `value`."""
     reduced = value.clone(memory_format=torch.contiguous_format)
-    if process_place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         dist.all_reduce(reduced, operation)
     return reduced
 
 
 def _all_gather(value: Tensor) -> list[Tensor]:
     """Return the tensors of all processes in rank order."""
-    _, processes = process_place()
+    _, processes = rank_and_world_size()
     if processes == 1:
         return [value]
     own = value.contiguous()

@@ -15,7 +15,7 @@ that arrive in bfloat16 have already lost their small distances, so compute them
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. Uses instance-, pair- and triplet-wise relations, an
     identity-centred softened instance loss, and predictions beside features. Its formulas were not readable: the
-    exact forms, beta, gamma and the triplet estimate from a subset of the vertices are our choice.
+    exact forms, beta, gamma and the triplet estimate from a subset of the anchors are our choice.
 [1] Park et al., "Relational Knowledge Distillation", CVPR 2019 (RKD-D and RKD-A). Their code, github.com/lenscloth/RKD,
     also averages over i = j; here only different images count.
 [2] Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (softened KL and its factor T^2).
@@ -90,9 +90,9 @@ def triplet_relation_loss(
     student: Tensor,
     teacher: Tensor,
     chunk_size: int | None = None,
-    vertices: slice | None = None,
-    max_vertices: int | None = None,
-    turn: int = 0,
+    anchors: slice | None = None,
+    max_anchors: int | None = None,
+    step: int = 0,
 ) -> Tensor:
     """Angle-wise relational distillation loss (RKD-A [1]), in O(B^2) memory.
 
@@ -100,38 +100,38 @@ def triplet_relation_loss(
     translation and scaling of either space. Triples with coincident images contribute 0, which bounds the gradient
     (`deocc.losses.distances.COINCIDENT`).
 
-    All vertices take O(B^3) time. With V = `max_vertices` they are split into n = ceil(B / V) interleaved subsets, of
-    which step `turn` uses one, in O(V B^2) time. The result is n times the sum over that subset, an unbiased estimate:
+    All anchors take O(B^3) time. With V = `max_anchors` they are split into n = ceil(B / V) interleaved subsets, of
+    which step `step` uses one, in O(V B^2) time. The result is n times the sum over that subset, an unbiased estimate:
     value and gradient averaged over n consecutive steps are exactly those of the full loss.
 
     Args:
         student: embeddings (B, D).
         teacher: embeddings (B, D') of the same images in the same order.
-        chunk_size: vertices per piece, trading memory for speed without changing the value; None chooses it from B and
+        chunk_size: anchors per piece, trading memory for speed without changing the value; None chooses it from B and
             the device.
-        vertices: forward slice of the images at which angles are compared, with arms to all images; None takes all. The
+        anchors: forward slice of the images at which angles are compared, with arms to all images; None takes all. The
             losses of slices that partition the batch sum to the full loss.
-        max_vertices: largest number of these vertices to use; None uses all.
-        turn: index of the subset, modulo n; for example the training step.
+        max_anchors: largest number of these anchors to use; None uses all.
+        step: index of the subset, modulo n; for example the training step.
 
     Returns:
         Scalar loss; 0 for fewer than three images. Differentiable once.
 
     Raises:
-        ValueError: the batch sizes differ, or `chunk_size` or `max_vertices` is not positive.
+        ValueError: the batch sizes differ, or `chunk_size` or `max_anchors` is not positive.
     """
     _check_shapes(student, teacher)
     subsets = 1
-    if max_vertices is not None:
-        if max_vertices < 1:
-            raise ValueError(f"max_vertices must be a positive number of vertices or None, got {max_vertices}")
-        candidates = range(len(student))[vertices or slice(None)]
-        subsets = max(1, math.ceil(len(candidates) / max_vertices))
-        chosen = candidates[turn % subsets :: subsets]
-        vertices = slice(chosen.start, chosen.stop, chosen.step)
+    if max_anchors is not None:
+        if max_anchors < 1:
+            raise ValueError(f"max_anchors must be a positive number of anchors or None, got {max_anchors}")
+        candidates = range(len(student))[anchors or slice(None)]
+        subsets = max(1, math.ceil(len(candidates) / max_anchors))
+        chosen = candidates[step % subsets :: subsets]
+        anchors = slice(chosen.start, chosen.stop, chosen.step)
     dtype = loss_dtype(student)
     ours, theirs = (_relative_squares(embedding).to(dtype) for embedding in (student, teacher.detach()))
-    return subsets * angle_difference(ours, theirs, chunk_size, vertices)
+    return subsets * angle_difference(ours, theirs, chunk_size, anchors)
 
 
 def prediction_relation_loss(

@@ -33,11 +33,11 @@ from deocc.losses.distributed import (
     gather_embeddings,
     join_targets,
     max_over_processes,
-    process_place,
     rows_of,
     sum_over_processes,
 )
 from deocc.losses.identity import check_margin, check_scale, margin_cosine
+from deocc.processes import rank_and_world_size
 
 
 def sharded_identity_loss(
@@ -144,7 +144,7 @@ class ShardedIdentityLoss(nn.Module):
         sample_share: float = 1.0,
     ) -> None:
         super().__init__()
-        rank, self.processes = process_place()
+        rank, self.processes = rank_and_world_size()
         if num_identities < self.processes or dim < 1:
             raise ValueError(
                 "a sharded head needs at least one identity per process and a positive dim, "

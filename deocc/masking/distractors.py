@@ -1,7 +1,7 @@
 """Label-preserving changes for training a mask predictor.
 
 Glasses frames, beards, shadows, glare and camera defects are no occluders: none of them changes the mask (as in the
-training of XSeg of DeepFaceLab and of FaceOcc of OFIQ). Not specified by the paper; our choice. All randomness follows
+training of XSeg of DeepFaceLab and of FaceOcc of OFIQ). Not known from the paper; our choice. All randomness follows
 from an image's seed.
 """
 

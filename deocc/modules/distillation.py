@@ -1,7 +1,7 @@
 """Stage 2, distillation: a student that sees completed faces learns a frozen teacher's relations among the clean faces.
 
 Frozen generator and teacher, instance-, pair- and triplet-wise relations beside an identity loss, and the softened
-instance relation are from [0]. Not specified by the paper; our choice: weights of the losses, optimiser, networks,
+instance relation are from [0]. Not known from the paper; our choice: weights of the losses, optimiser, networks,
 temperature, centring of the embeddings and the running average of the student.
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385.
@@ -125,7 +125,7 @@ class DistillationModule(RecognitionModule):
         beta: 0 = instance relation to the teacher's embedding, 1 = to the identity's centre only.
         pair_weight: weight of the pair relation (distances).
         triplet_weight: weight of the triplet relation (angles).
-        triplet_vertices: maximum number of anchors per rank and step, which take turns; None takes all.
+        triplet_anchors: maximum number of anchors per rank and step, which take turns; None takes all.
         prediction_weight: weight of the prediction relation.
         temperature: temperature of the prediction relation.
         margin_type: margin of the identity loss: "softmax", "cosface" or "arcface".
@@ -171,7 +171,7 @@ class DistillationModule(RecognitionModule):
         beta: float = 0.0,
         pair_weight: float = 10.0,
         triplet_weight: float = 20.0,
-        triplet_vertices: int | None = None,
+        triplet_anchors: int | None = None,
         prediction_weight: float = 0.0,
         temperature: float = 4.0,
         margin_type: MarginType = "cosface",
@@ -243,7 +243,7 @@ class DistillationModule(RecognitionModule):
         if hp["pair_weight"] > 0:
             terms["pair"] = hp["pair_weight"] * gathered_pair_relation_loss(student, teacher)
         if hp["triplet_weight"] > 0:
-            loss = gathered_triplet_relation_loss(student, teacher, None, hp["triplet_vertices"], step)
+            loss = gathered_triplet_relation_loss(student, teacher, None, hp["triplet_anchors"], step)
             terms["triplet"] = hp["triplet_weight"] * loss
         if hp["prediction_weight"] > 0:
             loss = self.prediction(student, teacher, self.identity_centers)

@@ -58,8 +58,8 @@ def check_head(head: HeadType, sample_share: float) -> None:
 
 def blended_targets(batch: MaskedFaceBatch) -> tuple[Tensor, Tensor]:
     """Return the identities (B, 3) that each face is blended from, and their weights (B, 3), which sum to 1."""
-    others = batch["other_share"]
-    identity = torch.cat([batch["identity"][:, None], batch["other_identity"]], 1)
+    others = batch["mixup_weight"]
+    identity = torch.cat([batch["identity"][:, None], batch["mixup_identity"]], 1)
     return identity, torch.cat([1 - others.sum(1, keepdim=True), others], 1)
 
 

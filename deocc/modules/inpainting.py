@@ -1,6 +1,6 @@
 """Stage 1, de-occlusion: a GAN completes the covered part of the face, and a segmenter learns to predict the mask.
 
-Generator with an attention branch, discriminators and a binary mask as input are from [0]. Not specified by the paper;
+Generator with an attention branch, discriminators and a binary mask as input are from [0]. Not known from the paper;
 our choice: weights of the losses, optimiser, sizes, the two terms through a teacher and the segmenter.
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385.

@@ -1,6 +1,6 @@
 """Mask prediction: the segmenter trained by itself, since it needs far more images than the generator.
 
-The paper is given its masks. Not specified by the paper; our choice: this module, its loss and its schedule. The data
+The paper is given its masks. Not known from the paper; our choice: this module, its loss and its schedule. The data
 module paints distractors such as glasses frames, beards and shadows (`data.distractors: true`).
 """
 

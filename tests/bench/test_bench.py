@@ -19,8 +19,8 @@ def test_textbook_and_ours_agree() -> None:
 
 
 def test_measure_alone() -> None:
-    row = measure_alone(64, max_vertices=8)
-    assert row["what"] == "triplet relation, B = 64, 8 vertices"
+    row = measure_alone(64, max_anchors=8)
+    assert row["what"] == "triplet relation, B = 64, 8 anchors"
     assert row["ours"] > 0 and row["ours_mib"] >= 0
 
 

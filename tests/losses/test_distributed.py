@@ -18,7 +18,7 @@ from deocc.losses import (
 from deocc.losses.distributed import rows_of
 from tests.losses.spawning import PROCESSES, Outcome, run_processes
 
-BATCH, MAX_VERTICES, STEPS = 4, 3, 2
+BATCH, MAX_ANCHORS, STEPS = 4, 3, 2
 GATHERED: dict[str, Callable[..., Tensor]] = {
     "pair": gathered_pair_relation_loss,
     "triplet": gathered_triplet_relation_loss,
@@ -62,7 +62,7 @@ def compute(rank: int) -> Outcome:
             loss(images[rank:], teacher[rank:])
         outcome[f"uneven {name}"] = str(refused.value)
     for step in range(STEPS):
-        loss = partial(gathered_triplet_relation_loss, max_vertices=MAX_VERTICES, turn=step)
+        loss = partial(gathered_triplet_relation_loss, max_anchors=MAX_ANCHORS, step=step)
         outcome[f"step {step}"] = measure(loss, network(), images, teacher)
     leaf = images.T.contiguous().T.requires_grad_()  # not contiguous
     joined = gather_embeddings(leaf)
@@ -108,10 +108,10 @@ def test_gathered_loss_per_process(outcomes: list[Outcome]) -> None:
     for rank, outcome in enumerate(outcomes):
         assert_close(outcome["pair"]["value"], pair_relation_loss(student, TEACHER))
         own = slice(rank * BATCH, (rank + 1) * BATCH)
-        assert_close(outcome["triplet"]["value"], PROCESSES * triplet_relation_loss(student, TEACHER, vertices=own))
+        assert_close(outcome["triplet"]["value"], PROCESSES * triplet_relation_loss(student, TEACHER, anchors=own))
         for step in range(STEPS):
             chosen = slice(rank * BATCH + step, (rank + 1) * BATCH, STEPS)
-            part = triplet_relation_loss(student, TEACHER, vertices=chosen)
+            part = triplet_relation_loss(student, TEACHER, anchors=chosen)
             assert_close(outcome[f"step {step}"]["value"], PROCESSES * STEPS * part)
     assert abs(outcomes[0]["triplet"]["value"] - outcomes[1]["triplet"]["value"]) > 1e-3
 
@@ -140,7 +140,7 @@ def test_gather_unequal_batches(name: str, outcomes: list[Outcome]) -> None:
 def test_vertex_slices_sum_to_loss(chunk_size: int) -> None:
     whole = measure(triplet_relation_loss, network(), IMAGES, TEACHER)
     parts = [
-        measure(partial(triplet_relation_loss, chunk_size=chunk_size, vertices=chosen), network(), IMAGES, TEACHER)
+        measure(partial(triplet_relation_loss, chunk_size=chunk_size, anchors=chosen), network(), IMAGES, TEACHER)
         for chosen in (slice(0, 1), slice(1, 8, 2), slice(2, None, 2))
     ]
     for key in ("value", "gradient"):
@@ -149,8 +149,8 @@ def test_vertex_slices_sum_to_loss(chunk_size: int) -> None:
 
 def test_gathered_arguments() -> None:
     student = network()(IMAGES)
-    first, second = (gathered_triplet_relation_loss(student, TEACHER, max_vertices=3, turn=step) for step in (0, 1))
-    assert torch.equal(gathered_triplet_relation_loss(student, TEACHER, max_vertices=3), first)
+    first, second = (gathered_triplet_relation_loss(student, TEACHER, max_anchors=3, step=step) for step in (0, 1))
+    assert torch.equal(gathered_triplet_relation_loss(student, TEACHER, max_anchors=3), first)
     assert not torch.equal(first, second)
     with pytest.raises(ValueError, match="chunk_size"):
         gathered_triplet_relation_loss(student, TEACHER, chunk_size=0)

@@ -203,21 +203,21 @@ def test_triplet_saves_only_batch_squares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vertices", "max_vertices", "steps"),
+    ("anchors", "max_anchors", "steps"),
     [(None, 1, 10), (None, 3, 4), (None, 4, 3), (slice(2, 9), 3, 3), (None, 99, 1)],
 )
-def test_triplet_estimates_average_to_loss(vertices: slice | None, max_vertices: int, steps: int) -> None:
+def test_triplet_estimates_average_to_loss(anchors: slice | None, max_anchors: int, steps: int) -> None:
     student, teacher = embeddings(10, 5, 26, torch.float64), embeddings(10, 5, 27, torch.float64)
 
     def estimate(step: int) -> Loss:
-        return lambda s, t: triplet_relation_loss(s, t, None, vertices, max_vertices, step)
+        return lambda s, t: triplet_relation_loss(s, t, None, anchors, max_anchors, step)
 
     values = [float(estimate(step)(student, teacher)) for step in range(steps)]
     slopes = [gradient(estimate(step), student, teacher) for step in range(steps)]
-    assert len(set(values)) == steps, "every step uses different vertices"
-    expected = float(triplet_relation_loss(student, teacher, vertices=vertices))
+    assert len(set(values)) == steps, "every step uses different anchors"
+    expected = float(triplet_relation_loss(student, teacher, anchors=anchors))
     assert sum(values) / steps == pytest.approx(expected, rel=1e-12)
-    whole = gradient(lambda s, t: triplet_relation_loss(s, t, vertices=vertices), student, teacher)
+    whole = gradient(lambda s, t: triplet_relation_loss(s, t, anchors=anchors), student, teacher)
     torch.testing.assert_close(torch.stack(slopes).mean(0), whole)
     assert float(estimate(steps + 1)(student, teacher)) == values[1 % steps], "steps are taken modulo their number"
 
@@ -228,13 +228,13 @@ def test_triplet_estimate_equals_definition() -> None:
     def cosine(e: Tensor, i: int, j: int, k: int) -> Tensor:
         return F.cosine_similarity(e[j] - e[i], e[k] - e[i], dim=0)
 
-    def at(vertices: list[int]) -> float:
-        triples = [(i, j, k) for i in vertices for j in range(7) for k in range(7) if len({i, j, k}) == 3]
+    def at(anchors: list[int]) -> float:
+        triples = [(i, j, k) for i in anchors for j in range(7) for k in range(7) if len({i, j, k}) == 3]
         return sum(float(oracles.huber(cosine(student, *t) - cosine(teacher, *t))) for t in triples) / (7 * 6 * 5)
 
-    found = [float(triplet_relation_loss(student, teacher, max_vertices=3, turn=step)) for step in range(3)]
+    found = [float(triplet_relation_loss(student, teacher, max_anchors=3, step=step)) for step in range(3)]
     assert found == pytest.approx([3 * at([0, 3, 6]), 3 * at([1, 4]), 3 * at([2, 5])], rel=1e-12)
-    assert float(triplet_relation_loss(student, teacher, max_vertices=3)) == found[0]
+    assert float(triplet_relation_loss(student, teacher, max_anchors=3)) == found[0]
 
 
 @pytest.mark.parametrize("loss", [pair_relation_loss, triplet_relation_loss, instance_relation_loss])
@@ -253,9 +253,9 @@ def test_relation_bad_shapes(loss: Loss) -> None:
         loss(embeddings(4, 8, 0)[..., None], embeddings(4, 8, 0))
 
 
-@pytest.mark.parametrize("name", ["max_vertices", "chunk_size"])
+@pytest.mark.parametrize("name", ["max_anchors", "chunk_size"])
 def test_triplet_bad_numbers(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be a positive number of vertices or None, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a positive number of anchors or None, got 0"):
         triplet_relation_loss(embeddings(4, 8, 0), embeddings(4, 8, 0), **{name: 0})  # type: ignore[arg-type]
 
 

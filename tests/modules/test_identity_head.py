@@ -201,8 +201,8 @@ def test_no_clipping_without_limit() -> None:
 
 def test_blended_faces() -> None:
     batch = faces(4)
-    batch["other_identity"] = torch.tensor([[1, 2], [1, 0], [3, 3], [3, 4]])
-    batch["other_share"] = torch.tensor([[0.3, 0.2], [0.0, 0.0], [0.4, 0.2], [0.1, 0.5]])
+    batch["mixup_identity"] = torch.tensor([[1, 2], [1, 0], [3, 3], [3, 4]])
+    batch["mixup_weight"] = torch.tensor([[0.3, 0.2], [0.0, 0.0], [0.4, 0.2], [0.1, 0.5]])
     full, sharded = (build_identity_head(head, 1.0, 5, 8, "arcface", 0.3, 16.0) for head in ("full", "sharded"))
     full.initialise(draw(5, 8, seed=10).float())
     sharded.initialise(full.weight.detach())

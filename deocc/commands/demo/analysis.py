@@ -251,7 +251,7 @@ class Analyst:
 def attention_map(generator: Generator, masked_face: Tensor, mask: Tensor) -> Tensor | None:
     """Return where the generator attends when it fills the covered patches.
 
-    `Generator.attend` is summed over all patches that the mask touches. Not specified by the paper; our choice.
+    `Generator.attend` is summed over all patches that the mask touches. Not known from the paper; our choice.
 
     Args:
         generator: with or without an attention branch.
