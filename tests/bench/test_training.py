@@ -44,9 +44,15 @@ def weights(network: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-@STAGES
-def test_bare_loop_trains_same_weights(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("stage", "precision", "limit"),
+    [("inpaint", "64-true", 1e-6), ("distill", "32-true", 1e-2)],
+    ids=["inpaint", "distill"],
+)
+def test_bare_loop_trains_same_weights(stage: Stage, precision: str, limit: float) -> None:
+    """In float64 for stage 1, where Adam turns the float32 rounding of a gradient near 0 into a whole step."""
     setting, pairs = small(stage), Watched()
+    setting = setting._replace(trainer=setting.trainer | {"precision": precision})
     module = build_module(setting)
     fit(module, CachedBatches(MaskedFaceDataModule(**setting.data), STEPS), setting, STEPS, pairs)
     for name in TRAINED[stage]:
@@ -55,7 +61,7 @@ def test_bare_loop_trains_same_weights(stage: Stage) -> None:
         )
         moved = (trained - start).norm()
         assert moved > 0
-        assert (bare - trained).norm() < 1e-2 * moved, name
+        assert (bare - trained).norm() < limit * moved, name
 
 
 @pytest.mark.parametrize("loading", [False, True])
