@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,6 +184,7 @@ def test_tensorboard_shows_repeated_steps_once(tmp_path: Path) -> None:
         truncate_logs(SimpleNamespace(fit_loop=loop, is_global_zero=True, loggers=[logger]))  # type: ignore[arg-type]
         log(logger, [({"train/loss": step + first}, step) for step in range(first, 5)])
         logger.experiment.close()
+        time.sleep(1.1)  # event files are read in the order of their names, which begin with the second
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
