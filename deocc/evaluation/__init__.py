@@ -3,14 +3,10 @@
 import deocc._torchvision  # noqa: F401  # before torchmetrics
 from deocc.evaluation.bootstrap import (
     Bounds,
-    Interval,
-    McNemar,
     mcnemar,
-    paired_bootstrap_accuracy,
     paired_bootstrap_eer,
     paired_bootstrap_mean_accuracy,
     paired_bootstrap_mean_eer,
-    tar_intervals,
     wilson,
 )
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
@@ -23,37 +19,20 @@ from deocc.evaluation.figures import (
     roc_figure,
     score_histogram,
 )
-from deocc.evaluation.identification import cmc, rank1
-from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance, perceptual_distance
-from deocc.evaluation.protocol import AllPairs, Galleries, ListedPairs
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
+from deocc.evaluation.protocol import AllPairs, ListedPairs
 from deocc.evaluation.report import write_report
-from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, mask_prediction_results, psnr, ssim
-from deocc.evaluation.results import (
-    build_restoration_results,
-    build_results,
-    by_coverage,
-    clean_row,
-    coverage_deciles,
-    decile_edges,
-    score_row,
-    write_results,
-)
+from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, mask_prediction_results
+from deocc.evaluation.results import build_restoration_results, build_results, score_row, write_results
 from deocc.evaluation.scores import read_scores, write_scores
-from deocc.evaluation.tables import flat_scores, markdown_table, summary_table
+from deocc.evaluation.tables import flat_scores, summary_table
 from deocc.evaluation.verification import (
-    FoldAccuracy,
     PairScores,
-    RocCurve,
-    VerificationMetric,
-    area_under_curve,
     decisions,
     equal_error_rate,
     fold_accuracy,
-    pair_scores,
     roc_curve,
-    true_accept_rate,
     verification_scores,
-    within_scores,
 )
 
 __all__ = [
@@ -61,59 +40,37 @@ __all__ = [
     "Bounds",
     "EmbeddingBank",
     "EmbeddingSet",
-    "FoldAccuracy",
     "FrechetDistance",
-    "Galleries",
-    "Interval",
     "KernelDistance",
     "ListedPairs",
     "MaskPredictionMetric",
-    "McNemar",
     "PairScores",
     "PerceptualDistance",
     "RestorationMetric",
-    "RocCurve",
-    "VerificationMetric",
-    "area_under_curve",
     "build_restoration_results",
     "build_results",
-    "by_coverage",
-    "clean_row",
-    "cmc",
     "cmc_figure",
-    "coverage_deciles",
-    "decile_edges",
     "decisions",
     "equal_error_rate",
     "flat_scores",
     "fold_accuracy",
     "loss_figure",
-    "markdown_table",
     "mask_prediction_results",
     "mcnemar",
-    "pair_scores",
-    "paired_bootstrap_accuracy",
     "paired_bootstrap_eer",
     "paired_bootstrap_mean_accuracy",
     "paired_bootstrap_mean_eer",
     "panel_figure",
     "panel_image",
-    "perceptual_distance",
     "png_bytes",
-    "psnr",
-    "rank1",
     "read_scores",
     "roc_curve",
     "roc_figure",
     "score_histogram",
     "score_row",
-    "ssim",
     "summary_table",
-    "tar_intervals",
-    "true_accept_rate",
     "verification_scores",
     "wilson",
-    "within_scores",
     "write_report",
     "write_results",
     "write_scores",

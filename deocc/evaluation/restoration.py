@@ -12,10 +12,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from deocc.evaluation.embeddings import BARE
+
 PSNR_CAP = 100.0
 """PSNR in dB of identical images, instead of infinity. Our choice; rounding to 8 bits alone limits PSNR to 59 dB."""
 
-_KINDS = 64  # rows of the sums: kind -1 (bare face) and up to 63 kinds
+_KINDS = 64  # rows of the sums: bare faces and up to 63 kinds
 
 
 class KindMeans(Metric):
@@ -44,22 +46,23 @@ class KindMeans(Metric):
         Args:
             scores: (B, S).
             known: (B, S) bool, True where an image has the score.
-            kind: (B,) int64, -1 for a bare face.
+            kind: (B,) int64, `BARE` for a bare face.
 
         Raises:
             ValueError: a kind is out of range, or there is not one per image.
         """
-        if kind.shape != scores.shape[:1] or not bool(((kind >= -1) & (kind < _KINDS - 1)).all()):
-            raise ValueError(f"expected kinds of shape ({len(scores)},) from -1 to {_KINDS - 2}, got {kind.tolist()}")
-        self.total.index_add_(0, kind + 1, scores.where(known, 0.0))
-        self.count.index_add_(0, kind + 1, known.to(self.count.dtype))
+        if kind.shape != scores.shape[:1] or not bool(((kind >= BARE) & (kind < _KINDS + BARE)).all()):
+            last = _KINDS + BARE - 1
+            raise ValueError(f"expected kinds of shape ({len(scores)},) from {BARE} to {last}, got {kind.tolist()}")
+        self.total.index_add_(0, kind - BARE, scores.where(known, 0.0))
+        self.count.index_add_(0, kind - BARE, known.to(self.count.dtype))
 
     def compute(self) -> dict[str, Any]:
         """Return `mean`, scores by name, and `per_kind`, the same for each kind seen. Scores without images are NaN."""
         seen = self.count.any(1).nonzero().flatten().tolist()
         return {
             "mean": self._named(self.total.sum(0), self.count.sum(0)),
-            "per_kind": {row - 1: self._named(self.total[row], self.count[row]) for row in seen},
+            "per_kind": {row + BARE: self._named(self.total[row], self.count[row]) for row in seen},
         }
 
     def _named(self, total: Tensor, count: Tensor) -> dict[str, float]:
@@ -131,7 +134,7 @@ class RestorationMetric(KindMeans):
         super().__init__(("psnr", "ssim", "psnr_covered", "ssim_covered"), **kwargs)
 
     def update(self, restored: Tensor, face: Tensor, mask: Tensor, kind: Tensor) -> None:
-        """Add a batch: images and masks as for `psnr`, kinds (B,) int64 from -1.
+        """Add a batch: images and masks as for `psnr`, kinds (B,) int64, `BARE` for a bare face.
 
         Raises:
             ValueError: the shapes do not fit, or a kind is out of range.
@@ -171,7 +174,7 @@ class MaskPredictionMetric(KindMeans):
         Args:
             predicted_mask: (B, 1, H, W) in [0, 1].
             mask: (B, 1, H, W), 1 = covered; all 0 for a bare face.
-            kind: (B,) int64, -1 for a bare face.
+            kind: (B,) int64, `BARE` for a bare face.
 
         Raises:
             ValueError: the shapes differ, or a kind is out of range.
@@ -198,13 +201,13 @@ def mask_prediction_results(scores: Mapping[str, Any], kinds: Sequence[str]) -> 
     Returns: `bare`: {"found": share of bare faces with a predicted mask}; `masked`: `iou`, `recall` and `found` of
         masked faces, `found` averaged over kinds; `per_kind`: the same by name. Parts without images are left out.
     """
-    per_kind = {kinds[kind]: dict(each) for kind, each in scores["per_kind"].items() if kind >= 0}
+    per_kind = {kinds[kind]: dict(each) for kind, each in scores["per_kind"].items() if kind != BARE}
     results: dict[str, Any] = {"per_kind": per_kind}
     if per_kind:
         found = sum(each["found"] for each in per_kind.values()) / len(per_kind)
         results["masked"] = {"iou": scores["mean"]["iou"], "recall": scores["mean"]["recall"], "found": found}
-    if -1 in scores["per_kind"]:
-        results["bare"] = {"found": scores["per_kind"][-1]["found"]}
+    if BARE in scores["per_kind"]:
+        results["bare"] = {"found": scores["per_kind"][BARE]["found"]}
     return {"mask_prediction": results}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_eer, tar_intervals
-from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.embeddings import BARE, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy, verification_scores
 from deocc.files import write_file
@@ -258,12 +258,12 @@ def _per_kind(
 ) -> dict[str, dict[str, Any]]:
     seen = {kind for _, probe in rows.values() for kind in probe.kind.tolist()}
     seen |= {kind for scores in restoration.values() for kind in scores["per_kind"]}
-    if max(seen, default=-1) >= len(kinds):
+    if max(seen, default=BARE) >= len(kinds):
         raise ValueError(
             f"kind {max(seen)} was evaluated but only {len(kinds)} kinds are named: give all names, in order"
         )
     parts: dict[str, dict[str, Any]] = {}
-    for kind in sorted(seen - {-1}):
+    for kind in sorted(seen - {BARE}):
         scores = {name: score_row(gallery, probe.select(kind), protocol) for name, (gallery, probe) in rows.items()}
         restored = {source: each["per_kind"][kind] for source, each in restoration.items() if kind in each["per_kind"]}
         parts[kinds[kind]] = {"rows": scores, "restoration": restored}

@@ -10,12 +10,10 @@ is used.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from deocc.evaluation.embeddings import EmbeddingSet
 
@@ -109,14 +107,6 @@ def curve_equal_error_rate(far: Tensor, tar: Tensor) -> Tensor:
     return (far_low - low / (high - low) * (far_high - far_low)).squeeze(-1)
 
 
-def area_under_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
-    """Compute the area under the ROC curve; NaN for no pairs.
-
-    It is the probability that a genuine pair is more similar than an impostor pair, where ties count half.
-    """
-    return _area(roc_curve(similarity, same, weight))
-
-
 def true_accept_rate(similarity: Tensor, same: Tensor, far: float, weight: Tensor | None = None) -> float:
     """Compute TAR at the lowest threshold whose FAR is at most `far`.
 
@@ -187,35 +177,6 @@ def within_scores(members: EmbeddingSet) -> PairScores:
     parts = [members.take(draw == number) for number in range(int(draw.max()) + 1)] if len(members) else [members]
     scores = [_compare(part, part, (part.index[:, None] != part.index[None]).triu(1)) for part in parts]
     return PairScores(*(torch.cat(column) for column in zip(*(score[:4] for score in scores), strict=True)))
-
-
-class VerificationMetric(Metric):
-    """`verification_scores` of the pairs seen by all processes.
-
-    >>> metric = VerificationMetric()
-    >>> metric.update(torch.tensor([0.9, 0.8, 0.3, 0.1]), torch.tensor([True, False, True, False]))
-    >>> metric.compute()["auc"]
-    0.75
-    """
-
-    full_state_update = False
-    similarity: list[Tensor]
-    same: list[Tensor]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("similarity", default=[], dist_reduce_fx="cat")
-        self.add_state("same", default=[], dist_reduce_fx="cat")
-
-    def update(self, similarity: Tensor, same: Tensor) -> None:
-        """Add pairs: similarities (N,), and (N,) bool, True for equal identities."""
-        check_pairs(similarity, same)
-        self.similarity.append(similarity.detach())
-        self.same.append(same)
-
-    def compute(self) -> dict[str, float]:
-        """Return the scores of all pairs."""
-        return verification_scores(dim_zero_cat(self.similarity), dim_zero_cat(self.same))
 
 
 class FoldAccuracy(NamedTuple):
@@ -299,6 +260,7 @@ def _fold_thresholds(pairs: PairScores, fold: Tensor, folds: int) -> Tensor:
 
 
 def _area(curve: RocCurve) -> float:
+    """Return the chance that a genuine pair is the more similar one, where ties count half; NaN without pairs."""
     return float(torch.trapezoid(curve.tar, curve.far)) if len(curve.far) > 1 else math.nan
 
 

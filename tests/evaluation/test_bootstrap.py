@@ -1,16 +1,25 @@
+"""Wilson and identity intervals, McNemar's test and the paired bootstrap against slow oracles."""
+
+import itertools
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, pair_scores, paired_bootstrap_eer
+from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, paired_bootstrap_eer
 from deocc.evaluation.bootstrap import (
+    PairsOfPeople,
+    mcnemar,
     paired_bootstrap_accuracy,
     paired_bootstrap_mean_accuracy,
     paired_bootstrap_mean_eer,
+    tar_intervals,
+    wilson,
 )
-from deocc.evaluation.verification import decisions, fold_accuracy
+from deocc.evaluation.verification import decisions, fold_accuracy, pair_scores, true_accept_rate
 
 
 def _slow_replicates(
@@ -33,7 +42,7 @@ def _slow_replicates(
 
 
 @pytest.mark.parametrize("bins", [None, 400])
-def test_interval_equals_the_exact_one(make_sets, monkeypatch: pytest.MonkeyPatch, bins: int | None) -> None:
+def test_bootstrap_equals_slow_loop(make_sets, monkeypatch: pytest.MonkeyPatch, bins: int | None) -> None:
     first, second = pair_scores(*make_sets(4.0, seed=1)), pair_scores(*make_sets(5.0, seed=2))
     if bins is not None:
         monkeypatch.setattr(bootstrap, "_BINS", bins)  # so few that bins hold several pairs
@@ -48,7 +57,7 @@ def test_interval_equals_the_exact_one(make_sets, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_bins_of_a_large_test_shift_the_interval_by_less_than_1e_4() -> None:
+def test_bootstrap_bins_are_accurate() -> None:
     generator = torch.Generator().manual_seed(0)
     people, number = 16, 120_000
     one, other = (torch.randint(people, (number,), generator=generator) for _ in range(2))
@@ -76,7 +85,7 @@ def _two_folds(make_sets, noise: float, seed: int) -> list[PairScores]:
     return [pair_scores(*sets) for sets in parts]
 
 
-def test_interval_of_a_mean_over_folds_equals_the_slow_one(make_sets) -> None:
+def test_bootstrap_mean_equals_slow_loop(make_sets) -> None:
     firsts, seconds = _two_folds(make_sets, 4.0, seed=1), _two_folds(make_sets, 5.0, seed=2)
     interval = paired_bootstrap_mean_eer(firsts, seconds, replicates=60, seed=4)
     generator = torch.Generator().manual_seed(4)
@@ -90,7 +99,7 @@ def test_interval_of_a_mean_over_folds_equals_the_slow_one(make_sets) -> None:
     assert interval.estimate == pytest.approx(np.mean(rates[0]) - np.mean(rates[1]), abs=1e-12)
 
 
-def test_folds_that_do_not_match_are_refused(make_sets) -> None:
+def test_bootstrap_mean_rejects_other_folds(make_sets) -> None:
     folds = _two_folds(make_sets, 4.0, seed=1)
     for firsts, seconds in (([], []), (folds, folds[:1])):
         with pytest.raises(ValueError, match="same folds of both"):
@@ -99,38 +108,38 @@ def test_folds_that_do_not_match_are_refused(make_sets) -> None:
         paired_bootstrap_mean_eer(folds, folds[::-1])
 
 
-def test_the_number_of_replicates_taken_at_a_time_changes_nothing(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bootstrap_chunks_do_not_matter(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
     expected = paired_bootstrap_eer(first, second, 7)
     monkeypatch.setattr(bootstrap, "_CELLS", 1)
     assert paired_bootstrap_eer(first, second, 7) == pytest.approx(expected)
 
 
-def test_a_thousand_replicates_are_drawn_from_seed_zero_unless_asked_otherwise(make_sets) -> None:
+def test_bootstrap_defaults(make_sets) -> None:
     first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
     expected = paired_bootstrap_mean_eer([first], [second], replicates=1000, seed=0)
     assert paired_bootstrap_eer(first, second) == paired_bootstrap_mean_eer([first], [second]) == expected
 
 
-def test_a_system_does_not_differ_from_itself(make_sets) -> None:
+def test_bootstrap_of_equal_systems_is_zero(make_sets) -> None:
     pairs = pair_scores(*make_sets(4.0))
     assert tuple(paired_bootstrap_eer(pairs, pairs, replicates=20)) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_the_seed_decides_the_interval(make_sets) -> None:
+def test_bootstrap_follows_seed(make_sets) -> None:
     first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
     assert paired_bootstrap_eer(first, second, 30, seed=1) == paired_bootstrap_eer(first, second, 30, seed=1)
     assert paired_bootstrap_eer(first, second, 30, seed=1) != paired_bootstrap_eer(first, second, 30, seed=2)
 
 
-def test_replicates_of_a_single_person_are_left_out(make_sets) -> None:
+def test_bootstrap_skips_single_identity(make_sets) -> None:
     gallery, probe = make_sets(4.0)
     two: list[EmbeddingSet] = [members.take(members.identity < 2) for members in (gallery, probe)]
     interval = paired_bootstrap_eer(pair_scores(*two), pair_scores(*two), replicates=40)
     assert (interval.low, interval.high) == (0.0, 0.0)
 
 
-def test_no_replicate_of_several_people_leaves_the_estimate_alone(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bootstrap_without_replicates_is_nan(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, probe = make_sets(4.0)
     pairs = pair_scores(*(members.take(members.identity < 2) for members in (gallery, probe)))
     worse = pairs._replace(similarity=-pairs.similarity)
@@ -144,7 +153,7 @@ def test_no_replicate_of_several_people_leaves_the_estimate_alone(make_sets, mon
     assert all(math.isnan(value) for value in interval[1:])
 
 
-def test_different_pairs_too_few_people_and_no_replicates_are_refused(make_sets) -> None:
+def test_bootstrap_rejects_bad_input(make_sets) -> None:
     gallery, probe = make_sets(4.0)
     pairs = pair_scores(gallery, probe)
     with pytest.raises(ValueError, match="different pairs"):
@@ -183,7 +192,7 @@ def _slow_accuracy_differences(first: PairScores, second: PairScores, replicates
     return differences
 
 
-def test_bootstrap_accuracy_equals_the_slow_loop(make_sets) -> None:
+def test_bootstrap_accuracy_equals_loop(make_sets) -> None:
     first, second = _folded(make_sets, 2.0, seed=1), _folded(make_sets, 3.0, seed=2)
     interval = paired_bootstrap_accuracy(first, second, replicates=25, seed=4)
     slow = _slow_accuracy_differences(first, second, 25, seed=4)
@@ -193,7 +202,7 @@ def test_bootstrap_accuracy_equals_the_slow_loop(make_sets) -> None:
     assert interval.low < interval.estimate < interval.high
 
 
-def test_bootstrap_accuracy_estimate_is_that_of_folds(make_sets) -> None:
+def test_bootstrap_accuracy_matches_folds(make_sets) -> None:
     """Of folds with as many same pairs as different ones, the usual case."""
     parts = []
     for noise, seed in ((2.0, 1), (3.0, 2)):
@@ -208,7 +217,7 @@ def test_bootstrap_accuracy_estimate_is_that_of_folds(make_sets) -> None:
     assert interval.estimate == pytest.approx(fold_accuracy(parts[0]).mean - fold_accuracy(parts[1]).mean, abs=1e-9)
 
 
-def test_bootstrap_accuracy_refuses_other_pairs(make_sets) -> None:
+def test_bootstrap_accuracy_rejects_input(make_sets) -> None:
     first, second = _folded(make_sets, 2.0, seed=1), _folded(make_sets, 3.0, seed=2)
     with pytest.raises(ValueError, match="different pairs"):
         paired_bootstrap_accuracy(first, PairScores(*(value[1:] for value in second)))
@@ -220,7 +229,7 @@ def _in_folds(pairs: PairScores, seed: int) -> PairScores:
     return pairs._replace(fold=torch.randint(3, pairs.same.shape, generator=torch.Generator().manual_seed(seed)))
 
 
-def test_mean_accuracy_of_parts_keeps_thresholds_within_a_part(make_sets) -> None:
+def test_mean_accuracy_separates_parts(make_sets) -> None:
     """The second part's similarities are shifted, so that a threshold common to both would be useless."""
     firsts = [_in_folds(pair_scores(*make_sets(4.0, seed=seed)), seed) for seed in (1, 2)]
     seconds = [_in_folds(pair_scores(*make_sets(7.0, seed=seed + 2)), seed) for seed in (1, 2)]
@@ -235,7 +244,163 @@ def test_mean_accuracy_of_parts_keeps_thresholds_within_a_part(make_sets) -> Non
     assert 0.5 * min(widths) < both.high - both.low < 0.9 * max(widths)
 
 
-def test_parts_of_one_system_only_are_refused(make_sets) -> None:
+def test_mean_accuracy_rejects_other_parts(make_sets) -> None:
     pairs = _in_folds(pair_scores(*make_sets(4.0)), 0)
     with pytest.raises(ValueError, match="got 2 folds of one system and 1"):
         paired_bootstrap_mean_accuracy([pairs, pairs], [pairs])
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials"), [(0, 1), (1, 1), (0, 40), (3, 40), (20, 40), (40, 40), (71_234, 72_000)]
+)
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+def test_wilson_equals_scipy(successes: int, trials: int, confidence: float) -> None:
+    expected = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    assert wilson(successes, trials, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_without_trials_is_nan() -> None:
+    assert all(math.isnan(bound) for bound in wilson(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((3, 2), "3 successes in 2"), ((-1, 2), "-1 successes"), ((1, 2, 1.0), "confidence of 1.0")],
+)
+def test_wilson_rejects_bad_counts(arguments: tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wilson(*arguments)
+
+
+def person_pairs(images: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Persons of all pairs of images of two people, who have so many images each."""
+    identity = torch.arange(len(images)).repeat_interleave(torch.tensor(images))
+    first, second = torch.triu_indices(len(identity), len(identity), 1)
+    first, second = identity[first], identity[second]
+    return first[first != second], second[first != second]
+
+
+def test_identity_rate_equals_loop() -> None:
+    first, second = person_pairs([1, 2, 3, 4, 5, 6])
+    chosen = torch.rand(len(first), generator=torch.Generator().manual_seed(0)) < 0.2
+    rows = list(zip(first.tolist(), second.tolist(), chosen.tolist(), strict=True))
+    shares = {}
+    for a, b in itertools.combinations(range(6), 2):
+        hits = [hit for one, other, hit in rows if (one, other) == (a, b)]
+        shares[a, b] = sum(hits) / len(hits)
+    rate = sum(shares.values()) / 15
+    sums = [sum(share - rate for pair, share in shares.items() if person in pair) for person in range(6)]
+    effective = rate * (1 - rate) / (sum(value**2 for value in sums) / 15**2)
+    found = PairsOfPeople(second + 3, first + 3).rate(chosen)
+    assert found == pytest.approx((rate, *wilson(rate * effective, effective), effective)) and effective < len(chosen)
+
+
+def test_identity_weights_sum_to_one() -> None:
+    first, second = person_pairs([1, 2, 3])
+    weight = PairsOfPeople(first, second).weight
+    assert [float(weight[(first == a) & (second == b)].sum()) for a, b in ((0, 1), (0, 2), (1, 2))] == pytest.approx(
+        [1, 1, 1]
+    )
+
+
+def test_identity_rate_of_genuine_pairs() -> None:
+    """All pairs of two of five people are chosen: five independent observations, whatever the number of pairs."""
+    person = torch.arange(5).repeat_interleave(torch.tensor([9, 1, 4, 2, 30]))
+    assert PairsOfPeople(person, person).rate(person < 2) == pytest.approx((0.4, *wilson(2, 5), 5))
+
+
+def test_identity_rate_when_pairs_agree() -> None:
+    first, second = person_pairs([3] * 6)
+    pairs = PairsOfPeople(first, second)
+    for chosen, successes in ((torch.zeros(len(first)), 0), (torch.ones(len(first)), 6)):
+        assert pairs.rate(chosen.bool()) == pytest.approx((successes / 6, *wilson(successes, 6), 6))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert math.isnan(PairsOfPeople(nothing, nothing).rate(nothing.bool()).low)
+
+
+def test_identity_interval_covers_rate() -> None:
+    """Each person and each two people shift similarities: at least 90 % of 95 % intervals must hold the true rate."""
+    people, draws, target = 60, torch.Generator().manual_seed(0), 0.02
+    first, second = person_pairs([1, 2, 6] * 20)
+    pairs = PairsOfPeople(first, second)
+    limit = NormalDist(0, (2 * 0.3**2 + 1 + 1) ** 0.5).inv_cdf(1 - target)
+    covered = {"people": 0, "pairs": 0}
+    for _ in range(200):
+        person, both = torch.randn(people, generator=draws) * 0.3, torch.randn(people, people, generator=draws)
+        similarity = person[first] + person[second] + both[first, second] + torch.randn(len(first), generator=draws)
+        found = pairs.rate(similarity >= limit)
+        covered["people"] += found.low <= target <= found.high
+        low, high = wilson(int((similarity >= limit).sum()), len(first))
+        covered["pairs"] += low <= target <= high
+    assert covered["people"] >= 180 and covered["pairs"] <= 140, covered
+
+
+def test_tar_intervals_or_their_reasons() -> None:
+    generator = torch.Generator().manual_seed(0)
+    same = torch.arange(350) < 100
+    similarity = torch.randn(350, generator=generator) + 2.0 * same
+    answers = tar_intervals(similarity, same)
+    for name, far in (("1e-1", 0.1), ("1e-2", 0.01)):
+        tar = true_accept_rate(similarity, same, far)
+        expected = binomtest(round(100 * tar), 100).proportion_ci(method="wilson")
+        assert 0.2 < tar < 1
+        assert answers[name] == pytest.approx({"tar": tar, "low": expected.low, "high": expected.high})
+    assert answers["1e-3"]["reason"] == "not enough negatives: 250, 1000 needed"
+    assert answers["1e-4"]["reason"] == "not enough negatives: 250, 10000 needed"
+    assert math.isnan(float(answers["1e-4"]["tar"]))
+
+
+def test_tar_intervals_negatives_needed() -> None:
+    similarity, same = torch.linspace(0, 1, 1001), torch.arange(1001) == 1000
+    assert tar_intervals(similarity, same, {"1e-3": 1e-3})["1e-3"]["tar"] == 1.0
+    assert "999, 1000 needed" in str(tar_intervals(similarity[1:], same[1:], {"1e-3": 1e-3})["1e-3"]["reason"])
+
+
+def test_tar_intervals_without_positives() -> None:
+    answers = tar_intervals(torch.linspace(0, 1, 20), torch.zeros(20, dtype=torch.bool), {"1e-1": 0.1})
+    assert answers["1e-1"]["reason"] == "not enough positives: 0, 1 needed"
+
+
+def _decision_pair(first_only: int, second_only: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return decisions with these numbers of pairs that only one system decided correctly, and some others."""
+    first = torch.tensor([True] * first_only + [False] * second_only + [True] * 5 + [False] * 3)
+    second = torch.tensor([False] * first_only + [True] * second_only + [True] * 5 + [False] * 3)
+    order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))
+    return first[order], second[order]
+
+
+def _enumerated_p_value(first_only: int, second_only: int) -> float:
+    """Return the chance, counted in integers, of a number of heads at most as likely as `first_only` in fair tosses."""
+    total = first_only + second_only
+    observed, ways, extreme = math.comb(total, first_only), 1, 0
+    for heads in range(total + 1):
+        extreme += ways if ways <= observed else 0
+        ways = ways * (total - heads) // (heads + 1)
+    return extreme / 2**total
+
+
+@pytest.mark.parametrize(
+    "counts", [(1, 0), (3, 9), (9, 3), (10, 10), (0, 60), (480, 520), (5_200, 4_800), (30_000, 30_500)]
+)
+def test_mcnemar_equals_enumeration(counts: tuple[int, int]) -> None:
+    outcome = mcnemar(*_decision_pair(*counts))
+    assert (outcome.first_only, outcome.second_only) == counts
+    assert outcome.p_value == pytest.approx(_enumerated_p_value(*counts), rel=1e-8)
+
+
+def test_mcnemar_oracle_counts_coin_tosses() -> None:
+    for total in range(1, 9):
+        heads = [sum(tosses) for tosses in itertools.product((0, 1), repeat=total)]
+        for observed in range(total + 1):
+            extreme = sum(heads.count(number) <= heads.count(observed) for number in heads)
+            assert _enumerated_p_value(observed, total - observed) == extreme / 2**total
+
+
+def test_mcnemar_of_equal_decisions() -> None:
+    assert mcnemar(*_decision_pair(0, 0)) == (0, 0, 1.0)
+
+
+@pytest.mark.parametrize("second", [torch.ones(3, dtype=torch.bool), torch.ones(4), torch.ones(4, 1, dtype=torch.bool)])
+def test_mcnemar_rejects_bad_decisions(second: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="two bool tensors of one shape"):
+        mcnemar(torch.ones(4, dtype=torch.bool), second)

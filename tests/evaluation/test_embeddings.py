@@ -12,7 +12,7 @@ def _fields(members: EmbeddingSet) -> list[tuple[int, ...]]:
     return torch.stack([members.index, members.kind, members.seed, members.identity], 1).tolist()
 
 
-def test_bank_keeps_each_face_once_and_the_order_of_batches_does_not_matter(make_sets) -> None:
+def test_bank_removes_duplicates_in_any_order(make_sets) -> None:
     _, probe = make_sets(1.0)
     order = torch.randperm(len(probe), generator=torch.Generator().manual_seed(0))
     shuffled, plain = EmbeddingBank(), EmbeddingBank()
@@ -25,7 +25,7 @@ def test_bank_keeps_each_face_once_and_the_order_of_batches_does_not_matter(make
     torch.testing.assert_close(shuffled.compute().embedding, plain.compute().embedding)
 
 
-def test_bank_keeps_the_first_of_a_repeated_face() -> None:
+def test_bank_keeps_first_duplicate() -> None:
     bank, one = EmbeddingBank(), torch.tensor([1])
     for row in ([1.0, 0.0], [0.0, 1.0]):
         bank.update(torch.tensor([row]), one, one, one, one)
@@ -40,7 +40,7 @@ def test_bank_of_fewer_than_two_faces_says_so() -> None:
         bank.compute()
 
 
-def test_bank_holds_full_precision_of_half_precision_embeddings() -> None:
+def test_bank_stores_float32() -> None:
     bank, ids = EmbeddingBank(), torch.arange(2)
     bank.update(torch.eye(2, dtype=torch.bfloat16), ids, ids, ids, ids)
     assert bank.compute().embedding.dtype == torch.float32
@@ -53,7 +53,7 @@ def test_select_takes_one_kind(make_sets) -> None:
     assert set(chosen.kind.tolist()) == {1}
 
 
-def test_coverage_stays_with_its_face_and_is_unknown_where_nobody_gave_it() -> None:
+def test_coverage_defaults_to_nan() -> None:
     bank, ids = EmbeddingBank(), torch.tensor([3, 1])
     bank.update(torch.eye(2), ids, ids, ids, ids, coverage=torch.tensor([0.3, 0.1], dtype=torch.float64))
     bank.update(torch.eye(2), ids + 10, ids + 10, ids, ids)
@@ -75,7 +75,7 @@ def test_draws_count_masks_by_image_and_kind() -> None:
     assert members.groups().tolist() == [[7, 0], [7, 0], [7, 1], [7, 1], [3, 0], [3, 0], [3, 1], [3, 1]]
 
 
-def test_draws_of_mixed_kinds_count_masks_by_image() -> None:
+def test_draw_counts_mixed_kinds_by_image() -> None:
     members = _masks([7, 7, 7, 3, 3, 3], [0, 0, 1, 1, 1, 1], [50, 20, 30, 10, 40, 15])
     assert members.draw().tolist() == [2, 0, 1, 0, 2, 1]
     assert members.groups().tolist() == [[7, -1]] * 3 + [[3, -1]] * 3
@@ -90,7 +90,23 @@ def test_lengths_that_differ_are_refused() -> None:
 
 
 @pytest.mark.parametrize("row", [[2.0, 0.0], [float("nan"), 0.0], [0.0, 0.0]])
-def test_embeddings_that_are_not_unit_vectors_are_refused(row: list[float]) -> None:
+def test_embedding_set_rejects_other_norms(row: list[float]) -> None:
     ids = torch.arange(2)
     with pytest.raises(ValueError, match="1 of 2 embeddings are not finite unit vectors"):
         EmbeddingSet(torch.tensor([[1.0, 0.0], row]), ids, ids, ids, ids)
+
+
+def test_bank_merge_removes_duplicates(make_sets) -> None:
+    _, probe = make_sets(1.0)
+    probe.coverage = torch.linspace(0, 1, len(probe))
+    one, other = EmbeddingBank(), EmbeddingBank()
+    for bank, part in ((one, slice(0, 100)), (other, slice(90, len(probe)))):
+        bank.update(
+            *(
+                value[part]
+                for value in (probe.embedding, probe.identity, probe.index, probe.kind, probe.seed, probe.coverage)
+            )
+        )
+    one.merge_state(other)
+    assert len(one.compute()) == len(probe)
+    assert one.compute().coverage.sort().values.tolist() == probe.coverage.tolist()

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from deocc.evaluation import EmbeddingSet, cmc, rank1
+from deocc.evaluation import EmbeddingSet
+from deocc.evaluation.identification import cmc, rank1
 
 
 def _set(angles: list[float], identity: list[int], index: list[int]) -> EmbeddingSet:
@@ -22,7 +23,7 @@ def test_rank1_of_a_case_worked_by_hand() -> None:
     assert cmc(gallery, probe, 3).tolist() == pytest.approx([0.5, 1.0, 1.0])
 
 
-def test_cmc_equals_a_loop_over_sorted_gallery_faces(make_sets) -> None:
+def test_cmc_equals_sorted_loop(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     first = {int(p): min(i for i in range(len(gallery)) if gallery.identity[i] == p) for p in gallery.identity}
     used = {int(gallery.index[i]) for i in first.values()}
@@ -36,7 +37,7 @@ def test_cmc_equals_a_loop_over_sorted_gallery_faces(make_sets) -> None:
     assert cmc(gallery, probe, 6).tolist() == pytest.approx(expected)
 
 
-def test_cmc_by_all_images_equals_a_loop_over_the_nearest_image_of_each_person(make_sets) -> None:
+def test_cmc_of_all_images_equals_loop(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     several = gallery.take(gallery.index % 5 < 3)  # probes of the other two images remain
     ranks = []
@@ -52,26 +53,26 @@ def test_cmc_by_all_images_equals_a_loop_over_the_nearest_image_of_each_person(m
     assert cmc(several, probe, 6, images="all").tolist() == pytest.approx(expected)
 
 
-def test_all_images_of_a_person_find_him_where_the_first_does_not() -> None:
+def test_cmc_of_all_images_finds_more() -> None:
     gallery = _set([0, 90, 60], [0, 0, 1], [0, 1, 2])
     probe = _set([80], [0], [3])
     assert float(cmc(gallery, probe, 1)[0]) == 0.0
     assert float(cmc(gallery, probe, 1, images="all")[0]) == 1.0
 
 
-def test_another_word_for_the_images_is_refused(make_sets) -> None:
+def test_cmc_rejects_unknown_images(make_sets) -> None:
     with pytest.raises(ValueError, match='images is "mean"'):
         cmc(*make_sets(1.0), k=1, images="mean")  # type: ignore[arg-type]
 
 
-def test_a_recogniser_that_maps_all_faces_to_one_point_finds_nobody(make_sets) -> None:
+def test_rank1_of_constant_embeddings(make_sets) -> None:
     gallery, probe = make_sets(1.0)
     gallery.embedding[:] = torch.nn.functional.one_hot(torch.tensor(0), 16)
     probe.embedding[:] = gallery.embedding[0]
     assert rank1(gallery, probe) == 0.0
 
 
-def test_a_probe_whose_person_is_not_in_the_gallery_is_refused() -> None:
+def test_rank1_rejects_unknown_identity() -> None:
     with pytest.raises(ValueError, match="1 people of the probes \\(first: 9\\)"):
         rank1(_set([0], [0], [0]), _set([0], [9], [1]))
 

@@ -1,12 +1,20 @@
+"""Perceptual, Frechet and kernel distances; metrics across processes."""
+
 import math
+from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from torch import nn
+from torchmetrics import Metric
 from torchmetrics.functional.image import lpips
+from torchmetrics.image.kid import poly_mmd
 
-from deocc.evaluation.perceptual import PerceptualDistance, perceptual_distance
+from deocc.evaluation import EmbeddingBank, RestorationMetric
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance, perceptual_distance
 
 SIDE = 32
 
@@ -33,7 +41,7 @@ class _Maps(nn.Module):
         return [one, torch.conv2d(one.relu(), self.second, padding=1, stride=2)]
 
 
-def test_with_its_network_and_weights_it_is_torchmetrics_lpips() -> None:
+def test_distance_equals_torchmetrics_lpips() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         published = lpips._LPIPS(
@@ -50,14 +58,14 @@ def test_with_its_network_and_weights_it_is_torchmetrics_lpips() -> None:
     assert float(distance.min()) > 1e-3
 
 
-def test_covered_places_of_a_crop_that_is_not_square() -> None:
+def test_distance_of_rectangular_crop() -> None:
     restored, face, mask = (images[..., : SIDE // 2] for images in _images())
     found = perceptual_distance(lambda images: images, restored, face, mask)
     unit = [nn.functional.normalize(images, dim=1) for images in (restored, face)]
     torch.testing.assert_close(found, (unit[0] - unit[1]).square().sum(1)[:, 13:].mean((1, 2)))
 
 
-def test_a_mask_of_another_size_is_refused() -> None:
+def test_distance_rejects_other_mask_size() -> None:
     restored, face, mask = _images()
     with pytest.raises(ValueError, match="a mask"):
         PerceptualDistance(_Maps()).update(restored, face, mask[..., 1:], torch.zeros(3, dtype=torch.int64))
@@ -79,14 +87,14 @@ def _slow(maps: nn.Module, restored: torch.Tensor, face: torch.Tensor, mask: np.
 
 
 @pytest.mark.parametrize("covered", [False, True])
-def test_distance_equals_a_loop_over_places_weighed_by_their_covered_share(covered: bool) -> None:
+def test_distance_equals_weighted_loop(covered: bool) -> None:
     restored, face, mask = _images(2)  # the mask starts on an odd row: places of the small map are half covered
     distance = perceptual_distance(_Maps(), restored, face, mask if covered else None)
     area = mask[0, 0].numpy() if covered else np.ones((SIDE, SIDE))
     assert distance.tolist() == pytest.approx([_slow(_Maps(), restored[i], face[i], area) for i in range(2)], rel=1e-5)
 
 
-def test_covered_distance_sees_covered_places_only() -> None:
+def test_covered_distance_ignores_the_rest() -> None:
     restored, face, mask = _images()
     pasted = torch.where(mask.bool(), restored, face)
     one_map = torch.nn.Identity()
@@ -96,7 +104,7 @@ def test_covered_distance_sees_covered_places_only() -> None:
     assert perceptual_distance(one_map, pasted, face, 1 - mask).tolist() == [0.0] * 3
 
 
-def test_metric_is_the_mean_over_images_in_all_and_by_kind() -> None:
+def test_metric_averages_by_kind() -> None:
     restored, face, mask = _images(4)
     mask[3] = 0
     metric = PerceptualDistance(_Maps())
@@ -111,11 +119,175 @@ def test_metric_is_the_mean_over_images_in_all_and_by_kind() -> None:
 
 
 @pytest.mark.parametrize("weights", [[torch.ones(5)], [torch.ones(5), torch.ones(5)]])
-def test_weights_that_do_not_fit_are_refused(weights: list[torch.Tensor]) -> None:
+def test_distance_rejects_bad_weights(weights: list[torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="C weights for each"):
         perceptual_distance(_Maps(), *_images()[:2], weights=weights)
 
 
-def test_maps_without_places_are_refused() -> None:
+def test_distance_rejects_pooled_features() -> None:
     with pytest.raises(ValueError, match="expected feature maps"):
         perceptual_distance(lambda images: images.mean((2, 3)), *_images()[:2])
+
+
+DIMENSION = 6
+
+
+def _network(images: torch.Tensor) -> torch.Tensor:
+    """Correlated float32 features (B, 6)."""
+    features = torch.cat([images.mean((2, 3)), images.amax((2, 3))], 1).double()
+    mixed = torch.stack([features.roll(i, 1) @ torch.arange(1.0, 7.0).double() for i in range(DIMENSION)], 1)
+    return (
+        mixed.float()
+    )  # float64 rounded once: the last digit of a float32 product depends on the batch size and the processor
+
+
+def _crowds(restored: int = 40, face: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    one = 0.7 * torch.rand(restored, 3, 4, 4, generator=generator) - 0.3
+    return one, torch.rand(face, 3, 4, 4, generator=generator) * 2 - 1
+
+
+def test_frechet_equals_scipy_sqrtm() -> None:
+    restored, face = _crowds()
+    metric = FrechetDistance(_network, DIMENSION)
+    metric.update(restored[:7], face[:30])
+    metric.update(restored[7:], face[30:])
+    a, b = (_network(images).double().numpy() for images in (restored, face))
+    one, other = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(one + other - 2 * sqrtm(one @ other).real)
+    assert float(metric.compute()) == pytest.approx(expected, rel=1e-6)
+    assert metric.compute().dtype == torch.float64
+
+
+def test_frechet_of_equal_sets_is_zero() -> None:
+    face = _crowds()[1]
+    metric = FrechetDistance(_network, DIMENSION)
+    metric.update(face, face)
+    assert float(metric.compute()) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_kernel_equals_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deocc.evaluation.perceptual._ROWS", 16)
+    restored, face = _crowds(40, 40)
+    metric = KernelDistance(_network)
+    for part in (slice(0, 9), slice(9, 40)):
+        metric.update(restored[part], face[part])
+    expected = poly_mmd(_network(face).double(), _network(restored).double())
+    assert float(metric.compute()) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_kernel_of_unequal_sizes_equals_loop() -> None:
+    restored, face = _crowds(5, 8)
+    a, b = (_network(images).double().numpy() for images in (restored, face))
+
+    def mean(first: np.ndarray, second: np.ndarray, alike: bool) -> float:
+        return float(
+            np.mean(
+                [
+                    (x @ y / DIMENSION + 1) ** 3
+                    for i, x in enumerate(first)
+                    for j, y in enumerate(second)
+                    if not alike or i != j
+                ]
+            )
+        )
+
+    metric = KernelDistance(_network)
+    metric.update(restored, face)
+    assert float(metric.compute()) == pytest.approx(
+        mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    "metric", [FrechetDistance(_network, DIMENSION), KernelDistance(_network)], ids=["frechet", "kernel"]
+)
+def test_set_distances_reject_one_face(metric: FrechetDistance | KernelDistance) -> None:
+    metric.reset()
+    metric.update(*_crowds(1, 5))
+    with pytest.raises(ValueError, match="1 completed and 5 clean faces"):
+        metric.compute()
+
+
+def test_set_distances_reject_no_faces() -> None:
+    for metric in (FrechetDistance(_network, DIMENSION), KernelDistance(_network)):
+        with (
+            pytest.warns(UserWarning, match="before the ``update`` method"),
+            pytest.raises(ValueError, match="0 completed and 0 clean"),
+        ):
+            metric.compute()
+
+
+def test_kernel_rejects_unpooled_features() -> None:
+    with pytest.raises(ValueError, match="expected features \\(B, D\\) of 4 images"):
+        KernelDistance(lambda images: images).update(*_crowds(4, 4))
+
+
+def test_perceptual_distance_merges() -> None:
+    generator = torch.Generator().manual_seed(0)
+    face, restored = (torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2))
+    mask, kind = torch.ones(4, 1, 8, 8), torch.tensor([0, 1, 1, 0])
+    whole, one, other = (PerceptualDistance(torch.nn.Identity()) for _ in range(3))
+    whole.update(restored, face, mask, kind)
+    one.update(restored[:1], face[:1], mask[:1], kind[:1])
+    other.update(restored[1:], face[1:], mask[1:], kind[1:])
+    one.merge_state(other)
+    torch.testing.assert_close(one.compute(), whole.compute())
+
+
+def _means(images: torch.Tensor) -> torch.Tensor:
+    return images.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: FrechetDistance(_means, 3), lambda: KernelDistance(_means)], ids=["frechet", "kernel"]
+)
+def test_set_distances_merge(make: Callable[[], Metric]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    face, restored = (torch.rand(9, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))
+    whole, one, other = (make() for _ in range(3))
+    whole.update(restored, face)
+    one.update(restored[:2], face[:4])
+    other.update(restored[2:], face[4:])
+    one.merge_state(other)
+    torch.testing.assert_close(one.compute(), whole.compute())
+
+
+def _batch(metric: Metric) -> tuple[torch.Tensor, ...]:
+    """What the metric's `update` takes."""
+    generator = torch.Generator().manual_seed(0)
+    face, restored = (torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
+    ids = torch.arange(4)
+    if isinstance(metric, EmbeddingBank):
+        return torch.eye(4), ids, ids, ids, ids, ids / 4
+    if isinstance(metric, FrechetDistance | KernelDistance):
+        return restored, face
+    return restored, face, torch.ones(4, 1, 16, 16), ids
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        EmbeddingBank,
+        RestorationMetric,
+        lambda **settings: PerceptualDistance(torch.nn.Identity(), **settings),
+        lambda **settings: FrechetDistance(_means, 3, **settings),
+        lambda **settings: KernelDistance(_means, **settings),
+    ],
+    ids=["bank", "restoration", "perceptual", "frechet", "kernel"],
+)
+def test_metrics_synchronise_processes(make: Callable[..., Metric]) -> None:
+    def gather(state: torch.Tensor, group: object) -> list[torch.Tensor]:
+        return [state, state]  # a second process that saw the same
+
+    synchronised = make(dist_sync_fn=gather, distributed_available_fn=lambda: True)
+    alone = make()
+    synchronised.update(*_batch(synchronised))
+    for _ in range(2):
+        alone.update(*_batch(alone))
+    got, expected = (metric.compute() for metric in (synchronised, alone))
+    if isinstance(alone, EmbeddingBank):
+        got, expected = (
+            {field.name: getattr(members, field.name) for field in fields(members)} for members in (got, expected)
+        )
+    torch.testing.assert_close(got, expected, equal_nan=True)

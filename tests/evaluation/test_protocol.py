@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.evaluation import (
-    AllPairs,
-    EmbeddingSet,
-    Galleries,
-    ListedPairs,
-    PairScores,
-    build_results,
-    cmc,
-    pair_scores,
-    summary_table,
-)
+from deocc.evaluation import AllPairs, EmbeddingSet, ListedPairs, PairScores, build_results, summary_table
+from deocc.evaluation.identification import cmc
+from deocc.evaluation.protocol import Galleries
 from deocc.evaluation.tables import setting_cells
+from deocc.evaluation.verification import pair_scores
 
 FIRST, SECOND = np.array([100, 107, 129, 500, 103]), np.array([101, 120, 100, 101, 104])
 SAME, FOLD = np.array([True, False, False, False, True]), np.array([0, 0, 1, 1, 1])
@@ -53,7 +46,7 @@ def slow(first: EmbeddingSet, second: EmbeddingSet, masked: bool) -> set[tuple[f
     return found
 
 
-def test_listed_pairs_compare_what_the_list_says(make_sets, listed: ListedPairs) -> None:
+def test_listed_pairs_follow_list(make_sets, listed: ListedPairs) -> None:
     gallery, probe = make_sets(3.0)
     assert as_set(listed.cross(gallery, probe)) == slow(gallery, probe, masked=False)
     assert as_set(listed.within(probe)) == slow(probe, probe, masked=True)
@@ -96,7 +89,7 @@ def scored(pairs: PairScores) -> list[tuple[float, int]]:
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])
-def test_mixed_kinds_compare_listed_pairs_once_a_seed(make_sets, listed: ListedPairs, seeds: int) -> None:
+def test_mixed_kinds_listed_pairs_per_seed(make_sets, listed: ListedPairs, seeds: int) -> None:
     gallery, complete = make_sets(3.0)
     probe = mixed(complete, seeds)
     assert len(probe) == seeds * len(gallery) and len(set(probe.kind.tolist())) == 2
@@ -107,7 +100,7 @@ def test_mixed_kinds_compare_listed_pairs_once_a_seed(make_sets, listed: ListedP
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_mixed_kinds_compare_all_pairs_once_a_seed(make_sets, seeds: int) -> None:
+def test_mixed_kinds_all_pairs_per_seed(make_sets, seeds: int) -> None:
     gallery, complete = make_sets(3.0)
     probe = mixed(complete, seeds)
     images = len(gallery)
@@ -120,7 +113,7 @@ def test_mixed_kinds_compare_all_pairs_once_a_seed(make_sets, seeds: int) -> Non
     assert AllPairs().repeats(probe) == (seeds, seeds)
 
 
-def test_mixed_kinds_are_listed_by_the_kind_of_the_second_image(make_sets, listed: ListedPairs) -> None:
+def test_mixed_kinds_use_second_image(make_sets, listed: ListedPairs) -> None:
     gallery, complete = make_sets(3.0)
     probe = mixed(complete, 1)
     built = build_results(gallery, None, {"teacher_masked": probe}, {}, ("cloth", "hand"), {}, listed, replicates=5)
@@ -137,7 +130,7 @@ def test_mixed_kinds_are_listed_by_the_kind_of_the_second_image(make_sets, liste
     assert sum(built["rows"]["teacher_masked"]["masked_masked"]["pairs"].values()) == len(embedded) == 4
 
 
-def test_faces_beyond_the_last_listed_one_are_left_out(make_sets) -> None:
+def test_listed_pairs_skip_unlisted_faces(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     low = ListedPairs(np.array([100]), np.array([105]), np.array([False]), np.array([0]))
     assert len(low.cross(gallery, probe.select(1)).same) == 3
@@ -145,12 +138,12 @@ def test_faces_beyond_the_last_listed_one_are_left_out(make_sets) -> None:
     assert (found.first_person.unique().tolist(), found.second_person.unique().tolist()) == ([0], [1])
 
 
-def test_without_any_probe_there_are_no_pairs_and_no_numbers(make_sets, listed: ListedPairs) -> None:
+def test_protocol_without_probes(make_sets, listed: ListedPairs) -> None:
     gallery, probe = make_sets(3.0)
     assert len(listed.cross(gallery, probe.select(9)).same) == 0
 
 
-def test_a_list_gives_accuracies_in_every_setting(make_sets, listed: ListedPairs) -> None:
+def test_listed_pairs_give_accuracy(make_sets, listed: ListedPairs) -> None:
     gallery, masked = make_sets(3.0)
     gallery_student, student = make_sets(0.5, dimension=12)
     probes = {"teacher_masked": masked, "student": student}
@@ -163,7 +156,7 @@ def test_a_list_gives_accuracies_in_every_setting(make_sets, listed: ListedPairs
 
 
 @pytest.mark.parametrize("lengths", [(2, 1, 1, 1), (0, 0, 0, 0)])
-def test_a_list_of_unequal_or_no_columns_is_refused(lengths: tuple[int, ...]) -> None:
+def test_listed_pairs_reject_bad_columns(lengths: tuple[int, ...]) -> None:
     columns = [
         np.zeros(length, dtype=kind)
         for length, kind in zip(lengths, (np.int64, np.int64, np.bool_, np.int64), strict=True)
@@ -172,7 +165,7 @@ def test_a_list_of_unequal_or_no_columns_is_refused(lengths: tuple[int, ...]) ->
         ListedPairs(*columns)
 
 
-def test_galleries_name_their_images_and_leave_the_pairs_as_they_are(make_sets) -> None:
+def test_galleries_keep_pairs(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     one, many = np.arange(6) * 5 + 101, np.concatenate([np.arange(6) * 5 + 101, np.arange(6) * 5 + 102])
     protocol = Galleries({"protocol2": one, "protocol1": many})
@@ -192,7 +185,7 @@ def test_an_empty_gallery_is_refused() -> None:
         Galleries({"protocol2": np.zeros(0, dtype=np.int64)})
 
 
-def test_all_pairs_give_the_whole_curve_of_ranks(make_sets) -> None:
+def test_all_pairs_give_whole_cmc(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     scores = AllPairs().identify(gallery, probe)
     assert scores["cmc"][0] == scores["rank1"] and scores["cmc"][-1] == 1.0 and len(scores["cmc"]) == 6

@@ -1,11 +1,15 @@
+"""PSNR, SSIM and predicted-mask scores against NumPy oracles."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
-from deocc.evaluation import RestorationMetric, psnr, ssim
+from deocc.evaluation import MaskPredictionMetric, RestorationMetric, mask_prediction_results
+from deocc.evaluation.restoration import psnr, ssim
 
 SIDE = 24
 
@@ -32,7 +36,7 @@ def _ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("covered", [False, True])
-def test_ssim_equals_the_published_formula_on_images_in_0_1(covered: bool) -> None:
+def test_ssim_equals_published_formula(covered: bool) -> None:
     restored, face, mask = _images()
     values = ssim(restored, face, mask if covered else None)
     for b in range(len(face)):
@@ -46,7 +50,7 @@ def test_psnr_of_a_constant_error() -> None:
     assert float(psnr(face + 0.2, face)) == pytest.approx(10 * math.log10(4 / 0.04), abs=1e-4)
 
 
-def test_covered_psnr_sees_covered_pixels_only() -> None:
+def test_covered_psnr_ignores_the_rest() -> None:
     face = torch.zeros(1, 3, 8, 8)
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :2, :] = 1
@@ -57,13 +61,13 @@ def test_covered_psnr_sees_covered_pixels_only() -> None:
     )  # a quarter of the pixels is wrong
 
 
-def test_an_identical_image_gets_the_cap_and_one() -> None:
+def test_identical_images_get_best_scores() -> None:
     _, face, mask = _images()
     assert psnr(face, face, mask).tolist() == [100.0] * 3
     assert ssim(face, face, mask).tolist() == pytest.approx([1.0] * 3)
 
 
-def test_covered_scores_of_an_uncovered_image_are_nan() -> None:
+def test_covered_scores_of_bare_face_are_nan() -> None:
     restored, face, mask = _images()
     mask[1] = 0
     assert (
@@ -80,7 +84,7 @@ def test_autocast_does_not_change_ssim() -> None:
     torch.testing.assert_close(inside, ssim(restored, face))
 
 
-def test_metric_is_the_mean_over_images_in_all_and_by_kind() -> None:
+def test_metric_averages_by_kind() -> None:
     restored, face, mask = _images(number=5)
     mask[4] = 0
     kind = torch.tensor([2, 0, 2, 0, -1])
@@ -99,7 +103,7 @@ def test_metric_is_the_mean_over_images_in_all_and_by_kind() -> None:
     assert math.isnan(scores["per_kind"][-1]["ssim_covered"])
 
 
-def test_metric_does_not_hide_a_restoration_that_is_not_a_number() -> None:
+def test_restoration_metric_keeps_nan() -> None:
     restored, face, mask = _images()
     restored[0] = math.nan
     metric = RestorationMetric()
@@ -107,7 +111,7 @@ def test_metric_does_not_hide_a_restoration_that_is_not_a_number() -> None:
     assert all(math.isnan(value) for value in metric.compute()["mean"].values())
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_psnr_and_ssim_reject_bad_shapes() -> None:
     restored, face, mask = _images()
     with pytest.raises(ValueError, match="two images"):
         psnr(restored[:2], face)
@@ -116,6 +120,86 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [[0, 0], [0, 0, -2], [0, 0, 63]])
-def test_kinds_out_of_range_are_refused(kind: list[int]) -> None:
+def test_restoration_rejects_bad_kinds(kind: list[int]) -> None:
     with pytest.raises(ValueError, match="kinds of shape"):
         RestorationMetric().update(*_images(), torch.tensor(kind))
+
+
+def test_restoration_merges() -> None:
+    generator = torch.Generator().manual_seed(0)
+    face, restored = (torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
+    mask, kind = torch.ones(4, 1, 16, 16), torch.tensor([0, 1, 1, 0])
+    whole, one, other = (RestorationMetric() for _ in range(3))
+    whole.update(restored, face, mask, kind)
+    one.update(restored[:1], face[:1], mask[:1], kind[:1])
+    other.update(restored[1:], face[1:], mask[1:], kind[1:])
+    one.merge_state(other)
+    torch.testing.assert_close(one.compute(), whole.compute())
+
+
+NAMES = ("cloth", "hand", "box")
+
+
+def _batches() -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Predicted masks, masks and kinds:
+
+    bare faces, with and without a false alarm, and masked ones, of which one is missed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for kind in (torch.tensor([-1, 2, 0, -1]), torch.tensor([0, 0, -1, 2])):
+        mask = (torch.rand(4, 1, 6, 5, generator=generator) < 0.4).float() * (kind >= 0).view(4, 1, 1, 1)
+        predicted = torch.rand(4, 1, 6, 5, generator=generator)
+        batches.append((torch.where(predicted >= 0.1, predicted, 0.0), mask, kind))
+    batches[0][0][0] = 0  # a bare face that is taken for bare
+    batches[1][0][1] = 0  # a mask that is missed
+    return batches
+
+
+def _slow_scores(batches: list[tuple[Tensor, Tensor, Tensor]], wanted: int | None) -> dict[str, float]:
+    """The three means over the images of a kind, or over all, one image at a time."""
+    ious, recalls, found = [], [], []
+    for predicted, mask, kind in batches:
+        for guess, truth, number in zip(predicted.numpy(), mask.numpy(), kind.tolist(), strict=True):
+            if wanted is not None and number != wanted:
+                continue
+            found.append(float(np.count_nonzero(guess) > 0))
+            if truth.max() > 0:
+                both = np.logical_and(guess > 0.5, truth > 0.5).sum()
+                ious.append(both / np.logical_or(guess > 0.5, truth > 0.5).sum())
+                recalls.append(both / (truth > 0.5).sum())
+    means = [sum(values) / len(values) if values else math.nan for values in (ious, recalls, found)]
+    return dict(zip(("iou", "recall", "found"), means, strict=True))
+
+
+def test_mask_prediction_equals_the_oracle() -> None:
+    metric = MaskPredictionMetric()
+    for batch in _batches():
+        metric.update(*batch)
+    scores = metric.compute()
+    assert scores["mean"] == pytest.approx(_slow_scores(_batches(), None))
+    assert set(scores["per_kind"]) == {-1, 0, 2}
+    for kind, found in scores["per_kind"].items():
+        assert found == pytest.approx(_slow_scores(_batches(), kind), nan_ok=True)
+    assert scores["per_kind"][-1]["found"] == pytest.approx(2 / 3)
+    assert 0 < scores["per_kind"][0]["recall"] < 1
+
+
+def test_mask_prediction_results_name_kinds() -> None:
+    metric = MaskPredictionMetric()
+    for batch in _batches():
+        metric.update(*batch)
+    scores = metric.compute()
+    results = mask_prediction_results(scores, NAMES)["mask_prediction"]
+    assert set(results["per_kind"]) == {"cloth", "box"}
+    assert results["bare"] == {"found": pytest.approx(2 / 3)}
+    assert results["masked"]["iou"] == scores["mean"]["iou"]
+    assert results["masked"]["found"] == pytest.approx((2 / 3 + 1) / 2)  # the mean over two kinds
+    bare = MaskPredictionMetric()
+    bare.update(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.tensor([-1]))
+    assert mask_prediction_results(bare.compute(), NAMES)["mask_prediction"] == {"per_kind": {}, "bare": {"found": 0.0}}
+
+
+def test_mask_prediction_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 1, 4, 4\) and \(1, 4, 4\)"):
+        MaskPredictionMetric().update(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), torch.tensor([0]))

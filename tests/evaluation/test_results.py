@@ -1,3 +1,5 @@
+"""The results file, its rows, coverage deciles and tables."""
+
 import json
 import math
 from pathlib import Path
@@ -8,22 +10,28 @@ import torch
 
 from deocc.evaluation import (
     EmbeddingSet,
-    Galleries,
     build_restoration_results,
     build_results,
-    clean_row,
     equal_error_rate,
-    markdown_table,
-    pair_scores,
     protocol,
-    rank1,
     score_row,
     summary_table,
-    within_scores,
     write_results,
 )
-from deocc.evaluation.results import CLEAN_ROWS, DIFFERENCES, KEYS, ROWS
-from deocc.evaluation.tables import coverage_cells, difference_cells, kind_cells, percent, row_cells
+from deocc.evaluation.identification import rank1
+from deocc.evaluation.protocol import Galleries
+from deocc.evaluation.results import (
+    CLEAN_ROWS,
+    DIFFERENCES,
+    KEYS,
+    ROWS,
+    by_coverage,
+    clean_row,
+    coverage_deciles,
+    decile_edges,
+)
+from deocc.evaluation.tables import coverage_cells, difference_cells, kind_cells, markdown_table, percent, row_cells
+from deocc.evaluation.verification import pair_scores, within_scores
 
 KINDS = ("cloth", "hand", "never_seen")
 SCORES = {"psnr": 25.0, "ssim": 0.8, "psnr_covered": 18.0, "ssim_covered": math.nan}
@@ -52,7 +60,7 @@ def built(make_sets) -> dict:
     )
 
 
-def test_results_hold_every_row_difference_kind_and_the_provenance(built: dict) -> None:
+def test_results_are_complete(built: dict) -> None:
     assert list(built["rows"]) == list(ROWS)
     assert {"command", "mask_seeds", "run", *KEYS} - {"thresholds"} == set(built)
     assert (built["people"], built["images"]) == (6, 30)
@@ -64,7 +72,7 @@ def test_results_hold_every_row_difference_kind_and_the_provenance(built: dict) 
         assert set(built[name]["eer"]) == {"estimate", "mean", "low", "high"}
 
 
-def test_each_number_is_that_of_its_own_protocol(built: dict, make_sets) -> None:
+def test_results_equal_their_functions(built: dict, make_sets) -> None:
     gallery, masked = make_sets(3.0)
     gallery_student, student = make_sets(0.5, dimension=12)
     row = built["rows"]["student"]
@@ -84,7 +92,7 @@ def test_each_number_is_that_of_its_own_protocol(built: dict, make_sets) -> None
     assert difference["low"] <= difference["mean"] <= difference["high"] < 0
 
 
-def test_galleries_with_predicted_masks_have_rows(make_sets) -> None:
+def test_results_with_predicted_galleries(make_sets) -> None:
     gallery, masked = make_sets(3.0)
     galleries = {"teacher": make_sets(3.0)[0], "student": make_sets(3.0)[0]}
     for seed, predicted in enumerate(galleries.values()):
@@ -113,7 +121,7 @@ def test_galleries_with_predicted_masks_have_rows(make_sets) -> None:
     )
 
 
-def test_a_stage_1_test_yields_the_teachers_rows_only(make_sets) -> None:
+def test_results_of_stage_1(make_sets) -> None:
     gallery, masked = make_sets(3.0)
     built = build_results(
         gallery, None, {"teacher_masked": masked, "teacher_completed": masked}, RESTORATION, KINDS, {}, replicates=5
@@ -122,7 +130,7 @@ def test_a_stage_1_test_yields_the_teachers_rows_only(make_sets) -> None:
     assert set(DIFFERENCES) & set(built) == {"teacher_completed_minus_teacher_masked"}
 
 
-def test_a_kind_that_only_some_rows_saw_has_no_numbers_in_the_others(make_sets) -> None:
+def test_results_of_unseen_kind_are_nan(make_sets) -> None:
     gallery, masked = make_sets(3.0)
     probes = {"teacher_masked": masked, "teacher_completed": masked.select(0)}
     with pytest.raises(ValueError, match="different pairs"):
@@ -132,9 +140,7 @@ def test_a_kind_that_only_some_rows_saw_has_no_numbers_in_the_others(make_sets) 
     assert math.isnan(row["rank1"])
 
 
-def test_too_many_pairs_are_limited_to_the_first_people_with_all_of_their_pairs(
-    make_sets, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_limit_the_number_of_pairs(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, probe = make_sets(3.0)
     monkeypatch.setattr(protocol, "MAX_PAIRS", len(gallery) * len(probe) // 4)
     built = build_results(gallery, None, {"teacher_masked": probe}, {}, KINDS, {}, replicates=5)
@@ -148,7 +154,7 @@ def test_too_many_pairs_are_limited_to_the_first_people_with_all_of_their_pairs(
     assert built["per_kind"]["hand"]["rows"]["teacher_masked"]["eer"] == score_row(few[0], few[1].select(1))["eer"]
 
 
-def test_several_masks_of_one_pair_of_images_support_no_more_than_one(make_sets) -> None:
+def test_intervals_count_image_pairs_once(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     intervals = score_row(gallery, probe)["tar_intervals"]
     different = 30 * 25  # pairs of images of two people, in either order
@@ -167,15 +173,13 @@ def test_several_masks_of_one_pair_of_images_support_no_more_than_one(make_sets)
         (["teacher_masked"], {}, "kind 1 was evaluated but only 1 kinds are named"),
     ],
 )
-def test_results_that_cannot_be_built_say_why(
-    make_sets, probe_names: list[str], provenance: dict, message: str
-) -> None:
+def test_results_reject_bad_input(make_sets, probe_names: list[str], provenance: dict, message: str) -> None:
     gallery, masked = make_sets(3.0)
     with pytest.raises(ValueError, match=message):
         build_results(gallery, None, dict.fromkeys(probe_names, masked), {}, KINDS[:1], provenance)
 
 
-def test_a_test_that_embedded_nothing_has_restoration_alone() -> None:
+def test_restoration_results_alone() -> None:
     found = build_restoration_results(RESTORATION, KINDS, {"command": "x"})
     parts = {kind: {"rows": {}, "restoration": {"given_mask": SCORES}} for kind in KINDS[:2]}
     assert found == {"command": "x", "rows": {}, "restoration": {"given_mask": SCORES}, "per_kind": parts}
@@ -186,7 +190,7 @@ def test_a_test_that_embedded_nothing_has_restoration_alone() -> None:
         build_restoration_results(RESTORATION, KINDS[:1], {})
 
 
-def test_tenths_by_coverage_have_their_own_error_rates(make_sets) -> None:
+def test_results_by_coverage_decile(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     probe.coverage = torch.linspace(0.1, 0.5, len(probe))
     tenths = build_results(gallery, None, {"teacher_masked": probe}, {}, KINDS, {}, replicates=5)["per_coverage"]
@@ -200,12 +204,12 @@ def test_tenths_by_coverage_have_their_own_error_rates(make_sets) -> None:
     assert body[0][1] == percent(tenths[0]["rows"]["teacher_masked"]["eer"])
 
 
-def test_without_masked_rows_there_are_no_tenths(make_sets) -> None:
+def test_results_without_masked_rows(make_sets) -> None:
     found = build_results(make_sets(3.0)[0], None, {}, {}, KINDS, {})
     assert (list(found["rows"]), found["per_coverage"], found["per_kind"]) == (["teacher_clean"], [], {})
 
 
-def test_named_galleries_have_columns_of_their_own(make_sets) -> None:
+def test_results_of_named_galleries(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     galleries = Galleries({"one": np.arange(6) * 5 + 101, "two": np.arange(6) * 5 + 102})
     found = build_results(gallery, None, {"teacher_masked": probe}, {}, KINDS, {}, galleries, replicates=5)
@@ -215,7 +219,7 @@ def test_named_galleries_have_columns_of_their_own(make_sets) -> None:
     assert kind_cells(found)[1][0][0].startswith("cloth")
 
 
-def test_the_file_is_strict_json_with_null_for_what_is_not_a_number(built: dict, tmp_path: Path) -> None:
+def test_write_results_is_strict_json(built: dict, tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
     write_results(path, built | {"hash": torch.tensor([1, 2])})
     read = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -225,7 +229,7 @@ def test_the_file_is_strict_json_with_null_for_what_is_not_a_number(built: dict,
     assert [item.name for item in path.parent.iterdir()] == ["results.json"]
 
 
-def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+def test_write_results_failure_keeps_file(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write_results(path, {"a": 1})
     loop: dict = {}
@@ -235,7 +239,7 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-def test_tables_show_rates_in_percent_and_say_what_is_missing(built: dict, tmp_path: Path) -> None:
+def test_tables_show_percent_and_missing(built: dict, tmp_path: Path) -> None:
     built["rows"]["student"].update({"eer": 0.01234, "tar@1e-3": math.nan})
     lines = [line for line in summary_table(built).splitlines() if line.startswith("student (given mask)")]
     assert lines[0].split()[3] == "1.23"
@@ -245,14 +249,59 @@ def test_tables_show_rates_in_percent_and_say_what_is_missing(built: dict, tmp_p
     assert markdown_table(json.loads((tmp_path / "results.json").read_text())) == markdown_table(built)
 
 
-def test_columns_of_the_plain_table_are_aligned(built: dict) -> None:
+def test_summary_table_is_aligned(built: dict) -> None:
     head = summary_table(built).split("\n\n")[0].splitlines()
     assert len({len(line) for line in head}) == 1
 
 
-def test_differences_carry_their_sign_in_points(built: dict) -> None:
+def test_difference_cells_are_signed(built: dict) -> None:
     built["student_minus_teacher_masked"]["eer"] = {"estimate": -0.05, "mean": -0.05, "low": -0.075, "high": 0.01}
     assert difference_cells(built)[1][list(DIFFERENCES).index("student_minus_teacher_masked")][1:] == [
         "-5.00",
         "-7.50 to +1.00",
     ]
+
+
+def test_decile_edges_equal_numpy() -> None:
+    coverage = torch.rand(57, generator=torch.Generator().manual_seed(0))
+    coverage[::5] = torch.nan
+    np.testing.assert_allclose(
+        decile_edges(coverage).numpy(), np.nanpercentile(coverage.double().numpy(), np.arange(0, 101, 10)), atol=1e-12
+    )
+
+
+def test_deciles_of_distinct_coverages() -> None:
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    assert coverage_deciles(order / 100).tolist() == (order // 5).tolist()
+
+
+def test_deciles_keep_ties_together() -> None:
+    assert coverage_deciles(torch.tensor([0.2] * 30 + [0.4] * 10)).tolist() == [7] * 30 + [9] * 10
+
+
+def test_deciles_of_given_edges_and_nan() -> None:
+    edges = torch.linspace(0.1, 0.6, 11, dtype=torch.float64)
+    assert coverage_deciles(torch.tensor([0.0, 0.16, torch.nan, 0.6, 0.9]), edges).tolist() == [0, 1, -1, 9, 9]
+    assert coverage_deciles(torch.full((3,), torch.nan)).tolist() == [-1] * 3
+
+
+def test_decile_edges_without_coverage() -> None:
+    edges = decile_edges(torch.full((3,), torch.nan))
+    assert edges.shape == (11,) and edges.dtype == torch.float64 and edges.isnan().all()
+
+
+def test_by_coverage_uses_given_edges(make_sets) -> None:
+    _, probe = make_sets(1.0)
+    probe.coverage = torch.linspace(0.1, 0.5, len(probe))
+    assert list(by_coverage(probe, torch.linspace(0.0, 1.0, 11, dtype=torch.float64))) == [1, 2, 3, 4, 5]
+
+
+def test_by_coverage_skips_unknown(make_sets) -> None:
+    _, probe = make_sets(1.0)
+    assert by_coverage(probe) == {}
+    probe.coverage = torch.linspace(0.1, 0.5, len(probe))
+    probe.coverage[:10] = torch.nan
+    parts = by_coverage(probe)
+    assert list(parts) == list(range(10))
+    assert sum(len(part) for part in parts.values()) == len(probe) - 10
+    assert all(float(parts[i].coverage.max()) < float(parts[i + 1].coverage.min()) for i in range(9))

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from deocc.evaluation import flat_scores, markdown_table
+from deocc.evaluation import flat_scores
 from deocc.evaluation.tables import (
     coverage_cells,
     is_listed,
     kind_cells,
+    markdown_table,
     number,
     percent,
     points,

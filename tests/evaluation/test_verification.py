@@ -1,21 +1,16 @@
+"""Rates, curves and accuracy over folds against scikit-learn and exhaustive search."""
+
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
+from sklearn.model_selection import KFold
 
-from deocc.evaluation import (
-    EmbeddingSet,
-    VerificationMetric,
-    area_under_curve,
-    equal_error_rate,
-    pair_scores,
-    roc_curve,
-    true_accept_rate,
-    verification_scores,
-    within_scores,
-)
+from deocc.evaluation import EmbeddingSet, PairScores, equal_error_rate, roc_curve, verification_scores
+from deocc.evaluation.verification import decisions, fold_accuracy, pair_scores, true_accept_rate, within_scores
 
 
 def _pairs(number: int = 400, decimals: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -34,7 +29,7 @@ def _slow_rates(similarity: torch.Tensor, same: torch.Tensor, threshold: float) 
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_roc_curve_and_area_equal_sklearn_with_ties_and_weights(weighted: bool) -> None:
+def test_roc_and_auc_equal_sklearn(weighted: bool) -> None:
     similarity, same, weight = _pairs()
     chosen = weight if weighted else None
     curve = roc_curve(similarity, same, chosen)
@@ -45,16 +40,16 @@ def test_roc_curve_and_area_equal_sklearn_with_ties_and_weights(weighted: bool) 
     np.testing.assert_allclose(curve.far.numpy()[kept], far, atol=1e-12)
     np.testing.assert_allclose(curve.tar.numpy()[kept], tar, atol=1e-12)
     expected = sklearn_metrics.roc_auc_score(same, similarity.double(), sample_weight=chosen)
-    assert area_under_curve(similarity, same, chosen) == pytest.approx(expected, abs=1e-12)
+    assert verification_scores(similarity, same, chosen)["auc"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_weight_counts_a_pair_that_many_times() -> None:
+def test_eer_weight_repeats_a_pair() -> None:
     similarity, same, weight = _pairs()
     repeated = similarity.repeat_interleave(weight), same.repeat_interleave(weight)
     assert equal_error_rate(similarity, same, weight) == pytest.approx(equal_error_rate(*repeated), abs=1e-12)
 
 
-def test_equal_error_rate_of_a_case_worked_by_hand() -> None:
+def test_eer_of_hand_computed_case() -> None:
     # Thresholds .9 .8 .6 .5: (FAR, 1 - TAR) = (0, 2/3) (0, 1/3) (1/2, 1/3) (1/2, 0): equal between the second
     # and the third, at FAR = 1/3
     similarity, same = torch.tensor([0.9, 0.8, 0.6, 0.5, 0.1]), torch.tensor([True, True, False, True, False])
@@ -64,23 +59,23 @@ def test_equal_error_rate_of_a_case_worked_by_hand() -> None:
 @pytest.mark.parametrize(
     ("similarity", "expected"), [([0.9, 0.8, 0.2, 0.1], 0.0), ([0.1, 0.2, 0.8, 0.9], 1.0), ([0.5] * 4, 0.5)]
 )
-def test_equal_error_rate_of_separated_swapped_and_tied_pairs(similarity: list[float], expected: float) -> None:
+def test_eer_of_separated_and_tied_pairs(similarity: list[float], expected: float) -> None:
     assert equal_error_rate(torch.tensor(similarity), torch.tensor([True, True, False, False])) == pytest.approx(
         expected
     )
 
 
-def test_pairs_of_one_similarity_have_half_of_the_area() -> None:
-    assert area_under_curve(torch.full((4,), 0.5), torch.tensor([True, True, False, False])) == 0.5
+def test_auc_of_ties_is_half() -> None:
+    assert verification_scores(torch.full((4,), 0.5), torch.tensor([True, True, False, False]))["auc"] == 0.5
 
 
-def test_random_similarities_have_an_equal_error_rate_of_a_half() -> None:
+def test_eer_of_random_scores_is_half() -> None:
     generator = torch.Generator().manual_seed(0)
     same = torch.rand(20000, generator=generator) < 0.5
     assert equal_error_rate(torch.rand(20000, generator=generator), same) == pytest.approx(0.5, abs=0.02)
 
 
-def test_equal_error_rate_lies_on_the_line_between_the_slow_rates_around_it() -> None:
+def test_eer_interpolates_slow_rates() -> None:
     similarity, same, _ = _pairs(seed=3)
     points = [(0.0, 0.0)] + [_slow_rates(similarity, same, t) for t in sorted(set(similarity.tolist()), reverse=True)]
     after = next(i for i, (far, tar) in enumerate(points) if far >= 1 - tar)
@@ -91,7 +86,7 @@ def test_equal_error_rate_lies_on_the_line_between_the_slow_rates_around_it() ->
 
 
 @pytest.mark.parametrize("far", [0.02, 0.1, 0.5, 1.0])
-def test_true_accept_rate_equals_a_search_over_all_thresholds(far: float) -> None:
+def test_tar_equals_threshold_search(far: float) -> None:
     similarity, same, _ = _pairs(seed=1)
     rates = [_slow_rates(similarity, same, threshold) for threshold in similarity.tolist()]
     assert true_accept_rate(similarity, same, far) == pytest.approx(
@@ -99,14 +94,14 @@ def test_true_accept_rate_equals_a_search_over_all_thresholds(far: float) -> Non
     )
 
 
-def test_true_accept_rate_is_nan_just_where_far_is_less_than_one_pair() -> None:
+def test_tar_is_nan_below_one_pair() -> None:
     similarity = torch.cat([torch.linspace(0, 1, 100), torch.tensor([2.0])])
     same = torch.tensor([False] * 100 + [True])
     assert true_accept_rate(similarity, same, 1e-2) == 1.0
     assert math.isnan(true_accept_rate(similarity[1:], same[1:], 1e-2))
 
 
-def test_weighted_rates_equal_those_of_repeated_pairs_and_pairs_of_weight_zero_support_nothing() -> None:
+def test_weighted_rates_equal_repeated_pairs() -> None:
     similarity, same, weight = _pairs(2000, decimals=4)
     repeated = similarity.repeat_interleave(weight), same.repeat_interleave(weight)
     found, expected = verification_scores(similarity, same, weight), verification_scores(*repeated)
@@ -118,12 +113,12 @@ def test_weighted_rates_equal_those_of_repeated_pairs_and_pairs_of_weight_zero_s
     assert math.isfinite(true_accept_rate(similarity, same, 1 / 99, weight))
 
 
-def test_a_far_that_is_just_met_is_not_lost_to_rounding() -> None:
+def test_tar_at_far_just_met() -> None:
     similarity, same = torch.tensor([3.0, 2.0, *([1.0] * 99)]), torch.tensor([False, True] + [False] * 99)
     assert true_accept_rate(similarity, same, 1e-2) == 1.0
 
 
-def test_thresholds_reproduce_the_rates_that_they_stand_for() -> None:
+def test_thresholds_reproduce_rates() -> None:
     similarity, same, _ = _pairs(2000, decimals=4)
     scores = verification_scores(similarity, same)
     far, tar = _slow_rates(similarity, same, scores["threshold@1e-2"])
@@ -134,7 +129,7 @@ def test_thresholds_reproduce_the_rates_that_they_stand_for() -> None:
 
 
 @pytest.mark.parametrize("same", [[True, True], [False, False], []])
-def test_scores_without_both_sorts_of_pairs_are_nan(same: list[bool]) -> None:
+def test_scores_of_one_class_are_nan(same: list[bool]) -> None:
     scores = verification_scores(torch.linspace(0, 1, len(same)), torch.tensor(same, dtype=torch.bool))
     assert all(math.isnan(scores[name]) for name in ("eer", "auc", "threshold@eer"))
 
@@ -148,24 +143,24 @@ def test_scores_without_both_sorts_of_pairs_are_nan(same: list[bool]) -> None:
         (torch.tensor([0.0, math.nan]), torch.zeros(2, dtype=torch.bool), "not finite"),
     ],
 )
-def test_bad_pairs_are_refused(similarity: torch.Tensor, same: torch.Tensor, message: str) -> None:
+def test_eer_rejects_bad_pairs(similarity: torch.Tensor, same: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         equal_error_rate(similarity, same)
 
 
 @pytest.mark.parametrize("far", [0, -0.1, 1.1])
-def test_a_false_accept_rate_out_of_range_is_refused(far: float) -> None:
+def test_tar_rejects_bad_far(far: float) -> None:
     with pytest.raises(ValueError, match="false accept rate"):
         true_accept_rate(*_pairs()[:2], far=far)
 
 
-def test_weights_of_another_shape_are_refused() -> None:
+def test_roc_rejects_other_weight_shape() -> None:
     similarity, same, weight = _pairs()
     with pytest.raises(ValueError, match="of one shape"):
         roc_curve(similarity, same, weight[:-1])
 
 
-def test_pair_scores_equal_a_loop_over_all_pairs(make_sets) -> None:
+def test_pair_scores_equal_loop(make_sets) -> None:
     gallery, probe = make_sets(1.0)
     scores = pair_scores(gallery, probe)
     expected = [
@@ -184,7 +179,7 @@ def _sorted(similarity: list[float]) -> torch.Tensor:
     return torch.tensor(similarity).sort().values
 
 
-def test_within_scores_compare_each_two_images_of_equal_draw_once(make_sets) -> None:
+def test_within_scores_equal_loop(make_sets) -> None:
     _, probe = make_sets(1.0)
     draw = [
         sorted(
@@ -201,17 +196,17 @@ def test_within_scores_compare_each_two_images_of_equal_draw_once(make_sets) -> 
     torch.testing.assert_close(within_scores(probe).similarity.sort().values, _sorted(expected))
 
 
-def test_within_scores_of_a_gallery_are_all_pairs_of_images(make_sets) -> None:
+def test_within_scores_of_gallery(make_sets) -> None:
     gallery, _ = make_sets(1.0)
     assert len(within_scores(gallery).similarity) == len(gallery) * (len(gallery) - 1) // 2
 
 
-def test_pairs_that_no_list_put_into_folds_have_none(make_sets) -> None:
+def test_pair_scores_have_no_folds(make_sets) -> None:
     gallery, probe = make_sets(1.0)
     assert pair_scores(gallery, probe).fold is within_scores(probe).fold is None
 
 
-def test_scores_give_the_true_accept_rate_at_each_false_accept_rate() -> None:
+def test_scores_contain_each_tar() -> None:
     similarity, same, _ = _pairs(2000, decimals=4)
     scores = verification_scores(similarity, same)
     rates = [true_accept_rate(similarity, same, far) for far in (1e-1, 1e-2, 1e-3)]
@@ -220,14 +215,95 @@ def test_scores_give_the_true_accept_rate_at_each_false_accept_rate() -> None:
     assert math.isnan(scores["tar@1e-4"])  # 1,400 pairs of different people
 
 
-def test_within_scores_of_an_empty_set_are_empty(make_sets) -> None:
+def test_within_scores_of_empty_set(make_sets) -> None:
     empty: EmbeddingSet = make_sets(1.0)[0].select(kind=9)
     assert len(within_scores(empty).similarity) == 0
 
 
-def test_metric_over_batches_equals_the_function_on_all_pairs() -> None:
-    similarity, same, _ = _pairs()
-    metric = VerificationMetric()
-    for part in torch.arange(len(same)).split(70):
-        metric.update(similarity[part], same[part])
-    assert metric.compute() == pytest.approx(verification_scores(similarity, same), nan_ok=True)
+def _folded_pairs(number: int = 200, folds: int = 4, decimals: int = 1, seed: int = 0) -> PairScores:
+    """Overlapping similarities with many ties; folds in no order, whose numbers have gaps."""
+    generator = torch.Generator().manual_seed(seed)
+    same = torch.rand(number, generator=generator) < 0.4
+    similarity = (torch.randn(number, generator=generator) + 1.5 * same).mul(10**decimals).round().div(10**decimals)
+    fold = torch.arange(number)[torch.randperm(number, generator=generator)] % folds
+    person = torch.arange(number)
+    return PairScores(similarity, same, person, person, 3 * fold + 1)
+
+
+def _slow_threshold(similarity: list[float], same: list[bool]) -> float:
+    """Every midpoint, from the highest down, tried on every pair."""
+    values = sorted(set(similarity), reverse=True)
+    candidates = [math.inf, *[(high + low) / 2 for high, low in itertools.pairwise(values)], -math.inf]
+    right = [sum((value >= t) == truth for value, truth in zip(similarity, same, strict=True)) for t in candidates]
+    return candidates[right.index(max(right))]
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 5])
+def test_fold_accuracy_equals_search(decimals: int) -> None:
+    pairs = _folded_pairs(decimals=decimals)
+    scores = fold_accuracy(pairs)
+    rows = list(zip(pairs.similarity.tolist(), pairs.same.tolist(), pairs.fold.tolist(), strict=True))
+    for place, fold in enumerate(sorted({row[2] for row in rows})):
+        others = [row for row in rows if row[2] != fold]
+        threshold = _slow_threshold([row[0] for row in others], [row[1] for row in others])
+        right = [(value >= threshold) == truth for value, truth, number in rows if number == fold]
+        assert float(scores.thresholds[place]) == pytest.approx(threshold, abs=1e-12)
+        assert float(scores.accuracies[place]) == pytest.approx(sum(right) / len(right), abs=1e-12)
+    assert 0.6 < scores.mean < 0.95
+
+
+def test_fold_accuracy_equals_sklearn_kfold() -> None:
+    number = 600
+    pairs = _folded_pairs(number, decimals=6)
+    similarity, same = pairs.similarity.double().numpy(), pairs.same.numpy()
+    fold, accuracies = np.zeros(number, dtype=np.int64), []
+    for held_out, (train, test) in enumerate(KFold(10).split(similarity)):
+        fold[test] = held_out
+        threshold = _slow_threshold(similarity[train].tolist(), same[train].tolist())
+        accuracies.append(np.mean((similarity[test] >= threshold) == same[test]))
+    scores = fold_accuracy(pairs._replace(fold=torch.from_numpy(fold)))
+    assert scores.mean == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert scores.standard_error == pytest.approx(np.std(accuracies, ddof=1) / math.sqrt(10), abs=1e-12)
+
+
+def test_fold_threshold_ignores_own_fold() -> None:
+    pairs = _folded_pairs(decimals=5)
+    changed = pairs._replace(similarity=torch.where(pairs.fold == 1, -pairs.similarity, pairs.similarity))
+    assert float(fold_accuracy(pairs).thresholds[0]) == float(fold_accuracy(changed).thresholds[0])
+    assert float(fold_accuracy(pairs).accuracies[0]) > float(fold_accuracy(changed).accuracies[0])
+
+
+@pytest.mark.parametrize(("same", "threshold"), [(True, -math.inf), (False, math.inf)])
+def test_fold_threshold_of_one_class(same: bool, threshold: float) -> None:
+    pairs = _folded_pairs()._replace(same=torch.full((200,), same))
+    assert fold_accuracy(pairs).thresholds.tolist() == [threshold] * 4
+    assert fold_accuracy(pairs).mean == 1.0
+
+
+def test_fold_threshold_of_tie_is_highest() -> None:
+    """In fold 1 two pairs are equal and of either sort: to accept both is right as often as to accept none."""
+    similarity, same, person = torch.tensor([0.5, 0.9, 0.9]), torch.tensor([True, True, False]), torch.arange(3)
+    pairs = PairScores(similarity, same, person, person, torch.tensor([0, 1, 1]))
+    assert float(fold_accuracy(pairs).thresholds[0]) == math.inf
+
+
+def test_decisions_give_fold_accuracy() -> None:
+    pairs = _folded_pairs()
+    right, scores = decisions(pairs), fold_accuracy(pairs)
+    assert [float(right[pairs.fold == fold].double().mean()) for fold in pairs.fold.unique()] == pytest.approx(
+        scores.accuracies.tolist()
+    )
+
+
+@pytest.mark.parametrize("fold", [None, torch.zeros(200, dtype=torch.int64)])
+def test_fold_accuracy_needs_two_folds(fold: torch.Tensor | None) -> None:
+    pairs = _folded_pairs()._replace(fold=fold)
+    scores = fold_accuracy(pairs)
+    assert all(math.isnan(value) for value in (scores.mean, scores.standard_error, *scores.accuracies.tolist()))
+    with pytest.raises(ValueError, match="1 fold: two or more"):
+        decisions(pairs)
+
+
+def test_fold_accuracy_rejects_other_length() -> None:
+    with pytest.raises(ValueError, match="a fold for each of 200 pairs"):
+        fold_accuracy(_folded_pairs()._replace(fold=torch.zeros(3, dtype=torch.int64)))
