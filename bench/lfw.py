@@ -111,7 +111,7 @@ class Stage(NamedTuple):
 
 
 def has_fast_bfloat16(cpu: Path = Path("/proc/cpuinfo")) -> bool:
-    """Check for a CUDA GPU or a CPU with AMX; on other CPUs bfloat16 is ten times slower than float32."""
+    """Check for a CUDA GPU or a CPU with AMX; on other CPUs bfloat16 is several times slower than float32."""
     return torch.cuda.is_available() or (cpu.is_file() and "amx_bf16" in cpu.read_text().split())
 
 
