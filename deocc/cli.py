@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from deocc import __version__
-from deocc.messages import say
+from deocc.messages import say, show_logs
 
 COMMANDS = {
     "fit": "train a stage: deocc fit --config inpaint",
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[0] not in COMMANDS:
         say(f"unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}")
         sys.exit(2)
+    show_logs()
     try:
         code = _run(argv)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:

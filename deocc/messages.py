@@ -1,6 +1,7 @@
 """One-line messages for the user: errors, notes on the error stream, and a command's argument parser."""
 
 import argparse
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,23 @@ def describe_error(error: BaseException, limit: int = 120) -> str:
 def say(line: str) -> None:
     """Print one line on the error stream, marked as coming from deocc."""
     print(f"deocc: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+class _StderrHandler(logging.Handler):
+    """Prints log records like `say`; a full disk, to which the error stream is redirected, must not end a training."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record))
+        except OSError:
+            self.handleError(record)
+
+
+def show_logs() -> None:
+    """Print the warnings of deocc's loggers on the error stream; a second call does nothing."""
+    logger = logging.getLogger("deocc")
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler(logging.WARNING))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from deocc.modules import DistillationModule
 from deocc.modules.evaluation import FROM_CHECKPOINT
 from deocc.networks.weights import read_checkpoint
 
-_OTHER_DATA = "test-"
+_OTHER_DATA = "test-"  # beginning of the folder, within a run, of a test on other data
 _EARLIER_STAGES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
 """Settings of a module that name a run of an earlier stage, and the module of that stage."""
 _SAFEGUARDS = {
@@ -41,7 +41,7 @@ _SAFEGUARDS = {
 """Callbacks of every run, by the key of their settings."""
 _OUTPUTS = ["deocc.callbacks.PanelCallback", "deocc.callbacks.ResultsCallback"]
 _RECOGNITION_OUTPUTS = ["deocc.callbacks.CalibrationCallback", "deocc.inference.model_folder.ModelFolderCallback"]
-"""Callbacks that write a run's results, in the order in which each reads files of those before."""
+"""Callbacks that write the results of every test, and those of a test of stage 2; their order does not matter."""
 _PREDICTIONS = ["deocc.callbacks.PredictionCallback"]
 TRAINER_DEFAULTS = {
     "devices": 1,

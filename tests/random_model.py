@@ -16,6 +16,18 @@ SMALL_STUDENT = {"name": "timm/resnet10t", "options": {"size": 64}, "embedding_d
 DLIB_STUDENT = {"name": "dlib_resnet", "options": {}, "embedding_dim": 128, **_INPUT}
 
 
+def dlib_config(size: int, with_deoccluder: bool, thresholds: Calibration | None = None) -> dict[str, Any]:
+    """Return the configuration of a model folder with dlib's network, and with a small de-occluder or none."""
+    small = {"generator": {"width": 8, "depth": 1, "attention": True}, "segmenter": {"width": 8}}
+    return {
+        "student": DLIB_STUDENT,
+        "teacher": "dlib_resnet",
+        "deoccluder": small if with_deoccluder else None,
+        "face": face_contract(size),
+        "thresholds": None if thresholds is None else thresholds.plain(),
+    }
+
+
 def make_pipeline(
     student: dict[str, Any], width: int | None, size: int, deoccluder_size: int | None = None, **face_set: Any
 ) -> Pipeline:

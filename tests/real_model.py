@@ -12,10 +12,11 @@ from deocc.detection import Detector, create_detector
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.geometry import align
 from deocc.inference import faces
-from deocc.inference.model_folder import face_contract, load, write_model
+from deocc.inference.model_folder import load, write_model
 from deocc.inference.network import FaceNetwork
 from deocc.inference.pipeline import Pipeline
 from deocc.networks import Deoccluder, create_embedder
+from tests.random_model import dlib_config
 
 SIZE = 112
 SAME, DIFFERENT = 0.5, 0.4
@@ -35,19 +36,7 @@ def calibration() -> Calibration:
 
 @torch.no_grad()
 def _write(folder: Path, thresholds: Calibration | None) -> Path:
-    config = {
-        "student": {
-            "name": "dlib_resnet",
-            "options": {},
-            "student_input": "completed",
-            "mask_channel": False,
-            "embedding_dim": 128,
-        },
-        "teacher": "dlib_resnet",
-        "deoccluder": {"generator": {"width": 8, "depth": 1, "attention": True}, "segmenter": {"width": 8}},
-        "face": face_contract(SIZE),
-        "thresholds": None if thresholds is None else thresholds.plain(),
-    }
+    config = dlib_config(SIZE, True, thresholds)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = FaceNetwork(config)

@@ -1,10 +1,11 @@
 """One-line messages and the argument parser."""
 
+import logging
 import warnings
 
 import pytest
 
-from deocc.messages import ArgumentParser, describe_error, one_line, say, telling_warnings
+from deocc.messages import ArgumentParser, describe_error, one_line, say, show_logs, telling_warnings
 
 
 def test_describe_error_is_one_short_line() -> None:
@@ -19,6 +20,15 @@ def test_say_and_warnings_print_lines(capsys: pytest.CaptureFixture[str]) -> Non
         warnings.warn("two\nlines", stacklevel=1)
         say("first")
     assert capsys.readouterr().err == "deocc: first\ndeocc: two lines\n"
+
+
+def test_logged_warnings_are_marked_once(capsys: pytest.CaptureFixture[str]) -> None:
+    show_logs()
+    show_logs()
+    logger = logging.getLogger("deocc.callbacks.panels")
+    logger.warning("cannot write %s", "a\nb")
+    logger.info("not shown")
+    assert capsys.readouterr().err == "deocc: cannot write a b\n"
 
 
 def test_argument_parser_raises_and_takes_no_abbreviation() -> None:

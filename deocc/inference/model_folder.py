@@ -250,14 +250,15 @@ def _fetch(repository: str) -> Path:
 
 
 class ModelFolderCallback(pl.Callback):
-    """Writes the model folder when a stage-2 run is tested on its own data.
+    """Writes the model folder after a stage-2 run has been tested on its own data.
 
-    It reads files of `ResultsCallback` and `CalibrationCallback` and must come after them.
+    It reads files that `ResultsCallback` and `CalibrationCallback` write in `on_test_end`. `teardown` runs after that
+    hook of all callbacks, so their order in a configuration does not matter.
     """
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the folder and print its path."""
-        checkpoint = checkpoint_of_own_test(trainer)
+        checkpoint = checkpoint_of_own_test(trainer) if stage == "test" else None
         if checkpoint is None or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / FOLDER

@@ -18,10 +18,10 @@ from tests.real_model import model, untested_model
 __all__ = ["model", "untested_model"]
 
 FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]", "--trainer.limit_test_batches", "4"]
-CALLBACKS = (
-    "deocc.callbacks.ResultsCallback",
-    "deocc.callbacks.calibration.CalibrationCallback",
+CALLBACKS = (  # the opposite of the default order, which must not matter
     "deocc.inference.model_folder.ModelFolderCallback",
+    "deocc.callbacks.calibration.CalibrationCallback",
+    "deocc.callbacks.ResultsCallback",
 )
 
 

@@ -18,7 +18,7 @@ from deocc.evaluation.scores import read_scores, write_scores
 from deocc.evaluation.verification import PairScores
 from deocc.inference.embedding_file import EmbeddedFace, EmbeddingFile
 from deocc.inference.gallery import CachedFace, GalleryCache
-from deocc.inference.model_folder import face_contract, write_model
+from deocc.inference.model_folder import write_model
 from deocc.inference.network import FaceNetwork
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders import dlib as dlib_resnet
@@ -26,6 +26,7 @@ from deocc.networks.embedders.dlib import read_layers
 from deocc.networks.weights import read_checkpoint, read_state_dict
 from tests.fake_sets.bin_file import write_bin_file
 from tests.fake_sets.faces import save_face
+from tests.random_model import dlib_config
 from tests.security.fuzzing import MANY, damaged, for_each
 
 
@@ -167,19 +168,7 @@ def test_a_damaged_zip_of_images(examples: int, tmp_path: Path) -> None:
 @MANY
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_damaged_model_folder(examples: int, name: str, tmp_path: Path) -> None:
-    config = {
-        "student": {
-            "name": "dlib_resnet",
-            "options": {},
-            "student_input": "completed",
-            "mask_channel": False,
-            "embedding_dim": 128,
-        },
-        "teacher": "dlib_resnet",
-        "deoccluder": None,
-        "face": face_contract(64),
-        "thresholds": None,
-    }
+    config = dlib_config(64, False)
     write_model(tmp_path, config, FaceNetwork(config), "a test's model")
     whole = (tmp_path / name).read_bytes()
     sizes = [json.dumps({**json.loads(whole), **odd}).encode() for odd in _ODD] if name == "config.json" else []

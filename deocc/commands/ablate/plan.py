@@ -112,9 +112,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
         raise ValueError(f"deocc ablate: {one_line(error)}; `deocc ablate --help` lists the keys") from error
     missing = [key for key in ("stage1", "stage2", "variants", "rows") if not values[key]]
     if missing:
-        raise ValueError(
-            f"the plan has no {', '.join(missing)}: give one with --config, such as configs/ablation/paper.yaml"
-        )
+        raise ValueError(f"the plan has no {', '.join(missing)}: give one with --config, such as ablation/paper")
     values.pop("config", None)
     for name in ("stage1", "stage2", "test"):
         stage = Stage(**values[name])

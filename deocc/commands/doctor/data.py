@@ -53,9 +53,7 @@ def check_ar(context: Context) -> Iterator[Finding]:
     count = sum(path.suffix.lower() in IMAGE_SUFFIXES | {".raw"} for path in _AR.rglob("*"))
     if count == 0:
         raise FileNotFoundError(f"no image below {_AR.absolute()}")
-    yield Finding(
-        "OK", f"{_AR}: {count:,} images; `deocc test --config configs/paper/ar.yaml` checks whether AR is complete"
-    )
+    yield Finding("OK", f"{_AR}: {count:,} images; `deocc test --config paper/ar` checks whether AR is complete")
 
 
 def check_any(context: Context) -> Iterator[Finding]:

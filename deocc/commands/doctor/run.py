@@ -18,7 +18,7 @@ from deocc.geometry import TEMPLATES
 from deocc.inference.model_folder import CONFIG, FOLDER, pretrained_folder, read_model
 from deocc.networks.weights import read_checkpoint
 
-_TRAIN: Final = "deocc fit --config configs/inpaint.yaml && deocc fit --config configs/distill.yaml"
+_TRAIN: Final = "deocc fit --config inpaint && deocc fit --config distill"
 _MAX_READ: Final = 20_000
 """Largest number of images whose pixels are read for a fingerprint, which takes a minute or two."""
 
@@ -120,7 +120,7 @@ def _check_checkpoint(file: Path) -> Iterator[Finding]:
         return
     yield Finding("OK", text)
     if stage == "inpainting":
-        command = "deocc fit --config configs/distill.yaml"
+        command = "deocc fit --config distill"
         yield Finding("OK", f"it is a stage 1: verify, identify and export need a stage 2, `{command}`")
     elif read_thresholds(file) is None:
         text = f"{file} has no thresholds, so `deocc verify` cannot decide"

@@ -11,10 +11,11 @@ from deocc.commands.demo.analysis import OrlGallery
 from deocc.data import OrlFaces
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.inference.faces import FaceFinder, PhotoFace
-from deocc.inference.model_folder import face_contract, write_model
+from deocc.inference.model_folder import write_model
 from deocc.inference.network import FaceNetwork
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
+from tests.random_model import dlib_config
 
 SIZE = 64
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
@@ -31,19 +32,7 @@ def calibration() -> Calibration:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder."""
-    config = {
-        "student": {
-            "name": "dlib_resnet",
-            "options": {},
-            "student_input": "completed",
-            "mask_channel": False,
-            "embedding_dim": 128,
-        },
-        "teacher": "dlib_resnet",
-        "deoccluder": {"generator": {"width": 8, "depth": 1, "attention": True}, "segmenter": {"width": 8}},
-        "face": face_contract(SIZE),
-        "thresholds": calibration().plain(),
-    }
+    config = dlib_config(SIZE, True, calibration())
     folder = tmp_path_factory.mktemp("model")
     with torch.random.fork_rng():
         torch.manual_seed(0)
