@@ -1,12 +1,14 @@
 """The command line: dispatches `deocc COMMAND` to one file per command, without importing torch for help and errors."""
 
 import importlib
+import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from deocc import __version__
-from deocc.messages import say, show_logs
+from deocc.messages import one_line, say, show_logs
 
 COMMANDS = {
     "fit": "train a stage: deocc fit --config inpaint",
@@ -39,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments; default: those of the process.
 
     Raises:
-        SystemExit: code 2 after one line about bad input; 130 after Ctrl-C. With DEOCC_TRACEBACK=1 the original error
-            is raised instead.
+        SystemExit: code 2 after one line about bad input, with --json also an object on the output; 130 after Ctrl-C.
+            With DEOCC_TRACEBACK=1 the original error is raised instead.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in {"-h", "--help"}:
@@ -59,11 +61,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if os.environ.get("DEOCC_TRACEBACK"):
             raise
         say(str(error))
+        if "--json" in argv:
+            print(json.dumps({"error": {"code": _code(error), "message": one_line(error)}}, indent=2))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     if code:
         sys.exit(code)
+
+
+def _code(error: BaseException) -> str:
+    """Return the error's type for programs: "several_faces" for `SeveralFacesError`, "value" for `ValueError`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
 
 
 def _run(argv: list[str]) -> int:

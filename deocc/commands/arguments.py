@@ -35,13 +35,25 @@ class PhotoParser(ArgumentParser):
         super().__init__(prog=f"deocc {command}", description=description)
         if photos:
             self.add_photos()
+            self.add_json()
         self.add_argument(
             "--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent"
+        )
+        self.add_argument(
+            "--face",
+            type=int,
+            dest="number",
+            metavar="N",
+            help="of photos with several faces take this one, from 1, most prominent first",
         )
         aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
         self.add_argument("--aligned", choices=list_alignments(), help=aligned)
         self.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
         self.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
+
+    def add_json(self) -> None:
+        """Add --json."""
+        self.add_argument("--json", action="store_true", help="print the rows of the table, or the error, as JSON")
 
     def add_photos(self) -> None:
         """Add PHOTOS."""
@@ -51,7 +63,7 @@ class PhotoParser(ArgumentParser):
 
 def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
     """Create the finder that the arguments describe, with crops of `size` pixels; raises what `FaceFinder` raises."""
-    return FaceFinder(size, chosen.detector, chosen.detector_weights, chosen.aligned, chosen.every)
+    return FaceFinder(size, chosen.detector, chosen.detector_weights, chosen.aligned, chosen.every, chosen.number)
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:

@@ -24,13 +24,14 @@ from deocc.inference.gallery import (
     PersonIndex,
     answer,
     condition_of,
+    find_conflicts,
     limit_for,
     read_gallery,
 )
 from deocc.inference.outputs import Outcome, OutcomeFile
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
-from deocc.messages import printable
+from deocc.messages import printable, say
 
 _WIDTH: Final = 200  # of the printed table if the output is no terminal
 
@@ -38,15 +39,15 @@ _WIDTH: Final = 200  # of the printed table if the output is no terminal
 def main(argv: Sequence[str]) -> int:
     """Run `deocc identify GALLERY PHOTOS...`; `deocc identify --help` lists the arguments.
 
-    The gallery is a folder of photos, each in a folder or in a file named after its person. The largest face of each
-    gallery photo counts, and of several photos of a person the most similar one. The answer for a face is "known",
-    "unknown", or "not sure" if too little of it is visible. Thresholds are calibrated for one comparison; one is chosen
-    so that its false-accept rate times the number of gallery faces is at most --false-accept-rate, or else the
-    strictest, and a line below the table says which share of unknown faces may pass.
+    The gallery is a folder of photos, each in a folder or in a file named after its person. Gallery photos of several
+    faces are left out, and of several photos of a person the most similar one counts. The answer for a face is "known",
+    "unknown", or "not sure" if too little of it is visible or two people are equally similar. Thresholds are calibrated
+    for one comparison; one is chosen so that its false-accept rate times the number of gallery faces is at most
+    --false-accept-rate, or else the strictest, and a line below the table says which share of unknown faces may pass.
 
-    Prints a table and writes it to --out with more columns: a row for each face, and one for each photo that was left
-    out, including gallery photos. With --save-index the embeddings of the gallery are cached and reused for photos of
-    the same size and modification time, model and detector settings.
+    Prints a table, or with --json a list, and writes it to --out with more columns: a row for each face, and one for
+    each photo that was left out, including gallery photos. With --save-index the embeddings of the gallery are cached
+    and reused for photos of the same size and modification time, model and detector settings.
 
     Returns:
         0 if all photos were processed, 1 if one was left out, of the gallery or to identify.
@@ -74,11 +75,14 @@ def main(argv: Sequence[str]) -> int:
     finder = finder_of(chosen, pipeline.size)
     gallery, problems = _read_gallery(chosen, pipeline, finder)
     index.add(np.stack([face.embedding for face in gallery]), [face.person for face in gallery])
+    problems += find_conflicts(gallery, index)
     identify = Identifier(pipeline, pipeline.thresholds, finder, gallery, index, chosen.top, chosen.false_accept_rate)
     photos, more_problems = find_photos(chosen.photos)
     chosen.out.unlink(missing_ok=True)  # earlier rows may be about another gallery
-    code = process_photos("identify", (photos, problems + more_problems), OutcomeFile(chosen.out), identify)
-    identify.print()
+    found = photos, problems + more_problems
+    code = process_photos("identify", found, OutcomeFile(chosen.out), identify, chosen.json)
+    if not chosen.json:
+        identify.print()
     return code
 
 
@@ -88,6 +92,7 @@ def _parser() -> PhotoParser:
     layout = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help=layout)
     parser.add_photos()
+    parser.add_json()
     parser.add_argument(
         "--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)"
     )
@@ -127,7 +132,7 @@ def _read_gallery(
         detection = (chosen.aligned, chosen.detector, chosen.detector_weights)
         cache = GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
     gallery, problems = read_gallery(chosen.gallery, pipeline, finder, cache)
-    print(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")
+    say(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")
     return gallery, problems
 
 
@@ -171,13 +176,13 @@ class Identifier:
         matches = self.index.search(output.embedding.cpu().numpy(), self.top)
         outcomes, shown = [], []
         rows = zip(faces, covered_share(output.mask).tolist(), matches, strict=True)
-        for number, (face, covered, candidates) in enumerate(rows, 1):
+        for face, covered, candidates in rows:
             details = self._details(face, covered, candidates)
-            outcomes.append(Outcome(str(found.path), "", number, "", details))
+            outcomes.append(Outcome(str(found.path), "", face.number, "", details))
             shown.append(
                 (
                     str(found.path),
-                    str(number),
+                    f"{face.number} of {face.count}" if face.count > 1 else "1",
                     str(details["person"] or f"({details['answer']})"),
                     f"{details['similarity']:.3f}",
                     f"{details['same_from']:.3f}",
@@ -195,7 +200,7 @@ class Identifier:
         condition = condition_of(self.calibration, (covered, known.covered))
         limit = limit_for(self.calibration, condition, len(self.gallery), self.wanted)
         self._limits[condition] = limit
-        decided = answer(self.calibration, limit, best.similarity, max(covered, known.covered))
+        decided = answer(self.calibration, limit, matches, max(covered, known.covered))
         details: dict[str, object] = {
             "answer": decided,
             "person": best.person if decided == "known" else "",
@@ -206,8 +211,7 @@ class Identifier:
             "condition": condition,
             "visible": round(1 - covered, 3),
             "gallery_photo": str(known.photo),
-            "detector": face.detector,
-            **dict(zip(("left", "top", "right", "bottom"), face.box.round(1).tolist(), strict=True)),
+            **face.details,
         }
         for rank, match in enumerate(matches, 1):
             details |= {f"person_{rank}": match.person, f"similarity_{rank}": round(match.similarity, 4)}

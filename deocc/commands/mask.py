@@ -15,7 +15,8 @@ from deocc.data.loader import item_seed
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, transform_points
 from deocc.inference.batch import FoundPhoto, find_photos, process_photos
-from deocc.inference.faces import FaceFinder, PhotoFace, cut, paste_back, weight_in_photo
+from deocc.inference.crops import cut, paste_back, weight_in_photo
+from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.outputs import Outcome, OutcomeFile, check_out, lock_folder, read_mark, save_marked
 from deocc.inference.photos import read_bytes, read_photo
 from deocc.masking import draw_kinds, list_kinds, render
@@ -51,12 +52,12 @@ def main(argv: Sequence[str]) -> int:
     out: Path = chosen.out
     check_out(out, chosen.photos)
     kinds = _read_kinds(chosen.kind or ["surgical"])
-    detection = (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights)
+    detection = (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
     finder = finder_of(chosen, CROP_SIZE)
     with lock_folder(out):
         table = OutcomeFile(out / TABLE)
         masker = PhotoMasker(out, kinds, chosen.seed, chosen.crops, detection, finder, table)
-        return process_photos("mask", find_photos(chosen.photos, outside=out), table, masker)
+        return process_photos("mask", find_photos(chosen.photos, outside=out), table, masker, chosen.json)
 
 
 def _parser() -> PhotoParser:
@@ -207,26 +208,24 @@ class PhotoMasker:
     ) -> list[Outcome]:
         """Mask the photo and write all files, the masked photo last."""
         name = f"{found.name}-{kind}"
-        seeds = [item_seed(self.seed, digest, kind, number) for number in range(1, len(faces) + 1)]
+        seeds = [item_seed(self.seed, digest, kind, face.number) for face in faces]
         masked = mask_photo(photo, faces, kind, seeds)
         output, mask_file = f"masked_photos/{name}.png", f"masks/{name}.png"
         images = {mask_file: masked.mask * 255}
         outcomes = []
-        for number, face in enumerate(faces, 1):
+        for face, drawn, seed, covered in zip(faces, masked.kinds, seeds, masked.covered, strict=True):
             details: dict[str, object] = {
                 "mask": mask_file,
-                "kind": masked.kinds[number - 1],
-                "seed": seeds[number - 1],
-                "detector": face.detector,
-                "score": round(face.score, 3),
-                **dict(zip(("left", "top", "right", "bottom"), face.box.round(1).tolist(), strict=True)),
+                "kind": drawn,
+                "seed": seed,
+                **face.details,
             }
             if self.crops:
-                details["crop"] = f"crops/{name}-{number}.png"
+                details["crop"] = f"crops/{name}-{face.number}.png"
                 crop, crop_mask = _crop(masked, face)
-                images |= {f"crops/{name}-{number}.png": crop, f"crops/{name}-{number}-mask.png": crop_mask}
-            details["covered_pixels"] = masked.covered[number - 1]
-            outcomes.append(Outcome(str(found.path), "", number, output, details))
+                images |= {f"crops/{name}-{face.number}.png": crop, f"crops/{name}-{face.number}-mask.png": crop_mask}
+            details["covered_pixels"] = covered
+            outcomes.append(Outcome(str(found.path), "", face.number, output, details))
         images[output] = masked.photo
         try:
             save_marked(self.out, images, self._mark(digest, kind), "from another photo or with other settings")

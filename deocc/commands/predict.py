@@ -17,8 +17,9 @@ from deocc.evaluation import panel_image
 from deocc.evaluation.calibration import covered_share
 from deocc.files import checksum
 from deocc.inference.batch import FoundPhoto, find_photos, process_photos
+from deocc.inference.crops import paste_back
 from deocc.inference.embedding_file import EmbeddedFace, EmbeddingFile, import_arrow
-from deocc.inference.faces import FaceFinder, PhotoFace, paste_back
+from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.network import FaceOutput
 from deocc.inference.outputs import (
     Outcome,
@@ -72,12 +73,12 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
     model = model_hash(pipeline)
-    detection = (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights)
+    detection = (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
     with lock_folder(out):
         table, embeddings = OutcomeFile(out / TABLE), EmbeddingFile(out / EMBEDDINGS, model)
         predictor = PhotoPredictor(out, model, detection, pipeline, finder, table, embeddings)
         try:
-            code = process_photos("predict", find_photos(chosen.photos, outside=out), table, predictor)
+            code = process_photos("predict", find_photos(chosen.photos, outside=out), table, predictor, chosen.json)
         finally:
             embeddings.write()
         if faces := embeddings.faces:
@@ -86,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
             pages = write_sheets(out, faces)
             plural = "s" if len(pages) > 1 else ""
             sheets = f"; {len(pages)} contact sheet{plural} in {out / SHEETS}" if pages else ""
-            print(f"embeddings of {len(faces)} faces in {embeddings.path}{sheets}")
+            if not chosen.json:
+                print(f"embeddings of {len(faces)} faces in {embeddings.path}{sheets}")
     return code
 
 
@@ -143,12 +145,12 @@ class PhotoPredictor:
         except ValueError as error:
             raise ValueError(f"{found.path}: {error}") from error
         outcomes = []
-        for number, (face, covered) in enumerate(zip(faces, covered_share(output.mask).tolist(), strict=True), 1):
-            name = _face_name(found, number)
-            embedding = output.embedding[number - 1].numpy()
-            self.embeddings.put(EmbeddedFace(name, str(found.path), number, mark, embedding))
+        rows = zip(faces, covered_share(output.mask).tolist(), output.embedding.numpy(), strict=True)
+        for face, covered, embedding in rows:
+            name = _face_name(found, face.number)
+            self.embeddings.put(EmbeddedFace(name, str(found.path), face.number, mark, embedding))
             details = self._details(name, face, covered)
-            outcomes.append(Outcome(str(found.path), "", number, _png(PHOTOS, found.name), details))
+            outcomes.append(Outcome(str(found.path), "", face.number, _png(PHOTOS, found.name), details))
         self.embeddings.write_when_due()
         return outcomes
 
@@ -171,8 +173,7 @@ class PhotoPredictor:
         }
         if (thresholds := self.pipeline.thresholds) is not None:
             details["masked"] = "yes" if covered >= thresholds.masked.limit else "no"
-        details |= {"detector": face.detector, "score": round(face.score, 3)}
-        return details | dict(zip(("left", "top", "right", "bottom"), face.box.round(1).tolist(), strict=True))
+        return details | face.details
 
 
 def _face_name(found: FoundPhoto, number: int) -> str:
@@ -188,9 +189,8 @@ def _images(
 ) -> dict[str, NDArray[np.uint8]]:
     """Return all images of a photo by file name, the photo with completed faces last."""
     images: dict[str, NDArray[np.uint8]] = {}
-    for number, face in enumerate(faces, 1):
-        name = _face_name(found, number)
-        mask, completed_face = output.mask[number - 1], output.completed_face[number - 1]
+    for face, mask, completed_face in zip(faces, output.mask, output.completed_face, strict=True):
+        name = _face_name(found, face.number)
         images[_png(FACES, name)] = _to_pixels(face.face)
         images[_png(MASKS, name)] = (mask[0] * 255).round().byte().numpy()
         images[_png(COMPLETED, name)] = _to_pixels(completed_face)

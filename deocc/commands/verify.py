@@ -4,11 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from deocc.commands.arguments import PhotoParser, add_model_argument, finder_of, load_model
+from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.photos import read_photo
-from deocc.inference.pipeline import Verdict
+from deocc.inference.pipeline import Decision, Verdict
 from deocc.messages import printable, telling_warnings
+
+_CODES: Final[dict[Decision, int]] = {"same": 0, "different": 1, "not sure": 3}
+"""Exit codes; 2 is bad input."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,39 +22,49 @@ def main(argv: Sequence[str]) -> int:
     Prints "same", "different" or "not sure" and the reason, the similarity and both limits, the false-accept rate they
     were calibrated for, and whether each face is masked and how much of it is visible. With --all every face of A is
     compared with every face of B; the rate holds for each comparison. With --json one object is printed, with --all a
-    list of them: `face_a`, `face_b` (numbers of the faces, from 1, the largest first) and the fields of
-    `deocc.inference.pipeline.Verdict`.
+    list of them: the fields of `deocc.inference.pipeline.Verdict`, `photo_a` and `photo_b`, `face_a` and `face_b`
+    (numbers of the faces, from 1, most prominent first), and `found_a` and `found_b` (how they were found).
 
     Returns:
-        0 if there is an answer, including "not sure"; scripts read the answer from --json.
+        0 for "same", 1 for "different", 3 for "not sure"; with --all the lowest of these over the comparisons that is
+        not 1, else 1. Errors have code 2.
 
     Raises:
-        ValueError: wrong arguments, a photo that cannot be read or shows no face, or a model without thresholds.
+        ValueError: wrong arguments, a photo that cannot be read, shows no face or several, or a model without
+            thresholds.
         FileNotFoundError: no such photo, model or weights file.
         ImportError: a required package is not installed.
     """
     chosen = _parser().parse_args(argv)
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
-    with telling_warnings():
-        faces_a = finder.find(read_photo(chosen.a), str(chosen.a))
-    with telling_warnings():
-        faces_b = finder.find(read_photo(chosen.b), str(chosen.b))
+    faces_a, faces_b = (_find(finder, path) for path in (chosen.a, chosen.b))
 
-    answers, texts = [], []
-    for number_a, a in enumerate(faces_a, 1):
-        for number_b, b in enumerate(faces_b, 1):
+    answers, texts, codes = [], [], []
+    for a in faces_a:
+        for b in faces_b:
             verdict = pipeline.verify_faces(a.face, b.face, chosen.false_accept_rate)
-            answers.append({"face_a": number_a, "face_b": number_b, **asdict(verdict)})
-            names = [printable(str(chosen.a)), printable(str(chosen.b))]
-            if chosen.every:
-                names = [f"{names[0]}, face {number_a}", f"{names[1]}, face {number_b}"]
-            texts.append(_describe(verdict, *names))
+            places = {"photo_a": str(chosen.a), "photo_b": str(chosen.b), "face_a": a.number, "face_b": b.number}
+            answers.append({**places, **asdict(verdict), "found_a": a.details, "found_b": b.details})
+            texts.append(_describe(verdict, _name(chosen.a, a), _name(chosen.b, b)))
+            codes.append(_CODES[verdict.decision])
     if chosen.json:
         print(json.dumps(answers if chosen.every else answers[0], indent=2))
     else:
         print("\n\n".join(texts))
-    return 0
+    return min((code for code in codes if code != _CODES["different"]), default=_CODES["different"])
+
+
+def _find(finder: FaceFinder, path: Path) -> list[PhotoFace]:
+    """Find the only face of a photo, or with --all every face."""
+    with telling_warnings():
+        photo = read_photo(path)
+        return finder.find(photo, str(path)) if finder.every else [finder.find_single(photo, str(path))]
+
+
+def _name(path: Path, face: PhotoFace) -> str:
+    """Return the photo's path, and which of several faces was used."""
+    return printable(str(path)) + (f", face {face.number} of {face.count}" if face.count > 1 else "")
 
 
 def _parser() -> PhotoParser:
@@ -64,7 +79,7 @@ def _parser() -> PhotoParser:
         help="share of pairs of two people that may be called the same; one of those calibrated "
         "(default: 0.01, or the strictest above it)",
     )
-    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    parser.add_argument("--json", action="store_true", help="print the verdict, or the error, as JSON")
     add_model_argument(parser)
     return parser
 

@@ -49,6 +49,8 @@ class Detector(ABC):
     """
 
     name: str
+    upright_score = 0.9
+    """Score from which a face is surely upright. If no face reaches it, the photo may be turned."""
     _sure_score = 0.0  # faces with a lower score are reported only if no face reaches it
 
     @abstractmethod
@@ -73,6 +75,10 @@ class Detector(ABC):
             )
         faces = sorted(self._find(np.ascontiguousarray(image)), key=lambda face: -face.prominence)
         return [face for face in faces if face.score >= self._sure_score] or faces
+
+    @abstractmethod
+    def smallest_face(self, height: int, width: int) -> int:
+        """Return the side in pixels of the smallest face that is looked for in a photo of this size."""
 
     @abstractmethod
     def _find(self, image: NDArray[np.uint8]) -> Iterable[Detection]:

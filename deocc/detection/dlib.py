@@ -23,6 +23,7 @@ from deocc.messages import describe_error
 _PREDICTOR_FILE: Final = "shape_predictor_68_face_landmarks.dat"
 _CNN_FILE: Final = "mmod_human_face_detector.dat"
 _PREDICTOR_POINTS: Final = 68
+_SMALLEST_FACE: Final = 80  # pixels, of both detectors
 _SMALL: Final = 160  # shorter sides are doubled, since the smallest face of the detectors is 80 pixels; our choice
 _LARGE: Final = 1600  # longer sides are shrunk to this, which bounds time and memory; our choice
 
@@ -50,6 +51,11 @@ class DlibDetector(Detector):
         points = self._predictor(np.zeros((8, 8, 3), np.uint8), self._dlib.rectangle(0, 0, 7, 7)).num_parts
         if points != _PREDICTOR_POINTS:
             raise ValueError(f"{path} predicts {points} points, expected {_PREDICTOR_POINTS}: give a {_PREDICTOR_FILE}")
+
+    def smallest_face(self, height: int, width: int) -> int:
+        """Return the side of the smallest face: 80 pixels, more in photos that are shrunk, 40 in very small ones."""
+        scale = max(1.0, max(height, width) / _LARGE)
+        return round(_SMALLEST_FACE * scale / (2 if min(height, width) / scale < _SMALL else 1))
 
     @abstractmethod
     def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
@@ -86,6 +92,7 @@ class DlibHogDetector(DlibDetector):
     """
 
     name = "dlib"
+    upright_score = 0.5  # its filters are for upright faces
 
     def __init__(self, weights: str | None = None, threshold: float = -0.5) -> None:
         super().__init__(None if weights is None else given_file(weights))
@@ -111,6 +118,7 @@ class DlibCnnDetector(DlibDetector):
     """
 
     name = "dlib_cnn"
+    upright_score = 0.5
 
     def __init__(self, weights: str | None = None) -> None:
         path = packaged_file(_CNN_FILE) if weights is None else given_file(weights)

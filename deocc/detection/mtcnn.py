@@ -61,11 +61,16 @@ class MtcnnDetector(Detector):
     """
 
     name = "mtcnn"
+    upright_score = 0.99
 
     def __init__(self, weights: str | None = None, threshold: float = 0.5) -> None:
         self._weights = _read_weights(WEIGHTS_FILE if weights is None else given_file(weights))
         self._threshold = threshold
         self._sure_score = max(threshold, 0.7)
+
+    def smallest_face(self, height: int, width: int) -> int:
+        """Return the side of the smallest face, 20 pixels or 1 % of the photo's longest side."""
+        return max(_SMALLEST_FACE, round(_SMALLEST_SHARE * max(height, width)))
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         boxes = self._propose(image)
@@ -79,7 +84,7 @@ class MtcnnDetector(Detector):
     def _propose(self, image: NDArray[np.uint8]) -> Boxes:
         """Stage 1: return candidates of all sizes by the proposal network on an image pyramid."""
         height, width = image.shape[:2]
-        scale = _CELL / max(_SMALLEST_FACE, _SMALLEST_SHARE * max(height, width))
+        scale = _CELL / self.smallest_face(height, width)
         candidates, scores = [np.zeros((0, 4))], [np.zeros(0)]
         while min(height, width) * scale + 2 * _MARGIN >= _CELL:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))

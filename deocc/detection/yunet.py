@@ -15,6 +15,7 @@ from deocc.detection.detector import Detection, Detector, enlarge, given_file, s
 from deocc.messages import describe_error
 
 _SIDE: Final = 640  # images are shrunk and padded to this square: some releases accept no other size
+_SMALLEST_FACE: Final = 10  # pixels, as stated by the model zoo
 
 
 class YunetDetector(Detector):
@@ -46,6 +47,10 @@ class YunetDetector(Detector):
                 f"{path} is not a YuNet that OpenCV {cv2.__version__} can run ({describe_error(error)}): "
                 "get another release"
             ) from None
+
+    def smallest_face(self, height: int, width: int) -> int:
+        """Return the side of the smallest face: 10 pixels, more in photos that are shrunk."""
+        return round(_SMALLEST_FACE * max(1.0, max(height, width) / _SIDE))
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         smaller, factors = shrink(image, _SIDE)

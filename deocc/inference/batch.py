@@ -1,5 +1,6 @@
 """Batch processing of photos: find the files, process each one, and record an outcome for every input."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,11 @@ def _unique_name(name: str, taken: set[str]) -> str:
 
 
 def process_photos(
-    command: str, found: tuple[Sequence[FoundPhoto], Sequence[Outcome]], table: OutcomeFile, work: Work
+    command: str,
+    found: tuple[Sequence[FoundPhoto], Sequence[Outcome]],
+    table: OutcomeFile,
+    work: Work,
+    as_json: bool = False,
 ) -> int:
     """Call `work` on each photo with a progress bar, and record the outcomes in the table.
 
@@ -121,6 +126,7 @@ def process_photos(
         found: the result of `find_photos`.
         table: receives the outcomes.
         work: processes one photo and returns at least one outcome. It may raise the errors of `RECOVERABLE`.
+        as_json: print the outcomes as a JSON list instead of the summary.
 
     Returns:
         The exit code: 0 if all photos were processed, else 1.
@@ -131,10 +137,12 @@ def process_photos(
     photos, problems = found
     console = Console(stderr=True, soft_wrap=True)
     left_out: set[str] = set()
+    rows: list[dict[str, object]] = []
 
     def record(photo: str, outcomes: Sequence[Outcome]) -> None:
         table.replace(photo, outcomes)
         table.write_when_due()
+        rows.extend(outcome.row for outcome in outcomes)
         for reason in dict.fromkeys(outcome.reason for outcome in outcomes if not outcome.done):
             left_out.add(photo)
             say(reason)
@@ -151,6 +159,9 @@ def process_photos(
     except KeyboardInterrupt:
         table.write()
         raise
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return int(bool(left_out))
     total = len({problem.photo for problem in problems} | {str(photo.path) for photo in photos})
     skipped = f", {len(left_out)} left out" if left_out else ""
     print(f"deocc {command}: {total - len(left_out)} of {total} done{skipped}: see {table.path}")

@@ -24,6 +24,8 @@ DEFAULT_FALSE_ACCEPT_RATE: Final = 0.01
 
 _SLACK: Final = 1 + 1e-9  # for the rounding of products such as 10 * 0.001
 _BATCH: Final = 32
+_TIE: Final = 0.01  # of similarity: less than JPEG compression changes it; our choice
+_SAME_PHOTO: Final = 0.98  # similarity of two people from which they are the same photo or person; our choice
 _CACHE_COLUMNS: Final = {"photo": ("U", 1), "stamp": ("i", 2), "embedding": ("f", 2), "covered": ("f", 1)}
 
 Answer = Literal["known", "unknown", "not sure"]
@@ -79,11 +81,21 @@ def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
     return CONDITIONS[sum(share >= calibration.masked.limit for share in covered)]
 
 
-def answer(calibration: Calibration, limit: Limit, similarity: float, covered: float) -> Answer:
-    """Return the answer for a face, given its covered share and its similarity to the most similar gallery face."""
+def answer(calibration: Calibration, limit: Limit, matches: Sequence["Match"], covered: float) -> Answer:
+    """Return the answer for a face.
+
+    Args:
+        calibration: calibration of the model.
+        limit: the limit for this face.
+        matches: the most similar people, most similar first.
+        covered: covered share of this face or of the best match's, whichever is higher, in [0, 1].
+    """
     if 1 - covered < calibration.least_visible:
         return "not sure"
-    return "known" if similarity >= limit.same_from else "unknown"
+    if matches[0].similarity < limit.same_from:
+        return "unknown"
+    tie = len(matches) > 1 and matches[0].similarity - matches[1].similarity < _TIE
+    return "not sure" if tie else "known"
 
 
 class CachedFace(NamedTuple):
@@ -158,7 +170,7 @@ def _stamp(photo: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class GalleryFace:
-    """The largest face of a gallery photo.
+    """The face of a gallery photo.
 
     Attributes:
         person: name of the person.
@@ -186,7 +198,7 @@ def person_of(photo: Path, folder: Path) -> str:
 def read_gallery(
     folder: Path, pipeline: Pipeline, finder: FaceFinder, cache: GalleryCache | None = None
 ) -> tuple[list[GalleryFace], list[Outcome]]:
-    """Embed the largest face of each photo of a gallery.
+    """Embed the face of each photo of a gallery; photos of several similarly prominent faces are left out.
 
     Args:
         folder: folder of the known people's photos.
@@ -225,7 +237,7 @@ def read_gallery(
 def _embed(
     photos: Sequence[Path], pipeline: Pipeline, finder: FaceFinder
 ) -> tuple[dict[Path, CachedFace], list[Outcome]]:
-    """Embed the largest face of each photo, in batches; photos without a face become outcomes."""
+    """Embed the face of each photo, in batches; photos without a face, or with several, become outcomes."""
     console = Console(stderr=True)
     faces: dict[Path, CachedFace] = {}
     problems: list[Outcome] = []
@@ -236,7 +248,7 @@ def _embed(
             try:
                 with telling_warnings():
                     stamp = _stamp(path)
-                    crops.append(finder.find(read_photo(path), str(path))[0].face)
+                    crops.append(finder.find_single(read_photo(path), str(path)).face)
             except RECOVERABLE as error:
                 problems.append(Outcome(str(path), f"gallery: {one_line(error) or type(error).__name__}"))
             else:
@@ -329,6 +341,24 @@ class PersonIndex:
                 raise ValueError("the approximate index finds no face of the gallery: choose --index Flat")
             found.append(list(best.values())[:top])
         return found
+
+
+def find_conflicts(gallery: Sequence[GalleryFace], index: PersonIndex) -> list[Outcome]:
+    """Return an outcome for each gallery photo that also appears, nearly unchanged, under another person's name.
+
+    Faces of which less than half is visible do not count, since their embeddings resemble each other.
+    """
+    found = index.search(np.stack([face.embedding for face in gallery]), top=2)
+    problems = []
+    for face, matches in zip(gallery, found, strict=True):
+        others = [match for match in matches if match.person != face.person and match.similarity >= _SAME_PHOTO]
+        if others and max(face.covered, (other := gallery[others[0].place]).covered) < 0.5:
+            reason = (
+                f"gallery: {face.photo} ({face.person}) and {other.photo} ({other.person}) show nearly the same face "
+                f"(similarity {others[0].similarity:.3f}): remove one of them"
+            )
+            problems.append(Outcome(str(face.photo), reason))
+    return problems
 
 
 def _import_faiss() -> Any:

@@ -124,7 +124,7 @@ class Outcome:
     Attributes:
         photo: path of the input.
         reason: one line that explains why it was left out; empty if it was processed.
-        face: number of the face in the photo, from 1, the largest first; None for the whole input.
+        face: number of the face in the photo, from 1, most prominent first; None for the whole input.
         output: the result file relative to the table's folder; empty if there is none.
         details: further columns.
     """
@@ -139,6 +139,13 @@ class Outcome:
     def done(self) -> bool:
         """Whether the input was processed."""
         return not self.reason
+
+    @property
+    def row(self) -> dict[str, object]:
+        """Cells by column."""
+        status = "done" if self.done else "left out"
+        cells = (self.photo, self.face, status, self.reason, self.output)
+        return {**dict(zip(_COLUMNS, cells, strict=True)), **self.details}
 
 
 class OutcomeFile:
@@ -196,9 +203,7 @@ class OutcomeFile:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             for row in rows:
-                status = "done" if row.done else "left out"
-                cells = dict(zip(_COLUMNS, (row.photo, row.face, status, row.reason, row.output), strict=True))
-                table.writerow({name: _escape(value) for name, value in {**cells, **row.details}.items()})
+                table.writerow({name: _escape(value) for name, value in row.row.items()})
         self._written = time.monotonic()
 
 

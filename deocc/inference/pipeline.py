@@ -18,7 +18,8 @@ from deocc.inference.photos import read_photo
 
 Decision = Literal["same", "different", "not sure"]
 Photo = str | Path | Image.Image | NDArray[np.generic]
-"""The path of a file, a Pillow image, or an array as for `deocc.inference.photos.read_photo`."""
+"""The path of a file, a Pillow image, or an array as for `deocc.inference.photos.read_photo`, in RGB order: the result
+of `cv2.imread` is BGR and must be reversed, `image[..., ::-1]`."""
 
 _BATCH: Final = 32  # larger ones are slower on a CPU, where their memory is allocated again for each batch
 
@@ -164,12 +165,19 @@ class Pipeline:
             mask: (B, 1, S, S), 1 = covered; None = predicted.
 
         Raises:
-            ValueError: the shapes are different.
+            ValueError: the shapes are different, or values are not finite or out of range.
         """
         if face.ndim != 4 or face.shape[1:] != (3, self.size, self.size) or len(face) == 0:
             raise ValueError(f"expected faces of shape (B, 3, {self.size}, {self.size}), got {tuple(face.shape)}")
         if mask is not None and mask.shape != (len(face), 1, *face.shape[2:]):
             raise ValueError(f"expected masks of shape {(len(face), 1, *face.shape[2:])}, got {tuple(mask.shape)}")
+        for name, values, low in (("faces", face, -1.0), ("masks", mask, 0.0)):
+            # Written so that NaN fails; a thousandth allows for rounding, as by resizing.
+            if values is not None and not bool(((values >= low - 1e-3) & (values <= 1 + 1e-3)).all()):
+                raise ValueError(
+                    f"expected {name} in [{low:g}, 1], got values from {float(values.min()):g} to "
+                    f"{float(values.max()):g}: divide pixels of 0 to 255 by 127.5 and subtract 1"
+                )
         outputs = []
         for start in range(0, len(face), _BATCH):
             batch = slice(start, start + _BATCH)
@@ -198,15 +206,15 @@ class Pipeline:
         return decide(self.thresholds, similarity, (covered[0], covered[1]), false_accept_rate)
 
     def complete(self, images: Photo | Sequence[Photo]) -> tuple[Tensor, Tensor]:
-        """Complete the largest face of each photo; see `complete_faces`, and `faces` for the errors."""
+        """Complete the most prominent face of each photo; see `complete_faces`, and `faces` for the errors."""
         return self.complete_faces(self.faces(images))
 
     def embed(self, images: Photo | Sequence[Photo]) -> Tensor:
-        """Embed the largest face of each photo; see `embed_faces`, and `faces` for the errors."""
+        """Embed the most prominent face of each photo; see `embed_faces`, and `faces` for the errors."""
         return self.embed_faces(self.faces(images))
 
     def verify(self, a: Photo, b: Photo, false_accept_rate: float | None = None) -> Verdict:
-        """Decide whether the largest faces of two photos show the same person.
+        """Decide whether two photos show the same person.
 
         Args:
             a: a photo.
@@ -215,14 +223,18 @@ class Pipeline:
 
         Raises:
             FileNotFoundError: a photo does not exist.
+            SeveralFacesError: a photo shows several faces of similar prominence; `finder = FaceFinder(size, number=1)`
+                chooses one.
             ValueError: a photo cannot be read or shows no face; the model has no thresholds, or none for this rate.
             ImportError: no package that finds faces is installed.
         """
-        face_a, face_b = self.faces([a, b])
+        face_a, face_b = (
+            self.finder.find_single(photo, name).face for photo, name in (_read(a, "photo a"), _read(b, "photo b"))
+        )
         return self.verify_faces(face_a, face_b, false_accept_rate)
 
     def faces(self, images: Photo | Sequence[Photo]) -> Tensor:
-        """Return the largest face of each photo as canonical crops, (N, 3, S, S) in [-1, 1].
+        """Return the most prominent face of each photo as canonical crops, (N, 3, S, S) in [-1, 1].
 
         Raises:
             FileNotFoundError: a photo does not exist.
@@ -232,9 +244,16 @@ class Pipeline:
         photos: Sequence[Photo] = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         if len(photos) == 0:
             raise ValueError("no photo given: give at least one")
-        found = []
-        for number, photo in enumerate(photos, 1):
-            source = Path(photo) if isinstance(photo, str) else photo
-            name = str(source) if isinstance(source, Path) else f"photo {number}"
-            found.append(self.finder.find(read_photo(source, name), name)[0].face)
-        return torch.stack(found)
+        read = (_read(photo, f"photo {number}") for number, photo in enumerate(photos, 1))
+        return torch.stack([self.finder.find(photo, name)[0].face for photo, name in read])
+
+
+def _read(photo: Photo, default_name: str) -> tuple[NDArray[np.uint8], str]:
+    """Return the pixels of a photo and its name in messages."""
+    if not isinstance(photo, str | Path | Image.Image | np.ndarray):
+        raise ValueError(
+            f"{default_name} is a {type(photo).__name__}: give a path, a Pillow image or an RGB array (H, W, 3)"
+        )
+    source = Path(photo) if isinstance(photo, str) else photo
+    name = str(source) if isinstance(source, Path) else default_name
+    return read_photo(source, name), name

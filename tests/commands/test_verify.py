@@ -10,6 +10,7 @@ from PIL import Image
 from deocc import runs
 from deocc.commands.verify import main
 from deocc.inference import model_folder
+from deocc.inference.faces import SeveralFacesError
 from deocc.inference.pipeline import Pipeline
 from tests.fake_sets.faces import orl_face
 from tests.real_model import SAME, TESTED, cover
@@ -43,16 +44,20 @@ def test_verify_real_faces(model: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "false-accept rate of 0.01 (clean-clean), of test people's pairs it accepted 0.03" in printed
     assert printed.count("not masked, 100% visible") == 2
     assert "a2.png" in printed
-    assert run(model, "a1.png", "b.png") == 0
+    assert run(model, "a1.png", "b.png") == 1
     assert capsys.readouterr().out.startswith("different: similarity 0.")
 
 
 @pytest.mark.usefixtures("photos")
 def test_verify_to_json(model: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(model, "a1.png", "b.png", "--json") == 0
+    assert run(model, "a1.png", "b.png", "--json") == 1
     told = capsys.readouterr()
     found = json.loads(told.out)
-    assert found == {"face_a": 1, "face_b": 1, **asdict(pipeline.verify("a1.png", "b.png"))}
+    places = {"photo_a": "a1.png", "photo_b": "b.png", "face_a": 1, "face_b": 1}
+    details = {name: found[name] for name in ("found_a", "found_b")}
+    assert found == {**places, **asdict(pipeline.verify("a1.png", "b.png")), **details}
+    assert (details["found_a"]["faces"], details["found_a"]["detector"]) == (1, "mtcnn")
+    assert details["found_b"]["left"] < details["found_b"]["right"]
     assert told.err == ""
     assert (found["decision"], found["same_from"], found["tested_false_accept_rate"]) == ("different", SAME, TESTED)
 
@@ -70,7 +75,7 @@ def test_verify_masked_faces(
     answer: str,
 ) -> None:
     cover(monkeypatch, covered_from)
-    assert run(model, "a1.png", "a1.png", "--json") == 0
+    assert run(model, "a1.png", "a1.png", "--json") == (3 if answer == "not sure" else 0)
     found = json.loads(capsys.readouterr().out)
     assert (found["masked_a"], found["masked_b"], found["decision"]) == (masked, masked, answer)
     assert found["condition"] == ("masked-masked" if masked else "clean-clean")
@@ -87,10 +92,13 @@ def test_verify_all_faces(model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found == [(1, 1, "different"), (2, 1, "same")]
     assert run(model, "two.png", "again.png", "--all") == 0
     printed = capsys.readouterr().out
-    assert "two.png, face 2" in printed
+    assert "two.png, face 2 of 2" in printed
     assert printed.count("similarity  ") == 2
-    assert run(model, "two.png", "again.png", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["decision"] == "different"  # of the largest face
+    with pytest.raises(SeveralFacesError, match=r"two\.png shows 2 faces .*: choose one with --face N, or crop"):
+        run(model, "two.png", "again.png")
+    for number, code in (("1", 1), ("2", 0)):
+        assert run(model, "two.png", "again.png", "--face", number) == code
+        assert f"two.png, face {number} of 2" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("photos")
@@ -102,6 +110,9 @@ def test_verify_all_faces(model: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["a1.png", "empty.png"], r"no face found in empty\.png"),
         (["text.png", "a1.png"], r"text\.png is not an image"),
         (["a1.png", "."], "is a folder, not a photo"),
+        (["a1.png", "two.png", "--face", "3"], r"two\.png shows 2 faces: choose a lower --face than 3"),
+        (["a1.png", "b.png", "--face", "0"], "--face 0: give a number from 1"),
+        (["a1.png", "b.png", "--face", "1", "--all"], "not together with --all"),
         (["a1.png", "b.png", "--false-accept-rate", "1e-4"], r"false-accept rate of 0\.0001 .*choose one of 0\.01"),
         (["a1.png", "b.png", "--aligned", "arcface112", "--detector", "dlib"], "aligned crops need no detector"),
     ],

@@ -22,6 +22,9 @@ class _Stub(Detector):
     def __init__(self, *faces: tuple[float, float]) -> None:
         self._faces = faces
 
+    def smallest_face(self, height: int, width: int) -> int:
+        return 5
+
     def _find(self, image: NDArray[np.uint8]) -> Iterable[Detection]:
         for side, score in self._faces:
             yield Detection(np.array([5.0, 5, 5 + side, 5 + side]), np.zeros((5, 2)), score)

@@ -6,23 +6,27 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deocc.detection import Detection
+from deocc.detection import Detection, Detector
 from deocc.geometry import TEMPLATES, align, invert_transform, similarity_transform, transform_points
 from deocc.inference import faces
-from deocc.inference.faces import FaceFinder, NoFaceError, cut, list_alignments, paste_back, weight_in_photo
+from deocc.inference.crops import cut, paste_back, weight_in_photo
+from deocc.inference.faces import FaceFinder, NoFaceError, list_alignments
 from tests.scenes import ONE, ROTATED, TWO, Pasted, draw_scene
 
 PHOTO = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 
 
-class FakeDetector:
-    """A detector that returns given faces."""
+class FakeDetector(Detector):
+    """A detector that returns given faces of photos whose first pixel has a given value."""
 
-    def __init__(self, found: Sequence[Detection]) -> None:
-        self.found = list(found)
+    def __init__(self, found: Sequence[Detection], first_pixel: int = 0) -> None:
+        self.found, self.first_pixel = list(found), first_pixel
 
-    def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        return self.found
+    def smallest_face(self, height: int, width: int) -> int:
+        return 24
+
+    def _find(self, image: NDArray[np.uint8]) -> list[Detection]:
+        return self.found if image[0, 0, 0] == self.first_pixel else []
 
 
 def detection(left: float, top: float, side: float, score: float = 1.0) -> Detection:
@@ -66,7 +70,7 @@ def test_finder_takes_the_first_face(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_finder_uses_the_named_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, dlib_cnn=FakeDetector([]), dlib=FakeDetector([detection(100, 50, 200)]))
-    with pytest.raises(NoFaceError, match=r"no face found in the photo by dlib_cnn: "):
+    with pytest.raises(NoFaceError, match="photo by dlib_cnn, which looks for faces from 24 pixels"):
         FaceFinder(64, detector="dlib_cnn").find(np.zeros((60, 60, 3), np.uint8))
     assert FaceFinder(64, detector="dlib").find(np.zeros((300, 500, 3), np.uint8))[0].detector == "dlib"
 

@@ -1,11 +1,12 @@
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from deocc.evaluation.calibration import Calibration, Rates, Separation, Threshold
-from deocc.inference.gallery import PersonIndex, answer, condition_of, limit_for
+from deocc.inference.gallery import GalleryFace, Match, PersonIndex, answer, condition_of, find_conflicts, limit_for
 
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 
@@ -134,8 +135,27 @@ def test_limit_without_thresholds() -> None:
 def test_answer_follows_limit_and_visibility() -> None:
     calibration = make_calibration()
     limit = limit_for(calibration, "clean-clean", 10)
-    cases = ((0.7, 0.0), (0.69, 0.0), (0.9, 0.75), (0.9, 0.76), (0.1, 0.9))
-    answers = [answer(calibration, limit, *case) for case in cases]
-    assert answers == ["known", "unknown", "known", "not sure", "not sure"]
+    cases = (((0.7, 0.1), 0.0), ((0.69,), 0.0), ((0.9, 0.85), 0.75), ((0.9,), 0.76), ((0.1,), 0.9), ((0.9, 0.895), 0.0))
+    answers = []
+    for similarities, covered in cases:
+        matches = [Match(f"person {place}", similarity, place) for place, similarity in enumerate(similarities)]
+        answers.append(answer(calibration, limit, matches, covered))
+    assert answers == ["known", "unknown", "known", "not sure", "not sure", "not sure"]
     conditions = [condition_of(calibration, pair) for pair in ((0.0, 0.29), (0.3, 0.0), (0.3, 0.5))]
     assert conditions == ["clean-clean", "clean-masked", "masked-masked"]
+
+
+def test_conflicts_between_people() -> None:
+    embeddings = random_embeddings(4, 3)
+    embeddings[2] = normalise(embeddings[[0]] + 1e-3 * embeddings[3])[0]  # anna's photo in bob's folder
+    people = ["anna", "anna", "bob", "carl"]
+    photos = [Path(f"{person}/{place}.jpg") for place, person in enumerate(people)]
+    gallery = [
+        GalleryFace(person, photo, row, 0.1) for person, photo, row in zip(people, photos, embeddings, strict=True)
+    ]
+    index = make_index(embeddings, people)
+    problems = find_conflicts(gallery, index)
+    assert [problem.photo for problem in problems] == ["anna/0.jpg", "bob/2.jpg"]
+    assert "anna/0.jpg (anna) and bob/2.jpg (bob) show nearly the same face" in problems[0].reason
+    hidden = [GalleryFace(face.person, face.photo, face.embedding, 0.6) for face in gallery]
+    assert find_conflicts(hidden, index) == []

@@ -85,6 +85,9 @@ class FakeFinder:
         window = torch.from_numpy(photo[top : top + self.size, left : left + self.size].copy())
         return [SimpleNamespace(face=window.permute(2, 0, 1) / 127.5 - 1), None]
 
+    def find_single(self, photo: NDArray[np.uint8], name: str) -> Any:
+        return self.find(photo, name)[0]
+
 
 def to_photo(face: torch.Tensor) -> NDArray[np.uint8]:
     return np.asarray(((face + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
