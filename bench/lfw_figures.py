@@ -17,8 +17,8 @@ from deocc import runs
 from deocc.batch import MaskedFaceBatch
 from deocc.data import LfwFaces, MaskedFaceDataModule
 from deocc.data.datamodule import mask_batch
-from deocc.evaluation import PairScores, panel_figure, roc_curve, roc_figure
-from deocc.evaluation.figures import COLOURS
+from deocc.evaluation.figures import COLOURS, panel_figure, roc_figure
+from deocc.evaluation.verification import PairScores, roc_curve
 from deocc.inference.model_folder import load
 from deocc.masking import list_kinds
 

@@ -17,9 +17,10 @@ from typing import Any
 from bench import lfw_figures
 from bench.lfw import RUNS, TEST_FOLDS
 from deocc import runs
-from deocc.evaluation import PairScores, paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer, read_scores, wilson
-from deocc.evaluation.scores import CLEAN_SCORES, SCORES
+from deocc.evaluation.bootstrap import paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer, wilson
+from deocc.evaluation.scores import CLEAN_SCORES, SCORES, read_scores
 from deocc.evaluation.tables import MISSING, markdown_cells, number, percent, points
+from deocc.evaluation.verification import PairScores
 
 PAGES = Path(__file__).parent.parent / "docs/pages"
 TITLES = {

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from deocc import __version__
+from deocc.commands import arguments
 from deocc.messages import one_line, say, show_logs
 
 COMMANDS = {
@@ -83,6 +84,11 @@ def _run(argv: list[str]) -> int:
     """
     command = argv[0]
     photos = command == "predict" and len(argv) > 1 and not argv[1].startswith("-")
+    if command in arguments.PARSERS and (command != "predict" or photos):
+        arguments.PARSERS[command]().parse_args(argv[1:])  # help and wrong arguments need no imports
+    elif {"-h", "--help"} & set(argv):
+        arguments.print_training_help(command)
+        return 0
     if command in {"fit", "validate", "test", "predict"} and not photos:
         return int(importlib.import_module("deocc.training").run(argv))
     return int(importlib.import_module(f"deocc.commands.{command}").main(argv[1:]))

@@ -5,6 +5,8 @@ to write bytes or text in one piece        `write_file(path, content)`
 to stream, or call a library's writer      `with replace_file(path) as draft:` and write to the path `draft`
 to write what a power cut must not lose    either one with `durable=True`
 to hash bytes, text or a file              `checksum(*parts)`; cut it with `[:32]` where a short key is enough
+to write JSON                              `write_json(path, value)`
+to read an untrusted `.npz` file           `read_npz(path, wanted)`
 to keep other processes out                `with hold_lock(path):`
 to keep results between runs               a file below `cache_folder()`
 =========================================  =================================================================
@@ -15,12 +17,26 @@ All of them raise plain OSErrors. Turn them into a message where the remedy is k
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import uuid
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from deocc.messages import describe_error
+
+_MOST_UNPACKED: Final = 2**31
+"""Limit of the unpacked size of an `.npz` file in bytes, unless the file itself is larger; enough for a hundred million
+pairs of faces. Our choice."""
+
+_COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 
 
 def cache_folder() -> Path:
@@ -136,3 +152,44 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write JSON, atomically. Numbers that are not finite become null, arrays become lists, other objects text."""
+    write_file(Path(path), json.dumps(_json_value(value), indent=2, allow_nan=False, default=str) + "\n")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if hasattr(value, "tolist"):  # an array or a tensor
+        return _json_value(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an untrusted `.npz` file whose names are wanted.
+
+    Raises:
+        ValueError: the file cannot be read, is something else, or unpacks to too much; the message is the reason only.
+    """
+    try:
+        own_size = path.stat().st_size
+        with zipfile.ZipFile(path) as content:
+            entries = content.infolist()
+        total, most = sum(entry.file_size for entry in entries), max(_MOST_UNPACKED, own_size)
+        if total > most:
+            raise ValueError(f"it unpacks to {total:,} bytes, at most {most:,} are allowed")
+        if any(entry.compress_type not in _COMPRESSIONS for entry in entries):
+            raise ValueError("it is packed otherwise than NumPy packs")
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: np.asarray(content[name]) for name in content.files if wanted(name)}
+    except Exception as error:  # a damaged file makes zipfile and NumPy raise any error
+        raise ValueError(describe_error(error)) from error
+    sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in entries}
+    for name, array in arrays.items():
+        if array.size > sizes[name]:  # elements of zero bytes cost nothing here, but everything as a list
+            raise ValueError(f"{name} announces {array.size:,} numbers in {sizes[name]:,} bytes")
+    return arrays

@@ -40,7 +40,7 @@ _SAFEGUARDS = {
 }
 """Callbacks of every run, by the key of their settings."""
 _OUTPUTS = ["deocc.callbacks.PanelCallback", "deocc.callbacks.ResultsCallback"]
-_RECOGNITION_OUTPUTS = ["deocc.callbacks.CalibrationCallback", "deocc.inference.model_folder.ModelFolderCallback"]
+_RECOGNITION_OUTPUTS = ["deocc.callbacks.CalibrationCallback", "deocc.callbacks.ModelFolderCallback"]
 """Callbacks that write the results of every test, and those of a test of stage 2; their order does not matter."""
 _PREDICTIONS = ["deocc.callbacks.PredictionCallback"]
 TRAINER_DEFAULTS = {

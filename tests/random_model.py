@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from deocc.data import OrlFaces
-from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.inference.model_folder import face_contract
 from deocc.inference.network import FaceNetwork
 from deocc.inference.pipeline import Pipeline

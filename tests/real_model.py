@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deocc.data import OrlFaces
 from deocc.detection import Detector, create_detector
-from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.geometry import align
 from deocc.inference import faces
 from deocc.inference.model_folder import load, write_model

@@ -15,8 +15,8 @@ _ORDER: tuple[set[str], ...] = (
     {"__init__", "batch", "geometry", "runs"},
     {"networks", "losses", "masking", "evaluation", "detection"},
     {"data"},
-    {"modules", "callbacks"},
     {"inference"},
+    {"modules", "callbacks"},
     {"commands"},
     {"training"},
     {"cli"},
@@ -74,6 +74,7 @@ def test_every_form_of_import_is_found() -> None:
         ("losses", "networks", False),
         ("modules", "data", False),
         ("callbacks", "modules", False),
+        ("inference", "callbacks", False),
         ("geometry", "data", False),
     ],
 )

@@ -5,6 +5,7 @@ from deocc.callbacks.calibration import CalibrationCallback
 from deocc.callbacks.checkpoints import CheckpointCallback
 from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
 from deocc.callbacks.loggers import MetricsLogger
+from deocc.callbacks.model_folder import ModelFolderCallback
 from deocc.callbacks.panels import PanelCallback, PredictionCallback
 from deocc.callbacks.provenance import FingerprintCallback
 from deocc.callbacks.results import PerceptualCallback, ResultsCallback
@@ -15,6 +16,7 @@ __all__ = [
     "FingerprintCallback",
     "FiniteCallback",
     "MetricsLogger",
+    "ModelFolderCallback",
     "PanelCallback",
     "PerceptualCallback",
     "PredictionCallback",

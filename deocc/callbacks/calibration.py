@@ -1,8 +1,6 @@
 """Verification thresholds of a tested run: chosen on validation identities, measured on test identities, in a file."""
 
-import json
 import logging
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -13,28 +11,14 @@ from torch import Tensor
 
 from deocc import runs
 from deocc.callbacks.dashboards import continue_without
-from deocc.evaluation import EmbeddingBank, EmbeddingSet, write_results
-from deocc.evaluation.calibration import (
-    CONDITIONS,
-    Calibration,
-    CountedPairs,
-    calibrate,
-    conditions,
-    covered_share,
-    least_visible,
-    separate,
-)
+from deocc.evaluation.calibration import CountedPairs, calibrate, conditions, least_visible, separate
+from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
-from deocc.files import checksum
-from deocc.messages import describe_error
-
-THRESHOLDS: Final = "thresholds"
-"""The key of `Calibration.plain` in a thresholds file, in `results.json` and in a model folder's `config.json`."""
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, covered_share, thresholds_path, write_thresholds
 
 MEASURED_PAIRS: Final = 20_000_000
 """Maximum number of pairs of test identities per condition: all pairs of 4,400 images, about 2 GB of memory."""
 
-_SHA256: Final = "checkpoint_sha256"
 _GALLERY, _PROBE, _TEST_GALLERY = "gallery", "probe", "test gallery"
 _logger = logging.getLogger(__name__)
 
@@ -124,40 +108,6 @@ def checkpoint_of_own_test(trainer: pl.Trainer) -> Path | None:
     trained_on = runs.face_set_of(run)[0]
     same = trained_on in (None, type(trainer.datamodule.face_set).__name__)  # type: ignore[attr-defined]
     return checkpoint if same and out in (run, *run.parents) and checkpoint.is_file() else None
-
-
-def thresholds_path(checkpoint: Path) -> Path:
-    """Return the thresholds file of a checkpoint: `last.thresholds.json` beside `last.ckpt`."""
-    return checkpoint.with_suffix(".thresholds.json")
-
-
-def write_thresholds(checkpoint: Path, calibration: Calibration) -> None:
-    """Write the thresholds file of a checkpoint, with the hash of the checkpoint.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    write_results(thresholds_path(checkpoint), {_SHA256: checksum(checkpoint), THRESHOLDS: calibration.plain()})
-
-
-def read_thresholds(checkpoint: Path) -> Calibration | None:
-    """Return the thresholds of a checkpoint; None if it was not tested or, with a warning, has changed since.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = thresholds_path(checkpoint)
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        expected, calibration = content[_SHA256], Calibration.from_plain(content[THRESHOLDS])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({describe_error(error)}): write it again with `deocc test`") from error
-    if expected != checksum(checkpoint):
-        warnings.warn(f"{path} is not used: {checkpoint.name} has changed since; run `deocc test` again", stacklevel=2)
-        return None
-    return calibration
 
 
 @torch.no_grad()

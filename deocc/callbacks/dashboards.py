@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from deocc import runs
 from deocc.callbacks.loggers import logged_step
-from deocc.evaluation import png_bytes
+from deocc.evaluation.figures import png_bytes
 from deocc.evaluation.tables import MISSING, Cells, markdown_cells
 from deocc.messages import describe_error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from deocc.batch import MaskedFaceBatch
 from deocc.callbacks.dashboards import continue_without, log_image, shows_images
 from deocc.callbacks.loggers import logged_step
-from deocc.evaluation import panel_image
+from deocc.evaluation.figures import panel_image
 from deocc.files import replace_file, write_file
 from deocc.masking import list_kinds
 

@@ -15,40 +15,31 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from deocc import __version__, runs
-from deocc.callbacks.calibration import THRESHOLDS, CalibrationCallback
+from deocc.callbacks.calibration import CalibrationCallback
 from deocc.callbacks.dashboards import log_figure, log_table
 from deocc.callbacks.loggers import logged_step
 from deocc.callbacks.panels import PanelCallback
 from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, global_seed, package_versions
-from deocc.evaluation import (
-    EmbeddingSet,
-    FrechetDistance,
-    KernelDistance,
-    PairScores,
-    PerceptualDistance,
-    cmc_figure,
-    flat_scores,
-    loss_figure,
-    panel_figure,
-    roc_curve,
-    roc_figure,
-    score_histogram,
-    summary_table,
-    write_report,
-    write_results,
-    write_scores,
-)
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.figures import cmc_figure, loss_figure, panel_figure, roc_figure, score_histogram
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
 from deocc.evaluation.protocol import AllPairs
+from deocc.evaluation.report import write_report
 from deocc.evaluation.results import CLEAN_ROWS, ROWS
-from deocc.evaluation.scores import CLEAN_SCORES, SCORES
+from deocc.evaluation.scores import CLEAN_SCORES, SCORES, write_scores
 from deocc.evaluation.tables import (
     difference_cells,
+    flat_scores,
     is_listed,
     kind_cells,
     restoration_cells,
     row_cells,
     setting_cells,
+    summary_table,
 )
+from deocc.evaluation.thresholds import THRESHOLDS
+from deocc.evaluation.verification import PairScores, roc_curve
+from deocc.files import write_json
 from deocc.networks import create_teacher
 from deocc.networks.embedders.registry import read_options
 
@@ -144,7 +135,7 @@ class ResultsCallback(pl.Callback):
         masked = {row: scores for row, scores in pairs.items() if row not in CLEAN_ROWS}
         figures = _draw_figures(trainer, results, masked)
 
-        write_results(folder / runs.RESULTS, results)
+        write_json(folder / runs.RESULTS, results)
         if masked:
             write_scores(folder / SCORES, masked)
         if len(pairs) > len(masked):

@@ -1,25 +1,92 @@
-"""Arguments that several commands share: the model and its device, photos and the face detector."""
+"""Arguments and help of every command. Nothing heavy is imported, so that help and wrong arguments answer at once."""
 
 import argparse
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import torch
-
-from deocc import runs
-from deocc.detection import list_detectors
-from deocc.files import checksum
-from deocc.inference.faces import DEFAULT_DETECTOR, FaceFinder, list_alignments
-from deocc.inference.model_folder import load, pretrained_folder, weight_bytes
-from deocc.inference.pipeline import Pipeline
-from deocc.messages import ArgumentParser, describe_error, say, telling_warnings
+from deocc.messages import ArgumentParser
 
 NEWEST: Final = "newest"
 """Value of --checkpoint for the newest stage-2 run."""
+AUTO: Final = "auto"
+"""Value of --device for a GPU where there is one."""
+ALL_KINDS, RANDOM_KIND = "all", "random"
+"""Values of `deocc mask --kind` besides the names of kinds."""
+CROP_SIZE: Final = 256
+"""Side in pixels of the crops that `deocc mask --crops` writes."""
+DEFAULT_FALSE_ACCEPT_RATE: Final = 0.01
+"""Share of unknown faces that `deocc identify` may accept as anyone of the gallery, unless another one is given."""
+DEMO_HOST, DEMO_PORT = "127.0.0.1", 7860
 
-_AUTO: Final = "auto"
-_STAGE_2: Final = "DistillationModule"
+# Copies of what the registries contain, since these import torch; a test compares them.
+KINDS: Final = ("surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes", "blob")
+ALIGNMENTS: Final = ("arcface112", "dlib150", "celeba178", "canonical")
+DETECTORS: Final = ("dlib", "dlib_cnn", "mtcnn", "yunet")
+DEFAULT_DETECTOR: Final = "mtcnn"
+EXPORT_SUFFIXES: Final = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+
+TRAINING_HELP: Final = {
+    "fit": """usage: deocc fit --config FILE [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]
+       deocc fit --resume RUN [--KEY VALUE ...]
+
+Train the mask predictor, stage 1 or stage 2. Configurations are files, or names of those that come with deocc:
+inpaint, distill, lfw/segment, lfw/inpaint, lfw/distill, and overlays such as trainer/gpus or logger/wandb.
+
+  --config FILE        may be given several times; later files and --KEY VALUE win
+  --run FOLDER         where to write; a folder with a run is never overwritten
+  --resume RUN         continue an interrupted run, with the same result as without the interruption
+""",
+    "validate": """usage: deocc validate [--checkpoint RUN] [--config FILE ...] [--KEY VALUE ...]
+
+Evaluate a run on the validation people.
+
+  --checkpoint RUN     a run or a checkpoint file (default: the newest run)
+""",
+    "test": """usage: deocc test [--checkpoint RUN] [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]
+
+Evaluate a run on the test people; writes results.json, report.html and, for stage 2, thresholds and the model folder.
+
+  --checkpoint RUN     a run or a checkpoint file (default: the newest run)
+  --run FOLDER         where to write (default: the run's folder, or a folder in it for a test on other faces)
+  --config FILE        other settings, such as another face set
+""",
+    "predict": """usage: deocc predict PHOTOS... --out DIR   complete and embed photos: deocc predict PHOTOS --help
+       deocc predict [--checkpoint RUN] [--config FILE ...] [--KEY VALUE ...]
+
+Without photos: complete and embed the validation faces of a run.
+
+  --checkpoint RUN     a run or a checkpoint file (default: the newest run)
+""",
+    "ablate": """usage: deocc ablate --config PLAN [--run FOLDER] [--jobs N] [--seeds N ...] [--KEY VALUE ...]
+
+Train, test and compare the variants of a plan; the same command continues after an interruption.
+
+  --config PLAN        a YAML file with the keys below, or its name, such as ablation/paper
+  --run FOLDER         where to write (default: runs/ablation)
+  --jobs N             number of simultaneous trainings or tests (default: 1)
+  --seeds N ...        every variant is trained once for each seed and fold
+  --folds N            folds over people (default: the split of the face set)
+  --people WHO         whose figures are compared: test or validation
+  --stage1, --stage2, --test, --variants, --own_stage1, --rows, --compare   the plan, see configs/ablation
+  --wandb              log every run to Weights & Biases
+""",
+}
+"""Help of the commands whose arguments are the classes of a configuration."""
+
+_KEYS_HELP: Final = """
+Keys:
+  --model.init_args.NAME VALUE     of the module, such as learning_rate
+  --data.NAME VALUE                of the data module, such as batch_size, face_set, kinds
+  --trainer.NAME VALUE             of Lightning's Trainer, such as max_epochs, devices, precision
+  --print_config                   print all keys and their values, with those of the given --config
+  --model.help CLASS, --data.help  explain the keys of a class, such as deocc.modules.DistillationModule
+"""
+
+
+def print_training_help(command: str) -> None:
+    """Print the help of fit, validate, test, ablate, or predict without photos."""
+    print(TRAINING_HELP[command] + ("" if command == "ablate" else _KEYS_HELP), end="")
 
 
 class PhotoParser(ArgumentParser):
@@ -47,8 +114,8 @@ class PhotoParser(ArgumentParser):
             help="of photos with several faces take this one, from 1, most prominent first",
         )
         aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
-        self.add_argument("--aligned", choices=list_alignments(), help=aligned)
-        self.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
+        self.add_argument("--aligned", choices=ALIGNMENTS, help=aligned)
+        self.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
         self.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
 
     def add_json(self) -> None:
@@ -61,11 +128,6 @@ class PhotoParser(ArgumentParser):
         self.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
 
 
-def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
-    """Create the finder that the arguments describe, with crops of `size` pixels; raises what `FaceFinder` raises."""
-    return FaceFinder(size, chosen.detector, chosen.detector_weights, chosen.aligned, chosen.every, chosen.number)
-
-
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint and --device, for `load_model`."""
     places = "a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or"
@@ -75,56 +137,155 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
         help=f"{places} {NEWEST!r} for the newest stage-2 run below runs/ "
         "(default: the packaged model, else the newest run)",
     )
+    parser.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
+
+
+def mask_parser() -> PhotoParser:
+    """Return the parser of `deocc mask`."""
+    description = "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
+    parser = PhotoParser("mask", description)
+    kinds = f"{', '.join(KINDS)}; {ALL_KINDS} = a copy with each; {RANDOM_KIND} = one at random for each face"
     parser.add_argument(
-        "--device", default=_AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one"
+        "--kind", action="append", metavar="KIND", help=f"default: surgical. {kinds}; may be given several times"
     )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default: 0)")
+    parser.add_argument(
+        "--crops", action="store_true", help=f"write aligned crops of the masked faces too, {CROP_SIZE} pixels a side"
+    )
+    return parser
 
 
-def load_model(chosen: argparse.Namespace) -> Pipeline:
-    """Load the model that the arguments choose; a message on stderr names it if no path was given.
-
-    Raises:
-        FileNotFoundError: there is no such model, no stage-2 run, or no pretrained model.
-        ValueError: the model is damaged or something else, or there is no such device.
-        ImportError: a package that it needs is not installed.
-    """
-    device = _device(chosen.device)
-    with telling_warnings():
-        return load(_source(chosen.checkpoint), device)
+def predict_parser() -> PhotoParser:
+    """Return the parser of `deocc predict PHOTOS`."""
+    description = "Predict masks, complete the faces behind them and embed the faces of photos."
+    parser = PhotoParser("predict PHOTOS", description)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--parquet", action="store_true", help="write embeddings.parquet beside embeddings.npz")
+    add_model_argument(parser)
+    return parser
 
 
-def model_hash(pipeline: Pipeline) -> str:
-    """Return a hash of networks, weights and crop size, equal for a checkpoint and the model folder made from it."""
-    described = {name: pipeline.config[name] for name in ("student", "deoccluder", "face")}
-    return checksum(json.dumps(described, sort_keys=True), weight_bytes(pipeline.network))[:32]
+def verify_parser() -> PhotoParser:
+    """Return the parser of `deocc verify`."""
+    description = "Say whether two photos show the same person: same, different, or not sure."
+    parser = PhotoParser("verify", description, photos=False)
+    parser.add_argument("a", type=Path, metavar="A", help="a photo")
+    parser.add_argument("b", type=Path, metavar="B", help="a photo")
+    parser.add_argument(
+        "--false-accept-rate",
+        type=float,
+        metavar="RATE",
+        help="share of pairs of two people that may be called the same; one of those calibrated "
+        "(default: 0.01, or the strictest above it)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the verdict, or the error, as JSON")
+    add_model_argument(parser)
+    return parser
 
 
-def _source(checkpoint: str | None) -> str | Path:
-    """Resolve --checkpoint: the packaged model by default, else the newest run."""
-    if checkpoint is None:
-        try:
-            folder = pretrained_folder()
-        except FileNotFoundError as missing:  # a checkout in which `make pretrained` was not run
-            try:
-                return _source(NEWEST)
-            except FileNotFoundError:
-                raise missing from None
-        say(f"using the pretrained model, {folder}; --checkpoint takes another")
-        return folder
-    if checkpoint == NEWEST:
-        run = runs.newest_run(_STAGE_2)
-        say(f"using the newest stage-2 run, {run}")
-        return run
-    return checkpoint
+def identify_parser() -> PhotoParser:
+    """Return the parser of `deocc identify`."""
+    description = "Find people of a gallery in photos: the most similar ones, and who is unknown."
+    parser = PhotoParser("identify", description, photos=False)
+    layout = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help=layout)
+    parser.add_photos()
+    parser.add_json()
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)"
+    )
+    parser.add_argument(
+        "--false-accept-rate",
+        type=float,
+        default=DEFAULT_FALSE_ACCEPT_RATE,
+        metavar="RATE",
+        help="share of unknown faces that may be taken for anyone of the gallery "
+        f"(default: {DEFAULT_FALSE_ACCEPT_RATE:g})",
+    )
+    parser.add_argument(
+        "--index",
+        default="Flat",
+        metavar="DESCRIPTION",
+        help="a string for faiss.index_factory; Flat compares with every face, others such as HNSW32 are faster and "
+        "approximate (default: Flat)",
+    )
+    parser.add_argument(
+        "--save-index",
+        type=Path,
+        metavar="FILE",
+        help="keep the gallery's embeddings in this file, and use those in it",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("identified.csv"), metavar="FILE", help="the table (default: identified.csv)"
+    )
+    add_model_argument(parser)
+    return parser
 
 
-def _device(name: str) -> torch.device:
-    try:
-        if name == _AUTO:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = describe_error(error)
-        raise ValueError(f"--device {name} cannot be used ({reason}): choose cpu, or leave it out") from error
-    return device
+def export_parser() -> ArgumentParser:
+    """Return the parser of `deocc export`."""
+    parser = ArgumentParser(
+        prog="deocc export",
+        description="Write the trained system into one file: "
+        "from canonical crops to completed faces, masks and embeddings.",
+    )
+    parser.add_argument("--to", required=True, choices=list(EXPORT_SUFFIXES), help="the format")
+    suffixes = ", ".join(f"{suffix} for {name}" for name, suffix in EXPORT_SUFFIXES.items())
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=f"where to write it: {suffixes}")
+    smaller = parser.add_mutually_exclusive_group()
+    smaller.add_argument(
+        "--int8", action="store_true", help="quantise an onnx file to 8 bits; tells what that costs in accuracy"
+    )
+    smaller.add_argument(
+        "--fp16", action="store_true", help="half precision inside an onnx file; tells what that costs in accuracy"
+    )
+    photos = "compare with torch on the faces of these photos (default: embedded faces of validation people)"
+    parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
+    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+    add_model_argument(parser)
+    return parser
+
+
+def demo_parser() -> ArgumentParser:
+    """Return the parser of `deocc demo`."""
+    description = "Show on a local web page how a photo is masked, completed, compared and identified."
+    parser = ArgumentParser("deocc demo", description=description)
+    add_model_argument(parser)
+    parser.add_argument("--host", default=DEMO_HOST, help=f"address to listen at; {DEMO_HOST} admits this machine only")
+    parser.add_argument("--port", type=int, default=DEMO_PORT, help=f"default: {DEMO_PORT}; 0 = any free one")
+    parser.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
+    parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
+    return parser
+
+
+def doctor_parser() -> ArgumentParser:
+    """Return the parser of `deocc doctor`."""
+    parser = ArgumentParser(
+        "deocc doctor", description="Report what is installed and works, what is wrong, and how to fix it."
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="a run folder, a checkpoint file or a model folder (default: the newest run)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of faces: CelebA, or aligned crops as PERSON/IMAGE, also compared with the checkpoint",
+    )
+    return parser
+
+
+PARSERS: Final[dict[str, Callable[[], ArgumentParser]]] = {
+    "mask": mask_parser,
+    "predict": predict_parser,
+    "verify": verify_parser,
+    "identify": identify_parser,
+    "export": export_parser,
+    "demo": demo_parser,
+    "doctor": doctor_parser,
+}
+"""Parsers by command; fit, validate, test, ablate, and predict without photos have `TRAINING_HELP`."""

@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from deocc.commands.arguments import add_model_argument, load_model
+from deocc.commands.arguments import export_parser
+from deocc.commands.model import load_model
 from deocc.files import write_file
 from deocc.inference.export import Precision, export
 from deocc.inference.export_formats import FORMATS, OPSET, require_onnx
-from deocc.messages import ArgumentParser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         ImportError: a required package is not installed.
         OSError: the file cannot be written.
     """
-    chosen = _parser().parse_args(argv)
+    chosen = export_parser().parse_args(argv)
     precision: Precision = "int8" if chosen.int8 else "fp16" if chosen.fp16 else "fp32"
     out: Path = chosen.out
     _check_arguments(chosen.to, precision, chosen.photos)
@@ -44,29 +44,6 @@ def main(argv: Sequence[str]) -> int:
     opset = f", opset {OPSET}" if chosen.to == "onnx" else ""
     print(f"exported: {out} ({chosen.to}{opset}, {precision}, {len(exported.content) / 2**20:.1f} MB)")
     return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="deocc export",
-        description="Write the trained system into one file: "
-        "from canonical crops to completed faces, masks and embeddings.",
-    )
-    parser.add_argument("--to", required=True, choices=list(FORMATS), help="the format")
-    suffixes = ", ".join(f"{form.suffix} for {name}" for name, form in FORMATS.items())
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=f"where to write it: {suffixes}")
-    smaller = parser.add_mutually_exclusive_group()
-    smaller.add_argument(
-        "--int8", action="store_true", help="quantise an onnx file to 8 bits; tells what that costs in accuracy"
-    )
-    smaller.add_argument(
-        "--fp16", action="store_true", help="half precision inside an onnx file; tells what that costs in accuracy"
-    )
-    photos = "compare with torch on the faces of these photos (default: embedded faces of validation people)"
-    parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
-    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-    add_model_argument(parser)
-    return parser
 
 
 def _check_arguments(to: str, precision: Precision, photos: Sequence[Path]) -> None:

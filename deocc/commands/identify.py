@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -11,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deocc.commands.arguments import PhotoParser, add_model_argument, finder_of, load_model, model_hash
-from deocc.evaluation.calibration import Calibration, covered_share
+from deocc.commands.arguments import identify_parser
+from deocc.commands.model import finder_of, load_model, model_hash
+from deocc.evaluation.thresholds import Calibration, covered_share
 from deocc.inference.batch import FoundPhoto, find_photos, process_photos
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.gallery import (
-    DEFAULT_FALSE_ACCEPT_RATE,
     GalleryCache,
     GalleryFace,
     Limit,
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         ImportError: a required package is not installed.
         OutputError: the embeddings of the gallery cannot be written.
     """
-    chosen = _parser().parse_args(argv)
+    chosen = identify_parser().parse_args(argv)
     if chosen.top < 1:
         raise ValueError(f"--top {chosen.top}: list at least 1 person")
     if not 0 < chosen.false_accept_rate <= 1:
@@ -84,44 +83,6 @@ def main(argv: Sequence[str]) -> int:
     if not chosen.json:
         identify.print()
     return code
-
-
-def _parser() -> PhotoParser:
-    description = "Find people of a gallery in photos: the most similar ones, and who is unknown."
-    parser = PhotoParser("identify", description, photos=False)
-    layout = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help=layout)
-    parser.add_photos()
-    parser.add_json()
-    parser.add_argument(
-        "--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)"
-    )
-    parser.add_argument(
-        "--false-accept-rate",
-        type=float,
-        default=DEFAULT_FALSE_ACCEPT_RATE,
-        metavar="RATE",
-        help="share of unknown faces that may be taken for anyone of the gallery "
-        f"(default: {DEFAULT_FALSE_ACCEPT_RATE:g})",
-    )
-    parser.add_argument(
-        "--index",
-        default="Flat",
-        metavar="DESCRIPTION",
-        help="a string for faiss.index_factory; Flat compares with every face, others such as HNSW32 are faster and "
-        "approximate (default: Flat)",
-    )
-    parser.add_argument(
-        "--save-index",
-        type=Path,
-        metavar="FILE",
-        help="keep the gallery's embeddings in this file, and use those in it",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("identified.csv"), metavar="FILE", help="the table (default: identified.csv)"
-    )
-    add_model_argument(parser)
-    return parser
 
 
 def _read_gallery(

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deocc.commands.arguments import PhotoParser, finder_of
+from deocc.commands.arguments import ALL_KINDS, CROP_SIZE, RANDOM_KIND, mask_parser
+from deocc.commands.model import finder_of
 from deocc.data.loader import item_seed
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, transform_points
@@ -22,10 +23,7 @@ from deocc.inference.photos import read_bytes, read_photo
 from deocc.masking import draw_kinds, list_kinds, render
 
 TABLE: Final = "masks.csv"
-CROP_SIZE: Final = 256
-RANDOM: Final = "random"
 
-_ALL: Final = "all"
 # Not known from the paper; our choice.
 _MIN_CROP, _MAX_CROP = 32, 1024  # side of the crop to render in; larger faces get an enlarged mask, which saves memory
 _EXTENT: Final = 1.6  # side of that crop in canonical crops: ear loops, arms and scarves reach beyond one
@@ -48,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         FileNotFoundError: no such weights file.
         ImportError: a package that the detector needs is not installed.
     """
-    chosen = _parser().parse_args(argv)
+    chosen = mask_parser().parse_args(argv)
     out: Path = chosen.out
     check_out(out, chosen.photos)
     kinds = _read_kinds(chosen.kind or ["surgical"])
@@ -60,28 +58,13 @@ def main(argv: Sequence[str]) -> int:
         return process_photos("mask", find_photos(chosen.photos, outside=out), table, masker, chosen.json)
 
 
-def _parser() -> PhotoParser:
-    description = "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
-    parser = PhotoParser("mask", description)
-    kinds = f"{', '.join(list_kinds())}; {_ALL} = a copy with each; {RANDOM} = one at random for each face"
-    parser.add_argument(
-        "--kind", action="append", metavar="KIND", help=f"default: surgical. {kinds}; may be given several times"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default: 0)")
-    parser.add_argument(
-        "--crops", action="store_true", help=f"write aligned crops of the masked faces too, {CROP_SIZE} pixels a side"
-    )
-    return parser
-
-
 def _read_kinds(names: Sequence[str]) -> tuple[str, ...]:
     """Return each kind once, in the order given."""
-    allowed = (*list_kinds(), _ALL, RANDOM)
+    allowed = (*list_kinds(), ALL_KINDS, RANDOM_KIND)
     for name in names:
         if name not in allowed:
             raise ValueError(f"unknown kind of mask {name!r}: choose from {', '.join(allowed)}")
-    return tuple(dict.fromkeys(kind for name in names for kind in (list_kinds() if name == _ALL else (name,))))
+    return tuple(dict.fromkeys(kind for name in names for kind in (list_kinds() if name == ALL_KINDS else (name,))))
 
 
 class MaskedPhoto(NamedTuple):
@@ -116,7 +99,7 @@ def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, 
     mask = np.zeros((height, width), np.uint8)
     kinds, covered = [], []
     for face, seed in zip(faces, seeds, strict=True):
-        chosen = list_kinds()[int(draw_kinds(torch.tensor([seed])))] if kind == RANDOM else kind
+        chosen = list_kinds()[int(draw_kinds(torch.tensor([seed])))] if kind == RANDOM_KIND else kind
         landmarks, matrix, size = _wide_crop(face)
         crop = cut(photo, matrix, size)[None]
         masked_face, face_mask = render(crop, landmarks[None], chosen, torch.tensor([seed]))

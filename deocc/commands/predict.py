@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deocc.commands.arguments import PhotoParser, add_model_argument, finder_of, load_model, model_hash
+from deocc.commands.arguments import predict_parser
+from deocc.commands.model import finder_of, load_model, model_hash
 from deocc.data.images import read_image
-from deocc.evaluation import panel_image
-from deocc.evaluation.calibration import covered_share
+from deocc.evaluation.figures import panel_image
+from deocc.evaluation.thresholds import covered_share
 from deocc.files import checksum
 from deocc.inference.batch import FoundPhoto, find_photos, process_photos
 from deocc.inference.crops import paste_back
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         ImportError: a required package is not installed.
         OutputError: the embeddings or a contact sheet cannot be written.
     """
-    chosen = _parser().parse_args(argv)
+    chosen = predict_parser().parse_args(argv)
     out: Path = chosen.out
     check_out(out, chosen.photos)
     if chosen.parquet:
@@ -90,15 +91,6 @@ def main(argv: Sequence[str]) -> int:
             if not chosen.json:
                 print(f"embeddings of {len(faces)} faces in {embeddings.path}{sheets}")
     return code
-
-
-def _parser() -> PhotoParser:
-    description = "Predict masks, complete the faces behind them and embed the faces of photos."
-    parser = PhotoParser("predict PHOTOS", description)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--parquet", action="store_true", help=f"write {PARQUET} beside {EMBEDDINGS}")
-    add_model_argument(parser)
-    return parser
 
 
 @dataclass(frozen=True)

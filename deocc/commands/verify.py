@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from deocc.commands.arguments import PhotoParser, add_model_argument, finder_of, load_model
+from deocc.commands.arguments import verify_parser
+from deocc.commands.model import finder_of, load_model
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Decision, Verdict
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         FileNotFoundError: no such photo, model or weights file.
         ImportError: a required package is not installed.
     """
-    chosen = _parser().parse_args(argv)
+    chosen = verify_parser().parse_args(argv)
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
     faces_a, faces_b = (_find(finder, path) for path in (chosen.a, chosen.b))
@@ -65,23 +66,6 @@ def _find(finder: FaceFinder, path: Path) -> list[PhotoFace]:
 def _name(path: Path, face: PhotoFace) -> str:
     """Return the photo's path, and which of several faces was used."""
     return printable(str(path)) + (f", face {face.number} of {face.count}" if face.count > 1 else "")
-
-
-def _parser() -> PhotoParser:
-    description = "Say whether two photos show the same person: same, different, or not sure."
-    parser = PhotoParser("verify", description, photos=False)
-    parser.add_argument("a", type=Path, metavar="A", help="a photo")
-    parser.add_argument("b", type=Path, metavar="B", help="a photo")
-    parser.add_argument(
-        "--false-accept-rate",
-        type=float,
-        metavar="RATE",
-        help="share of pairs of two people that may be called the same; one of those calibrated "
-        "(default: 0.01, or the strictest above it)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the verdict, or the error, as JSON")
-    add_model_argument(parser)
-    return parser
 
 
 def _describe(verdict: Verdict, name_a: str, name_b: str) -> str:

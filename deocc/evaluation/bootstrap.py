@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor
 
+from deocc.evaluation.thresholds import Bounds
 from deocc.evaluation.verification import (
     FALSE_ACCEPT_RATES,
     PairScores,
@@ -38,13 +39,6 @@ from deocc.evaluation.verification import (
 _BINS = 4096  # for genuine and for impostor pairs
 _CELLS = 4_000_000  # elements of a table that are held at a time, 32 MB
 _LOW, _HIGH = 0.025, 0.975  # a 95 % percentile interval
-
-
-class Bounds(NamedTuple):
-    """Ends of an interval."""
-
-    low: float
-    high: float
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> Bounds:

@@ -9,24 +9,16 @@ faces. Not known from the paper; our choice.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deocc.evaluation.bootstrap import Bounds, PairsOfPeople
+from deocc.evaluation.bootstrap import PairsOfPeople
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
+from deocc.evaluation.thresholds import Bounds, Rates, Separation, Threshold
 from deocc.evaluation.verification import FALSE_ACCEPT_RATES, PairScores, operating_point, roc_curve
-from deocc.geometry import TEMPLATES
-
-CONDITIONS = ("clean-clean", "clean-masked", "masked-masked")
-"""Conditions of a pair, by the number of masked faces."""
-
-USUAL_FALSE_ACCEPT_RATE = 1e-2
-"""The default target."""
 
 FALSE_REJECTS = 0.05
 """Largest share of genuine pairs that is called "different"."""
@@ -39,8 +31,6 @@ independent; the interval in `Rates` takes this into account.
 """
 
 _LEAST_SEEN = 0.01  # share of the masked faces that are less visible than `least_visible`
-# Ellipse of the face in distances between the eyes, v downwards from the eyes: cheeks at 1.05, chin at 1.85
-_CENTRE_V, _HALF_WIDTH, _HALF_HEIGHT = 0.45, 1.05, 1.4
 
 
 class CountedPairs(NamedTuple):
@@ -48,115 +38,6 @@ class CountedPairs(NamedTuple):
 
     pairs: PairScores
     repeats: float
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Error rates of a pair of thresholds on a set of pairs."""
-
-    false_accept_rate: float
-    """Share of impostor pairs called "same", averaged over pairs of people."""
-    false_reject_rate: float
-    """Share of genuine pairs not called "same", averaged over people."""
-    called_different: float
-    """Share of genuine pairs called "different", averaged over people."""
-    genuine: int
-    """Number of genuine pairs of images; the same two images with several masks count once."""
-    impostor: int
-    """Number of impostor pairs of images, counted in the same way."""
-    people: int
-    interval: Bounds | None = None
-    """95 % Wilson interval of `false_accept_rate`, see `PairsOfPeople.rate`; None in files of earlier versions."""
-    effective_impostor: float | None = None
-    """Effective number of impostor pairs of `interval`."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Thresholds for one condition and one target."""
-
-    target: float
-    """The target false-accept rate."""
-    same: float
-    """A pair of at least this similarity is "same"."""
-    different: float
-    """A pair of a lower similarity than this is "different"; at most `same`."""
-    validation: Rates
-    """Rates on the validation people, on which the thresholds were chosen."""
-    test: Rates | None = None
-    """Rates on the test people; None if not measured."""
-
-
-class Separation(NamedTuple):
-    """A limit of the covered share that separates masked from clean faces, and its error rates."""
-
-    limit: float
-    clean_called_masked: float
-    masked_called_clean: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a decision on two faces needs besides their embeddings.
-
-    Attributes:
-        thresholds: by condition, in order of falling target; empty if the pairs support none.
-        masked: covered share at or above which a face counts as masked.
-        least_visible: visible share below which no decision is made.
-        size: side in pixels of the crops that were calibrated on.
-        data: name of their face set.
-        data_hash: fingerprint of the validation people.
-    """
-
-    thresholds: dict[str, tuple[Threshold, ...]]
-    masked: Separation
-    least_visible: float
-    size: int
-    data: str
-    data_hash: str
-
-    def threshold(self, condition: str, target: float | None = None) -> Threshold:
-        """Return the thresholds of a condition for a target false-accept rate.
-
-        Args:
-            condition: one of `CONDITIONS`.
-            target: None for `USUAL_FALSE_ACCEPT_RATE`, or the strictest calibrated target above it.
-
-        Raises:
-            ValueError: the target was not calibrated.
-        """
-        known = {threshold.target: threshold for threshold in self.thresholds[condition]}
-        if not known:
-            raise ValueError(f"no threshold for {condition}: too few validation people; test on more with `deocc test`")
-        wanted = max(USUAL_FALSE_ACCEPT_RATE, min(known)) if target is None else target
-        near = min(known, key=lambda rate: abs(math.log(rate / wanted))) if wanted > 0 else min(known)
-        if not math.isclose(near, wanted, rel_tol=1e-6):
-            listed = ", ".join(f"{rate:g}" for rate in known)
-            raise ValueError(
-                f"no threshold for a false-accept rate of {wanted:g} ({condition}): choose one of {listed}"
-            )
-        return known[near]
-
-    def plain(self) -> dict[str, Any]:
-        """Return the calibration as JSON values."""
-        thresholds = {condition: [asdict(threshold) for threshold in row] for condition, row in self.thresholds.items()}
-        return {**asdict(self), "thresholds": thresholds, "masked": self.masked._asdict()}
-
-    @classmethod
-    def from_plain(cls, value: Any) -> Self:
-        """Create a calibration from the result of `plain`.
-
-        Raises:
-            ValueError: `value` is not a calibration.
-        """
-        try:
-            rows = {
-                condition: tuple(_threshold(entry) for entry in value["thresholds"][condition])
-                for condition in CONDITIONS
-            }
-            return cls(**{**value, "thresholds": rows, "masked": Separation(**value["masked"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the thresholds cannot be read ({error}): write them again with `deocc test`") from error
 
 
 def conditions(gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, CountedPairs]:
@@ -222,22 +103,6 @@ class _ErrorRates:
         )
 
 
-def covered_share(mask: Tensor) -> Tensor:
-    """Compute the share of the face that a mask covers.
-
-    The face is an ellipse in the canonical crop, from cheek to cheek and from forehead to chin; hair and background do
-    not count.
-
-    Args:
-        mask: (B, 1, S, S) in [0, 1], 1 = covered.
-
-    Returns:
-        (B,) in [0, 1].
-    """
-    region = _face_region(mask.shape[-1]).to(mask)
-    return (mask[:, 0] * region).sum((1, 2)) / region.sum()
-
-
 def separate(clean: Tensor, masked: Tensor) -> Separation:
     """Find the limit between the covered shares of clean (N,) and masked faces (M,) with the fewest errors.
 
@@ -265,23 +130,3 @@ def separate(clean: Tensor, masked: Tensor) -> Separation:
 def least_visible(covered: Tensor) -> float:
     """Return the visible share that 99 % of the masked faces reach, from their covered shares (M,)."""
     return float((1 - covered.double()).quantile(_LEAST_SEEN))
-
-
-def _face_region(size: int) -> Tensor:
-    """Return (S, S) bool, the pixels of the canonical crop that belong to the face."""
-    eyes = TEMPLATES["canonical"].tensor(size)[:2]
-    unit, middle = eyes[1, 0] - eyes[0, 0], eyes.mean(0)
-    axis = torch.arange(size, dtype=torch.float32)
-    u, v = (axis - middle[0]) / unit, (axis - middle[1]) / unit
-    return (u[None] / _HALF_WIDTH) ** 2 + ((v[:, None] - _CENTRE_V) / _HALF_HEIGHT) ** 2 <= 1
-
-
-def _threshold(entry: Mapping[str, Any]) -> Threshold:
-    return Threshold(
-        **{**entry, "validation": _rates(entry["validation"]), "test": entry["test"] and _rates(entry["test"])}
-    )
-
-
-def _rates(entry: Mapping[str, Any]) -> Rates:
-    interval = entry.get("interval")
-    return Rates(**{**entry, "interval": interval and Bounds(*interval)})

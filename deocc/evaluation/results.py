@@ -1,9 +1,6 @@
 """The results file of a test: rows of the comparison, differences with intervals, restoration, provenance."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +10,6 @@ from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstr
 from deocc.evaluation.embeddings import BARE, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy, verification_scores
-from deocc.files import write_file
 
 ROWS = {
     "teacher_clean": "teacher, clean",
@@ -145,11 +141,6 @@ def build_restoration_results(
     _check({}, None, provenance)
     means = {source: scores["mean"] for source, scores in restoration.items()}
     return {**provenance, "rows": {}, "restoration": means, "per_kind": _per_kind({}, AllPairs(), restoration, kinds)}
-
-
-def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write results as JSON, atomically. Numbers that are not finite become null, paths become text."""
-    write_file(Path(path), json.dumps(_json_value(results), indent=2, allow_nan=False, default=str) + "\n")
 
 
 def clean_row(gallery: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
@@ -296,13 +287,3 @@ def _check(
         raise ValueError("the student's probes came without its gallery: embed the clean faces with the student too")
     if taken := set(provenance) & set(KEYS):
         raise ValueError(f"provenance holds {', '.join(sorted(taken))}, which the results hold already: rename it")
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
-    if isinstance(value, Tensor):
-        return _json_value(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,16 +1,14 @@
 """Pair scores of a test in `scores.npz`, for comparisons of runs pair by pair, and bounded reading of `.npz` files."""
 
-import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deocc.evaluation.verification import PairScores
-from deocc.messages import describe_error
+from deocc.files import read_npz
 
 SCORES = "scores.npz"
 """Name of the file in a run folder."""
@@ -18,14 +16,7 @@ SCORES = "scores.npz"
 CLEAN_SCORES = "clean_scores.npz"
 """The same for rows that compare bare faces, whose pairs may differ."""
 
-MOST_BYTES: Final = 2**31
-"""Limit of the unpacked size of a file, unless the file itself is larger;
-
-enough for a hundred million pairs. Our choice.
-"""
-
 _SHARED = ("same", "first_person", "second_person", "fold")
-_COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 
 
 def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:
@@ -74,29 +65,3 @@ def read_scores(path: str | Path, rows: Collection[str] | None = None) -> dict[s
         for name, similarity in arrays.items()
         if name.startswith("row/")
     }
-
-
-def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an untrusted `.npz` file whose names are wanted.
-
-    Raises:
-        ValueError: the file cannot be read, is something else, or unpacks to too much; the message is the reason only.
-    """
-    try:
-        own_size = path.stat().st_size
-        with zipfile.ZipFile(path) as content:
-            entries = content.infolist()
-        total, most = sum(entry.file_size for entry in entries), max(MOST_BYTES, own_size)
-        if total > most:
-            raise ValueError(f"it unpacks to {total:,} bytes, at most {most:,} are allowed")
-        if any(entry.compress_type not in _COMPRESSIONS for entry in entries):
-            raise ValueError("it is packed otherwise than NumPy packs")
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: np.asarray(content[name]) for name in content.files if wanted(name)}
-    except Exception as error:  # a damaged file makes zipfile and NumPy raise any error
-        raise ValueError(describe_error(error)) from error
-    sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in entries}
-    for name, array in arrays.items():
-        if array.size > sizes[name]:  # elements of zero bytes cost nothing here, but everything as a list
-            raise ValueError(f"{name} announces {array.size:,} numbers in {sizes[name]:,} bytes")
-    return arrays

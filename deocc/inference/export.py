@@ -17,8 +17,8 @@ from deocc.data.dataset import AlignedFaces
 from deocc.data.face_set import Split
 from deocc.data.loader import item_seed
 from deocc.data.orl import FOLDS
-from deocc.evaluation import EmbeddingSet
-from deocc.evaluation.calibration import covered_share
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.thresholds import covered_share
 from deocc.evaluation.verification import equal_error_rate, pair_scores
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.evaluation.calibration import covered_share
+from deocc.evaluation.thresholds import covered_share
 from deocc.geometry import Template, canonical_to, invert_transform, transform_points
 from deocc.inference.network import FaceNetwork
-from deocc.modules.evaluation import centred
 from deocc.networks.deoccluder import Deoccluder, whole_mask
+from deocc.networks.embedders.embedder import centred
 from deocc.networks.generator import compose
 
 _COARSE: Final = 1 / 1.5  # scale below which `deocc.geometry.warp` samples a smaller copy

@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from deocc.evaluation.calibration import CONDITIONS, Calibration, Threshold, covered_share
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
 from deocc.inference.batch import RECOVERABLE, find_photos
 from deocc.inference.faces import FaceFinder
 from deocc.inference.outputs import Outcome, check_rows, read_arrays, write_arrays
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error, one_line, telling_warnings
-
-DEFAULT_FALSE_ACCEPT_RATE: Final = 0.01
-"""Share of unknown faces that may be accepted as anyone of the gallery, unless another one is given."""
 
 _SLACK: Final = 1 + 1e-9  # for the rounding of products such as 10 * 0.001
 _BATCH: Final = 32
@@ -48,7 +45,7 @@ class Limit:
     gallery_rate: float
 
 
-def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float = DEFAULT_FALSE_ACCEPT_RATE) -> Limit:
+def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float = 0.01) -> Limit:
     """Return the lowest calibrated limit that keeps to `wanted` over the whole gallery, or else the strictest one.
 
     Args:

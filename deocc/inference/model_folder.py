@@ -11,21 +11,17 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import pytorch_lightning as pl
 import safetensors.torch
 import torch
 import yaml
-from torch import Tensor, nn
 
 import deocc
 from deocc import runs
-from deocc.callbacks.calibration import THRESHOLDS, checkpoint_of_own_test, read_thresholds
-from deocc.evaluation.calibration import Calibration
+from deocc.evaluation.thresholds import THRESHOLDS, Calibration, read_thresholds
 from deocc.files import checksum, write_file
 from deocc.geometry import TEMPLATES
-from deocc.inference.model_card import licences, model_card, training_facts
 from deocc.inference.network import MOST_SIDE, FaceNetwork, network_of, network_of_checkpoint
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error
@@ -247,47 +243,6 @@ def _fetch(repository: str) -> Path:
             f"({describe_error(error, 160)})"
         ) from error
     return Path(folder)
-
-
-class ModelFolderCallback(pl.Callback):
-    """Writes the model folder after a stage-2 run has been tested on its own data.
-
-    It reads files that `ResultsCallback` and `CalibrationCallback` write in `on_test_end`. `teardown` runs after that
-    hook of all callbacks, so their order in a configuration does not matter.
-    """
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the folder and print its path."""
-        checkpoint = checkpoint_of_own_test(trainer) if stage == "test" else None
-        if checkpoint is None or not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir) / FOLDER
-        results = json.loads((folder.parent / runs.RESULTS).read_text(encoding="utf-8"))
-        pipeline = load(checkpoint)
-        config = {
-            **pipeline.config,
-            "training": {
-                **training_facts(results),
-                "teacher_hash": _hash_weights(cast(nn.Module, pl_module.teacher)),
-            },
-            "licences": licences(pipeline.config["teacher"], results.get("data")),
-        }
-        try:
-            size = write_model(folder, config, pipeline.network, model_card(config, results, pipeline.thresholds))
-        except OSError as error:
-            reason = error.strerror or error
-            warnings.warn(f"cannot write {folder} ({reason}): make it writable and test again", stacklevel=2)
-        else:
-            print(f"model:   {folder} ({size / 1e6:.1f} MB)", flush=True)
-
-
-def _hash_weights(network: nn.Module) -> str | None:
-    """Return a hash of all weights; None for a network without any, such as one in an ONNX file."""
-    state: dict[str, Tensor] = network.state_dict()
-    parts: list[bytes | str] = []
-    for name in sorted(state):
-        parts += [name, state[name].detach().cpu().contiguous().numpy().tobytes()]
-    return checksum(*parts)[:16] if parts else None
 
 
 def install_pretrained(run: Path, target: Path = PRETRAINED) -> dict[str, int]:

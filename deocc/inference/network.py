@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from deocc.messages import describe_error
-from deocc.modules.evaluation import centred
 from deocc.networks import Deoccluder, Student, create_embedder
 from deocc.networks.deoccluder import check_fit
+from deocc.networks.embedders.embedder import centred
 from deocc.networks.embedders.registry import read_options
 
 MOST_SIDE: Final = 1024

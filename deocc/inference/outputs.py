@@ -16,8 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deocc.data.images import open_image
-from deocc.evaluation.scores import read_npz
-from deocc.files import cache_folder, checksum, hold_lock, replace_file
+from deocc.files import cache_folder, checksum, hold_lock, read_npz, replace_file
 
 _MARK: Final = "deocc"  # key of the mark in a PNG file
 _COLUMNS: Final = ("photo", "face", "status", "reason", "output")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deocc.evaluation.calibration import CONDITIONS, Calibration, Threshold, covered_share
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
 from deocc.inference.faces import FaceFinder
 from deocc.inference.network import FaceNetwork, FaceOutput
 from deocc.inference.photos import read_photo

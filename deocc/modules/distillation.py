@@ -21,7 +21,7 @@ from deocc.batch import MaskedFaceBatch
 from deocc.losses import InstanceRelationLoss, PredictionRelationLoss, ShardedIdentityLoss
 from deocc.losses.distributed import gathered_pair_relation_loss, gathered_triplet_relation_loss
 from deocc.masking.random import chosen_share
-from deocc.modules.evaluation import FROM_CHECKPOINT, Comparison, RecognitionModule, centred, identity_centers
+from deocc.modules.evaluation import FROM_CHECKPOINT, Comparison, RecognitionModule, identity_centers
 from deocc.modules.identity_head import (
     HeadType,
     IdentityHead,
@@ -45,6 +45,7 @@ from deocc.modules.optimization import (
 )
 from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.networks.deoccluder import Deoccluder
+from deocc.networks.embedders.embedder import centred
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
 from deocc.networks.student import Student, StudentInput, check_start
 

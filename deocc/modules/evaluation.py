@@ -16,21 +16,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
-from deocc.evaluation import (
-    AllPairs,
-    EmbeddingBank,
-    EmbeddingSet,
-    MaskPredictionMetric,
-    RestorationMetric,
-    build_restoration_results,
-    build_results,
-    flat_scores,
-    mask_prediction_results,
-    score_row,
-)
+from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
+from deocc.evaluation.protocol import AllPairs
+from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, mask_prediction_results
+from deocc.evaluation.results import build_restoration_results, build_results, score_row
+from deocc.evaluation.tables import flat_scores
 from deocc.masking import list_kinds
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.embedders.embedder import Embedder
+from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import MaskSegmenter, predicted_share
 from deocc.networks.student import Student
@@ -65,11 +58,6 @@ def outside_autocast(
             return method(self, *args, **kwargs)
 
     return in_float32
-
-
-def centred(raw: Tensor, center: Tensor) -> Tensor:
-    """Return unit vectors (raw - center) / |raw - center| of raw embeddings (B, D), always in float32."""
-    return F.normalize(raw.float() - center, dim=1)
 
 
 def identity_centers(

@@ -14,7 +14,9 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation import MaskPredictionMetric, build_restoration_results, flat_scores, mask_prediction_results
+from deocc.evaluation.restoration import MaskPredictionMetric, mask_prediction_results
+from deocc.evaluation.results import build_restoration_results
+from deocc.evaluation.tables import flat_scores
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
 from deocc.modules.evaluation import outside_autocast

@@ -15,17 +15,13 @@ from bench import lfw_figures, lfw_page
 from deocc.callbacks.results import score_pairs
 from deocc.data import lfw
 from deocc.data.landmarks import FoundLandmarks
-from deocc.evaluation import (
-    EmbeddingSet,
-    ListedPairs,
-    build_results,
-    mask_prediction_results,
-    roc_curve,
-    write_results,
-    write_scores,
-)
-from deocc.evaluation.results import CLEAN_ROWS
-from deocc.evaluation.scores import CLEAN_SCORES, SCORES
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.protocol import ListedPairs
+from deocc.evaluation.restoration import mask_prediction_results
+from deocc.evaluation.results import CLEAN_ROWS, build_results
+from deocc.evaluation.scores import CLEAN_SCORES, SCORES, write_scores
+from deocc.evaluation.verification import roc_curve
+from deocc.files import write_json
 from deocc.geometry import TEMPLATES
 from deocc.masking import list_kinds
 from deocc.modules.evaluation import GALLERIES, PROBES
@@ -83,12 +79,12 @@ def _write_half(folder: Path, half: str, thresholds: bool = True) -> dict[str, A
         results["thresholds"] = {
             "thresholds": {"clean-masked": [entry], "clean-clean": [{"target": 0.01, "test": None}]}
         }
-    write_results(run / "results.json", results)
+    write_json(run / "results.json", results)
     scores = score_pairs(embeddings, protocol)
     write_scores(run / SCORES, {row: pairs for row, pairs in scores.items() if row not in CLEAN_ROWS})
     write_scores(run / CLEAN_SCORES, {row: pairs for row, pairs in scores.items() if row in CLEAN_ROWS})
     generator = {**means, "perceptual_covered": 0.25, "frechet": 3.0, "kernel": 0.5}
-    write_results(folder / half / "inpaint/results.json", {"restoration": {"given_mask": generator}})
+    write_json(folder / half / "inpaint/results.json", {"restoration": {"given_mask": generator}})
     return results
 
 

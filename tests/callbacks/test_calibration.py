@@ -9,16 +9,21 @@ import pytest
 import torch
 
 from deocc.callbacks import calibration
-from deocc.callbacks.calibration import (
-    CalibrationCallback,
-    checkpoint_of_own_test,
+from deocc.callbacks.calibration import CalibrationCallback, checkpoint_of_own_test
+from deocc.data import OrlFaces
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.protocol import ListedPairs
+from deocc.evaluation.thresholds import (
+    CONDITIONS,
+    Bounds,
+    Calibration,
+    Rates,
+    Separation,
+    Threshold,
     read_thresholds,
     thresholds_path,
     write_thresholds,
 )
-from deocc.data import OrlFaces
-from deocc.evaluation import Bounds, EmbeddingSet, ListedPairs
-from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
 
 
 @pytest.fixture

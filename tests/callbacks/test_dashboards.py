@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deocc.callbacks.dashboards import log_config, log_figure, log_image, log_table, shows_images
-from deocc.evaluation import png_bytes
+from deocc.evaluation.figures import png_bytes
 
 CELLS = (["", "EER %", "95 % interval"], [["teacher", "12.50", "1 to 2"], ["student", "n/a", "3 to 4"]])
 STEP = 7

@@ -11,18 +11,14 @@ import pytorch_lightning as pl
 import torch
 
 from deocc.callbacks import FingerprintCallback, PanelCallback, PerceptualCallback, ResultsCallback
-from deocc.callbacks.calibration import THRESHOLDS, CalibrationCallback
+from deocc.callbacks.calibration import CalibrationCallback
 from deocc.callbacks.results import score_pairs
-from deocc.evaluation import (
-    EmbeddingSet,
-    FrechetDistance,
-    KernelDistance,
-    PerceptualDistance,
-    build_results,
-    equal_error_rate,
-)
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
 from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.results import CLEAN_ROWS
+from deocc.evaluation.results import CLEAN_ROWS, build_results
+from deocc.evaluation.thresholds import THRESHOLDS
+from deocc.evaluation.verification import equal_error_rate
 from deocc.modules.evaluation import GALLERIES, PROBES
 from tests.callbacks.test_calibration import small_calibration
 from tests.callbacks.test_dashboards import trainer_with

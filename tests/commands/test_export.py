@@ -11,7 +11,7 @@ from torch import Tensor
 
 import deocc
 from deocc.commands.export import main
-from deocc.evaluation.calibration import Calibration, covered_share
+from deocc.evaluation.thresholds import Calibration, covered_share
 from deocc.geometry import TEMPLATES
 from deocc.inference import export as writing
 from deocc.inference.export import compare, embedded_faces

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import deocc
-from deocc.commands.arguments import load_model
+from deocc.commands.model import load_model
 from deocc.data import OrlFaces
 from deocc.geometry import align
 from deocc.inference import model_folder

@@ -16,7 +16,7 @@ import torch
 from deocc.data import MaskedFaceDataModule
 from deocc.data import datamodule as manifest_file
 from deocc.data.datamodule import renderer_hash
-from deocc.evaluation import ListedPairs
+from deocc.evaluation.protocol import ListedPairs
 from deocc.masking import list_kinds
 from tests.data.conftest import TinyFaces
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deocc.evaluation import EmbeddingSet
+from deocc.evaluation.embeddings import EmbeddingSet
 
 PEOPLE, IMAGES, KINDS, SEEDS = 6, 5, 2, 3
 MakeSets = Callable[..., tuple[EmbeddingSet, EmbeddingSet]]

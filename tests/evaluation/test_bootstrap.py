@@ -9,17 +9,26 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from deocc.evaluation import EmbeddingSet, PairScores, bootstrap, equal_error_rate, paired_bootstrap_eer
+from deocc.evaluation import bootstrap
 from deocc.evaluation.bootstrap import (
     PairsOfPeople,
     mcnemar,
     paired_bootstrap_accuracy,
+    paired_bootstrap_eer,
     paired_bootstrap_mean_accuracy,
     paired_bootstrap_mean_eer,
     tar_intervals,
     wilson,
 )
-from deocc.evaluation.verification import decisions, fold_accuracy, pair_scores, true_accept_rate
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.verification import (
+    PairScores,
+    decisions,
+    equal_error_rate,
+    fold_accuracy,
+    pair_scores,
+    true_accept_rate,
+)
 
 
 def _slow_replicates(

@@ -7,19 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deocc.evaluation import PairScores
 from deocc.evaluation.bootstrap import PairsOfPeople
-from deocc.evaluation.calibration import (
-    CONDITIONS,
-    Calibration,
-    CountedPairs,
-    Separation,
-    calibrate,
-    conditions,
-    covered_share,
-    least_visible,
-    separate,
-)
+from deocc.evaluation.calibration import CountedPairs, calibrate, conditions, least_visible, separate
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Separation, covered_share
+from deocc.evaluation.verification import PairScores
 from tests.evaluation.conftest import IMAGES, KINDS, PEOPLE, SEEDS, MakeSets
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from deocc.evaluation import EmbeddingBank, EmbeddingSet
+from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
 
 
 def _add(bank: EmbeddingBank, members: EmbeddingSet) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from deocc.evaluation import EmbeddingSet
+from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.identification import cmc, rank1
 
 

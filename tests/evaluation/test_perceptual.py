@@ -13,8 +13,9 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import lpips
 from torchmetrics.image.kid import poly_mmd
 
-from deocc.evaluation import EmbeddingBank, RestorationMetric
+from deocc.evaluation.embeddings import EmbeddingBank
 from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance, perceptual_distance
+from deocc.evaluation.restoration import RestorationMetric
 
 SIDE = 32
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.evaluation import AllPairs, EmbeddingSet, ListedPairs, PairScores, build_results, summary_table
+from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.identification import cmc
-from deocc.evaluation.protocol import Galleries
-from deocc.evaluation.tables import setting_cells
-from deocc.evaluation.verification import pair_scores
+from deocc.evaluation.protocol import AllPairs, Galleries, ListedPairs
+from deocc.evaluation.results import build_results
+from deocc.evaluation.tables import setting_cells, summary_table
+from deocc.evaluation.verification import PairScores, pair_scores
 
 FIRST, SECOND = np.array([100, 107, 129, 500, 103]), np.array([101, 120, 100, 101, 104])
 SAME, FOLD = np.array([True, False, False, False, True]), np.array([0, 0, 1, 1, 1])

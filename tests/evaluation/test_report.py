@@ -7,9 +7,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from deocc.evaluation import (
-    EmbeddingSet,
-    build_results,
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.figures import (
     cmc_figure,
     loss_figure,
     panel_figure,
@@ -17,9 +16,9 @@ from deocc.evaluation import (
     png_bytes,
     roc_figure,
     score_histogram,
-    write_report,
 )
-from deocc.evaluation.results import CLEAN_ROWS, ROWS
+from deocc.evaluation.report import write_report
+from deocc.evaluation.results import CLEAN_ROWS, ROWS, build_results
 
 
 class _Links(HTMLParser):

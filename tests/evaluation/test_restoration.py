@@ -8,8 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from deocc.evaluation import MaskPredictionMetric, RestorationMetric, mask_prediction_results
-from deocc.evaluation.restoration import psnr, ssim
+from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, mask_prediction_results, psnr, ssim
 
 SIDE = 24
 

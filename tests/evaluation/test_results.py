@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.evaluation import (
-    EmbeddingSet,
-    build_restoration_results,
-    build_results,
-    equal_error_rate,
-    protocol,
-    score_row,
-    summary_table,
-    write_results,
-)
+from deocc.evaluation import protocol
+from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.identification import rank1
 from deocc.evaluation.protocol import Galleries
 from deocc.evaluation.results import (
@@ -25,13 +17,25 @@ from deocc.evaluation.results import (
     DIFFERENCES,
     KEYS,
     ROWS,
+    build_restoration_results,
+    build_results,
     by_coverage,
     clean_row,
     coverage_deciles,
     decile_edges,
+    score_row,
 )
-from deocc.evaluation.tables import coverage_cells, difference_cells, kind_cells, markdown_table, percent, row_cells
-from deocc.evaluation.verification import pair_scores, within_scores
+from deocc.evaluation.tables import (
+    coverage_cells,
+    difference_cells,
+    kind_cells,
+    markdown_table,
+    percent,
+    row_cells,
+    summary_table,
+)
+from deocc.evaluation.verification import equal_error_rate, pair_scores, within_scores
+from deocc.files import write_json
 
 KINDS = ("cloth", "hand", "never_seen")
 SCORES = {"psnr": 25.0, "ssim": 0.8, "psnr_covered": 18.0, "ssim_covered": math.nan}
@@ -219,9 +223,9 @@ def test_results_of_named_galleries(make_sets) -> None:
     assert kind_cells(found)[1][0][0].startswith("cloth")
 
 
-def test_write_results_is_strict_json(built: dict, tmp_path: Path) -> None:
+def test_write_json_is_strict_json(built: dict, tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
-    write_results(path, built | {"hash": torch.tensor([1, 2])})
+    write_json(path, built | {"hash": torch.tensor([1, 2])})
     read = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read["restoration"]["given_mask"]["ssim_covered"] is None
     assert read["rows"]["student"]["eer"] == built["rows"]["student"]["eer"]
@@ -229,13 +233,13 @@ def test_write_results_is_strict_json(built: dict, tmp_path: Path) -> None:
     assert [item.name for item in path.parent.iterdir()] == ["results.json"]
 
 
-def test_write_results_failure_keeps_file(tmp_path: Path) -> None:
+def test_write_json_failure_keeps_file(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write_results(path, {"a": 1})
+    write_json(path, {"a": 1})
     loop: dict = {}
     loop["self"] = loop
     with pytest.raises(RecursionError):
-        write_results(path, loop)
+        write_json(path, loop)
     assert json.loads(path.read_text()) == {"a": 1}
 
 
@@ -245,7 +249,7 @@ def test_tables_show_percent_and_missing(built: dict, tmp_path: Path) -> None:
     assert lines[0].split()[3] == "1.23"
     assert "n/a" in lines[0]
     assert all(title in summary_table(built) and title in markdown_table(built) for title in ROWS.values())
-    write_results(tmp_path / "results.json", built)
+    write_json(tmp_path / "results.json", built)
     assert markdown_table(json.loads((tmp_path / "results.json").read_text())) == markdown_table(built)
 
 

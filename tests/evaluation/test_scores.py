@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.evaluation import PairScores, read_scores, write_scores
-from deocc.evaluation import scores as npz
+from deocc import files
+from deocc.evaluation.scores import read_scores, write_scores
+from deocc.evaluation.verification import PairScores
 
 SAME, FIRST, SECOND = torch.tensor([True, False, True]), torch.tensor([1, 2, 3]), torch.tensor([1, 4, 3])
 ARRAYS: dict[str, Any] = {
@@ -84,9 +85,9 @@ def test_a_file_that_unpacks_to_too_much_or_is_packed_otherwise_is_refused(
     np.savez_compressed(path, **ARRAYS, **{"row/a": np.zeros(3, dtype=np.float32)}, large=np.zeros(1000))
     with zipfile.ZipFile(path) as content:
         total = sum(entry.file_size for entry in content.infolist())
-    monkeypatch.setattr(npz, "MOST_BYTES", total)
-    assert npz.read_npz(path, lambda name: True)["large"].shape == (1000,)
-    monkeypatch.setattr(npz, "MOST_BYTES", total - 1)
+    monkeypatch.setattr(files, "_MOST_UNPACKED", total)
+    assert files.read_npz(path, lambda name: True)["large"].shape == (1000,)
+    monkeypatch.setattr(files, "_MOST_UNPACKED", total - 1)
     with pytest.raises(ValueError, match=f"at most {total - 1:,} are allowed"):
         read_scores(path)
     monkeypatch.undo()

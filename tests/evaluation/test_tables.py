@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from deocc.evaluation import flat_scores
 from deocc.evaluation.tables import (
     coverage_cells,
+    flat_scores,
     is_listed,
     kind_cells,
     markdown_table,

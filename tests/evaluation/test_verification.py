@@ -9,8 +9,18 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from sklearn.model_selection import KFold
 
-from deocc.evaluation import EmbeddingSet, PairScores, equal_error_rate, roc_curve, verification_scores
-from deocc.evaluation.verification import decisions, fold_accuracy, pair_scores, true_accept_rate, within_scores
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.verification import (
+    PairScores,
+    decisions,
+    equal_error_rate,
+    fold_accuracy,
+    pair_scores,
+    roc_curve,
+    true_accept_rate,
+    verification_scores,
+    within_scores,
+)
 
 
 def _pairs(number: int = 400, decimals: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ __all__ = ["model", "untested_model"]
 
 FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]", "--trainer.limit_test_batches", "4"]
 CALLBACKS = (  # the opposite of the default order, which must not matter
-    "deocc.inference.model_folder.ModelFolderCallback",
+    "deocc.callbacks.ModelFolderCallback",
     "deocc.callbacks.calibration.CalibrationCallback",
     "deocc.callbacks.ResultsCallback",
 )

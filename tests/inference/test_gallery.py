@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deocc.evaluation.calibration import Calibration, Rates, Separation, Threshold
+from deocc.evaluation.thresholds import Calibration, Rates, Separation, Threshold
 from deocc.inference.gallery import GalleryFace, Match, PersonIndex, answer, condition_of, find_conflicts, limit_for
 
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)

@@ -12,7 +12,7 @@ import torch
 
 import deocc
 from deocc import runs
-from deocc.commands.arguments import model_hash
+from deocc.commands.model import model_hash
 from deocc.inference.network import FaceOutput
 from deocc.modules import DistillationModule
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import deocc
 from deocc.data import LfwFaces, MaskedFaceDataModule
-from deocc.evaluation.calibration import CONDITIONS, covered_share
+from deocc.evaluation.thresholds import CONDITIONS, covered_share
 from deocc.inference import model_folder
 from deocc.inference.export import embedded_faces
 from deocc.inference.model_card import licences, model_card, training_facts

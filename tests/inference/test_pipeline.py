@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold, covered_share
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Rates, Separation, Threshold, covered_share
 from deocc.inference.model_folder import load
 from deocc.inference.pipeline import Photo, Pipeline, decide
 

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from deocc.data import MaskedFaceDataModule, OrlFaces
-from deocc.evaluation import AllPairs, EmbeddingSet, PairScores, paired_bootstrap_eer
+from deocc.evaluation.bootstrap import paired_bootstrap_eer
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.protocol import AllPairs
+from deocc.evaluation.verification import PairScores
 from deocc.modules import DistillationModule
-from deocc.modules.evaluation import centred
 from deocc.networks import create_teacher
+from deocc.networks.embedders.embedder import centred
 from tests.conftest import ROOT, SMALL, run_deocc
 
 ALIKE: Final = 0.999

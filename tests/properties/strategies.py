@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deocc.evaluation import EmbeddingSet
+from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.geometry import TEMPLATES, transform_points
 
 Property = Callable[..., None]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from deocc.evaluation import EmbeddingSet, PairScores, paired_bootstrap_eer
-from deocc.evaluation.bootstrap import tar_intervals, wilson
-from deocc.evaluation.verification import decisions, fold_accuracy, pair_scores, true_accept_rate
+from deocc.evaluation.bootstrap import paired_bootstrap_eer, tar_intervals, wilson
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.verification import PairScores, decisions, fold_accuracy, pair_scores, true_accept_rate
 from tests.properties.strategies import SEEDS, Scores, for_all, image_sets, noise, relabelled, scored_pairs
 
 Sets = tuple[EmbeddingSet, EmbeddingSet]

@@ -8,9 +8,17 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from deocc.evaluation import AllPairs, EmbeddingSet, ListedPairs, equal_error_rate, protocol, verification_scores
+from deocc.evaluation import protocol
+from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.identification import cmc, rank1
-from deocc.evaluation.verification import operating_point, roc_curve, true_accept_rate
+from deocc.evaluation.protocol import AllPairs, ListedPairs
+from deocc.evaluation.verification import (
+    equal_error_rate,
+    operating_point,
+    roc_curve,
+    true_accept_rate,
+    verification_scores,
+)
 from tests.properties.strategies import SEEDS, Scores, for_all, image_sets, noise, relabelled, scored_pairs
 
 FARS = st.floats(0.01, 1.0)

@@ -12,11 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deocc.commands.ablate.plan import Plan
-from deocc.evaluation import write_results
 from deocc.evaluation.figures import COLOURS
 from deocc.evaluation.report import DATA_LIMITS
 from deocc.evaluation.tables import MISSING, Cells, markdown_cells, percent, points
-from deocc.files import write_file
+from deocc.files import write_file, write_json
 
 _COLUMNS = {
     "eer": "EER %",
@@ -38,7 +37,7 @@ def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
 
     The numbers are written first, so that an error in a figure does not lose them.
     """
-    write_results(plan.run / "ablation.json", {"plan": asdict(plan), **summary})
+    write_json(plan.run / "ablation.json", {"plan": asdict(plan), **summary})
     table = markdown(summary)
     write_file(plan.run / "table.md", table)
     for name, figure in _draw_figures(plan, summary).items():

@@ -16,16 +16,9 @@ from deocc import runs
 from deocc.commands.ablate.jobs import Job
 from deocc.commands.ablate.plan import Plan
 from deocc.commands.ablate.runner import is_done
-from deocc.evaluation import (
-    PairScores,
-    decisions,
-    fold_accuracy,
-    mcnemar,
-    paired_bootstrap_mean_eer,
-    read_scores,
-    verification_scores,
-)
-from deocc.evaluation.scores import SCORES
+from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_mean_eer
+from deocc.evaluation.scores import SCORES, read_scores
+from deocc.evaluation.verification import PairScores, decisions, fold_accuracy, verification_scores
 
 FIGURES = ("eer", "rank1", "auc", "tar@1e-2")
 """Figures that the table takes from a test's results."""

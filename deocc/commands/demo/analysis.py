@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from deocc.data import OrlFaces
-from deocc.evaluation.calibration import covered_share
+from deocc.evaluation.thresholds import covered_share
 from deocc.geometry import TEMPLATES, similarity_transform
 from deocc.inference.crops import cut
 from deocc.inference.faces import PhotoFace

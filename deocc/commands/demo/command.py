@@ -5,16 +5,14 @@ import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
-from deocc.commands.arguments import add_model_argument, load_model
+from deocc.commands.arguments import demo_parser
 from deocc.commands.demo.analysis import Analyst, OrlGallery
 from deocc.commands.demo.page import Answers, build_page
 from deocc.commands.demo.server import address_of, listen, make_app, private_folder, serve
-from deocc.detection import list_detectors
-from deocc.inference.faces import DEFAULT_DETECTOR, FaceFinder
+from deocc.commands.model import load_model
+from deocc.inference.faces import FaceFinder
 from deocc.inference.pipeline import Pipeline
-from deocc.messages import ArgumentParser, say
-
-_HOST, _PORT = "127.0.0.1", 7860
+from deocc.messages import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         ImportError: gradio, or a package that the model or the detector needs, is not installed.
         KeyboardInterrupt: Ctrl-C before the page is served.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = demo_parser().parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('deocc demo needs the package gradio: pip install "deocc[web-demo]"')
     with private_folder() as uploads, listen(arguments.host, arguments.port) as listener:
@@ -54,17 +52,6 @@ def main(argv: Sequence[str]) -> int:
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach an IP address."""
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-
-
-def _parser() -> ArgumentParser:
-    description = "Show on a local web page how a photo is masked, completed, compared and identified."
-    parser = ArgumentParser("deocc demo", description=description)
-    add_model_argument(parser)
-    parser.add_argument("--host", default=_HOST, help=f"address to listen at; {_HOST} admits this machine only")
-    parser.add_argument("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0 = any free one")
-    parser.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
-    parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
-    return parser
 
 
 def _load_gallery(pipeline: Pipeline) -> OrlGallery | None:

@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from deocc.commands.arguments import doctor_parser
 from deocc.commands.doctor import installation
 from deocc.commands.doctor.findings import Context, Finding, run_check
-from deocc.messages import ArgumentParser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,22 +20,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: unknown argument.
     """
-    parser = ArgumentParser(
-        "deocc doctor", description="Report what is installed and works, what is wrong, and how to fix it."
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="RUN",
-        help="a run folder, a checkpoint file or a model folder (default: the newest run)",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="a folder of faces: CelebA, or aligned crops as PERSON/IMAGE, also compared with the checkpoint",
-    )
-    arguments = parser.parse_args(argv)
+    arguments = doctor_parser().parse_args(argv)
     levels: Counter[str] = Counter()
     for finding in find(Context(arguments.checkpoint, arguments.data)):
         levels[finding.level] += 1

@@ -10,10 +10,10 @@ import yaml
 
 import deocc.data
 from deocc import runs
-from deocc.callbacks.calibration import read_thresholds
 from deocc.commands.doctor.data import check_alignment, is_celeba
 from deocc.commands.doctor.findings import Check, Context, Finding
 from deocc.data import FaceSet
+from deocc.evaluation.thresholds import read_thresholds
 from deocc.geometry import TEMPLATES
 from deocc.inference.model_folder import CONFIG, FOLDER, pretrained_folder, read_model
 from deocc.networks.weights import read_checkpoint

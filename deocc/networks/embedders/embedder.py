@@ -257,3 +257,8 @@ def _embedding_dim(name: str, network: nn.Module, size: int) -> int:
             f"{name} must map (1, 3, {size}, {size}) to one embedding (1, D): give a network without further outputs"
         )
     return output.shape[1]
+
+
+def centred(raw: Tensor, center: Tensor) -> Tensor:
+    """Return unit vectors (raw - center) / |raw - center| of raw embeddings (B, D), always in float32."""
+    return F.normalize(raw.float() - center, dim=1)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import yaml
 
-from deocc.evaluation import PairScores, write_scores
+from deocc.evaluation.scores import write_scores
+from deocc.evaluation.verification import PairScores
 
 SAME = [True, True, False, False, False]
 PEOPLE = ([0, 1, 0, 0, 1], [0, 1, 1, 1, 0])

@@ -17,14 +17,9 @@ from deocc.commands.ablate.summary import (
     row_figures,
     verdict,
 )
-from deocc.evaluation import (
-    PairScores,
-    equal_error_rate,
-    fold_accuracy,
-    mcnemar,
-    paired_bootstrap_mean_eer,
-    read_scores,
-)
+from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_mean_eer
+from deocc.evaluation.scores import read_scores
+from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy
 from tests.commands.ablate.conftest import write_plan
 from tests.commands.ablate.fake_deocc import SAME, STUDENT, TEACHER, FakeDeocc, pair_scores
 

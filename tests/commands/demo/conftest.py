@@ -9,7 +9,7 @@ from PIL import Image
 import deocc
 from deocc.commands.demo.analysis import OrlGallery
 from deocc.data import OrlFaces
-from deocc.evaluation.calibration import CONDITIONS, Calibration, Rates, Separation, Threshold
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.model_folder import write_model
 from deocc.inference.network import FaceNetwork

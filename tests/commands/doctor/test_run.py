@@ -10,11 +10,11 @@ import yaml
 
 import deocc.commands.doctor.data as data_checks
 from deocc import runs
-from deocc.callbacks.calibration import write_thresholds
 from deocc.commands.doctor.findings import Context, Finding, run_check
 from deocc.commands.doctor.run import CHECKS
 from deocc.data import FolderFaces, OrlFaces
 from deocc.detection import Detector
+from deocc.evaluation.thresholds import write_thresholds
 from deocc.inference import model_folder
 from deocc.inference.model_folder import face_contract, load, write_model
 from tests.commands.demo.conftest import calibration

@@ -1,0 +1,73 @@
+"""What a command's arguments choose: the model and its device, and the finder of faces."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from deocc import runs
+from deocc.commands.arguments import AUTO, NEWEST
+from deocc.files import checksum
+from deocc.inference.faces import FaceFinder
+from deocc.inference.model_folder import load, pretrained_folder, weight_bytes
+from deocc.inference.pipeline import Pipeline
+from deocc.messages import describe_error, say, telling_warnings
+
+_STAGE_2: Final = "DistillationModule"
+
+
+def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
+    """Create the finder that the arguments describe, with crops of `size` pixels; raises what `FaceFinder` raises."""
+    return FaceFinder(size, chosen.detector, chosen.detector_weights, chosen.aligned, chosen.every, chosen.number)
+
+
+def load_model(chosen: argparse.Namespace) -> Pipeline:
+    """Load the model that the arguments choose; a message on stderr names it if no path was given.
+
+    Raises:
+        FileNotFoundError: there is no such model, no stage-2 run, or no pretrained model.
+        ValueError: the model is damaged or something else, or there is no such device.
+        ImportError: a package that it needs is not installed.
+    """
+    device = _device(chosen.device)
+    with telling_warnings():
+        return load(_source(chosen.checkpoint), device)
+
+
+def model_hash(pipeline: Pipeline) -> str:
+    """Return a hash of networks, weights and crop size, equal for a checkpoint and the model folder made from it."""
+    described = {name: pipeline.config[name] for name in ("student", "deoccluder", "face")}
+    return checksum(json.dumps(described, sort_keys=True), weight_bytes(pipeline.network))[:32]
+
+
+def _source(checkpoint: str | None) -> str | Path:
+    """Resolve --checkpoint: the packaged model by default, else the newest run."""
+    if checkpoint is None:
+        try:
+            folder = pretrained_folder()
+        except FileNotFoundError as missing:  # a checkout in which `make pretrained` was not run
+            try:
+                return _source(NEWEST)
+            except FileNotFoundError:
+                raise missing from None
+        say(f"using the pretrained model, {folder}; --checkpoint takes another")
+        return folder
+    if checkpoint == NEWEST:
+        run = runs.newest_run(_STAGE_2)
+        say(f"using the newest stage-2 run, {run}")
+        return run
+    return checkpoint
+
+
+def _device(name: str) -> torch.device:
+    try:
+        if name == AUTO:
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = describe_error(error)
+        raise ValueError(f"--device {name} cannot be used ({reason}): choose cpu, or leave it out") from error
+    return device
