@@ -14,7 +14,7 @@ from deocc.inference.export_formats import FORMATS
 from deocc.masking import list_kinds
 
 HEAVY = ("torch", "pytorch_lightning", "torchmetrics", "torchvision", "albumentations", "scipy", "matplotlib")
-VERIFY_NEEDS_NOT = HEAVY[1:] + ("rich", "timm", "jinja2", "sympy")
+VERIFY_NEEDS_NOT = (*HEAVY[1:], "rich", "timm", "jinja2", "sympy")
 
 
 def imported_by(code: str, names: tuple[str, ...]) -> set[str]:
