@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deocc.files import is_stray
 from deocc.messages import describe_error, say
 
 ROOT = Path("runs")
@@ -149,6 +150,7 @@ def newest_run(monitored: str, root: Path = ROOT) -> Path:
         FileNotFoundError: there is none.
     """
     files = [path for depth in range(1, _MAX_DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
+    files = [path for path in files if not any(map(is_stray, path.relative_to(root).parts))]
     runs = [path.parent for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
     if not runs:
         raise FileNotFoundError(
@@ -172,6 +174,6 @@ def _checkpoints(run: Path, resume: bool = False) -> list[Path]:
     patterns = [NEXT, LAST, "last*.ckpt", PREVIOUS, "*.ckpt"]
     found: dict[Path, None] = {}
     for pattern in patterns if resume else ["best*.ckpt", *patterns]:
-        files = (run / CHECKPOINTS).glob(pattern)
+        files = (path for path in (run / CHECKPOINTS).glob(pattern) if not is_stray(path.name))
         found.update(dict.fromkeys(sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)))
     return list(found)

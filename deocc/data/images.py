@@ -6,7 +6,7 @@ first image is decoded.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -106,6 +106,22 @@ def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS) -> Iter
             if scans * image.width * image.height > _MOST_SCANNED:
                 raise ValueError(f"{scans:,} scans of {image.width} x {image.height} pixels, which no photo has")
             yield image
+
+
+def is_image(path: str, suffixes: Collection[str] = IMAGE_SUFFIXES, formats: tuple[str, ...] = FORMATS) -> bool:
+    """Return whether a file is an image: by the ending of its name, or by its first bytes if the ending is another.
+
+    A file with one of the usual endings is not opened, since a million files take minutes.
+    """
+    if f".{path.rpartition('.')[2].lower()}" in suffixes:  # ten times as fast as `Path.suffix`
+        return True
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    Image.init()  # registers the readers of all formats
+    return any(Image.OPEN[name][1](head) for name in formats if name in Image.OPEN)  # type: ignore[misc]
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -10,10 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from deocc.data.images import FORMATS, MOST_BYTES, check_size, open_image, reason_of, upright
+from deocc.data.images import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    MOST_BYTES,
+    check_size,
+    is_image,
+    open_image,
+    reason_of,
+    upright,
+)
 
 PHOTO_FORMATS: Final = (*FORMATS, "GIF", "AVIF")
 """Pillow's names of the formats; HEIC needs the package pillow-heif."""
+
+_SUFFIXES: Final = IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
+_BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())
+"""Brands of HEIC and AVIF photos, in the first box of the file; videos such as MP4 begin alike with other brands."""
 
 _MAX_16_BIT: Final = 65535
 
@@ -59,6 +72,21 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         raise ValueError(f"cannot read {name} as a photo ({reason_of(error)}): {remedy}") from error
 
 
+def is_photo(path: Path) -> bool:
+    """Return whether a file is a photo: by the ending of its name, or by its first bytes if the ending is another."""
+    if is_image(str(path), _SUFFIXES, PHOTO_FORMATS):
+        return True
+    try:
+        with path.open("rb") as file:
+            return _is_iso_photo(file.read(12))
+    except OSError:
+        return False
+
+
+def _is_iso_photo(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in _BRANDS
+
+
 def read_bytes(path: Path) -> bytes:
     """Read the file of a photo.
 
@@ -89,7 +117,7 @@ def _open(source: bytes | Image.Image, name: str) -> Iterator[Image.Image]:
         return
     Image.init()  # registers all readers; that of AVIF is not in every version of Pillow
     formats: tuple[str, ...] = tuple(each for each in PHOTO_FORMATS if each in Image.OPEN)
-    if source[4:8] == b"ftyp":  # the first box of every ISO media file: AVIF or HEIC
+    if _is_iso_photo(source):  # AVIF or HEIC
         try:
             with open_image(source, formats):
                 pass
