@@ -77,7 +77,7 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
-    """Write an image, (H, W, 3) RGB or (H, W) grey, as PNG, replacing an existing file.
+    """Write an image, (H, W, 3) in sRGB or (H, W) grey, as PNG, replacing an existing file.
 
     Args:
         path: the file; its folder is created.
@@ -89,6 +89,8 @@ def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
     """
     note = PngInfo()
     note.add_text(_MARK, mark)
+    if image.ndim == 3:
+        note.add(b"sRGB", b"\0")  # the standard's tag for colours in sRGB, with the perceptual rendering intent
     with replace_output(path) as draft:
         Image.fromarray(image).save(draft, format="PNG", pnginfo=note)
 

@@ -18,6 +18,7 @@ from deocc.data.images import (
     is_image,
     open_image,
     reason_of,
+    to_srgb,
     upright,
 )
 
@@ -38,10 +39,10 @@ class _PhotoError(ValueError):
 
 
 def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
-    """Read a photo as (H, W, 3) RGB, 0 to 255.
+    """Read a photo as (H, W, 3) in sRGB, 0 to 255.
 
-    The EXIF rotation is applied, 16 bits are scaled to 8, transparent pixels are composed on white (our choice), and of
-    an animation the first frame is used. Colour profiles are not applied.
+    The EXIF rotation and the colour profile are applied, 16 bits are scaled to 8 (without the profile), transparent
+    pixels are composed on white (our choice), and of an animation the first frame is used.
 
     Args:
         source: path of a file, its bytes, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of type
@@ -138,7 +139,7 @@ def _register_heif(name: str) -> tuple[str, ...]:
 
 def _convert_image(image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode to (H, W, 3)."""
-    image = upright(image)
+    image = to_srgb(upright(image))
     if image.mode == "F":
         raise _PhotoError(f"{name} holds floating-point numbers of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
