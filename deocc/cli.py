@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: code 2 after one line about bad input; 130 after Ctrl-C. With DEOCC_TRACEBACK=1 the original error
             is raised instead.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     if not argv or argv[0] in {"-h", "--help"}:
         print(_HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
         return
@@ -64,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     if code:
         sys.exit(code)
+
+
+def _expand_home(argument: str) -> str:
+    """Expand `~` in `~/x` and `--option=~/x`; shells do so in the first only, and not if it is quoted."""
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return re.sub(r"^(--[\w.-]+=)?~(?=/|$)", lambda match: f"{match[1] or ''}{home}", argument)
 
 
 def _run(argv: list[str]) -> int:

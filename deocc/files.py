@@ -43,9 +43,14 @@ _SYSTEM_NAMES: Final = frozenset(
 """Files and folders that macOS, Windows, Linux and network drives add to folders of other files, in lower case."""
 
 
+def expand_user(path: str | Path) -> Path:
+    """Return a path with a leading `~` replaced by the home folder; a name such as `~x`, if no user has it, is kept."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # that of Path raises an error for such a name
+
+
 def cache_folder() -> Path:
     """Return the folder for results that are expensive to compute: DEOCC_CACHE, or `~/.cache/deocc`."""
-    return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
+    return expand_user(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from deocc.data.face_set import FaceSet, missing_set
 from deocc.data.images import is_image, read_image
 from deocc.data.landmarks import detected_landmarks
 from deocc.evaluation.protocol import Galleries
-from deocc.files import walk_files
+from deocc.files import expand_user, walk_files
 from deocc.masking import list_kinds
 
 _SESSION: Final = 13
@@ -84,7 +84,8 @@ class ArFaces(FaceSet):
                 f"protocol1_shots is {list(protocol1_shots)}: choose bare shots, "
                 f"that is some of {', '.join(map(str, bare))}"
             )
-        shots = _find_shots(Path(root))
+        folder = expand_user(root)
+        shots = _find_shots(folder)
         self._paths = [shot.path for shot in shots]
         self.names = [f"{shot.person}-{shot.number:02d}" for shot in shots]
         people, person = np.unique([shot.person for shot in shots], return_inverse=True)
@@ -93,12 +94,10 @@ class ArFaces(FaceSet):
         self.occluder = np.array([occluder_of(shot.number) for shot in shots], dtype=np.int64)
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
-            raise missing_set(
-                "AR shots with sunglasses or scarf a person", Path(root), occluded, len(occluded), _ADVICE
-            )
+            raise missing_set("AR shots with sunglasses or scarf a person", folder, occluded, len(occluded), _ADVICE)
         galleries = {
-            "protocol2": self._gallery(Path(root), (1,)),
-            "protocol1": self._gallery(Path(root), protocol1_shots),
+            "protocol2": self._gallery(folder, (1,)),
+            "protocol1": self._gallery(folder, protocol1_shots),
         }
         self.protocol = Galleries(galleries)
         key = hashlib.sha256(b"".join(self.content(index) for index in range(len(self)))).hexdigest()

@@ -1,7 +1,6 @@
 """Folders of faces, `person/image`: crops aligned to a known template, or photos whose landmarks are detected."""
 
 import os
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,11 +14,11 @@ from rich.console import Console
 from rich.progress import track
 
 from deocc.data.face_set import SPLITS, FaceSet, Split
-from deocc.data.identities import NameTable
+from deocc.data.identities import NameTable, identity_name
 from deocc.data.images import FORMATS, is_image, read_image, read_size
 from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_file_landmarks, warn_of_lost
 from deocc.data.loader import item_seed
-from deocc.files import cache_folder, checksum, replace_file, walk_files
+from deocc.files import cache_folder, checksum, expand_user, replace_file, walk_files
 from deocc.geometry import Template, get_template
 from deocc.messages import name_some
 
@@ -142,7 +141,7 @@ def list_folder(root: Path) -> FolderListing:
         person, _, rest = name.partition("/")
         if rest and entry.is_file() and is_image(entry.path):
             status = entry.stat()
-            files.append((unicodedata.normalize("NFC", person), name, status.st_size, status.st_mtime_ns))
+            files.append((identity_name(person), name, status.st_size, status.st_mtime_ns))
         else:
             unused.append(name)
     if not files:
@@ -222,7 +221,7 @@ class FolderFaces(FaceSet):
             raise ValueError(
                 f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
             )
-        self.root = Path(root)
+        self.root = expand_user(root)
         self._files = list_folder(self.root)
         if self._files.unused:
             warnings.warn(self._files.describe_unused(), stacklevel=2)

@@ -1,5 +1,6 @@
 """Batch processing of photos: find the files, process each one, and record an outcome for every input."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,19 +94,19 @@ def _unreadable(path: Path, error: OSError) -> Outcome:
 
 
 def _unique_name(name: str, taken: set[str]) -> str:
-    """Number a name that is taken, ignoring case as some file systems do."""
+    """Number a name that is taken, ignoring case and Unicode form as some file systems do."""
     number, unique = 1, name
-    while unique.casefold() in taken:
+    while (key := unicodedata.normalize("NFC", unique).casefold()) in taken:
         number += 1
         unique = f"{name}-{number}"
-    taken.add(unique.casefold())
+    taken.add(key)
     return unique
 
 
 def process_photos(
     command: str, found: tuple[Sequence[FoundPhoto], Sequence[Outcome]], table: OutcomeFile, work: Work
 ) -> int:
-    """Call `work` on each photo with a progress bar, and record the outcomes in the table.
+    """Call `work` on each photo with a progress bar, and record the outcomes in the table; rows of other photos go.
 
     A photo that cannot be processed is reported on stderr and in the table, and the others are still processed. If a
     result cannot be written, for example on a full disk, processing stops: finished results stay, and the remaining
@@ -134,6 +135,7 @@ def process_photos(
             left_out.add(photo)
             say(reason)
 
+    table.keep({problem.photo for problem in problems} | {str(photo.path) for photo in photos})
     try:
         for problem in problems:
             record(problem.photo, [problem])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from deocc.data.identities import identity_name
 from deocc.evaluation.calibration import CONDITIONS, Calibration, Threshold, covered_share
 from deocc.inference.batch import RECOVERABLE, find_photos
 from deocc.inference.faces import FaceFinder
@@ -180,7 +181,7 @@ def person_of(photo: Path, folder: Path) -> str:
     ('anna', 'bob')
     """
     parts = photo.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else photo.stem
+    return identity_name(parts[0] if len(parts) > 1 else photo.stem)
 
 
 def read_gallery(
