@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: code 2 after one line about bad input, with --json also an object on the output; 130 after Ctrl-C.
             With DEOCC_TRACEBACK=1 the original error is raised instead.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     if not argv or argv[0] in {"-h", "--help"}:
         print(_HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
         return
@@ -74,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _code(error: BaseException) -> str:
     """Return the error's type for programs: "several_faces" for `SeveralFacesError`, "value" for `ValueError`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
+
+
+def _expand_home(argument: str) -> str:
+    """Expand `~` in `~/x` and `--option=~/x`; shells do so in the first only, and not if it is quoted."""
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return re.sub(r"^(--[\w.-]+=)?~(?=/|$)", lambda match: f"{match[1] or ''}{home}", argument)
 
 
 def _run(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ to write JSON                              `write_json(path, value)`
 to read an untrusted `.npz` file           `read_npz(path, wanted)`
 to keep other processes out                `with hold_lock(path):`
 to keep results between runs               a file below `cache_folder()`
+to list the files of a user's folder       `for name, entry in walk_files(folder):`
 =========================================  =================================================================
 
 All of them raise plain OSErrors. Turn them into a message where the remedy is known, with
@@ -38,10 +39,33 @@ pairs of faces. Our choice."""
 
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 
+_SYSTEM_NAMES: Final = frozenset(
+    {
+        "__macosx",
+        "icon\r",
+        "@eadir",
+        "@recycle",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+    }
+)
+"""Files and folders that macOS, Windows, Linux and network drives add to folders of other files, in lower case."""
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path with a leading `~` replaced by the home folder; a name such as `~x`, if no user has it, is kept."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # that of Path raises an error for such a name
+
 
 def cache_folder() -> Path:
     """Return the folder for results that are expensive to compute: DEOCC_CACHE, or `~/.cache/deocc`."""
-    return Path(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc").expanduser()
+    return expand_user(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc")
 
 
 @contextlib.contextmanager
@@ -139,6 +163,50 @@ def hold_lock(
             if required:
                 raise OSError(f"cannot lock {path} ({error})") from error
         yield
+
+
+def is_stray(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden or belongs to the system, and is therefore no data.
+
+    >>> [is_stray(name) for name in ("._1.png", ".ipynb_checkpoints", "@eaDir", "Thumbs.db", "anna")]
+    [True, True, True, True, False]
+    """
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
+
+
+def walk_files(
+    folder: Path, on_error: Callable[[OSError], None] | None = None, outside: Path | None = None
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield each file below a folder, except those that `is_stray` names, as a POSIX path relative to it and its entry.
+
+    Symbolic links are followed, except those to a folder that contains them.
+
+    Args:
+        folder: where to begin; its own name may be hidden.
+        on_error: called for each folder that cannot be read; without it such folders are skipped.
+        outside: a folder that is skipped, because results are written to it.
+    """
+
+    def walk(place: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        try:
+            with os.scandir(place) as entries:  # saves a stat call per file, which is slow on a network drive
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if on_error is not None:
+                on_error(error)
+            return
+        for entry in listed:
+            if is_stray(entry.name):
+                continue
+            if not entry.is_dir():
+                yield prefix + entry.name, entry
+                continue
+            real = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[0]}{os.sep}{entry.name}"
+            if real not in above:
+                yield from walk(entry.path, f"{prefix}{entry.name}/", (real, *above))
+
+    skipped = () if outside is None else (os.path.realpath(outside),)
+    yield from walk(str(folder), "", (os.path.realpath(folder), *skipped))
 
 
 def _encode(content: bytes | str) -> bytes:

@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -17,6 +17,15 @@ def one_line(text: object) -> str:
 def describe_error(error: BaseException, limit: int = 120) -> str:
     """Return an error's message in one line of at most `limit` characters, or the error's type if it has no message."""
     return one_line(error)[:limit] or type(error).__name__
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Return the first three of some names, separated by commas.
+
+    >>> name_some(["a", "b"]), name_some(["a", "b", "c", "d"])
+    ('a, b', 'a, b, c, ...')
+    """
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def say(line: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deocc.files import expand_user, is_stray
 from deocc.messages import describe_error, say
 
 ROOT = Path("runs")
@@ -17,7 +18,26 @@ CONFIG, CHECKPOINTS, RESULTS, REPORT = "config.yaml", "checkpoints", "results.js
 NEXT, LAST, PREVIOUS = "next.ckpt", "last.ckpt", "previous.ckpt"
 """The checkpoint that was just written and will become the last one, the last one, and the one before it."""
 _CONFIGS = Path("configs")
+_PATH_SETTINGS = (
+    *("root", "pairs", "rec", "idx", "path", "names", "exclude"),
+    *("detector_weights", "teacher_weights", "student_weights"),
+)
 _MAX_DEPTH = 4  # of a run below the root; `**` would be unbounded and does not follow links
+
+
+def expand_paths(component: Any) -> None:
+    """Make the existing paths of a face set or module absolute, since a run may be tested from any folder.
+
+    Args:
+        component: a dictionary or namespace of `class_path` and `init_args`; changed in place. None is allowed.
+    """
+    settings = component.get("init_args") if component is not None else None
+    for key in _PATH_SETTINGS if settings is not None else ():
+        value = settings.get(key)
+        if key == "pairs" and str(component["class_path"]).endswith("LfwFaces"):
+            continue  # a name that is searched in several folders
+        if isinstance(value, str) and (path := expand_user(value)).exists():
+            settings[key] = str(path.absolute())
 
 
 def find_config(name: str) -> Path:
@@ -91,6 +111,7 @@ def face_set_of(run: Path) -> tuple[str | None, dict[str, Any]]:
     entry = yaml.safe_load(file.read_text())["data"].get("face_set") or "OrlFaces"
     if isinstance(entry, str):
         return entry.rsplit(".", 1)[-1], {}
+    expand_paths(entry)
     return str(entry["class_path"]).rsplit(".", 1)[-1], dict(entry.get("init_args") or {})
 
 
@@ -105,7 +126,7 @@ def find_checkpoint(where: str | Path, resume: bool = False) -> Path:
         FileNotFoundError: there is no checkpoint.
         ValueError: all checkpoints are damaged.
     """
-    path = Path(where)
+    path = expand_user(where)
     candidates = [path] if path.is_file() else _checkpoints(path, resume)
     if not candidates:
         raise FileNotFoundError(
@@ -149,6 +170,7 @@ def newest_run(monitored: str, root: Path = ROOT) -> Path:
         FileNotFoundError: there is none.
     """
     files = [path for depth in range(1, _MAX_DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
+    files = [path for path in files if not any(map(is_stray, path.relative_to(root).parts))]
     runs = [path.parent for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
     if not runs:
         raise FileNotFoundError(
@@ -172,6 +194,6 @@ def _checkpoints(run: Path, resume: bool = False) -> list[Path]:
     patterns = [NEXT, LAST, "last*.ckpt", PREVIOUS, "*.ckpt"]
     found: dict[Path, None] = {}
     for pattern in patterns if resume else ["best*.ckpt", *patterns]:
-        files = (run / CHECKPOINTS).glob(pattern)
+        files = (path for path in (run / CHECKPOINTS).glob(pattern) if not is_stray(path.name))
         found.update(dict.fromkeys(sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)))
     return list(found)

@@ -24,6 +24,7 @@ from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
 from deocc.callbacks.loggers import place_loggers
 from deocc.callbacks.provenance import FingerprintCallback
 from deocc.data import MaskedFaceDataModule
+from deocc.files import expand_user
 from deocc.messages import one_line, say
 from deocc.modules import DistillationModule
 from deocc.modules.evaluation import FROM_CHECKPOINT
@@ -76,6 +77,9 @@ class DeoccCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder, direct all outputs to it, and find the runs of earlier stages."""
         config, fitting = self.config[self.subcommand], self.subcommand == "fit"
+        config.run = str(expand_user(config.run))
+        runs.expand_paths(config.model)
+        runs.expand_paths(config.data.get("face_set"))
         if fitting:
             _continue_requeued_run(config)
         checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None

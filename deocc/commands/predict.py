@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     face, or one for each photo that was left out. NAME is the photo's path within the given folder. The arrays of
     `embeddings.npz` are name, photo, face, mark, embedding (N, D), unit vectors whose inner product is the similarity,
     and model, a hash of the model. Existing files are never overwritten: results of the same photo, model and settings
-    are not made again, and photos whose names are taken by others are left out.
+    are not made again, and photos whose names are taken by others are left out. Table, embeddings and contact sheets
+    are about the photos of this call only.
 
     Returns:
         0 if all photos were processed, 1 if one was left out.
@@ -81,11 +82,13 @@ def main(argv: Sequence[str]) -> int:
         try:
             code = process_photos("predict", find_photos(chosen.photos, outside=out), table, predictor, chosen.json)
         finally:
+            embeddings.keep({str(row.details.get("embedding")) for row in table.all_rows() if row.done})
             embeddings.write()
-        if faces := embeddings.faces:
+        faces = embeddings.faces
+        pages = write_sheets(out, faces)
+        if faces:
             if chosen.parquet:
                 embeddings.write_parquet(out / PARQUET)
-            pages = write_sheets(out, faces)
             plural = "s" if len(pages) > 1 else ""
             sheets = f"; {len(pages)} contact sheet{plural} in {out / SHEETS}" if pages else ""
             if not chosen.json:
@@ -197,7 +200,7 @@ def _to_pixels(image: Tensor) -> NDArray[np.uint8]:
 
 
 def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
-    """Write the contact sheets `contact_sheets/001.png`, ... of the faces; unchanged pages are kept.
+    """Write the contact sheets `contact_sheets/001.png`, ... of the faces and remove later ones; equal pages are kept.
 
     Args:
         out: folder of the results.
@@ -214,6 +217,9 @@ def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
     for number, start in enumerate(range(0, len(shown), _SHEET_ROWS), 1):
         pages.append(out / SHEETS / f"{number:03}.png")
         _write_page(pages[-1], out, shown[start : start + _SHEET_ROWS])
+    for path in (out / SHEETS).glob("*.png"):
+        if path not in pages and (read_mark(path) or "").startswith(_SHEET_MARK):
+            path.unlink()
     return pages
 
 

@@ -8,7 +8,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.data.face_set import FaceSet, missing_set
-from deocc.data.images import IMAGE_SUFFIXES, read_image
+from deocc.data.images import is_image, read_image
 from deocc.data.landmarks import detected_landmarks
 from deocc.evaluation.protocol import Galleries
+from deocc.files import expand_user, walk_files
 from deocc.masking import list_kinds
 
 _SESSION: Final = 13
@@ -83,7 +84,8 @@ class ArFaces(FaceSet):
                 f"protocol1_shots is {list(protocol1_shots)}: choose bare shots, "
                 f"that is some of {', '.join(map(str, bare))}"
             )
-        shots = _find_shots(Path(root))
+        folder = expand_user(root)
+        shots = _find_shots(folder)
         self._paths = [shot.path for shot in shots]
         self.names = [f"{shot.person}-{shot.number:02d}" for shot in shots]
         people, person = np.unique([shot.person for shot in shots], return_inverse=True)
@@ -92,12 +94,10 @@ class ArFaces(FaceSet):
         self.occluder = np.array([occluder_of(shot.number) for shot in shots], dtype=np.int64)
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
-            raise missing_set(
-                "AR shots with sunglasses or scarf a person", Path(root), occluded, len(occluded), _ADVICE
-            )
+            raise missing_set("AR shots with sunglasses or scarf a person", folder, occluded, len(occluded), _ADVICE)
         galleries = {
-            "protocol2": self._gallery(Path(root), (1,)),
-            "protocol1": self._gallery(Path(root), protocol1_shots),
+            "protocol2": self._gallery(folder, (1,)),
+            "protocol1": self._gallery(folder, protocol1_shots),
         }
         self.protocol = Galleries(galleries)
         key = hashlib.sha256(b"".join(self.content(index) for index in range(len(self)))).hexdigest()
@@ -157,12 +157,19 @@ def _other_session(shot: int) -> int:
     return shot + _SESSION if shot <= _SESSION else shot - _SESSION
 
 
+def ar_files(root: Path) -> Iterator[Path]:
+    """Yield the image files below a folder, and the .raw files of the original release."""
+    for name, entry in walk_files(root):
+        if entry.is_file() and (name.lower().endswith(".raw") or is_image(entry.path)):
+            yield root / name
+
+
 def _find_shots(root: Path) -> list[_Shot]:
     """Find all shots below the folder, sorted by person and number."""
     shots = []
-    for path in root.rglob("*"):
+    for path in ar_files(root):
         name = _NAME.fullmatch(path.stem)
-        if name is not None and path.suffix.lower() in IMAGE_SUFFIXES | {".raw"} and 1 <= int(name[3]) <= SHOTS:
+        if name is not None and 1 <= int(name[3]) <= SHOTS:
             letter = name[1].lower().replace("f", "w")
             shots.append(_Shot(f"{letter}-{int(name[2]):03d}", int(name[3]), path))
     if not shots:

@@ -4,7 +4,7 @@ import os
 import stat
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Final
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.data.images import IMAGE_SUFFIXES, read_image, read_image_bytes
+from deocc.files import is_stray, walk_files
 from deocc.messages import describe_error
 
 _MAX_BYTES: Final = 256 * 2**20  # our choice, far above any photo; an entry that claims more is a zip bomb
@@ -58,7 +59,7 @@ class FolderImages(ImageStore):
 
     def names(self) -> list[str]:
         """See `ImageStore.names`; hidden files are left out."""
-        return sorted(filter(_is_image, _walk(self.path, "")))
+        return sorted(name for name, _ in walk_files(self.path) if _is_image(name))
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """See `ImageStore.read`."""
@@ -203,21 +204,6 @@ def _check_inside(name: str, folder: Path) -> None:
         raise ValueError(f"image name {name!r} leads out of {folder}: names are paths below it")
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the files below a folder. `os.scandir` avoids a stat call per file, which is slow on a network drive."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-            else:
-                yield prefix + entry.name
-
-
 def _is_image(name: str) -> bool:
-    base, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    return (
-        bool(base)
-        and dot + suffix.lower() in IMAGE_SUFFIXES
-        and not base.startswith(".")
-        and not name.startswith("__MACOSX/")
-    )
+    suffix = f".{name.rpartition('.')[2].lower()}"
+    return suffix in IMAGE_SUFFIXES and not any(is_stray(part) for part in name.split("/"))

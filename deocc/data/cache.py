@@ -94,7 +94,7 @@ def is_whole(environment: lmdb.Environment, path: Path) -> bool:
 AlignedFace = tuple[NDArray[np.uint8], NDArray[np.float32]]
 """A face, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop."""
 
-_VERSION: Final = 1  # increase when `geometry.align` returns other pixels, so that old files are not used
+_VERSION: Final = 2  # increase when `read_image` or `geometry.align` returns other pixels, so old files are not used
 _LANDMARK_BYTES: Final = 5 * 2 * 4
 _MISSING: Final = b"?"  # replaces a missing value; no value has this length
 _BLOCK_BYTES: Final = 2**23  # written at a time; an interruption loses at most this

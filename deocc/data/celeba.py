@@ -17,6 +17,7 @@ from deocc.data.archive import ImageStore, open_images
 from deocc.data.face_set import SPLITS, FaceSet, Split, missing_set
 from deocc.data.identities import NameTable, name_key, read_people, shared_people
 from deocc.data.images import IMAGE_SUFFIXES
+from deocc.files import expand_user
 
 Images = Literal["aligned", "in_the_wild"]
 
@@ -85,16 +86,17 @@ class CelebaFaces(FaceSet):
             raise ValueError(
                 "exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME"
             )
-        self._store, rows = _find(Path(root), images)
+        folder = expand_user(root)
+        self._store, rows = _find(folder, images)
         numbers, person = np.unique(rows.identity, return_inverse=True)
         split_of_person, kept = _split_people(person, rows.partition)
-        known = {} if names is None else _read_names(Path(names), rows.names, person, numbers)
-        out = [] if exclude is None else _find_excluded(Path(exclude), known, split_of_person)
+        known = {} if names is None else _read_names(expand_user(names), rows.names, person, numbers)
+        out = [] if exclude is None else _find_excluded(expand_user(exclude), known, split_of_person)
         kept &= ~np.isin(person, out)
         self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
         self.person = person[kept].astype(np.int64)
         self.split_of_person = {int(at): SPLITS[split_of_person[at]] for at in np.unique(self.person)}
-        _check_splits(self.split_of_person, Path(root))
+        _check_splits(self.split_of_person, folder)
         self.excluded = [known[at] for at in out]
         if names is not None:
             self.person_names = [known.get(at, f"CelebA identity {number}") for at, number in enumerate(numbers)]

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.evaluation.protocol import AllPairs
-from deocc.messages import one_line
+from deocc.messages import name_some, one_line
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _UNREADABLE: Final = b"an image that cannot be read"
-_NAMED: Final = 3  # missing files that an error names
 
 
 class FaceSet(ABC):
@@ -115,8 +114,6 @@ def missing_set(title: str, root: Path, missing: Sequence[str], total: int, advi
         total: number of expected files.
         advice: how to get the set by hand.
     """
-    names = ", ".join([*missing[:_NAMED], *(["..."] if len(missing) > _NAMED else [])])
     verb = "is" if len(missing) == 1 else "are"
-    return FileNotFoundError(
-        one_line(f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({names}): {advice}")
-    )
+    lack = f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({name_some(missing)})"
+    return FileNotFoundError(one_line(f"{lack}: {advice}"))

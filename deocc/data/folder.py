@@ -3,8 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +14,13 @@ from rich.console import Console
 from rich.progress import track
 
 from deocc.data.face_set import SPLITS, FaceSet, Split
-from deocc.data.identities import NameTable
-from deocc.data.images import IMAGE_SUFFIXES, read_image, read_size
+from deocc.data.identities import NameTable, identity_name
+from deocc.data.images import FORMATS, is_image, read_image, read_size
 from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_file_landmarks, warn_of_lost
 from deocc.data.loader import item_seed
-from deocc.files import cache_folder, checksum, replace_file
+from deocc.files import cache_folder, checksum, expand_user, replace_file, walk_files
 from deocc.geometry import Template, get_template
+from deocc.messages import name_some
 
 
 def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -48,6 +48,7 @@ def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> ND
 
 _VERSION: Final = 2  # increase when `sides` returns other numbers, so that old files are not used
 _PROGRESS_FROM: Final = 10_000  # images from which progress is shown
+_SPLIT_FOLDERS: Final = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,22 @@ class FolderListing:
 
     root: Path
     names: NameTable
-    """PERSON/FILE."""
+    """PERSON/FILE or PERSON/.../FILE."""
     people: list[str]
-    """Folders with images, sorted."""
+    """Folders with images, sorted; names that differ only in their Unicode form are one person."""
     person: NDArray[np.int64]
     """(N,) positions in `people`."""
     stamp: NDArray[np.int64]
     """(N, 2) size in bytes and modification time in nanoseconds of each file."""
+    unused: Sequence[str] = ()
+    """Files that are no images or in no person's folder, and folders that cannot be read."""
+
+    def describe_unused(self) -> str:
+        """Return a line that counts and names the files that are not used."""
+        return (
+            f"{len(self.unused):,} files in {self.root} are not used, since they are no images of the formats "
+            f"{', '.join(FORMATS)} or in no person's folder ({name_some(self.unused)})"
+        )
 
     def digest(self, indices: NDArray[np.int64]) -> str:
         """Return a hash of the location, names, sizes and times of these files; no file is read."""
@@ -78,7 +88,12 @@ class FolderListing:
         names = NameTable(self.names[index] for index in indices.tolist())
         people, person = np.unique(self.person[indices], return_inverse=True)
         return FolderListing(
-            self.root, names, [self.people[at] for at in people], person.astype(np.int64), self.stamp[indices]
+            self.root,
+            names,
+            [self.people[at] for at in people],
+            person.astype(np.int64),
+            self.stamp[indices],
+            self.unused,
         )
 
     def sides(self) -> NDArray[np.int64]:
@@ -107,33 +122,43 @@ class FolderListing:
 
 
 def list_folder(root: Path) -> FolderListing:
-    """List the images `PERSON/FILE` below a folder; folders that must not be read, such as `lost+found`, are skipped.
+    """List the images below a folder that has a folder for each person, in which they may be in subfolders.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in its subfolders.
+        ValueError: its folders are splits instead of people.
     """
     if not root.is_dir():
         raise FileNotFoundError(
             f"no folder at {root.absolute()}: give the folder that has one folder of faces for each person"
         )
-    files = []
-    with os.scandir(root) as folders:
-        for folder in folders:
-            with suppress(NotADirectoryError, PermissionError), os.scandir(folder) as entries:
-                for entry in entries:
-                    if _is_image(entry.name) and entry.is_file():
-                        status = entry.stat()
-                        files.append((folder.name, entry.name, status.st_size, status.st_mtime_ns))
+    files, unused = [], []
+
+    def skip(error: OSError) -> None:
+        unused.append(f"{os.path.relpath(error.filename or root, root)} ({error.strerror})")
+
+    for name, entry in walk_files(root, skip):
+        person, _, rest = name.partition("/")
+        if rest and entry.is_file() and is_image(entry.path):
+            status = entry.stat()
+            files.append((identity_name(person), name, status.st_size, status.st_mtime_ns))
+        else:
+            unused.append(name)
     if not files:
-        looked = f"looked for PERSON/IMAGE with the endings {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise FileNotFoundError(
-            f"no image below {root.absolute()}: {looked}; put each person's faces into a folder of their own"
+            f"no image below {root.absolute()}: looked for PERSON/IMAGE ({', '.join(FORMATS)}); "
+            "put each person's faces into a folder of their own"
         )
     files.sort()
-    counts = Counter(folder for folder, *_ in files)
+    counts = Counter(person for person, *_ in files)
+    if {person.casefold() for person in counts} <= _SPLIT_FOLDERS:
+        raise ValueError(
+            f"the folders in {root.absolute()} are {', '.join(counts)}, which are splits and no people: give one of "
+            "them, the split is made from the names of the people in it"
+        )
     person = np.repeat(np.arange(len(counts), dtype=np.int64), list(counts.values()))
-    names = NameTable(f"{folder}/{name}" for folder, name, _, _ in files)
-    return FolderListing(root, names, list(counts), person, np.array([file[2:] for file in files], dtype=np.int64))
+    stamp = np.array([file[2:] for file in files], dtype=np.int64)
+    return FolderListing(root, NameTable(name for _, name, _, _ in files), list(counts), person, stamp, unused)
 
 
 def square_side(path: Path) -> int:
@@ -157,13 +182,11 @@ def template_landmarks(path: Path, template: Template) -> NDArray[np.float64]:
     return template.tensor(square_side(path)).double().numpy()
 
 
-def _is_image(name: str) -> bool:
-    stem, _, suffix = name.rpartition(".")  # ten times as fast as `Path.suffix`
-    return bool(stem) and f".{suffix.lower()}" in IMAGE_SUFFIXES
-
-
 class FolderFaces(FaceSet):
     """Faces in one folder per person: square aligned crops, or with a `detector` photos of any size.
+
+    Images may be in subfolders of a person's folder. Files that are not used are counted and named in a warning; hidden
+    and system files are ignored (`deocc.files.is_stray`).
 
     Landmarks of crops are the points of the template, scaled to the image. Landmarks of photos are detected once and
     cached (`deocc.data.landmarks`). Photos without a face, or that cannot be read, are named in a warning; training and
@@ -198,8 +221,10 @@ class FolderFaces(FaceSet):
             raise ValueError(
                 f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
             )
-        self.root = Path(root)
+        self.root = expand_user(root)
         self._files = list_folder(self.root)
+        if self._files.unused:
+            warnings.warn(self._files.describe_unused(), stacklevel=2)
         splits = _split_people(self._files.people, train, val, seed)
         if detector is None:
             sides, of_image = np.unique(self._files.sides(), return_inverse=True)

@@ -56,6 +56,15 @@ class NameTable(Sequence[str]):
         return self._text, self._ends
 
 
+def identity_name(folder: str) -> str:
+    r"""Return the name of a person from that of a folder, in Unicode's composed form, since systems store either form.
+
+    >>> identity_name("Jose\u0301") == "Jos\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", folder)
+
+
 def name_key(name: str) -> str:
     """Return the letters and digits of a name without case, accents, spaces, underscores and punctuation.
 

@@ -6,15 +6,16 @@ first image is decoded.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from deocc.messages import describe_error
 
@@ -35,6 +36,9 @@ _MOST_SCANNED: Final = 3e10
 A file of 10 MB can contain 80,000 empty scans, each a pass over all pixels. Photos have up to about ten.
 """
 
+_PROFILE_MODES: Final = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+"""Pillow's mode of the colours that a profile describes, by bytes 16 to 19 of its header (ICC.1:2010, 7.2.6)."""
+
 _ORIENTATION = 0x0112  # tag number in EXIF 2.32, which lists its values from 1, upright, to 8
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +52,7 @@ _TRANSPOSITIONS = {
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) RGB, rotated upright by its EXIF orientation.
+    """Read an image file as (H, W, 3) in sRGB, rotated upright by its EXIF orientation.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,7 +74,7 @@ def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
     """
     try:
         with open_image(data) as image:
-            return np.asarray(upright(image).convert("RGB"))
+            return np.asarray(to_srgb(upright(image)).convert("RGB"))
     except Exception as error:  # Pillow's decoders raise almost any error for damaged files
         raise _unreadable(name, reason_of(error)) from error
 
@@ -108,6 +112,22 @@ def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS) -> Iter
             yield image
 
 
+def is_image(path: str, suffixes: Collection[str] = IMAGE_SUFFIXES, formats: tuple[str, ...] = FORMATS) -> bool:
+    """Return whether a file is an image: by the ending of its name, or by its first bytes if the ending is another.
+
+    A file with one of the usual endings is not opened, since a million files take minutes.
+    """
+    if f".{path.rpartition('.')[2].lower()}" in suffixes:  # ten times as fast as `Path.suffix`
+        return True
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    Image.init()  # registers the readers of all formats
+    return any(Image.OPEN[name][1](head) for name in formats if name in Image.OPEN)  # type: ignore[misc]
+
+
 def check_size(size: tuple[int, int]) -> None:
     """Raise ValueError if width and height give more than `MOST_PIXELS`."""
     width, height = size
@@ -131,6 +151,42 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()  # rotates a TIFF already, and removes the orientation from its EXIF data
     transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
     return image if transposition is None else image.transpose(transposition)
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Convert an image from the colour profile in its file, such as the Display P3 of phones, to sRGB.
+
+    Returns:
+        The image itself if it has no profile, one of sRGB, or one that cannot be used, which browsers ignore as well;
+        else an RGB or RGBA image. 16-bit and floating-point images are not converted.
+    """
+    profile = image.info.get("icc_profile")
+    mode = _PROFILE_MODES.get(profile[16:20]) if isinstance(profile, bytes) else None
+    grey, color = image.mode in ("1", "L", "LA"), image.mode in ("P", "PA", "RGB", "RGBA", "RGBX")
+    if not {"RGB": grey or color, "L": grey, "CMYK": image.mode == "CMYK", None: False}[mode]:
+        return image
+    transform = _transform_to_srgb(profile, mode)
+    if transform is None:
+        return image
+    converted = ImageCms.applyTransform(image.convert(mode), transform)
+    if converted is not None and image.has_transparency_data:
+        converted.putalpha(image.convert("RGBA").getchannel("A"))
+    return converted or image
+
+
+@lru_cache(maxsize=8)
+def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of a profile; None if the profile is damaged or changes no colour by more than rounding."""
+    colors = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), -1).reshape(18, -1, 3)
+    probe = Image.fromarray(colors).convert(mode)
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        converted = np.asarray(ImageCms.applyTransform(probe, transform), dtype=np.int16)
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    is_srgb = mode != "CMYK" and np.abs(converted - np.asarray(probe.convert("RGB"))).max() <= 1
+    return None if is_srgb else transform
 
 
 def _check_file(path: Path) -> None:

@@ -19,6 +19,7 @@ from deocc.data.face_set import FaceSet
 from deocc.data.images import read_image_bytes
 from deocc.data.pairs import contiguous_folds
 from deocc.evaluation.protocol import ListedPairs
+from deocc.files import expand_user
 from deocc.geometry import get_template
 from deocc.messages import describe_error
 
@@ -77,7 +78,7 @@ class BinFaces(FaceSet):
     """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path)
+        self.path = expand_user(path)
         self._encoded, same = _read(self.path)
         self.names = [f"{self.path.stem}/{index:05d}" for index in range(len(self._encoded))]
         new = np.ones(len(self.names), dtype=np.int64)

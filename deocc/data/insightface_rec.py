@@ -16,7 +16,7 @@ from rich.progress import track
 from deocc.data.face_set import FaceSet, Split, missing_set
 from deocc.data.images import read_image_bytes
 from deocc.data.loader import item_seed
-from deocc.files import cache_folder, checksum, replace_file
+from deocc.files import cache_folder, checksum, expand_user, replace_file
 from deocc.geometry import get_template
 
 _MAGIC: Final = 0xCED7230A
@@ -270,8 +270,10 @@ class RecordFaces(FaceSet):
                 f"train={train} and val={val}: choose train above 0, val from 0, and a sum of 1 at most; "
                 "the rest is for tests"
             )
-        self._file = RecordFile(Path(rec))
-        self._index = load_index(self._file, Path(idx) if idx is not None else self._file.path.with_suffix(".idx"))
+        self._file = RecordFile(expand_user(rec))
+        self._index = load_index(
+            self._file, expand_user(idx) if idx is not None else self._file.path.with_suffix(".idx")
+        )
         self.names, self.person = _Names(self._index), self._index.person
         self.split_of_person = _split_people(np.unique(self.person).tolist(), train, val, seed)
         self._size = len(self._decode(0))

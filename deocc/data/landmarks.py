@@ -20,11 +20,10 @@ from deocc.detection import Detection, Detector, create_detector
 from deocc.detection.detector import given_file
 from deocc.files import cache_folder, checksum, hold_lock, replace_file
 from deocc.geometry import TEMPLATES
-from deocc.messages import describe_error
+from deocc.messages import describe_error, name_some
 
 _VERSION: Final = 2  # increase when a detector's landmarks change, so that old files are not used
 _SAVE_EVERY: Final = 500  # images; an interruption loses seconds of work
-_NAMED: Final = 3  # images that a warning names
 SUBSTITUTED: Final = "a mean face's landmarks stand in"
 LEFT_OUT: Final = "they are left out of training and validation"
 
@@ -154,8 +153,8 @@ def detected_landmarks(
 def warn_of_lost(lost: Sequence[str], total: int, consequence: str) -> None:
     """Warn that no face was found in the images `lost` of `total` images; the first three are named."""
     if lost:
-        shown = ", ".join([*lost[:_NAMED], *(["..."] if len(lost) > _NAMED else [])])
-        warnings.warn(f"no face found in {len(lost):,} of {total:,} images ({shown}): {consequence}", stacklevel=3)
+        found = f"no face found in {len(lost):,} of {total:,} images ({name_some(lost)})"
+        warnings.warn(f"{found}: {consequence}", stacklevel=3)
 
 
 def _hash(names: Sequence[str], key: str, detector: str, weights: str | None) -> str:

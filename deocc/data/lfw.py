@@ -14,9 +14,11 @@ from typing import Final
 import numpy as np
 
 from deocc.data.face_set import Split
+from deocc.data.identities import identity_name
 from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
 from deocc.data.loader import item_seed
 from deocc.data.pairs import Pair, PairedFiles, inside, numbered_pair, read_lines
+from deocc.files import expand_user
 
 _FOLDERS: Final = (
     "",
@@ -78,8 +80,9 @@ class LfwFaces(PairedFiles):
         val_identities: int = 300,
         seed: int = 0,
     ) -> None:
-        images = _image_folder(Path(root))
-        path = _find_list(pairs, (images, images.parent, Path(root)))
+        folder = expand_user(root)
+        images = _image_folder(folder)
+        path = _find_list(pairs, (images, images.parent, folder))
         listed, folds = _read_pairs(path)
         people = path.with_name(path.name.replace("pairs", "people"))
         if people != path and people.is_file():
@@ -132,7 +135,7 @@ def _photos(folder: Path) -> Iterator[Path]:
 
 
 def _person(name: str) -> str:
-    return name.split("/")[0]
+    return identity_name(name.split("/")[0])
 
 
 def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[str, Split]:

@@ -14,9 +14,11 @@ from scipy.sparse.csgraph import connected_components
 from deocc.data.archive import leads_out
 from deocc.data.face_set import FaceSet, missing_set
 from deocc.data.folder import template_landmarks
+from deocc.data.identities import identity_name
 from deocc.data.images import read_image
 from deocc.data.landmarks import SUBSTITUTED, find_file_landmarks, warn_of_lost
 from deocc.evaluation.protocol import ListedPairs
+from deocc.files import expand_user
 from deocc.geometry import get_template
 
 _LABELS: Final = {"1": True, "same": True, "0": False, "-1": False, "diff": False}
@@ -55,13 +57,14 @@ class PairedFiles(FaceSet):
 
     def __init__(self, title: str, root: Path, pairs: Sequence[Pair], fold: NDArray[np.int64], advice: str) -> None:
         self.root = root
-        self.names = sorted({name for pair in pairs for name in (pair.first, pair.second)})
+        stored = {name: _stored_name(root, name) for pair in pairs for name in (pair.first, pair.second)}
+        self.names = sorted({*stored.values()})
         missing = [name for name in self.names if not _is_there(root / name)]
         if missing:
             raise missing_set(title, root, missing, len(self.names), advice)
         place = {name: index for index, name in enumerate(self.names)}
-        self._first = np.array([place[pair.first] for pair in pairs])
-        self._second = np.array([place[pair.second] for pair in pairs])
+        self._first = np.array([place[stored[pair.first]] for pair in pairs])
+        self._second = np.array([place[stored[pair.second]] for pair in pairs])
         self._same = np.array([pair.same for pair in pairs])
         self.protocol = ListedPairs(self._first, self._second, self._same, fold)
 
@@ -112,10 +115,10 @@ class PairListFaces(PairedFiles):
         detector_weights: str | None = None,
     ) -> None:
         template = get_template(aligned) if aligned is not None else None
-        self._list = Path(pairs)
-        listed, fold = _read(self._list, Path(root))
+        self._list, folder = expand_user(pairs), expand_user(root)
+        listed, fold = _read(self._list, folder)
         advice = "give the folder that the list's paths are relative to"
-        super().__init__(f"images of {self._list.name}", Path(root), listed, fold, advice)
+        super().__init__(f"images of {self._list.name}", folder, listed, fold, advice)
         self.person, self.person_names = _identities(self.names, self._first, self._second, self._same)
         self.split_of_person = dict.fromkeys(range(len(self.person_names)), "test")
         if template is None:
@@ -167,7 +170,7 @@ def numbered_pair(fields: Sequence[str]) -> tuple[str, str, bool] | None:
 
 
 def inside(name: str) -> str:
-    """Return the path in its shortest form.
+    """Return the path in its shortest form, with slashes for the backslashes of Windows.
 
     Raises:
         ValueError: it leads, or might lead, out of the folder to which it is relative.
@@ -176,7 +179,7 @@ def inside(name: str) -> str:
         raise ValueError(f"{name!r} leads out of the set's folder: give paths relative to it, without ..")
     if any(unicodedata.category(character) == "Cc" for character in name):
         raise ValueError(f"{name!r} holds control characters: rename the file")
-    return PurePosixPath(name).as_posix()
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
 def contiguous_folds(pairs: int) -> NDArray[np.int64]:
@@ -231,6 +234,12 @@ def _with_suffix(root: Path, stem: str) -> str:
     return next((name for name in candidates if _is_there(root / name)), candidates[0])
 
 
+def _stored_name(root: Path, name: str) -> str:
+    """Return the name in the Unicode form in which the file exists, or the name itself."""
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((form for form in forms if _is_there(root / form)), name)
+
+
 def _is_there(path: Path) -> bool:
     try:
         return path.is_file()
@@ -242,7 +251,7 @@ def _identities(
     names: Sequence[str], first: NDArray[np.int64], second: NDArray[np.int64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Return the identity of each image, and a name for each identity: its first folder, or its first image."""
-    folders = [str(PurePosixPath(name).parent) for name in names]
+    folders = [identity_name(str(PurePosixPath(name).parent)) for name in names]
     mixed = {"."}
     for one, other in zip(first[~same], second[~same], strict=True):
         if folders[one] == folders[other]:

@@ -1,7 +1,7 @@
 """Batch processing of photos: find the files, process each one, and record an outcome for every input."""
 
 import json
-import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Final
 from rich.console import Console
 from rich.progress import track
 
-from deocc.data.images import IMAGE_SUFFIXES
+from deocc.files import walk_files
 from deocc.inference.outputs import Outcome, OutcomeFile, OutputError
+from deocc.inference.photos import PHOTO_FORMATS, is_photo
 from deocc.messages import one_line, say, telling_warnings
 
-PHOTO_SUFFIXES: Final = IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif", ".jfif"}
 RECOVERABLE: Final = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 """Errors that leave out one photo of a batch; the others are still processed."""
 
@@ -37,16 +37,18 @@ Work = Callable[[FoundPhoto], Sequence[Outcome]]
 
 
 def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[list[FoundPhoto], list[Outcome]]:
-    """Find photos: the given files, and files with an image suffix below the given folders, sorted by path.
+    """Find photos: the given files, and the images below the given folders, sorted by path.
 
-    Hidden files and folders are skipped. Symbolic links are followed. A file found twice counts once.
+    Hidden and system files are skipped (`deocc.files.is_stray`). Symbolic links are followed. A file found twice counts
+    once.
 
     Args:
         paths: files and folders, in the order of the command line.
         outside: a folder that is skipped, because results are written to it.
 
     Returns:
-        The photos, and an outcome for each path that is missing or unreadable and each folder without photos.
+        The photos, and an outcome for each path that is missing or unreadable, each file that is no photo, and each
+        empty folder.
     """
     photos: list[FoundPhoto] = []
     problems: list[Outcome] = []
@@ -65,32 +67,26 @@ def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[lis
 
 
 def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Outcome]]:
-    """List the files of one command line argument."""
+    """List the photos of one command line argument, and an outcome for everything else below it."""
     try:
         if not given.is_dir():
             missing = Outcome(str(given), f"no photo or folder at {given}: check the path")
             return ([given], []) if given.exists() else ([], [missing])
     except OSError as error:
         return [], [_unreadable(given, error)]
-    errors: list[OSError] = []
     files: list[Path] = []
-    visited = {given.resolve()} | ({outside.resolve()} if outside is not None else set())
-    for root, folders, names in os.walk(given, onerror=errors.append, followlinks=True):
-        folders.sort()
-        for name in list(folders):
-            target = Path(root, name).resolve()
-            if name.startswith(".") or target in visited:  # hidden, or a cycle of symbolic links
-                folders.remove(name)
-            visited.add(target)
-        files += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in PHOTO_SUFFIXES
-        ]
-    problems = [_unreadable(Path(error.filename or given), error) for error in errors]
+    problems: list[Outcome] = []
+    for name, entry in walk_files(
+        given, lambda error: problems.append(_unreadable(Path(error.filename or given), error)), outside
+    ):
+        path = given / name
+        if entry.is_file() and is_photo(path):
+            files.append(path)
+        else:
+            reason = f"{path} is no photo ({', '.join((*PHOTO_FORMATS, 'HEIC'))} are read): convert it or remove it"
+            problems.append(Outcome(str(path), reason))
     if not files and not problems:
-        endings = ", ".join(sorted(PHOTO_SUFFIXES))
-        problems.append(Outcome(str(given), f"no photo in {given}: looked for the endings {endings}"))
+        problems.append(Outcome(str(given), f"no photo in {given}: it holds no files, or only hidden ones"))
     return sorted(files), problems
 
 
@@ -99,12 +95,12 @@ def _unreadable(path: Path, error: OSError) -> Outcome:
 
 
 def _unique_name(name: str, taken: set[str]) -> str:
-    """Number a name that is taken, ignoring case as some file systems do."""
+    """Number a name that is taken, ignoring case and Unicode form as some file systems do."""
     number, unique = 1, name
-    while unique.casefold() in taken:
+    while (key := unicodedata.normalize("NFC", unique).casefold()) in taken:
         number += 1
         unique = f"{name}-{number}"
-    taken.add(unique.casefold())
+    taken.add(key)
     return unique
 
 
@@ -115,7 +111,7 @@ def process_photos(
     work: Work,
     as_json: bool = False,
 ) -> int:
-    """Call `work` on each photo with a progress bar, and record the outcomes in the table.
+    """Call `work` on each photo with a progress bar, and record the outcomes in the table; rows of other photos go.
 
     A photo that cannot be processed is reported on stderr and in the table, and the others are still processed. If a
     result cannot be written, for example on a full disk, processing stops: finished results stay, and the remaining
@@ -147,6 +143,7 @@ def process_photos(
             left_out.add(photo)
             say(reason)
 
+    table.keep({problem.photo for problem in problems} | {str(photo.path) for photo in photos})
     try:
         for problem in problems:
             record(problem.photo, [problem])

@@ -1,6 +1,7 @@
 """The file of embeddings that `deocc predict` writes: NumPy's .npz, and Parquet on request."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -33,7 +34,7 @@ class EmbeddedFace(NamedTuple):
 
 
 class EmbeddingFile:
-    """Embeddings by name. Those of an earlier run stay until they are replaced.
+    """Embeddings by name. Those of an earlier run stay until they are replaced or removed by `keep`.
 
     Args:
         path: the .npz file; an existing one is read. It contains no pickles.
@@ -62,18 +63,26 @@ class EmbeddingFile:
         self._faces[face.name] = face
         self._changed = True
 
+    def keep(self, names: Collection[str]) -> None:
+        """Remove all other faces."""
+        kept = {name: face for name, face in self._faces.items() if name in names}
+        self._changed |= len(kept) < len(self._faces)
+        self._faces = kept
+
     def write_when_due(self) -> None:
         """Write the file if the last time was more than 30 seconds ago."""
         if time.monotonic() - self._written > _WRITE_INTERVAL:
             self.write()
 
     def write(self) -> None:
-        """Write the file if anything changed.
+        """Write the file if anything changed; without a face there is no file.
 
         Raises:
             OutputError: it cannot be written; the earlier file is unchanged.
         """
-        if self._changed:
+        if self._changed and not self._faces:
+            self.path.unlink(missing_ok=True)
+        elif self._changed:
             write_arrays(self.path, {**self._columns(), "model": np.array(self._model)})
             self._changed, self._written = False, time.monotonic()
 

@@ -239,7 +239,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
 
     `face` describes the canonical crop: side, five points (eye, eye, nose, mouth corner, mouth corner; x, y in pixels
     whose centres are integers), colours and range. `alignments` contains side and points of other crops that faces may
-    come in. `thresholds` is `deocc.evaluation.calibration.Calibration.plain`, and `training` the origin of the model;
+    come in. `thresholds` is `deocc.evaluation.thresholds.Calibration.plain`, and `training` the origin of the model;
     both are None if it was never tested.
     """
     config, thresholds = pipeline.config, pipeline.thresholds

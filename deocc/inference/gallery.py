@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from deocc.data.identities import identity_name
 from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
 from deocc.inference.batch import RECOVERABLE, find_photos
 from deocc.inference.faces import FaceFinder
@@ -50,7 +51,7 @@ def limit_for(calibration: Calibration, condition: str, faces: int, wanted: floa
 
     Args:
         calibration: calibration of the model.
-        condition: one of `deocc.evaluation.calibration.CONDITIONS`.
+        condition: one of `deocc.evaluation.thresholds.CONDITIONS`.
         faces: number of faces in the gallery.
         wanted: share of unknown faces that may be accepted.
 
@@ -189,7 +190,7 @@ def person_of(photo: Path, folder: Path) -> str:
     ('anna', 'bob')
     """
     parts = photo.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else photo.stem
+    return identity_name(parts[0] if len(parts) > 1 else photo.stem)
 
 
 def read_gallery(

@@ -4,7 +4,7 @@ import csv
 import errno
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,7 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
-    """Write an image, (H, W, 3) RGB or (H, W) grey, as PNG, replacing an existing file.
+    """Write an image, (H, W, 3) in sRGB or (H, W) grey, as PNG, replacing an existing file.
 
     Args:
         path: the file; its folder is created.
@@ -88,6 +88,8 @@ def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
     """
     note = PngInfo()
     note.add_text(_MARK, mark)
+    if image.ndim == 3:
+        note.add(b"sRGB", b"\0")  # the standard's tag for colours in sRGB, with the perceptual rendering intent
     with replace_output(path) as draft:
         Image.fromarray(image).save(draft, format="PNG", pnginfo=note)
 
@@ -148,7 +150,7 @@ class Outcome:
 
 
 class OutcomeFile:
-    """The table of outcomes in a CSV file. Rows of earlier runs stay until they are replaced.
+    """The table of outcomes in a CSV file. Rows of earlier runs stay until they are replaced or removed by `keep`.
 
     Spreadsheets interpret a cell that begins with = + - @ as a formula, and file names are untrusted. Such text is
     written with a leading apostrophe, which is removed on reading (our choice).
@@ -175,6 +177,10 @@ class OutcomeFile:
     def all_rows(self) -> list[Outcome]:
         """Return the rows of all inputs."""
         return [row for rows in self._rows.values() for row in rows]
+
+    def keep(self, photos: Collection[str]) -> None:
+        """Remove the rows of all other inputs."""
+        self._rows = {photo: rows for photo, rows in self._rows.items() if photo in photos}
 
     def replace(self, photo: str, outcomes: Sequence[Outcome]) -> None:
         """Set rows of an input; its earlier rows stay if they are done and name another output."""

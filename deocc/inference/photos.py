@@ -10,10 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from deocc.data.images import FORMATS, MOST_BYTES, check_size, open_image, reason_of, upright
+from deocc.data.images import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    MOST_BYTES,
+    check_size,
+    is_image,
+    open_image,
+    reason_of,
+    to_srgb,
+    upright,
+)
 
 PHOTO_FORMATS: Final = (*FORMATS, "GIF", "AVIF")
 """Pillow's names of the formats; HEIC needs the package pillow-heif."""
+
+_SUFFIXES: Final = IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
+_BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())
+"""Brands of HEIC and AVIF photos, in the first box of the file; videos such as MP4 begin alike with other brands."""
 
 _MAX_16_BIT: Final = 65535
 
@@ -25,10 +39,10 @@ class _PhotoError(ValueError):
 
 
 def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
-    """Read a photo as (H, W, 3) RGB, 0 to 255.
+    """Read a photo as (H, W, 3) in sRGB, 0 to 255.
 
-    The EXIF rotation is applied, 16 bits are scaled to 8, transparent pixels are composed on white (our choice), and of
-    an animation the first frame is used. Colour profiles are not applied.
+    The EXIF rotation and the colour profile are applied, 16 bits are scaled to 8 (without the profile), transparent
+    pixels are composed on white (our choice), and of an animation the first frame is used.
 
     Args:
         source: path of a file, its bytes, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of type
@@ -57,6 +71,21 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         raise ValueError(f"{name} is not an image, or a damaged one ({known} are read): {remedy}") from None
     except Exception as error:  # Pillow raises almost anything for a damaged file
         raise ValueError(f"cannot read {name} as a photo ({reason_of(error)}): {remedy}") from error
+
+
+def is_photo(path: Path) -> bool:
+    """Return whether a file is a photo: by the ending of its name, or by its first bytes if the ending is another."""
+    if is_image(str(path), _SUFFIXES, PHOTO_FORMATS):
+        return True
+    try:
+        with path.open("rb") as file:
+            return _is_iso_photo(file.read(12))
+    except OSError:
+        return False
+
+
+def _is_iso_photo(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in _BRANDS
 
 
 def read_bytes(path: Path) -> bytes:
@@ -89,7 +118,7 @@ def _open(source: bytes | Image.Image, name: str) -> Iterator[Image.Image]:
         return
     Image.init()  # registers all readers; that of AVIF is not in every version of Pillow
     formats: tuple[str, ...] = tuple(each for each in PHOTO_FORMATS if each in Image.OPEN)
-    if source[4:8] == b"ftyp":  # the first box of every ISO media file: AVIF or HEIC
+    if _is_iso_photo(source):  # AVIF or HEIC
         try:
             with open_image(source, formats):
                 pass
@@ -110,7 +139,7 @@ def _register_heif(name: str) -> tuple[str, ...]:
 
 def _convert_image(image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode to (H, W, 3)."""
-    image = upright(image)
+    image = to_srgb(upright(image))
     if image.mode == "F":
         raise _PhotoError(f"{name} holds floating-point numbers of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):

@@ -31,7 +31,7 @@ class Verdict:
     Attributes:
         decision: "same", "different" or "not sure".
         similarity: cosine of the embeddings, in [-1, 1].
-        condition: one of `deocc.evaluation.calibration.CONDITIONS`.
+        condition: one of `deocc.evaluation.thresholds.CONDITIONS`.
         same_from: similarity from which a pair of this condition is "same".
         different_below: similarity below which it is "different".
         false_accept_rate: share of pairs of two people that `same_from` accepts, calibrated on validation people.

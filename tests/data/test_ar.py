@@ -76,8 +76,9 @@ def test_names_in_any_case_with_any_suffix_and_folder_are_shots(
 
 def test_other_files_are_no_shots(tmp_path: Path, root: Path) -> None:
     write_ar(tmp_path, ("m-001",), (1, 8))
-    for other in ("m-001-27.bmp", "m-001-00.bmp", "x-001-02.bmp", "m-001-02.txt", "m-001-02-copy.bmp"):
+    for other in ("m-001-27.bmp", "m-001-00.bmp", "x-001-02.bmp", "m-001-02-copy.bmp"):
         shutil.copy(root / "m-001-02.bmp", tmp_path / other)
+    (tmp_path / "m-001-02.txt").write_text("neutral")
     assert ArFaces(str(tmp_path)).names == ["m-001-01", "m-001-08"]
 
 

@@ -41,7 +41,8 @@ def make_folder(tmp_path: Path) -> MakeFolder:
 def test_images_are_named_by_person_and_file_in_a_fixed_order(make_folder: MakeFolder) -> None:
     root = make_folder(12)
     (root / "person00" / "notes.txt").write_text("not an image")
-    faces = FolderFaces(str(root), seed=1)
+    with pytest.warns(UserWarning, match=r"1 files in .* are not used.*\(person00/notes.txt\)"):
+        faces = FolderFaces(str(root), seed=1)
     assert faces.names == [f"person{person:02d}/{number}.png" for person in range(12) for number in range(2)]
     assert faces.person.tolist() == [person for person in range(12) for _ in range(2)]
     np.testing.assert_array_equal(faces.image(3), np.asarray(Image.open(root / "person01" / "1.png")))
@@ -62,11 +63,13 @@ def test_files_come_in_the_order_of_their_paths_and_only_images_count(make_folde
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(picture)
     (root / "person00" / "gone.png").symlink_to(root / "nowhere.png")
-    faces = FolderFaces(str(root), seed=1)
-    wanted = sorted(path for path in root.glob("*/*") if path.suffix.lower() == ".png" and path.is_file())
+    with pytest.warns(UserWarning, match=r"2 files in .* are not used.*\(loose.png, person00/gone.png\)"):
+        faces = FolderFaces(str(root), seed=1)
+    wanted = [path for path in root.glob("*/**/*") if path.is_file() and not path.name.startswith(".")]
+    wanted = sorted(path for path in wanted if path.name != "a.x")
     assert faces.names == [path.relative_to(root).as_posix() for path in wanted]
     assert [faces.names[index].split("/")[0] for index in np.unique(faces.person, return_index=True)[1]] == sorted(
-        {path.parent.name for path in wanted}
+        {path.relative_to(root).parts[0] for path in wanted}
     )
 
 

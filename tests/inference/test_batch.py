@@ -47,7 +47,9 @@ def test_find_photos_sorts_and_filters(tmp_path: Path) -> None:
     found = [photo.path.relative_to(tmp_path).as_posix() for photo in photos]
     assert found == ["odd.bin", "in/a.png", "in/b.JPG", "in/deep/er/c.heic"]
     assert [photo.name for photo in photos] == ["odd", "a", "b", "deep/er/c"]
-    assert problems == []
+    assert [(Path(problem.photo).name, "is no photo" in problem.reason) for problem in problems] == [
+        ("notes.txt", True)
+    ]
 
 
 def test_find_photos_numbers_equal_names(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_find_photos_reports_bad_paths(tmp_path: Path, monkeypatch: pytest.Monke
     photos, problems = find_photos([tmp_path / name for name in ("gone", "empty", "locked", "good")])
     assert [photo.name for photo in photos] == ["x"]
     assert [Path(problem.photo).name for problem in problems] == ["gone", "empty", "locked"]
-    needles = ("no photo or folder at", "looked for the endings", "locked (Permission denied)")
+    needles = ("no photo or folder at", "it holds no files", "locked (Permission denied)")
     for problem, needle in zip(problems, needles, strict=True):
         assert needle in problem.reason
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from deocc.commands.doctor.findings import Check, Context, Finding
 from deocc.data import CelebaFaces, LfwFaces
+from deocc.data.ar import ar_files
 from deocc.data.folder import list_folder
-from deocc.data.images import IMAGE_SUFFIXES, read_image
+from deocc.data.images import read_image
 from deocc.data.landmarks import FoundLandmarks
 from deocc.detection import Detector, create_detector
 from deocc.geometry import TEMPLATES
@@ -50,7 +51,7 @@ def check_ar(context: Context) -> Iterator[Finding]:
     """Count the images of AR, if present; everything else needs landmarks, which take minutes."""
     if not _AR.is_dir():
         return
-    count = sum(path.suffix.lower() in IMAGE_SUFFIXES | {".raw"} for path in _AR.rglob("*"))
+    count = sum(1 for _ in ar_files(_AR))
     if count == 0:
         raise FileNotFoundError(f"no image below {_AR.absolute()}")
     yield Finding("OK", f"{_AR}: {count:,} images; `deocc test --config paper/ar` checks whether AR is complete")
@@ -74,6 +75,8 @@ def check_given(context: Context) -> Iterator[Finding]:
         return
     listing = list_folder(folder)
     yield Finding("OK", f"{folder}: {len(listing.names):,} images of {len(listing.people):,} people")
+    if listing.unused:
+        yield Finding("warning", listing.describe_unused(), "convert them, or remove them")
 
 
 CHECKS: Final = (
