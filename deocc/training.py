@@ -25,6 +25,8 @@ from deocc.callbacks.loggers import place_loggers
 from deocc.callbacks.provenance import FingerprintCallback
 from deocc.data import MaskedFaceDataModule
 from deocc.files import expand_user
+from deocc.inference.model_folder import CONFIG as MODEL_CONFIG
+from deocc.inference.model_folder import pretrained_folder
 from deocc.messages import one_line, say
 from deocc.modules import DistillationModule
 from deocc.modules.evaluation import FROM_CHECKPOINT
@@ -305,8 +307,16 @@ def _add_callbacks(trainer: Any, model: str) -> None:
 
 
 def _choose_earlier_run(model: Any, key: str, module: str) -> None:
-    """Replace a run folder, or "newest", by the path of its checkpoint file."""
+    """Replace a run folder, or "newest", by the path of its checkpoint file; a model folder stays.
+
+    "pretrained" is the model folder of this package, which contains both networks of the earlier stages.
+    """
     wanted = model.init_args.get(key)
+    if wanted == "pretrained":
+        wanted = str(pretrained_folder())
+    if wanted is not None and (Path(wanted) / MODEL_CONFIG).is_file():
+        model.init_args[key] = wanted
+        return
     if wanted == "newest":
         wanted = runs.newest_run(module)
         print(f"deocc fit: {key}: the newest run of {module}, {wanted}", flush=True)

@@ -106,8 +106,9 @@ class DistillationModule(RecognitionModule):
     in a cache (`deocc.modules.teacher_cache`).
 
     Args:
-        inpainting_checkpoint: a stage-1 checkpoint file; "from_checkpoint" if a stage-2 checkpoint, which contains the
-            de-occluder, will be loaded; None only if the student sees masked faces and no completion is evaluated.
+        inpainting_checkpoint: a stage-1 checkpoint file or a model folder; "from_checkpoint" if a stage-2 checkpoint,
+            which contains the de-occluder, will be loaded; None only if the student sees masked faces and no completion
+            is evaluated.
         segmenter_checkpoint: a checkpoint of `SegmentationModule` for the masks; None uses stage 1's segmenter.
         teacher: a name of `deocc.networks.list_embedders`.
         teacher_weights: the teacher's weights file; None uses the packaged weights.

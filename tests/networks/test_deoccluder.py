@@ -1,11 +1,13 @@
 """Frozen stage-1 networks: results, ordinary tensors, memory format, working resolution and checkpoints."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deocc.networks import Deoccluder, Generator, MaskSegmenter
@@ -133,3 +135,17 @@ def test_from_checkpoint_needs_segmenter(deoccluder: Deoccluder, tmp_path: Path)
         Deoccluder.from_checkpoint(path)
     with pytest.raises(ValueError, match="not of 'segmentation'"):
         Deoccluder.from_checkpoint(path, path)
+
+
+def test_from_model_folder(deoccluder: Deoccluder, tmp_path: Path) -> None:
+    state = {f"deoccluder.{key}": value.half().contiguous() for key, value in deoccluder.state_dict().items()}
+    save_file({**state, "center": torch.zeros(8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"deoccluder": deoccluder.config}))
+    loaded = Deoccluder.from_checkpoint(tmp_path)
+    found = loaded.state_dict()
+    assert all(torch.equal(value.half().float(), found[key]) for key, value in deoccluder.state_dict().items())
+    with pytest.raises(ValueError, match="has its own segmenter: give no segmenter_checkpoint"):
+        Deoccluder.from_checkpoint(tmp_path, tmp_path / "segment.ckpt")
+    (tmp_path / "config.json").write_text(json.dumps({"deoccluder": None}))
+    with pytest.raises(ValueError, match="is not a model folder with a de-occluder"):
+        Deoccluder.from_checkpoint(tmp_path)
