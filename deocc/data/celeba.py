@@ -27,8 +27,8 @@ _IDENTITIES, _PARTITION = "identity_CelebA", "list_eval_partition"
 _PLACES: Final = ("", "Anno", "Eval", "Img")
 _ADVICE: Final = (
     "get them from CelebA's home page at the Multimedia Laboratory of the Chinese University of Hong Kong (copies with "
-    ".csv lists lack identity_CelebA.txt) and put them there or into its folders Anno, Eval and Img, .7z archives "
-    "unpacked"
+    ".csv lists lack identity_CelebA.txt, which stage 1 does without if identities: false is set) and put them there "
+    "or into its folders Anno, Eval and Img, .7z archives unpacked"
 )
 _NAME: Final = "U32"  # names of the set have ten characters
 
@@ -51,7 +51,8 @@ class CelebaFaces(FaceSet):
 
     Lists are searched in `root` and its subfolders `Anno` and `Eval`, as `.txt` files of the release or `.csv` files of
     widespread copies; images there or in `Img`, as a folder (also nested in one of the same name) or as the zip of the
-    release. The release does not define the origin of landmarks; our choice: pixel centres, counted from 0.
+    release, as JPEG or PNG. Images that are in the lists only are counted in a warning and left out, so that a subset
+    can be used. The release does not define the origin of landmarks; our choice: pixel centres, counted from 0.
 
     If the partition assigns images of one person to several splits, the person belongs to the split with most of them
     (of equals the earlier one), and images in other splits are left out with a warning (our choice).
@@ -63,6 +64,7 @@ class CelebaFaces(FaceSet):
             `names`.
         names: file of lines `IMAGE NAME` or `IDENTITY NAME`, which is not part of the release. The first name of a
             person counts.
+        identities: False to do without `identity_CelebA.txt`: each image is an identity of its own. For stage 1.
 
     Attributes:
         person: (N,) identities, numbered from 0 in the order of the set's numbers.
@@ -70,7 +72,8 @@ class CelebaFaces(FaceSet):
         excluded: names of the people that `exclude` removed.
 
     Raises:
-        FileNotFoundError: lists, rows of a list or images are missing; the message says which and where to get them.
+        FileNotFoundError: lists, rows of a list or all images are missing; the message says which and where to get
+            them.
         ValueError: a list or zip cannot be read, `images` is unknown, `exclude` is given without `names`, or a split is
             empty.
     """
@@ -78,7 +81,12 @@ class CelebaFaces(FaceSet):
     credit = "CelebA, Z. Liu, P. Luo, X. Wang, X. Tang, ICCV 2015; for non-commercial research only"
 
     def __init__(
-        self, root: str, images: Images = "aligned", exclude: str | None = None, names: str | None = None
+        self,
+        root: str,
+        images: Images = "aligned",
+        exclude: str | None = None,
+        names: str | None = None,
+        identities: bool = True,
     ) -> None:
         if images not in _FOLDERS:
             raise ValueError(f"unknown CelebA images {images!r}: choose one of {', '.join(_FOLDERS)}")
@@ -87,7 +95,8 @@ class CelebaFaces(FaceSet):
                 "exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME"
             )
         folder = expand_user(root)
-        self._store, rows = _find(folder, images)
+        self._store, rows = _find(folder, images, identities)
+        self.has_identities = identities
         numbers, person = np.unique(rows.identity, return_inverse=True)
         split_of_person, kept = _split_people(person, rows.partition)
         known = {} if names is None else _read_names(expand_user(names), rows.names, person, numbers)
@@ -114,20 +123,36 @@ class CelebaFaces(FaceSet):
         return f"{self._store.size(self.names[index])} {self.names[index]}".encode()
 
 
-def _find(root: Path, images: Images) -> tuple[ImageStore, _Rows]:
+def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Rows]:
     """Find the images and read the lists, or raise an error that names all missing parts."""
-    wanted = [_IDENTITIES, _LANDMARKS[images], _PARTITION]
+    wanted = [*([_IDENTITIES] if identities else []), _LANDMARKS[images], _PARTITION]
     paths = [_list_path(root, name) for name in wanted]
-    store = open_images(root, _FOLDERS[images], _PLACES)
+    store = open_images(root, _FOLDERS[images], _PLACES) or open_images(root, f"{_FOLDERS[images]}_png", _PLACES)
     missing = [f"{name}.txt" for name, path in zip(wanted, paths, strict=True) if path is None]
     missing += [] if store else [f"{_FOLDERS[images]}/ or {_FOLDERS[images]}.zip"]
     if missing or store is None:
         raise missing_set("parts of CelebA", root, missing, len(wanted) + 1, _ADVICE)
-    rows = _join(*(_read_list(path, width) for path, width in zip(paths, (1, 10, 1), strict=True) if path is not None))
-    absent = np.setdiff1d(rows.names, np.array(store.names(), dtype=_NAME))
-    if len(absent):
-        raise missing_set("CelebA images", store.path, absent.tolist(), len(rows.names), _ADVICE)
-    return store, rows
+    found = {
+        name: _read_list(path, 10 if name == _LANDMARKS[images] else 1)
+        for name, path in zip(wanted, paths, strict=True)
+        if path is not None
+    }
+    if not identities:
+        path, partition = found[_PARTITION]
+        numbered = partition.copy()
+        numbered["values"] = np.arange(len(partition))[:, None]
+        found = {_IDENTITIES: (path, numbered), **found}
+    rows = _join(*found.values())
+    stored = {name.rpartition(".")[0]: name for name in store.names()}
+    names = [stored.get(name.rpartition(".")[0], "") for name in rows.names.tolist()]
+    there = np.array([name != "" for name in names])
+    if not there.all():
+        missing_images = missing_set("CelebA images", store.path, rows.names[~there].tolist(), len(names), _ADVICE)
+        if not there.any():
+            raise missing_images
+        warnings.warn(f"{missing_images}; for a subset, nothing needs to be done", stacklevel=3)
+    rows = _Rows(*(column[there] for column in rows))
+    return store, rows._replace(names=np.array(names, dtype=_NAME)[there])
 
 
 def _list_path(root: Path, name: str) -> Path | None:
@@ -234,5 +259,6 @@ def _check_splits(split_of_person: dict[int, Split], root: Path) -> None:
     if empty:
         raise ValueError(
             f"CelebA in {root.absolute()} leaves no one for {' and '.join(empty)}: "
-            f"check {_PARTITION} and the excluded people"
+            f"check {_PARTITION} and the excluded people; a subset needs images of all three splits, which are "
+            "numbered 1 to 162770, to 182637 and to 202599"
         )

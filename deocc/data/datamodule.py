@@ -151,7 +151,15 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     @property
     def num_identities(self) -> int:
-        """The number of training identities."""
+        """The number of training identities.
+
+        Raises:
+            ValueError: the face set has none.
+        """
+        if not self.face_set.has_identities:
+            raise ValueError(
+                "the face set has no identities, which stage 2 learns: give them, and leave out identities: false"
+            )
         return sum(split == "train" for split in self.face_set.split_of_person.values())
 
     @cached_property

@@ -33,6 +33,7 @@ class FaceSet(ABC):
         occluder: None if all faces are bare and masks are rendered; otherwise (N,) the position in
             `deocc.masking.list_kinds()` of the real occluder in an image, -1 for a bare face. No mask is rendered on
             the faces of such a set in a test.
+        has_identities: False if each image is an identity of its own, since the set has none; stage 1 needs none.
     """
 
     names: Sequence[str]
@@ -42,6 +43,7 @@ class FaceSet(ABC):
     person_names: Sequence[str] | None = None
     protocol: AllPairs = AllPairs()
     occluder: NDArray[np.int64] | None = None
+    has_identities: bool = True
 
     @abstractmethod
     def image(self, index: int) -> NDArray[np.uint8]:

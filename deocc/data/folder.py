@@ -121,8 +121,12 @@ class FolderListing:
         return cached_array("sides", key, read_sides)
 
 
-def list_folder(root: Path) -> FolderListing:
+def list_folder(root: Path, identities: bool = True) -> FolderListing:
     """List the images below a folder that has a folder for each person, in which they may be in subfolders.
+
+    Args:
+        root: the folder.
+        identities: False makes each image a person of its own, wherever it is below the folder.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in its subfolders.
@@ -138,7 +142,7 @@ def list_folder(root: Path) -> FolderListing:
         unused.append(f"{os.path.relpath(error.filename or root, root)} ({error.strerror})")
 
     for name, entry in walk_files(root, skip):
-        person, _, rest = name.partition("/")
+        person, _, rest = name.partition("/") if identities else (name, "", name)
         if rest and entry.is_file() and is_image(entry.path):
             status = entry.stat()
             files.append((identity_name(person), name, status.st_size, status.st_mtime_ns))
@@ -146,8 +150,8 @@ def list_folder(root: Path) -> FolderListing:
             unused.append(name)
     if not files:
         raise FileNotFoundError(
-            f"no image below {root.absolute()}: looked for PERSON/IMAGE ({', '.join(FORMATS)}); "
-            "put each person's faces into a folder of their own"
+            f"no image below {root.absolute()}: looked for PERSON/IMAGE ({', '.join(FORMATS)}); put each person's "
+            "faces into a folder of their own, or set identities: false for stage 1, which needs none"
         )
     files.sort()
     counts = Counter(person for person, *_ in files)
@@ -195,11 +199,14 @@ class FolderFaces(FaceSet):
     The split of a person follows from a hash of the folder name, so that adding people does not move others between
     splits. The shares are met on average.
 
+    Without identities, which stage 1 does not need, images may be anywhere below the folder, and the split is one of
+    images.
+
     Args: root: folder that contains a folder for each person. aligned: template of the crops, a name of
         `deocc.geometry.TEMPLATES`; not used with a `detector`. train: share of people for training. val: share of
         people for validation; the others are tested. seed: seed of the split. detector: detector of the landmarks of
         photos, a name of `deocc.detection.list_detectors()`; None for aligned crops. detector_weights: weights file of
-        the detector, if it needs one.
+        the detector, if it needs one. identities: False for a folder of images of unknown people.
 
     Raises: FileNotFoundError: there is no such folder, or no image in its subfolders. ValueError: an unknown template
         or detector, shares that leave nothing for a split, an empty split, or a crop that is
@@ -215,6 +222,7 @@ class FolderFaces(FaceSet):
         seed: int = 0,
         detector: str | None = None,
         detector_weights: str | None = None,
+        identities: bool = True,
     ) -> None:
         template = get_template(aligned)
         if not (train > 0 and val > 0 and train + val < 1):
@@ -222,7 +230,7 @@ class FolderFaces(FaceSet):
                 f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
             )
         self.root = expand_user(root)
-        self._files = list_folder(self.root)
+        self._files, self.has_identities = list_folder(self.root, identities), identities
         if self._files.unused:
             warnings.warn(self._files.describe_unused(), stacklevel=2)
         splits = _split_people(self._files.people, train, val, seed)

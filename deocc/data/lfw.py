@@ -17,7 +17,7 @@ from deocc.data.face_set import Split
 from deocc.data.identities import identity_name
 from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
 from deocc.data.loader import item_seed
-from deocc.data.pairs import Pair, PairedFiles, inside, numbered_pair, read_lines
+from deocc.data.pairs import Pair, PairedFiles, inside, names_columns, numbered_pair, read_lines, split_fields
 from deocc.files import expand_user
 
 _FOLDERS: Final = (
@@ -56,7 +56,8 @@ class LfwFaces(PairedFiles):
         detector: detector of the landmarks, see `deocc.data.landmarks`.
         detector_weights: weights file of the detector, if it needs one.
         pairs: name of the list, searched in the images' folder, the one above and `root`: `pairs.txt` for the ten
-            folds, or a list of a single fold such as `pairsDevTest.txt`.
+            folds, or a list of a single fold such as `pairsDevTest.txt`; else the file of this name with the ending
+            .csv.
         test_folds: folds to test on, counted from 0; None tests on all folds and trains on none.
         val_identities: number of people with two or more images for validation, if there are `test_folds`; at most ten
             images of each are used.
@@ -85,7 +86,7 @@ class LfwFaces(PairedFiles):
         path = _find_list(pairs, (images, images.parent, folder))
         listed, folds = _read_pairs(path)
         people = path.with_name(path.name.replace("pairs", "people"))
-        if people != path and people.is_file():
+        if people != path and people.is_file() and path.suffix == ".txt":  # Kaggle's people.csv has no folds
             _check_people(path, listed, people, folds)
         if test_folds is not None:
             if not test_folds or not {*test_folds} <= {*range(folds)}:
@@ -171,30 +172,34 @@ def _cap_validation(names: Sequence[str], split_of_name: Mapping[str, Split]) ->
 
 def _find_list(name: str, places: Sequence[Path]) -> Path:
     for place in places:
-        if (place / name).is_file():
-            return place / name
+        for file in (place / name, (place / name).with_suffix(".csv")):
+            if file.is_file():
+                return file
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
     raise FileNotFoundError(f"no LFW list {name}: looked in {looked}; {_ADVICE}")
 
 
 def _read_pairs(path: Path) -> tuple[list[Pair], int]:
     """Read the pairs, fold by fold, the genuine pairs of a fold before its impostor pairs, and the number of folds."""
-    (number, header), *lines = read_lines(path)
-    words = header.split()
-    if len(words) > 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ValueError(f"{path}:{number}: expected a header 'FOLDS PAIRS' or 'PAIRS', got {header!r}")
-    folds, half = ([1, *(int(word) for word in words)])[-2:]
-    if len(lines) != folds * 2 * half:
+    (number, words), *lines = [(number, split_fields(line)) for number, line in read_lines(path)]
+    if len(words) > 2 and names_columns(words):  # Kaggle's pairs.csv, in the order of pairs.txt
+        half = next((place for place, (_, fields) in enumerate(lines) if len(fields) != 3), 0)
+        folds = len(lines) // (2 * half) if half else 0
+    elif len(words) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"{path}:{number}: expected a header 'FOLDS PAIRS' or 'PAIRS', got {' '.join(words)!r}")
+    else:
+        folds, half = ([1, *(int(word) for word in words)])[-2:]
+    if len(lines) != folds * 2 * half or not lines:
         raise ValueError(
             f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(lines)} follow: get the whole file"
         )
     pairs = []
-    for place, (number, line) in enumerate(lines):
+    for place, (number, fields) in enumerate(lines):
         fold, within = divmod(place, 2 * half)
-        pair = numbered_pair(line.split())
+        pair = numbered_pair(fields)
         if pair is None or pair[2] != (within < half):
             form = "NAME A B" if within < half else "NAME A OTHER B"
-            raise ValueError(f"{path}:{number}: expected {form}, got {line!r}")
+            raise ValueError(f"{path}:{number}: expected {form}, got {' '.join(fields)!r}")
         try:
             pairs.append(Pair(inside(f"{pair[0]}.jpg"), inside(f"{pair[1]}.jpg"), pair[2], fold, number))
         except ValueError as error:

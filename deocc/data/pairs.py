@@ -21,9 +21,15 @@ from deocc.evaluation.protocol import ListedPairs
 from deocc.files import expand_user
 from deocc.geometry import get_template
 
-_LABELS: Final = {"1": True, "same": True, "0": False, "-1": False, "diff": False}
+_LABELS: Final = {
+    **dict.fromkeys(("1", "same", "true"), True),
+    **dict.fromkeys(("0", "-1", "diff", "different", "false"), False),
+}
 _FOLDS: Final = 10  # as in LFW's protocol and in insightface's evaluation of all lists
-_EXPECTED: Final = f"IMAGE IMAGE LABEL [FOLD] with a label of {', '.join(_LABELS)}, or NAME A B, or NAME A OTHER B"
+_EXPECTED: Final = (
+    f"IMAGE IMAGE LABEL [FOLD] with a label of {', '.join(_LABELS)}, or NAME A B, or NAME A OTHER B, or two lines "
+    "IMAGE LABEL for each pair"
+)
 
 
 class Pair(NamedTuple):
@@ -84,10 +90,11 @@ class PairedFiles(FaceSet):
 class PairListFaces(PairedFiles):
     """The images of any list of pairs, for tests only.
 
-    A line is `IMAGE IMAGE LABEL` or `IMAGE IMAGE LABEL FOLD`: paths relative to `root`, a label (1 or same, 0, -1 or
-    diff) and an integer, separated by commas, tabs (paths may then contain spaces) or spaces. Or it has LFW's form:
-    `NAME A B` for NAME/NAME_000A and NAME/NAME_000B of one person, `NAME A OTHER B` for two people; .jpg or .png. A
-    first line of one or two numbers is a header.
+    A line is `IMAGE IMAGE LABEL` or `IMAGE IMAGE LABEL FOLD`: paths relative to `root`, a label (1, same or true; 0,
+    -1, diff, different or false) and an integer, separated by commas, tabs (paths may then contain spaces) or spaces.
+    Or it has LFW's form: `NAME A B` for NAME/NAME_000A and NAME/NAME_000B of one person, `NAME A OTHER B` for two
+    people; .jpg or .png. Or a pair is two lines `IMAGE LABEL`, as in CPLFW. A first line of one or two numbers, or of
+    names of columns, is a header.
 
     Folds are those of the list, or of a matching header `FOLDS PAIRS` (that many genuine, then that many impostor pairs
     per fold), or contiguous tenths in the order of the list, as in insightface. Fewer than ten pairs are one fold.
@@ -188,12 +195,37 @@ def contiguous_folds(pairs: int) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
 
 
+def split_fields(line: str) -> list[str]:
+    """Split a line at commas or tabs, or else at spaces; empty fields at the end, as in Kaggle's lists, are dropped.
+
+    >>> split_fields("Ada,1,4,"), split_fields("a.jpg b.jpg 1")
+    (['Ada', '1', '4'], ['a.jpg', 'b.jpg', '1'])
+    """
+    fields = re.split(r"\s*[,\t]\s*", line) if re.search(r"[,\t]", line) else line.split()
+    while fields and not fields[-1]:
+        fields.pop()
+    return fields
+
+
+def names_columns(fields: Sequence[str]) -> bool:
+    """Return whether the fields of a first line are the names of columns.
+
+    >>> names_columns(["name", "imagenum1", "imagenum2"]), names_columns(["a.jpg", "b.jpg", "1"])
+    (True, False)
+    """
+    words = all(re.fullmatch(r"[A-Za-z][\w ]*", field) for field in fields)
+    return words and len(fields) > 1 and fields[-1].lower() not in _LABELS
+
+
 def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
     """Read the pairs of a list and their folds."""
-    lines = read_lines(path)
-    words = lines[0][1].split()
-    header = len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words)
-    pairs = [_read_pair(path, root, number, line) for number, line in (lines[1:] if header else lines)]
+    lines = [(number, split_fields(line)) for number, line in read_lines(path)]
+    words = lines[0][1]
+    header = 0 < len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words)
+    lines = lines[1:] if header or names_columns(words) else lines
+    if lines and all(len(fields) == 2 and fields[1].lower() in _LABELS for _, fields in lines):
+        lines = _join_lines(path, lines)
+    pairs = [_read_pair(path, root, number, fields) for number, fields in lines]
     if not pairs:
         raise ValueError(f"{path} holds no pair below its header: expected {_EXPECTED}")
     for pair in pairs:
@@ -209,8 +241,21 @@ def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
     return pairs, contiguous_folds(len(pairs))
 
 
-def _read_pair(path: Path, root: Path, number: int, line: str) -> Pair:
-    fields = re.split(r"\s*[,\t]\s*", line) if re.search(r"[,\t]", line) else line.split()
+def _join_lines(path: Path, lines: Sequence[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Join each two lines `IMAGE LABEL` to one of `IMAGE IMAGE LABEL`."""
+    joined = []
+    for (number, (first, label)), (_, (second, again)) in zip(lines[::2], lines[1::2], strict=False):
+        if label != again:
+            raise ValueError(
+                f"{path}:{number}: the two lines of a pair have the labels {label} and {again}: make them equal"
+            )
+        joined.append((number, [first, second, label]))
+    if len(lines) % 2:
+        raise ValueError(f"{path}:{lines[-1][0]}: the second line of the pair is missing: expected {_EXPECTED}")
+    return joined
+
+
+def _read_pair(path: Path, root: Path, number: int, fields: Sequence[str]) -> Pair:
     fold = None
     try:
         if numbered := numbered_pair(fields):

@@ -15,7 +15,7 @@ from deocc.runs import damage
 # Keys under which training scripts save the network inside a larger dictionary.
 _CONTAINERS = ("state_dict", "model_state_dict", "state_dict_backbone", "model", "backbone", "net")
 # Prefixes that wrappers (DataParallel, Lightning modules, `Embedder`) add to the names of a network.
-_PREFIXES = ("module.", "backbone.", "model.", "network.", "_orig_mod.")
+_PREFIXES = ("module.", "backbone.", "model.", "network.", "net.", "_orig_mod.")
 
 
 def find_weights(path: str | Path, remedy: str) -> Path:

@@ -1,5 +1,6 @@
 """Checks of the data sets in `data/` and of the folder given as --data."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,7 +32,7 @@ _MARGIN: Final = 0.5
 def check_celeba(context: Context) -> Iterator[Finding]:
     """Check that CelebA, if present, is complete."""
     if _CELEBA.is_dir():
-        yield _describe_celeba(_CELEBA)
+        yield from _describe_celeba(_CELEBA)
 
 
 def check_lfw(context: Context) -> Iterator[Finding]:
@@ -71,7 +72,7 @@ def check_given(context: Context) -> Iterator[Finding]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder.absolute()}")
     if is_celeba(folder):
-        yield _describe_celeba(folder)
+        yield from _describe_celeba(folder)
         return
     listing = list_folder(folder)
     yield Finding("OK", f"{folder}: {len(listing.names):,} images of {len(listing.people):,} people")
@@ -173,6 +174,9 @@ def spread(paths: Sequence[Path], count: int) -> list[Path]:
     return [paths[place] for place in places.tolist()]
 
 
-def _describe_celeba(folder: Path) -> Finding:
-    faces = CelebaFaces(str(folder))
-    return Finding("OK", f"{folder}: CelebA, {len(faces):,} images of {len(faces.split_of_person):,} people")
+def _describe_celeba(folder: Path) -> Iterator[Finding]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        faces = CelebaFaces(str(folder))
+    yield Finding("OK", f"{folder}: CelebA, {len(faces):,} images of {len(faces.split_of_person):,} people")
+    yield from (Finding("warning", str(warning.message)) for warning in caught)

@@ -27,7 +27,7 @@ class EmbedderSpec:
         size: side of the input in pixels; the template is scaled to it.
         mean: per channel, in the backbone's colour order.
         std: per channel, in the backbone's colour order.
-        color: colour order.
+        color: colour order; None if the weights do not tell, so that `create_embedder` asks for it.
         mirror: in evaluation mode, average the embeddings of a face and of its mirror image, as is common on LFW;
             doubles the cost.
 
@@ -39,7 +39,7 @@ class EmbedderSpec:
     size: int
     mean: Triple
     std: Triple
-    color: Colour = "rgb"
+    color: Colour | None = "rgb"
     mirror: bool = False
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class EmbedderSpec:
             raise ValueError(f"size must be a positive number of pixels, got {self.size}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std must be three numbers each, std positive, got {self.mean} and {self.std}")
-        if self.color not in ("rgb", "bgr"):
+        if self.color not in ("rgb", "bgr", None):
             raise ValueError(f"color must be 'rgb' or 'bgr', got {self.color!r}")
 
 

@@ -1,7 +1,8 @@
 """IResNet, the backbone of ArcFace and its successors: 112 x 112 to 512 dimensions.
 
 Names follow insightface's `arcface_torch`, whose weights files load directly. Files of AdaFace are detected and their
-names translated; that network takes BGR and has a first shortcut that subsamples without a convolution.
+names translated; that network takes BGR and has a first shortcut that subsamples without a convolution. Files of
+CVLface have the same names below `net.` and either colour order, which has to be given.
 
 [0] Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
 [1] github.com/deepinsight/insightface, `recognition/arcface_torch/backbones/iresnet.py`: names and numbers of blocks.
@@ -138,10 +139,13 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
     path = find_weights(
         weights, "get a backbone.pth of arcface_torch from insightface's model zoo, or a checkpoint of AdaFace"
     )
-    state, spec = strip_prefixes(read_state_dict(path)), SPEC
+    stored, spec = read_state_dict(path), SPEC
+    state = strip_prefixes(stored)
     adaface = "input_layer.0.weight" in state
     if adaface:
         state, spec = translate_adaface(state, blocks), replace(SPEC, color="bgr")
+    if any("net" in key.split(".") for key in stored):  # CVLface, whose models have the same names in either order
+        spec = replace(spec, color=None)
     network = IResNet(blocks, pooled_shortcut=adaface)
     load_weights(network, state, path, ignored=("head.",))  # the classifier in a training checkpoint of AdaFace
     return Backbone(network, spec, pretrained=True)

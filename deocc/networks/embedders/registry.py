@@ -89,7 +89,13 @@ def create_embedder(
     backbone = _BUILDERS[family](name, weights, pretrained)
     options = {"template": template, "size": size, "color": color, "mean": mean, "std": std, "mirror": mirror}
     given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
-    return Embedder(name, replace(backbone, spec=replace(backbone.spec, **given)))
+    spec = replace(backbone.spec, **given)
+    if spec.color is None:
+        raise ValueError(
+            f"{weights} does not tell the colour order of its network's input: see the model's card and set the option "
+            "color to rgb or bgr; for a teacher by teacher_options: {color: rgb}"
+        )
+    return Embedder(name, replace(backbone, spec=spec))
 
 
 def create_teacher(name: str, weights: str | None = None, **options: Any) -> Embedder:
