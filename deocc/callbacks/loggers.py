@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 
 def logged_step(trainer: pl.Trainer) -> int:
-    """Return the step of Lightning's logs: batches since the start; `global_step` counts every optimiser's steps."""
+    """Return the step of Lightning's logs: batches since the start; `global_step` counts optimiser steps."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped  # as in Lightning's own callbacks
 
 
