@@ -1,6 +1,7 @@
 """Loggers of a run: always `metrics.csv` in its folder, and what the configuration adds (TensorBoard, W&B)."""
 
 import csv
+import importlib.util
 import io
 import logging
 import os
@@ -216,6 +217,8 @@ def place_loggers(trainer: Namespace, folder: Path, subfolder: str, home: Path, 
     metrics = Namespace(class_path=f"{__name__}.MetricsLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
     trainer.logger = [metrics, *others]
     for logger in trainer.logger:
+        if _class_name(logger) == "TensorBoardLogger" and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError('the logger TensorBoardLogger needs tensorboard: pip install "deocc[tensorboard]"')
         if _class_name(logger) in ("WandbLogger", "WandbRunLogger"):
             trained = not subfolder or (home / runs.CONFIG).is_file()
             module = model.rsplit(".", 1)[-1]

@@ -91,7 +91,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> PhotoParser:
-    description = "Predict masks, complete the faces behind them and embed the faces of photos."
+    description = (
+        "Predict masks, complete the faces behind them and embed the faces of photos. Without PHOTOS, the validation "
+        "faces of a run are predicted: `deocc predict --checkpoint RUN`; `--print_config` lists the keys of that form."
+    )
     parser = PhotoParser("predict PHOTOS", description)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--parquet", action="store_true", help=f"write {PARQUET} beside {EMBEDDINGS}")

@@ -25,13 +25,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return calls
 
 
-@pytest.mark.parametrize("argv", ["photos --out a", "a.jpg", "photos --help"])
+@pytest.mark.parametrize("argv", ["photos --out a", "a.jpg", "photos --help", "--help"])
 def test_predict_with_photos_first(argv: str, called: list[tuple[str, list[str]]]) -> None:
     cli.main(["predict", *argv.split()])
     assert called == [("deocc.commands.predict", argv.split())]
 
 
-@pytest.mark.parametrize("argv", ["", "--help", "--checkpoint runs/distill", "--config a.yaml --data.num_workers 1"])
+@pytest.mark.parametrize("argv", ["", "--checkpoint runs/distill", "--config a.yaml --data.num_workers 1"])
 def test_predict_without_photos(argv: str, called: list[tuple[str, list[str]]]) -> None:
     cli.main(["predict", *argv.split()])
     assert called == [("deocc.training", ["predict", *argv.split()])]

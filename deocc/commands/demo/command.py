@@ -8,7 +8,7 @@ from pathlib import Path
 from deocc.commands.arguments import add_model_argument, load_model
 from deocc.commands.demo.analysis import Analyst, OrlGallery
 from deocc.commands.demo.page import Answers, build_page
-from deocc.commands.demo.server import address_of, listen, make_app, private_folder, serve
+from deocc.commands.demo.server import address_of, forget_proxies, listen, make_app, private_folder, serve
 from deocc.detection import list_detectors
 from deocc.inference.faces import DEFAULT_DETECTOR, FaceFinder
 from deocc.inference.pipeline import Pipeline
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         pipeline = load_model(arguments)
         finder = FaceFinder(pipeline.size, arguments.detector, arguments.detector_weights)
         gallery = _load_gallery(pipeline)
+        forget_proxies()  # after a model on the hub was loaded; `private_folder` restores them
         page = build_page(Answers(Analyst(pipeline, gallery), finder, Path(uploads)), gallery)
         is_local = is_loopback(listener.getsockname()[0])
         if not is_local:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
                 "and photos travel unencrypted"
             )
         print(f"deocc demo: {address_of(listener)} (Ctrl-C ends it)", flush=True)
-        serve(make_app(page, local_only=is_local), listener)
+        serve(make_app(page, local_only=is_local, hosts=arguments.allow_host), listener)
     return 0
 
 
@@ -61,6 +62,13 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser("deocc demo", description=description)
     add_model_argument(parser)
     parser.add_argument("--host", default=_HOST, help=f"address to listen at; {_HOST} admits this machine only")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name under which a reverse proxy serves the page; may be repeated",
+    )
     parser.add_argument("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0 = any free one")
     parser.add_argument("--detector", choices=list_detectors(), help=f"default: {DEFAULT_DETECTOR}")
     parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
