@@ -12,7 +12,7 @@ from deocc.batch import MaskedFaceBatch
 from deocc.losses import instance_relation_loss, pair_relation_loss, triplet_relation_loss
 from deocc.modules import DistillationModule
 from deocc.modules.identity_head import blended_identity_loss, own_centers
-from deocc.modules.optimization import warmup_cosine
+from deocc.modules.optimization import WarmupCosine
 
 GRADIENT_CLIP = 5.0  # as in configs/distill.yaml
 
@@ -35,7 +35,7 @@ class BareDistillation:
         student = {"params": list(self.student.parameters()), "lr": rate, "weight_decay": decay}
         classifier = {"params": list(self.classifier.parameters()), "lr": 10 * rate, "weight_decay": 0.0}
         self.optimizer = AdamW([student, classifier])
-        self.scheduler = warmup_cosine(self.optimizer, steps)
+        self.scheduler = WarmupCosine(self.optimizer, lambda: steps)
         self.parameters: list[nn.Parameter] = [*student["params"], *classifier["params"]]
 
     def step(self, batch: MaskedFaceBatch) -> None:

@@ -17,7 +17,7 @@ from deocc.losses import (
     masked_l1_loss,
 )
 from deocc.modules import InpaintingModule
-from deocc.modules.optimization import warmup_cosine
+from deocc.modules.optimization import WarmupCosine
 from deocc.networks.generator import compose
 
 BETAS = (0.5, 0.99)
@@ -44,7 +44,8 @@ class BareInpainting:
         )
         self.discriminator_optimizer = Adam(self.discriminator.parameters(), lr=rates["discriminator_"], betas=BETAS)
         self.schedulers = [
-            warmup_cosine(optimizer, steps) for optimizer in (self.generator_optimizer, self.discriminator_optimizer)
+            WarmupCosine(optimizer, lambda: steps)
+            for optimizer in (self.generator_optimizer, self.discriminator_optimizer)
         ]
 
     def step(self, batch: MaskedFaceBatch) -> None:
@@ -67,8 +68,8 @@ class BareInpainting:
     def _generator_loss(self, batch: MaskedFaceBatch, generated: Tensor, completed_face: Tensor) -> Tensor:
         weight, face, mask = self.settings, batch["face"], batch["mask"]
         logits = self.discriminator(completed_face, mask)
-        # Another shift in every step; the module counts the steps of both optimisers.
-        shift = tuple(number - SHIFTS // 2 for number in divmod((2 * self.step_number + 1) % SHIFTS**2, SHIFTS))
+        # Another shift in every step.
+        shift = tuple(number - SHIFTS // 2 for number in divmod(self.step_number % SHIFTS**2, SHIFTS))
         with torch.no_grad():
             clean, clean_maps = self.teacher.embed_with_features(face.roll(shift, (2, 3)))
         completed, completed_maps = self.teacher.embed_with_features(completed_face.roll(shift, (2, 3)))

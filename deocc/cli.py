@@ -1,6 +1,7 @@
 """The command line: dispatches `deocc COMMAND` to one file per command, without importing torch for help and errors."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             With DEOCC_TRACEBACK=1 the original error is raised instead.
     """
     argv = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it cannot encode
     if not argv or argv[0] in {"-h", "--help"}:
         print(_HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
         return
@@ -85,11 +89,11 @@ def _expand_home(argument: str) -> str:
 def _run(argv: list[str]) -> int:
     """Import a command and run it; return its exit code.
 
-    `predict` has two forms: with a photo or folder as its first argument it predicts photos, otherwise it runs the
-    prediction loop on the validation faces of a run.
+    `predict` has two forms: with a photo or folder as its first argument it predicts photos, and its help is of this
+    form; otherwise it runs the prediction loop on the validation faces of a run.
     """
     command = argv[0]
-    photos = command == "predict" and len(argv) > 1 and not argv[1].startswith("-")
+    photos = command == "predict" and len(argv) > 1 and (argv[1] in {"-h", "--help"} or not argv[1].startswith("-"))
     if command in arguments.PARSERS and (command != "predict" or photos):
         arguments.PARSERS[command]().parse_args(argv[1:])  # help and wrong arguments need no imports
     elif {"-h", "--help"} & set(argv):

@@ -1,6 +1,7 @@
 """Loggers of a run: always `metrics.csv` in its folder, and what the configuration adds (TensorBoard, W&B)."""
 
 import csv
+import importlib.util
 import io
 import logging
 import os
@@ -35,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 
 def logged_step(trainer: pl.Trainer) -> int:
-    """Return the step of Lightning's logs: batches since the start; `global_step` counts every optimiser's steps."""
+    """Return the step of Lightning's logs: batches since the start; `global_step` counts optimiser steps."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped  # as in Lightning's own callbacks
 
 
@@ -216,6 +217,8 @@ def place_loggers(trainer: Namespace, folder: Path, subfolder: str, home: Path, 
     metrics = Namespace(class_path=f"{__name__}.MetricsLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
     trainer.logger = [metrics, *others]
     for logger in trainer.logger:
+        if _class_name(logger) == "TensorBoardLogger" and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError('the logger TensorBoardLogger needs tensorboard: pip install "deocc[tensorboard]"')
         if _class_name(logger) in ("WandbLogger", "WandbRunLogger"):
             trained = not subfolder or (home / runs.CONFIG).is_file()
             module = model.rsplit(".", 1)[-1]

@@ -51,13 +51,6 @@ Evaluate a run on the test people; writes results.json, report.html and, for sta
   --run FOLDER         where to write (default: the run's folder, or a folder in it for a test on other faces)
   --config FILE        other settings, such as another face set
 """,
-    "predict": """usage: deocc predict PHOTOS... --out DIR   complete and embed photos: deocc predict PHOTOS --help
-       deocc predict [--checkpoint RUN] [--config FILE ...] [--KEY VALUE ...]
-
-Without photos: complete and embed the validation faces of a run.
-
-  --checkpoint RUN     a run or a checkpoint file (default: the newest run)
-""",
     "ablate": """usage: deocc ablate --config PLAN [--run FOLDER] [--jobs N] [--seeds N ...] [--KEY VALUE ...]
 
 Train, test and compare the variants of a plan; the same command continues after an interruption.
@@ -85,7 +78,7 @@ Keys:
 
 
 def print_training_help(command: str) -> None:
-    """Print the help of fit, validate, test, ablate, or predict without photos."""
+    """Print the help of fit, validate, test or ablate."""
     print(TRAINING_HELP[command] + ("" if command == "ablate" else _KEYS_HELP), end="")
 
 
@@ -158,7 +151,10 @@ def mask_parser() -> PhotoParser:
 
 def predict_parser() -> PhotoParser:
     """Return the parser of `deocc predict PHOTOS`."""
-    description = "Predict masks, complete the faces behind them and embed the faces of photos."
+    description = (
+        "Predict masks, complete the faces behind them and embed the faces of photos. Without PHOTOS, the validation "
+        "faces of a run are predicted: `deocc predict --checkpoint RUN`; `--print_config` lists the keys of that form."
+    )
     parser = PhotoParser("predict PHOTOS", description)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--parquet", action="store_true", help="write embeddings.parquet beside embeddings.npz")
@@ -253,6 +249,13 @@ def demo_parser() -> ArgumentParser:
     parser = ArgumentParser("deocc demo", description=description)
     add_model_argument(parser)
     parser.add_argument("--host", default=DEMO_HOST, help=f"address to listen at; {DEMO_HOST} admits this machine only")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name under which a reverse proxy serves the page; may be repeated",
+    )
     parser.add_argument("--port", type=int, default=DEMO_PORT, help=f"default: {DEMO_PORT}; 0 = any free one")
     parser.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
     parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
@@ -288,4 +291,4 @@ PARSERS: Final[dict[str, Callable[[], ArgumentParser]]] = {
     "demo": demo_parser,
     "doctor": doctor_parser,
 }
-"""Parsers by command; fit, validate, test, ablate, and predict without photos have `TRAINING_HELP`."""
+"""Parsers by command; the others have `TRAINING_HELP`."""

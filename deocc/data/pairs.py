@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,10 @@ from deocc.data.folder import template_landmarks
 from deocc.data.identities import identity_name
 from deocc.data.images import read_image
 from deocc.data.landmarks import SUBSTITUTED, find_file_landmarks, warn_of_lost
-from deocc.evaluation.protocol import ListedPairs
+from deocc.evaluation.protocol import ListedPairs, OccludedPairs
 from deocc.files import expand_user
 from deocc.geometry import get_template
+from deocc.masking.registry import kind_numbers
 
 _LABELS: Final = {
     **dict.fromkeys(("1", "same", "true"), True),
@@ -108,9 +109,13 @@ class PairListFaces(PairedFiles):
             the landmarks once.
         detector: detector of the landmarks, see `deocc.data.landmarks`.
         detector_weights: weights file of the detector, if it needs one.
+        occluded: the column of the images that show real occluders, such as masks: "first" or "second". No mask is
+            drawn on any image of the list then, and the masks are predicted. None: all images are bare.
+        occluder: kind of the real occluders, under which results are listed.
 
     Raises: FileNotFoundError: there is no such list, or images of it are missing. ValueError: a malformed line (the
-        message begins with FILE:LINE), an unknown template, or an image that is not square.
+        message begins with FILE:LINE), an unknown template or kind, an image that is not square, or one that is in both
+        columns of a list with real occluders.
     """
 
     def __init__(
@@ -120,6 +125,8 @@ class PairListFaces(PairedFiles):
         aligned: str | None = None,
         detector: str = "dlib",
         detector_weights: str | None = None,
+        occluded: Literal["first", "second"] | None = None,
+        occluder: str = "surgical",
     ) -> None:
         template = get_template(aligned) if aligned is not None else None
         self._list, folder = expand_user(pairs), expand_user(root)
@@ -128,6 +135,16 @@ class PairListFaces(PairedFiles):
         super().__init__(f"images of {self._list.name}", folder, listed, fold, advice)
         self.person, self.person_names = _identities(self.names, self._first, self._second, self._same)
         self.split_of_person = dict.fromkeys(range(len(self.person_names)), "test")
+        if occluded is not None:
+            real, bare = (self._first, self._second) if occluded == "first" else (self._second, self._first)
+            if len(both := np.intersect1d(real, bare)) > 0:
+                raise ValueError(
+                    f"{self._list}: {self.names[both[0]]!r} is in both columns, of which one shows real occluders "
+                    f"(occluded: {occluded}): list bare images in one column and occluded ones in the other"
+                )
+            self.occluder = np.full(len(self.names), -1, np.int64)
+            self.occluder[real] = kind_numbers([occluder])[0]
+            self.protocol = OccludedPairs(bare, real, self._same, fold)
         if template is None:
             found = find_file_landmarks(self.root, self.names, detector, detector_weights)
             warn_of_lost(found.lost, len(self), SUBSTITUTED)

@@ -134,6 +134,10 @@ class ListedPairs(AllPairs):
         return PairScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+class OccludedPairs(ListedPairs):
+    """Listed pairs of a bare first face and a second face with a real occluder, as on MFR2."""
+
+
 class Galleries(AllPairs):
     """Probes with real occluders against named galleries, as on AR.
 

@@ -28,6 +28,7 @@ COMPARED = {
     "compared with all gallery faces except its own image.",
     "ListedPairs": "The pairs of a list are compared, with the first face clean and the second with a synthetic "
     "occluder, or both with occluders: of one kind, or, with mixed kinds, each with the kind that was drawn for it.",
+    "OccludedPairs": "The pairs of a list are compared. Occluders are real, and their masks are predicted.",
     "Galleries": "Probes have real occluders, whose masks are predicted, and are compared with bare gallery faces. "
     "Protocol 1 has several gallery images per person, protocol 2 one.",
 }

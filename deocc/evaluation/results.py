@@ -238,6 +238,8 @@ def _differences(
         if not all(row in clean or row in compared for row in rows):
             continue
         first, second = score(rows[0]), score(rows[1])
+        if len(torch.unique(torch.cat([first.first_person, first.second_person]))) < 2:
+            continue  # there are no impostor pairs
         differences[name] = {"eer": paired_bootstrap_eer(first, second, replicates, seed)._asdict()}
         if first.fold is not None and len(torch.unique(first.fold)) > 1:
             differences[name]["accuracy"] = paired_bootstrap_accuracy(first, second, replicates, seed)._asdict()

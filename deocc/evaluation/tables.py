@@ -26,6 +26,7 @@ _PERCEPTUAL = {
     "kernel": "KID form",
 }
 _RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered dB", "ssim_covered": "SSIM covered"}
+_NO_PAIRS = {"same": 0, "different": 0}
 _TAR_TITLES = [f"TAR@{rate} %" for rate in FALSE_ACCEPT_RATES]
 
 
@@ -130,8 +131,23 @@ def threshold_cells(results: Mapping[str, Any]) -> Cells:
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
-    """Format rows, differences and restoration as aligned plain text."""
-    return "\n".join(_aligned(cells) for cells in _summary(results))
+    """Format rows, differences and restoration as aligned plain text, and the reasons for missing figures."""
+    return "\n".join([*(_aligned(cells) for cells in _summary(results)), *missing_reasons(results)])
+
+
+def missing_reasons(results: Mapping[str, Any]) -> list[str]:
+    """Return a line for each reason why figures are `MISSING`; the table of settings itself has those of the TAR."""
+    lines: dict[str, None] = {}
+    for _, setting, scores in _settings(results):
+        for name, people in {"same": "one person", "different": "two people"}.items():
+            if scores.get("pairs", {}).get(name) == 0:
+                lines[f"{MISSING}: {setting} has no pairs of {people}"] = None
+        if is_listed(results) or not setting.startswith("clean"):
+            continue
+        for rate, interval in scores["tar_intervals"].items():
+            if f"tar@{rate}" in _COLUMNS and "reason" in interval:
+                lines[f"{MISSING}: {setting}, TAR@{rate}: {interval['reason']}"] = None
+    return list(lines)
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
@@ -201,12 +217,14 @@ def _gallery_titles(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield row, setting and scores."""
+    """Yield row, setting and scores of the settings in which the test has pairs."""
     for name, row in results["rows"].items():
         probe = "completed" if "completed" in name else "masked"  # the input of the student is a setting of its run
-        yield name, "clean-clean" if name in CLEAN_ROWS else f"clean-{probe}", row
-        if row.get("masked_masked"):
-            yield name, f"{probe}-{probe}", row["masked_masked"]
+        settings = {"clean-clean" if name in CLEAN_ROWS else f"clean-{probe}": row}
+        settings[f"{probe}-{probe}"] = row.get("masked_masked", {})
+        for setting, scores in settings.items():
+            if scores and scores.get("pairs") != _NO_PAIRS:
+                yield name, setting, scores
 
 
 def _restored(column: str, value: float | None) -> str:

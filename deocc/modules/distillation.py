@@ -36,12 +36,13 @@ from deocc.modules.identity_head import (
 )
 from deocc.modules.optimization import (
     Terms,
+    WarmupCosine,
     check_loss_weights,
     check_stage,
     drop_frozen,
     gradient_norms,
     restore_frozen,
-    warmup_cosine,
+    steps_left,
 )
 from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.networks.deoccluder import Deoccluder
@@ -287,7 +288,7 @@ class DistillationModule(RecognitionModule):
             groups.append({"params": parameters, "lr": _CLASSIFIER_RATE * rate, "weight_decay": 0.0})
         adamw = hp["optimizer"] == "adamw"
         optimizer = AdamW(groups) if adamw else SGD(groups, momentum=_MOMENTUM, nesterov=True)
-        scheduler = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = WarmupCosine(optimizer, lambda: steps_left(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
+from pytorch_lightning.core.optimizer import do_nothing_closure
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,13 +32,14 @@ from deocc.modules.evaluation import Comparison, RestorationModule, outside_auto
 from deocc.modules.optimization import (
     MicroBatch,
     Terms,
+    WarmupCosine,
     check_loss_weights,
     check_stage,
     drop_frozen,
     optimizer_step,
     restore_frozen,
     split_micro_batches,
-    warmup_cosine,
+    steps_left,
 )
 from deocc.networks.discriminator import GlobalLocalDiscriminator
 from deocc.networks.embedders.registry import create_teacher, read_options
@@ -162,12 +164,16 @@ class InpaintingModule(RestorationModule):
     def _optimizer_step(
         self, index: int, micro_batches: Sequence[MicroBatch], compute_terms: Callable[[MicroBatch], Terms]
     ) -> Terms:
-        """Step an optimiser; unless a GradScaler skips it, also its learning rate and the running average."""
-        terms, stepped = optimizer_step(self, _as_list(self.optimizers())[index], micro_batches, compute_terms)
-        if stepped:
-            _as_list(self.lr_schedulers())[index].step()
-            if index == _GENERATOR:
-                self.average.update_parameters(self.generator)
+        """Step an optimiser and its learning rate; unless a GradScaler skips the step, also the running average."""
+        optimizer = _as_list(self.optimizers())[index]
+        if (
+            index == _DISCRIMINATOR
+        ):  # Lightning would count it as a step of the training, which trainer.max_steps limits
+            optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
+        terms, stepped = optimizer_step(self, optimizer, micro_batches, compute_terms)
+        _as_list(self.lr_schedulers())[index].step()
+        if stepped and index == _GENERATOR:
+            self.average.update_parameters(self.generator)
         return terms
 
     def _generate(self, micro_batch: MicroBatch) -> Tensor:
@@ -238,8 +244,7 @@ class InpaintingModule(RestorationModule):
         if self.discriminator is not None:
             rate = hp["discriminator_learning_rate"]
             optimizers.append(Adam(self.discriminator.parameters(), lr=rate, betas=_BETAS))
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimizers, [warmup_cosine(optimizer, steps) for optimizer in optimizers]
+        return optimizers, [WarmupCosine(optimizer, lambda: steps_left(self.trainer)) for optimizer in optimizers]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, which a GradScaler has already unscaled."""

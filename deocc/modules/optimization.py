@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from deocc.batch import MaskedFaceBatch
 
@@ -17,25 +17,70 @@ Terms = dict[str, Tensor]
 """Weighted losses, scalars by name."""
 
 
-def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05) -> LambdaLR:
-    """Create a schedule of linear warm-up and cosine decay to 0, to be stepped after every training step.
+class WarmupCosine(LRScheduler):
+    """Linear warm-up and cosine decay to 0, to be stepped after every training step.
 
-    `SequentialLR` of `LinearLR` and `CosineAnnealingLR` has the same values, but restores its length from a checkpoint:
-    in a run resumed for more epochs, the learning rate would rise again.
+    A resumed training may be longer or shorter than the interrupted one, or have another number of steps per epoch or
+    other settings of the optimiser. All of these are then as configured now: only the number of steps taken is loaded.
 
     Args:
         optimizer: its learning rates are the peak values.
-        steps: number of training steps.
+        steps_left: returns the number of steps that the training will still take.
         warmup: fraction of the steps for the warm-up.
     """
-    rising = max(1, round(steps * warmup))
 
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+    def __init__(self, optimizer: Optimizer, steps_left: Callable[[], int], warmup: float = 0.05) -> None:
+        self._steps_left, self._steps, self._warmup = steps_left, steps_left(), warmup
+        super().__init__(optimizer)
+        self._step_count += 1  # torch would warn when a GradScaler skips the first step of the optimiser
+        unsaved = {"params", "lr"}
+        self._settings = [{k: v for k, v in group.items() if k not in unsaved} for group in optimizer.param_groups]
 
-    return LambdaLR(optimizer, factor)
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each parameter group."""
+        rising = max(1, round(self._steps * self._warmup))
+        if self.last_epoch < rising:
+            factor = (self.last_epoch + 1) / rising
+        else:
+            progress = (self.last_epoch - rising) / max(1, self._steps - rising)
+            factor = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return [rate * factor for rate in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps taken, under the name that torch uses."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after the steps taken. The optimiser must be loaded first, since its settings are set back."""
+        self.last_epoch = state_dict["last_epoch"]
+        self._steps = self.last_epoch + self._steps_left()
+        self._last_lr = self.get_lr()
+        for group, settings, rate in zip(self.optimizer.param_groups, self._settings, self._last_lr, strict=True):
+            group.update(settings, lr=rate)
+
+
+def steps_left(trainer: pl.Trainer) -> int:
+    """Return the number of optimiser steps from the present position of the trainer's loops to the end of the training.
+
+    Raises:
+        ValueError: the training has no end that is counted in epochs or steps.
+    """
+    if trainer.estimated_stepping_batches == math.inf:  # loads the training data, too
+        raise ValueError(
+            "the learning rate falls to 0 at the end of the training, but trainer.max_epochs and trainer.max_steps are "
+            "both unlimited: set one of them; trainer.max_time may end the training earlier"
+        )
+    left: float = math.inf
+    if trainer.max_epochs not in (None, -1):
+        epochs, accumulated = trainer.fit_loop.epoch_progress.current, trainer.accumulate_grad_batches
+        per_epoch = math.ceil(trainer.num_training_batches / accumulated)
+        left = (trainer.max_epochs - epochs.processed) * per_epoch
+        if epochs.started > epochs.processed:  # within an epoch, whose number of batches may have changed since
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            left -= min(math.ceil(done / accumulated), per_epoch)
+    if trainer.max_steps != -1:
+        left = min(left, trainer.max_steps - trainer.global_step)
+    return max(0, int(left))
 
 
 def check_loss_weights(hparams: Mapping[str, Any], terms: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from deocc.evaluation.tables import flat_scores
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
 from deocc.modules.evaluation import outside_autocast
-from deocc.modules.optimization import Terms, check_stage, warmup_cosine
+from deocc.modules.optimization import Terms, WarmupCosine, check_stage, steps_left
 from deocc.networks.segmenter import MaskSegmenter, predicted_share
 
 STAGE = "segmentation"
@@ -108,7 +108,7 @@ class SegmentationModule(pl.LightningModule):
         """AdamW with warm-up and cosine decay."""
         rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
         optimizer = AdamW(self.segmenter.parameters(), lr=rate, weight_decay=decay)
-        scheduler = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = WarmupCosine(optimizer, lambda: steps_left(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

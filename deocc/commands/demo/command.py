@@ -8,7 +8,7 @@ from pathlib import Path
 from deocc.commands.arguments import demo_parser
 from deocc.commands.demo.analysis import Analyst, OrlGallery
 from deocc.commands.demo.page import Answers, build_page
-from deocc.commands.demo.server import address_of, listen, make_app, private_folder, serve
+from deocc.commands.demo.server import address_of, forget_proxies, listen, make_app, private_folder, serve
 from deocc.commands.model import load_model
 from deocc.inference.faces import FaceFinder
 from deocc.inference.pipeline import Pipeline
@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         pipeline = load_model(arguments)
         finder = FaceFinder(pipeline.size, arguments.detector, arguments.detector_weights)
         gallery = _load_gallery(pipeline)
+        forget_proxies()  # after a model on the hub was loaded; `private_folder` restores them
         page = build_page(Answers(Analyst(pipeline, gallery), finder, Path(uploads)), gallery)
         is_local = is_loopback(listener.getsockname()[0])
         if not is_local:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
                 "and photos travel unencrypted"
             )
         print(f"deocc demo: {address_of(listener)} (Ctrl-C ends it)", flush=True)
-        serve(make_app(page, local_only=is_local), listener)
+        serve(make_app(page, local_only=is_local, hosts=arguments.allow_host), listener)
     return 0
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +47,12 @@ def private_folder() -> Iterator[str]:
             signal.signal(number, handler)
 
 
+def forget_proxies() -> None:
+    """Remove proxies from the environment: the page needs none, and Gradio does not start with a SOCKS proxy."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address; port 0 chooses a free one.
 
@@ -77,13 +83,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def make_app(page: "gr.Blocks", local_only: bool = True) -> "fastapi.FastAPI":
+def make_app(page: "gr.Blocks", local_only: bool = True, hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
     """Mount the page in an application that limits uploads and loads nothing from other machines.
 
     Args:
         page: the page.
         local_only: accept only requests to a loopback address or `localhost`. This stops DNS rebinding, where another
             site's host name resolves to this machine so that its page can read this one.
+        hosts: further host names to accept, such as that of a reverse proxy.
 
     Raises:
         ImportError: gradio is not installed.
@@ -93,7 +100,7 @@ def make_app(page: "gr.Blocks", local_only: bool = True) -> "fastapi.FastAPI":
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS) if local_only else ["*"])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_HOSTS, *hosts] if local_only else ["*"])
     theme = gr.themes.Default(  # Gradio's default fonts would be loaded from the network
         primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     )

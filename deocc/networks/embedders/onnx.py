@@ -14,6 +14,7 @@ from deocc.networks.weights import find_weights
 # Input of ArcFace's published ONNX files; options of `create_embedder` override it.
 TEMPLATE, HALF_RANGE = "arcface", (127.5, 127.5, 127.5)
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
 
 
 class OnnxNetwork(nn.Module):
@@ -24,7 +25,8 @@ class OnnxNetwork(nn.Module):
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ValueError: the file is damaged, or its input is not (batch, 3, side, side) with a free batch or a batch of 1.
+        ValueError: the file is damaged, or its input is not (batch, 3, side, side) with a free batch or a batch of 1,
+            or not floating-point.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +57,13 @@ class OnnxNetwork(nn.Module):
                 f"{self.path} has inputs of shape {shapes}, expected one of (batch, 3, side, side), "
                 "batch free or 1: export it so"
             )
+        if inputs[0].type not in _DTYPES:
+            raise ValueError(
+                f"{self.path} takes a {inputs[0].type}, expected one of {', '.join(_DTYPES)}: export it with inputs of "
+                "that type"
+            )
         self.input_name: str = inputs[0].name
+        self.dtype = _DTYPES[inputs[0].type]
         self.single = batch == 1
         self.side: int | None = sides[0]
 
@@ -70,10 +78,10 @@ class OnnxNetwork(nn.Module):
             raise ValueError(
                 f"{self.path} takes images of {self.side} pixels a side, got {image.shape[-1]}: leave size out"
             )
-        array = image.detach().float().cpu()
+        array = image.detach().to("cpu", self.dtype)
         batches = array.split(1) if self.single else (array,)
         outputs = [torch.from_numpy(self.session.run(None, {self.input_name: batch.numpy()})[0]) for batch in batches]
-        return torch.cat(outputs).to(image.device)
+        return torch.cat(outputs).float().to(image.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Exclude the session, which can be neither copied nor pickled."""
