@@ -11,6 +11,7 @@ from PIL import Image
 
 from deocc.commands import predict
 from deocc.commands.predict import main
+from deocc.inference import model_folder
 from deocc.inference.faces import FaceFinder
 from deocc.inference.network import FaceNetwork, FaceOutput
 from deocc.inference.photos import read_photo
@@ -272,7 +273,8 @@ def test_predict_without_pyarrow(model: Path, monkeypatch: pytest.MonkeyPatch) -
         ("in --out out", "no pretrained model"),
     ],
 )
-def test_predict_refuses(arguments: str, needle: str) -> None:
+def test_predict_refuses(arguments: str, needle: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path / "pretrained")
     with pytest.raises((ValueError, FileNotFoundError), match=needle) as error:
         main(arguments.split())
     assert "\n" not in str(error.value)
