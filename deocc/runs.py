@@ -31,8 +31,10 @@ def expand_paths(component: Any) -> None:
     Args:
         component: a dictionary or namespace of `class_path` and `init_args`; changed in place. None is allowed.
     """
-    settings = component.get("init_args") if component is not None else None
-    for key in _PATH_SETTINGS if settings is not None else ():
+    if component is None:
+        return
+    settings: Any = component.get("init_args") or {}
+    for key in _PATH_SETTINGS:
         value = settings.get(key)
         if key == "pairs" and str(component["class_path"]).endswith("LfwFaces"):
             continue  # a name that is searched in several folders

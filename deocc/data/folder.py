@@ -160,9 +160,9 @@ def list_folder(root: Path, identities: bool = True) -> FolderListing:
             f"the folders in {root.absolute()} are {', '.join(counts)}, which are splits and no people: give one of "
             "them, the split is made from the names of the people in it"
         )
-    person = np.repeat(np.arange(len(counts), dtype=np.int64), list(counts.values()))
+    identity = np.repeat(np.arange(len(counts), dtype=np.int64), list(counts.values()))
     stamp = np.array([file[2:] for file in files], dtype=np.int64)
-    return FolderListing(root, NameTable(name for _, name, _, _ in files), list(counts), person, stamp, unused)
+    return FolderListing(root, NameTable(name for _, name, _, _ in files), list(counts), identity, stamp, unused)
 
 
 def square_side(path: Path) -> int:

@@ -65,7 +65,7 @@ def test_expand_paths_makes_existing_paths_absolute(home: Path) -> None:
     (home / "w").mkdir(parents=True)
     settings = {"root": "faces", "aligned": "arcface", "pairs": "pairs.txt", "detector_weights": "~/w", "idx": None}
     lists, lfw = (
-        {"class_path": "PairListFaces", "init_args": settings},
+        {"class_path": "PairListFaces", "init_args": {**settings}},
         {"class_path": "LfwFaces", "init_args": {**settings}},
     )
     runs.expand_paths(lists)
