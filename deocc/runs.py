@@ -5,7 +5,7 @@ A run is a folder with `config.yaml`, `metrics.csv`, `checkpoints/` and the file
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,26 @@ def _packaged_configs() -> Path:
     """Return the folder of the packaged configurations: in a wheel inside the package, in a clone beside it."""
     package = Path(__file__).parent
     return package / _CONFIGS if (package / _CONFIGS).is_dir() else package.parent / _CONFIGS
+
+
+def part_of_data(trainer: Any, *splits: str) -> dict[str, float]:
+    """Return the settings of a trainer that leave out data of the given splits; nothing if all data are used.
+
+    Args:
+        trainer: a `Trainer`, or its part of a configuration.
+        splits: of "train", "val", "test" and "predict".
+    """
+    names = [f"limit_{split}_batches" for split in splits]
+    limits = {name: getattr(trainer, name) for name in names if getattr(trainer, name, None) is not None}
+    found = {name: limit for name, limit in limits.items() if isinstance(limit, int) or limit < 1}  # 1.0 is a share
+    if fast := getattr(trainer, "fast_dev_run", False):
+        found["fast_dev_run"] = fast
+    return found
+
+
+def describe_part(part: Mapping[str, float]) -> str:
+    """Return the settings found by `part_of_data` as text: `limit_test_batches 4`."""
+    return ", ".join(f"{name} {value}" for name, value in part.items())
 
 
 def free_folder(wanted: Path) -> Path:

@@ -1,10 +1,12 @@
 """The commands `fit`, `validate`, `test` and `predict`: LightningCLI with run folders, resuming and one-line errors."""
 
+import contextlib
 import gc
 import importlib
 import logging
 import re
 import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,15 @@ from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
 from deocc.callbacks.loggers import place_loggers
 from deocc.callbacks.provenance import FingerprintCallback
 from deocc.data import MaskedFaceDataModule
-from deocc.files import expand_user
+from deocc.files import expand_user, hold_lock
 from deocc.inference.model_folder import CONFIG as MODEL_CONFIG
 from deocc.inference.model_folder import pretrained_folder
 from deocc.messages import one_line, say
-from deocc.modules import DistillationModule
+from deocc.modules import DistillationModule, InpaintingModule
 from deocc.modules.evaluation import FROM_CHECKPOINT
 from deocc.networks.weights import read_checkpoint
 
-_OTHER_DATA = "test-"  # beginning of the folder, within a run, of a test on other data
+_OTHER_DATA = "test-"  # beginning of the folder, within a run, of a test on other data or on a part of the data
 _EARLIER_STAGES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
 """Settings of a module that name a run of an earlier stage, and the module of that stage."""
 _SAFEGUARDS = {
@@ -58,11 +60,12 @@ class DeoccCLI(LightningCLI):
 
     Args:
         command: the subcommand to run.
+        locks: receives the lock of the run folder.
         settings: passed on to `LightningCLI`.
     """
 
-    def __init__(self, command: str, **settings: Any) -> None:
-        self._command = command
+    def __init__(self, command: str, locks: contextlib.ExitStack, **settings: Any) -> None:
+        self._command, self._locks = command, locks
         super().__init__(pl.LightningModule, MaskedFaceDataModule, **settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, called on the instance
@@ -82,15 +85,20 @@ class DeoccCLI(LightningCLI):
         config.run = str(expand_user(config.run))
         runs.expand_paths(config.model)
         runs.expand_paths(config.data.get("face_set"))
+        _check_trainer(config.trainer, _class_of(config.model))
         if fitting:
             _continue_requeued_run(config)
         checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None
         if checkpoint is not None:
             read_checkpoint(checkpoint)  # raises a clear error if it is damaged
-        folder = _fit_folder(config, checkpoint) if fitting else _evaluation_folder(config, checkpoint)
+        folder = _fit_folder(config, checkpoint) if fitting else _evaluation_folder(config, checkpoint, self._command)
+        if processes.is_first() and not config.trainer.fast_dev_run:
+            _hold_run(self._locks, folder, self._command)
+            if fitting:
+                processes.note_job(folder)
         config.run, config.resume, config.trainer.default_root_dir = str(folder), None, str(folder)
         print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
-        _add_callbacks(config.trainer, config.model.class_path)
+        _add_callbacks(config.trainer, _class_of(config.model))
         for callback in config.trainer.callbacks:
             if "ModelCheckpoint" in callback.class_path:
                 callback.init_args.dirpath = str(folder / runs.CHECKPOINTS)
@@ -117,10 +125,16 @@ class DeoccCLI(LightningCLI):
         """Do nothing: LightningCLI would override the command line by the checkpoint's hyperparameters."""
 
     def after_fit(self) -> None:
-        """Print the next command."""
-        if self.trainer.is_global_zero:
-            run = self.config[self.subcommand].run
-            print(f"deocc fit: done; evaluate with `deocc test --checkpoint {run}`", flush=True)
+        """Print the next command, and which part of the data was used, if not all."""
+        if not self.trainer.is_global_zero:
+            return
+        part = runs.part_of_data(self.trainer, "train")
+        if "fast_dev_run" in part:
+            print("deocc fit: it runs; nothing was saved, leave trainer.fast_dev_run out to train", flush=True)
+            return
+        trained = f"trained on a part of the data ({runs.describe_part(part)})" if part else "done"
+        run = self.config[self.subcommand].run
+        print(f"deocc fit: {trained}; evaluate with `deocc test --checkpoint {run}`", flush=True)
 
 
 def run(argv: list[str]) -> int:
@@ -141,10 +155,13 @@ def run(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|jsonargparse|torch\.utils)")
     processes.end_with_parent()
     processes.log_lost_children()
-    command, code = argv[0], 0
+    command, code, locks = argv[0], 0, contextlib.ExitStack()
+    if (here := str(Path.cwd())) not in sys.path:  # a configuration may name the user's own classes
+        sys.path.append(here)
     try:
         DeoccCLI(
             command,
+            locks,
             subclass_mode_model=True,
             auto_configure_optimizers=False,  # modules have their own, and a key `optimizer` would hide the module's
             save_config_callback=DashboardConfigCallback if command == "fit" else None,
@@ -165,6 +182,8 @@ def run(argv: list[str]) -> int:
         if message == one_line(error):
             raise
         raise RuntimeError(message) from error
+    finally:
+        locks.close()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()  # cycles of DDP modules hold the group
         torch.distributed.destroy_process_group()  # at interpreter exit gloo's threads would abort the process
@@ -202,7 +221,7 @@ def _expand_evaluation(command: str, argv: list[str]) -> list[str]:
     where, argv = _take_option(argv, "--checkpoint")
     if where is None:
         where = str(runs.newest_run("deocc.modules."))
-        print(f"deocc {command}: no --checkpoint given, taking the newest run, {where}", flush=True)
+        say(f"no --checkpoint given, taking the newest run, {where}")
     checkpoint = runs.find_checkpoint(where)
     config = runs.run_folder_of(checkpoint) / runs.CONFIG
     if not config.is_file():
@@ -269,15 +288,51 @@ def _fit_folder(config: Any, checkpoint: Path | None) -> Path:
     folder = wanted if same_run or config.resume is not None else runs.free_folder(wanted)
     if folder != wanted and processes.is_first():
         print(f"deocc fit: {wanted} holds a run: this one is new; `deocc fit --resume {wanted}` continues that one")
-    runs.check_writable(folder)
-    processes.note_job(folder)
+    if not config.trainer.fast_dev_run:
+        runs.check_writable(folder)
     return folder
 
 
-def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
-    """Return the given folder, else the run's folder, or a subfolder for a face set that is not the run's.
+def _hold_run(locks: contextlib.ExitStack, folder: Path, command: str) -> None:
+    """Keep other processes from running the same command in a run folder; one may test a run that another trains.
 
-    A test on other faces therefore does not replace the test on the run's own people.
+    Raises:
+        ValueError: another process does.
+    """
+    try:
+        locks.enter_context(hold_lock(folder / f".{command}.lock", wait=False, required=False))
+    except TimeoutError:
+        raise ValueError(
+            f"another `deocc {command}` writes to {folder}, or has just ended: wait for it, or give another --run"
+        ) from None
+
+
+def _check_trainer(trainer: Any, module: type) -> None:
+    """Raise ValueError for settings of the trainer that Lightning would refuse late, or with advice for its own API."""
+    if trainer.overfit_batches:
+        raise ValueError(
+            "trainer.overfit_batches would replace the seeded order of the images: set trainer.limit_train_batches to "
+            "train on fewer batches"
+        )
+    strategy = trainer.strategy
+    start = strategy if isinstance(strategy, str) else (strategy.get("init_args") or {}).get("start_method")
+    if any(word in str(start) for word in ("spawn", "fork", "notebook")):
+        raise ValueError(
+            f"trainer.strategy {start} starts its processes inside this one, which loses their results: choose ddp or "
+            "ddp_find_unused_parameters_true"
+        )
+    if issubclass(module, InpaintingModule) and trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            "stage 1 has two optimisers: set model.init_args.accumulate, not trainer.accumulate_grad_batches"
+        )
+    if issubclass(module, InpaintingModule) and trainer.gradient_clip_val is not None:
+        raise ValueError("stage 1 has two optimisers: set model.init_args.gradient_clip, not trainer.gradient_clip_val")
+
+
+def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Path:
+    """Return the given folder, else the run's folder, or a subfolder for other faces or a part of the data.
+
+    Such a test therefore does not replace the test on all of the run's own people.
     """
     if checkpoint is None or config.run != FROM_CHECKPOINT:
         return Path(config.run)
@@ -287,16 +342,23 @@ def _evaluation_folder(config: Any, checkpoint: Path | None) -> Path:
     settings = {} if face_set is None else dict(face_set.get("init_args") or {})
     own_name, own_settings = runs.face_set_of(run)
     same = all(settings[key] == value for key, value in own_settings.items() if key in settings)
-    if own_name is None or (own_name == name and same):
-        return run
-    return run / f"{_OTHER_DATA}{name.removesuffix('Faces').lower()}"
+    words = [] if own_name is None or (own_name == name and same) else [name.removesuffix("Faces").lower()]
+    if runs.part_of_data(config.trainer, "val" if command == "validate" else command):
+        words.append("part")
+    return run / f"{_OTHER_DATA}{'-'.join(words)}" if words else run
 
 
-def _add_callbacks(trainer: Any, model: str) -> None:
+def _class_of(model: Any) -> type:
+    """Return the class that a configuration names."""
+    module, _, name = model.class_path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _add_callbacks(trainer: Any, module: type) -> None:
     """Put the callbacks that write results before those of the configuration, which may hold some of them."""
     names = list(_OUTPUTS)
-    module, _, name = model.rpartition(".")
-    if issubclass(getattr(importlib.import_module(module), name), DistillationModule):
+    if issubclass(module, DistillationModule):
         names += _RECOGNITION_OUTPUTS
     configured = trainer.callbacks or []
     configured = configured if isinstance(configured, list) else [configured]

@@ -96,12 +96,12 @@ class CalibrationCallback(pl.Callback):
 
 
 def checkpoint_of_own_test(trainer: pl.Trainer) -> Path | None:
-    """Return the checkpoint of a run that is tested on its own face set; None in any other test.
+    """Return the checkpoint of a run that is tested on all of its own face set; None in any other test.
 
     Such a test writes to the run's folder or to one that contains it, as in `make demo`. A test on other faces writes
     to a folder of its own.
     """
-    if not trainer.ckpt_path or getattr(trainer, "fast_dev_run", False):
+    if not trainer.ckpt_path or runs.part_of_data(trainer, "test"):
         return None
     checkpoint = Path(trainer.ckpt_path)
     run, out = runs.run_folder_of(checkpoint).resolve(), Path(trainer.default_root_dir).resolve()

@@ -146,6 +146,8 @@ class ResultsCallback(pl.Callback):
             figures[_PANEL].savefig(folder / "panel.png")
         _log(trainer, results, figures)
         print(summary_table(results))
+        if part := results.get("part_of_data"):
+            print(f"computed on a part of the data: {runs.describe_part(part)}")
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
 
 
@@ -182,6 +184,8 @@ def _collect_results(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict
         "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         "versions": {"deocc": __version__, **package_versions()},
     }
+    if part := runs.part_of_data(trainer, "train", "test"):
+        results["part_of_data"] = part
     if trainer.ckpt_path:
         run = runs.run_folder_of(Path(trainer.ckpt_path))
         results["trained_on"], results["trained_on_settings"] = runs.face_set_of(run)

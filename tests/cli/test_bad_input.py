@@ -51,7 +51,7 @@ def complain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ([*INPAINT, "--model.init_args.teacher_weights", "nowhere.dat"], ["nowhere.dat"]),
         ([*INPAINT, "--model.init_args.adversarial", "lsgan"], ["lsgan", "hinge", "wgan"]),
         ([*INPAINT, "--data.kinds", "[surgical, veil]"], ["veil", "surgical", "strokes"]),
-        ([*INPAINT, "--trainer.gradient_clip_val", "1"], ["gradient_clip_val", "manual optimization"]),
+        ([*INPAINT, "--trainer.gradient_clip_val", "1"], ["gradient_clip_val", "model.init_args.gradient_clip"]),
         ([*INPAINT, "--data.size", "8"], ["8", "32"]),
         ([*INPAINT, "--data.augmentation", "wild"], ["wild", "light"]),
         ([*DISTILL, STAGE1, "nowhere"], ["nowhere", "deocc fit"]),

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,13 @@ import pytest
 import yaml
 
 from deocc import runs
-from deocc.data import MaskedFaceDataModule
 from deocc.evaluation.results import CLEAN_ROWS
-from tests.conftest import ONE_STEP, SMALL, TINY_STAGE1, run_deocc
+from tests.conftest import ONE_STEP, SMALL, TINY_STAGE1, fewer_images, run_deocc
 
 TEACHER = ("clean", "masked", "completed", "completed_predicted_mask", "clean_predicted_mask")
 STUDENT = ("student_clean", "student_clean_predicted_mask", "student", "student_predicted_mask")
 ROWS = (*(f"teacher_{name}" for name in TEACHER), *STUDENT)
 FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]"]
-
-
-@contextmanager
-def fewer_images() -> Iterator[None]:
-    """Every fifth image of each split: two of each person."""
-    chosen = MaskedFaceDataModule._chosen
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MaskedFaceDataModule, "_chosen", lambda *args: chosen(*args)[::5])
-        yield
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -130,7 +118,7 @@ def test_evaluation_takes_the_newest_run(
     (tmp_path / "runs" / "mine").symlink_to(stage2)
     monkeypatch.chdir(tmp_path)
     run_deocc("validate", *SMALL, "--trainer.limit_val_batches", "2", "--run", str(tmp_path / "out"))
-    assert "taking the newest run, runs/mine" in capsys.readouterr().out
+    assert "taking the newest run, runs/mine" in capsys.readouterr().err
 
 
 def test_predict_writes_sheets_and_embeddings(stage2: Path, tmp_path: Path) -> None:

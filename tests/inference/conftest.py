@@ -11,13 +11,13 @@ from deocc import runs
 from deocc.data import MaskedFaceDataModule
 from deocc.inference.export import embedded_faces
 from deocc.inference.pipeline import Pipeline
-from tests.conftest import SMALL, run_deocc
+from tests.conftest import SMALL, fewer_images, run_deocc
 from tests.random_model import SMALL_STUDENT, make_pipeline
 from tests.real_model import model, untested_model
 
 __all__ = ["model", "untested_model"]
 
-FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]", "--trainer.limit_test_batches", "4"]
+FEW = ["--data.kinds", "[surgical, sunglasses]", "--data.test_seeds", "[1]"]
 CALLBACKS = (  # the opposite of the default order, which must not matter
     "deocc.callbacks.ModelFolderCallback",
     "deocc.callbacks.calibration.CalibrationCallback",
@@ -33,7 +33,8 @@ def tested(stage2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = yaml.safe_load((folder / runs.CONFIG).read_text())
     config["trainer"]["callbacks"] = [{"class_path": name} for name in CALLBACKS]
     (folder / runs.CONFIG).write_text(yaml.safe_dump(config))
-    run_deocc("test", "--checkpoint", str(folder), *SMALL, *FEW)
+    with fewer_images():
+        run_deocc("test", "--checkpoint", str(folder), *SMALL, *FEW)
     return folder
 
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from deocc import cli
 from deocc.callbacks.loggers import place_loggers
-from deocc.evaluation import EmbeddingSet, build_results, summary_table
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.results import build_results
+from deocc.evaluation.tables import summary_table
 from deocc.networks import create_embedder
 
 

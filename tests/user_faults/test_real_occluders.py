@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from deocc.data import MaskedFaceDataModule, PairListFaces
-from deocc.evaluation import EmbeddingSet, build_results, summary_table
+from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.results import build_results
+from deocc.evaluation.tables import summary_table
 from deocc.masking import list_kinds
 from tests.fake_sets.pair_list import write_pair_list
 
