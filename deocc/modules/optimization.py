@@ -72,7 +72,8 @@ def steps_left(trainer: pl.Trainer) -> int:
         )
     left: float = math.inf
     if trainer.max_epochs not in (None, -1):
-        epochs, accumulated = trainer.fit_loop.epoch_progress.current, trainer.accumulate_grad_batches
+        epochs: Any = trainer.fit_loop.epoch_progress.current  # typed too narrowly
+        accumulated = trainer.accumulate_grad_batches
         per_epoch = math.ceil(trainer.num_training_batches / accumulated)
         left = (trainer.max_epochs - epochs.processed) * per_epoch
         if epochs.started > epochs.processed:  # within an epoch, whose number of batches may have changed since

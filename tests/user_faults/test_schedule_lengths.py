@@ -73,7 +73,7 @@ def test_more_max_steps_than_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("step", "accumulate"), [(3, 1), (2, 2), (4, 1)])
 def test_unchanged_training_continues_exactly(step: int, accumulate: int, tmp_path: Path) -> None:
-    length = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
+    length: Any = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
     through = train(segmenter(), tmp_path, 5, **length).rates
     resumed = train(segmenter(), tmp_path, 5, tmp_path / f"step={step}.ckpt", **length).rates
     assert resumed == through[step:]
