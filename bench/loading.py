@@ -35,8 +35,8 @@ class Photographs(FaceSet):
         self.paths = [root / f"{number:05d}.jpg" for number in range(len(faces) * COPIES)]
         self.names = [path.name for path in self.paths]
         self.landmarks = np.tile((faces.landmarks + 0.5) * [WIDTH / 92, HEIGHT / 112] - 0.5, (COPIES, 1, 1))
-        self.person = np.tile(faces.person, COPIES)
-        self.split_of_person = dict.fromkeys(faces.person.tolist(), "train")
+        self.identity = np.tile(faces.identity, COPIES)
+        self.split_of_identity = dict.fromkeys(faces.identity.tolist(), "train")
         for number, path in enumerate(self.paths):
             if not path.exists():
                 copy, index = divmod(number, len(faces))

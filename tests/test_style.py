@@ -51,3 +51,8 @@ def test_no_avoided_words() -> None:
 def _find(text: str) -> list[str]:
     joined = " ".join(text.split())  # expressions may span lines
     return _AVOIDED.findall(joined) + _AVOIDED_EXACTLY.findall(joined)
+
+
+def test_docstring_sections_have_lines_of_their_own() -> None:
+    merged = re.compile(r"^\s+(Args|Attributes|Raises|Returns): \S", re.MULTILINE)
+    assert [path.name for path in _FILES if path.suffix == ".py" and merged.search(path.read_text("utf-8"))] == []

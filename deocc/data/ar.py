@@ -89,8 +89,8 @@ class ArFaces(FaceSet):
         self._paths = [shot.path for shot in shots]
         self.names = [f"{shot.person}-{shot.number:02d}" for shot in shots]
         people, person = np.unique([shot.person for shot in shots], return_inverse=True)
-        self.person, self.person_names = person.astype(np.int64), people.tolist()
-        self.split_of_person = dict.fromkeys(range(len(people)), "test")
+        self.identity, self.identity_names = person.astype(np.int64), people.tolist()
+        self.split_of_identity = dict.fromkeys(range(len(people)), "test")
         self.occluder = np.array([occluder_of(shot.number) for shot in shots], dtype=np.int64)
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
@@ -106,7 +106,7 @@ class ArFaces(FaceSet):
     @property
     def credit(self) -> str:
         """The database, its authors, and the number of shots found."""
-        people = len(self.person_names or ())
+        people = len(self.identity_names or ())
         there = f"{len(self):,} of {people * SHOTS:,} shots of {people} people"
         return f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
 
@@ -128,7 +128,7 @@ class ArFaces(FaceSet):
         place = {name: index for index, name in enumerate(self.names)}
         chosen: set[int] = set()
         missing = []
-        for person in self.person_names or ():
+        for person in self.identity_names or ():
             found = set()
             for shot in shots:
                 names = [f"{person}-{number:02d}" for number in (shot, _other_session(shot))]
@@ -139,7 +139,7 @@ class ArFaces(FaceSet):
         if missing:
             wanted = " or ".join(str(shot) for shot in sorted({*shots, *map(_other_session, shots)}))
             title = f"AR gallery images (shot {wanted} of a person)"
-            raise missing_set(title, root, missing, len(self.person_names or ()), _ADVICE)
+            raise missing_set(title, root, missing, len(self.identity_names or ()), _ADVICE)
         return np.array(sorted(chosen), dtype=np.int64)
 
 

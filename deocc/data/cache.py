@@ -171,10 +171,12 @@ class AlignedCache:
 
         If the file cannot be written, a warning says so and nothing is stored.
 
-        Args: align: aligns the face of an image; must be picklable. indices: (number,) the images, ascending.
-            num_workers: processes that align faces; 0 for this process. leave_out: called in this process with the
-            images that cannot be read (`Quarantine.add`). If it raises an error,
-                filling stops, and the faces before those images are kept.
+        Args:
+            align: aligns the face of an image; must be picklable.
+            indices: (number,) the images, ascending.
+            num_workers: processes that align faces; 0 for this process.
+            leave_out: called in this process with the images that cannot be read (`Quarantine.add`). If it raises an
+                error, filling stops, and the faces before those images are kept.
         """
         try:
             if not self.is_complete():

@@ -67,8 +67,8 @@ class CelebaFaces(FaceSet):
         identities: False to do without `identity_CelebA.txt`: each image is an identity of its own. For stage 1.
 
     Attributes:
-        person: (N,) identities, numbered from 0 in the order of the set's numbers.
-        person_names: name of each identity, `CelebA identity NUMBER` if unknown; None without `names`.
+        identity: (N,) identities, numbered from 0 in the order of the set's numbers.
+        identity_names: name of each identity, `CelebA identity NUMBER` if unknown; None without `names`.
         excluded: names of the people that `exclude` removed.
 
     Raises:
@@ -98,17 +98,17 @@ class CelebaFaces(FaceSet):
         self._store, rows = _find(folder, images, identities)
         self.has_identities = identities
         numbers, person = np.unique(rows.identity, return_inverse=True)
-        split_of_person, kept = _split_people(person, rows.partition)
+        split_of_identity, kept = _split_people(person, rows.partition)
         known = {} if names is None else _read_names(expand_user(names), rows.names, person, numbers)
-        out = [] if exclude is None else _find_excluded(expand_user(exclude), known, split_of_person)
+        out = [] if exclude is None else _find_excluded(expand_user(exclude), known, split_of_identity)
         kept &= ~np.isin(person, out)
         self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
-        self.person = person[kept].astype(np.int64)
-        self.split_of_person = {int(at): SPLITS[split_of_person[at]] for at in np.unique(self.person)}
-        _check_splits(self.split_of_person, folder)
+        self.identity = person[kept].astype(np.int64)
+        self.split_of_identity = {int(at): SPLITS[split_of_identity[at]] for at in np.unique(self.identity)}
+        _check_splits(self.split_of_identity, folder)
         self.excluded = [known[at] for at in out]
         if names is not None:
-            self.person_names = [known.get(at, f"CelebA identity {number}") for at, number in enumerate(numbers)]
+            self.identity_names = [known.get(at, f"CelebA identity {number}") for at, number in enumerate(numbers)]
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the image at `index`, (H, W, 3) RGB; aligned images are 218 x 178.
@@ -206,15 +206,15 @@ def _join(*lists: tuple[Path, NDArray[np.void]]) -> _Rows:
 def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Return the split of each person, as a position in `SPLITS`, and True for images in the split of their person."""
     counts = np.bincount(person * len(SPLITS) + partition, minlength=(person.max() + 1) * len(SPLITS))
-    split_of_person = counts.reshape(-1, len(SPLITS)).argmax(1)
-    kept = partition == split_of_person[person]
+    split_of_identity = counts.reshape(-1, len(SPLITS)).argmax(1)
+    kept = partition == split_of_identity[person]
     if not kept.all():
         found = f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits"
         warnings.warn(
             f"{found}: {np.sum(~kept):,} images outside the split with most of their person's are left out",
             stacklevel=3,
         )
-    return split_of_person, kept
+    return split_of_identity, kept
 
 
 def _read_names(
@@ -241,21 +241,21 @@ def _read_names(
     return known
 
 
-def _find_excluded(path: Path, known: dict[int, str], split_of_person: NDArray[np.intp]) -> list[int]:
+def _find_excluded(path: Path, known: dict[int, str], split_of_identity: NDArray[np.intp]) -> list[int]:
     """Return the training and validation people that are in the list at `path`."""
     tested = SPLITS.index("test")
-    unnamed = sum(split != tested and at not in known for at, split in enumerate(split_of_person.tolist()))
+    unnamed = sum(split != tested and at not in known for at, split in enumerate(split_of_identity.tolist()))
     if unnamed:
         warnings.warn(
             f"{unnamed:,} training and validation people have no name: whether {path} holds them cannot be told",
             stacklevel=3,
         )
     shared = {name_key(name) for name in shared_people(known.values(), read_people(path))}
-    return [at for at, name in sorted(known.items()) if split_of_person[at] != tested and name_key(name) in shared]
+    return [at for at, name in sorted(known.items()) if split_of_identity[at] != tested and name_key(name) in shared]
 
 
-def _check_splits(split_of_person: dict[int, Split], root: Path) -> None:
-    empty = [split for split in SPLITS if split not in split_of_person.values()]
+def _check_splits(split_of_identity: dict[int, Split], root: Path) -> None:
+    empty = [split for split in SPLITS if split not in split_of_identity.values()]
     if empty:
         raise ValueError(
             f"CelebA in {root.absolute()} leaves no one for {' and '.join(empty)}: "

@@ -84,17 +84,23 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     Images of training and validation that cannot be read are left out and recorded in `quarantine`; in a training batch
     another image replaces them. Too many of them end the run, and a single one ends a test.
 
-    Args: face_set: the faces; default: the embedded ORL faces. size: side of the canonical crop in pixels. batch_size:
-        training images per process and step. eval_batch_size: images per process and step in evaluation. kinds:
-        occluders of training; default: all. eval_kinds: occluders of validation and test; default: `kinds`. Kinds that
-        are only here measure unseen occluders. mixed_kinds: evaluate each image with one of `eval_kinds` per seed,
-        drawn by image and seed, instead of with all. clean_probability: share of training images without a mask.
-        augmentation: strength of the augmentation of the clean face. blend_probability: share of training images that
-        are blended with two others. masks_per_face: number of masks of each training face; a batch has that many rows
-        per face. distractors: add what a mask predictor must ignore to training images (`deocc.masking.distractors`):
-        glasses frames
-            and beards on the clean face, shadows, glare and camera defects on the masked one, which then differs from
-            `face` everywhere.
+    Args:
+        face_set: the faces; default: the embedded ORL faces.
+        size: side of the canonical crop in pixels.
+        batch_size: training images per process and step.
+        eval_batch_size: images per process and step in evaluation.
+        kinds: occluders of training; default: all.
+        eval_kinds: occluders of validation and test; default: `kinds`. Kinds that are only here measure unseen
+            occluders.
+        mixed_kinds: evaluate each image with one of `eval_kinds` per seed, drawn by image and seed, instead of with
+            all.
+        clean_probability: share of training images without a mask.
+        augmentation: strength of the augmentation of the clean face.
+        blend_probability: share of training images that are blended with two others.
+        masks_per_face: number of masks of each training face; a batch has that many rows per face.
+        distractors: add what a mask predictor must ignore to training images (`deocc.masking.distractors`): glasses
+            frames and beards on the clean face, shadows, glare and camera defects on the masked one, which then differs
+            from `face` everywhere.
         seed: seed of the order, the augmentation and the masks of training.
         val_people: largest number of people to validate on, those with the lowest numbers; None: all of the split.
         val_seeds: seeds of the evaluation masks in validation.
@@ -160,7 +166,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             raise ValueError(
                 "the face set has no identities, which stage 2 learns: give them, and leave out identities: false"
             )
-        return sum(split == "train" for split in self.face_set.split_of_person.values())
+        return sum(split == "train" for split in self.face_set.split_of_identity.values())
 
     @cached_property
     def quarantine(self) -> Quarantine:
@@ -230,7 +236,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     def training_identity(self) -> NDArray[np.int64]:
         """(N,) identity of each image of the face set, numbered as in training; -1 for images not used in training."""
         indices, identity = self.face_set.bare("train"), np.full(len(self.face_set), -1, np.int64)
-        identity[indices] = np.unique(self.face_set.person[indices], return_inverse=True)[1]
+        identity[indices] = np.unique(self.face_set.identity[indices], return_inverse=True)[1]
         return identity
 
     def training_fingerprint(self) -> str:
@@ -337,8 +343,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         if split == "test" and images is not None:
             return np.intersect1d(indices, images)
         if split == "val" and self.val_people is not None:
-            people = np.unique(self.face_set.person[indices])[: self.val_people]
-            return indices[np.isin(self.face_set.person[indices], people)]
+            people = np.unique(self.face_set.identity[indices])[: self.val_people]
+            return indices[np.isin(self.face_set.identity[indices], people)]
         return indices
 
     def _loader(self, faces: FixedFaces, shared: bool = True) -> FaceLoader[FaceItem]:

@@ -103,7 +103,7 @@ class TrainingFaces(Dataset[FaceItem]):
         self.indices = face_set.bare("train")
         # A shuffled set that does not fit into memory would rarely find a face there
         self.aligned = AlignedFaces(face_set, size, KEPT if len(self.indices) <= KEPT else 0, cache)
-        self.identities = np.unique(face_set.person[self.indices], return_inverse=True)[1].astype(np.int64)
+        self.identities = np.unique(face_set.identity[self.indices], return_inverse=True)[1].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -177,8 +177,8 @@ class FixedFaces(Dataset[FaceItem]):
         self.kinds = tuple(kinds)
         self.aligned, self.masks, self.indices = AlignedFaces(face_set, size, KEPT, cache), masks, indices
         self.fails = split == "test"
-        people = np.unique(face_set.person[face_set.indices(split)])
-        self.identities = np.searchsorted(people, face_set.person[indices]).astype(np.int64)
+        people = np.unique(face_set.identity[face_set.indices(split)])
+        self.identities = np.searchsorted(people, face_set.identity[indices]).astype(np.int64)
         self.occluder = face_set.occluder
 
     def __len__(self) -> int:

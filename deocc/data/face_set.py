@@ -26,9 +26,9 @@ class FaceSet(ABC):
     Attributes:
         names: a unique name for each image, for messages and reports.
         landmarks: (N, 5, 2) x, y in pixels of the image.
-        person: (N,) int64, the identity of each image.
-        split_of_person: the split of each identity.
-        person_names: the name of each identity, if the set has names.
+        identity: (N,) int64, the identity of each image.
+        split_of_identity: the split of each identity.
+        identity_names: the name of each identity, if the set has names.
         protocol: comparisons of a test.
         occluder: None if all faces are bare and masks are rendered; otherwise (N,) the position in
             `deocc.masking.list_kinds()` of the real occluder in an image, -1 for a bare face. No mask is rendered on
@@ -38,9 +38,9 @@ class FaceSet(ABC):
 
     names: Sequence[str]
     landmarks: NDArray[np.float64]
-    person: NDArray[np.int64]
-    split_of_person: dict[int, Split]
-    person_names: Sequence[str] | None = None
+    identity: NDArray[np.int64]
+    split_of_identity: dict[int, Split]
+    identity_names: Sequence[str] | None = None
     protocol: AllPairs = AllPairs()
     occluder: NDArray[np.int64] | None = None
     has_identities: bool = True
@@ -64,8 +64,8 @@ class FaceSet(ABC):
 
     def indices(self, split: Split) -> NDArray[np.int64]:
         """Return the positions of the images of a split, ascending."""
-        identities = [identity for identity, own_split in self.split_of_person.items() if own_split == split]
-        return np.flatnonzero(np.isin(self.person, identities)).astype(np.int64)
+        identities = [identity for identity, own_split in self.split_of_identity.items() if own_split == split]
+        return np.flatnonzero(np.isin(self.identity, identities)).astype(np.int64)
 
     def bare(self, split: Split) -> NDArray[np.int64]:
         """Return the positions of the split's images without a real occluder."""
@@ -88,7 +88,7 @@ class FaceSet(ABC):
         """
         digest, indices = hashlib.sha256(), self.indices(split)
         landmarks = np.round(self.landmarks[indices], 2)
-        for index, points, identity in zip(indices.tolist(), landmarks, self.person[indices], strict=True):
+        for index, points, identity in zip(indices.tolist(), landmarks, self.identity[indices], strict=True):
             try:
                 content = self.content(index)
             except (ValueError, OSError):

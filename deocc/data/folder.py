@@ -60,7 +60,7 @@ class FolderListing:
     """PERSON/FILE or PERSON/.../FILE."""
     people: list[str]
     """Folders with images, sorted; names that differ only in their Unicode form are one person."""
-    person: NDArray[np.int64]
+    identity: NDArray[np.int64]
     """(N,) positions in `people`."""
     stamp: NDArray[np.int64]
     """(N, 2) size in bytes and modification time in nanoseconds of each file."""
@@ -86,7 +86,7 @@ class FolderListing:
     def take(self, indices: NDArray[np.int64]) -> "FolderListing":
         """Return the images at ascending positions, and their people."""
         names = NameTable(self.names[index] for index in indices.tolist())
-        people, person = np.unique(self.person[indices], return_inverse=True)
+        people, person = np.unique(self.identity[indices], return_inverse=True)
         return FolderListing(
             self.root,
             names,
@@ -202,15 +202,21 @@ class FolderFaces(FaceSet):
     Without identities, which stage 1 does not need, images may be anywhere below the folder, and the split is one of
     images.
 
-    Args: root: folder that contains a folder for each person. aligned: template of the crops, a name of
-        `deocc.geometry.TEMPLATES`; not used with a `detector`. train: share of people for training. val: share of
-        people for validation; the others are tested. seed: seed of the split. detector: detector of the landmarks of
-        photos, a name of `deocc.detection.list_detectors()`; None for aligned crops. detector_weights: weights file of
-        the detector, if it needs one. identities: False for a folder of images of unknown people.
+    Args:
+        root: folder that contains a folder for each person.
+        aligned: template of the crops, a name of `deocc.geometry.TEMPLATES`; not used with a `detector`.
+        train: share of people for training.
+        val: share of people for validation; the others are tested.
+        seed: seed of the split.
+        detector: detector of the landmarks of photos, a name of `deocc.detection.list_detectors()`; None for aligned
+            crops.
+        detector_weights: weights file of the detector, if it needs one.
+        identities: False for a folder of images of unknown people.
 
-    Raises: FileNotFoundError: there is no such folder, or no image in its subfolders. ValueError: an unknown template
-        or detector, shares that leave nothing for a split, an empty split, or a crop that is
-            not square.
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in its subfolders.
+        ValueError: an unknown template or detector, shares that leave nothing for a split, an empty split, or a crop
+            that is not square.
     """
 
     def __init__(
@@ -239,15 +245,15 @@ class FolderFaces(FaceSet):
             self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides.tolist()])[of_image]
         else:
             found = find_file_landmarks(self.root, self._files.names, detector, detector_weights, skip_unreadable=True)
-            tested = np.array([split == "test" for split in splits])[self._files.person]
+            tested = np.array([split == "test" for split in splits])[self._files.identity]
             for chosen, consequence in ((~tested, LEFT_OUT), (tested, SUBSTITUTED)):
                 lost = [found.names[index] for index in np.flatnonzero(chosen & ~found.found).tolist()]
                 warn_of_lost(lost, int(chosen.sum()), consequence)
             kept = np.flatnonzero(found.found | tested)
             self._files, self.landmarks = self._files.take(kept), found.filled()[kept]
             splits = _split_people(self._files.people, train, val, seed)
-        self.names, self.person = self._files.names, self._files.person
-        self.split_of_person = dict(enumerate(splits))
+        self.names, self.identity = self._files.names, self._files.identity
+        self.split_of_identity = dict(enumerate(splits))
 
     @property
     def credit(self) -> str:
@@ -271,9 +277,9 @@ class FolderFaces(FaceSet):
     def quick_fingerprint(self, split: Split) -> str:
         """Return a hash of location, names, sizes, times and landmarks of the split's files; no file is read."""
         indices = self.indices(split)
-        return checksum(self._files.digest(indices), self.person[indices].tobytes(), self.landmarks[indices].tobytes())[
-            :32
-        ]
+        return checksum(
+            self._files.digest(indices), self.identity[indices].tobytes(), self.landmarks[indices].tobytes()
+        )[:32]
 
 
 def _split(person: str, train: float, val: float, seed: int) -> Split:

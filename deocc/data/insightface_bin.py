@@ -72,9 +72,10 @@ class BinFaces(FaceSet):
     Args:
         path: the file.
 
-    Raises: FileNotFoundError: there is no such file. ValueError: the file is not such a pickle, asks for anything else
-        to be run, is too large, or its first image is not
-            112 x 112.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such a pickle, asks for anything else to be run, is too large, or its first image is
+            not 112 x 112.
     """
 
     def __init__(self, path: str) -> None:
@@ -83,8 +84,8 @@ class BinFaces(FaceSet):
         self.names = [f"{self.path.stem}/{index:05d}" for index in range(len(self._encoded))]
         new = np.ones(len(self.names), dtype=np.int64)
         new[1::2] = ~same
-        self.person = new.cumsum() - 1
-        self.split_of_person = dict.fromkeys(range(int(new.sum())), "test")
+        self.identity = new.cumsum() - 1
+        self.split_of_identity = dict.fromkeys(range(int(new.sum())), "test")
         self.landmarks = np.tile(get_template("arcface").tensor(_SIZE).double().numpy(), (len(self.names), 1, 1))
         first = np.arange(0, len(self.names), 2)
         self.protocol = ListedPairs(first, first + 1, same, contiguous_folds(len(first)))

@@ -39,7 +39,7 @@ class RecordIndex(NamedTuple):
     """(N,) numbers of the records in the index file."""
     offset: NDArray[np.int64]
     """(N,) positions in bytes."""
-    person: NDArray[np.int64]
+    identity: NDArray[np.int64]
     """(N,) labels."""
 
 
@@ -156,7 +156,7 @@ def load_index(file: RecordFile, idx: Path) -> RecordIndex:
     cached = cache_folder() / "records" / f"{key[:32]}.npz"
     try:
         with cached.open("rb") as opened, np.load(opened, allow_pickle=False) as columns:
-            return RecordIndex(columns["key"], columns["offset"], columns["person"])
+            return RecordIndex(columns["key"], columns["offset"], columns["identity"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged
         index = _scan(file, idx, *_read_idx(file, idx))
     try:
@@ -232,7 +232,7 @@ class _Names(Sequence[str]):
     def __getitem__(self, place: int | slice) -> "str | _Names":
         if isinstance(place, slice):
             return _Names(RecordIndex(*(column[place] for column in self._index)))
-        return f"{self._index.person[place]}/{self._index.key[place]}"
+        return f"{self._index.identity[place]}/{self._index.key[place]}"
 
 
 class RecordFaces(FaceSet):
@@ -249,10 +249,10 @@ class RecordFaces(FaceSet):
         val: share of identities for validation; may be 0.
         seed: seed of the split.
 
-    Raises: FileNotFoundError: a file is missing, or the index lists fewer images than the first record announces.
+    Raises:
+        FileNotFoundError: a file is missing, or the index lists fewer images than the first record announces.
         ValueError: an unknown template, impossible shares, an empty split, or files that are damaged, truncated or do
-        not fit
-            each other.
+            not fit each other.
     """
 
     def __init__(
@@ -274,8 +274,8 @@ class RecordFaces(FaceSet):
         self._index = load_index(
             self._file, expand_user(idx) if idx is not None else self._file.path.with_suffix(".idx")
         )
-        self.names, self.person = _Names(self._index), self._index.person
-        self.split_of_person = _split_people(np.unique(self.person).tolist(), train, val, seed)
+        self.names, self.identity = _Names(self._index), self._index.identity
+        self.split_of_identity = _split_people(np.unique(self.identity).tolist(), train, val, seed)
         self._size = len(self._decode(0))
         self._set_landmarks()
 
@@ -316,7 +316,7 @@ class RecordFaces(FaceSet):
         indices = self.indices(split)
         digest = hashlib.sha256(str((len(self._file.data), self._size, self._template.points)).encode())
         digest.update(self._index.offset[indices].tobytes())
-        digest.update(self.person[indices].tobytes())
+        digest.update(self.identity[indices].tobytes())
         return digest.hexdigest()[:16]
 
     def _decode(self, index: int) -> NDArray[np.uint8]:

@@ -44,15 +44,15 @@ class LfwFaces(PairedFiles):
     Without `test_folds` the set is for tests only: all folds, and the images that the list names (7,701 of the 13,233
     for `pairs.txt`). With `test_folds`, the test has the pairs of those folds. All people who occur in none of these
     pairs train with all their images, except `val_identities` people with two or more images, chosen by a hash of their
-    name. A person is a folder, and `person_names` are the names of the folders.
+    name. A person is a folder, and `identity_names` are the names of the folders.
 
     A detector finds the landmarks of all photos of the folder once, for any choice of folds. Training and validation
     leave out photos without a face; in a test they get the mean landmarks. If the list of people is beside the list of
     pairs (`people.txt` beside `pairs.txt`), pairs with people of another fold cause a warning.
 
-    Args: root: folder of the images (original, funnelled or deep-funnelled) or a folder that contains it, also
-        scikit-learn's
-            `lfw_home` or `scikit_learn_data`.
+    Args:
+        root: folder of the images (original, funnelled or deep-funnelled) or a folder that contains it, also
+            scikit-learn's `lfw_home` or `scikit_learn_data`.
         detector: detector of the landmarks, see `deocc.data.landmarks`.
         detector_weights: weights file of the detector, if it needs one.
         pairs: name of the list, searched in the images' folder, the one above and `root`: `pairs.txt` for the ten
@@ -108,8 +108,8 @@ class LfwFaces(PairedFiles):
             split_of_name |= _split_people(usable, val_identities, seed)
             self.names = [*self.names, *_cap_validation(usable, split_of_name)]  # the protocol refers to the first ones
         names, person = np.unique([_person(name) for name in self.names], return_inverse=True)
-        self.person, self.person_names = person.astype(np.int64), names.tolist()
-        self.split_of_person = {number: split_of_name[name] for number, name in enumerate(self.person_names)}
+        self.identity, self.identity_names = person.astype(np.int64), names.tolist()
+        self.split_of_identity = {number: split_of_name[name] for number, name in enumerate(self.identity_names)}
         row = {name: number for number, name in enumerate(photos)}
         self.landmarks = found.filled()[[row[name] for name in self.names]]
 

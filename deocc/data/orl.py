@@ -68,8 +68,8 @@ class OrlFaces(FaceSet):
         with LANDMARKS_FILE.open(newline="") as file:
             rows = {row[0]: [float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]}
         self.landmarks = np.array([rows[name] for name in self.names]).reshape(-1, 5, 2)
-        self.person = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
-        self.split_of_person = {
+        self.identity = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
+        self.split_of_identity = {
             person: _split(person, _LAST_TRAIN[split]) if fold is None else _split_in_fold(person, fold)
             for person in range(_PEOPLE)
         }

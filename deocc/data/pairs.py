@@ -104,18 +104,21 @@ class PairListFaces(PairedFiles):
     is labelled different (then each of its images is an identity of its own) or it has no folder. A pair labelled same
     merges two identities.
 
-    Args: root: folder to which the paths of the list are relative. pairs: file of the list. aligned: template of the
-        images, a name of `deocc.geometry.TEMPLATES`, if they are square aligned crops; None detects
-            the landmarks once.
+    Args:
+        root: folder to which the paths of the list are relative.
+        pairs: file of the list.
+        aligned: template of the images, a name of `deocc.geometry.TEMPLATES`, if they are square aligned crops; None
+            detects the landmarks once.
         detector: detector of the landmarks, see `deocc.data.landmarks`.
         detector_weights: weights file of the detector, if it needs one.
         occluded: the column of the images that show real occluders, such as masks: "first" or "second". No mask is
             drawn on any image of the list then, and the masks are predicted. None: all images are bare.
         occluder: kind of the real occluders, under which results are listed.
 
-    Raises: FileNotFoundError: there is no such list, or images of it are missing. ValueError: a malformed line (the
-        message begins with FILE:LINE), an unknown template or kind, an image that is not square, or one that is in both
-        columns of a list with real occluders.
+    Raises:
+        FileNotFoundError: there is no such list, or images of it are missing.
+        ValueError: a malformed line (the message begins with FILE:LINE), an unknown template or kind, an image that is
+            not square, or one that is in both columns of a list with real occluders.
     """
 
     def __init__(
@@ -133,8 +136,8 @@ class PairListFaces(PairedFiles):
         listed, fold = _read(self._list, folder)
         advice = "give the folder that the list's paths are relative to"
         super().__init__(f"images of {self._list.name}", folder, listed, fold, advice)
-        self.person, self.person_names = _identities(self.names, self._first, self._second, self._same)
-        self.split_of_person = dict.fromkeys(range(len(self.person_names)), "test")
+        self.identity, self.identity_names = _identities(self.names, self._first, self._second, self._same)
+        self.split_of_identity = dict.fromkeys(range(len(self.identity_names)), "test")
         if occluded is not None:
             real, bare = (self._first, self._second) if occluded == "first" else (self._second, self._first)
             if len(both := np.intersect1d(real, bare)) > 0:

@@ -40,9 +40,12 @@ def perceptual_distance(
 ) -> Tensor:
     """Compute the perceptual distance d [0] per image, without gradient, in float32 from the feature maps on.
 
-    Args: features: network in evaluation mode. restored: (B, 3, H, W) in [-1, 1]. face: (B, 3, H, W) in [-1, 1]. mask:
-        (B, 1, H, W), 1 = covered: positions of a map are weighted by the covered share of their area. None weights
-            all positions equally.
+    Args:
+        features: network in evaluation mode.
+        restored: (B, 3, H, W) in [-1, 1].
+        face: (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W), 1 = covered: positions of a map are weighted by the covered share of their area. None
+            weights all positions equally.
         weights: (C_l,) for each map; None: all 1.
 
     Returns:

@@ -198,8 +198,9 @@ def mask_prediction_results(scores: Mapping[str, Any], kinds: Sequence[str]) -> 
         scores: result of `MaskPredictionMetric.compute`.
         kinds: names of the occluders, in the order of their numbers.
 
-    Returns: `bare`: {"found": share of bare faces with a predicted mask}; `masked`: `iou`, `recall` and `found` of
-        masked faces, `found` averaged over kinds; `per_kind`: the same by name. Parts without images are left out.
+    Returns:
+        `bare`: {"found": share of bare faces with a predicted mask}; `masked`: `iou`, `recall` and `found` of masked
+        faces, `found` averaged over kinds; `per_kind`: the same by name. Parts without images are left out.
     """
     per_kind = {kinds[kind]: dict(each) for kind, each in scores["per_kind"].items() if kind != BARE}
     results: dict[str, Any] = {"per_kind": per_kind}

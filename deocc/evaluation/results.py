@@ -86,18 +86,24 @@ def build_results(
 ) -> dict[str, Any]:
     """Build the content of the results file.
 
-    Args: gallery_teacher: embeddings of the clean faces by the teacher. gallery_student: the same by the student; None
-        if no student was tested. probes: by name of a row of `ROWS` other than the clean ones. restoration: by source
-        of the mask. kinds: names of the occluders, in the order of `EmbeddingSet.kind`. provenance: command, seeds,
-        versions, hashes; its keys are placed beside those of `KEYS`. protocol: comparisons; default all pairs.
-        replicates: of the bootstrap. seed: of the bootstrap. predicted_mask_galleries: by "teacher" and "student",
-        embeddings of the clean faces with predicted masks. They are
-            the gallery of probes with predicted masks, and rows of their own.
+    Args:
+        gallery_teacher: embeddings of the clean faces by the teacher.
+        gallery_student: the same by the student; None if no student was tested.
+        probes: by name of a row of `ROWS` other than the clean ones.
+        restoration: by source of the mask.
+        kinds: names of the occluders, in the order of `EmbeddingSet.kind`.
+        provenance: command, seeds, versions, hashes; its keys are placed beside those of `KEYS`.
+        protocol: comparisons; default all pairs.
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+        predicted_mask_galleries: by "teacher" and "student", embeddings of the clean faces with predicted masks. They
+            are the gallery of probes with predicted masks, and rows of their own.
 
-    Returns: `people` and `images` of the gallery; `people_left_out` because of too many pairs; the name of the
-        `protocol`; `rows` by name; each of `DIFFERENCES` as {"eer": interval} and, if the protocol has folds,
-        {"accuracy": interval}; `restoration` by source; `per_kind`, `rows` and `restoration` by name of the kind;
-        `per_coverage`, rows by tenth of the probes in order of coverage; the provenance.
+    Returns:
+        `people` and `images` of the gallery; `people_left_out` because of too many pairs; the name of the `protocol`;
+        `rows` by name; each of `DIFFERENCES` as {"eer": interval} and, if the protocol has folds, {"accuracy":
+        interval}; `restoration` by source; `per_kind`, `rows` and `restoration` by name of the kind; `per_coverage`,
+        rows by tenth of the probes in order of coverage; the provenance.
 
     Raises:
         ValueError: an unknown row, a row of the student without gallery, a kind without name, provenance that would

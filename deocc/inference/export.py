@@ -90,7 +90,7 @@ def embedded_faces(pipeline: Pipeline, split: Split, every: int = 1) -> Faces:
     faces, landmarks = zip(*(aligned(int(index)) for index in indices), strict=True)
     pixels = torch.tensor(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
     people = {"train": "training", "val": "validation"}[split]
-    points, identity = torch.tensor(np.stack(landmarks)).float(), torch.tensor(face_set.person[indices])
+    points, identity = torch.tensor(np.stack(landmarks)).float(), torch.tensor(face_set.identity[indices])
     return _add_masks(f"{len(indices)} ORL faces of {people} people", pixels, points, identity)
 
 

@@ -43,16 +43,20 @@ def render(
     On a grey face (three equal channels) the occluder is painted in the brightness (BT.601) of its colours, so that hue
     does not reveal covered pixels.
 
-    Args: faces: (B, 3, H, W) in [-1, 1]. landmarks: (B, 5, 2) or (5, 2), x and y in pixels of eyes, nose and mouth
-        corners, left to right; None for the canonical template. kinds: (B,) int64 positions in `list_kinds()`, -1 for
-        no occluder; or B names; or one name for all. seeds: (B,) int64, which determine everything random.
+    Args:
+        faces: (B, 3, H, W) in [-1, 1].
+        landmarks: (B, 5, 2) or (5, 2), x and y in pixels of eyes, nose and mouth corners, left to right; None for the
+            canonical template.
+        kinds: (B,) int64 positions in `list_kinds()`, -1 for no occluder; or B names; or one name for all.
+        seeds: (B,) int64, which determine everything random.
 
-    Returns: Masked faces (B, 3, H, W) in [-1, 1], bit-identical to `faces` where the mask is 0, and masks (B, 1, H, W),
-        1 exactly where the occluder changed the pixel, else 0.
+    Returns:
+        Masked faces (B, 3, H, W) in [-1, 1], bit-identical to `faces` where the mask is 0, and masks (B, 1, H, W), 1
+        exactly where the occluder changed the pixel, else 0.
 
-    Raises: ValueError: a shape or a kind is wrong, landmarks are not finite or beyond
-        `deocc.geometry.LARGEST_COORDINATE`, or an occluder is
-            outside its image.
+    Raises:
+        ValueError: a shape or a kind is wrong, landmarks are not finite or beyond `deocc.geometry.LARGEST_COORDINATE`,
+            or an occluder is outside its image.
     """
     _check_faces(faces, seeds)
     numbers = _to_numbers(kinds, faces)

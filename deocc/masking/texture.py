@@ -20,12 +20,16 @@ _LEVELS = 5
 def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
     """Add an occluder painted from a PNG file, which follows the pose, size and light of the face.
 
-    Args: name: of the new kind. path: a PNG with an alpha channel, 0 where the face shows. anchors: (5, 2) x, y in
-        pixels of the picture where the face's eye, eye, nose, mouth corner and mouth corner come to lie, left to
-            right; they may lie outside the picture.
+    Args:
+        name: of the new kind.
+        path: a PNG with an alpha channel, 0 where the face shows.
+        anchors: (5, 2) x, y in pixels of the picture where the face's eye, eye, nose, mouth corner and mouth corner
+            come to lie, left to right; they may lie outside the picture.
 
-    Raises: FileNotFoundError: no such file. ValueError: the picture has no alpha channel or is fully transparent, the
-        anchors are no five finite points, or the name is taken.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the picture has no alpha channel or is fully transparent, the anchors are no five finite points, or
+            the name is taken.
     """
     texture = Texture(_read(Path(path)), _check(anchors))
     register_kind(Kind(name, texture.extent, texture))

@@ -102,7 +102,7 @@ def test_build_agrees_with_reported_provenance(monkeypatch: pytest.MonkeyPatch) 
 
 def test_empty_splits_have_no_hash() -> None:
     faces = OrlFaces()
-    faces.split_of_person = dict.fromkeys(faces.split_of_person, "val")
+    faces.split_of_identity = dict.fromkeys(faces.split_of_identity, "val")
     found = build(MaskedFaceDataModule(faces, size=64), None)
     assert (found["training_data"], found["masks"], found["teacher"], found["template"]["teacher"]) == (None,) * 4
 

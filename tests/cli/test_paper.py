@@ -182,8 +182,8 @@ def test_results_on_other_faces_stay_apart(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"face_set": own}}))
     namespace: Any = Namespace  # untyped
     face_set = namespace(class_path=class_path, init_args=namespace(**settings))
-    config = namespace(run="from_checkpoint", data=namespace(face_set=face_set))
+    config = namespace(run="from_checkpoint", data=namespace(face_set=face_set), trainer=namespace())
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    assert _evaluation_folder(config, checkpoint) == tmp_path / folder
+    assert _evaluation_folder(config, checkpoint, "test") == tmp_path / folder
     config.run = str(tmp_path / "elsewhere")
-    assert _evaluation_folder(config, checkpoint) == tmp_path / "elsewhere"
+    assert _evaluation_folder(config, checkpoint, "test") == tmp_path / "elsewhere"

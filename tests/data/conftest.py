@@ -16,10 +16,10 @@ class TinyFaces(FaceSet):
     credit = "no one"
 
     def __init__(self) -> None:
-        self.person = np.tile(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
-        self.names = [f"p{person}/{number}" for number, person in enumerate(self.person)]
+        self.identity = np.tile(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
+        self.names = [f"p{person}/{number}" for number, person in enumerate(self.identity)]
         self.landmarks = np.stack([TEMPLATES["canonical"].tensor(_SIDE).double().numpy()] * len(self.names))
-        self.split_of_person = {
+        self.split_of_identity = {
             person: "train" if person < 4 else "val" if person < 6 else "test" for person in range(_PEOPLE)
         }
         self.brightness = np.random.default_rng(0).integers(60, 200, (len(self.names), 3))

@@ -47,9 +47,9 @@ def test_all_26_shots_show_what_the_database_says(root: Path) -> None:
 
 def test_people_are_numbered_named_and_all_for_the_test(root: Path) -> None:
     faces = ArFaces(str(root))
-    assert faces.person_names == ["m-001", "m-002", "w-001"]
-    assert faces.person.tolist() == [person for person in range(3) for _ in range(26)]
-    assert faces.split_of_person == {0: "test", 1: "test", 2: "test"}
+    assert faces.identity_names == ["m-001", "m-002", "w-001"]
+    assert faces.identity.tolist() == [person for person in range(3) for _ in range(26)]
+    assert faces.split_of_identity == {0: "test", 1: "test", 2: "test"}
     assert faces.image(0).shape == (165, 120, 3)
     assert "78 of 78 shots of 3 people" in faces.credit
 

@@ -56,7 +56,7 @@ def test_folds_are_those_of_insightface(path: Path) -> None:
 def test_only_a_same_pair_shares_a_person_and_all_are_test_people(path: Path) -> None:
     write_bin_file(path, 4)  # same, different, same, different
     faces = BinFaces(str(path))
-    assert faces.person.tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
+    assert faces.identity.tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
     assert faces.indices("test").tolist() == list(range(8))
     assert len(set(faces.names)) == 8
 

@@ -49,7 +49,7 @@ def faces(drawn: dict[Layout, Path]) -> CelebaFaces:
 
 def _numbers(faces: CelebaFaces, split: Split) -> set[int]:
     """The identity numbers of a split's people."""
-    return {sorted(_NUMBERS)[person] for person in faces.person[faces.indices(split)].tolist()}
+    return {sorted(_NUMBERS)[person] for person in faces.identity[faces.indices(split)].tolist()}
 
 
 def _edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -58,9 +58,9 @@ def _edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
 
 def test_an_image_shows_the_person_of_its_identity(faces: CelebaFaces) -> None:
     assert faces.names == [f"{number:06d}.jpg" for number in range(1, 33)]
-    assert faces.person_names is None
+    assert faces.identity_names is None
     for index in (0, 5, 17, 31):
-        person = _NUMBERS.index(sorted(_NUMBERS)[faces.person[index]])
+        person = _NUMBERS.index(sorted(_NUMBERS)[faces.identity[index]])
         candidates = [orl_face(person, image, 178, 218)[0] for image in range(4)]
         image = faces.image(index)
         assert image.shape == (218, 178, 3)
@@ -74,8 +74,8 @@ def test_every_layout_of_the_aligned_images_holds_the_same_faces(
     drawn: dict[Layout, Path], faces: CelebaFaces, layout: Layout
 ) -> None:
     other = CelebaFaces(str(drawn[layout]))
-    assert (other.names, other.split_of_person) == (faces.names, faces.split_of_person)
-    np.testing.assert_array_equal(other.person, faces.person)
+    assert (other.names, other.split_of_identity) == (faces.names, faces.split_of_identity)
+    np.testing.assert_array_equal(other.identity, faces.identity)
     np.testing.assert_array_equal(other.landmarks, faces.landmarks)
     np.testing.assert_array_equal(other.image(9), faces.image(9))
     assert [other.fingerprint(split) for split in SPLITS] == [faces.fingerprint(split) for split in SPLITS]
@@ -96,7 +96,7 @@ def test_photographs_in_the_wild_have_their_own_sizes_and_landmarks(
     assert {wild.image(index).shape for index in range(len(wild))} == {
         (300 - 10 * image, 260 + 20 * image, 3) for image in range(4)
     }
-    np.testing.assert_array_equal(wild.person, faces.person)
+    np.testing.assert_array_equal(wild.identity, faces.identity)
     # The same ORL picture lies in both, larger here: the canonical crops agree.
     for index in (0, 6, 20):
         one, other = (align(faces_.image(index), faces_.landmarks[index], 64)[0] for faces_ in (faces, wild))
@@ -124,7 +124,7 @@ def test_the_official_partition_is_the_split(faces: CelebaFaces) -> None:
 
 def test_a_person_with_one_image_is_kept(tmp_path: Path) -> None:
     faces = CelebaFaces(str(write_celeba(tmp_path, people=4, images=1)))
-    assert np.bincount(faces.person).tolist() == [1, 1, 1, 1]
+    assert np.bincount(faces.identity).tolist() == [1, 1, 1, 1]
 
 
 def test_images_outside_the_split_of_most_of_their_persons_are_left_out_with_a_warning(copied: Write) -> None:
@@ -145,7 +145,7 @@ def test_images_outside_the_split_of_most_of_their_persons_are_left_out_with_a_w
     assert set(range(1, 33)) - {int(name[:6]) for name in faces.names} == {1, 5, 30, 32}
     assert _numbers(faces, "train") == {*_NUMBERS[:4], _NUMBERS[7]}
     assert _numbers(faces, "test") == {_NUMBERS[6]}
-    assert len(faces.landmarks) == len(faces.person) == len(faces) == 28
+    assert len(faces.landmarks) == len(faces.identity) == len(faces) == 28
 
 
 @pytest.mark.parametrize("layout", ["official", "zip"])

@@ -36,7 +36,7 @@ def test_a_training_item_has_the_shapes_and_ranges_of_the_batch(tiny_faces: Face
     _check(item)
     index = int(item["index"])
     assert index == tiny_faces.indices("train")[5]
-    assert int(item["identity"]) == tiny_faces.person[index]
+    assert int(item["identity"]) == tiny_faces.identity[index]
     assert int(item["kind"]) == -1
 
 

@@ -44,7 +44,7 @@ def test_images_are_named_by_person_and_file_in_a_fixed_order(make_folder: MakeF
     with pytest.warns(UserWarning, match=r"1 files in .* are not used.*\(person00/notes.txt\)"):
         faces = FolderFaces(str(root), seed=1)
     assert faces.names == [f"person{person:02d}/{number}.png" for person in range(12) for number in range(2)]
-    assert faces.person.tolist() == [person for person in range(12) for _ in range(2)]
+    assert faces.identity.tolist() == [person for person in range(12) for _ in range(2)]
     np.testing.assert_array_equal(faces.image(3), np.asarray(Image.open(root / "person01" / "1.png")))
 
 
@@ -68,7 +68,7 @@ def test_files_come_in_the_order_of_their_paths_and_only_images_count(make_folde
     wanted = [path for path in root.glob("*/**/*") if path.is_file() and not path.name.startswith(".")]
     wanted = sorted(path for path in wanted if path.name != "a.x")
     assert faces.names == [path.relative_to(root).as_posix() for path in wanted]
-    assert [faces.names[index].split("/")[0] for index in np.unique(faces.person, return_index=True)[1]] == sorted(
+    assert [faces.names[index].split("/")[0] for index in np.unique(faces.identity, return_index=True)[1]] == sorted(
         {path.relative_to(root).parts[0] for path in wanted}
     )
 
@@ -99,7 +99,7 @@ def test_the_fingerprint_is_that_of_the_pixels_wherever_the_files_lie(
     digest = hashlib.sha256()
     for index in faces.indices("val"):
         digest.update(faces.names[index].encode() + np.round(faces.landmarks[index], 2).tobytes())
-        digest.update(np.int64(faces.person[index]).tobytes() + faces.image(int(index)).tobytes())
+        digest.update(np.int64(faces.identity[index]).tobytes() + faces.image(int(index)).tobytes())
     assert faces.fingerprint("val") == digest.hexdigest()[:16]
     copy = FolderFaces(str(shutil.copytree(faces.root, tmp_path_factory.mktemp("copy") / "faces")), seed=1)
     assert copy.fingerprint("val") == faces.fingerprint("val")
@@ -144,8 +144,8 @@ def test_another_seed_splits_otherwise(make_folder: MakeFolder) -> None:
 
 def _people(faces: FolderFaces) -> dict[str, str]:
     return {
-        name.split("/")[0]: faces.split_of_person[int(person)]
-        for name, person in zip(faces.names, faces.person, strict=True)
+        name.split("/")[0]: faces.split_of_identity[int(person)]
+        for name, person in zip(faces.names, faces.identity, strict=True)
     }
 
 
@@ -277,7 +277,7 @@ def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None
         assert {path.relative_to(photos).as_posix() for path in photos.glob("*/*")} - {*faces.names} == {*blank}
         assert (
             chosen["train"][1] not in _people(faces)
-            and len(faces.split_of_person) == len(set(faces.person.tolist())) == 9
+            and len(faces.split_of_identity) == len(set(faces.identity.tolist())) == 9
         )
         assert {name: splits[name] for name in splits if name != chosen["train"][1]} == _people(faces)
         assert np.isfinite(faces.landmarks).all() and len(faces.landmarks) == len(faces.names) == 25

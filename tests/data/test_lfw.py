@@ -84,7 +84,8 @@ def test_pairs_labels_and_folds_are_those_of_the_list(tmp_path: Path) -> None:
     protocol = faces.protocol
     assert isinstance(protocol, ListedPairs)
     assert torch.equal(
-        protocol.same, torch.from_numpy(faces.person)[protocol.first] == torch.from_numpy(faces.person)[protocol.second]
+        protocol.same,
+        torch.from_numpy(faces.identity)[protocol.first] == torch.from_numpy(faces.identity)[protocol.second],
     )
 
 
@@ -93,10 +94,10 @@ def test_only_images_of_the_list_are_in_the_set_and_all_are_test_people_with_nam
     shutil.copytree(root / "lfw" / "Some_Person_00", root / "lfw" / "Unpaired_Person_00")
     faces = LfwFaces(str(root))
     assert len(faces) == len(set(faces.names)) == len(faces.indices("test"))
-    assert faces.person_names is not None
-    assert [faces.person_names[person] for person in faces.person] == [name.split("/")[0] for name in faces.names]
-    assert set(faces.split_of_person) == set(range(len(faces.person_names)))
-    assert "Unpaired_Person_00" not in faces.person_names
+    assert faces.identity_names is not None
+    assert [faces.identity_names[person] for person in faces.identity] == [name.split("/")[0] for name in faces.names]
+    assert set(faces.split_of_identity) == set(range(len(faces.identity_names)))
+    assert "Unpaired_Person_00" not in faces.identity_names
 
 
 def test_a_list_of_one_fold_is_read(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_the_protocol_scores_each_listed_pair_of_embedded_faces(tmp_path: Path) 
     )
     index = torch.from_numpy(order)
     none = torch.zeros(len(faces), dtype=torch.int64)
-    members = EmbeddingSet(vectors[index], torch.from_numpy(faces.person)[index], index, none - 1, none)
+    members = EmbeddingSet(vectors[index], torch.from_numpy(faces.identity)[index], index, none - 1, none)
     scores = faces.protocol.cross(members, members)
     place = {name: number for number, name in enumerate(faces.names)}
     expected = [float(vectors[place[first]] @ vectors[place[second]]) for first, second, *_ in _listed(faces)]
@@ -290,7 +291,7 @@ def test_training_has_everyone_outside_the_test_folds(lfw_root: Path, test_folds
     assert images == {
         f"{path.parent.name}/{path.name}" for path in (lfw_root / "lfw").glob("*/*") if path.parent.name not in tested
     }
-    assert len(faces.names) == len(set(faces.names)) == len(faces.landmarks) == len(faces.person)
+    assert len(faces.names) == len(set(faces.names)) == len(faces.landmarks) == len(faces.identity)
 
 
 def test_folds_keep_their_pairs_images_and_numbers(lfw_root: Path) -> None:
@@ -399,9 +400,12 @@ def test_real_lfw_trains_on_the_published_numbers_of_people_and_photos() -> None
     halves = [LfwFaces(str(_REAL), test_folds=folds) for folds in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])]
     for faces in halves:
         people = {split: _people(faces, split) for split in SPLITS}
-        assert sum(map(len, people.values())) == len(set.union(*people.values())) == len(faces.split_of_person)
+        assert sum(map(len, people.values())) == len(set.union(*people.values())) == len(faces.split_of_identity)
         assert len(people["val"]) == 300
-        assert np.bincount(faces.person[faces.indices("val")])[np.unique(faces.person[faces.indices("val")])].min() >= 2
+        assert (
+            np.bincount(faces.identity[faces.indices("val")])[np.unique(faces.identity[faces.indices("val")])].min()
+            >= 2
+        )
         assert len(faces.protocol) == 3000  # type: ignore[arg-type]
     first, second = halves
     photos = {

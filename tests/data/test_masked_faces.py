@@ -46,7 +46,7 @@ def _same(first: list[MaskedFaceBatch], second: list[MaskedFaceBatch]) -> bool:
 
 
 def _splits(faces: FaceSet, batches: list[MaskedFaceBatch]) -> set[str]:
-    return {faces.split_of_person[int(faces.person[index])] for index in _column(batches, "index").tolist()}
+    return {faces.split_of_identity[int(faces.identity[index])] for index in _column(batches, "index").tolist()}
 
 
 def test_a_training_batch_is_what_the_batch_promises(tiny_faces: FaceSet) -> None:

@@ -25,8 +25,8 @@ class _ManyFaces(FaceSet):
 
     def __init__(self) -> None:
         self.names = NameTable(map(str, range(_IMAGES)))
-        self.person = np.arange(_IMAGES) % _PEOPLE
-        self.split_of_person = dict.fromkeys(range(_PEOPLE), "train")
+        self.identity = np.arange(_IMAGES) % _PEOPLE
+        self.split_of_identity = dict.fromkeys(range(_PEOPLE), "train")
         self.landmarks = np.zeros((_IMAGES, 5, 2))
 
     def image(self, index: int) -> NDArray[np.uint8]:

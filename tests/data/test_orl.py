@@ -18,12 +18,12 @@ def faces() -> OrlFaces:
 
 def test_there_are_40_people_with_10_images_each(faces: OrlFaces) -> None:
     assert len(faces) == len(set(faces.names)) == 400
-    assert np.bincount(faces.person).tolist() == [10] * 40
-    assert [name.split("/")[0] for name in faces.names] == [f"s{person + 1}" for person in faces.person]
+    assert np.bincount(faces.identity).tolist() == [10] * 40
+    assert [name.split("/")[0] for name in faces.names] == [f"s{person + 1}" for person in faces.identity]
 
 
 def test_people_1_to_20_train_21_to_24_validate_25_to_40_test(faces: OrlFaces) -> None:
-    numbers = {split: {int(person) + 1 for person in faces.person[faces.indices(split)]} for split in SPLITS}
+    numbers = {split: {int(person) + 1 for person in faces.identity[faces.indices(split)]} for split in SPLITS}
     assert numbers == {"train": set(range(1, 21)), "val": set(range(21, 25)), "test": set(range(25, 41))}
     indices = np.concatenate([faces.indices(split) for split in SPLITS])
     assert sorted(indices.tolist()) == list(range(400))

@@ -81,7 +81,7 @@ def test_a_missing_list_says_where_it_was_looked_for(tmp_path: Path) -> None:
 
 def _numbers(faces: CelebaFaces, split: Split) -> set[int]:
     """The identity numbers of a split's people."""
-    return {sorted(_NUMBERS)[person] for person in faces.person[faces.indices(split)].tolist()}
+    return {sorted(_NUMBERS)[person] for person in faces.identity[faces.indices(split)].tolist()}
 
 
 def _names_file(path: Path, form: str, faces: CelebaFaces) -> Path:
@@ -91,7 +91,7 @@ def _names_file(path: Path, form: str, faces: CelebaFaces) -> Path:
     if form == "image":
         rows = [
             (name, by_number[sorted(_NUMBERS)[person]])
-            for name, person in zip(faces.names, faces.person.tolist(), strict=True)
+            for name, person in zip(faces.names, faces.identity.tolist(), strict=True)
         ]
     path.write_text("".join(f"{key} {name}\n" for key, name in rows), encoding="utf-8")
     return path
@@ -110,8 +110,8 @@ def test_people_of_another_set_are_neither_trained_nor_validated_on(
     assert _numbers(chosen, "val") == {_NUMBERS[4]}
     assert _numbers(chosen, "test") == set(_NUMBERS[6:])  # H is tested, not learnt from
     assert len(chosen) == 24
-    assert chosen.person_names is not None
-    assert [chosen.person_names[person] for person in chosen.person[:3]] == [
+    assert chosen.identity_names is not None
+    assert [chosen.identity_names[person] for person in chosen.identity[:3]] == [
         "Jané D. Ath",
         "Jané D. Cth",
         "Jané D. Dth",
@@ -131,14 +131,14 @@ def test_people_without_a_name_are_warned_of(root: Path, tmp_path: Path) -> None
     ):
         chosen = CelebaFaces(str(root), exclude=str(tmp_path / "people.txt"), names=str(tmp_path / "names.txt"))
     assert chosen.excluded == ["Ann"]
-    assert chosen.person_names is not None
-    assert chosen.person_names[1:3] == ["Bob", "CelebA identity 965"]
+    assert chosen.identity_names is not None
+    assert chosen.identity_names[1:3] == ["Bob", "CelebA identity 965"]
 
 
 def test_names_alone_exclude_no_one(root: Path, faces: CelebaFaces, tmp_path: Path) -> None:
     named = CelebaFaces(str(root), names=str(_names_file(tmp_path / "names.txt", "identity", faces)))
     assert (len(named), named.excluded) == (32, [])
-    assert named.person_names is not None
+    assert named.identity_names is not None
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def _write(root: Path, *lines: str) -> Path:
 
 def _groups(faces: PairListFaces) -> set[frozenset[str]]:
     """Which images share an identity."""
-    return {frozenset(np.array(faces.names)[faces.person == person]) for person in set(faces.person.tolist())}
+    return {frozenset(np.array(faces.names)[faces.identity == person]) for person in set(faces.identity.tolist())}
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ", "])
@@ -105,8 +105,8 @@ def test_fewer_than_ten_pairs_are_one_fold(pairs: int) -> None:
 
 def test_a_folder_is_a_person_and_all_are_test_people(tmp_path: Path) -> None:
     faces = _faces(write_pair_list(tmp_path, people=3))
-    assert faces.person.tolist() == [0, 0, 1, 1, 2, 2]
-    assert faces.person_names == ["person00", "person01", "person02"]
+    assert faces.identity.tolist() == [0, 0, 1, 1, 2, 2]
+    assert faces.identity_names == ["person00", "person01", "person02"]
     assert faces.indices("test").tolist() == list(range(6))
 
 
@@ -116,7 +116,7 @@ def test_a_same_pair_makes_one_person_of_two_folders(tmp_path: Path) -> None:
         frozenset({"p/a.png", "q/b.png", "q/c.png", "r/d.png", "p/f.png"}),
         frozenset({"s/e.png"}),
     }
-    assert faces.person_names == ["p", "s"]
+    assert faces.identity_names == ["p", "s"]
 
 
 def test_a_folder_with_a_different_pair_and_the_root_itself_name_no_one(tmp_path: Path) -> None:

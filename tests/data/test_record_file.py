@@ -34,7 +34,7 @@ def _faces(rec: Path, train: float = 0.7, val: float = 0.3) -> RecordFaces:
 def test_images_and_people_are_those_written_and_label_records_are_no_images(rec: Path) -> None:
     faces = _faces(rec)
     assert len(faces) == 36
-    assert faces.person.tolist() == [person for person in range(12) for _ in range(3)]
+    assert faces.identity.tolist() == [person for person in range(12) for _ in range(3)]
     assert list(faces.names[:4]) == ["0/1", "0/2", "0/3", "1/4"]
     assert len(set(faces.names)) == 36
     for index in (0, 17, 35):
@@ -45,8 +45,8 @@ def test_single_labels_gaps_in_the_numbers_and_no_header_record_are_read(tmp_pat
     people = [7, 300_000, 7, 5, 12]
     rec = write_records(tmp_path / "faces", {key: labelled([people[key]], jpeg(key, 0)) for key in range(5)})
     faces = RecordFaces(str(rec), train=1.0, val=0.0)
-    assert faces.person.tolist() == people
-    assert set(faces.split_of_person) == {5, 7, 12, 300_000}
+    assert faces.identity.tolist() == people
+    assert set(faces.split_of_identity) == {5, 7, 12, 300_000}
 
 
 def test_records_that_hold_the_magic_number_are_joined_from_their_parts(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_records_that_hold_the_magic_number_are_joined_from_their_parts(tmp_path
     rec = write_records(tmp_path / "faces", {1: data, 2: labelled([3, 1], jpeg(1, 0))})
     assert len(set(rec.read_bytes().split(MAGIC))) > 4
     faces = RecordFaces(str(rec), train=1.0, val=0.0)
-    assert faces.person.tolist() == [3, 3]
+    assert faces.identity.tolist() == [3, 3]
     assert faces._file.image_bytes(0) == commented
     np.testing.assert_array_equal(faces.image(1), decoded(jpeg(1, 0)))
 
@@ -97,10 +97,10 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 
 def test_people_split_by_their_number_alone(rec: Path, tmp_path: Path) -> None:
     faces, more = _faces(rec), _faces(write_record_file(tmp_path / "more", people=20))
-    assert set(faces.split_of_person.values()) == {"train", "val"}
-    assert {person: more.split_of_person[person] for person in range(12)} == faces.split_of_person
-    assert set(RecordFaces(str(rec), train=1.0, val=0.0).split_of_person.values()) == {"train"}
-    assert set(_faces(rec, 0.4, 0.3).split_of_person.values()) == {"train", "val", "test"}
+    assert set(faces.split_of_identity.values()) == {"train", "val"}
+    assert {person: more.split_of_identity[person] for person in range(12)} == faces.split_of_identity
+    assert set(RecordFaces(str(rec), train=1.0, val=0.0).split_of_identity.values()) == {"train"}
+    assert set(_faces(rec, 0.4, 0.3).split_of_identity.values()) == {"train", "val", "test"}
 
 
 def test_landmarks_are_the_template_scaled_to_the_images_and_take_no_memory(tmp_path: Path) -> None:

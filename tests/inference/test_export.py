@@ -25,7 +25,7 @@ def make_outputs() -> Outputs:
 
 def splits_of(faces: Faces, face_set: OrlFaces) -> set[str]:
     assert faces.identity is not None
-    return {face_set.split_of_person[int(person)] for person in faces.identity}
+    return {face_set.split_of_identity[int(person)] for person in faces.identity}
 
 
 def test_parity_finds_largest_differences() -> None:
@@ -166,12 +166,12 @@ def test_export_looks_at_no_test_person(small: Pipeline, monkeypatch: pytest.Mon
     image = OrlFaces.image
 
     def watched(self: OrlFaces, index: int) -> Any:
-        seen.add(int(self.person[index]))
+        seen.add(int(self.identity[index]))
         return image(self, index)
 
     monkeypatch.setattr(OrlFaces, "image", watched)
     export(small, "onnx", "int8")
-    assert {OrlFaces().split_of_person[person] for person in seen} == {"train", "val"}
+    assert {OrlFaces().split_of_identity[person] for person in seen} == {"train", "val"}
 
 
 def test_export_compares_on_photos(small: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

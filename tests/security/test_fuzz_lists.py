@@ -32,7 +32,7 @@ def test_a_damaged_list_of_pairs(examples: int, tmp_path: Path) -> None:
     def read(data: bytes) -> None:
         path.write_bytes(data)
         faces = PairListFaces(str(root), str(path), aligned="arcface")
-        assert faces.landmarks.shape == (len(faces.names), 5, 2) and len(faces.person) == len(faces.names)
+        assert faces.landmarks.shape == (len(faces.names), 5, 2) and len(faces.identity) == len(faces.names)
         assert all((root / name).resolve().is_relative_to(root.resolve()) for name in faces.names)
 
     for_each(examples, damaged(files), read)

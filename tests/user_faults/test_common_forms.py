@@ -61,7 +61,7 @@ def test_two_line_list_is_a_face_set(tmp_path: Path) -> None:
         Image.new("RGB", (112, 112)).save(tmp_path / name)
     (tmp_path / "pairs_CPLFW.txt").write_text("Ada_1.jpg 1\nAda_2.jpg 1\nAda_1.jpg 0\nBo_1.jpg 0\n")
     faces = PairListFaces(str(tmp_path), str(tmp_path / "pairs_CPLFW.txt"), aligned="arcface")
-    assert faces.person.tolist() == [0, 0, 1]
+    assert faces.identity.tolist() == [0, 0, 1]
 
 
 def write_kaggle(path: Path, folds: int = 3, half: int = 2) -> Path:
@@ -124,7 +124,7 @@ def test_sets_without_identities(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="identities: false"):
         CelebaFaces(str(root))
     faces = CelebaFaces(str(root), identities=False)
-    assert list(faces.names) == list(whole.names) and len(set(faces.person.tolist())) == 16
+    assert list(faces.names) == list(whole.names) and len(set(faces.identity.tolist())) == 16
     assert all((faces.indices(split) == whole.indices(split)).all() for split in ("train", "val", "test"))
     for number in range(20):
         path = tmp_path / f"flat/{'deeper/' * (number % 2)}{number}.png"
@@ -133,7 +133,7 @@ def test_sets_without_identities(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of 1 people none falls"), pytest.warns(UserWarning, match="not used"):
         FolderFaces(str(tmp_path / "flat"))
     flat = FolderFaces(str(tmp_path / "flat"), identities=False)
-    assert flat.person.tolist() == list(range(20))
+    assert flat.identity.tolist() == list(range(20))
     with pytest.raises(ValueError, match="no identities, which stage 2 learns"):
         _ = MaskedFaceDataModule(face_set=flat).num_identities
 

@@ -80,7 +80,7 @@ def test_unicode_forms_are_one_person(tmp_path: Path) -> None:
     for name in (_NFC, _NFD, "Anna"):
         draw(tmp_path / name / f"{len(name)}.png")
     listing = list_folder(tmp_path)
-    assert listing.people == ["Anna", _NFC] and listing.person.tolist() == [0, 1, 1]
+    assert listing.people == ["Anna", _NFC] and listing.identity.tolist() == [0, 1, 1]
     people = {person_of(tmp_path / name, tmp_path) for name in (f"{_NFC}/1.png", f"{_NFD}/2.png", f"{_NFD}.jpg")}
     assert people == {_NFC}
 
@@ -92,7 +92,7 @@ def test_lists_find_files_of_the_other_form(tmp_path: Path) -> None:
     faces = PairListFaces(str(tmp_path / "faces"), str(tmp_path / "pairs.txt"), aligned="arcface")
     names = [unicodedata.normalize("NFC", name) for name in faces.names]
     assert sorted(names) == ["Anna/1.png", f"{_NFC}/1.png", f"{_NFC}/2.png"]
-    assert sorted(faces.person_names or ()) == ["Anna", _NFC]
+    assert sorted(faces.identity_names or ()) == ["Anna", _NFC]
 
 
 def test_rows_of_other_photos_go(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class OrlGallery:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._faces = OrlFaces()
-        self._indices = np.unique(self._faces.person, return_index=True)[1].tolist()
+        self._indices = np.unique(self._faces.identity, return_index=True)[1].tolist()
         template = TEMPLATES["canonical"].tensor(pipeline.size)
         crops = []
         for index in self._indices:
@@ -142,7 +142,7 @@ class OrlGallery:
         matches = []
         for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
             index = self._indices[place]
-            name = f"ORL person {int(self._faces.person[index]) + 1}"
+            name = f"ORL person {int(self._faces.identity[index]) + 1}"
             matches.append(Match(name, self._faces.image(index), similarity, self._covered[place]))
         return matches
 

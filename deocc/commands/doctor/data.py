@@ -45,7 +45,7 @@ def check_lfw(context: Context) -> Iterator[Finding]:
             return FoundLandmarks(names, np.zeros((len(names), 5, 2)), np.ones((len(names), 2), np.int64))
 
     faces = LfwFiles(str(_LFW))
-    yield Finding("OK", f"{_LFW}: LFW, {len(faces):,} images of {len(faces.split_of_person):,} people")
+    yield Finding("OK", f"{_LFW}: LFW, {len(faces):,} images of {len(faces.split_of_identity):,} people")
 
 
 def check_ar(context: Context) -> Iterator[Finding]:
@@ -178,5 +178,5 @@ def _describe_celeba(folder: Path) -> Iterator[Finding]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         faces = CelebaFaces(str(folder))
-    yield Finding("OK", f"{folder}: CelebA, {len(faces):,} images of {len(faces.split_of_person):,} people")
+    yield Finding("OK", f"{folder}: CelebA, {len(faces):,} images of {len(faces.split_of_identity):,} people")
     yield from (Finding("warning", str(warning.message)) for warning in caught)

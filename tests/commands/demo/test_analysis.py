@@ -103,7 +103,7 @@ def test_gallery_face_finds_itself(pipeline: Pipeline, gallery: OrlGallery) -> N
 
 
 def test_examples_are_validation_people() -> None:
-    splits = OrlFaces().split_of_person
+    splits = OrlFaces().split_of_identity
     for example in EXAMPLES:
         for person, image in (example.photo, example.second):
             assert splits[person - 1] == "val" and 2 <= image <= 10
