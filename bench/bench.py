@@ -33,7 +33,7 @@ FIGURES = ("ours", "reference", "ratio", "ours_mib", "reference_mib")
 
 def measure() -> Iterator[Row]:
     """Yield each row as soon as it is measured."""
-    yield measure_help()
+    yield from measure_start()
     for size in (128, 256, 512):
         yield measure_against_textbook(size)
     yield measure_alone(1024, max_anchors=None)
@@ -48,16 +48,19 @@ def measure() -> Iterator[Row]:
     yield from compare_loading(step["ours"])
 
 
-def measure_help(pairs: int = 7) -> Row:
-    """Measure the CPU time of `deocc --help` beyond that of the bare interpreter, which is the reference."""
-    commands = [[str(Path(sys.executable).with_name("deocc")), "--help"], [sys.executable, "-c", "pass"]]
-    taken = [[_cpu_seconds(command) for command in commands] for _ in range(pairs + 1)][1:]  # after a warm-up
-    return {
-        "what": "deocc --help, CPU time beyond the interpreter",
-        "unit": "s",
-        "ours": statistics.median(ours - interpreter for ours, interpreter in taken),
-        "reference": statistics.median(interpreter for _, interpreter in taken),
+def measure_start(pairs: int = 5) -> Iterator[Row]:
+    """Measure CPU time: help beside the bare interpreter, the imports of `verify` beside `import torch`."""
+    deocc, interpreter = str(Path(sys.executable).with_name("deocc")), [sys.executable, "-c"]
+    compared = {
+        "deocc --help": ([deocc, "--help"], [*interpreter, "pass"]),
+        "deocc fit --help": ([deocc, "fit", "--help"], [*interpreter, "pass"]),
+        "deocc mask --help": ([deocc, "mask", "--help"], [*interpreter, "pass"]),
+        "imports of deocc verify": ([*interpreter, "import deocc.commands.verify"], [*interpreter, "import torch"]),
     }
+    for what, commands in compared.items():
+        taken = [[_cpu_seconds(command) for command in commands] for _ in range(pairs + 1)][1:]  # after a warm-up
+        ours, reference = (statistics.median(times) for times in zip(*taken, strict=True))
+        yield {"what": f"{what}, CPU time", "unit": "s", "ours": ours, "reference": reference}
 
 
 def _cpu_seconds(command: list[str]) -> float:

@@ -51,6 +51,10 @@ _TRANSPOSITIONS = {
 }
 
 
+class ImageTooLargeError(ValueError):
+    """An image has more than `MOST_PIXELS`."""
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) in sRGB, rotated upright by its EXIF orientation.
 
@@ -129,11 +133,11 @@ def is_image(path: str, suffixes: Collection[str] = IMAGE_SUFFIXES, formats: tup
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raise ValueError if width and height give more than `MOST_PIXELS`."""
+    """Raise ImageTooLargeError if width and height give more than `MOST_PIXELS`."""
     width, height = size
     if width * height > MOST_PIXELS:
         most = f"at most {MOST_PIXELS // 1_000_000} million pixels are allowed"
-        raise ValueError(f"it is {width} x {height} pixels, {most}")
+        raise ImageTooLargeError(f"it is {width} x {height} pixels, {most}")
 
 
 def reason_of(error: Exception) -> str:
@@ -202,4 +206,5 @@ def _check_file(path: Path) -> None:
 
 
 def _unreadable(name: str, reason: str) -> ValueError:
-    return ValueError(f"cannot read {name} as an image ({reason}): replace the file or remove it")
+    remedy = "make it smaller" if "pixels are allowed" in reason else "replace the file or remove it"
+    return ValueError(f"cannot read {name} as an image ({reason}): {remedy}")

@@ -1,6 +1,7 @@
 """Read a photo of any format and pixel type as upright RGB, or explain in one line why it cannot be read."""
 
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from deocc.data.images import (
     FORMATS,
     IMAGE_SUFFIXES,
     MOST_BYTES,
+    ImageTooLargeError,
     check_size,
     is_image,
     open_image,
@@ -29,7 +31,8 @@ _SUFFIXES: Final = IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
 _BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())
 """Brands of HEIC and AVIF photos, in the first box of the file; videos such as MP4 begin alike with other brands."""
 
-_MAX_16_BIT: Final = 65535
+_MAX_16_BIT, _MAX_12_BIT = 65535, 4095
+_MOST_FRAMES: Final = 10  # frames of an animation that are looked at
 
 Source = Path | bytes | Image.Image | NDArray[np.generic]
 
@@ -41,8 +44,9 @@ class _PhotoError(ValueError):
 def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
     """Read a photo as (H, W, 3) in sRGB, 0 to 255.
 
-    The EXIF rotation and the colour profile are applied, 16 bits are scaled to 8 (without the profile), transparent
-    pixels are composed on white (our choice), and of an animation the first frame is used.
+    The EXIF rotation and the colour profile are applied, 16 bits are scaled to 8 (without the profile), and transparent
+    pixels are composed on white (our choice). 16-bit images whose numbers are all below 4,096 are taken for 12 bits. Of
+    several frames or pages the first one that is not of one colour is used. Warnings report both.
 
     Args:
         source: path of a file, its bytes, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of type
@@ -56,19 +60,29 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         ImportError: the file is HEIC and pillow-heif is not installed.
     """
     name = name or (str(source) if isinstance(source, Path) else "the photo")
+    notes: list[str] = []  # warnings are suppressed while Pillow reads
+    photo = _read(source, name, notes)
+    for note in notes:
+        warnings.warn(f"{name} {note}", stacklevel=2)
+    return photo
+
+
+def _read(source: Source, name: str, notes: list[str]) -> NDArray[np.uint8]:
     if isinstance(source, np.ndarray):
-        return _convert_array(source, name)
+        return _convert_array(source, name, notes)
     if isinstance(source, Path):
         source = read_bytes(source)
     remedy = "replace the file or remove it"
     try:
         with _open(source, name) as image:
-            return _convert_image(image, name)
+            return _convert_image(_first_frame(image, notes), name, notes)
     except (ImportError, _PhotoError):
         raise
     except UnidentifiedImageError:
         known = ", ".join((*PHOTO_FORMATS, "HEIC"))
         raise ValueError(f"{name} is not an image, or a damaged one ({known} are read): {remedy}") from None
+    except ImageTooLargeError as error:
+        raise ValueError(f"{name}: {error}, make it smaller") from None
     except Exception as error:  # Pillow raises almost anything for a damaged file
         raise ValueError(f"cannot read {name} as a photo ({reason_of(error)}): {remedy}") from error
 
@@ -137,20 +151,33 @@ def _register_heif(name: str) -> tuple[str, ...]:
     return ("HEIF",)
 
 
-def _convert_image(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def _first_frame(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Go to the first frame or page that is not of one colour, since animations may begin with a black one."""
+    frames = getattr(image, "n_frames", 1)
+    for number in range(min(frames, _MOST_FRAMES)):
+        image.seek(number)
+        if frames == 1 or any(low < high for low, high in np.atleast_2d(image.convert("RGB").getextrema())):
+            if frames > 1 and image.format != "MPO":  # the further images of MPO are other views of the same photo
+                notes.append(f"has {frames} frames or pages: using number {number + 1}")
+            return image
+    image.seek(0)
+    return image
+
+
+def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode to (H, W, 3)."""
     image = to_srgb(upright(image))
     if image.mode == "F":
         raise _PhotoError(f"{name} holds floating-point numbers of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        return _convert_array(np.asarray(image), name)
+        return _convert_array(np.asarray(image), name, notes)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
 
 
-def _convert_array(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
+def _convert_array(array: NDArray[np.generic], name: str, notes: list[str]) -> NDArray[np.uint8]:
     """Convert an array of pixels to (H, W, 3)."""
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
@@ -159,14 +186,14 @@ def _convert_array(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
         check_size((pixels.shape[1], pixels.shape[0]))
     except ValueError as error:
         raise _PhotoError(f"{name}: {error}, make it smaller") from None
-    pixels = _scale_to_8_bits(pixels, name)
+    pixels = _scale_to_8_bits(pixels, name, notes)
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:].astype(np.float32) / 255
         pixels = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def _scale_to_8_bits(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
+def _scale_to_8_bits(array: NDArray[np.generic], name: str, notes: list[str]) -> NDArray[np.uint8]:
     """Scale 16 bits to 8; Pillow's own conversion clips at 255. Its mode I holds 16-bit PGM and PNG in 32 bits."""
     if array.dtype == np.uint8:
         return np.asarray(array, dtype=np.uint8)
@@ -175,8 +202,12 @@ def _scale_to_8_bits(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]
     low, high = array.min(), array.max()
     if low < 0 or high > _MAX_16_BIT:
         raise _PhotoError(f"{name} holds numbers from {low} to {high}: expected 8 or 16 bits without sign")
+    highest = _MAX_16_BIT
+    if 255 < high <= _MAX_12_BIT:
+        highest = _MAX_12_BIT
+        notes.append(f"holds numbers up to {high} in 16 bits: taken for 12 bits")
     numbers = array.astype(np.uint32)  # in place from here on: a photo of 100 million pixels takes 400 MB
     numbers *= 255
-    numbers += _MAX_16_BIT // 2
-    numbers //= _MAX_16_BIT
+    numbers += highest // 2
+    numbers //= highest
     return numbers.astype(np.uint8)

@@ -22,14 +22,14 @@ def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
 
     Args:
         name: of the new kind.
-        path: a PNG with an alpha channel, 0 where the face shows.
+        path: a PNG, transparent where the face shows.
         anchors: (5, 2) x, y in pixels of the picture where the face's eye, eye, nose, mouth corner and mouth corner
             come to lie, left to right; they may lie outside the picture.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the picture has no alpha channel or is fully transparent, the anchors are no five finite points, or
-            the name is taken.
+        ValueError: no pixel of the picture is transparent, or all are; the anchors are not five finite points; or the
+            name is taken.
     """
     texture = Texture(_read(Path(path)), _check(anchors))
     register_kind(Kind(name, texture.extent, texture))
@@ -111,9 +111,9 @@ def _read(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"no texture at {path.resolve()}: give the path of an RGBA PNG")
     with Image.open(path, formats=("PNG",)) as image:
-        if "A" not in image.getbands():
+        if not image.has_transparency_data:  # an alpha channel, or a transparent colour of a palette
             raise ValueError(
-                f"{path} has no alpha channel (mode {image.mode}): "
+                f"{path} has no transparent pixels (mode {image.mode}): "
                 "save it as an RGBA PNG, transparent where the face shows"
             )
         pixels = np.array(image.convert("RGBA"))

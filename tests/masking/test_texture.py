@@ -55,7 +55,7 @@ def test_bad_textures_are_refused(own_kinds: None, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no texture at"):
         register_texture("a", tmp_path / "none.png", ANCHORS)
     Image.new("RGB", (8, 8)).save(tmp_path / "rgb.png")
-    with pytest.raises(ValueError, match="no alpha channel"):
+    with pytest.raises(ValueError, match="no transparent pixels"):
         register_texture("a", tmp_path / "rgb.png", ANCHORS)
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
     with pytest.raises(ValueError, match="transparent everywhere"):
