@@ -79,15 +79,17 @@ class PairsOfPeople:
     """Pairs of images grouped by their identities, for rates with equal weight for each pair of identities.
 
     Args:
-        first_person: (N,) int64, identities, at least 0.
-        second_person: (N,) int64, equal to `first_person` for genuine pairs.
+        first_identity: (N,) int64, identities, at least 0.
+        second_identity: (N,) int64, equal to `first_identity` for genuine pairs.
     """
 
-    def __init__(self, first_person: Tensor, second_person: Tensor) -> None:
-        length = 1 + int(torch.maximum(first_person, second_person).max()) if len(first_person) else 0
-        seen = (torch.bincount(first_person, minlength=length) + torch.bincount(second_person, minlength=length)) > 0
+    def __init__(self, first_identity: Tensor, second_identity: Tensor) -> None:
+        length = 1 + int(torch.maximum(first_identity, second_identity).max()) if len(first_identity) else 0
+        seen = (
+            torch.bincount(first_identity, minlength=length) + torch.bincount(second_identity, minlength=length)
+        ) > 0
         place = seen.cumsum(0) - 1
-        first, second = place[first_person], place[second_person]
+        first, second = place[first_identity], place[second_identity]
         self.people = int(seen.sum())
         self._group = torch.minimum(first, second) * self.people + torch.maximum(first, second)
         self._count = torch.bincount(self._group, minlength=self.people**2)
@@ -321,7 +323,7 @@ def _draw_people(
 ) -> tuple[Tensor, Tensor]:
     """Return the identities of each pair (2, N) as columns of the counts (R, P) of drawn identities."""
     _check_same_pairs(first, second)
-    people, positions = torch.unique(torch.stack([first.first_person, first.second_person]), return_inverse=True)
+    people, positions = torch.unique(torch.stack([first.first_identity, first.second_identity]), return_inverse=True)
     if replicates < 1:
         raise ValueError(f"replicates is {replicates}: choose 1 or more, 1000 for an interval")
     if len(people) < 2:
@@ -374,7 +376,7 @@ def _check_parts(firsts: Sequence[PairScores], seconds: Sequence[PairScores]) ->
 
 def _check_same_pairs(first: PairScores, second: PairScores) -> None:
     one, other = (
-        torch.stack([pairs.first_person, pairs.second_person, pairs.same.long()]) for pairs in (first, second)
+        torch.stack([pairs.first_identity, pairs.second_identity, pairs.same.long()]) for pairs in (first, second)
     )
     if not torch.equal(one, other):
         raise ValueError(

@@ -66,7 +66,7 @@ def calibrate(validation: CountedPairs, test: CountedPairs | None = None) -> tup
     if test is not None and len(torch.unique(test.pairs.same)) == 2:
         measured.append(test)
     measures = [_ErrorRates(counted) for counted in measured]
-    weight = PairsOfPeople(pairs.first_person, pairs.second_person).weight
+    weight = PairsOfPeople(pairs.first_identity, pairs.second_identity).weight
     curve = roc_curve(pairs.similarity, pairs.same, weight)
     reached = float(curve.threshold[int((curve.tar < 1 - FALSE_REJECTS - 1e-9).sum())])
     thresholds = []
@@ -85,8 +85,8 @@ class _ErrorRates:
         pairs, repeats = counted
         same = pairs.same
         self._genuine, self._impostor = pairs.similarity[same].double(), pairs.similarity[~same].double()
-        self._genuine_people = PairsOfPeople(pairs.first_person[same], pairs.second_person[same])
-        self._impostor_people = PairsOfPeople(pairs.first_person[~same], pairs.second_person[~same])
+        self._genuine_people = PairsOfPeople(pairs.first_identity[same], pairs.second_identity[same])
+        self._impostor_people = PairsOfPeople(pairs.first_identity[~same], pairs.second_identity[~same])
         self._repeats = repeats
 
     def at(self, same: float, different: float) -> Rates:

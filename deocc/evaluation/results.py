@@ -225,7 +225,7 @@ def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:
         **figures,
         "tar_intervals": intervals,
         "pairs": {"same": genuine, "different": len(pairs.same) - genuine},
-        "people": len(torch.unique(torch.cat([pairs.first_person, pairs.second_person]))),
+        "people": len(torch.unique(torch.cat([pairs.first_identity, pairs.second_identity]))),
     }
 
 
@@ -244,7 +244,7 @@ def _differences(
         if not all(row in clean or row in compared for row in rows):
             continue
         first, second = score(rows[0]), score(rows[1])
-        if len(torch.unique(torch.cat([first.first_person, first.second_person]))) < 2:
+        if len(torch.unique(torch.cat([first.first_identity, first.second_identity]))) < 2:
             continue  # there are no impostor pairs
         differences[name] = {"eer": paired_bootstrap_eer(first, second, replicates, seed)._asdict()}
         if first.fold is not None and len(torch.unique(first.fold)) > 1:

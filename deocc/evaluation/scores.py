@@ -16,7 +16,7 @@ SCORES = "scores.npz"
 CLEAN_SCORES = "clean_scores.npz"
 """The same for rows that compare bare faces, whose pairs may differ."""
 
-_SHARED = ("same", "first_person", "second_person", "fold")
+_SHARED = ("same", "first_identity", "second_identity", "fold")
 
 
 def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:
@@ -29,8 +29,8 @@ def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:
     for row, pairs in scores.items():
         if len(pairs.same) != len(first.same) or not bool((pairs.same == first.same).all()):
             raise ValueError(f"row {row} scored other pairs than the first row: evaluate all rows on the same probes")
-    fold = first.fold if first.fold is not None else torch.zeros_like(first.first_person)
-    arrays = dict(zip(_SHARED, (first.same, first.first_person, first.second_person, fold), strict=True))
+    fold = first.fold if first.fold is not None else torch.zeros_like(first.first_identity)
+    arrays = dict(zip(_SHARED, (first.same, first.first_identity, first.second_identity, fold), strict=True))
     arrays |= {f"row/{row}": pairs.similarity for row, pairs in scores.items()}
     np.savez_compressed(path, **cast(Any, {name: tensor.numpy() for name, tensor in arrays.items()}))
 

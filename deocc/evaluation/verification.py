@@ -39,9 +39,9 @@ class PairScores(NamedTuple):
     """(N,) float32."""
     same: Tensor
     """(N,) bool, True where both faces have the same identity."""
-    first_person: Tensor
+    first_identity: Tensor
     """(N,) int64, identity of the first face: the gallery face, or the first of two probes."""
-    second_person: Tensor
+    second_identity: Tensor
     """(N,) int64, identity of the second face."""
     fold: Tensor | None = None
     """(N,) int64, fold of each pair; None if the protocol has no folds."""

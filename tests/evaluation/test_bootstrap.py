@@ -35,7 +35,7 @@ def _slow_replicates(
     first: PairScores, second: PairScores, replicates: int, seed: int | torch.Generator
 ) -> list[float]:
     """The weighted equal error rates, pair by pair, for the people that the fast form draws."""
-    people = torch.cat([first.first_person, first.second_person]).unique().tolist()
+    people = torch.cat([first.first_identity, first.second_identity]).unique().tolist()
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     drawn = torch.randint(len(people), (replicates, len(people)), generator=generator).tolist()
     differences = []
@@ -43,7 +43,7 @@ def _slow_replicates(
         count = {person: draw.count(position) for position, person in enumerate(people)}
         weight = [
             count[i] if i == j else count[i] * count[j]
-            for i, j in zip(first.first_person.tolist(), first.second_person.tolist(), strict=True)
+            for i, j in zip(first.first_identity.tolist(), first.second_identity.tolist(), strict=True)
         ]
         rates = [equal_error_rate(pairs.similarity, pairs.same, torch.tensor(weight)) for pairs in (first, second)]
         differences.append(rates[0] - rates[1])
@@ -182,12 +182,12 @@ def _folded(make_sets, noise: float, seed: int) -> PairScores:
 
 def _slow_accuracy_differences(first: PairScores, second: PairScores, replicates: int, seed: int) -> list[float]:
     """The weighted accuracies, pair by pair: the mean of the accuracy over same pairs and that over different pairs."""
-    people = sorted({*first.first_person.tolist(), *first.second_person.tolist()})
+    people = sorted({*first.first_identity.tolist(), *first.second_identity.tolist()})
     drawn = torch.randint(
         len(people), (replicates, len(people)), generator=torch.Generator().manual_seed(seed)
     ).tolist()
     right = [decisions(pairs).tolist() for pairs in (first, second)]
-    pairs = list(zip(first.same.tolist(), first.first_person.tolist(), first.second_person.tolist(), strict=True))
+    pairs = list(zip(first.same.tolist(), first.first_identity.tolist(), first.second_identity.tolist(), strict=True))
     differences = []
     for draw in drawn:
         count = {person: draw.count(position) for position, person in enumerate(people)}
@@ -220,7 +220,7 @@ def test_bootstrap_accuracy_matches_folds(make_sets) -> None:
         chosen = torch.stack(
             [same, different[torch.randperm(300, generator=torch.Generator().manual_seed(0))]], 1
         ).flatten()
-        taken = [value[chosen] for value in (pairs.similarity, pairs.same, pairs.first_person, pairs.second_person)]
+        taken = [value[chosen] for value in (pairs.similarity, pairs.same, pairs.first_identity, pairs.second_identity)]
         parts.append(PairScores(*taken, torch.arange(600) // 200))
     interval = paired_bootstrap_accuracy(*parts, replicates=5)
     assert interval.estimate == pytest.approx(fold_accuracy(parts[0]).mean - fold_accuracy(parts[1]).mean, abs=1e-9)

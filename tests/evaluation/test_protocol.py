@@ -23,7 +23,7 @@ def listed() -> ListedPairs:
 
 def as_set(pairs: PairScores) -> set[tuple[float, bool, int, int, int]]:
     assert pairs.fold is not None
-    columns = (pairs.similarity, pairs.same, pairs.first_person, pairs.second_person, pairs.fold)
+    columns = (pairs.similarity, pairs.same, pairs.first_identity, pairs.second_identity, pairs.fold)
     return set(
         zip(
             [round(value, 5) for value in pairs.similarity.tolist()],
@@ -108,7 +108,7 @@ def test_mixed_kinds_all_pairs_per_seed(make_sets, seeds: int) -> None:
     assert len(AllPairs().cross(gallery, probe).same) == seeds * images * (images - 1)
     pairs = AllPairs().within(probe)
     assert len(pairs.same) == seeds * images * (images - 1) // 2
-    people = torch.stack([pairs.first_person, pairs.second_person], 1).sort(1).values
+    people = torch.stack([pairs.first_identity, pairs.second_identity], 1).sort(1).values
     _, counts = torch.unique(people[~pairs.same], dim=0, return_counts=True)
     assert counts.unique().tolist() == [seeds * 25]  # five images of either person
     assert AllPairs().repeats(probe) == (seeds, seeds)
@@ -136,7 +136,7 @@ def test_listed_pairs_skip_unlisted_faces(make_sets) -> None:
     low = ListedPairs(np.array([100]), np.array([105]), np.array([False]), np.array([0]))
     assert len(low.cross(gallery, probe.select(1)).same) == 3
     found = low.cross(gallery.take(gallery.index < 103), probe)
-    assert (found.first_person.unique().tolist(), found.second_person.unique().tolist()) == ([0], [1])
+    assert (found.first_identity.unique().tolist(), found.second_identity.unique().tolist()) == ([0], [1])
 
 
 def test_protocol_without_probes(make_sets, listed: ListedPairs) -> None:

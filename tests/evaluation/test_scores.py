@@ -16,8 +16,8 @@ from deocc.evaluation.verification import PairScores
 SAME, FIRST, SECOND = torch.tensor([True, False, True]), torch.tensor([1, 2, 3]), torch.tensor([1, 4, 3])
 ARRAYS: dict[str, Any] = {
     "same": SAME.numpy(),
-    "first_person": FIRST.numpy(),
-    "second_person": SECOND.numpy(),
+    "first_identity": FIRST.numpy(),
+    "second_identity": SECOND.numpy(),
     "fold": np.arange(3),
 }
 ROW = {"row/a": np.array([0.5, 0.25, -1.0], dtype=np.float32)}
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     for row, scores in found.items():
         assert torch.equal(scores.similarity, rows[row].similarity)
         for name, values in zip(
-            ("same", "first_person", "second_person", "fold"), (SAME, FIRST, SECOND, [0, 1, 1]), strict=True
+            ("same", "first_identity", "second_identity", "fold"), (SAME, FIRST, SECOND, [0, 1, 1]), strict=True
         ):
             assert getattr(scores, name).tolist() == list(values)
 
@@ -69,7 +69,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({**ARRAYS, "fold": ROW["row/a"]}, "fold is float32"),
         ({**ARRAYS, "row/a": ROW["row/a"].astype(">f4")}, "row/a is >f4"),
         ({**ARRAYS, "same": SAME.numpy()[None]}, r"same is bool \(1, 3\)"),
-        (ROW, "it lacks same, first_person, second_person, fold"),
+        (ROW, "it lacks same, first_identity, second_identity, fold"),
     ],
 )
 def test_arrays_of_another_kind_are_refused(tmp_path: Path, arrays: dict[str, Any], reason: str) -> None:

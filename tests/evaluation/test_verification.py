@@ -180,8 +180,8 @@ def test_pair_scores_equal_loop(make_sets) -> None:
         if gallery.index[i] != probe.index[j]
     ]
     torch.testing.assert_close(scores.similarity, torch.tensor([e[0] for e in expected]))
-    assert scores.first_person.tolist() == [e[1] for e in expected]
-    assert scores.second_person.tolist() == [e[2] for e in expected]
+    assert scores.first_identity.tolist() == [e[1] for e in expected]
+    assert scores.second_identity.tolist() == [e[2] for e in expected]
     assert scores.same.tolist() == [e[1] == e[2] for e in expected]
 
 

@@ -166,7 +166,7 @@ def test_all_pairs_are_all_pairs_of_different_images(sets: Sets) -> None:
     gallery, probe = sets
     crossed = AllPairs().cross(gallery, probe)
     assert len(crossed.same) == len(gallery) * len(probe) - len(probe)  # each probe's own image is in the gallery
-    assert torch.equal(crossed.same, crossed.first_person == crossed.second_person)
+    assert torch.equal(crossed.same, crossed.first_identity == crossed.second_identity)
     images, draws = len(gallery), int(probe.draw().max()) + 1
     assert len(AllPairs().within(gallery).same) == images * (images - 1) // 2
     kinds = len(probe) // images // draws
@@ -222,7 +222,7 @@ def test_listed_pairs_are_those_of_the_list_under_every_mask(sets: Sets, data: s
     crossed, clean, masked = listed.cross(gallery, probe), listed.within(gallery), listed.within(probe)
     assert (len(clean.same), len(crossed.same), len(masked.same)) == (len(one), masks * len(one), masks * len(one))
     for pairs in (crossed, clean, masked):
-        assert torch.equal(pairs.same, pairs.first_person == pairs.second_person)
+        assert torch.equal(pairs.same, pairs.first_identity == pairs.second_identity)
         assert pairs.fold is not None and pairs.fold.unique().tolist() == sorted(set(fold.tolist()))
     expected = (gallery.embedding[torch.from_numpy(one)] * gallery.embedding[torch.from_numpy(other)]).sum(1)
     torch.testing.assert_close(clean.similarity, expected)

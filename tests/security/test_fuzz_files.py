@@ -113,7 +113,7 @@ def test_damaged_pair_scores(examples: int, tmp_path: Path) -> None:
     def read(data: bytes) -> None:
         path.write_bytes(data)
         for scores in read_scores(path).values():
-            assert scores.similarity.shape == scores.same.shape == scores.first_person.shape
+            assert scores.similarity.shape == scores.same.shape == scores.first_identity.shape
             assert scores.same.dtype == torch.bool
 
     for_each(examples, damaged([whole]), read)
