@@ -9,7 +9,8 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from deocc.training import _evaluation_folder
+from deocc.inference import model_folder
+from deocc.training import _choose_earlier_run, _evaluation_folder
 from tests.conftest import ONE_STEP, SMALL, TINY_STAGE1, run_deocc
 from tests.fake_sets.ar import write_ar
 from tests.fake_sets.bin_file import write_bin_file
@@ -187,3 +188,18 @@ def test_results_on_other_faces_stay_apart(
     assert _evaluation_folder(config, checkpoint, "test") == tmp_path / folder
     config.run = str(tmp_path / "elsewhere")
     assert _evaluation_folder(config, checkpoint, "test") == tmp_path / "elsewhere"
+
+
+def test_stage1_of_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace: Any = Namespace  # untyped
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path)
+    for named in ("pretrained", str(tmp_path)):
+        model = namespace(init_args=namespace(inpainting_checkpoint=named))
+        _choose_earlier_run(model, "inpainting_checkpoint", "InpaintingModule")
+        assert model.init_args.inpainting_checkpoint == str(tmp_path)
+    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="no pretrained model"):
+        _choose_earlier_run(
+            namespace(init_args=namespace(inpainting_checkpoint="pretrained")), "inpainting_checkpoint", ""
+        )
