@@ -25,13 +25,14 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from deocc.messages import describe_error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _MOST_UNPACKED: Final = 2**31
 """Limit of the unpacked size of an `.npz` file in bytes, unless the file itself is larger; enough for a hundred million
@@ -237,12 +238,14 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path, wanted: Callable[[str], bool]) -> "dict[str, NDArray[Any]]":
     """Read the arrays of an untrusted `.npz` file whose names are wanted.
 
     Raises:
         ValueError: the file cannot be read, is something else, or unpacks to too much; the message is the reason only.
     """
+    import numpy as np  # here, so that importing this file is light
+
     try:
         own_size = path.stat().st_size
         with zipfile.ZipFile(path) as content:

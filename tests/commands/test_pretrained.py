@@ -1,6 +1,5 @@
 """The pretrained model is the default of every command, and part of a wheel."""
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 import deocc
+from deocc.commands.arguments import PARSERS
 from deocc.commands.model import load_model
 from deocc.data import OrlFaces
 from deocc.geometry import align
@@ -30,21 +30,20 @@ deocc.cli.main()
 
 
 @pytest.mark.parametrize(
-    ("module", "argv"),
+    ("command", "argv"),
     [
         ("verify", ["a.jpg", "b.jpg"]),
         ("identify", ["gallery", "photos"]),
         ("predict", ["photos", "--out", "out"]),
-        ("demo.command", []),
+        ("demo", []),
         ("export", ["--to", "onnx", "--out", "a.onnx"]),
     ],
 )
 def test_commands_use_the_pretrained_model(
-    module: str, argv: list[str], model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, argv: list[str], model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(model_folder, "PRETRAINED", model)
-    parser = importlib.import_module(f"deocc.commands.{module}")._parser()
-    pipeline = load_model(parser.parse_args([*argv, "--device", "cpu"]))
+    pipeline = load_model(PARSERS[command]().parse_args([*argv, "--device", "cpu"]))
     assert pipeline.config == deocc.load(model).config
     assert capsys.readouterr().err == f"deocc: using the pretrained model, {model}; --checkpoint takes another\n"
 

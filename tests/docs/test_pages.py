@@ -45,9 +45,8 @@ BLOCKS = [
 
 GENERATED = {"bench/results.json"}  # by `make bench`
 _MODULES = (modules.InpaintingModule, modules.DistillationModule)
-_FACE_SETS = [
-    value for value in vars(deocc.data).values() if inspect.isclass(value) and issubclass(value, deocc.data.FaceSet)
-]
+_PUBLIC = [getattr(deocc.data, name) for name in deocc.data.__all__]
+_FACE_SETS = [value for value in _PUBLIC if inspect.isclass(value) and issubclass(value, deocc.data.FaceSet)]
 KEYS: dict[str, tuple[Callable[..., object], ...]] = {
     "--model.init_args.": _MODULES,
     "--data.face_set.init_args.": tuple(_FACE_SETS),

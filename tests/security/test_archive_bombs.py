@@ -86,7 +86,7 @@ def test_arrays_that_unpack_to_much_or_announce_more_than_they_hold_are_refused(
 ) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, a=np.zeros(2**24))
-    monkeypatch.setattr("deocc.evaluation.scores.MOST_BYTES", 2**20)
+    monkeypatch.setattr("deocc.files._MOST_UNPACKED", 2**20)
     with within_memory(_LITTLE), pytest.raises(ValueError, match=r"unpacks to 134,217,\d+ bytes"):
         read_arrays(path, ["a"])
     header = BytesIO()
