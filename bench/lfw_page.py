@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bench import lfw_figures
 from bench.lfw import RUNS, TEST_FOLDS
 from deocc import runs
@@ -61,12 +63,14 @@ class Half:
         results: `results.json` of the student's run.
         generator: restoration by the generator's run with given masks; empty if it was not tested.
         pairs: pair scores by row.
+        epochs: length of the training of each stage.
     """
 
     name: str
     results: dict[str, Any]
     generator: dict[str, Any]
     pairs: dict[str, PairScores]
+    epochs: dict[str, int]
 
     def row(self, name: str) -> dict[str, Any]:
         """Return the figures of a row; empty if it was not tested."""
@@ -91,7 +95,8 @@ def read_halves(folder: Path) -> list[Half]:
                 f"{run / runs.RESULTS} has no accuracy over folds: test the run on LFW, `python -m bench.lfw`"
             )
         generator = json.loads(file.read_text())["restoration"].get("given_mask", {}) if file.is_file() else {}
-        halves.append(Half(name, results, generator, read_scores(run / SCORES) | read_scores(run / CLEAN_SCORES)))
+        pairs = read_scores(run / SCORES) | read_scores(run / CLEAN_SCORES)
+        halves.append(Half(name, results, generator, pairs, read_epochs(folder / name)))
     if not halves:
         raise FileNotFoundError(
             f"no tested run in {folder}/*/distill: run `python -m bench.lfw` first, or give another folder as --runs"
@@ -100,6 +105,26 @@ def read_halves(folder: Path) -> list[Half]:
     if len(set(folds)) < len(folds):
         raise ValueError(f"both halves in {folder} tested the same folds: train them again with `python -m bench.lfw`")
     return halves
+
+
+def read_epochs(half: Path) -> dict[str, int]:
+    """Return the number of epochs of each stage that was trained below the folder of a half."""
+    configs = {stage: half / stage / runs.CONFIG for stage in ("segment", "inpaint", "distill")}
+    return {
+        stage: yaml.safe_load(config.read_text())["trainer"]["max_epochs"]
+        for stage, config in configs.items()
+        if config.is_file()
+    }
+
+
+def length_sentence(halves: Sequence[Half]) -> str:
+    """Return how long each stage was trained; empty if that is not known."""
+    names = {"segment": "mask predictor", "inpaint": "generator", "distill": "student"}
+    lengths = []
+    for half in halves:
+        listed = ", ".join(f"{names[stage]} {count}" for stage, count in half.epochs.items())
+        lengths += [f"half {half.name}: {listed}"] if listed else []
+    return f"Epochs of training, {'; '.join(lengths)}. " if lengths else ""
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -290,7 +315,7 @@ def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
         "found by the mask predictor, as for a user's photographs. The teacher is dlib's face recognition network. The "
         "masks, the training set and the recogniser of the paper are unknown, so these figures and those of the paper "
         "are not comparable one to one.\n\n",
-        "`make lfw-results LFW=FOLDER` trains and tests both halves and writes this page; "
+        length_sentence(halves) + "`make lfw-results LFW=FOLDER` trains and tests both halves and writes this page; "
         f"`{COMMAND}` writes the page again from tested runs.\n\n",
         "## Recognition\n\n",
         "Accuracy is the mean over folds with its standard error; thresholds are chosen on the other folds of the same "

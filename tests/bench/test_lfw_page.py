@@ -233,3 +233,14 @@ def test_write_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert completed[0].shape == (2, 3, 48, 48)
     with Image.open(tmp_path / "panel.jpg") as image:
         assert image.size == (110 + 4 * (lfw_figures.PANEL_SIZE + 4), 24 + 2 * (lfw_figures.PANEL_SIZE + 4))
+
+
+def test_page_states_the_lengths_of_the_trainings(tmp_path: Path) -> None:
+    for stage, epochs in (("segment", 9), ("distill", 3)):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": epochs}}))
+    epochs = lfw_page.read_epochs(tmp_path)
+    assert epochs == {"segment": 9, "distill": 3}
+    half = lfw_page.Half("a", {}, {}, {}, epochs)
+    assert lfw_page.length_sentence([half]) == "Epochs of training, half a: mask predictor 9, student 3. "
+    assert lfw_page.length_sentence([lfw_page.Half("b", {}, {}, {}, {})]) == ""
