@@ -61,8 +61,8 @@ LANDMARKS = np.array(TEMPLATES["canonical"].points) / 350 * 40 + 10
         ((0.95, 0.9, 0.97, 0.96), 0, 4),  # doubtful everywhere: as it is
         ((0.95, 0.999, 0, 0), 90, 4),
         ((0.95, 0, 0.999, 0), 180, 4),
-        ((0, 0, 0.92, 0.97), 270, 4),
-        ((0, 0.7, 0, 0), None, 4),
+        ((0, 0, 0.92, 0.995), 270, 4),
+        ((0, 0.98, 0, 0), None, 4),
     ],
 )
 def test_orientation_follows_scores(
