@@ -236,9 +236,9 @@ def test_write_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_page_states_the_lengths_of_the_trainings(tmp_path: Path) -> None:
-    for stage, epochs in (("segment", 9), ("distill", 3)):
+    for stage, length in (("segment", 9), ("distill", 3)):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": epochs}}))
+        (tmp_path / stage / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": length}}))
     epochs = lfw_page.read_epochs(tmp_path)
     assert epochs == {"segment": 9, "distill": 3}
     half = lfw_page.Half("a", {}, {}, {}, epochs)
