@@ -13,6 +13,8 @@ from deocc.inference.outputs import read_mark, save_png
 from deocc.inference.photos import read_photo
 from tests.security.fuzzing import MANY, damaged, for_each
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(frames or pages|taken for 12 bits):UserWarning")
+
 _PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 _PICTURE = Image.fromarray(_PIXELS)
 
