@@ -79,7 +79,7 @@ def test_a_small_file_that_claims_much_takes_no_memory(name: str, tmp_path: Path
     for reader in readers:
         with (
             within_memory(_LITTLE),
-            pytest.raises(ValueError, match=r"cannot read|not an image|make it smaller") as error,
+            pytest.raises(ValueError, match=r"cannot read|not an image|smaller") as error,
         ):
             reader()
         assert len(str(error.value).splitlines()) == 1
