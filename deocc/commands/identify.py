@@ -90,7 +90,7 @@ def _read_gallery(
 ) -> tuple[list[GalleryFace], list[Outcome]]:
     cache = None
     if chosen.save_index is not None:
-        detection = (chosen.aligned, chosen.detector, chosen.detector_weights)
+        detection = (chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
         cache = GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
     gallery, problems = read_gallery(chosen.gallery, pipeline, finder, cache)
     say(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")

@@ -46,7 +46,7 @@ class Limit:
     gallery_rate: float
 
 
-def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float = 0.01) -> Limit:
+def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float) -> Limit:
     """Return the lowest calibrated limit that keeps to `wanted` over the whole gallery, or else the strictest one.
 
     Args:

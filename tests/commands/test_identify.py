@@ -160,6 +160,8 @@ def test_identify_caches_embeddings(model: Path, searched: list[str], tmp_path: 
     assert read_rows()[1]["person"] == "dora"
     with np.load("cache.npz") as cache:
         assert [Path(name).name for name in cache["photo"]] == ["1.png", "2.png", "dora.png"]
+    assert search_gallery(model) == []
+    assert len(search_gallery(model, "--face", "2")) == 3  # chooses other faces of gallery photos, too
     other = Path(shutil.copytree(model, tmp_path / "other"))
     config = (other / "config.json").read_text()
     (other / "config.json").write_text(config.replace('"student_input": "completed"', '"student_input": "masked"'))

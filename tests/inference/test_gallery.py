@@ -129,12 +129,12 @@ def test_limit_uses_the_measured_rate() -> None:
 
 def test_limit_without_thresholds() -> None:
     with pytest.raises(ValueError, match="no threshold for masked-masked: too few validation people"):
-        limit_for(make_calibration(), "masked-masked", 1)
+        limit_for(make_calibration(), "masked-masked", 1, 0.01)
 
 
 def test_answer_follows_limit_and_visibility() -> None:
     calibration = make_calibration()
-    limit = limit_for(calibration, "clean-clean", 10)
+    limit = limit_for(calibration, "clean-clean", 10, 0.01)
     cases = (((0.7, 0.1), 0.0), ((0.69,), 0.0), ((0.9, 0.85), 0.75), ((0.9,), 0.76), ((0.1,), 0.9), ((0.9, 0.895), 0.0))
     answers = []
     for similarities, covered in cases:
