@@ -156,7 +156,7 @@ def _first_frame(image: Image.Image, notes: list[str]) -> Image.Image:
     frames = getattr(image, "n_frames", 1)
     for number in range(min(frames, _MOST_FRAMES)):
         image.seek(number)
-        if frames == 1 or any(low < high for low, high in np.atleast_2d(image.convert("RGB").getextrema())):
+        if frames == 1 or any(low < high for low, high in np.atleast_2d(image.getextrema())):
             if frames > 1 and image.format != "MPO":  # the further images of MPO are other views of the same photo
                 notes.append(f"has {frames} frames or pages: using number {number + 1}")
             return image
