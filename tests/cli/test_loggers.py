@@ -113,7 +113,7 @@ def check_test(found: OfflineRun, results: dict[str, Any]) -> None:
     cells = dict(
         zip(table["columns"], *[row for row in table["data"] if row[0] == "student (given mask)"], strict=True)
     )
-    assert cells["EER %"] == pytest.approx(100 * student["eer"], abs=0.0051)
+    assert cells["EER %"] == float(f"{100 * student['eer']:.2f}")
     for key in ("test/roc", "test/scores", "test/panel"):
         assert found.picture(key).std() > 10, f"{key} is blank"
 
