@@ -100,10 +100,9 @@ def build_results(
             are the gallery of probes with predicted masks, and rows of their own.
 
     Returns:
-        `people` and `images` of the gallery; `people_left_out` because of too many pairs; the name of the `protocol`;
-        `rows` by name; each of `DIFFERENCES` as {"eer": interval} and, if the protocol has folds, {"accuracy":
-        interval}; `restoration` by source; `per_kind`, `rows` and `restoration` by name of the kind; `per_coverage`,
-        rows by tenth of the probes in order of coverage; the provenance.
+        The provenance and `KEYS`: `people` and `images` of the gallery, `people_left_out` because of too many pairs,
+        name of the `protocol`, `rows`, intervals of each of `DIFFERENCES`, `restoration` by source of the mask, `per_kind`,
+        and `per_coverage`, rows by tenth of the probes in order of coverage.
 
     Raises:
         ValueError: an unknown row, a row of the student without gallery, a kind without name, provenance that would
@@ -114,8 +113,7 @@ def build_results(
     clean = {"teacher_clean": gallery_teacher}
     if gallery_student is not None:
         clean["student_clean"] = gallery_student
-    for name, gallery in (predicted_mask_galleries or {}).items():
-        clean[f"{name}_clean_predicted_mask"] = gallery
+    clean |= {f"{name}_clean_predicted_mask": gallery for name, gallery in (predicted_mask_galleries or {}).items()}
     narrowed = protocol.narrow({**clean, **probes})
     clean = {name: narrowed[name] for name in CLEAN_ROWS if name in narrowed}
     compared = {name: (_gallery_of(name, clean), narrowed[name]) for name in ROWS if name in probes}
