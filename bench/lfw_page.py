@@ -124,7 +124,7 @@ def length_sentence(halves: Sequence[Half]) -> str:
     for half in halves:
         listed = ", ".join(f"{names[stage]} {count}" for stage, count in half.epochs.items())
         lengths += [f"half {half.name}: {listed}"] if listed else []
-    return f"Epochs of training, {'; '.join(lengths)}. " if lengths else ""
+    return f"Epochs of training (`--trainer.max_epochs`), {'; '.join(lengths)}. " if lengths else ""
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -101,8 +101,8 @@ def build_results(
 
     Returns:
         The provenance and `KEYS`: `people` and `images` of the gallery, `people_left_out` because of too many pairs,
-        name of the `protocol`, `rows`, intervals of each of `DIFFERENCES`, `restoration` by source of the mask, `per_kind`,
-        and `per_coverage`, rows by tenth of the probes in order of coverage.
+        name of the `protocol`, `rows`, intervals of each of `DIFFERENCES`, `restoration` by source of the mask,
+        `per_kind`, and `per_coverage`, rows by tenth of the probes in order of coverage.
 
     Raises:
         ValueError: an unknown row, a row of the student without gallery, a kind without name, provenance that would
