@@ -242,5 +242,6 @@ def test_page_states_the_lengths_of_the_trainings(tmp_path: Path) -> None:
     epochs = lfw_page.read_epochs(tmp_path)
     assert epochs == {"segment": 9, "distill": 3}
     half = lfw_page.Half("a", {}, {}, {}, epochs)
-    assert lfw_page.length_sentence([half]) == "Epochs of training (`--trainer.max_epochs`), half a: mask predictor 9, student 3. "
+    expected = "Epochs of training (`--trainer.max_epochs`), half a: mask predictor 9, student 3. "
+    assert lfw_page.length_sentence([half]) == expected
     assert lfw_page.length_sentence([lfw_page.Half("b", {}, {}, {}, {})]) == ""
