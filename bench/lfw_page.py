@@ -338,7 +338,10 @@ def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
     ]
     if panel:
         alt = "Clean, masked, predicted mask and completed faces of people never seen in training"
-        caption = f"The first test people under each kind, by the predicted mask; not selected. Photographs: LFW. Made by `{COMMAND}`."
+        caption = (
+            "The first test people under each kind, by the predicted mask; not selected. "
+            f"Photographs: LFW. Made by `{COMMAND}`."
+        )
         parts.append(f"![{alt}](lfw/panel.jpg)\n\n*{caption}*\n\n")
     if thresholds:
         text = (
