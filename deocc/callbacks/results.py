@@ -168,7 +168,7 @@ def score_pairs(embeddings: Mapping[str, EmbeddingSet], protocol: AllPairs) -> d
             gallery = f"{gallery}_predicted_mask"
         if row in CLEAN_ROWS and gallery in embeddings:
             scores[row] = protocol.within(embeddings[gallery])
-        elif row in embeddings:
+        elif row in embeddings and gallery in embeddings:
             scores[row] = protocol.cross(embeddings[gallery], embeddings[row])
     return scores
 

@@ -77,9 +77,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     Training faces are augmented and get a new mask every epoch. Validation and test have two loaders: the clean faces
     of the split, then the same faces with every evaluation kind and seed, or with `mixed_kinds` with one kind per seed.
-    These masks are fixed, and training never draws one of them. Of a set with real occluders, the bare faces come
-    first, then the occluded ones without a rendered mask. A test embeds the images that the protocol of the face set
-    names.
+    These masks are fixed, and training never draws one of them. In the test of a set with real occluders, the bare
+    faces come first, then the occluded ones without a rendered mask. A test embeds the images that the protocol of the
+    face set names.
 
     Images of training and validation that cannot be read are left out and recorded in `quarantine`; in a training batch
     another image replaces them. Too many of them end the run, and a single one ends a test.
@@ -272,9 +272,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
             if self.distractors:
                 return _mask_with_distractors(batch)
-        elif self.face_set.occluder is not None and bool((batch["kind"] >= 0).any()):
+        elif self._really_occluded(batch):
             return cast(MaskedFaceBatch, {**batch, "masked_face": batch["face"]})
         return mask_batch(batch)
+
+    def _really_occluded(self, batch: FaceBatch) -> bool:
+        occluder = self.face_set.occluder
+        return occluder is not None and bool((occluder[batch["index"].cpu().numpy()] >= 0).any())
 
     def provenance(self) -> dict[str, object]:
         """Return the settings and hashes of data and masks that make two evaluations comparable."""
@@ -305,7 +309,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return self._faces(split, [CLEAN])
 
     def _probes(self, split: Split) -> FixedFaces:
-        if self.face_set.occluder is not None:
+        if split == "test" and self.face_set.occluder is not None:
             return FixedFaces(
                 self.face_set, split, self.size, [REAL], self._chosen(split, self.face_set.occluded(split))
             )

@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_file_landmarks, war
 from deocc.data.loader import item_seed
 from deocc.files import cache_folder, checksum, expand_user, replace_file, walk_files
 from deocc.geometry import Template, get_template
+from deocc.masking.registry import kind_numbers
 from deocc.messages import name_some
 
 
@@ -212,11 +214,15 @@ class FolderFaces(FaceSet):
             crops.
         detector_weights: weights file of the detector, if it needs one.
         identities: False for a folder of images of unknown people.
+        occluded: pattern of the names of images that show real occluders, such as "*/masked/*" for
+            PERSON/masked/IMAGE, with the wildcards of `fnmatch`. They are left out of training and validation, and
+            a test compares the bare images with them without drawing masks. None: all images are bare.
+        occluder: kind of the real occluders, under which results are listed.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in its subfolders.
-        ValueError: an unknown template or detector, shares that leave nothing for a split, an empty split, or a crop
-            that is not square.
+        ValueError: an unknown template, detector or kind, shares that leave nothing for a split, an empty split, a
+            crop that is not square, or test people without bare or without occluded images.
     """
 
     def __init__(
@@ -229,6 +235,8 @@ class FolderFaces(FaceSet):
         detector: str | None = None,
         detector_weights: str | None = None,
         identities: bool = True,
+        occluded: str | None = None,
+        occluder: str = "surgical",
     ) -> None:
         template = get_template(aligned)
         if not (train > 0 and val > 0 and train + val < 1):
@@ -254,6 +262,20 @@ class FolderFaces(FaceSet):
             splits = _split_people(self._files.people, train, val, seed)
         self.names, self.identity = self._files.names, self._files.identity
         self.split_of_identity = dict(enumerate(splits))
+        if occluded is not None:
+            self.occluder = self._find_occluders(occluded, kind_numbers([occluder])[0])
+
+    def _find_occluders(self, pattern: str, kind: int) -> NDArray[np.int64]:
+        """Return (N,) the kind of the images whose names match the pattern, -1 for the others."""
+        matches = [fnmatchcase(name, pattern) for name in self.names]
+        occluder = np.where(matches, kind, -1).astype(np.int64)
+        tested = occluder[self.indices("test")] >= 0
+        if tested.all() or not tested.any():
+            raise ValueError(
+                f"occluded={pattern!r} matches {int(tested.sum())} of the {len(tested)} images of test people, but "
+                f"bare and occluded ones are compared: give a pattern for names such as {self.names[0]!r}"
+            )
+        return occluder
 
     @property
     def credit(self) -> str:

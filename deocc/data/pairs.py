@@ -27,9 +27,11 @@ _LABELS: Final = {
     **dict.fromkeys(("0", "-1", "diff", "different", "false"), False),
 }
 _FOLDS: Final = 10  # as in LFW's protocol and in insightface's evaluation of all lists
+_OCCLUDED: Final = {"bare": (False, False), "first": (True, False), "second": (False, True), "both": (True, True)}
+"""Which images of a pair show a real occluder, by the word for it in a list and in `PairListFaces.occluded`."""
 _EXPECTED: Final = (
-    f"IMAGE IMAGE LABEL [FOLD] with a label of {', '.join(_LABELS)}, or NAME A B, or NAME A OTHER B, or two lines "
-    "IMAGE LABEL for each pair"
+    f"IMAGE IMAGE LABEL [FOLD] [OCCLUDED] with a label of {', '.join(_LABELS)} and {', '.join(_OCCLUDED)} for the "
+    "images that are occluded, or NAME A B, or NAME A OTHER B, or two lines IMAGE LABEL for each pair"
 )
 
 
@@ -46,6 +48,8 @@ class Pair(NamedTuple):
     """The fold, if the line contains it."""
     line: int
     """Line number in the file, from 1."""
+    occluded: str | None = None
+    """The images with a real occluder, a key of `_OCCLUDED`, if the line contains it."""
 
 
 class PairedFiles(FaceSet):
@@ -93,6 +97,7 @@ class PairListFaces(PairedFiles):
 
     A line is `IMAGE IMAGE LABEL` or `IMAGE IMAGE LABEL FOLD`: paths relative to `root`, a label (1, same or true; 0,
     -1, diff, different or false) and an integer, separated by commas, tabs (paths may then contain spaces) or spaces.
+    Either may be followed by a word for the images with real occluders: bare, first, second or both.
     Or it has LFW's form: `NAME A B` for NAME/NAME_000A and NAME/NAME_000B of one person, `NAME A OTHER B` for two
     people; .jpg or .png. Or a pair is two lines `IMAGE LABEL`, as in CPLFW. A first line of one or two numbers, or of
     names of columns, is a header.
@@ -111,14 +116,15 @@ class PairListFaces(PairedFiles):
             detects the landmarks once.
         detector: detector of the landmarks, see `deocc.data.landmarks`.
         detector_weights: weights file of the detector, if it needs one.
-        occluded: the column of the images that show real occluders, such as masks: "first" or "second". No mask is
-            drawn on any image of the list then, and the masks are predicted. None: all images are bare.
+        occluded: the images of each pair that show real occluders, such as masks: "first", "second" or "both". No mask
+            is drawn on any image of the list then, and the masks are predicted. None: as the lines of the list say;
+            without such a column all images are bare.
         occluder: kind of the real occluders, under which results are listed.
 
     Raises:
         FileNotFoundError: there is no such list, or images of it are missing.
         ValueError: a malformed line (the message begins with FILE:LINE), an unknown template or kind, an image that is
-            not square, or one that is in both columns of a list with real occluders.
+            not square, or one that is occluded in one pair and bare in another.
     """
 
     def __init__(
@@ -128,7 +134,7 @@ class PairListFaces(PairedFiles):
         aligned: str | None = None,
         detector: str = "dlib",
         detector_weights: str | None = None,
-        occluded: Literal["first", "second"] | None = None,
+        occluded: Literal["first", "second", "both"] | None = None,
         occluder: str = "surgical",
     ) -> None:
         template = get_template(aligned) if aligned is not None else None
@@ -138,22 +144,28 @@ class PairListFaces(PairedFiles):
         super().__init__(f"images of {self._list.name}", folder, listed, fold, advice)
         self.identity, self.identity_names = _identities(self.names, self._first, self._second, self._same)
         self.split_of_identity = dict.fromkeys(range(len(self.identity_names)), "test")
-        if occluded is not None:
-            real, bare = (self._first, self._second) if occluded == "first" else (self._second, self._first)
-            if len(both := np.intersect1d(real, bare)) > 0:
-                raise ValueError(
-                    f"{self._list}: {self.names[both[0]]!r} is in both columns, of which one shows real occluders "
-                    f"(occluded: {occluded}): list bare images in one column and occluded ones in the other"
-                )
-            self.occluder = np.full(len(self.names), -1, np.int64)
-            self.occluder[real] = kind_numbers([occluder])[0]
-            self.protocol = OccludedPairs(bare, real, self._same, fold)
+        words = [occluded or pair.occluded for pair in listed]
+        if any(word is not None for word in words):
+            flags = np.array([_OCCLUDED[word or "bare"] for word in words])
+            self.occluder = np.where(self._is_occluded(flags), kind_numbers([occluder])[0], -1)
+            self.protocol = OccludedPairs(self._first, self._second, self._same, fold, self.occluder >= 0)
         if template is None:
             found = find_file_landmarks(self.root, self.names, detector, detector_weights)
             warn_of_lost(found.lost, len(self), SUBSTITUTED)
             self.landmarks = found.filled()
         else:
             self.landmarks = np.stack([template_landmarks(self.root / name, template) for name in self.names])
+
+    def _is_occluded(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return (N,) whether each image is occluded, from (P, 2) flags of the images of each pair."""
+        images = np.stack([self._first, self._second], 1)
+        occluded, bare = np.unique(images[flags]), np.unique(images[~flags])
+        if len(both := np.intersect1d(occluded, bare)) > 0:
+            raise ValueError(
+                f"{self._list}: {self.names[both[0]]!r} is occluded in one pair and bare in another: end the lines of "
+                "the list with bare, first, second or both, and leave out `occluded`"
+            )
+        return np.isin(np.arange(len(self.names)), occluded)
 
     @property
     def credit(self) -> str:
@@ -249,10 +261,11 @@ def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
     if not pairs:
         raise ValueError(f"{path} holds no pair below its header: expected {_EXPECTED}")
     for pair in pairs:
-        if (pair.fold is None) != (pairs[0].fold is None):
-            raise ValueError(
-                f"{path}:{pair.line}: a fold on some lines and none on others: give every line one or none"
-            )
+        for name in ("fold", "occluded"):
+            if (getattr(pair, name) is None) != (getattr(pairs[0], name) is None):
+                raise ValueError(
+                    f"{path}:{pair.line}: {name} on some lines and not on others: give it on every line or on none"
+                )
     if pairs[0].fold is not None:
         fold = np.unique([pair.fold for pair in pairs if pair.fold is not None], return_inverse=True)[1]
         return pairs, fold.astype(np.int64)
@@ -276,8 +289,10 @@ def _join_lines(path: Path, lines: Sequence[tuple[int, list[str]]]) -> list[tupl
 
 
 def _read_pair(path: Path, root: Path, number: int, fields: Sequence[str]) -> Pair:
-    fold = None
+    fold = occluded = None
     try:
+        if len(fields) > 3 and fields[-1].lower() in _OCCLUDED:
+            occluded, fields = fields[-1].lower(), fields[:-1]
         if numbered := numbered_pair(fields):
             first, second, same = _with_suffix(root, numbered[0]), _with_suffix(root, numbered[1]), numbered[2]
         else:
@@ -290,7 +305,7 @@ def _read_pair(path: Path, root: Path, number: int, fields: Sequence[str]) -> Pa
         raise ValueError(f"{path}:{number}: {error}") from error
     if first == second:
         raise ValueError(f"{path}:{number}: {first!r} is paired with itself: remove the line")
-    return Pair(first, second, same, fold, number)
+    return Pair(first, second, same, fold, number, occluded)
 
 
 def _with_suffix(root: Path, stem: str) -> str:

@@ -124,7 +124,7 @@ class ListedPairs(AllPairs):
         empty = torch.zeros(0, dtype=torch.int64)
         parts = [PairScores(torch.zeros(0), empty.bool(), empty, empty, empty)]
         for first, second in sides:
-            size = int(max(first.index.max(), second.index.max(), self.first.max(), self.second.max())) + 1
+            size = int(torch.cat([first.index, second.index, self.first, self.second]).max()) + 1
             row, column = _rows_by_image(first, size)[self.first], _rows_by_image(second, size)[self.second]
             present = (row >= 0) & (column >= 0)
             row, column = row[present], column[present]
@@ -135,7 +135,29 @@ class ListedPairs(AllPairs):
 
 
 class OccludedPairs(ListedPairs):
-    """Listed pairs of a bare first face and a second face with a real occluder, as on MFR2."""
+    """Listed pairs of images that are bare or really occluded, as on MFR2.
+
+    `cross` compares a bare and an occluded image, in this order whatever the order in the list; `within` compares two
+    bare images of a gallery, or two occluded ones of the probes.
+
+    Args:
+        first: as for `ListedPairs`, like `second`, `same` and `fold`.
+        second: see `first`.
+        same: see `first`.
+        fold: see `first`.
+        occluded: (images of the face set,) bool, True with a real occluder.
+    """
+
+    def __init__(
+        self,
+        first: NDArray[np.int64],
+        second: NDArray[np.int64],
+        same: NDArray[np.bool_],
+        fold: NDArray[np.int64],
+        occluded: NDArray[np.bool_],
+    ) -> None:
+        swapped = occluded[first] & ~occluded[second]
+        super().__init__(np.where(swapped, second, first), np.where(swapped, first, second), same, fold)
 
 
 class Galleries(AllPairs):

@@ -162,7 +162,7 @@ def test_the_data_module_embeds_the_listed_images(tmp_path: Path) -> None:
     [
         ("p/a.png p/b.png", "expected IMAGE IMAGE LABEL"),
         ("p/a.png p/b.png maybe", "expected IMAGE IMAGE LABEL"),
-        ("p/a.png p/b.png 1 first", "expected IMAGE IMAGE LABEL"),
+        ("p/a.png p/b.png 1 one", "expected IMAGE IMAGE LABEL"),
         ("p/a.png p/b.png 1 1 1", "expected IMAGE IMAGE LABEL"),
         ("p/a.png,,1", "expected IMAGE IMAGE LABEL"),
         ("p/a.png ../b.png 1", r"'\.\./b\.png' leads out of the set's folder"),
@@ -172,7 +172,7 @@ def test_the_data_module_embeds_the_listed_images(tmp_path: Path) -> None:
         ("..\\b.png p/a.png 1", "leads out"),
         ("../p 1 2", "leads out"),
         ("p/a.png ./p//a.png 1", "'p/a.png' is paired with itself"),
-        ("p/a.png p/b.png 1 2", "a fold on some lines and none on others"),
+        ("p/a.png p/b.png 1 2", "fold on some lines and not on others"),
     ],
 )
 def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: str, message: str) -> None:
