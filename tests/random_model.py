@@ -22,6 +22,7 @@ def dlib_config(size: int, with_deoccluder: bool, thresholds: Calibration | None
     return {
         "student": DLIB_STUDENT,
         "teacher": "dlib_resnet",
+        "bare_faces": None,
         "deoccluder": small if with_deoccluder else None,
         "face": face_contract(size),
         "thresholds": None if thresholds is None else thresholds.plain(),
@@ -45,6 +46,7 @@ def make_pipeline(
         "student": student,
         "deoccluder": None if width is None else deoccluder,
         "teacher": "dlib_resnet",
+        "bare_faces": None,
         "face": face_contract(size),
     }
     with torch.random.fork_rng():

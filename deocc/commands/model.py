@@ -38,7 +38,7 @@ def load_model(chosen: argparse.Namespace) -> Pipeline:
 
 def model_hash(pipeline: Pipeline) -> str:
     """Return a hash of networks, weights and crop size, equal for a checkpoint and the model folder made from it."""
-    described = {name: pipeline.config[name] for name in ("student", "deoccluder", "face")}
+    described = {name: pipeline.config[name] for name in ("student", "bare_faces", "deoccluder", "face")}
     return checksum(json.dumps(described, sort_keys=True), weight_bytes(pipeline.network))[:32]
 
 

@@ -261,6 +261,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
             "covered": "(B,) covered share of the face, which tells masked from clean faces: thresholds.masked.limit",
         },
         "student": config["student"],
+        "bare_faces": config["bare_faces"],
         "teacher": config["teacher"],
         "thresholds": None if thresholds is None else thresholds.plain(),
         "training": config.get("training"),

@@ -11,7 +11,7 @@ from deocc.evaluation.thresholds import covered_share
 from deocc.geometry import Template, canonical_to, invert_transform, transform_points
 from deocc.inference.network import FaceNetwork
 from deocc.networks.deoccluder import Deoccluder, whole_mask
-from deocc.networks.embedders.embedder import centred
+from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.generator import compose
 
 _COARSE: Final = 1 / 1.5  # scale below which `deocc.geometry.warp` samples a smaller copy
@@ -83,8 +83,9 @@ class ExportNetwork(nn.Module):
 
     def __init__(self, network: FaceNetwork, size: int) -> None:
         super().__init__()
-        self.deoccluder, self.student = network.deoccluder, network.student
+        self.deoccluder, self.student, self.teacher = network.deoccluder, network.student, network.teacher
         self.crop = FixedCrop(network.student.embedder.template, size)
+        self.teacher_crop = FixedCrop(network.teacher.template, size) if network.teacher is not None else None
         work_size = size if network.deoccluder is None or network.deoccluder.size is None else network.deoccluder.size
         self.register_buffer("shrink", _resize_matrix(size, work_size) if work_size < size else None)
         self.register_buffer("enlarge", _resize_matrix(work_size, size))
@@ -111,23 +112,29 @@ class ExportNetwork(nn.Module):
         return mask, compose(face, self.enlarge @ generated @ self.enlarge.T, mask)
 
     def _embed(self, face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
-        """Compute what `Student.forward` does, with the fixed crop."""
+        """Compute what `FaceNetwork` does with fixed crops; both networks embed every face."""
         student = self.student
         channels = [completed_face if student.needs_completion else face]
         if student.student_input == "both":
             channels.append(face)
         if student.mask_channel:
             channels.append(mask)
-        image = torch.cat(channels, 1)
-        embedding = self._embed_crop(self.crop(image))
-        if student.embedder.spec.mirror:
-            embedding = (embedding + self._embed_crop(self.crop(image.flip(-1)))) / 2
-        projected: Tensor = student.projection(embedding)
-        return projected
+        embedding: Tensor = student.projection(_embed(student.embedder, self.crop, torch.cat(channels, 1)))
+        if self.teacher is None or self.teacher_crop is None:
+            return embedding
+        masked = mask.flatten(1).amax(1, keepdim=True) > 0
+        return torch.where(masked, embedding, _embed(self.teacher, self.teacher_crop, face))
 
-    def _embed_crop(self, channels: Tensor) -> Tensor:
-        embedder = self.student.embedder
+
+def _embed(embedder: Embedder, crop: FixedCrop, image: Tensor) -> Tensor:
+    """Compute what `Embedder.forward` does with a fixed crop."""
+
+    def embed(image: Tensor) -> Tensor:
+        channels = crop(image)
         return embedder.embed_crop(channels[:, :3], channels[:, 3:] if embedder.extra_channels else None)
+
+    embedding = embed(image)
+    return (embedding + embed(image.flip(-1))) / 2 if embedder.spec.mirror else embedding
 
 
 def _resize_matrix(before: int, after: int) -> Tensor:

@@ -32,7 +32,7 @@ FOLDER: Final = "model"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PRETRAINED: Final = Path(deocc.__file__).with_name("pretrained")
 """Model folder of the pretrained model in this package."""
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Increased when earlier versions would misread the folder."""
 MOST_BYTES: Final = 16_000_000
 """Maximum size of the pretrained model, which is part of every wheel."""
@@ -56,7 +56,7 @@ def face_contract(size: int) -> dict[str, Any]:
 def weight_bytes(network: FaceNetwork) -> bytes:
     """Return the weights as safetensors: matrices and filters in half precision, vectors and scalars in their own."""
     tensors = {}
-    for name, value in network.state_dict().items():
+    for name, value in network.own_state().items():
         value = value.detach().cpu()
         if value.ndim > 1 and value.is_floating_point():
             fits = bool((value.abs() <= torch.finfo(torch.float16).max).all())

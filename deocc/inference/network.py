@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from deocc.messages import describe_error
 from deocc.networks import Deoccluder, Student, create_embedder
 from deocc.networks.deoccluder import check_fit
-from deocc.networks.embedders.embedder import centred
+from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.embedders.registry import read_options
+from deocc.networks.student import embed_by_mask
 
 MOST_SIDE: Final = 1024
 """Maximum side of face crops in pixels that a file may ask for; published recognisers take 112 to 224 (our choice)."""
@@ -18,6 +19,7 @@ MOST_SIDE: Final = 1024
 _STAGE: Final = "distillation"
 _STUDENT: Final = "average.module."  # prefix of the student's running average in a checkpoint
 _DEOCCLUDER: Final = "deoccluder."
+_TEACHER: Final = "teacher."
 
 
 class FaceOutput(NamedTuple):
@@ -39,14 +41,20 @@ class FaceNetwork(nn.Module):
 
     Args:
         config: `student`, with the embedder's `name` and `options`, `student_input`, `mask_channel` and
-            `embedding_dim`; and `deoccluder`, as `Deoccluder.config`, or None.
+            `embedding_dim`; `deoccluder`, as `Deoccluder.config`, or None; and `bare_faces`, the embedder of faces with
+            an empty mask, with `name`, `options` and `packaged`, True if its weights are those of an installed package;
+            None for the student.
+
+    Attributes:
+        teacher: the embedder of faces with an empty mask; None for the student.
 
     Raises:
         ValueError: the configuration describes no such network.
-        ImportError: the student needs a package that is not installed.
+        ImportError: a network needs a package that is not installed.
     """
 
     center: Tensor
+    teacher: Embedder | None
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -54,8 +62,26 @@ class FaceNetwork(nn.Module):
         embedder = create_embedder(student["name"], pretrained=False, **read_options(student["options"]))
         self.student = Student(embedder, student["embedding_dim"], student["student_input"], student["mask_channel"])
         self.deoccluder = Deoccluder(**config["deoccluder"]) if config["deoccluder"] is not None else None
+        bare_faces = config["bare_faces"]
+        self.teacher = None
+        if bare_faces is not None:
+            options, self._packaged = read_options(bare_faces["options"]), bool(bare_faces["packaged"])
+            self.teacher = create_embedder(bare_faces["name"], pretrained=self._packaged, **options)
+            if self._packaged and not self.teacher.pretrained:
+                raise ValueError(f"no package has the weights of {bare_faces['name']}")
         self.register_buffer("center", torch.zeros(student["embedding_dim"]))
         self.requires_grad_(False).eval()
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Return the weights and buffers, except the teacher's if an installed package has them."""
+        state: dict[str, Tensor] = self.state_dict()
+        skipped = _TEACHER if self.teacher is not None and self._packaged else ()
+        return {key: value for key, value in state.items() if not key.startswith(skipped)}
+
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the result of `own_state`."""
+        kept = {key: value for key, value in self.state_dict().items() if key not in self.own_state()}
+        self.load_state_dict({**kept, **state})
 
     def forward(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
         """Return mask, completed face and embedding.
@@ -69,7 +95,11 @@ class FaceNetwork(nn.Module):
         if mask is None:
             mask = self.deoccluder.predict_mask(face) if self.deoccluder is not None else torch.zeros_like(face[:, :1])
         completed_face: Tensor = self.deoccluder(face, mask) if self.deoccluder is not None else face
-        return FaceOutput(mask, completed_face, centred(self.student(face, completed_face, mask), self.center))
+        if self.teacher is None:
+            embedding = self.student(face, completed_face, mask)
+        else:
+            embedding = embed_by_mask(self.student, self.teacher, face, completed_face, mask)
+        return FaceOutput(mask, completed_face, centred(embedding, self.center))
 
 
 def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Any], FaceNetwork]:
@@ -84,7 +114,7 @@ def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dic
 
     Raises:
         ValueError: it is no checkpoint of stage 2, or a damaged one.
-        ImportError: the student needs a package that is not installed.
+        ImportError: a network needs a package that is not installed.
     """
     stage = checkpoint.get("stage", "unknown")
     if stage != _STAGE:
@@ -92,7 +122,8 @@ def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dic
     try:
         config, weights = _read_config(checkpoint), checkpoint["state_dict"]
         state = {f"student.{key}": value for key, value in _below(weights, _STUDENT).items()}
-        state |= {f"{_DEOCCLUDER}{key}": value for key, value in _below(weights, _DEOCCLUDER).items()}
+        stored = (_DEOCCLUDER,) if config["bare_faces"] is None else (_DEOCCLUDER, _TEACHER)
+        state |= {key: value for key, value in weights.items() if key.startswith(stored)}
         return config, network_of(config, {**state, "center": weights["center"]}, name)
     except KeyError as error:
         raise ValueError(f"{name} lacks {error}: it is damaged or of another version of deocc") from error
@@ -105,12 +136,12 @@ def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str
 
     Raises:
         ValueError: they do not fit together; the message names their source, `name`.
-        ImportError: the student needs a package that is not installed.
+        ImportError: a network needs a package that is not installed.
     """
     try:
         _check_sizes(config, state)
         network = FaceNetwork(config)
-        network.load_state_dict(dict(state))
+        network.load_own_state(state)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = describe_error(error, 160)
         raise ValueError(f"the networks in {name} cannot be rebuilt ({reason}): it is damaged") from error
@@ -122,9 +153,10 @@ def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None
     student, center = config["student"], state["center"]
     if center.shape != (student["embedding_dim"],):
         raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
-    size = student["options"].get("size") or 1
-    if size > MOST_SIDE:
-        raise ValueError(f"crops of {size} pixels for the student, at most {MOST_SIDE} are allowed")
+    for embedder in (student, config["bare_faces"]):
+        size = embedder["options"].get("size") or 1 if embedder is not None else 1
+        if size > MOST_SIDE:
+            raise ValueError(f"crops of {size} pixels for {embedder['name']}, at most {MOST_SIDE} are allowed")
     if config["deoccluder"] is not None:
         check_fit(config["deoccluder"], _below(state, _DEOCCLUDER))
 
@@ -133,6 +165,8 @@ def _read_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     settings = checkpoint["hyper_parameters"]
     copied = settings["student"] is None  # the student started as a copy of the teacher
     options = (settings["student_options"] or settings["teacher_options"]) if copied else settings["student_options"]
+    by_teacher = settings["bare_faces"] == "teacher"
+    teacher = {"name": settings["teacher"], "options": dict(settings["teacher_options"] or {})}
     return {
         "student": {
             "name": settings["teacher"] if copied else settings["student"],
@@ -142,6 +176,7 @@ def _read_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             "embedding_dim": len(cast(Tensor, checkpoint["state_dict"]["center"])),
         },
         "teacher": settings["teacher"],
+        "bare_faces": {**teacher, "packaged": settings["teacher_weights"] is None} if by_teacher else None,
         "deoccluder": checkpoint["deoccluder"],
     }
 

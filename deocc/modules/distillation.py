@@ -48,7 +48,7 @@ from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import centred
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
-from deocc.networks.student import Student, StudentInput, check_start
+from deocc.networks.student import BareFaces, Student, StudentInput, check_start
 
 STAGE = "distillation"
 MarginType = Literal["softmax", "cosface", "arcface"]
@@ -121,6 +121,8 @@ class DistillationModule(RecognitionModule):
         student_options: as `teacher_options`.
         student_input: "completed", "masked" or "both".
         mask_channel: give the mask to the student as a further channel.
+        bare_faces: network that embeds faces with an empty mask, "student" or "teacher". With "teacher" they keep the
+            teacher's embeddings, so that nothing is lost on them, and the student needs no bare faces in training.
         trainable_blocks: train only the head and this many last blocks; None trains everything.
         predicted_mask_share: fraction of training images completed with the predicted mask instead of the given one.
         identity_weight: weight of the identity loss. Losses of weight 0 are not computed.
@@ -167,6 +169,7 @@ class DistillationModule(RecognitionModule):
         student_options: dict[str, Any] | None = None,
         student_input: StudentInput = "completed",
         mask_channel: bool = False,
+        bare_faces: BareFaces = "student",
         trainable_blocks: int | None = None,
         predicted_mask_share: float = 0.0,
         identity_weight: float = 0.0,
@@ -203,6 +206,11 @@ class DistillationModule(RecognitionModule):
         embedder = create_embedder(student, student_weights, **read_options(student_options))
         self.student = Student(embedder, self.teacher.embedding_dim, student_input, mask_channel)
         check_start(self.student, self.teacher.embedding_dim, interpolation)
+        if bare_faces == "teacher" and not self.teacher.state_dict():
+            raise ValueError(
+                f"bare_faces teacher stores the teacher with the student, but the weights of {teacher!r} are in a file "
+                "of another format: give bare_faces student"
+            )
         self.average = StudentAverage(self.student, ema_decay, interpolation)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
@@ -348,7 +356,8 @@ class DistillationModule(RecognitionModule):
         """Record the stage and the de-occluder's configuration; drop the teacher and the student's start, its copy."""
         checkpoint["stage"] = STAGE
         checkpoint["deoccluder"] = self.deoccluder.config if self.deoccluder is not None else None
-        drop_frozen(checkpoint, "teacher")
+        if self.hparams["bare_faces"] == "student" or self.hparams["teacher_weights"] is None:
+            drop_frozen(checkpoint, "teacher")
         drop_frozen(checkpoint, "average.start")
         if isinstance(self.classifier, ShardedIdentityLoss):
             gather_head(checkpoint, "classifier", self.classifier)

@@ -26,7 +26,7 @@ from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import MaskSegmenter, predicted_share
-from deocc.networks.student import Student
+from deocc.networks.student import Student, embed_by_mask
 
 FROM_CHECKPOINT = "from_checkpoint"
 """Given instead of a stage-1 checkpoint if the de-occluder will be restored from a stage-2 checkpoint."""
@@ -201,6 +201,9 @@ class RecognitionModule(pl.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.embeddings = data.protocol.narrow(embeddings)
         galleries = {name.removeprefix("gallery_"): embeddings.pop(name) for name in GALLERIES if name in embeddings}
+        if not galleries:  # a list of pairs that has only occluded images
+            nobody = embeddings["teacher_masked"].take(torch.zeros(0, dtype=torch.int64))
+            galleries = {"teacher": nobody, "student": nobody}
         self.results = build_results(
             galleries["teacher"],
             galleries["student"],
@@ -271,7 +274,11 @@ class RecognitionModule(pl.LightningModule):
         return centred(self.teacher(face), self.center)
 
     def _embed_student(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
-        return centred(self.average(masked_face, completed_face, mask), self.center)
+        if self.hparams["bare_faces"] == "teacher":
+            embedding = embed_by_mask(self.average, self.teacher, masked_face, completed_face, mask)
+        else:
+            embedding = self.average(masked_face, completed_face, mask)
+        return centred(embedding, self.center)
 
     def _student_input(self, masked_face: Tensor, mask: Tensor) -> Tensor:
         """Return the completed face, or the masked face if the student does not use the completion."""

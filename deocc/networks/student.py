@@ -1,6 +1,6 @@
 """Student: an embedder that takes the completed face, optionally with the masked face and the mask."""
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from deocc.networks.embedders.embedder import Embedder
 
 StudentInput = Literal["completed", "masked", "both"]
+BareFaces = Literal["student", "teacher"]
+"""The network that embeds faces with an empty mask."""
 
 
 def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
@@ -146,6 +148,32 @@ class Student(nn.Module):
             chosen.append(stem.get_parameter("weight"))
         chosen += self.projection.parameters()
         return list(dict.fromkeys(chosen))  # with all blocks, the stem is already included
+
+
+def embed_by_mask(
+    student: nn.Module, teacher: nn.Module, masked_face: Tensor, completed_face: Tensor, mask: Tensor
+) -> Tensor:
+    """Embed faces with an empty mask by the teacher and all others by the student.
+
+    Args:
+        student: as `Student`.
+        teacher: maps faces (B, 3, S, S) to embeddings (B, D).
+        masked_face: (B, 3, S, S) in [-1, 1].
+        completed_face: (B, 3, S, S) in [-1, 1].
+        mask: (B, 1, S, S), 1 = covered.
+
+    Returns:
+        Embeddings (B, D), not normalised.
+    """
+    masked = mask.flatten(1).amax(1) > 0
+    if bool(masked.all()):
+        return cast(Tensor, student(masked_face, completed_face, mask))
+    bare_embedding: Tensor = teacher(masked_face[~masked])
+    embedding = bare_embedding.new_empty(len(mask), bare_embedding.shape[1])
+    embedding[~masked] = bare_embedding
+    if bool(masked.any()):
+        embedding[masked] = student(masked_face[masked], completed_face[masked], mask[masked])
+    return embedding
 
 
 def check_start(student: Student, out_dim: int, interpolation: float) -> None:

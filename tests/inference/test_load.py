@@ -167,7 +167,7 @@ def test_load_executes_no_pickle(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format_version": 2}, "has format version 2, this deocc reads 1"),
+        ({"format_version": 1}, "has format version 1, this deocc reads 2"),
         ({"format": "other"}, "describes no deocc model"),
         ({"weights_sha256": "0"}, "does not belong to its config.json"),
         ({"student": {"name": "dlib_resnet"}}, "cannot be rebuilt"),

@@ -21,6 +21,7 @@ def model_folder(tmp_path: Path) -> Path:
     config = {
         "student": student,
         "teacher": "dlib_resnet",
+        "bare_faces": None,
         "deoccluder": None,
         "face": face_contract(64),
         "thresholds": None,
