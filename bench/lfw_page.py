@@ -305,6 +305,8 @@ def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
         else "**Only one half has been tested: all figures are those of its pairs.**\n\n"
     )
     kinds, thresholds = halves[0].results["kinds"], threshold_table(halves)
+    routed = all(half.results["settings"].get("bare_faces") == "teacher" for half in halves)
+    by_teacher = " A face without a mask is embedded by the teacher, also in the rows of the student." if routed else ""
     parts = [
         f"# Results on LFW\n\n{missing}",
         f"{number_of_pairs:,} pairs of Labeled Faces in the Wild with {people:,} people: {tested}. Each half is tested "
@@ -314,7 +316,7 @@ def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
         f"({', '.join(kinds)}), drawn by image. *Given mask*: the covered pixels are known. *Predicted mask*: they are "
         "found by the mask predictor, as for a user's photographs. The teacher is dlib's face recognition network. The "
         "masks, the training set and the recogniser of the paper are unknown, so these figures and those of the paper "
-        "are not comparable one to one.\n\n",
+        f"are not comparable one to one.{by_teacher}\n\n",
         length_sentence(halves) + "`make lfw-results LFW=FOLDER` trains and tests both halves and writes this page; "
         f"`{COMMAND}` writes the page again from tested runs.\n\n",
         "## Recognition\n\n",

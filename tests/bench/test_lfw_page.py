@@ -57,7 +57,11 @@ def _write_half(folder: Path, half: str, thresholds: bool = True) -> dict[str, A
     means = {"psnr": 20.0, "ssim": 0.9, "psnr_covered": 18.0 + number, "ssim_covered": 0.5}
     restoration = {source: {"mean": means, "per_kind": {}} for source in ("given_mask", "predicted_mask")}
     predicted = {name: embeddings[f"gallery_{name}_predicted_mask"] for name in ("teacher", "student")}
-    provenance: dict[str, Any] = {"kinds": list(KINDS), "training_kinds": ["box"]}
+    provenance: dict[str, Any] = {
+        "settings": {"bare_faces": "teacher"},
+        "kinds": list(KINDS),
+        "training_kinds": ["box"],
+    }
     results = build_results(
         embeddings["gallery_teacher"],
         embeddings["gallery_student"],
@@ -116,6 +120,7 @@ def test_halves_are_combined(both: tuple[Path, list[dict[str, Any]]], text: str)
     accuracy, eer, tar, _ = _cells(text, "student, predicted mask")
     assert accuracy == f"{100 * folds.mean():.2f} ± {100 * folds.std() / 10**0.5:.2f}" and len(folds) == 10
     assert eer == f"{50 * (rows[0]['eer'] + rows[1]['eer']):.2f}" and 0 < float(eer) < 30
+    assert "embedded by the teacher" in text.split("##")[0]
     assert tar == "n/a"  # 20 pairs of two people cannot tell
     assert f"{2 * PAIRS} pairs" in text and f"{2 * PAIRS} people" in text and "one half" not in text.split("##")[0]
 
