@@ -3,6 +3,7 @@
     python -m bench.detectors                                   # embedded ORL faces
     python -m bench.detectors --lfw FOLDER --images 400         # a seeded sample of LFW
     python -m bench.detectors --photos FOLDER                   # without landmarks: share with a face and time
+    python -m bench.detectors --photos FOLDER --turned          # upright photos, also turned by 90, 180, 270 degrees
 
 Each detector runs on the bare photo and on the same photo under a rendered occluder, with alternating kinds. A face is
 found if the centre of a box is within one eye distance of the centre of its landmarks; all other boxes are extra, on
@@ -13,6 +14,7 @@ LFW including bystanders. Landmark errors are medians over the found faces in ey
 import argparse
 import statistics
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from deocc.data import OrlFaces
 from deocc.detection import Detection, Detector, create_detector, list_detectors
 from deocc.inference.batch import find_photos
+from deocc.inference.faces import FaceFinder, NoFaceError
 from deocc.inference.photos import read_photo
 from deocc.masking import list_kinds, render
 
@@ -174,12 +178,29 @@ def compare_photos(detectors: dict[str, Detector], paths: Sequence[Path], slow_i
     return table
 
 
+def compare_turned(finders: dict[str, FaceFinder], paths: Sequence[Path]) -> Table:
+    """Turn upright photos and count those of which a face is found, and found in the right orientation."""
+    table = Table("detector", "turned by", "photos", "with a face", "right orientation")
+    for name, finder in finders.items():
+        for quarters in range(4):
+            turns = []
+            for path in track(paths, f"{name}, {90 * quarters} degrees", console=Console(stderr=True), transient=True):
+                try:
+                    turns.append(finder.find(np.ascontiguousarray(np.rot90(read_photo(path), -quarters)))[0].turned)
+                except NoFaceError:
+                    continue
+            right = sum(turn == 90 * quarters for turn in turns)
+            table.add_row(name, str(90 * quarters), str(len(paths)), str(len(turns)), str(right))
+    return table
+
+
 def _spread(paths: Sequence[Path], number: int) -> Iterable[Path]:
     return [paths[index] for index in np.linspace(0, len(paths), min(number, len(paths)), endpoint=False).astype(int)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
+    warnings.filterwarnings("ignore", ".*found the face after turning")
     parser = argparse.ArgumentParser(description="Compare the face detectors.")
     parser.add_argument("--images", type=int, default=400, help="faces of ORL or LFW to look at (default: 400)")
     parser.add_argument(
@@ -191,6 +212,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FOLDER",
         help="any photos: measure the share with a face and the time, nothing else",
     )
+    parser.add_argument(
+        "--turned", action="store_true", help="with --photos: turn them, and check the orientation found"
+    )
     parser.add_argument("--detectors", nargs="+", choices=list_detectors(), default=["dlib", _SLOW, "mtcnn"])
     parser.add_argument("--yunet", metavar="FILE", help="weights of yunet")
     parser.add_argument("--slow-images", type=int, default=40, help=f"images for {_SLOW}, which is slow (default: 40)")
@@ -200,7 +224,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths = [photo.path for photo in find_photos([chosen.photos])[0]]
         if not paths:
             parser.error(f"no photo in {chosen.photos}: give a folder of images")
-        table = compare_photos(detectors, paths, chosen.slow_images)
+        if chosen.turned:
+            table = compare_turned({name: FaceFinder(112, name) for name in detectors if name != "yunet"}, paths)
+        else:
+            table = compare_photos(detectors, paths, chosen.slow_images)
     else:
         bare = orl_photographs(chosen.images) if chosen.lfw is None else lfw_photographs(chosen.lfw, chosen.images)
         table = compare_faces(detectors, bare, chosen.slow_images)

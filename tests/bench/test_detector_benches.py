@@ -89,3 +89,11 @@ def test_masked_photos_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         masked_photos.main(["--photos", str(tmp_path)])
     assert "no photo in" in capsys.readouterr().err
+
+
+def test_turned_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    detectors.main(["--photos", str(_photos(tmp_path)), "--detectors", "mtcnn", "--turned"])
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "mtcnn" in line]
+    assert [[cell.strip() for cell in line[1:]] for line in lines] == [
+        [str(turn), "3", "2", "2"] for turn in (0, 90, 180, 270)
+    ]
