@@ -202,8 +202,8 @@ class RecognitionModule(pl.LightningModule):
         self.embeddings = data.protocol.narrow(embeddings)
         galleries = {name.removeprefix("gallery_"): embeddings.pop(name) for name in GALLERIES if name in embeddings}
         if not galleries:  # a list of pairs that has only occluded images
-            nobody = embeddings["teacher_masked"].take(torch.zeros(0, dtype=torch.int64))
-            galleries = {"teacher": nobody, "student": nobody}
+            no_faces = embeddings["teacher_masked"].take(torch.zeros(0, dtype=torch.int64))
+            galleries = {"teacher": no_faces, "student": no_faces}
         self.results = build_results(
             galleries["teacher"],
             galleries["student"],

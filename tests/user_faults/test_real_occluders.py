@@ -123,8 +123,8 @@ def test_column_of_the_list(tmp_path: Path) -> None:
 def test_only_occluded_images(tmp_path: Path) -> None:
     faces = listed(tmp_path, "both")
     (probe,) = embedded(faces)
-    nobody = probe.take(torch.zeros(0, dtype=torch.int64))
-    results = build_results(nobody, nobody, {"student": probe}, {}, list_kinds(), {}, faces.protocol, 10)
+    no_faces = probe.take(torch.zeros(0, dtype=torch.int64))
+    results = build_results(no_faces, no_faces, {"student": probe}, {}, list_kinds(), {}, faces.protocol, 10)
     assert results["rows"]["student"]["masked_masked"]["pairs"] == {"same": 4, "different": 4}
     table = summary_table(results)
     assert "masked-masked" in table and "clean" not in table.replace("clean-clean", "clean")
