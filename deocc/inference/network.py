@@ -80,8 +80,9 @@ class FaceNetwork(nn.Module):
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> None:
         """Load the result of `own_state`."""
-        kept = {key: value for key, value in self.state_dict().items() if key not in self.own_state()}
-        self.load_state_dict({**kept, **state})
+        own = self.own_state()
+        packaged = {key: value for key, value in self.state_dict().items() if key not in own}
+        self.load_state_dict({**packaged, **state})
 
     def forward(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
         """Return mask, completed face and embedding.

@@ -20,6 +20,7 @@ from deocc.networks.layers import (
     VisibleAttention,
     check_face_and_mask,
     check_width,
+    draw_normal,
     pad_to_multiple,
 )
 
@@ -55,7 +56,8 @@ class Generator(nn.Module):
         self.encoder_half = nn.Sequential(nn.PixelUnshuffle(2), GatedConv2d(16, width))
         self.encoder_quarter = GatedConv2d(width, features, stride=2)
         # Faces are aligned, so the content under a mask depends on its position, which convolutions do not encode.
-        self.position = nn.Parameter(0.1 * torch.randn(1, features, POSITION_CELLS, POSITION_CELLS))
+        self.position = nn.Parameter(torch.empty(1, features, POSITION_CELLS, POSITION_CELLS))
+        draw_normal(self.position, 0.1)
         gain = 1 / math.sqrt(2 * depth)  # with unit gain, each residual block would double the mean square
         dilations = [2**i for i in range(depth)]
         self.fill = nn.Sequential(*(DilatedBlock(features, d, gain) for d in dilations))

@@ -51,6 +51,15 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="reflect")
 
 
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Initialise a weight from a normal distribution of mean 0; on the device "meta", which has no values, do nothing.
+
+    A draw on that device would import torch's compiler, which takes two seconds.
+    """
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
 class GatedConv2d(nn.Module):
     """ELU(W_f * x) . sigmoid(W_g * x), whose gate learns which positions carry visible content [0].
 
@@ -73,7 +82,7 @@ class GatedConv2d(nn.Module):
         super().__init__()
         self.feature = nn.Conv2d(in_channels, out_channels, kernel, stride, dilation * (kernel // 2), dilation)
         self.gate = nn.Conv2d(in_channels, out_channels, stride, stride)
-        nn.init.normal_(self.feature.weight, std=gain * GATED_GAIN / math.sqrt(in_channels * kernel**2))
+        draw_normal(self.feature.weight, gain * GATED_GAIN / math.sqrt(in_channels * kernel**2))
         for conv in (self.feature, self.gate):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 

@@ -3,6 +3,8 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,13 @@ def test_load_of_stage_1_and_empty_folder(stage1: Path, tmp_path: Path) -> None:
 def test_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="lod"):
         _ = deocc.lod
+
+
+def test_load_leaves_the_compiler_alone(tested: Path) -> None:
+    lines = [
+        "import sys, deocc",
+        f"deocc.load({str(tested / 'model')!r})",
+        "print(sorted({'torch._dynamo', 'torchvision', 'scipy', 'pytorch_lightning'} & set(sys.modules)))",
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", "\n".join(lines)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
