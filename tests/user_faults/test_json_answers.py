@@ -1,4 +1,4 @@
-"""With `--json`, every photo command prints one JSON value whatever happens, and exit codes tell answers from errors."""
+"""With `--json`, a photo command prints one JSON value whatever happens; exit codes tell answers from errors."""
 
 import json
 from pathlib import Path
