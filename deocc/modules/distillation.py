@@ -48,7 +48,7 @@ from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import centred
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
-from deocc.networks.student import BareFaces, Student, StudentInput, check_start
+from deocc.networks.student import BareFaces, Student, StudentInput, check_bare_faces, check_start
 
 STAGE = "distillation"
 MarginType = Literal["softmax", "cosface", "arcface"]
@@ -206,11 +206,7 @@ class DistillationModule(RecognitionModule):
         embedder = create_embedder(student, student_weights, **read_options(student_options))
         self.student = Student(embedder, self.teacher.embedding_dim, student_input, mask_channel)
         check_start(self.student, self.teacher.embedding_dim, interpolation)
-        if bare_faces == "teacher" and not self.teacher.state_dict():
-            raise ValueError(
-                f"bare_faces teacher stores the teacher with the student, but the weights of {teacher!r} are in a file "
-                "of another format: give bare_faces student"
-            )
+        check_bare_faces(bare_faces, self.teacher)
         self.average = StudentAverage(self.student, ema_decay, interpolation)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)

@@ -176,6 +176,19 @@ def embed_by_mask(
     return embedding
 
 
+def check_bare_faces(bare_faces: BareFaces, teacher: Embedder) -> None:
+    """Check that a teacher that embeds bare faces can be stored with the student.
+
+    Raises:
+        ValueError: its weights are in a file of another format, such as ONNX.
+    """
+    if bare_faces == "teacher" and not teacher.state_dict():
+        raise ValueError(
+            f"bare_faces teacher stores the teacher beside the student, but {teacher.name!r} has its weights in a file of "
+            "another format: give bare_faces student"
+        )
+
+
 def check_start(student: Student, out_dim: int, interpolation: float) -> None:
     """Check that weight interpolation starts from pretrained weights.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deocc.networks import Projection, Student, create_embedder, widen_stem
-from deocc.networks.student import StudentInput, check_start
+from deocc.networks.student import StudentInput, check_bare_faces, check_start
 
 NAMES = ("dlib_resnet", "inception_resnet_v1", "iresnet18", "timm/resnet18")
 
@@ -94,3 +94,12 @@ def test_check_start_needs_pretrained_weights() -> None:
     with pytest.raises(ValueError, match="back to random weights: give interpolation"):
         check_start(student, 128, 0.5)
     check_start(Student(create_embedder("dlib_resnet"), 128), 128, 0.5)
+
+
+def test_teacher_without_weights_cannot_embed_bare_faces() -> None:
+    teacher = create_embedder("dlib_resnet", pretrained=False)
+    check_bare_faces("teacher", teacher)
+    teacher.network = nn.Identity()
+    check_bare_faces("student", teacher)
+    with pytest.raises(ValueError, match="'dlib_resnet' has its weights in a file of another format: give"):
+        check_bare_faces("teacher", teacher)
