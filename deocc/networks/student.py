@@ -184,7 +184,7 @@ def check_bare_faces(bare_faces: BareFaces, teacher: Embedder) -> None:
     """
     if bare_faces == "teacher" and not teacher.state_dict():
         raise ValueError(
-            f"bare_faces teacher stores the teacher beside the student, but {teacher.name!r} has its weights in a file of "
+            f"bare_faces teacher stores the teacher, but {teacher.name!r} has its weights in a file of "
             "another format: give bare_faces student"
         )
 
