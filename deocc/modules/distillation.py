@@ -195,8 +195,8 @@ class DistillationModule(RecognitionModule):
         super().__init__()
         self.save_hyperparameters(ignore=["inpainting_checkpoint", "segmenter_checkpoint"])
         # Checkpoints contain the de-occluder; the paths would mean nothing on another machine.
-        self.hparams["inpainting_checkpoint"] = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
-        self.hparams["segmenter_checkpoint"] = None
+        restored = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
+        self.hparams.update(inpainting_checkpoint=restored, segmenter_checkpoint=None)
         check_loss_weights(self.hparams, _TERMS)
         check_head(identity_head, identity_sample_share)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
@@ -205,8 +205,8 @@ class DistillationModule(RecognitionModule):
             student_options = student_options or teacher_options
         embedder = create_embedder(student, student_weights, **read_options(student_options))
         self.student = Student(embedder, self.teacher.embedding_dim, student_input, mask_channel)
-        check_start(self.student, self.teacher.embedding_dim, interpolation)
         check_bare_faces(bare_faces, self.teacher)
+        check_start(self.student, self.teacher.embedding_dim, interpolation)
         self.average = StudentAverage(self.student, ema_decay, interpolation)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
