@@ -219,13 +219,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--yunet", metavar="FILE", help="weights of yunet")
     parser.add_argument("--slow-images", type=int, default=40, help=f"images for {_SLOW}, which is slow (default: 40)")
     chosen = parser.parse_args(argv)
+    if chosen.turned and chosen.photos is None:
+        parser.error("--turned needs upright photos: give their folder as --photos")
     detectors = {name: create_detector(name, chosen.yunet if name == "yunet" else None) for name in chosen.detectors}
     if chosen.photos is not None:
         paths = [photo.path for photo in find_photos([chosen.photos])[0]]
         if not paths:
             parser.error(f"no photo in {chosen.photos}: give a folder of images")
         if chosen.turned:
-            table = compare_turned({name: FaceFinder(112, name) for name in detectors if name != "yunet"}, paths)
+            weights = {"yunet": chosen.yunet}
+            table = compare_turned({name: FaceFinder(112, name, weights.get(name)) for name in detectors}, paths)
         else:
             table = compare_photos(detectors, paths, chosen.slow_images)
     else:
