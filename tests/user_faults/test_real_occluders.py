@@ -127,7 +127,7 @@ def test_only_occluded_images(tmp_path: Path) -> None:
     results = build_results(no_faces, no_faces, {"student": probe}, {}, list_kinds(), {}, faces.protocol, 10)
     assert results["rows"]["student"]["masked_masked"]["pairs"] == {"same": 4, "different": 4}
     table = summary_table(results)
-    assert "masked-masked" in table and "clean" not in table.replace("clean-clean", "clean")
+    assert "masked-masked" in table and "clean" not in table
 
 
 @pytest.mark.parametrize("occluded", ["second", "both"])
