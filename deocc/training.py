@@ -35,8 +35,12 @@ from deocc.modules.evaluation import FROM_CHECKPOINT
 from deocc.networks.weights import read_checkpoint
 
 _OTHER_DATA = "test-"  # beginning of the folder, within a run, of a test on other data or on a part of the data
-_EARLIER_STAGES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
-"""Settings of a module that name a run of an earlier stage, and the module of that stage."""
+_EARLIER_RUNS = {
+    "segmenter_checkpoint": "SegmentationModule",
+    "inpainting_checkpoint": "InpaintingModule",
+    "initial_weights": None,
+}
+"""Settings of a module that name an earlier run, and the module of that run; None = the same module."""
 _SAFEGUARDS = {
     "checkpoints": CheckpointCallback,
     "non_finite": FiniteCallback,
@@ -106,16 +110,16 @@ class DeoccCLI(LightningCLI):
         if not fitting and checkpoint is not None and not folder.name.startswith(_OTHER_DATA):
             home = runs.run_folder_of(checkpoint)
         place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
-        for key, module in _EARLIER_STAGES.items():
+        for key, module in _EARLIER_RUNS.items():
             if checkpoint is None:
-                _choose_earlier_run(config.model, key, module)
+                _choose_earlier_run(config.model, key, module or config.model.class_path.rsplit(".", 1)[-1])
             elif config.model.init_args.get(key) is not None:
                 config.model.init_args[key] = FROM_CHECKPOINT
 
     def after_instantiate_classes(self) -> None:
         """Restore the earlier stages' checkpoints in the configuration that a resumed run saves."""
         config = self.config[self.subcommand]
-        for key in _EARLIER_STAGES:
+        for key in _EARLIER_RUNS:
             if config.model.init_args.get(key) == FROM_CHECKPOINT:
                 file = runs.run_folder_of(Path(config.ckpt_path)) / runs.CONFIG
                 recorded = yaml.safe_load(file.read_text())["model"]["init_args"].get(key) if file.is_file() else None

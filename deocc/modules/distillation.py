@@ -48,7 +48,7 @@ from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import centred
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
-from deocc.networks.student import BareFaces, Student, StudentInput, check_bare_faces, check_start
+from deocc.networks.student import BareFaces, Student, StudentInput, check_bare_faces, check_start, load_student
 
 STAGE = "distillation"
 MarginType = Literal["softmax", "cosface", "arcface"]
@@ -119,6 +119,8 @@ class DistillationModule(RecognitionModule):
         student: a name of `deocc.networks.list_embedders`; None starts from a copy of the teacher.
         student_weights: the student's initial weights file.
         student_options: as `teacher_options`.
+        initial_weights: a stage-2 checkpoint, or a model folder, whose student the training starts from; the settings
+            of the student must be the same. None starts from `student_weights`.
         student_input: "completed", "masked" or "both".
         mask_channel: give the mask to the student as a further channel.
         bare_faces: network that embeds faces with an empty mask, "student" or "teacher". With "teacher" they keep the
@@ -167,6 +169,7 @@ class DistillationModule(RecognitionModule):
         student: str | None = None,
         student_weights: str | None = None,
         student_options: dict[str, Any] | None = None,
+        initial_weights: str | None = None,
         student_input: StudentInput = "completed",
         mask_channel: bool = False,
         bare_faces: BareFaces = "student",
@@ -193,7 +196,7 @@ class DistillationModule(RecognitionModule):
         compile_deoccluder: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["inpainting_checkpoint", "segmenter_checkpoint"])
+        self.save_hyperparameters(ignore=["inpainting_checkpoint", "segmenter_checkpoint", "initial_weights"])
         # Checkpoints contain the de-occluder; the paths would mean nothing on another machine.
         restored = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
         self.hparams.update(inpainting_checkpoint=restored, segmenter_checkpoint=None)
@@ -207,6 +210,8 @@ class DistillationModule(RecognitionModule):
         self.student = Student(embedder, self.teacher.embedding_dim, student_input, mask_channel)
         check_bare_faces(bare_faces, self.teacher)
         check_start(self.student, self.teacher.embedding_dim, interpolation)
+        if initial_weights not in (None, FROM_CHECKPOINT):
+            load_student(self.student, initial_weights)
         self.average = StudentAverage(self.student, ema_decay, interpolation)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)

@@ -4,6 +4,7 @@ The paper is given its masks. Not known from the paper; our choice: this module,
 module paints distractors such as glasses frames, beards and shadows (`data.distractors: true`).
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -19,9 +20,10 @@ from deocc.evaluation.results import build_restoration_results
 from deocc.evaluation.tables import flat_scores
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
-from deocc.modules.evaluation import outside_autocast
+from deocc.modules.evaluation import FROM_CHECKPOINT, outside_autocast
 from deocc.modules.optimization import Terms, WarmupCosine, check_stage, steps_left
-from deocc.networks.segmenter import MaskSegmenter, predicted_share
+from deocc.networks.segmenter import MaskSegmenter, load_segmenter, predicted_share
+from deocc.networks.weights import load_weights
 
 STAGE = "segmentation"
 
@@ -31,6 +33,8 @@ class SegmentationModule(pl.LightningModule):
 
     Args:
         width: channels of the segmenter's first layer.
+        initial_weights: a checkpoint of this module, or a model folder, whose segmenter the training starts from; its
+            width must be the same. None starts from random weights.
         learning_rate: peak learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         ema_decay: decay of the running average per step.
@@ -40,11 +44,18 @@ class SegmentationModule(pl.LightningModule):
     """Loss of the current step, for callbacks that check it."""
 
     def __init__(
-        self, width: int = 16, learning_rate: float = 3e-3, weight_decay: float = 1e-4, ema_decay: float = 0.998
+        self,
+        width: int = 16,
+        initial_weights: str | None = None,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 1e-4,
+        ema_decay: float = 0.998,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="initial_weights")
         self.segmenter = MaskSegmenter(width)
+        if initial_weights not in (None, FROM_CHECKPOINT):
+            load_weights(self.segmenter, load_segmenter(initial_weights).state_dict(), Path(initial_weights))
         self.average = AveragedModel(self.segmenter, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.mask_prediction = MaskPredictionMetric()
         self._bare_shares: list[Tensor] = []

@@ -4,7 +4,6 @@ Both work at the resolution of stage 1. Larger crops are reduced for them, and o
 enlarged result, so that visible pixels keep their sharpness for the recogniser.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from deocc.messages import describe_error
 from deocc.networks.generator import Generator, compose
 from deocc.networks.segmenter import MaskSegmenter, load_segmenter
-from deocc.networks.weights import read_checkpoint, read_state_dict, sub_state
+from deocc.networks.weights import read_checkpoint, read_model_folder, sub_state
 
 GENERATOR_PREFIX, SEGMENTER_PREFIX = "average.module.", "segmenter."
 """Prefixes of the averaged generator and of the segmenter in a stage-1 checkpoint."""
@@ -54,17 +53,17 @@ class Deoccluder(nn.Module):
 
         Args:
             path: stage-1 checkpoint, or a model folder.
-            segmenter_checkpoint: checkpoint of `SegmentationModule`; None uses the segmenter of the stage-1 checkpoint.
-                Not allowed with a model folder, which contains the segmenter of its generator.
+            segmenter_checkpoint: what `load_segmenter` accepts; None uses the segmenter that `path` contains.
 
         Raises:
             FileNotFoundError: a file does not exist.
             ValueError: a file is not a checkpoint or belongs to another stage, or there is no segmenter.
         """
         if Path(path).is_dir():
+            deoccluder = cls._from_model_folder(Path(path))
             if segmenter_checkpoint is not None:
-                raise ValueError(f"{path} is a model folder, which has its own segmenter: give no segmenter_checkpoint")
-            return cls._from_model_folder(Path(path))
+                deoccluder.segmenter = load_segmenter(segmenter_checkpoint).requires_grad_(False).eval()
+            return deoccluder
         checkpoint = read_checkpoint(path)
         if checkpoint.get("stage") != "inpainting":
             stage = checkpoint.get("stage", "unknown")
@@ -100,13 +99,12 @@ class Deoccluder(nn.Module):
     def _from_model_folder(cls, folder: Path) -> Self:
         """Load generator and segmenter of a model folder, as `deocc.inference.model_folder` writes it."""
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["deoccluder"]
-            saved = read_state_dict(folder / "model.safetensors")
-            state = {name: value.float() for name, value in sub_state(saved, "deoccluder.").items()}
+            described, saved = read_model_folder(folder)
+            config, state = described["deoccluder"], sub_state(saved, "deoccluder.")
             check_fit(config, state)
             deoccluder = cls(**config)
             deoccluder.load_state_dict(state)
-        except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{folder} is not a model folder with a de-occluder ({describe_error(error, 160)}): "
                 "give a stage-1 run, or a model folder that `deocc test` wrote"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.networks.layers import check_face, check_width, pad_to_multiple
-from deocc.networks.weights import read_checkpoint, sub_state
+from deocc.networks.weights import load_weights, read_checkpoint, read_model_folder, sub_state
 
 STRIDE = 16
 """Inputs are padded to a multiple of it: the coarsest features have a sixteenth of the resolution."""
@@ -120,12 +120,20 @@ def predicted_share(confidence: Tensor) -> Tensor:
 
 
 def load_segmenter(path: str | Path) -> MaskSegmenter:
-    """Load the averaged segmenter from a checkpoint of `SegmentationModule`.
+    """Load the averaged segmenter from a checkpoint of `SegmentationModule`, or the segmenter of a model folder.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not a checkpoint, or belongs to another stage.
+        ValueError: the file is neither, is damaged, or belongs to another stage.
     """
+    if Path(path).is_dir():
+        config, state = read_model_folder(Path(path))
+        described = config.get("deoccluder")
+        if not isinstance(described, dict):
+            raise ValueError(f"{path} has no segmenter: give the folder of a model that completes faces")
+        segmenter = MaskSegmenter(**described["segmenter"])
+        load_weights(segmenter, sub_state(state, "deoccluder.segmenter."), Path(path))
+        return segmenter
     checkpoint = read_checkpoint(path)
     if checkpoint.get("stage") != "segmentation":
         stage = checkpoint.get("stage", "unknown")

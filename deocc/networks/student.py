@@ -1,11 +1,13 @@
 """Student: an embedder that takes the completed face, optionally with the masked face and the mask."""
 
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from deocc.networks.embedders.embedder import Embedder
+from deocc.networks.weights import load_weights, read_checkpoint, read_model_folder, sub_state
 
 StudentInput = Literal["completed", "masked", "both"]
 BareFaces = Literal["student", "teacher"]
@@ -148,6 +150,24 @@ class Student(nn.Module):
             chosen.append(stem.get_parameter("weight"))
         chosen += self.projection.parameters()
         return list(dict.fromkeys(chosen))  # with all blocks, the stem is already included
+
+
+def load_student(student: Student, path: str | Path) -> None:
+    """Copy into a student the weights of the averaged student of a stage-2 checkpoint, or of a model folder.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is neither, is damaged, belongs to another stage, or has a student of other settings.
+    """
+    if Path(path).is_dir():
+        state = sub_state(read_model_folder(Path(path))[1], "student.")
+    else:
+        checkpoint = read_checkpoint(path)
+        if checkpoint.get("stage") != "distillation":
+            stage = repr(checkpoint.get("stage", "unknown"))
+            raise ValueError(f"{path} is a checkpoint of the stage {stage}, not of 'distillation': give a stage-2 run")
+        state = sub_state(checkpoint["state_dict"], "average.module.")
+    load_weights(student, state, Path(path))
 
 
 def embed_by_mask(

@@ -1,5 +1,6 @@
 """Reading weight files safely, with one-line messages where they are missing, damaged or do not match."""
 
+import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,6 +70,22 @@ def load_tensors(path: Path) -> Any:
         if unpacked > path.stat().st_size:
             raise ValueError(f"it unpacks to {unpacked:,} bytes, more than it has")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read `config.json` and the weights, in float32, of a model folder that `deocc test` wrote.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        state = {name: value.float() for name, value in read_state_dict(folder / "model.safetensors").items()}
+        return dict(config), state
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{folder} is not a model folder ({describe_error(error, 160)}): give one that `deocc test` wrote"
+        ) from error
 
 
 def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

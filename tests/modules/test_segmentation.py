@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deocc.data import MaskedFaceDataModule
+from deocc.inference.model_folder import PRETRAINED
 from deocc.losses import mask_segmentation_loss
 from deocc.modules import InpaintingModule, SegmentationModule
 from deocc.networks.segmenter import load_segmenter, predicted_share
@@ -38,6 +39,19 @@ def test_steps_lower_loss(tmp_path: Path) -> None:
     assert losses[1] < losses[0]
     assert int(module.average.n_averaged) == 3 and moved(module.average, average)
     assert set(module.terms) == {"segmentation"}
+
+
+def test_initial_weights(tmp_path: Path) -> None:
+    first = SegmentationModule(width=8)
+    fit(first, tmp_path, steps=2).save_checkpoint(tmp_path / "a.ckpt")
+    second = SegmentationModule(width=8, initial_weights=str(tmp_path / "a.ckpt"))
+    for network in (second.segmenter, second.averaged_segmenter):
+        assert torch.equal(network.to_logits[0].weight, first.averaged_segmenter.to_logits[0].weight)
+    assert "initial_weights" not in second.hparams
+    with pytest.raises(ValueError, match="do not fit MaskSegmenter"):
+        SegmentationModule(width=12, initial_weights=str(tmp_path / "a.ckpt"))
+    pretrained = load_segmenter(PRETRAINED)
+    assert pretrained.gate > 0 and SegmentationModule(initial_weights=str(PRETRAINED)).segmenter.gate == pretrained.gate
 
 
 def test_average_is_evaluated() -> None:

@@ -144,8 +144,12 @@ def test_from_model_folder(deoccluder: Deoccluder, tmp_path: Path) -> None:
     loaded = Deoccluder.from_checkpoint(tmp_path)
     found = loaded.state_dict()
     assert all(torch.equal(value.half().float(), found[key]) for key, value in deoccluder.state_dict().items())
-    with pytest.raises(ValueError, match="has its own segmenter: give no segmenter_checkpoint"):
-        Deoccluder.from_checkpoint(tmp_path, tmp_path / "segment.ckpt")
+    other = MaskSegmenter(12)
+    save_segmenter(tmp_path / "segment.ckpt", other)
+    replaced = Deoccluder.from_checkpoint(tmp_path, tmp_path / "segment.ckpt")
+    assert replaced.config == {**deoccluder.config, "segmenter": {"width": 12}}
+    assert torch.equal(replaced.segmenter.to_logits[0].weight, other.to_logits[0].weight)
+    assert not replaced.training and not any(parameter.requires_grad for parameter in replaced.parameters())
     (tmp_path / "config.json").write_text(json.dumps({"deoccluder": None}))
     with pytest.raises(ValueError, match="is not a model folder with a de-occluder"):
         Deoccluder.from_checkpoint(tmp_path)

@@ -1,13 +1,15 @@
 """Student: widened stem, projection, trainable parameters."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deocc.inference.model_folder import PRETRAINED
 from deocc.networks import Projection, Student, create_embedder, widen_stem
-from deocc.networks.student import StudentInput, check_bare_faces, check_start
+from deocc.networks.student import StudentInput, check_bare_faces, check_start, load_student
 
 NAMES = ("dlib_resnet", "inception_resnet_v1", "iresnet18", "timm/resnet18")
 
@@ -103,3 +105,21 @@ def test_teacher_without_weights_cannot_embed_bare_faces() -> None:
     check_bare_faces("student", teacher)
     with pytest.raises(ValueError, match="'dlib_resnet' has its weights in a file of another format: give"):
         check_bare_faces("teacher", teacher)
+
+
+def test_load_student(tmp_path: Path) -> None:
+    trained, path = random_student(student_input="both", mask_channel=True)[0], tmp_path / "a.ckpt"
+    state = {f"average.module.{key}": value for key, value in trained.state_dict().items()}
+    torch.save({"stage": "distillation", "hyper_parameters": {}, "state_dict": state}, path)
+    student = random_student(student_input="both", mask_channel=True)[0]
+    load_student(student, path)
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in student.state_dict().items())
+    load_student(student, PRETRAINED)
+    assert not torch.equal(student.embedder.network.head.weight, trained.embedder.network.head.weight)
+    with pytest.raises(ValueError, match="do not fit Student"):
+        load_student(random_student()[0], path)
+    torch.save({"stage": "inpainting", "hyper_parameters": {}, "state_dict": state}, path)
+    with pytest.raises(ValueError, match="'inpainting', not of 'distillation'"):
+        load_student(student, path)
+    with pytest.raises(ValueError, match="is not a model folder"):
+        load_student(student, tmp_path)
