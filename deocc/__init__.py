@@ -15,6 +15,8 @@ __all__ = ["__version__", "create_embedder", "load", "render"]
 _LAZY = {"create_embedder": "deocc.networks", "load": "deocc.inference.model_folder", "render": "deocc.masking"}
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations otherwise asks a server when it is imported
+# OpenMP, which torch loads, otherwise spins at barriers: beside other busy processes two threads are slower than one.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def __getattr__(name: str) -> Any:
