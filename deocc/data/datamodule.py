@@ -25,7 +25,7 @@ from deocc.data.quarantine import Quarantine
 from deocc.evaluation.protocol import AllPairs
 from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
-from deocc.masking.distractors import add_camera_defects, add_cast, add_worn, expose_occluders
+from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
 from deocc.masking.random import mix
 from deocc.masking.registry import kind_numbers
 
@@ -377,11 +377,10 @@ def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
 
 
 def _mask_with_distractors(batch: FaceBatch) -> MaskedFaceBatch:
-    """Render masks; glasses and beards go below the occluder, exposure, shadows, glare and camera defects above it."""
+    """Render masks, with glasses and beards below the occluder, and shadows, glare and camera defects above it."""
     batch["face"] = add_worn(batch["face"], batch["landmarks"], batch["seed"])
     masked = mask_batch(batch)
-    exposed = expose_occluders(masked["masked_face"], masked["mask"], batch["seed"])
-    lit = add_cast(exposed, batch["landmarks"], batch["seed"])
+    lit = add_cast(masked["masked_face"], batch["landmarks"], batch["seed"])
     masked["masked_face"] = add_camera_defects(lit, batch["seed"])
     return masked
 

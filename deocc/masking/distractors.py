@@ -17,7 +17,7 @@ from deocc.masking.random import uniform
 from deocc.masking.renderer import paint_kinds
 from deocc.masking.shapes import norm, superellipse
 
-_WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM, _EXPOSURE_STREAM = 1 << 41, 1 << 42, 1 << 43, 1 << 44
+_WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM = 1 << 41, 1 << 42, 1 << 43
 """Streams of an image's random numbers; the occluders use lower ones."""
 
 
@@ -39,29 +39,6 @@ def add_worn(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float
 def add_cast(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.3) -> Tensor:
     """Cast a shadow or a glare on a share of the faces, over whatever covers them; arguments as for `add_worn`."""
     return _paint_some(_CAST, faces, landmarks, seeds, probability, _CAST_STREAM)
-
-
-def expose_occluders(masked_faces: Tensor, mask: Tensor, seeds: Tensor, probability: float = 0.3) -> Tensor:
-    """Make the occluders of a share of the faces nearly white or nearly black, as in over- and underexposed photos.
-
-    Args:
-        masked_faces: (B, 3, H, W) in [-1, 1].
-        mask: (B, 1, H, W) in [0, 1], 1 = covered.
-        seeds: (B,) int64.
-        probability: share of the faces that are changed.
-
-    Returns:
-        (B, 3, H, W) in [-1, 1], unchanged where the mask is 0.
-    """
-    draws = uniform(seeds, 5, _EXPOSURE_STREAM)[:, :, None, None, None]
-    area = mask.sum((2, 3), keepdim=True).clamp_min(1)
-    mean = ((masked_faces * mask).sum((2, 3), keepdim=True) / area).mean(1, keepdim=True)
-    level = torch.where(draws[:, 1] < 0.5, 0.6 + 0.4 * draws[:, 2], -1 + 0.4 * draws[:, 2])
-    contrast = 0.1 + 0.7 * draws[:, 3]
-    grey = masked_faces.mean(1, keepdim=True)
-    colour = grey + (masked_faces - grey) * draws[:, 4]
-    exposed = (level + (colour - mean) * contrast).clamp(-1, 1)
-    return torch.lerp(masked_faces, exposed, mask * (draws[:, 0] < probability))
 
 
 def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deocc.geometry import TEMPLATES
-from deocc.masking.distractors import add_camera_defects, add_cast, add_worn, expose_occluders
+from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
 
 MakeFaces = Callable[..., Tensor]
 Add = Callable[[Tensor, Tensor], Tensor]
@@ -26,19 +26,7 @@ def _cast(faces: Tensor, seeds: Tensor) -> Tensor:
     return add_cast(faces, LANDMARKS.expand(len(faces), 5, 2), seeds)
 
 
-def _exposed(faces: Tensor, seeds: Tensor) -> Tensor:
-    return expose_occluders(faces, _half_mask(len(faces)), seeds, 0.8)
-
-
-def _half_mask(count: int) -> Tensor:
-    mask = torch.zeros(count, 1, SIZE, SIZE)
-    mask[:, :, SIZE // 2 :] = 1
-    return mask
-
-
-each = pytest.mark.parametrize(
-    "add", [_worn, _cast, _exposed, add_camera_defects], ids=["worn", "cast", "exposed", "camera"]
-)
+each = pytest.mark.parametrize("add", [_worn, _cast, add_camera_defects], ids=["worn", "cast", "camera"])
 
 
 @each
@@ -75,16 +63,6 @@ def test_distractors_change_a_share_of_the_faces(
     assert abs(float(share) - probability) < 0.1
     assert torch.equal(add(faces, landmarks, seeds, 0.0), faces)
     assert (add(faces, landmarks, seeds, 1.0) != faces).flatten(1).any(1).float().mean() > 0.95
-
-
-def test_exposure_changes_only_occluders(make_faces: MakeFaces) -> None:
-    faces, mask = make_faces(1).expand(300, -1, -1, -1), _half_mask(300)
-    exposed = expose_occluders(faces, mask, torch.arange(300))
-    assert torch.equal(exposed[:, :, : SIZE // 2], faces[:, :, : SIZE // 2])
-    changed = (exposed != faces).flatten(1).any(1)
-    assert abs(float(changed.float().mean()) - 0.3) < 0.1
-    level = exposed[changed, :, SIZE // 2 :].mean((1, 2, 3))
-    assert ((level > 0.4) | (level < -0.4)).all() and (level > 0.4).any() and (level < -0.4).any()
 
 
 def test_camera_defects_differ_in_strength(make_faces: MakeFaces) -> None:
