@@ -20,12 +20,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.kernels import measure_against_textbook, measure_alone, measure_renderer
 from bench.loading import compare_loading
 from bench.measuring import Row
-from bench.relations import measure_against_textbook, measure_alone
-from bench.renderer import measure_renderer
-from bench.teacher_cache import measure_teacher_cache
-from bench.training import against_bare_loop
+from bench.training import against_bare_loop, measure_teacher_cache
 
 RESULTS = Path(__file__).with_name("results.json")
 FIGURES = ("ours", "reference", "ratio", "ours_mib", "reference_mib")

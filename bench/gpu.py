@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bench import FIGURES, format_figure, machine
-from bench.devices import device_name
-from bench.gpu_kernels import renderer_rows, triplet_rows
+from bench.gpu_kernels import device_name, renderer_rows, triplet_rows
 from bench.gpu_training import at_paper_size, step_rows
 from bench.measuring import Row
 from bench.training import Setting, Stage, read_setting

@@ -1,11 +1,8 @@
 """Training steps of both stages on one device, in every precision, compiled or not, under Lightning."""
 
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
@@ -13,9 +10,9 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.devices import Precision, device_name, peak_flops, peak_mebibytes_on, synchronize
+from bench.gpu_kernels import Precision, device_name, peak_flops, peak_mebibytes_on, synchronize, with_memory
 from bench.measuring import Row
-from bench.training import CACHED, CONFIGS, CachedBatches, Module, Setting, Stage, build_module, read_setting
+from bench.training import CACHED, CONFIGS, CachedBatches, Module, Setting, Stage, build_module, fit, read_setting
 from deocc.data import MaskedFaceDataModule
 from deocc.modules import DistillationModule, InpaintingModule
 from deocc.networks.deoccluder import Deoccluder
@@ -92,7 +89,7 @@ def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, fl
         "ours": batch / found.seconds,
         "details": figures,
     }
-    return row if found.mebibytes is None else {**row, "ours_mib": found.mebibytes}
+    return with_memory(row, "ours_mib", found.mebibytes)
 
 
 def details(
@@ -119,7 +116,7 @@ def train(device: torch.device, setting: Setting, precision: Precision, steps: i
     if backend is not None:
         compile_networks(module, backend)
     data = CachedBatches(MaskedFaceDataModule(**setting.data), WARM_UP + steps)
-    memory = peak_mebibytes_on(device, lambda: fit(device, module, data, setting, precision, watch))
+    memory = peak_mebibytes_on(device, lambda: fit_on(device, module, data, setting, precision, watch))
     taken = [end - start for start, end in zip(watch.ends[WARM_UP - 1 :], watch.ends[WARM_UP:], strict=False)]
     return Measured(statistics.median(taken), watch.losses, memory)
 
@@ -127,11 +124,11 @@ def train(device: torch.device, setting: Setting, precision: Precision, steps: i
 def count_operations(device: torch.device, setting: Setting) -> int:
     """Count the floating-point operations of one step."""
     count = Operations()
-    fit(device, build(setting), CachedBatches(MaskedFaceDataModule(**setting.data), 1), setting, "fp32", count)
+    fit_on(device, build(setting), CachedBatches(MaskedFaceDataModule(**setting.data), 1), setting, "fp32", count)
     return count.counter.get_total_flops()
 
 
-def fit(
+def fit_on(
     device: torch.device,
     module: Module,
     data: CachedBatches,
@@ -139,35 +136,12 @@ def fit(
     precision: Precision,
     callback: pl.Callback,
 ) -> None:
-    """Train for one epoch without logs, checkpoints and output."""
-    where: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
+    """Train for one epoch on a device; TensorFloat-32 is allowed for the precision "tf32" only."""
+    options: dict[str, Any] = {"precision": LIGHTNING[precision], "devices": 1}
     if device.type == "cuda":
-        where = {"accelerator": "gpu", "devices": [device.index or 0]}
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    settings = {
-        **setting.trainer,
-        **where,
-        **quiet,
-        "precision": LIGHTNING[precision],
-        "max_epochs": 1,
-        "limit_val_batches": 0,
-    }
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tensor_float(device, precision == "tf32"):
-        warnings.simplefilter("ignore")  # loaders without workers, metrics without a logger
-        pl.Trainer(**settings, callbacks=[callback]).fit(module, datamodule=data)
-
-
-@contextmanager
-def tensor_float(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Allow or forbid TensorFloat-32 on a GPU."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        options |= {"accelerator": "gpu", "devices": [device.index or 0]}
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    fit(module, data, setting, len(data.batches), callback, **options)
 
 
 def build(setting: Setting) -> Module:

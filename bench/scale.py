@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from bench.kernels import Loss, peak
 from bench.measuring import in_own_process
-from bench.relations import Loss, peak
 from deocc.losses import pair_relation_loss, triplet_relation_loss
 from deocc.losses.distances import DEVICE_CHUNK_ELEMENTS
 from deocc.networks.embedders.dlib import DlibResNet

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from bench.renderer import batch_size, measure_renderer, times
 
 from bench import bench
+from bench.kernels import errors, measure_alone
 from bench.measuring import Row, in_own_process
-from bench.relations import errors, measure_alone
-from bench.renderer import batch_size, measure_renderer, times
 from deocc.masking import list_kinds
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.relations import textbook_triplet_relation
+from bench.kernels import textbook_triplet_relation
 from deocc.losses import (
     InstanceRelationLoss,
     PredictionRelationLoss,
