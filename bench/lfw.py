@@ -80,32 +80,15 @@ class Stage(NamedTuple):
         if self.name == "test-distill":
             return ["test", "--checkpoint", run, "--run", run, *root]
         if self.name == "test-inpaint":
-            mixed = [
-                "--data.mixed_kinds",
-                "true",
-                "--data.test_seeds",
-                "[1]",
-            ]  # the masks that the student is tested with
-            return [
-                "test",
-                "--checkpoint",
-                run,
-                "--config",
-                "configs/test/perceptual.yaml",
-                "--run",
-                run,
-                *root,
-                *mixed,
-            ]
+            config = ["--config", "configs/test/perceptual.yaml"]
+            mixed = ["--data.mixed_kinds", "true", "--data.test_seeds", "[1]"]  # the masks of the student's test
+            return ["test", "--checkpoint", run, *config, "--run", run, *root, *mixed]
         if (self.run / runs.CONFIG).is_file():
             return ["fit", "--resume", run, *root]
-        folds = ["--data.face_set.init_args.test_folds", TEST_FOLDS[self.half]]
-        earlier = []
+        folds, earlier = ["--data.face_set.init_args.test_folds", TEST_FOLDS[self.half]], list[str]()
         if self.name == "distill":
-            names = {"inpaint": "inpainting_checkpoint", "segment": "segmenter_checkpoint"}
-            earlier = [
-                word for name, key in names.items() for word in (f"--model.init_args.{key}", str(self.folder / name))
-            ]
+            earlier += ["--model.init_args.inpainting_checkpoint", str(self.folder / "inpaint")]
+            earlier += ["--model.init_args.segmenter_checkpoint", str(self.folder / "segment")]
         precision = ["--trainer.precision", "bf16-mixed"] if has_fast_bfloat16() else []
         return ["fit", "--config", f"configs/lfw/{self.name}.yaml", "--run", run, *root, *folds, *earlier, *precision]
 

@@ -7,11 +7,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from bench.devices import median_seconds, peak_flops
 from torch import nn
 
 from bench import gpu, gpu_training
-from bench.gpu_kernels import compiled_piece
+from bench.gpu_kernels import compiled_piece, median_seconds, peak_flops
 from bench.gpu_training import at_paper_size, count_operations, deviation
 from bench.kernels import embeddings, value_and_gradient
 from deocc.losses import distances, triplet_relation_loss
