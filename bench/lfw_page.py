@@ -53,6 +53,23 @@ _REPLICATES = 1000
 _FOLDS = {"a": "1-5", "b": "6-10"}  # counted from 1, as in the list of pairs
 _NETWORK_FIGURES = {"perceptual_covered": "LPIPS form", "frechet": "FID form", "kernel": "KID form"}
 
+ONE_HALF = "**Only one half has been tested: all figures are those of its pairs.**\n\n"
+BY_TEACHER = " A face without a mask is embedded by the teacher, also in the rows of the student."
+PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+"""Template of the page."""
+PANEL = """\
+![Clean, masked, predicted mask and completed faces of people never seen in training](lfw/panel.jpg)
+
+*The first test people under each kind, by the predicted mask; not selected. Photographs: LFW. Made by `{command}`.*
+
+"""
+THRESHOLDS = """\
+## Thresholds
+
+False-accept rates on test people of the thresholds that were calibrated on validation people, by predicted masks.
+
+{thresholds}"""
+
 
 @dataclass(frozen=True)
 class Half:
@@ -232,9 +249,9 @@ def bare_sentence(halves: Sequence[Half]) -> str:
     images = sum(int(half.results["images"]) for half in halves)
     found = round(sum(share * int(half.results["images"]) for share, half in zip(shares, halves, strict=True)))
     low, high = wilson(found, images)
-    share = f"{percent(found / images)} % (95 % interval {percent(low)} to {percent(high)})"
     return (
-        f"Of {images:,} bare faces of test people, {found:,} get any mask: {share}. The others are left as they are.\n"
+        f"Of {images:,} bare faces of test people, {found:,} get any mask: {percent(found / images)} % "
+        f"(95 % interval {percent(low)} to {percent(high)}). The others are left as they are.\n"
     )
 
 
@@ -279,58 +296,30 @@ def threshold_table(halves: Sequence[Half]) -> str:
 
 def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
     """Return the page in Markdown, with the panel figure if `panel` is true."""
-    number_of_pairs = sum(len(half.pairs["teacher_masked"].same) for half in halves)
-    people = sum(half.results["rows"]["teacher_clean"]["people"] for half in halves)
-    tested = " and ".join(f"half {half.name} (folds {_FOLDS[half.name]})" for half in halves)
-    missing = "**Only one half has been tested: all figures are those of its pairs.**\n\n"
-    if len(halves) == len(TEST_FOLDS):
-        missing = ""
     kinds, thresholds = halves[0].results["kinds"], threshold_table(halves)
     routed = all(half.results["settings"].get("bare_faces") == "teacher" for half in halves)
-    by_teacher = " A face without a mask is embedded by the teacher, also in the rows of the student." if routed else ""
-    parts = [
-        f"# Results on LFW\n\n{missing}",
-        f"{number_of_pairs:,} pairs of Labeled Faces in the Wild with {people:,} people: {tested}. Each half is tested "
-        "by models of its own, trained on the people of the other half's folds and of no pair. No model has seen the "
-        "people that it is tested on, neither in training nor when its thresholds were calibrated.\n\n",
-        f"In the rows of masked faces, the second face of each pair carries one of {len(kinds)} synthetic occluders "
-        f"({', '.join(kinds)}), drawn by image. *Given mask*: the covered pixels are known. *Predicted mask*: they are "
-        "found by the mask predictor, as for a user's photographs. The teacher is dlib's face recognition network. The "
-        "masks, the training set and the recogniser of the paper are unknown, so these figures and those of the paper "
-        f"are not comparable one to one.{by_teacher}\n\n",
-        length_sentence(halves) + "`make lfw-results LFW=FOLDER` trains and tests both halves and writes this page; "
-        f"`{COMMAND}` writes the page again from tested runs.\n\n",
-        "## Recognition\n\n",
-        "Accuracy is the mean over folds with its standard error; thresholds are chosen on the other folds of the same "
-        "half. EER and TAR are means of the halves, with 95 % Wilson intervals for TAR.\n\n",
-        recognition_table(halves),
-        f"\n{ratio_lines(halves)}\n",
-        "Differences, with 95 % intervals of a paired bootstrap over people within each half "
-        f"({replicates:,} replicates):\n\n{difference_table(halves, replicates)}\n",
-        "![True accept rate over false accept rate](lfw/roc.svg)\n\n",
-        f"*ROC, mean of the halves. Made by `{COMMAND}`.*\n\n",
-        "## By kind of occluder\n\n",
-        f"Never trained on, in any network: {', '.join(unseen_kinds(halves)) or 'none of the kinds'}.\n\n",
-        "![Equal error rate by kind of occluder](lfw/kinds.svg)\n\n",
-        f"*EER by kind. Made by `{COMMAND}`.*\n\n{kind_table(halves)}\n",
-        f"## Bare faces\n\n{bare_sentence(halves)}\n",
-        "## Restoration\n\n",
-        "Inside the mask, against the clean photograph. The LPIPS, FID and KID forms use features of the dlib network "
-        "instead of the published ones: compare them only with figures of the same network, and note that the "
-        f"generator was trained towards it.\n\n{restoration_table(halves)}\n",
-    ]
-    if panel:
-        parts += [
-            "![Clean, masked, predicted mask and completed faces of people never seen in training](lfw/panel.jpg)\n\n",
-            "*The first test people under each kind, by the predicted mask; not selected. Photographs: LFW. Made by "
-            f"`{COMMAND}`.*\n\n",
-        ]
-    if thresholds:
-        parts += [
-            "## Thresholds\n\nFalse-accept rates on test people of the thresholds that were calibrated on validation "
-            f"people, by predicted masks.\n\n{thresholds}"
-        ]
-    return "".join(parts).rstrip() + "\n"
+    text = PAGE.format(
+        command=COMMAND,
+        missing="" if len(halves) == len(TEST_FOLDS) else ONE_HALF,
+        pairs=sum(len(half.pairs["teacher_masked"].same) for half in halves),
+        people=sum(half.results["rows"]["teacher_clean"]["people"] for half in halves),
+        tested=" and ".join(f"half {half.name} (folds {_FOLDS[half.name]})" for half in halves),
+        number_of_kinds=len(kinds),
+        kinds=", ".join(kinds),
+        by_teacher=BY_TEACHER if routed else "",
+        lengths=length_sentence(halves),
+        recognition=recognition_table(halves),
+        ratios=ratio_lines(halves),
+        replicates=replicates,
+        differences=difference_table(halves, replicates),
+        unseen=", ".join(unseen_kinds(halves)) or "none of the kinds",
+        by_kind=kind_table(halves),
+        bare=bare_sentence(halves),
+        restoration=restoration_table(halves),
+    )
+    text += PANEL.format(command=COMMAND) if panel else ""
+    text += THRESHOLDS.format(thresholds=thresholds) if thresholds else ""
+    return text.rstrip() + "\n"
 
 
 def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATES) -> Path:

@@ -138,21 +138,11 @@ def triples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @for_all(given=triples(), beta=st.floats(0, 1), seed=SEEDS)
-def test_soft_instance_decomposition(given: tuple[Tensor, Tensor, Tensor], beta: float, seed: int) -> None:
+def test_soft_instance_rotation_and_target(given: tuple[Tensor, Tensor, Tensor], beta: float, seed: int) -> None:
     student, teacher, centers = given
-    hard, centre, apart = (
-        instance_relation_loss(*sides) for sides in ((student, teacher), (student, centers), (teacher, centers))
-    )
-    soft = instance_relation_loss(student, teacher, centers, beta, normalize=False)
-    torch.testing.assert_close(
-        soft, (1 - beta) * hard + beta * centre - beta * (1 - beta) * apart, rtol=1e-9, atol=1e-9
-    )
     ours, theirs, middle = (side @ _rotation(student.shape[1], seed) for side in given)
-    for normalize in (True, False):
-        value = instance_relation_loss(student, teacher, centers, beta, normalize)
-        torch.testing.assert_close(
-            instance_relation_loss(ours, theirs, middle, beta, normalize), value, rtol=1e-9, atol=1e-9
-        )
+    value = instance_relation_loss(student, teacher, centers, beta)
+    torch.testing.assert_close(instance_relation_loss(ours, theirs, middle, beta), value, rtol=1e-9, atol=1e-9)
     target = F.normalize(torch.lerp(teacher, centers, beta), dim=1) if beta else teacher
     assert float(instance_relation_loss(target, teacher, centers, beta)) == pytest.approx(0, abs=1e-24)
 
