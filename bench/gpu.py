@@ -58,14 +58,12 @@ def full() -> Extent:
 
 def small() -> Extent:
     """Return tiny sizes for a test; the compiler traces the networks but generates no code."""
-    return Extent(
-        (32,), (8,), (8,), tuple(_smaller(read_setting(stage)) for stage in STAGES), repeats=1, steps=1, backend="eager"
-    )
-
-
-def _smaller(setting: Setting) -> Setting:
-    widths = {"width": 8, "discriminator_width": 8, "segmenter_width": 8} if setting.stage == "inpaint" else {}
-    return setting._replace(model=setting.model | widths, data=setting.data | {"size": 64, "batch_size": 4})
+    settings = []
+    for setting in map(read_setting, STAGES):
+        widths = {"width": 8, "discriminator_width": 8, "segmenter_width": 8} if setting.stage == "inpaint" else {}
+        data = setting.data | {"size": 64, "batch_size": 4}
+        settings.append(setting._replace(model=setting.model | widths, data=data))
+    return Extent((32,), (8,), (8,), tuple(settings), repeats=1, steps=1, backend="eager")
 
 
 def parts(device: torch.device, extent: Extent) -> dict[str, Callable[[], Iterator[Row]]]:

@@ -74,21 +74,16 @@ def step_rows(device: torch.device, setting: Setting, steps: int, backend: str) 
         yield row
         if precision != "fp32":
             found = train(device, setting, precision, steps, backend)
-            compiled = step_row(
-                setting, f"{precision}, compiled", found, details(device, precision, operations, found, exact)
-            )
+            figures = details(device, precision, operations, found, exact)
+            compiled = step_row(setting, f"{precision}, compiled", found, figures)
             yield {**compiled, "reference": row["ours"], "ratio": compiled["ours"] / row["ours"]}
 
 
 def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, float]) -> Row:
     """Return the row of a training."""
     size, batch = setting.data["size"], setting.data["batch_size"]
-    row: Row = {
-        "what": f"{setting.stage}, {size} px, batch {batch}, {form}",
-        "unit": "images/s",
-        "ours": batch / found.seconds,
-        "details": figures,
-    }
+    what = f"{setting.stage}, {size} px, batch {batch}, {form}"
+    row: Row = {"what": what, "unit": "images/s", "ours": batch / found.seconds, "details": figures}
     return with_memory(row, "ours_mib", found.mebibytes)
 
 

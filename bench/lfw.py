@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -150,12 +150,11 @@ def _start(stage: Stage, data: str, environment: Mapping[str, str]) -> subproces
 
 
 def _check(stage: Stage, status: int) -> None:
+    name = f"{stage.name} of half {stage.half}"
     if status != 0:
-        raise StageFailedError(f"{stage.name} of half {stage.half} failed with exit status {status}: see {stage.log}")
+        raise StageFailedError(f"{name} failed with exit status {status}: see {stage.log}")
     if not stage.is_finished():
-        raise StageFailedError(
-            f"{stage.name} of half {stage.half} ended without its result in {stage.run}: see {stage.log}"
-        )
+        raise StageFailedError(f"{name} ended without its result in {stage.run}: see {stage.log}")
     print(f"{stage.half}: {stage.name} ended at {time.strftime('%H:%M')}", flush=True)
 
 
@@ -175,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no folder {chosen.data}: give the folder of LFW as --data")
     threads = max(1, len(os.sched_getaffinity(0)) // chosen.jobs)
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
-    earlier = signal.signal(signal.SIGTERM, _exit)  # so that the stages are stopped as after Ctrl-C
+    earlier = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # stops the stages as Ctrl-C does
     try:
         run_stages(stages_of(chosen.halves, chosen.runs, chosen.jobs), chosen.data, chosen.jobs, environment)
     except StageFailedError as error:
@@ -184,10 +183,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return 0
-
-
-def _exit(signum: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +34,7 @@ def noise_windows(row: Tensor, column: Tensor, height: int, width: int) -> Tenso
     return tiles.unfold(0, height, 1).unfold(1, width, 1)[row, column]
 
 
-@dataclass(frozen=True)
-class Light:
+class Light(NamedTuple):
     """Low-frequency lighting of the faces, applied to occluders so that they do not look pasted."""
 
     level: Tensor
@@ -46,7 +46,7 @@ class Light:
 
     def take(self, index: Tensor | slice) -> "Light":
         """Return the lighting of some of the faces."""
-        return Light(self.level[index], self.slope[index], self.skin[index])
+        return Light(*(column[index] for column in self))
 
 
 @dataclass(frozen=True)
