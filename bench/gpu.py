@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from bench.bench import FIGURES, format_figure, machine
+from bench.bench import machine, table_of
 from bench.gpu_kernels import device_name, renderer_rows, triplet_rows
 from bench.gpu_training import at_paper_size, step_rows
 from bench.measuring import Row
@@ -90,20 +88,6 @@ def measure(device: torch.device, extent: Extent, wanted: list[str], output: Pat
     return figures
 
 
-def table_of(rows: list[Row]) -> Table:
-    """Return the table for the terminal."""
-    table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", *DETAILS, box=box.MARKDOWN)
-    for row in rows:
-        details = row.get("details", {})
-        table.add_row(
-            row["what"],
-            row["unit"],
-            *[format_figure(row.get(name)) for name in FIGURES],
-            *[format_figure(details.get(name)) for name in DETAILS],
-        )
-    return table
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print the table."""
     names = list(parts(torch.device("cpu"), small()))
@@ -121,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no GPU found: give --device cpu --small to check that everything runs")
     figures = measure(options.device, small() if options.small else full(), options.parts, options.output)
     console = Console(width=200)
-    console.print(table_of([row for part in options.parts for row in figures[part]]))
+    console.print(table_of([row for part in options.parts for row in figures[part]], DETAILS))
     console.print(f"{figures['device']}; torch {torch.__version__}")
 
 
