@@ -53,7 +53,6 @@ class BareInpainting:
         ]
 
     def step(self, batch: MaskedFaceBatch) -> None:
-        """Update the discriminators, then generator and segmenter, then the running average."""
         generated = self.generator(batch["masked_face"], batch["mask"])
         completed_face = compose(batch["masked_face"], generated, batch["mask"])
         self.discriminator.requires_grad_(True)
@@ -114,7 +113,6 @@ class BareDistillation:
         self.parameters: list[nn.Parameter] = [*student["params"], *classifier["params"]]
 
     def step(self, batch: MaskedFaceBatch) -> None:
-        """Run forward pass, backward pass, update and running average."""
         masked_face, mask = batch["masked_face"], batch["mask"]
         with torch.no_grad():
             completed_face = self.deoccluder(masked_face, mask)

@@ -30,7 +30,6 @@ FIGURES = ("ours", "reference", "ratio", "ours_mib", "reference_mib")
 
 
 def measure() -> Iterator[Row]:
-    """Yield all rows."""
     yield from measure_start()
     for size in (128, 256, 512):
         yield measure_against_textbook(size)
@@ -69,7 +68,6 @@ def _cpu_seconds(command: list[str]) -> float:
 
 
 def table_of(rows: Iterable[Row], details: Sequence[str] = ()) -> Table:
-    """Return the rows as a table, with the named details as further columns."""
     table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", *details, box=box.MARKDOWN)
     for row in rows:
         figures = [row.get(name) for name in FIGURES] + [row.get("details", {}).get(name) for name in details]
@@ -85,7 +83,6 @@ def format_figure(value: object) -> str:
 
 
 def machine() -> dict[str, object]:
-    """Describe the machine and the versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -98,7 +95,6 @@ def machine() -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure all rows, print the table and write the file."""
     start, console = time.perf_counter(), Console(width=140)
     with console.status("measuring"):
         rows = list(measure())

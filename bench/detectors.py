@@ -118,7 +118,6 @@ def measure(detector: Detector, photograph: Photograph) -> Outcome:
 
 
 def centre(face: Detection) -> Points:
-    """Return the middle of the box, (2,)."""
     return np.asarray(face.box.reshape(2, 2).mean(0))
 
 
@@ -147,7 +146,6 @@ def row(outcomes: Sequence[Outcome], truth: Sequence[Points], own: Sequence[Poin
 
 
 def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], slow_images: int) -> Table:
-    """Compare the detectors on bare and masked photographs with known landmarks."""
     table = Table(
         "detector", "faces", "found", "extra boxes", "eyes, nose, mouth: dlib", "eyes, nose, mouth: self", "ms an image"
     )
@@ -164,7 +162,6 @@ def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], sl
 
 
 def compare_photos(detectors: dict[str, Detector], paths: Sequence[Path], slow_images: int) -> Table:
-    """Compare the detectors on photos without known landmarks."""
     table = Table("detector", "photos", "with a face", "share", "faces a photo", "ms a photo")
     for name, detector in detectors.items():
         counts, seconds = [], []
@@ -196,7 +193,6 @@ def compare_turned(finders: dict[str, FaceFinder], paths: Sequence[Path]) -> Tab
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
     warnings.filterwarnings("ignore", ".*found the face after turning")
     parser = argparse.ArgumentParser(description="Compare the face detectors.")
     parser.add_argument("--images", type=int, default=400, help="faces of ORL or LFW to look at (default: 400)")

@@ -65,7 +65,6 @@ def small() -> Extent:
 
 
 def parts(device: torch.device, extent: Extent) -> dict[str, Callable[[], Iterator[Row]]]:
-    """Return the measurements by name."""
     return {
         "renderer": lambda: renderer_rows(device, extent.crops, extent.faces, extent.repeats),
         "losses": lambda: triplet_rows(device, extent.embeddings, extent.repeats, extent.backend),
@@ -89,7 +88,6 @@ def measure(device: torch.device, extent: Extent, wanted: list[str], output: Pat
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and print the table."""
     names = list(parts(torch.device("cpu"), small()))
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

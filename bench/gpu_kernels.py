@@ -90,29 +90,24 @@ def compiled_piece(backend: str) -> Piece:
 
 
 def against(row: Row, reference: Row) -> Row:
-    """Add a reference to a row of times."""
     joined: Row = {**row, "reference": reference["ours"], "ratio": reference["ours"] / row["ours"]}
     return with_memory(joined, "reference_mib", reference.get("ours_mib"))
 
 
 def with_memory(row: Row, name: str, memory: float | None) -> Row:
-    """Add the memory to a row if it is known."""
     return row if memory is None else {**row, name: memory}  # type: ignore[misc]
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a GPU, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_flops(name: str, precision: Precision) -> float | None:
-    """Return the published floating-point operations per second, or None if unknown."""
     peaks = next((peaks for start, peaks in PEAK_TERAFLOPS.items() if name.startswith(start)), {})
     return 1e12 * peaks[precision] if precision in peaks else None
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

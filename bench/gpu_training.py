@@ -38,7 +38,6 @@ class Steps(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record the time once the device has finished."""
         synchronize(self.device)
         self.ends.append(time.perf_counter())
         if batch_idx < CACHED:
@@ -54,13 +53,11 @@ class Operations(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start counting."""
         self.counter.__enter__()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop counting."""
         self.counter.__exit__(None, None, None)
 
 
@@ -80,7 +77,6 @@ def step_rows(device: torch.device, setting: Setting, steps: int, backend: str) 
 
 
 def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, float]) -> Row:
-    """Return the row of a training."""
     size, batch = setting.data["size"], setting.data["batch_size"]
     what = f"{setting.stage}, {size} px, batch {batch}, {form}"
     row: Row = {"what": what, "unit": "images/s", "ours": batch / found.seconds, "details": figures}
@@ -101,7 +97,6 @@ def details(
 
 
 def deviation(losses: list[float], exact: list[float]) -> float:
-    """Return the largest relative difference of the losses of two trainings."""
     return max(abs(loss / right - 1) for loss, right in zip(losses, exact, strict=True))
 
 
@@ -117,7 +112,6 @@ def train(device: torch.device, setting: Setting, precision: Precision, steps: i
 
 
 def count_operations(device: torch.device, setting: Setting) -> int:
-    """Count the floating-point operations of one step."""
     count = Operations()
     fit_on(device, build(setting), CachedBatches(MaskedFaceDataModule(**setting.data), 1), setting, "fp32", count)
     return count.counter.get_total_flops()
@@ -149,7 +143,6 @@ def build(setting: Setting) -> Module:
 
 
 def compile_networks(module: Module, backend: str) -> None:
-    """Compile the generator and, in stage 2, the student in place."""
     if isinstance(module, InpaintingModule):
         module.generator.compile(backend=backend)
         return

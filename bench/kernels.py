@@ -37,7 +37,6 @@ def textbook_triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def measure_against_textbook(size: int, pairs: int = 5) -> Row:
-    """Compare ours with the textbook implementation at one batch size."""
     ours, reference = in_own_process(relation_times, size, pairs)
     return {
         "what": f"triplet relation, B = {size}",
@@ -66,7 +65,6 @@ def embeddings(size: int) -> tuple[Tensor, Tensor]:
 
 
 def value_and_gradient(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
-    """Run one forward and backward pass."""
     value = loss(student, teacher)
     return float(value.detach()), torch.autograd.grad(value, student)[0]
 
@@ -89,7 +87,6 @@ def peak(loss: Loss, size: int) -> float:
 
 
 def single_pass(size: int, max_anchors: int | None) -> tuple[float, float]:
-    """Return MiB and seconds of one pass."""
     taken: list[float] = []
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -102,7 +99,6 @@ def single_pass(size: int, max_anchors: int | None) -> tuple[float, float]:
 
 
 def errors(size: int) -> dict[str, float]:
-    """Return the relative differences from the textbook implementation."""
     student, teacher = embeddings(size)
     value, gradient = value_and_gradient(triplet_relation_loss, student, teacher)
     expected_value, expected_gradient = value_and_gradient(textbook_triplet_relation, student, teacher)
@@ -133,7 +129,6 @@ def measure_renderer(size: int, repeats: int = 5) -> list[Row]:
 
 
 def batch_size(size: int) -> int:
-    """Return the number of crops of `size` pixels that are rendered together."""
     return min(MAX_BATCH, MAX_PIXELS // size**2)
 
 

@@ -64,7 +64,6 @@ class Stage(NamedTuple):
         return self.folder / f"{self.name}.log"
 
     def is_ready(self, finished: set["Stage"]) -> bool:
-        """Check whether the stages that it needs are finished."""
         return all(self._replace(name=name) in finished for name in AFTER[self.name])
 
     def is_finished(self) -> bool:
@@ -159,7 +158,6 @@ def _check(stage: Stage, status: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 1 where a stage failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.lfw", description="Train and test the LFW models; resumes.")
     parser.add_argument(
         "--data", default="data/lfw", help="the folder of LFW, as of deocc.data.LfwFaces (default: data/lfw)"

@@ -56,7 +56,6 @@ _NETWORK_FIGURES = {"perceptual_covered": "LPIPS form", "frechet": "FID form", "
 ONE_HALF = "**Only one half has been tested: all figures are those of its pairs.**\n\n"
 BY_TEACHER = " A face without a mask is embedded by the teacher, also in the rows of the student."
 PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-"""Template of the page."""
 PANEL = """\
 ![Clean, masked, predicted mask and completed faces of people never seen in training](lfw/panel.jpg)
 
@@ -124,7 +123,6 @@ def read_halves(folder: Path) -> list[Half]:
 
 
 def read_epochs(half: Path) -> dict[str, int]:
-    """Return the number of epochs of each stage that was trained below the folder of a half."""
     configs = [half / stage / runs.CONFIG for stage in ("segment", "inpaint", "distill")]
     found = [config for config in configs if config.is_file()]
     return {config.parent.name: yaml.safe_load(config.read_text())["trainer"]["max_epochs"] for config in found}
@@ -167,12 +165,10 @@ def tar_cell(halves: Sequence[Half], row: str, rate: str) -> str:
 
 
 def eer(halves: Sequence[Half], row: str) -> float | None:
-    """Return the mean equal error rate of the halves."""
     return mean(half.row(row).get("eer") for half in halves)
 
 
 def recognition_table(halves: Sequence[Half]) -> str:
-    """Return accuracy, EER and TAR of every tested row."""
     body = []
     for row, title in TITLES.items():
         if eer(halves, row) is not None:
@@ -208,7 +204,6 @@ def ratio_lines(halves: Sequence[Half]) -> str:
 
 
 def unseen_kinds(halves: Sequence[Half]) -> list[str]:
-    """Return the tested kinds that no network was trained on."""
     results = halves[0].results
     return [kind for kind in results["kinds"] if kind not in results["training_kinds"]]
 
@@ -336,7 +331,6 @@ def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 1 if results are missing."""
     parser = argparse.ArgumentParser(
         prog=COMMAND, description="Write docs/pages/lfw.md and its figures from tested runs."
     )

@@ -43,7 +43,6 @@ class Photographs(FaceSet):
                 Image.fromarray(faces.image(index)).resize((WIDTH, HEIGHT)).save(path, quality=95 - copy)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """(218, 178, 3) RGB."""
         return read_image(self.paths[index])
 
     def content(self, index: int) -> bytes:

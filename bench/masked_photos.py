@@ -55,7 +55,6 @@ def predict_masks(paths: Sequence[Path], pipeline: Pipeline) -> list[MaskedFace]
 
 
 def summarise(photos: int, faces: Sequence[MaskedFace]) -> dict[str, tuple[int, int]]:
-    """Successes and trials of the three shares."""
     covered = torch.stack([face.covered for face in faces]) if faces else torch.zeros(0, 5, dtype=torch.bool)
     return {
         "photos with a detected face": (len(faces), photos),
@@ -81,7 +80,6 @@ def contact_sheet(faces: Sequence[MaskedFace]) -> NDArray[np.uint8]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description="Where the predicted mask falls on photos of masked people.")
     parser.add_argument("--photos", type=Path, required=True, metavar="FOLDER", help="photos of people in face masks")
     parser.add_argument("--model", metavar="PATH", help="what deocc.load accepts (default: the packaged model)")

@@ -117,13 +117,11 @@ def relations(pair: float, triplet: float) -> Iterator[Line]:
 
 
 def amount(size: float) -> str:
-    """Format bytes in powers of 1000."""
     unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if size >= u or u == 1)
     return f"{size / unit:.3g} {name}" if size / unit < 1000 else f"{size / unit:,.0f} {name}"
 
 
 def main() -> None:
-    """Print the tables and the largest possible batch."""
     pair, triplet = bytes_a_pair(pair_relation_loss), bytes_a_pair(partial(triplet_relation_loss, max_anchors=1))
     gpus = [f"{W} GPUs" for W in PROCESSES]
     print(

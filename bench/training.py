@@ -60,7 +60,6 @@ class CachedBatches(pl.LightningDataModule):
         self.batches = [batches[step % len(batches)] for step in range(steps)]
 
     def train_dataloader(self) -> DataLoader[MaskedFaceBatch]:
-        """Return a loader of the batches."""
         return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -79,7 +78,6 @@ class Alternation(pl.Callback):
         self._left: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the networks before the first step."""
         self.bare = bare_loop(cast(Module, pl_module), int(trainer.estimated_stepping_batches))
 
     def on_train_batch_end(
@@ -103,7 +101,6 @@ class CacheAlternation(pl.Callback):
         self._left = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the cache that is hidden."""
         self._known = cast(DistillationModule, pl_module)._teacher_cache
         if self._known is None:
             raise ValueError("there is no teacher cache: use data settings without augmentation other than flips")
@@ -257,7 +254,6 @@ def build_module(setting: Setting) -> Module:
 
 
 def bare_loop(module: Module, steps: int) -> Bare:
-    """Return the bare loop over copies of a module's networks."""
     return BareInpainting(module, steps) if isinstance(module, InpaintingModule) else BareDistillation(module, steps)
 
 
@@ -268,6 +264,5 @@ def give_centres(module: DistillationModule, num_identities: int) -> None:
 
 
 def masked(batch: FaceBatch, data: MaskedFaceDataModule) -> MaskedFaceBatch:
-    """Mask a batch as training does."""
     batch["kind"] = draw_kinds(batch["seed"], data.kinds, data.clean_probability)
     return mask_batch(batch)
