@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,19 +20,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.kernels import measure_against_textbook, measure_alone, measure_renderer
 from bench.loading import compare_loading
 from bench.measuring import Row
-from bench.relations import measure_against_textbook, measure_alone
-from bench.renderer import measure_renderer
-from bench.teacher_cache import measure_teacher_cache
-from bench.training import against_bare_loop
+from bench.training import against_bare_loop, measure_teacher_cache
 
 RESULTS = Path(__file__).with_name("results.json")
 FIGURES = ("ours", "reference", "ratio", "ours_mib", "reference_mib")
 
 
 def measure() -> Iterator[Row]:
-    """Yield each row as soon as it is measured."""
     yield from measure_start()
     for size in (128, 256, 512):
         yield measure_against_textbook(size)
@@ -70,6 +67,14 @@ def _cpu_seconds(command: list[str]) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
+def table_of(rows: Iterable[Row], details: Sequence[str] = ()) -> Table:
+    table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", *details, box=box.MARKDOWN)
+    for row in rows:
+        figures = [row.get(name) for name in FIGURES] + [row.get("details", {}).get(name) for name in details]
+        table.add_row(row["what"], row["unit"], *map(format_figure, figures))
+    return table
+
+
 def format_figure(value: object) -> str:
     """Format a number with three significant digits; empty for anything else."""
     if not isinstance(value, float):
@@ -78,7 +83,6 @@ def format_figure(value: object) -> str:
 
 
 def machine() -> dict[str, object]:
-    """Describe the machine and the versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -91,16 +95,12 @@ def machine() -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure all rows, print the table and write the file."""
-    start, rows, console = time.perf_counter(), [], Console(width=140)
-    table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", box=box.MARKDOWN)
+    start, console = time.perf_counter(), Console(width=140)
     with console.status("measuring"):
-        for row in measure():
-            rows.append(row)
-            table.add_row(row["what"], row["unit"], *[format_figure(row.get(name)) for name in FIGURES])
+        rows = list(measure())
     minutes = (time.perf_counter() - start) / 60
     RESULTS.write_text(json.dumps({"machine": machine(), "minutes": minutes, "rows": rows}, indent=2) + "\n")
-    console.print(table)
+    console.print(table_of(rows))
     console.print(", ".join(f"{name} {value}" for name, value in machine().items()), f"{minutes:.1f} minutes", sep="; ")
 
 

@@ -15,7 +15,7 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,17 +59,19 @@ class Outcome(NamedTuple):
 
 def orl_photographs(number: int) -> list[Photograph]:
     """Return ORL faces, spread evenly over the people, padded by their edges and enlarged three times."""
-    faces = OrlFaces()
-    chosen = np.linspace(0, len(faces), min(number, len(faces)), endpoint=False).astype(int).tolist()
-    return [
-        Photograph(_enlarged(faces.image(index)), (faces.landmarks[index] + PADDING + 0.5) * SCALE - 0.5)
-        for index in chosen
-    ]
+    faces, photographs = OrlFaces(), []
+    for index in _spread(len(faces), number):
+        padded = np.pad(faces.image(index), ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="edge")
+        image = cv2.resize(padded, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+        landmarks = (faces.landmarks[index] + PADDING + 0.5) * SCALE - 0.5
+        photographs.append(Photograph(np.asarray(image, dtype=np.uint8), landmarks))
+    return photographs
 
 
-def _enlarged(image: Image) -> Image:
-    padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="edge")
-    return np.asarray(cv2.resize(padded, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+def _spread(count: int, number: int) -> list[int]:
+    """Return at most `number` of `count` positions, evenly spread."""
+    positions: list[int] = np.linspace(0, count, min(number, count), endpoint=False).astype(int).tolist()
+    return positions
 
 
 def lfw_photographs(folder: Path, number: int, seed: int = 0) -> list[Photograph]:
@@ -96,14 +98,13 @@ def lfw_photographs(folder: Path, number: int, seed: int = 0) -> list[Photograph
 
 def mask_all(bare: Sequence[Photograph]) -> list[Photograph]:
     """Render occluders with alternating kinds; the position in the list is the seed."""
-    return [photograph._replace(image=_masked(photograph, number)) for number, photograph in enumerate(bare)]
-
-
-def _masked(photograph: Photograph, number: int) -> Image:
-    face = torch.tensor(photograph.image).permute(2, 0, 1)[None] / 127.5 - 1
-    landmarks = torch.tensor(photograph.landmarks, dtype=torch.float32)[None]
-    face, _ = render(face, landmarks, torch.tensor([number % len(list_kinds())]), torch.tensor([number]))
-    return np.asarray(face[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy())
+    masked = []
+    for number, photograph in enumerate(bare):
+        face = torch.tensor(photograph.image).permute(2, 0, 1)[None] / 127.5 - 1
+        landmarks = torch.tensor(photograph.landmarks, dtype=torch.float32)[None]
+        face, _ = render(face, landmarks, torch.tensor([number % len(list_kinds())]), torch.tensor([number]))
+        masked.append(photograph._replace(image=face[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()))
+    return masked
 
 
 def measure(detector: Detector, photograph: Photograph) -> Outcome:
@@ -117,7 +118,6 @@ def measure(detector: Detector, photograph: Photograph) -> Outcome:
 
 
 def centre(face: Detection) -> Points:
-    """Return the middle of the box, (2,)."""
     return np.asarray(face.box.reshape(2, 2).mean(0))
 
 
@@ -146,7 +146,6 @@ def row(outcomes: Sequence[Outcome], truth: Sequence[Points], own: Sequence[Poin
 
 
 def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], slow_images: int) -> Table:
-    """Compare the detectors on bare and masked photographs with known landmarks."""
     table = Table(
         "detector", "faces", "found", "extra boxes", "eyes, nose, mouth: dlib", "eyes, nose, mouth: self", "ms an image"
     )
@@ -163,12 +162,11 @@ def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], sl
 
 
 def compare_photos(detectors: dict[str, Detector], paths: Sequence[Path], slow_images: int) -> Table:
-    """Compare the detectors on photos without known landmarks."""
     table = Table("detector", "photos", "with a face", "share", "faces a photo", "ms a photo")
     for name, detector in detectors.items():
         counts, seconds = [], []
-        for path in _spread(paths, slow_images) if name == _SLOW else paths:
-            photo = read_photo(path)
+        for index in _spread(len(paths), slow_images if name == _SLOW else len(paths)):
+            photo = read_photo(paths[index])
             start = time.perf_counter()
             counts.append(len(detector.detect(photo)))
             seconds.append(time.perf_counter() - start)
@@ -194,12 +192,7 @@ def compare_turned(finders: dict[str, FaceFinder], paths: Sequence[Path]) -> Tab
     return table
 
 
-def _spread(paths: Sequence[Path], number: int) -> Iterable[Path]:
-    return [paths[index] for index in np.linspace(0, len(paths), min(number, len(paths)), endpoint=False).astype(int)]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
     warnings.filterwarnings("ignore", ".*found the face after turning")
     parser = argparse.ArgumentParser(description="Compare the face detectors.")
     parser.add_argument("--images", type=int, default=400, help="faces of ORL or LFW to look at (default: 400)")

@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from bench.bench import FIGURES, format_figure, machine
-from bench.devices import device_name
-from bench.gpu_kernels import renderer_rows, triplet_rows
+from bench.bench import machine, table_of
+from bench.gpu_kernels import device_name, renderer_rows, triplet_rows
 from bench.gpu_training import at_paper_size, step_rows
 from bench.measuring import Row
 from bench.training import Setting, Stage, read_setting
@@ -59,18 +56,15 @@ def full() -> Extent:
 
 def small() -> Extent:
     """Return tiny sizes for a test; the compiler traces the networks but generates no code."""
-    return Extent(
-        (32,), (8,), (8,), tuple(_smaller(read_setting(stage)) for stage in STAGES), repeats=1, steps=1, backend="eager"
-    )
-
-
-def _smaller(setting: Setting) -> Setting:
-    widths = {"width": 8, "discriminator_width": 8, "segmenter_width": 8} if setting.stage == "inpaint" else {}
-    return setting._replace(model=setting.model | widths, data=setting.data | {"size": 64, "batch_size": 4})
+    settings = []
+    for setting in map(read_setting, STAGES):
+        widths = {"width": 8, "discriminator_width": 8, "segmenter_width": 8} if setting.stage == "inpaint" else {}
+        data = setting.data | {"size": 64, "batch_size": 4}
+        settings.append(setting._replace(model=setting.model | widths, data=data))
+    return Extent((32,), (8,), (8,), tuple(settings), repeats=1, steps=1, backend="eager")
 
 
 def parts(device: torch.device, extent: Extent) -> dict[str, Callable[[], Iterator[Row]]]:
-    """Return the measurements by name."""
     return {
         "renderer": lambda: renderer_rows(device, extent.crops, extent.faces, extent.repeats),
         "losses": lambda: triplet_rows(device, extent.embeddings, extent.repeats, extent.backend),
@@ -93,22 +87,7 @@ def measure(device: torch.device, extent: Extent, wanted: list[str], output: Pat
     return figures
 
 
-def table_of(rows: list[Row]) -> Table:
-    """Return the table for the terminal."""
-    table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", *DETAILS, box=box.MARKDOWN)
-    for row in rows:
-        details = row.get("details", {})
-        table.add_row(
-            row["what"],
-            row["unit"],
-            *[format_figure(row.get(name)) for name in FIGURES],
-            *[format_figure(details.get(name)) for name in DETAILS],
-        )
-    return table
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and print the table."""
     names = list(parts(torch.device("cpu"), small()))
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no GPU found: give --device cpu --small to check that everything runs")
     figures = measure(options.device, small() if options.small else full(), options.parts, options.output)
     console = Console(width=200)
-    console.print(table_of([row for part in options.parts for row in figures[part]]))
+    console.print(table_of([row for part in options.parts for row in figures[part]], DETAILS))
     console.print(f"{figures['device']}; torch {torch.__version__}")
 
 

@@ -1,19 +1,33 @@
-"""Renderer and triplet relation on one device."""
+"""Renderer and triplet relation on one device; measurement of time and memory there, and its published peak."""
 
+import statistics
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from bench.devices import median_seconds, peak_mebibytes_on
+from bench.kernels import Loss, embeddings, textbook_triplet_relation, value_and_gradient
 from bench.measuring import Row
-from bench.relations import Loss, embeddings, textbook_triplet_relation, value_and_gradient
 from deocc.losses import distances, triplet_relation_loss
 from deocc.losses.distances import Angles
 from deocc.masking import list_kinds, render
 
 Piece = Callable[[Angles, Angles, Tensor, Tensor], tuple[Tensor, Tensor]]
+Precision = str
+PEAK_TERAFLOPS: dict[str, dict[Precision, float]] = {
+    "NVIDIA H100 PCIe": {"fp32": 51.2, "tf32": 378.0, "bf16": 756.0, "fp16": 756.0},
+    "NVIDIA H100 80GB HBM3": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
+    "NVIDIA H200": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
+    "NVIDIA A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0},
+}
+"""Dense peaks by the beginning of the device's name.
+
+Source: NVIDIA's white papers "H100 Tensor Core GPU Architecture" (the H200 has the same chip) and "A100 Tensor Core GPU
+Architecture".
+"""
 TEXTBOOK_SIZE = 512  # largest batch of the textbook implementation: 3 GiB
 
 
@@ -24,11 +38,7 @@ def renderer_rows(
     for size in sizes:
         for batch in batches:
             faces, seeds = torch.rand(batch, 3, size, size, device=device) * 2 - 1, torch.arange(batch, device=device)
-            kinds = seeds % len(list_kinds())
-
-            def masked(faces: Tensor = faces, kinds: Tensor = kinds, seeds: Tensor = seeds) -> object:
-                return render(faces, None, kinds, seeds)
-
+            masked = partial(render, faces, None, seeds % len(list_kinds()), seeds)
             rate = batch / median_seconds(device, masked, repeats)
             row: Row = {"what": f"renderer, {size} px, batch {batch}, all kinds", "unit": "faces/s", "ours": rate}
             yield with_memory(row, "ours_mib", peak_mebibytes_on(device, masked))
@@ -50,13 +60,10 @@ def triplet_rows(device: torch.device, sizes: tuple[int, ...], repeats: int, bac
 
 def triplet_row(device: torch.device, size: int, loss: Loss, repeats: int) -> Row:
     """Measure one implementation; its loss value is a detail."""
-    student, teacher = on(device, size)
-
-    def both_passes() -> object:
-        return value_and_gradient(loss, student, teacher)
-
+    student, teacher = (tensor.detach().to(device) for tensor in embeddings(size))
+    both_passes = partial(value_and_gradient, loss, student.requires_grad_(), teacher)
     taken = median_seconds(device, both_passes, repeats)
-    value = value_and_gradient(loss, student, teacher)[0]
+    value = both_passes()[0]
     row: Row = {
         "what": f"triplet relation, B = {size}",
         "unit": "ms",
@@ -82,18 +89,48 @@ def compiled_piece(backend: str) -> Piece:
     return piece
 
 
-def on(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
-    """Return student and teacher embeddings on the device."""
-    student, teacher = embeddings(size)
-    return student.detach().to(device).requires_grad_(), teacher.to(device)
-
-
 def against(row: Row, reference: Row) -> Row:
-    """Add a reference to a row of times."""
     joined: Row = {**row, "reference": reference["ours"], "ratio": reference["ours"] / row["ours"]}
     return with_memory(joined, "reference_mib", reference.get("ours_mib"))
 
 
 def with_memory(row: Row, name: str, memory: float | None) -> Row:
-    """Add the memory to a row if it is known."""
     return row if memory is None else {**row, name: memory}  # type: ignore[misc]
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_flops(name: str, precision: Precision) -> float | None:
+    peaks = next((peaks for start, peaks in PEAK_TERAFLOPS.items() if name.startswith(start)), {})
+    return 1e12 * peaks[precision] if precision in peaks else None
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(device: torch.device, call: Callable[[], object], repeats: int) -> float:
+    """Return the median time of `repeats` synchronised calls after a warm-up."""
+    call()
+    taken = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def peak_mebibytes_on(device: torch.device, call: Callable[[], object]) -> float | None:
+    """Return by how much a call raises the allocated GPU memory; None on other devices."""
+    if device.type != "cuda":
+        call()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20

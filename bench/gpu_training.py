@@ -1,11 +1,8 @@
 """Training steps of both stages on one device, in every precision, compiled or not, under Lightning."""
 
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
@@ -13,9 +10,9 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.devices import Precision, device_name, peak_flops, peak_mebibytes_on, synchronize
+from bench.gpu_kernels import Precision, device_name, peak_flops, peak_mebibytes_on, synchronize, with_memory
 from bench.measuring import Row
-from bench.training import CACHED, CONFIGS, CachedBatches, Module, Setting, Stage, build_module, read_setting
+from bench.training import CACHED, CONFIGS, CachedBatches, Module, Setting, Stage, build_module, fit, read_setting
 from deocc.data import MaskedFaceDataModule
 from deocc.modules import DistillationModule, InpaintingModule
 from deocc.networks.deoccluder import Deoccluder
@@ -41,7 +38,6 @@ class Steps(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record the time once the device has finished."""
         synchronize(self.device)
         self.ends.append(time.perf_counter())
         if batch_idx < CACHED:
@@ -57,13 +53,11 @@ class Operations(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start counting."""
         self.counter.__enter__()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop counting."""
         self.counter.__exit__(None, None, None)
 
 
@@ -77,22 +71,16 @@ def step_rows(device: torch.device, setting: Setting, steps: int, backend: str) 
         yield row
         if precision != "fp32":
             found = train(device, setting, precision, steps, backend)
-            compiled = step_row(
-                setting, f"{precision}, compiled", found, details(device, precision, operations, found, exact)
-            )
+            figures = details(device, precision, operations, found, exact)
+            compiled = step_row(setting, f"{precision}, compiled", found, figures)
             yield {**compiled, "reference": row["ours"], "ratio": compiled["ours"] / row["ours"]}
 
 
 def step_row(setting: Setting, form: str, found: Measured, figures: dict[str, float]) -> Row:
-    """Return the row of a training."""
     size, batch = setting.data["size"], setting.data["batch_size"]
-    row: Row = {
-        "what": f"{setting.stage}, {size} px, batch {batch}, {form}",
-        "unit": "images/s",
-        "ours": batch / found.seconds,
-        "details": figures,
-    }
-    return row if found.mebibytes is None else {**row, "ours_mib": found.mebibytes}
+    what = f"{setting.stage}, {size} px, batch {batch}, {form}"
+    row: Row = {"what": what, "unit": "images/s", "ours": batch / found.seconds, "details": figures}
+    return with_memory(row, "ours_mib", found.mebibytes)
 
 
 def details(
@@ -109,7 +97,6 @@ def details(
 
 
 def deviation(losses: list[float], exact: list[float]) -> float:
-    """Return the largest relative difference of the losses of two trainings."""
     return max(abs(loss / right - 1) for loss, right in zip(losses, exact, strict=True))
 
 
@@ -119,19 +106,18 @@ def train(device: torch.device, setting: Setting, precision: Precision, steps: i
     if backend is not None:
         compile_networks(module, backend)
     data = CachedBatches(MaskedFaceDataModule(**setting.data), WARM_UP + steps)
-    memory = peak_mebibytes_on(device, lambda: fit(device, module, data, setting, precision, watch))
+    memory = peak_mebibytes_on(device, lambda: fit_on(device, module, data, setting, precision, watch))
     taken = [end - start for start, end in zip(watch.ends[WARM_UP - 1 :], watch.ends[WARM_UP:], strict=False)]
     return Measured(statistics.median(taken), watch.losses, memory)
 
 
 def count_operations(device: torch.device, setting: Setting) -> int:
-    """Count the floating-point operations of one step."""
     count = Operations()
-    fit(device, build(setting), CachedBatches(MaskedFaceDataModule(**setting.data), 1), setting, "fp32", count)
+    fit_on(device, build(setting), CachedBatches(MaskedFaceDataModule(**setting.data), 1), setting, "fp32", count)
     return count.counter.get_total_flops()
 
 
-def fit(
+def fit_on(
     device: torch.device,
     module: Module,
     data: CachedBatches,
@@ -139,35 +125,12 @@ def fit(
     precision: Precision,
     callback: pl.Callback,
 ) -> None:
-    """Train for one epoch without logs, checkpoints and output."""
-    where: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
+    """Train for one epoch on a device; TensorFloat-32 is allowed for the precision "tf32" only."""
+    options: dict[str, Any] = {"precision": LIGHTNING[precision], "devices": 1}
     if device.type == "cuda":
-        where = {"accelerator": "gpu", "devices": [device.index or 0]}
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    settings = {
-        **setting.trainer,
-        **where,
-        **quiet,
-        "precision": LIGHTNING[precision],
-        "max_epochs": 1,
-        "limit_val_batches": 0,
-    }
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tensor_float(device, precision == "tf32"):
-        warnings.simplefilter("ignore")  # loaders without workers, metrics without a logger
-        pl.Trainer(**settings, callbacks=[callback]).fit(module, datamodule=data)
-
-
-@contextmanager
-def tensor_float(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Allow or forbid TensorFloat-32 on a GPU."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        options |= {"accelerator": "gpu", "devices": [device.index or 0]}
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    fit(module, data, setting, len(data.batches), callback, **options)
 
 
 def build(setting: Setting) -> Module:
@@ -180,7 +143,6 @@ def build(setting: Setting) -> Module:
 
 
 def compile_networks(module: Module, backend: str) -> None:
-    """Compile the generator and, in stage 2, the student in place."""
     if isinstance(module, InpaintingModule):
         module.generator.compile(backend=backend)
         return

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -64,7 +64,6 @@ class Stage(NamedTuple):
         return self.folder / f"{self.name}.log"
 
     def is_ready(self, finished: set["Stage"]) -> bool:
-        """Check whether the stages that it needs are finished."""
         return all(self._replace(name=name) in finished for name in AFTER[self.name])
 
     def is_finished(self) -> bool:
@@ -80,32 +79,15 @@ class Stage(NamedTuple):
         if self.name == "test-distill":
             return ["test", "--checkpoint", run, "--run", run, *root]
         if self.name == "test-inpaint":
-            mixed = [
-                "--data.mixed_kinds",
-                "true",
-                "--data.test_seeds",
-                "[1]",
-            ]  # the masks that the student is tested with
-            return [
-                "test",
-                "--checkpoint",
-                run,
-                "--config",
-                "configs/test/perceptual.yaml",
-                "--run",
-                run,
-                *root,
-                *mixed,
-            ]
+            config = ["--config", "configs/test/perceptual.yaml"]
+            mixed = ["--data.mixed_kinds", "true", "--data.test_seeds", "[1]"]  # the masks of the student's test
+            return ["test", "--checkpoint", run, *config, "--run", run, *root, *mixed]
         if (self.run / runs.CONFIG).is_file():
             return ["fit", "--resume", run, *root]
-        folds = ["--data.face_set.init_args.test_folds", TEST_FOLDS[self.half]]
-        earlier = []
+        folds, earlier = ["--data.face_set.init_args.test_folds", TEST_FOLDS[self.half]], list[str]()
         if self.name == "distill":
-            names = {"inpaint": "inpainting_checkpoint", "segment": "segmenter_checkpoint"}
-            earlier = [
-                word for name, key in names.items() for word in (f"--model.init_args.{key}", str(self.folder / name))
-            ]
+            earlier += ["--model.init_args.inpainting_checkpoint", str(self.folder / "inpaint")]
+            earlier += ["--model.init_args.segmenter_checkpoint", str(self.folder / "segment")]
         precision = ["--trainer.precision", "bf16-mixed"] if has_fast_bfloat16() else []
         return ["fit", "--config", f"configs/lfw/{self.name}.yaml", "--run", run, *root, *folds, *earlier, *precision]
 
@@ -167,17 +149,15 @@ def _start(stage: Stage, data: str, environment: Mapping[str, str]) -> subproces
 
 
 def _check(stage: Stage, status: int) -> None:
+    name = f"{stage.name} of half {stage.half}"
     if status != 0:
-        raise StageFailedError(f"{stage.name} of half {stage.half} failed with exit status {status}: see {stage.log}")
+        raise StageFailedError(f"{name} failed with exit status {status}: see {stage.log}")
     if not stage.is_finished():
-        raise StageFailedError(
-            f"{stage.name} of half {stage.half} ended without its result in {stage.run}: see {stage.log}"
-        )
+        raise StageFailedError(f"{name} ended without its result in {stage.run}: see {stage.log}")
     print(f"{stage.half}: {stage.name} ended at {time.strftime('%H:%M')}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 1 where a stage failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.lfw", description="Train and test the LFW models; resumes.")
     parser.add_argument(
         "--data", default="data/lfw", help="the folder of LFW, as of deocc.data.LfwFaces (default: data/lfw)"
@@ -192,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no folder {chosen.data}: give the folder of LFW as --data")
     threads = max(1, len(os.sched_getaffinity(0)) // chosen.jobs)
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
-    earlier = signal.signal(signal.SIGTERM, _exit)  # so that the stages are stopped as after Ctrl-C
+    earlier = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # stops the stages as Ctrl-C does
     try:
         run_stages(stages_of(chosen.halves, chosen.runs, chosen.jobs), chosen.data, chosen.jobs, environment)
     except StageFailedError as error:
@@ -201,10 +181,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return 0
-
-
-def _exit(signum: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ def write_kind_bars(path: Path, rates: Mapping[str, Mapping[str, float]], unseen
         bars = axes.bar(places, [100 * by_kind[kind] for kind in kinds], width, label=title, color=COLOURS[position])
         for kind, bar in zip(kinds, bars, strict=True):
             bar.set_hatch("//" if kind in unseen else "")
-    axes.set_xticks(
-        range(len(kinds)), [f"{kind}\n(never trained on)" if kind in unseen else kind for kind in kinds], fontsize=8
-    )
+    axes.set_xticks(range(len(kinds)), _labels(kinds, unseen), fontsize=8)
     axes.set_ylabel("EER %")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)
@@ -90,11 +88,11 @@ def write_panel(path: Path, run: Path, data: str | None = None) -> None:
     output = pipeline.process_faces(masked_face)
     columns = {"clean": face, "masked": masked_face, "predicted mask": output.mask, "completed": output.completed_face}
     small = {
-        title: F.interpolate(images.cpu(), PANEL_SIZE, mode="bilinear", antialias=True)
-        for title, images in columns.items()
+        name: F.interpolate(each.cpu(), PANEL_SIZE, mode="bilinear", antialias=True) for name, each in columns.items()
     }
-    labels = [kind if kind in module.kinds else f"{kind}\n(never trained on)" for kind in kinds]
-    panel_figure(small, labels).savefig(path, pil_kwargs={"quality": 90})
+    panel_figure(small, _labels(kinds, [kind for kind in kinds if kind not in module.kinds])).savefig(
+        path, pil_kwargs={"quality": 90}
+    )
 
 
 def one_person_a_kind(batches: Iterable[MaskedFaceBatch], kinds: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
@@ -116,6 +114,10 @@ def one_person_a_kind(batches: Iterable[MaskedFaceBatch], kinds: Sequence[str]) 
     shown = [kind for kind in kinds if kind in found]
     face, masked_face = (torch.stack([found[kind][column] for kind in shown]) for column in (0, 1))
     return face, masked_face, shown
+
+
+def _labels(kinds: Sequence[str], unseen: Sequence[str]) -> list[str]:
+    return [f"{kind}\n(never trained on)" if kind in unseen else kind for kind in kinds]
 
 
 def _write_svg(figure: Figure, path: Path) -> None:

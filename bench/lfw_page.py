@@ -53,6 +53,22 @@ _REPLICATES = 1000
 _FOLDS = {"a": "1-5", "b": "6-10"}  # counted from 1, as in the list of pairs
 _NETWORK_FIGURES = {"perceptual_covered": "LPIPS form", "frechet": "FID form", "kernel": "KID form"}
 
+ONE_HALF = "**Only one half has been tested: all figures are those of its pairs.**\n\n"
+BY_TEACHER = " A face without a mask is embedded by the teacher, also in the rows of the student."
+PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+PANEL = """\
+![Clean, masked, predicted mask and completed faces of people never seen in training](lfw/panel.jpg)
+
+*The first test people under each kind, by the predicted mask; not selected. Photographs: LFW. Made by `{command}`.*
+
+"""
+THRESHOLDS = """\
+## Thresholds
+
+False-accept rates on test people of the thresholds that were calibrated on validation people, by predicted masks.
+
+{thresholds}"""
+
 
 @dataclass(frozen=True)
 class Half:
@@ -86,15 +102,14 @@ def read_halves(folder: Path) -> list[Half]:
     """
     halves = []
     for name in TEST_FOLDS:
-        run, file = folder / name / "distill", folder / name / "inpaint" / runs.RESULTS
-        if not (run / runs.RESULTS).is_file():
+        run, inpaint = folder / name / "distill", folder / name / "inpaint" / runs.RESULTS
+        file = run / runs.RESULTS
+        if not file.is_file():
             continue
-        results = json.loads((run / runs.RESULTS).read_text())
+        results = json.loads(file.read_text())
         if "accuracy" not in results["rows"]["teacher_clean"]:
-            raise ValueError(
-                f"{run / runs.RESULTS} has no accuracy over folds: test the run on LFW, `python -m bench.lfw`"
-            )
-        generator = json.loads(file.read_text())["restoration"].get("given_mask", {}) if file.is_file() else {}
+            raise ValueError(f"{file} has no accuracy over folds: test the run on LFW, `python -m bench.lfw`")
+        generator = json.loads(inpaint.read_text())["restoration"].get("given_mask", {}) if inpaint.is_file() else {}
         pairs = read_scores(run / SCORES) | read_scores(run / CLEAN_SCORES)
         halves.append(Half(name, results, generator, pairs, read_epochs(folder / name)))
     if not halves:
@@ -108,13 +123,9 @@ def read_halves(folder: Path) -> list[Half]:
 
 
 def read_epochs(half: Path) -> dict[str, int]:
-    """Return the number of epochs of each stage that was trained below the folder of a half."""
-    configs = {stage: half / stage / runs.CONFIG for stage in ("segment", "inpaint", "distill")}
-    return {
-        stage: yaml.safe_load(config.read_text())["trainer"]["max_epochs"]
-        for stage, config in configs.items()
-        if config.is_file()
-    }
+    configs = [half / stage / runs.CONFIG for stage in ("segment", "inpaint", "distill")]
+    found = [config for config in configs if config.is_file()]
+    return {config.parent.name: yaml.safe_load(config.read_text())["trainer"]["max_epochs"] for config in found}
 
 
 def length_sentence(halves: Sequence[Half]) -> str:
@@ -154,22 +165,15 @@ def tar_cell(halves: Sequence[Half], row: str, rate: str) -> str:
 
 
 def eer(halves: Sequence[Half], row: str) -> float | None:
-    """Return the mean equal error rate of the halves."""
     return mean(half.row(row).get("eer") for half in halves)
 
 
 def recognition_table(halves: Sequence[Half]) -> str:
-    """Return accuracy, EER and TAR of every tested row."""
-    body = [
-        [
-            title,
-            accuracy_cell(halves, row),
-            percent(eer(halves, row)),
-            *[tar_cell(halves, row, rate) for rate in ("1e-2", "1e-3")],
-        ]
-        for row, title in TITLES.items()
-        if eer(halves, row) is not None
-    ]
+    body = []
+    for row, title in TITLES.items():
+        if eer(halves, row) is not None:
+            tar = [tar_cell(halves, row, rate) for rate in ("1e-2", "1e-3")]
+            body.append([title, accuracy_cell(halves, row), percent(eer(halves, row)), *tar])
     return markdown_cells((["", "accuracy %", "EER %", "TAR % at FAR 1 %", "TAR % at FAR 0.1 %"], body))
 
 
@@ -179,9 +183,10 @@ def difference_table(halves: Sequence[Half], replicates: int) -> str:
     for first, second in DIFFERENCES:
         if any(not {first, second} <= half.pairs.keys() for half in halves):
             continue
-        ones, others = ([half.pairs[row] for half in halves] for row in (first, second))
+        pairs = [[half.pairs[row] for half in halves] for row in (first, second)]
         intervals = [
-            measure(ones, others, replicates) for measure in (paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer)
+            paired_bootstrap_mean_accuracy(*pairs, replicates),
+            paired_bootstrap_mean_eer(*pairs, replicates),
         ]
         cells = [f"{points(each.estimate)} ({points(each.low)} to {points(each.high)})" for each in intervals]
         body.append([f"{TITLES[first]} minus {TITLES[second]}", *cells])
@@ -199,7 +204,6 @@ def ratio_lines(halves: Sequence[Half]) -> str:
 
 
 def unseen_kinds(halves: Sequence[Half]) -> list[str]:
-    """Return the tested kinds that no network was trained on."""
     results = halves[0].results
     return [kind for kind in results["kinds"] if kind not in results["training_kinds"]]
 
@@ -209,9 +213,8 @@ def kind_rates(halves: Sequence[Half]) -> dict[str, dict[str, float]]:
     rates: dict[str, dict[str, float]] = {}
     for row in BARS:
         for kind in halves[0].results["per_kind"]:
-            rate = mean(
-                half.results["per_kind"].get(kind, {}).get("rows", {}).get(row, {}).get("eer") for half in halves
-            )
+            parts = [half.results["per_kind"].get(kind, {}).get("rows", {}).get(row, {}) for half in halves]
+            rate = mean(part.get("eer") for part in parts)
             if rate is not None:
                 rates.setdefault(TITLES[row], {})[kind] = rate
     return rates
@@ -238,36 +241,28 @@ def bare_sentence(halves: Sequence[Half]) -> str:
     shares = [half.results.get("mask_prediction", {}).get("bare", {}).get("found") for half in halves]
     if None in shares:
         return ""
-    images = [int(half.results["images"]) for half in halves]
-    found = round(sum(share * number_of for share, number_of in zip(shares, images, strict=True)))
-    low, high = wilson(found, sum(images))
-    share = f"{percent(found / sum(images))} % (95 % interval {percent(low)} to {percent(high)})"
+    images = sum(int(half.results["images"]) for half in halves)
+    found = round(sum(share * int(half.results["images"]) for share, half in zip(shares, halves, strict=True)))
+    low, high = wilson(found, images)
     return (
-        f"Of {sum(images):,} bare faces of test people, {found:,} get any mask: {share}. The others are left as they "
-        "are.\n"
+        f"Of {images:,} bare faces of test people, {found:,} get any mask: {percent(found / images)} % "
+        f"(95 % interval {percent(low)} to {percent(high)}). The others are left as they are.\n"
     )
 
 
 def restoration_table(halves: Sequence[Half]) -> str:
     """Return PSNR and SSIM inside the mask, and the feature distances."""
-    sources = {
-        "completed by the generator at its own side, given mask": [half.generator for half in halves],
-        "completed at the student's side, given mask": [
-            half.results["restoration"].get("given_mask", {}) for half in halves
-        ],
-        "completed at the student's side, predicted mask": [
-            half.results["restoration"].get("predicted_mask", {}) for half in halves
-        ],
-    }
+    sources = {"completed by the generator at its own side, given mask": [half.generator for half in halves]}
+    for masks in ("given", "predicted"):
+        title = f"completed at the student's side, {masks} mask"
+        sources[title] = [half.results["restoration"].get(f"{masks}_mask", {}) for half in halves]
     body = []
     for title, parts in sources.items():
         if all(parts):
-            values = {
-                key: mean(part.get(key) for part in parts)
-                for key in ("psnr_covered", "ssim_covered", *_NETWORK_FIGURES)
-            }
-            network = [MISSING if values[key] is None else f"{values[key]:.4g}" for key in _NETWORK_FIGURES]
-            body.append([title, number(values["psnr_covered"], 2), number(values["ssim_covered"], 3), *network])
+            psnr, ssim = (mean(part.get(key) for part in parts) for key in ("psnr_covered", "ssim_covered"))
+            distances = [mean(part.get(key) for part in parts) for key in _NETWORK_FIGURES]
+            network = [MISSING if value is None else f"{value:.4g}" for value in distances]
+            body.append([title, number(psnr, 2), number(ssim, 3), *network])
     return markdown_cells((["", "PSNR dB", "SSIM", *_NETWORK_FIGURES.values()], body))
 
 
@@ -296,71 +291,38 @@ def threshold_table(halves: Sequence[Half]) -> str:
 
 def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
     """Return the page in Markdown, with the panel figure if `panel` is true."""
-    number_of_pairs = sum(len(half.pairs["teacher_masked"].same) for half in halves)
-    people = sum(half.results["rows"]["teacher_clean"]["people"] for half in halves)
-    tested = " and ".join(f"half {half.name} (folds {_FOLDS[half.name]})" for half in halves)
-    missing = (
-        ""
-        if len(halves) == len(TEST_FOLDS)
-        else "**Only one half has been tested: all figures are those of its pairs.**\n\n"
-    )
     kinds, thresholds = halves[0].results["kinds"], threshold_table(halves)
     routed = all(half.results["settings"].get("bare_faces") == "teacher" for half in halves)
-    by_teacher = " A face without a mask is embedded by the teacher, also in the rows of the student." if routed else ""
-    parts = [
-        f"# Results on LFW\n\n{missing}",
-        f"{number_of_pairs:,} pairs of Labeled Faces in the Wild with {people:,} people: {tested}. Each half is tested "
-        "by models of its own, trained on the people of the other half's folds and of no pair. No model has seen the "
-        "people that it is tested on, neither in training nor when its thresholds were calibrated.\n\n",
-        f"In the rows of masked faces, the second face of each pair carries one of {len(kinds)} synthetic occluders "
-        f"({', '.join(kinds)}), drawn by image. *Given mask*: the covered pixels are known. *Predicted mask*: they are "
-        "found by the mask predictor, as for a user's photographs. The teacher is dlib's face recognition network. The "
-        "masks, the training set and the recogniser of the paper are unknown, so these figures and those of the paper "
-        f"are not comparable one to one.{by_teacher}\n\n",
-        length_sentence(halves) + "`make lfw-results LFW=FOLDER` trains and tests both halves and writes this page; "
-        f"`{COMMAND}` writes the page again from tested runs.\n\n",
-        "## Recognition\n\n",
-        "Accuracy is the mean over folds with its standard error; thresholds are chosen on the other folds of the same "
-        "half. EER and TAR are means of the halves, with 95 % Wilson intervals for TAR.\n\n",
-        recognition_table(halves),
-        f"\n{ratio_lines(halves)}\n",
-        "Differences, with 95 % intervals of a paired bootstrap over people within each half "
-        f"({replicates:,} replicates):\n\n{difference_table(halves, replicates)}\n",
-        "![True accept rate over false accept rate](lfw/roc.svg)\n\n",
-        f"*ROC, mean of the halves. Made by `{COMMAND}`.*\n\n",
-        "## By kind of occluder\n\n",
-        f"Never trained on, in any network: {', '.join(unseen_kinds(halves)) or 'none of the kinds'}.\n\n",
-        "![Equal error rate by kind of occluder](lfw/kinds.svg)\n\n",
-        f"*EER by kind. Made by `{COMMAND}`.*\n\n{kind_table(halves)}\n",
-        f"## Bare faces\n\n{bare_sentence(halves)}\n",
-        "## Restoration\n\n",
-        "Inside the mask, against the clean photograph. The LPIPS, FID and KID forms use features of the dlib network "
-        "instead of the published ones: compare them only with figures of the same network, and note that the "
-        f"generator was trained towards it.\n\n{restoration_table(halves)}\n",
-    ]
-    if panel:
-        alt = "Clean, masked, predicted mask and completed faces of people never seen in training"
-        caption = (
-            "The first test people under each kind, by the predicted mask; not selected. "
-            f"Photographs: LFW. Made by `{COMMAND}`."
-        )
-        parts.append(f"![{alt}](lfw/panel.jpg)\n\n*{caption}*\n\n")
-    if thresholds:
-        text = (
-            "False-accept rates on test people of the thresholds that were calibrated on validation people, by "
-            "predicted masks."
-        )
-        parts.append(f"## Thresholds\n\n{text}\n\n{thresholds}")
-    return "".join(parts).rstrip() + "\n"
+    text = PAGE.format(
+        command=COMMAND,
+        missing="" if len(halves) == len(TEST_FOLDS) else ONE_HALF,
+        pairs=sum(len(half.pairs["teacher_masked"].same) for half in halves),
+        people=sum(half.results["rows"]["teacher_clean"]["people"] for half in halves),
+        tested=" and ".join(f"half {half.name} (folds {_FOLDS[half.name]})" for half in halves),
+        number_of_kinds=len(kinds),
+        kinds=", ".join(kinds),
+        by_teacher=BY_TEACHER if routed else "",
+        lengths=length_sentence(halves),
+        recognition=recognition_table(halves),
+        ratios=ratio_lines(halves),
+        replicates=replicates,
+        differences=difference_table(halves, replicates),
+        unseen=", ".join(unseen_kinds(halves)) or "none of the kinds",
+        by_kind=kind_table(halves),
+        bare=bare_sentence(halves),
+        restoration=restoration_table(halves),
+    )
+    text += PANEL.format(command=COMMAND) if panel else ""
+    text += THRESHOLDS.format(thresholds=thresholds) if thresholds else ""
+    return text.rstrip() + "\n"
 
 
 def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATES) -> Path:
     """Write `lfw.md`, its ROC and its bars; return the path of the page. An existing panel is included."""
     folder = pages / "lfw"
     folder.mkdir(parents=True, exist_ok=True)
-    curves = {
-        TITLES[row]: [half.pairs[row] for half in halves] for row in CURVES if all(row in half.pairs for half in halves)
-    }
+    known = [row for row in CURVES if all(row in half.pairs for half in halves)]
+    curves = {TITLES[row]: [half.pairs[row] for half in halves] for row in known}
     lfw_figures.write_roc(folder / "roc.svg", curves)
     lfw_figures.write_kind_bars(folder / "kinds.svg", kind_rates(halves), unseen_kinds(halves))
     path = pages / "lfw.md"
@@ -369,7 +331,6 @@ def write_page(halves: Sequence[Half], pages: Path, replicates: int = _REPLICATE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 1 if results are missing."""
     parser = argparse.ArgumentParser(
         prog=COMMAND, description="Write docs/pages/lfw.md and its figures from tested runs."
     )

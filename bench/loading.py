@@ -6,7 +6,7 @@ import warnings
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,21 +43,11 @@ class Photographs(FaceSet):
                 Image.fromarray(faces.image(index)).resize((WIDTH, HEIGHT)).save(path, quality=95 - copy)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """(218, 178, 3) RGB."""
         return read_image(self.paths[index])
 
     def content(self, index: int) -> bytes:
         """Return the file's size and name, as CelebA does."""
         return f"{self.paths[index].stat().st_size} {self.names[index]}".encode()
-
-
-class Rates(NamedTuple):
-    """Images per second: aligned on the fly, read from the cache, augmented only, written to the cache."""
-
-    aligned: float
-    cached: float
-    augmentation: float
-    filling: float
 
 
 def compare_loading(step_rate: float) -> list[Row]:
@@ -66,12 +56,34 @@ def compare_loading(step_rate: float) -> list[Row]:
     Args:
         step_rate: images per second of that configuration's training step on prepared batches (`bench.training`).
     """
+    rows: list[Row] = []
     with TemporaryDirectory() as folder:
-        return [_row(workers, in_own_process(rates, Path(folder), workers), step_rate) for workers in (0, 1)]
+        for workers, name in enumerate(("0 workers", "1 worker")):
+            aligned, cached, augmentation, filling = in_own_process(rates, Path(folder), workers)
+            rows.append(
+                {
+                    "what": f"loading with {name}, cache against alignment on the fly",
+                    "unit": "images/s",
+                    "ours": cached,
+                    "reference": aligned,
+                    "ratio": cached / aligned,
+                    "details": {
+                        "step": step_rate,
+                        "times_the_step": cached / step_rate,
+                        "augmentation_share": cached / max(1, workers) / augmentation,
+                        "filling": filling,
+                    },
+                }
+            )
+    return rows
 
 
-def rates(folder: Path, workers: int) -> Rates:
-    """Measure the loader with `workers` workers; files are left in the folder."""
+def rates(folder: Path, workers: int) -> tuple[float, float, float, float]:
+    """Measure the loader with `workers` workers; files are left in the folder.
+
+    Returns:
+        Images per second: aligned on the fly, read from the cache, augmented only, written to the cache.
+    """
     warnings.filterwarnings("ignore", module="torch")  # more workers than cores
     torch.set_num_threads(1)  # like a worker
     (folder / "photographs").mkdir(exist_ok=True)
@@ -82,7 +94,7 @@ def rates(folder: Path, workers: int) -> Rates:
     start = time.perf_counter()
     module.prepare_data()
     filling = len(faces) / (time.perf_counter() - start)
-    return Rates(_delivered(uncached), _delivered(module), _augmented(module), filling)
+    return _delivered(uncached), _delivered(module), _augmented(module), filling
 
 
 def _delivered(module: MaskedFaceDataModule) -> float:
@@ -102,19 +114,3 @@ def _augmented(module: MaskedFaceDataModule) -> float:
     for seed, crop in enumerate(islice(cycle(crops), AUGMENTED)):
         augmentation(*crop, seed)
     return AUGMENTED / (time.perf_counter() - start)
-
-
-def _row(workers: int, found: Rates, step_rate: float) -> Row:
-    return {
-        "what": f"loading with {workers} worker{'' if workers == 1 else 's'}, cache against alignment on the fly",
-        "unit": "images/s",
-        "ours": found.cached,
-        "reference": found.aligned,
-        "ratio": found.cached / found.aligned,
-        "details": {
-            "step": step_rate,
-            "times_the_step": found.cached / step_rate,
-            "augmentation_share": found.cached / max(1, workers) / found.augmentation,
-            "filling": found.filling,
-        },
-    }

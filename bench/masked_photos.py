@@ -55,7 +55,6 @@ def predict_masks(paths: Sequence[Path], pipeline: Pipeline) -> list[MaskedFace]
 
 
 def summarise(photos: int, faces: Sequence[MaskedFace]) -> dict[str, tuple[int, int]]:
-    """Successes and trials of the three shares."""
     covered = torch.stack([face.covered for face in faces]) if faces else torch.zeros(0, 5, dtype=torch.bool)
     return {
         "photos with a detected face": (len(faces), photos),
@@ -66,32 +65,25 @@ def summarise(photos: int, faces: Sequence[MaskedFace]) -> dict[str, tuple[int, 
 
 def contact_sheet(faces: Sequence[MaskedFace]) -> NDArray[np.uint8]:
     """RGB image of all crops with the outline of the mask in green and the landmarks in red."""
-    tiles = [_tile(face) for face in faces]
+    tiles = []
+    for face in faces:
+        pixels = face.face.face.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+        tile = np.asarray(cv2.resize(pixels, (_TILE, _TILE), interpolation=cv2.INTER_AREA), np.uint8)
+        mask = cv2.resize(face.mask.float().numpy(), (_TILE, _TILE)) >= 0.5
+        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tile, outlines, -1, (0, 255, 0), 1)
+        for x, y in ((face.face.landmarks + 0.5) * (_TILE / len(face.mask)) - 0.5).round().int().tolist():
+            cv2.circle(tile, (x, y), 1, (255, 0, 0), -1)
+        tiles.append(tile)
     tiles += [np.zeros((_TILE, _TILE, 3), np.uint8)] * (-len(tiles) % _COLUMNS)
     return np.concatenate([np.concatenate(tiles[i : i + _COLUMNS], 1) for i in range(0, len(tiles), _COLUMNS)])
 
 
-def _tile(face: MaskedFace) -> NDArray[np.uint8]:
-    pixels = face.face.face.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-    tile = cv2.resize(pixels, (_TILE, _TILE), interpolation=cv2.INTER_AREA)
-    mask = cv2.resize(face.mask.float().numpy(), (_TILE, _TILE)) >= 0.5
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(tile, outlines, -1, (0, 255, 0), 1)
-    for x, y in ((face.face.landmarks + 0.5) * (_TILE / len(face.mask)) - 0.5).round().int().tolist():
-        cv2.circle(tile, (x, y), 1, (255, 0, 0), -1)
-    return np.asarray(tile, np.uint8)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description="Where the predicted mask falls on photos of masked people.")
-    parser.add_argument(
-        "--photos", type=Path, required=True, metavar="FOLDER", help="photos of people who wear face masks"
-    )
+    parser.add_argument("--photos", type=Path, required=True, metavar="FOLDER", help="photos of people in face masks")
     parser.add_argument("--model", metavar="PATH", help="what deocc.load accepts (default: the packaged model)")
-    parser.add_argument(
-        "--sheet", type=Path, metavar="FILE.png", help="write all crops with the outlined mask to this file"
-    )
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all crops with the outlined mask here")
     chosen = parser.parse_args(argv)
     paths = [photo.path for photo in find_photos([chosen.photos])[0]]
     if not paths:

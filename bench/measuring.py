@@ -47,7 +47,6 @@ def paired_seconds(ours: Call, reference: Call, pairs: int) -> tuple[list[float]
 
 
 def seconds(call: Call) -> float:
-    """Return the wall-clock seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -52,7 +52,6 @@ def convert(folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Tenso
 
 
 def main() -> None:
-    """Convert and write the file."""
     parser = argparse.ArgumentParser(description="Convert facenet-pytorch's MTCNN weights to one safetensors file.")
     parser.add_argument("folder", type=Path, help="facenet_pytorch/data of the unpacked wheel facenet-pytorch==2.6.0")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FILE, help="default: the file in the package")

@@ -46,7 +46,6 @@ def measure(path: Path, detector: Any) -> NDArray[np.float64]:
 
 
 def main() -> None:
-    """Measure all images and write the table."""
     try:
         from facenet_pytorch import MTCNN
         from facenet_pytorch.models.utils import detect_face

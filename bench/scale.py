@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from bench.kernels import Loss, peak
 from bench.measuring import in_own_process
-from bench.relations import Loss, peak
+from deocc.evaluation.tables import markdown_cells
 from deocc.losses import pair_relation_loss, triplet_relation_loss
 from deocc.losses.distances import DEVICE_CHUNK_ELEMENTS
 from deocc.networks.embedders.dlib import DlibResNet
@@ -102,51 +103,37 @@ def head_traffic(processes: int) -> float:
 
 
 def relations(pair: float, triplet: float) -> Iterator[Line]:
-    """Return memory and traffic of the relations over the global batch.
-
-    Args:
-        pair: bytes of the pair relation per pair of images.
-        triplet: bytes of the triplet relation per pair of images.
-    """
+    """Return memory and traffic of the relations over the global batch, from their bytes per pair of images."""
     images = [W * BATCH for W in PROCESSES]
+    sizes = [(W, FLOAT * W * BATCH * DIMENSION) for W in PROCESSES]
+    sent = [RELATION_GATHERS * gathered(size, W) + GRADIENT_GATHERS * all_reduced(size, W) for W, size in sizes]
     yield ["global batch", *[f"{n:,}" for n in images]]
-    yield ["gathered embeddings", *[amount(RELATION_GATHERS * FLOAT * n * DIMENSION) for n in images]]
-    yield ["sent per step", *[amount(relation_traffic(W)) for W in PROCESSES]]
+    yield ["gathered embeddings", *[amount(RELATION_GATHERS * size) for _, size in sizes]]
+    yield ["sent per step", *map(amount, sent)]
     yield ["pair relation, peak", *[amount(pair * n**2) for n in images]]
     yield ["triplet relation, peak", *[amount(triplet * max(n**2, DEVICE_CHUNK_ELEMENTS)) for n in images]]
     yield ["anchors per process", *[f"{BATCH:,}"] * len(images)]
     yield ["angles per process and step", *[f"{BATCH * n**2:.1e}" for n in images]]
 
 
-def relation_traffic(processes: int) -> float:
-    """Return the bytes sent for pair and triplet relation."""
-    size = FLOAT * processes * BATCH * DIMENSION
-    return RELATION_GATHERS * gathered(size, processes) + GRADIENT_GATHERS * all_reduced(size, processes)
-
-
 def amount(size: float) -> str:
-    """Format bytes in powers of 1000."""
     unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if size >= u or u == 1)
     return f"{size / unit:.3g} {name}" if size / unit < 1000 else f"{size / unit:,.0f} {name}"
 
 
-def markdown(header: Line, lines: Iterator[Line]) -> str:
-    """Return a Markdown table with right-aligned figures."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
-
-
 def main() -> None:
-    """Print the tables and the largest possible batch."""
     pair, triplet = bytes_a_pair(pair_relation_loss), bytes_a_pair(partial(triplet_relation_loss, max_anchors=1))
     gpus = [f"{W} GPUs" for W in PROCESSES]
     print(
         f"Batch {BATCH} per GPU, embeddings of {DIMENSION} numbers, {IDENTITIES:,} identities, float32, AdamW; "
         "per GPU and step.\n"
     )
-    print(markdown(["student", "parameters", "memory", *[f"sent, {name}" for name in gpus]], students()), end="\n\n")
-    print(markdown(["identity head", *gpus], head()), end="\n\n")
-    print(markdown(["relations", *gpus], relations(pair, triplet)), end="\n\n")
+    for header, lines in (
+        (["student", "parameters", "memory", *[f"sent, {name}" for name in gpus]], students()),
+        (["identity head", *gpus], head()),
+        (["relations", *gpus], relations(pair, triplet)),
+    ):
+        print(markdown_cells((header, [*lines])))
     largest = math.sqrt(MEMORY / max(pair, triplet))
     print(
         f"Measured: {pair:.0f} bytes per pair of images for the pair relation, {triplet:.0f} for the triplet relation."

@@ -28,13 +28,11 @@ class Watch(pl.Callback):
         self._begun = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
         self._begun = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record the step."""
         self.steps.append((time.monotonic(), _resident()))
         trainer.should_stop = self.steps[-1][0] - self._begun > self.seconds
 
@@ -53,7 +51,6 @@ class Watch(pl.Callback):
 
 
 def _resident() -> float:
-    """Return this process's memory in MiB."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * 4096 / 2**20
 

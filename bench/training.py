@@ -1,13 +1,19 @@
-"""Training step of each stage under Lightning, compared with a bare loop over the same networks, losses and batches."""
+"""Training step of each stage under Lightning, compared with a bare loop over the same networks, losses and batches.
+
+For stage 2 also with cached teacher embeddings, compared with running the teacher.
+"""
 
 import inspect
 import logging
 import math
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, cast
 
 import pytorch_lightning as pl
@@ -15,14 +21,14 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from bench.bare_distillation import BareDistillation
-from bench.bare_inpainting import BareInpainting
+from bench.bare_loops import BareDistillation, BareInpainting
 from bench.measuring import Row, in_own_process, median_ratio, peak_mebibytes
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data import MaskedFaceDataModule
 from deocc.data.datamodule import mask_batch
 from deocc.masking import draw_kinds
 from deocc.modules import DistillationModule, InpaintingModule
+from deocc.modules.teacher_cache import TeacherCache
 from deocc.networks.deoccluder import Deoccluder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -48,18 +54,12 @@ class CachedBatches(pl.LightningDataModule):
     def __init__(self, data: MaskedFaceDataModule, steps: int) -> None:
         super().__init__()
         self.num_identities, self.training_identity = data.num_identities, data.training_identity
-        self.plain_views, self.training_fingerprint, self.reference_dataloader = (
-            data.plain_views,
-            data.training_fingerprint,
-            data.reference_dataloader,
-        )
-        batches = [
-            masked(batch, data) for batch, _ in zip(data.train_dataloader(), range(min(CACHED, steps)), strict=False)
-        ]
+        self.plain_views, self.training_fingerprint = data.plain_views, data.training_fingerprint
+        self.reference_dataloader = data.reference_dataloader
+        batches = [masked(batch, data) for batch in islice(data.train_dataloader(), min(CACHED, steps))]
         self.batches = [batches[step % len(batches)] for step in range(steps)]
 
     def train_dataloader(self) -> DataLoader[MaskedFaceBatch]:
-        """Return a loader of the batches."""
         return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -78,7 +78,6 @@ class Alternation(pl.Callback):
         self._left: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the networks before the first step."""
         self.bare = bare_loop(cast(Module, pl_module), int(trainer.estimated_stepping_batches))
 
     def on_train_batch_end(
@@ -90,6 +89,30 @@ class Alternation(pl.Callback):
         if self._left is not None:
             self.ours.append(now - self._left)
             self.reference.append(time.perf_counter() - now)
+        self._left = time.perf_counter()
+
+
+class CacheAlternation(pl.Callback):
+    """Hides the teacher cache in every second step and times all steps; the first two are a warm-up."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._known: TeacherCache | None = None
+        self._left = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._known = cast(DistillationModule, pl_module)._teacher_cache
+        if self._known is None:
+            raise ValueError("there is no teacher cache: use data settings without augmentation other than flips")
+        self._left = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the time since the last call, which includes the lookup."""
+        now = time.perf_counter()
+        self.seconds.append(now - self._left)
+        cast(DistillationModule, pl_module)._teacher_cache = None if len(self.seconds) % 2 else self._known
         self._left = time.perf_counter()
 
 
@@ -122,6 +145,31 @@ def times(setting: Setting, loading: bool, steps: int) -> tuple[list[float], lis
     return pairs.ours[:steps], pairs.reference[:steps]
 
 
+def measure_teacher_cache() -> Row:
+    """Compare images per second with and without the cache, on prepared batches whose only augmentation is a flip."""
+    setting, overlay = read_setting("distill"), yaml.safe_load((CONFIGS / "data" / "flip.yaml").read_text())
+    setting = setting._replace(data=setting.data | overlay["data"])
+    known, run = in_own_process(cache_times, setting, STEPS)
+    size = setting.data["batch_size"]
+    return {
+        "what": f"distill.yaml and data/flip.yaml, a step of {size} images, teacher cached or run",
+        "unit": "images/s",
+        "ours": size / statistics.median(known),
+        "reference": size / statistics.median(run),
+        "ratio": median_ratio(run, known),
+    }
+
+
+def cache_times(setting: Setting, pairs: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of `pairs` alternating steps with and without the cache."""
+    alternation, steps = CacheAlternation(), 2 * (pairs + 1)
+    with TemporaryDirectory() as folder:
+        os.environ["DEOCC_CACHE"] = folder
+        data = CachedBatches(MaskedFaceDataModule(**setting.data), steps)
+        fit(build_module(setting), data, setting, steps, alternation)
+    return alternation.seconds[2:steps:2], alternation.seconds[3:steps:2]
+
+
 def loaded(data: MaskedFaceDataModule) -> Iterator[MaskedFaceBatch]:
     """Yield training batches from a separate loader, without end."""
     while True:
@@ -144,24 +192,32 @@ def bare_peak(setting: Setting) -> float:
     return peak_mebibytes(lambda: [bare.step(batch) for batch in data.batches])
 
 
-def fit(module: pl.LightningModule, data: TrainingData, setting: Setting, steps: int, *callbacks: pl.Callback) -> None:
-    """Train for at least `steps` steps without logs, checkpoints and output."""
+def fit(
+    module: pl.LightningModule,
+    data: TrainingData,
+    setting: Setting,
+    steps: int,
+    *callbacks: pl.Callback,
+    accelerator: str = "cpu",
+    **options: Any,
+) -> None:
+    """Train for at least `steps` steps without logs, checkpoints and output; `options` are those of the trainer."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     batches = min(steps, len(data.train_dataloader()))
-    length: dict[str, Any] = {
-        "limit_train_batches": batches,
-        "max_epochs": math.ceil(steps / batches),
-        "limit_val_batches": 0,
-    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loaders without workers, metrics without a logger
-        trainer = pl.Trainer(**setting.trainer, **quiet, **length, accelerator="cpu", callbacks=[*callbacks])
+        trainer = pl.Trainer(
+            **{**setting.trainer, **options},
+            accelerator=accelerator,
+            callbacks=[*callbacks],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_train_batches=batches,
+            max_epochs=math.ceil(steps / batches),
+            limit_val_batches=0,
+        )
         trainer.fit(module, datamodule=data)
 
 
@@ -198,7 +254,6 @@ def build_module(setting: Setting) -> Module:
 
 
 def bare_loop(module: Module, steps: int) -> Bare:
-    """Return the bare loop over copies of a module's networks."""
     return BareInpainting(module, steps) if isinstance(module, InpaintingModule) else BareDistillation(module, steps)
 
 
@@ -209,6 +264,5 @@ def give_centres(module: DistillationModule, num_identities: int) -> None:
 
 
 def masked(batch: FaceBatch, data: MaskedFaceDataModule) -> MaskedFaceBatch:
-    """Masks as training draws them."""
     batch["kind"] = draw_kinds(batch["seed"], data.kinds, data.clean_probability)
     return mask_batch(batch)

@@ -28,8 +28,8 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: str) -> T
     """Loss of the discriminator.
 
     Args:
-        real_logits: logits of clean faces, of any shape (one per image or one per patch).
-        fake_logits: logits of completed faces detached from the generator, of any shape.
+        real_logits: logits of clean faces, one per image or per patch.
+        fake_logits: logits of completed faces detached from the generator.
         kind: "hinge" [1] or "wgan" [2].
 
     Returns:
@@ -46,18 +46,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: str) -> T
 
 
 def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
-    """Loss of the generator, the same for both kinds.
-
-    Args:
-        fake_logits: logits of completed faces, of any shape.
-        kind: "hinge" [1] or "wgan" [2].
-
-    Returns:
-        Scalar loss.
-
-    Raises:
-        ValueError: `kind` is unknown.
-    """
+    """Loss of the generator, the same for both kinds; arguments and errors as for `discriminator_loss`."""
     _check_kind(kind)
     return -widen(fake_logits).mean()
 

@@ -61,44 +61,13 @@ def squared_distances(embedding: Tensor) -> Tensor:
         norms = gram.diagonal()[:, None] + gram.diagonal()
         squared = norms - 2 * gram
         rounding = 64 * torch.finfo(gram.dtype).eps * norms
-        return torch.where(squared <= rounding, torch.zeros_like(squared), squared)
+        return squared.masked_fill(squared <= rounding, 0)
 
 
 def distances(squared: Tensor) -> Tensor:
     """Take the square root of squared distances (B, B), with gradient 0 instead of infinity where the distance is 0."""
     zero = squared == 0
-    return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
-
-
-def angle_difference(
-    student: Tensor, teacher: Tensor, chunk_size: int | None = None, anchors: slice | None = None
-) -> Tensor:
-    """Huber loss between the angle cosines of two batches, averaged over all ordered triples of different images.
-
-    Triples in which an image coincides with the anchor in either batch (see `COINCIDENT`) contribute 0.
-
-    Args:
-        student: squared distances (B, B) divided by their mean; receives the gradient.
-        teacher: squared distances (B, B) divided by their mean, of the same dtype; detached.
-        chunk_size: anchors per piece; None chooses it from B and the device.
-        anchors: images at which angles are compared; None takes all.
-
-    Returns:
-        Scalar of the same dtype: the sum over triples with these anchors, divided by the number of all triples of the
-        batch; 0 for fewer than three images.
-
-    Raises:
-        ValueError: `chunk_size` is not positive.
-    """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be a positive number of anchors or None, got {chunk_size}")
-    chosen = range(len(student))[anchors or slice(None)]
-    if chunk_size is None:
-        chunk_size = max(1, _piece_elements(student) // max(1, student.numel()))
-    chunk_size = min(chunk_size, max(1, len(chosen)))
-    with torch.autocast(student.device.type, enabled=False):
-        loss: Tensor = _AngleDifference.apply(student, teacher.detach(), chosen, chunk_size)  # type: ignore[no-untyped-call]
-    return loss
+    return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 class Angles(NamedTuple):
@@ -167,26 +136,40 @@ def piece(student: Angles, teacher: Angles, gradient: Tensor, buffers: Tensor) -
     return loss, flow.sum(-1) - along
 
 
-class _AngleDifference(torch.autograd.Function):
-    """Mean over triples, with the gradient computed in the forward pass."""
+class AngleDifference(torch.autograd.Function):
+    """Huber loss between the angle cosines of two batches, with its gradient computed in the forward pass.
+
+    Triples in which an image coincides with the anchor in either batch (see `COINCIDENT`) contribute 0.
+    """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, anchors: range, chunk_size: int) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, anchors: range) -> Tensor:
+        """Sum over triples of different images, divided by the number of all triples of the batch.
+
+        Args:
+            ctx: context of autograd.
+            student: squared distances (B, B) divided by their mean; receives the gradient.
+            teacher: squared distances (B, B) divided by their mean, of the same dtype; without gradient.
+            anchors: images at which angles are compared.
+
+        Returns:
+            Scalar of the same dtype; 0 for fewer than three images.
+        """
         size = len(student)
         apart = (student > COINCIDENT) & (teacher > COINCIDENT)
-        student_inverse, teacher_inverse = (
-            torch.where(apart, s.rsqrt(), torch.zeros_like(s)) for s in (student, teacher)
-        )
+        student_inverse, teacher_inverse = (s.rsqrt().masked_fill(~apart, 0) for s in (student, teacher))
         gradient = torch.zeros_like(student)
         total = student.new_zeros((), dtype=_widest_dtype(student))  # float32 loses the fifth digit over many pieces
+        elements = CHUNK_ELEMENTS.get(student.device.type, DEVICE_CHUNK_ELEMENTS)
+        anchors_at_once = max(1, min(len(anchors), elements // max(1, size * size)))
         # With all arms at once, even a single anchor of a large batch would not fit into the cache.
-        arms_per_piece = min(size, max(1, _piece_elements(student) // max(1, chunk_size * size)))
-        buffers = student.new_empty(3, chunk_size * arms_per_piece * size)
-        for start in range(0, len(anchors), chunk_size):
-            chunk = anchors[start : start + chunk_size]
+        arms_at_once = max(1, min(size, elements // max(1, anchors_at_once * size)))
+        buffers = student.new_empty(3, anchors_at_once * arms_at_once * size)
+        for start in range(0, len(anchors), anchors_at_once):
+            chunk = anchors[start : start + anchors_at_once]
             rows = slice(chunk.start, chunk.stop, chunk.step)
-            for first in range(0, size, max(1, arms_per_piece)):
-                arms = slice(first, min(first + arms_per_piece, size))
+            for first in range(0, size, arms_at_once):
+                arms = slice(first, min(first + arms_at_once, size))
                 ours = Angles.at(student, student_inverse, rows, arms)
                 theirs = Angles.at(teacher, teacher_inverse, rows, arms)
                 loss, anchor_gradient = piece(ours, theirs, gradient[arms], buffers[:, : ours.numel()])
@@ -198,13 +181,10 @@ class _AngleDifference(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient."""
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None, None
-
-
-def _piece_elements(tensor: Tensor) -> int:
-    return CHUNK_ELEMENTS.get(tensor.device.type, DEVICE_CHUNK_ELEMENTS)
+        return upstream * gradient, None, None
 
 
 def _widest_dtype(tensor: Tensor) -> torch.dtype:

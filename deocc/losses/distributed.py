@@ -89,14 +89,13 @@ def gathered_pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def gathered_triplet_relation_loss(
-    student: Tensor, teacher: Tensor, chunk_size: int | None = None, max_anchors: int | None = None, step: int = 0
+    student: Tensor, teacher: Tensor, max_anchors: int | None = None, step: int = 0
 ) -> Tensor:
     """Compute `triplet_relation_loss` over the images of all processes; each handles the angles at its own images.
 
     Args:
         student: embeddings (B, D) of this process.
         teacher: embeddings (B, D') of the same images.
-        chunk_size: see `triplet_relation_loss`.
         max_anchors: largest number of images of this process at which angles are compared; None uses all.
         step: index of the subset of anchors, see `triplet_relation_loss`; may differ between processes.
 
@@ -104,13 +103,13 @@ def gathered_triplet_relation_loss(
         Scalar: W times the part of this process. The mean over processes is the loss, or its estimate.
 
     Raises:
-        ValueError: batch sizes differ, or `chunk_size` or `max_anchors` is not positive.
+        ValueError: batch sizes differ, or `max_anchors` is not positive.
     """
     rank, processes = rank_and_world_size()
     batch_size = len(student)
     own = slice(rank * batch_size, (rank + 1) * batch_size)
     joined_student, joined_teacher = gather_embeddings(student), gather_embeddings(teacher.detach())
-    return processes * triplet_relation_loss(joined_student, joined_teacher, chunk_size, own, max_anchors, step)
+    return processes * triplet_relation_loss(joined_student, joined_teacher, own, max_anchors, step)
 
 
 class _Gather(torch.autograd.Function):

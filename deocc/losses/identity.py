@@ -42,7 +42,6 @@ def margin_logits(cosine: Tensor, identity: Tensor, margin_type: str, margin: fl
     Raises:
         ValueError: unknown margin type, margin out of range, or shapes that do not match.
     """
-    check_margin(margin_type, margin)
     if cosine.ndim != 2 or identity.shape != cosine.shape[:1]:
         raise ValueError(
             f"expected cosines (B, K) and identities (B,), got {tuple(cosine.shape)} and {tuple(identity.shape)}"
@@ -82,8 +81,8 @@ def identity_loss(
     Args:
         cosine: (B, K) in [-1, 1].
         identity: (B,) int64 in [0, K); with `share` (B, T), the identities mixed in each face.
-        margin_type: see `margin_logits`.
-        margin: see `margin_logits`.
+        margin_type: see `margin_logits`, also for `margin`.
+        margin: size of the margin.
         scale: gamma > 0; 64 as in ArcFace [2].
         share: mixture weights (B, T), by which the losses of the T identities are weighted; None for unmixed faces.
 
@@ -113,8 +112,8 @@ class IdentityLoss(nn.Module):
     Args:
         num_identities: K, the number of training identities.
         dim: D, the embedding dimension.
-        margin_type: see `margin_logits`.
-        margin: see `margin_logits`.
+        margin_type: see `margin_logits`, also for `margin`.
+        margin: size of the margin.
         scale: gamma > 0.
 
     Raises:

@@ -3,7 +3,7 @@
 With student embeddings s, teacher embeddings t of the same images, identity centres C_k and the Huber loss h with
 threshold 1:
 
-    instance    mean_i |s_i - tau_i|^2,  tau = (1 - beta) t + beta C_k
+    instance    mean_i |s_i - tau_i|^2,  tau = (1 - beta) t + beta C_k, of unit length where beta > 0
     pair        mean_{i != j} h(D^s_ij / mu^s - D^t_ij / mu^t),  D_ij = |e_i - e_j|,  mu = mean_{i != j} D_ij
     triplet     mean_{i, j, k different} h(cos^s(i; j, k) - cos^t(i; j, k))
     prediction  T^2 KL(softmax(gamma t.C / T) || softmax(gamma s.C / T))
@@ -27,20 +27,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.distances import angle_difference, distances, loss_dtype, squared_distances, widen
+from deocc.losses.distances import AngleDifference, distances, loss_dtype, squared_distances, widen
 
 
 def instance_relation_loss(
-    student: Tensor, teacher: Tensor, centers: Tensor | None = None, beta: float = 0.0, normalize: bool = True
+    student: Tensor, teacher: Tensor, centers: Tensor | None = None, beta: float = 0.0
 ) -> Tensor:
     """Squared distance to the teacher's embedding, softened towards the identity centre.
 
     Args:
-        student: embeddings (B, D).
-        teacher: embeddings (B, D) of the same images.
+        student: embeddings (B, D) of unit length.
+        teacher: embeddings (B, D) of unit length of the same images.
         centers: identity centre of each sample (B, D); required for `beta` > 0.
-        beta: weight of the centre in the target, in [0, 1]; 0 is the hard loss.
-        normalize: scale the softened target to unit length, as for embeddings of unit length.
+        beta: weight of the centre in the target, which is scaled to unit length; in [0, 1], 0 is the hard loss.
 
     Returns:
         Scalar loss, averaged over the batch.
@@ -58,8 +57,7 @@ def instance_relation_loss(
             )
         if centers.shape != teacher.shape:
             raise ValueError(f"expected one centre per sample, {tuple(teacher.shape)}, got {tuple(centers.shape)}")
-        target = torch.lerp(target, centers.detach().to(target.dtype), beta)
-        target = F.normalize(target, dim=1) if normalize else target
+        target = F.normalize(torch.lerp(target, centers.detach().to(target.dtype), beta), dim=1)
     return (student - target).square().sum(1).mean()
 
 
@@ -82,17 +80,13 @@ def pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     _check_shapes(student, teacher)
     pairs = max(1, len(student) * (len(student) - 1))
-    ours, theirs = (_relative_distances(embedding, pairs) for embedding in (student, teacher.detach()))
+    lengths = (distances(squared_distances(embedding)) for embedding in (student, teacher.detach()))
+    ours, theirs = (each / (each.sum() / pairs).clamp_min(torch.finfo(each.dtype).tiny) for each in lengths)
     return (F.huber_loss(ours, theirs, reduction="sum") / pairs).to(loss_dtype(student))
 
 
 def triplet_relation_loss(
-    student: Tensor,
-    teacher: Tensor,
-    chunk_size: int | None = None,
-    anchors: slice | None = None,
-    max_anchors: int | None = None,
-    step: int = 0,
+    student: Tensor, teacher: Tensor, anchors: slice | None = None, max_anchors: int | None = None, step: int = 0
 ) -> Tensor:
     """Angle-wise relational distillation loss (RKD-A [1]), in O(B^2) memory.
 
@@ -107,8 +101,6 @@ def triplet_relation_loss(
     Args:
         student: embeddings (B, D).
         teacher: embeddings (B, D') of the same images in the same order.
-        chunk_size: anchors per piece, trading memory for speed without changing the value; None chooses it from B and
-            the device.
         anchors: forward slice of the images at which angles are compared, with arms to all images; None takes all. The
             losses of slices that partition the batch sum to the full loss.
         max_anchors: largest number of these anchors to use; None uses all.
@@ -118,20 +110,22 @@ def triplet_relation_loss(
         Scalar loss; 0 for fewer than three images. Differentiable once.
 
     Raises:
-        ValueError: the batch sizes differ, or `chunk_size` or `max_anchors` is not positive.
+        ValueError: the batch sizes differ, or `max_anchors` is not positive.
     """
     _check_shapes(student, teacher)
-    subsets = 1
+    chosen, subsets = range(len(student))[anchors or slice(None)], 1
     if max_anchors is not None:
         if max_anchors < 1:
             raise ValueError(f"max_anchors must be a positive number of anchors or None, got {max_anchors}")
-        candidates = range(len(student))[anchors or slice(None)]
-        subsets = max(1, math.ceil(len(candidates) / max_anchors))
-        chosen = candidates[step % subsets :: subsets]
-        anchors = slice(chosen.start, chosen.stop, chosen.step)
-    dtype = loss_dtype(student)
-    ours, theirs = (_relative_squares(embedding).to(dtype) for embedding in (student, teacher.detach()))
-    return subsets * angle_difference(ours, theirs, chunk_size, anchors)
+        subsets = max(1, math.ceil(len(chosen) / max_anchors))
+        chosen = chosen[step % subsets :: subsets]
+    # Angles do not depend on the scale, so the mean that divides the squared distances needs no gradient.
+    squares = (squared_distances(embedding) for embedding in (student, teacher.detach()))
+    relative = (each / each.detach().mean().clamp_min(torch.finfo(each.dtype).tiny) for each in squares)
+    ours, theirs = (each.to(loss_dtype(student)) for each in relative)
+    with torch.autocast(student.device.type, enabled=False):
+        loss: Tensor = AngleDifference.apply(ours, theirs, chosen)  # type: ignore[no-untyped-call]
+    return subsets * loss
 
 
 def prediction_relation_loss(
@@ -175,14 +169,14 @@ def prediction_relation_loss(
 class InstanceRelationLoss(nn.Module):
     """Module form of `instance_relation_loss`, with the same arguments and errors."""
 
-    def __init__(self, beta: float = 0.0, normalize: bool = True) -> None:
+    def __init__(self, beta: float = 0.0) -> None:
         super().__init__()
         _check_beta(beta)
-        self.beta, self.normalize = beta, normalize
+        self.beta = beta
 
     def forward(self, student: Tensor, teacher: Tensor, centers: Tensor | None = None) -> Tensor:
         """See `instance_relation_loss`."""
-        return instance_relation_loss(student, teacher, centers, self.beta, self.normalize)
+        return instance_relation_loss(student, teacher, centers, self.beta)
 
 
 class PredictionRelationLoss(nn.Module):
@@ -196,18 +190,6 @@ class PredictionRelationLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
         """See `prediction_relation_loss`."""
         return prediction_relation_loss(student, teacher, centers, self.scale, self.temperature)
-
-
-def _relative_distances(embedding: Tensor, pairs: int) -> Tensor:
-    """Distances (B, B) divided by their mean over ordered pairs of different images."""
-    lengths = distances(squared_distances(embedding))
-    return lengths / (lengths.sum() / pairs).clamp_min(torch.finfo(lengths.dtype).tiny)
-
-
-def _relative_squares(embedding: Tensor) -> Tensor:
-    """Squared distances (B, B) divided by their detached mean, on which angles do not depend."""
-    squared = squared_distances(embedding)
-    return squared / squared.detach().mean().clamp_min(torch.finfo(squared.dtype).tiny)
 
 
 def _check_shapes(student: Tensor, teacher: Tensor, same_dimension: bool = False) -> None:

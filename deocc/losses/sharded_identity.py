@@ -29,13 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from deocc.losses.distances import widen
-from deocc.losses.distributed import (
-    gather_embeddings,
-    join_targets,
-    max_over_processes,
-    rows_of,
-    sum_over_processes,
-)
+from deocc.losses.distributed import gather_embeddings, join_targets, max_over_processes, rows_of, sum_over_processes
 from deocc.losses.identity import check_margin, check_scale, margin_cosine
 from deocc.processes import rank_and_world_size
 
@@ -59,8 +53,8 @@ def sharded_identity_loss(
             element of `identity` is chosen by exactly one process.
         identity: (N, T) int64, the identities mixed in each face, equal on every process; repeated ones count as one.
         share: mixture weights (N, T).
-        margin_type: see `deocc.losses.margin_logits`.
-        margin: see `deocc.losses.margin_logits`.
+        margin_type: see `IdentityLoss`, also for `margin` and `scale`.
+        margin: size of the margin.
         scale: gamma > 0.
 
     Returns:
@@ -69,7 +63,6 @@ def sharded_identity_loss(
     Raises:
         ValueError: unknown margin type, or margin or scale out of range.
     """
-    check_margin(margin_type, margin)
     check_scale(scale)
     weight = widen(weight)
     with torch.autocast(embedding.device.type, enabled=False):
@@ -88,8 +81,13 @@ def sharded_identity_loss(
         own_rest: Tensor = _RowLogSumExp.apply(logits.index_put_((sample, row), lowest))  # type: ignore[no-untyped-call]
         largest = max_over_processes(own_rest)
         rest = largest + sum_over_processes((own_rest - largest).exp()).log()
-        target = scale * margin_cosine(cosine, margin_type, margin)
-        losses = _logsumexp_of_all(target, scale * cosine, rest, identity) - target
+        target, plain = scale * margin_cosine(cosine, margin_type, margin), scale * cosine
+        # Log-sum-exp (N, T) over all identities, with the margin applied to one identity of the face at a time.
+        same = identity[:, :, None] == identity[:, None, :]
+        repeated = same.tril(-1).any(2)
+        others = plain[:, None, :].masked_fill(same | repeated[:, None, :], -torch.inf)
+        terms = [target[:, :, None], others, rest[:, None, None].expand(-1, identity.shape[1], 1)]
+        losses = torch.cat(terms, 2).logsumexp(2) - target
         return (losses * share.to(losses.dtype)).sum(1).mean()
 
 
@@ -125,8 +123,8 @@ class ShardedIdentityLoss(nn.Module):
     Args:
         num_identities: K, the number of training identities over all processes.
         dim: D, the embedding dimension.
-        margin_type: see `deocc.losses.margin_logits`.
-        margin: see `deocc.losses.margin_logits`.
+        margin_type: see `IdentityLoss`, also for `margin` and `scale`.
+        margin: size of the margin.
         scale: gamma > 0.
         sample_share: fraction of the other identities that a step compares with; 1 takes all and is exact.
 
@@ -230,16 +228,3 @@ class _RowLogSumExp(torch.autograd.Function):
         logits, total = ctx.saved_tensors
         softmax: Tensor = (logits - total[:, None]).exp_()
         return softmax.mul_(upstream[:, None])
-
-
-def _logsumexp_of_all(target: Tensor, plain: Tensor, rest: Tensor, identity: Tensor) -> Tensor:
-    """Log-sum-exp (N, T) over all identities, with the margin applied to one identity of the face at a time.
-
-    `target` and `plain` are the logits (N, T) of the face's identities with and without margin, `rest` (N,) is the
-    log-sum-exp over all others.
-    """
-    same = identity[:, :, None] == identity[:, None, :]
-    repeated = same.tril(-1).any(2)
-    others = plain[:, None, :].masked_fill(same | repeated[:, None, :], -torch.inf)
-    terms = [target[:, :, None], others, rest[:, None, None].expand(-1, target.shape[1], 1)]
-    return torch.cat(terms, 2).logsumexp(2)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from albumentations.core.transforms_interface import BaseTransformInitSchema, ImageOnlyTransform
-from numpy.typing import NDArray
 
 from deocc.masking.registry import draw_kinds, kind_numbers
 from deocc.masking.renderer import render
@@ -62,18 +61,12 @@ class MaskFace(ImageOnlyTransform):  # type: ignore[misc]  # albumentations ship
 
     def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Render once and return image, mask and all other data."""
-        image, mask = self._render(kwargs["image"], params["seed"], params["landmarks"])
-        return {**kwargs, "image": image, "occlusion_mask": mask}
-
-    def _render(
-        self, image: NDArray[np.uint8], seed: int, landmarks: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        image, landmarks, seeds = kwargs["image"], params["landmarks"], torch.tensor([params["seed"]])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
         face = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
         points = None if landmarks is None else torch.from_numpy(landmarks)
-        seeds = torch.tensor([seed])
         masked_face, masks = render(face, points, draw_kinds(seeds, self.kinds), seeds)
         mask = masks[0, 0].numpy().astype(np.uint8)
         pixels = ((masked_face[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        return np.where(mask[:, :, None] == 1, pixels, image), mask
+        return {**kwargs, "image": np.where(mask[:, :, None] == 1, pixels, image), "occlusion_mask": mask}

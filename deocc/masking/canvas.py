@@ -1,8 +1,10 @@
-"""The canvas that occluders are painted on, and the definition of a kind of occluder."""
+"""What a kind of occluder is, the canvas that it is painted on, the lighting of the faces, and surfaces to paint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,24 +12,29 @@ from torch import Tensor
 from deocc.masking.random import Draws, uniform
 from deocc.masking.shapes import FaceFrame
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_TILE = 128
+NOISE_TILE = 128
+"""Side of the repeated tile of noise, in pixels."""
 
 
 def luma(colour: Tensor) -> Tensor:
-    """Return the brightness (N, ...) of colours (N, 3, ...)."""
+    """Return the brightness (N, ...) of colours (N, 3, ...) by ITU-R BT.601."""
     red, green, blue = colour.unbind(1)
-    return (_LUMA[0] * red + _LUMA[1] * green) + _LUMA[2] * blue
+    return (0.299 * red + 0.587 * green) + 0.114 * blue
 
 
 @lru_cache(maxsize=8)
-def noise_tiles(device: torch.device, rows: int, columns: int) -> Tensor:
-    """Return (rows * _TILE, columns * _TILE), a repeated tile of noise in [-1, 1), equal in every process."""
-    return (uniform(torch.arange(_TILE, device=device), _TILE) * 2 - 1).repeat(rows, columns)
+def _noise_tiles(device: torch.device, rows: int, columns: int) -> Tensor:
+    """Return rows x columns copies of the tile of noise in [-1, 1), which is equal in every process."""
+    return (uniform(torch.arange(NOISE_TILE, device=device), NOISE_TILE) * 2 - 1).repeat(rows, columns)
 
 
-@dataclass(frozen=True)
-class Light:
+def noise_windows(row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
+    """Return windows (N, height, width) of the repeated tile of noise at offsets (N,) int64 in 0..127."""
+    tiles = _noise_tiles(row.device, height // NOISE_TILE + 2, width // NOISE_TILE + 2)
+    return tiles.unfold(0, height, 1).unfold(1, width, 1)[row, column]
+
+
+class Light(NamedTuple):
     """Low-frequency lighting of the faces, applied to occluders so that they do not look pasted."""
 
     level: Tensor
@@ -39,7 +46,7 @@ class Light:
 
     def take(self, index: Tensor | slice) -> "Light":
         """Return the lighting of some of the faces."""
-        return Light(self.level[index], self.slope[index], self.skin[index])
+        return Light(*(column[index] for column in self))
 
 
 @dataclass(frozen=True)
@@ -140,11 +147,9 @@ class Canvas:
     @cached_property
     def grain(self) -> Tensor:
         """(N, h, w) sensor-like noise in [-1, 1] for each seed: the tile of noise from a random offset."""
-        height, width = len(self.y), len(self.x)
-        tiles = noise_tiles(self.x.device, height // _TILE + 2, width // _TILE + 2)
-        row = ((self.draws.unit() * _TILE).floor() + self.y[0]).long()[:, 0, 0] % _TILE
-        column = ((self.draws.unit() * _TILE).floor() + self.x[0]).long()[:, 0, 0] % _TILE
-        return tiles.unfold(0, height, 1).unfold(1, width, 1)[row, column]
+        row = ((self.draws.unit() * NOISE_TILE).floor() + self.y[0]).long()[:, 0, 0] % NOISE_TILE
+        column = ((self.draws.unit() * NOISE_TILE).floor() + self.x[0]).long()[:, 0, 0] % NOISE_TILE
+        return noise_windows(row, column, len(self.y), len(self.x))
 
 
 def _weighted_sum(a: float | Tensor, p: Tensor, b: float | Tensor, q: Tensor) -> Tensor:
@@ -202,3 +207,68 @@ class Kind:
     """Left, top, right, bottom of the painted area in face coordinates; None for the whole image."""
     paint: Callable[[Canvas], Layer]
     """Paints all images of a canvas at once, with +, -, *, / and sqrt only, which round alike in every batch."""
+
+
+def wave(phase: Tensor) -> Tensor:
+    """Return a wave in [0, 1] with period 1 and peaks at integers: a smoothstepped triangle, like a cosine."""
+    t = (phase - phase.floor()).sub_(0.5).abs_()
+    return (t * t).mul_(3 - 4 * t).mul_(4)
+
+
+def shading(canvas: Canvas, u: Tensor, bulge: float, rows: float = 0.0) -> Tensor:
+    """Return the brightness (N, h, w) of a matt surface wrapped around the face.
+
+    Args:
+        canvas: provides the lighting.
+        u: (N, h, w) horizontal face coordinate.
+        bulge: darkening at one eye distance from the middle.
+        rows: darkening per eye distance below the nose.
+    """
+    base = (0.72 + 0.5 * canvas.light.level).clamp(0.75, 1.12)  # half of the face's deviation from mid exposure
+    column = (u * u).mul_(-bulge * base).add_(u.clamp(-1.5, 1.5).mul_(canvas.light.slope * base))
+    return column.add_(canvas.affine(0.0, -rows * base, (0.6 * rows + 1) * base))
+
+
+def print_pattern(canvas: Canvas) -> Tensor:
+    """Return the share (N, h, w) of the second colour in a random print.
+
+    Prints are plain, striped, checked, dotted or blotched. All are one formula, so that a batch needs no branching: two
+    crossed waves, each sharpened (stripes, checks), or summed and then sharpened (dots, and blotches where the waves
+    bend each other).
+    """
+    draws = canvas.draws
+    choice = draws.unit()
+    stripes, checks, dots, blotches = (
+        ((choice >= low) & (choice < high)).float() for low, high in pairwise((0.25, 0.45, 0.6, 0.78, 1.0))
+    )
+    diagonal = draws.between(-1, 1)
+    frequency = draws.between(2.5, 5.5) * (1 - 0.62 * blotches)
+    p = canvas.affine(frequency, frequency * diagonal, draws.unit())
+    q = canvas.affine(-frequency * diagonal, frequency, draws.unit())
+    bend = 0.5 * blotches
+    first = wave(wave(q * 0.7).mul_(bend).add_(p))
+    second = wave(wave(p * 0.37).add_(first).mul_(bend).add_(q))
+    spots = dots + blotches
+    crossed = 0.5 * (checks + spots)
+    first = _sharpened(first, stripes + checks).mul_(stripes + crossed)
+    second = _sharpened(second, stripes + checks).mul_(crossed)
+    threshold = 0.72 * dots + 0.5 * blotches
+    return first.add_(second).sub_(threshold).mul_(1 + 9 * spots).clamp_(0, 1)
+
+
+def _sharpened(ramp: Tensor, hard: Tensor) -> Tensor:
+    """Make a wave six times steeper around its middle where `hard` is 1, in place."""
+    return ramp.mul_(1 + 5 * hard).sub_(2.5 * hard).clamp_(0, 1)
+
+
+def tinted(canvas: Canvas, first: Tensor, second: Tensor, share: Tensor, shade: Tensor) -> Tensor:
+    """Return (N, C, h, w): `first` mixed with a `share` (N, h, w) of `second`, times `shade`, plus grain."""
+    lit = (0.03 * canvas.grain).add_(shade).unsqueeze(1)
+    return ((second - first) * share.unsqueeze(1)).add_(first).mul_(lit).clamp_(0, 1)
+
+
+def weave(canvas: Canvas, u: Tensor, v: Tensor, threads: Tensor) -> Tensor:
+    """Return a knit (N, h, w) of `threads` per eye distance, which fades out where pixels are too coarse."""
+    visible = ((canvas.frame.unit / threads - 1.5) * 0.5).clamp(0, 1)
+    along = u * threads
+    return wave((v * threads).add_(0.5 * along)).mul_(wave(along)).sub_(0.25).mul_(visible)

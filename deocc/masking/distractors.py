@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Kind, Layer, noise_tiles
-from deocc.masking.fabrics import wave
+from deocc.masking.canvas import NOISE_TILE, Canvas, Kind, Layer, noise_windows, wave
 from deocc.masking.random import uniform
 from deocc.masking.renderer import paint_kinds
 from deocc.masking.shapes import norm, superellipse
@@ -57,8 +56,9 @@ def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
     gain = 0.75 + 0.5 * draws[:, 4]
     changed = (faces * gain + tint + (draws[:, 5] - 0.5) * 0.3).clamp(-1, 1)
     changed = _blur(changed, 1.2 * draws[:, 6] * (draws[:, 7] < 0.4))
-    strength = 0.08 * draws[:, 8].square()
-    changed = (changed + 1.7 * strength * _noise(faces, draws[:, 11, 0, 0, 0])).clamp(-1, 1)
+    strength, place = 0.08 * draws[:, 8].square(), (draws[:, 11, 0, 0, 0] * NOISE_TILE * NOISE_TILE).long()
+    noise = noise_windows(place // NOISE_TILE, place % NOISE_TILE, *faces.shape[2:])[:, None]
+    changed = (changed + 1.7 * strength * noise).clamp(-1, 1)
     quality = torch.where(draws[:, 9] < 0.5, 30 + 65 * draws[:, 10], 100.0).flatten()
     return _compress(changed, quality)
 
@@ -127,14 +127,6 @@ def _glare(canvas: Canvas) -> Layer:
 
 _WORN = (Kind("glasses", None, _glasses), Kind("beard", None, _beard))
 _CAST = (Kind("shadow", None, _shadow), Kind("glare", None, _glare))
-
-
-def _noise(faces: Tensor, place: Tensor) -> Tensor:
-    """Return noise (B, 1, H, W) in [-1, 1], a window of the noise tile chosen by (B,) numbers in [0, 1)."""
-    height, width = faces.shape[2:]
-    tiles = noise_tiles(faces.device, height // 128 + 2, width // 128 + 2)
-    number = (place * 128 * 128).long()
-    return tiles.unfold(0, height, 1).unfold(1, width, 1)[number // 128, number % 128][:, None]
 
 
 def _blur(faces: Tensor, sigma: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class RenderInputs(NamedTuple):
 
     def take(self, index: slice) -> "RenderInputs":
         """Return the inputs of some of the images."""
-        return RenderInputs(self.frame.take(index), self.draws.take(index), self.light.take(index))
+        return RenderInputs(*(part.take(index) for part in self))
 
 
 @torch.no_grad()
@@ -58,7 +58,10 @@ def render(
         ValueError: a shape or a kind is wrong, landmarks are not finite or beyond `deocc.geometry.LARGEST_COORDINATE`,
             or an occluder is outside its image.
     """
-    _check_faces(faces, seeds)
+    if faces.ndim != 4 or faces.shape[1] != 3 or 0 in faces.shape[2:] or not faces.is_floating_point():
+        raise ValueError(f"expected float faces (B, 3, H, W) in [-1, 1], got {faces.dtype} {tuple(faces.shape)}")
+    if seeds.shape != faces.shape[:1] or seeds.dtype != torch.int64:
+        raise ValueError(f"expected one int64 seed per face, ({len(faces)},), got {seeds.dtype} {tuple(seeds.shape)}")
     numbers = _to_numbers(kinds, faces)
     masked, masks = paint_kinds([get_kind(i) for i in range(len(list_kinds()))], faces, landmarks, numbers, seeds)
     missing = (numbers != NO_OCCLUDER) & (masks.flatten(1).amax(1) == 0)
@@ -141,13 +144,6 @@ def _window(kind: Kind, frame: FaceFrame, height: int, width: int) -> tuple[slic
     low_x, low_y, high_x, high_y = torch.stack([x.amin(), y.amin(), x.amax(), y.amax()]).tolist()
     rows = slice(max(0, int(low_y) - 1), min(height, int(high_y) + 3))
     return rows, slice(max(0, int(low_x) - 1), min(width, int(high_x) + 3))
-
-
-def _check_faces(faces: Tensor, seeds: Tensor) -> None:
-    if faces.ndim != 4 or faces.shape[1] != 3 or 0 in faces.shape[2:] or not faces.is_floating_point():
-        raise ValueError(f"expected float faces (B, 3, H, W) in [-1, 1], got {faces.dtype} {tuple(faces.shape)}")
-    if seeds.shape != faces.shape[:1] or seeds.dtype != torch.int64:
-        raise ValueError(f"expected one int64 seed per face, ({len(faces)},), got {seeds.dtype} {tuple(seeds.shape)}")
 
 
 def _to_numbers(kinds: Tensor | Sequence[str] | str, faces: Tensor) -> Tensor:

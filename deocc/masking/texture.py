@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from deocc.masking.canvas import Canvas, Kind, Layer, luma
-from deocc.masking.fabrics import shading
+from deocc.masking.canvas import Canvas, Kind, Layer, luma, shading
 from deocc.masking.registry import register_kind
 from deocc.masking.shapes import FaceFrame
 
@@ -31,7 +30,10 @@ def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
         ValueError: no pixel of the picture is transparent, or all are; the anchors are not five finite points; or the
             name is taken.
     """
-    texture = Texture(_read(Path(path)), _check(anchors))
+    picture = _read(Path(path))
+    if anchors.shape != (5, 2) or not bool(anchors.isfinite().all()):
+        raise ValueError(f"expected five finite anchors (5, 2) in pixels of the picture, got {anchors.tolist()}")
+    texture = Texture(picture, anchors.float())
     register_kind(Kind(name, texture.extent, texture))
 
 
@@ -45,27 +47,29 @@ class Texture:
 
     def __init__(self, picture: Tensor, anchors: Tensor) -> None:
         self._frame = FaceFrame.from_landmarks(anchors[None])
-        self.extent = self._face_extent(picture.shape[1], picture.shape[2])
-        self._border = 1 << _LEVELS
+        height, width = picture.shape[1:]
+        f, corners = self._frame, [(x, y) for x in (-1, width) for y in (-1, height)]
+        u = [float(f.ux * x + f.uy * y + f.u0) for x, y in corners]
+        v = [float(f.vx * x + f.vy * y + f.v0) for x, y in corners]
+        self.extent = min(u), min(v), max(u), max(v)
+        # A transparent border; sides that are multiples of it, so that halving is exact.
+        self._border = border = 1 << _LEVELS
         colour = picture[:3] * picture[3:]  # premultiplied: transparent pixels do not tint their neighbours
-        levels = _pyramid(torch.cat([colour, picture[3:]]), self._border)
+        padding = (border, border + -width % border, border, border + -height % border)
+        levels = [F.pad(torch.cat([colour, picture[3:]]), padding)]
+        for _ in range(_LEVELS - 1):
+            levels.append(F.avg_pool2d(levels[-1], 2))
         self._texels = torch.cat([level.flatten(1) for level in levels], 1)
         sizes = [(level.shape[1], level.shape[2]) for level in levels]
         starts = [sum(h * w for h, w in sizes[:i]) for i in range(_LEVELS)]
         self._layout = torch.tensor([(start, h, w) for start, (h, w) in zip(starts, sizes, strict=True)])
 
-    def _face_extent(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Return the bounding box of the picture in face coordinates."""
-        f = self._frame
-        corners = [(x, y) for x in (-1, width) for y in (-1, height)]
-        u = [float(f.ux * x + f.uy * y + f.u0) for x, y in corners]
-        v = [float(f.vx * x + f.vy * y + f.v0) for x, y in corners]
-        return min(u), min(v), max(u), max(v)
-
     def __call__(self, canvas: Canvas) -> Layer:
         """Sample the picture bilinearly at the face coordinates of every pixel."""
         f = FaceFrame(*(column.to(canvas.x.device) for column in self._frame))
-        level = self._level(f.unit / canvas.frame.unit)
+        # How often to halve the picture, whose pixels may be finer than those of the face, (N, 1, 1).
+        bounds = torch.tensor([1.5 * 2**level for level in range(_LEVELS - 1)], device=canvas.x.device)
+        level = (f.unit / canvas.frame.unit > bounds).sum(-1, keepdim=True)
         shrink = 1 / (1 << level).float()
         x = canvas.affine(f.xu * shrink, f.xv * shrink, (f.x0 + self._border + 0.5) * shrink - 0.5)
         y = canvas.affine(f.yu * shrink, f.yv * shrink, (f.y0 + self._border + 0.5) * shrink - 0.5)
@@ -75,11 +79,6 @@ class Texture:
             colour = luma(colour)[:, None]
         alpha = torch.where(alpha < 1 / 255, 0.0, alpha)
         return Layer(alpha, (colour / alpha.clamp_min(1 / 255).unsqueeze(1) * lit).clamp(0, 1))
-
-    def _level(self, ratio: Tensor) -> Tensor:
-        """Return (N, 1, 1) int64, how often to halve a picture of `ratio` times finer pixels than the face."""
-        bounds = torch.tensor([1.5 * 2**level for level in range(_LEVELS - 1)], device=ratio.device)
-        return (ratio > bounds).sum(-1, keepdim=True)
 
     def _sample(self, x: Tensor, y: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return premultiplied colour (N, 3, h, w) and alpha (N, h, w) at texel coordinates of a level."""
@@ -92,18 +91,6 @@ class Texture:
         lower = texels[:, index + width] * (1 - right) + texels[:, index + width + 1] * right
         sampled = upper * (1 - down) + lower * down
         return sampled[:3].transpose(0, 1), sampled[3]
-
-
-def _pyramid(picture: Tensor, border: int) -> list[Tensor]:
-    """Return the picture (4, h, w) with a transparent border, and halved copies of it.
-
-    Sides are multiples of the border, so halving is exact.
-    """
-    height, width = picture.shape[1:]
-    levels = [F.pad(picture, (border, border + -width % border, border, border + -height % border))]
-    for _ in range(_LEVELS - 1):
-        levels.append(F.avg_pool2d(levels[-1], 2))
-    return levels
 
 
 def _read(path: Path) -> Tensor:
@@ -120,9 +107,3 @@ def _read(path: Path) -> Tensor:
     if not pixels[..., 3].any():
         raise ValueError(f"{path} is transparent everywhere: an occluder must cover something")
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
-def _check(anchors: Tensor) -> Tensor:
-    if anchors.shape != (5, 2) or not bool(anchors.isfinite().all()):
-        raise ValueError(f"expected five finite anchors (5, 2) in pixels of the picture, got {anchors.tolist()}")
-    return anchors.float()

@@ -255,7 +255,7 @@ class DistillationModule(RecognitionModule):
         if hp["pair_weight"] > 0:
             terms["pair"] = hp["pair_weight"] * gathered_pair_relation_loss(student, teacher)
         if hp["triplet_weight"] > 0:
-            loss = gathered_triplet_relation_loss(student, teacher, None, hp["triplet_anchors"], step)
+            loss = gathered_triplet_relation_loss(student, teacher, hp["triplet_anchors"], step)
             terms["triplet"] = hp["triplet_weight"] * loss
         if hp["prediction_weight"] > 0:
             loss = self.prediction(student, teacher, self.identity_centers)

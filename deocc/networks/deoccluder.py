@@ -17,9 +17,6 @@ from deocc.networks.generator import Generator, compose
 from deocc.networks.segmenter import MaskSegmenter, load_segmenter
 from deocc.networks.weights import read_checkpoint, read_model_folder, sub_state
 
-GENERATOR_PREFIX, SEGMENTER_PREFIX = "average.module.", "segmenter."
-"""Prefixes of the averaged generator and of the segmenter in a stage-1 checkpoint."""
-
 
 class Deoccluder(nn.Module):
     """Completes masked faces and predicts their masks; frozen, in evaluation mode and channels-last format.
@@ -59,56 +56,31 @@ class Deoccluder(nn.Module):
             FileNotFoundError: a file does not exist.
             ValueError: a file is not a checkpoint or belongs to another stage, or there is no segmenter.
         """
-        if Path(path).is_dir():
-            deoccluder = cls._from_model_folder(Path(path))
-            if segmenter_checkpoint is not None:
-                deoccluder.segmenter = load_segmenter(segmenter_checkpoint).requires_grad_(False).eval()
-            return deoccluder
-        checkpoint = read_checkpoint(path)
-        if checkpoint.get("stage") != "inpainting":
-            stage = checkpoint.get("stage", "unknown")
-            raise ValueError(f"{path} is a checkpoint of the stage {stage!r}, not of 'inpainting': give a stage-1 run")
-        segmenter = load_segmenter(segmenter_checkpoint) if segmenter_checkpoint is not None else None
-        if segmenter is None and checkpoint["hyper_parameters"].get("segmenter_width") is None:
-            raise ValueError(f"{path} has no segmenter: give a run of SegmentationModule as segmenter_checkpoint")
+        path = Path(path)
+        if path.is_dir():
+            expected = "a model folder with a de-occluder"
+            remedy = "give a stage-1 run, or a model folder that `deocc test` wrote"
+            described, weights = read_model_folder(path)
+        else:
+            expected, remedy = "a complete stage-1 checkpoint", "it is damaged or of another version of deocc"
+            checkpoint = read_checkpoint(path, "inpainting")
+            if segmenter_checkpoint is None and checkpoint["hyper_parameters"].get("segmenter_width") is None:
+                raise ValueError(f"{path} has no segmenter: give a run of SegmentationModule as segmenter_checkpoint")
+        segmenter = None if segmenter_checkpoint is None else load_segmenter(segmenter_checkpoint)
         try:
-            settings, saved = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-            if segmenter is None:
-                segmenter_config: dict[str, Any] = {"width": settings["segmenter_width"]}
-                segmenter_state = sub_state(saved, SEGMENTER_PREFIX)
+            if path.is_dir():
+                config, state = described["deoccluder"], sub_state(weights, "deoccluder.")
             else:
-                segmenter_config, segmenter_state = dict(segmenter.config), segmenter.state_dict()
-            config: dict[str, Any] = {
-                "generator": {"width": settings["width"], "attention": settings["attention"]},
-                "segmenter": segmenter_config,
-                "size": checkpoint.get("face_size"),
-            }
-            state = {f"generator.{key}": value for key, value in sub_state(saved, GENERATOR_PREFIX).items()}
-            state |= {f"segmenter.{key}": value for key, value in segmenter_state.items()}
+                config, state = _parts_of_stage1(checkpoint)
+            if segmenter is not None:
+                config = {**config, "segmenter": segmenter.config}
+                state = {key: value for key, value in state.items() if not key.startswith("segmenter.")}
+                state |= {f"segmenter.{key}": value for key, value in segmenter.state_dict().items()}
             check_fit(config, state)
             deoccluder = cls(**config)
             deoccluder.load_state_dict(state)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} is not a complete stage-1 checkpoint ({describe_error(error, 160)}): "
-                "it is damaged or of another version of deocc"
-            ) from error
-        return deoccluder
-
-    @classmethod
-    def _from_model_folder(cls, folder: Path) -> Self:
-        """Load generator and segmenter of a model folder, as `deocc.inference.model_folder` writes it."""
-        try:
-            described, saved = read_model_folder(folder)
-            config, state = described["deoccluder"], sub_state(saved, "deoccluder.")
-            check_fit(config, state)
-            deoccluder = cls(**config)
-            deoccluder.load_state_dict(state)
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{folder} is not a model folder with a de-occluder ({describe_error(error, 160)}): "
-                "give a stage-1 run, or a model folder that `deocc test` wrote"
-            ) from error
+            raise ValueError(f"{path} is not {expected} ({describe_error(error, 160)}): {remedy}") from error
         return deoccluder
 
     def train(self, mode: bool = True) -> Self:
@@ -158,6 +130,18 @@ class Deoccluder(nn.Module):
         if self.size is None or image.shape[-1] <= self.size:
             return image
         return F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _parts_of_stage1(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return configuration and weights of the averaged generator and of the segmenter, which may be absent."""
+    settings, saved = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    config = {
+        "generator": {"width": settings["width"], "attention": settings["attention"]},
+        "segmenter": {"width": settings.get("segmenter_width")},
+        "size": checkpoint.get("face_size"),
+    }
+    state = {f"generator.{key}": value for key, value in sub_state(saved, "average.module.").items()}
+    return config, state | {key: value for key, value in saved.items() if key.startswith("segmenter.")}
 
 
 def whole_mask(mask: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1)))
 
     def forward(self, face: Tensor, mask: Tensor) -> Tensor:
-        """Compute the logits of faces.
+        """Compute the logits.
 
         Args:
             face: (B, 3, H, W) in [-1, 1], H, W >= 16.

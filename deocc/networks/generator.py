@@ -95,16 +95,11 @@ class Generator(nn.Module):
         full = F.avg_pool2d(F.pad(full, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
         image = torch.tanh(self.to_image(torch.cat([full, visible], 1))[..., : mask.shape[-2], : mask.shape[-1]])
         # Grey photographs are completed in grey, as `deocc.masking.render` paints on them.
-        red, green, blue = visible[:, 0], visible[:, 1], visible[:, 2]
-        grey = ((red == green) & (green == blue)).flatten(1).all(1)[:, None, None, None]
+        grey = (visible[:, :1] == visible[:, 1:3]).flatten(1).all(1)[:, None, None, None]
         return torch.where(grey, image.mean(1, keepdim=True), image)
 
     def attend(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """Return the attention weights, for display.
-
-        Args:
-            masked_face: as for `forward`.
-            mask: as for `forward`.
+        """Return the attention weights, for display; arguments as for `forward`.
 
         Returns:
             (B, h, w, h, w) with h = ceil(H / 8) and w = ceil(W / 8). Entry [b, i, j] contains the weights of all

@@ -17,6 +17,8 @@ STRIDE = 16
 """Inputs are padded to a multiple of it: the coarsest features have a sixteenth of the resolution."""
 
 _MIN_CONFIDENCE = 0.1  # lower confidences become 0, so that surely visible pixels keep their exact values
+_DILATION = 1  # pixels by which masks grow: a visible rim of the occluder harms a completion more than a lost pixel
+_FALSE_ALARMS = 0.005  # largest fraction of unmasked faces that get a mask
 
 
 class MaskSegmenter(nn.Module):
@@ -74,42 +76,36 @@ class MaskSegmenter(nn.Module):
         return logits[..., : face.shape[-2], : face.shape[-1]]
 
     @torch.no_grad()
-    def predict_mask(self, face: Tensor, dilation: int = 1) -> Tensor:
-        """Predict the mask for the generator and the student; not differentiable.
+    def predict_mask(self, face: Tensor) -> Tensor:
+        """Predict the mask for the generator and the student, grown by a pixel; not differentiable.
 
         Args:
             face: as for `forward`.
-            dilation: pixels by which the mask grows. A visible rim of the occluder harms a completion more than a lost
-                visible pixel.
 
         Returns:
             Confidence (B, 1, H, W) in [0, 1] that a pixel is covered: 0 where it is below 0.1, and everywhere on faces
             whose covered fraction is below `gate`.
 
         Raises:
-            ValueError: the shape does not match, or `dilation` is negative.
+            ValueError: the shape does not match.
         """
-        if dilation < 0:
-            raise ValueError(f"dilation must be at least 0, got {dilation}")
         confidence = self(face).float().sigmoid()
         masked = predicted_share(confidence) >= self.gate
-        mask = F.max_pool2d(confidence, 2 * dilation + 1, stride=1, padding=dilation) * masked[:, None, None, None]
+        mask = F.max_pool2d(confidence, 2 * _DILATION + 1, stride=1, padding=_DILATION) * masked[:, None, None, None]
         return torch.where(mask >= _MIN_CONFIDENCE, mask, 0.0).to(face.dtype)
 
-    def calibrate_gate(self, bare_shares: Tensor, false_alarms: float = 0.005) -> None:
-        """Set `gate` so that at most a fraction `false_alarms` of unmasked faces gets a mask.
+    def calibrate_gate(self, bare_shares: Tensor) -> None:
+        """Set `gate` so that at most 0.5 % of unmasked faces get a mask.
 
         Args:
             bare_shares: `predicted_share` (N,) of unmasked faces outside the training set.
-            false_alarms: in [0, 1).
 
         Raises:
             ValueError: there are no faces.
         """
         if len(bare_shares) == 0:
             raise ValueError("no bare faces to calibrate the segmenter's gate on: give a validation set with faces")
-        allowed = int(false_alarms * len(bare_shares))
-        highest = bare_shares.sort(descending=True).values[allowed]
+        highest = bare_shares.sort(descending=True).values[int(_FALSE_ALARMS * len(bare_shares))]
         # Just above the highest fraction to reject; the absolute term keeps an empty prediction below the gate.
         self.gate.copy_((highest * (1 + 1e-4) + 1e-6).to(self.gate))
 
@@ -134,12 +130,7 @@ def load_segmenter(path: str | Path) -> MaskSegmenter:
         segmenter = MaskSegmenter(**described["segmenter"])
         load_weights(segmenter, sub_state(state, "deoccluder.segmenter."), Path(path))
         return segmenter
-    checkpoint = read_checkpoint(path)
-    if checkpoint.get("stage") != "segmentation":
-        stage = checkpoint.get("stage", "unknown")
-        raise ValueError(
-            f"{path} is a checkpoint of the stage {stage!r}, not of 'segmentation': give a run of SegmentationModule"
-        )
+    checkpoint = read_checkpoint(path, "segmentation")
     segmenter = MaskSegmenter(int(checkpoint["hyper_parameters"]["width"]))
     segmenter.load_state_dict(sub_state(checkpoint["state_dict"], "average.module."))
     return segmenter

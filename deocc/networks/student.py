@@ -49,10 +49,6 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
 class Projection(nn.Module):
     """Linear map without bias between embedding dimensions; the identity if they are equal.
 
-    Args:
-        in_dim: dimension of the input.
-        out_dim: dimension of the output.
-
     Raises:
         ValueError: a dimension is < 1.
     """
@@ -121,23 +117,16 @@ class Student(nn.Module):
         Returns:
             Embeddings (B, out_dim), not normalised.
         """
-        extra = []
-        if self.student_input == "both":
-            extra.append(masked_face)
-        if self.mask_channel:
-            extra.append(mask)
+        extra = [masked_face] * (self.student_input == "both") + [mask] * self.mask_channel
         face = completed_face if self.needs_completion else masked_face
         embedding: Tensor = self.projection(self.embedder(face, torch.cat(extra, 1) if extra else None))
         return embedding
 
     def trainable(self, blocks: int | None) -> list[nn.Parameter]:
-        """Select the parameters to train.
+        """Select the parameters to train, without duplicates.
 
         Args:
             blocks: number of last sections to train beside head, widened stem and projection; None trains all.
-
-        Returns:
-            Parameters without duplicates.
 
         Raises:
             ValueError: the embedder has fewer sections.
@@ -162,11 +151,7 @@ def load_student(student: Student, path: str | Path) -> None:
     if Path(path).is_dir():
         state = sub_state(read_model_folder(Path(path))[1], "student.")
     else:
-        checkpoint = read_checkpoint(path)
-        if checkpoint.get("stage") != "distillation":
-            stage = repr(checkpoint.get("stage", "unknown"))
-            raise ValueError(f"{path} is a checkpoint of the stage {stage}, not of 'distillation': give a stage-2 run")
-        state = sub_state(checkpoint["state_dict"], "average.module.")
+        state = sub_state(read_checkpoint(path, "distillation")["state_dict"], "average.module.")
     load_weights(student, state, Path(path))
 
 
@@ -210,15 +195,10 @@ def check_bare_faces(bare_faces: BareFaces, teacher: Embedder) -> None:
 
 
 def check_start(student: Student, out_dim: int, interpolation: float) -> None:
-    """Check that weight interpolation starts from pretrained weights.
-
-    Args:
-        student: student before training.
-        out_dim: dimension of the teacher's embeddings.
-        interpolation: weight of the trained student, in (0, 1]; 1 does not interpolate.
+    """Check that the average (see `deocc.modules.distillation.StudentAverage`) starts from pretrained weights.
 
     Raises:
-        ValueError: `interpolation` < 1 with random weights in the embedder or the projection.
+        ValueError: `interpolation` < 1 with random weights in the embedder or in the projection to `out_dim`.
     """
     embedder = student.embedder
     if interpolation < 1 and not (embedder.pretrained and embedder.embedding_dim == out_dim):

@@ -17,6 +17,11 @@ from deocc.runs import damage
 _CONTAINERS = ("state_dict", "model_state_dict", "state_dict_backbone", "model", "backbone", "net")
 # Prefixes that wrappers (DataParallel, Lightning modules, `Embedder`) add to the names of a network.
 _PREFIXES = ("module.", "backbone.", "model.", "network.", "net.", "_orig_mod.")
+_RUN_OF_STAGE = {
+    "inpainting": "a stage-1 run",
+    "segmentation": "a run of SegmentationModule",
+    "distillation": "a stage-2 run",
+}
 
 
 def find_weights(path: str | Path, remedy: str) -> Path:
@@ -141,12 +146,16 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, 
     network.load_state_dict(found, strict=False)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, stage: str | None = None) -> dict[str, Any]:
     """Read a Lightning checkpoint to the CPU, verify its checksums, and execute nothing in it.
+
+    Args:
+        path: the checkpoint.
+        stage: stage that must have written it, "inpainting", "segmentation" or "distillation"; None accepts any.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged or not a checkpoint.
+        ValueError: the file is damaged, not a checkpoint, or of another stage.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
@@ -164,4 +173,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from cause
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
+    found = content.get("stage", "unknown")
+    if stage not in (None, found):
+        raise ValueError(
+            f"{path} is a checkpoint of the stage {found!r}, not of {stage!r}: give {_RUN_OF_STAGE[str(stage)]}"
+        )
     return content

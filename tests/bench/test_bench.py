@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench import bench
+from bench.kernels import batch_size, errors, measure_alone, measure_renderer, render_times
 from bench.measuring import Row, in_own_process
-from bench.relations import errors, measure_alone
-from bench.renderer import batch_size, measure_renderer, times
 from deocc.masking import list_kinds
 
 
@@ -25,7 +24,7 @@ def test_measure_alone() -> None:
 
 
 def test_every_kind_is_timed() -> None:
-    medians, memory = in_own_process(times, 64, 1)
+    medians, memory = in_own_process(render_times, 64, 1)
     assert tuple(medians) == list_kinds()
     assert min(medians.values()) > 0 and memory > 0
 
@@ -36,7 +35,7 @@ def test_batch_stays_below_32_mib() -> None:
 
 
 def test_rate_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.renderer.in_own_process", lambda *_: ({"box": 1.0, "scarf": 3.0}, 7.0))
+    monkeypatch.setattr("bench.kernels.in_own_process", lambda *_: ({"box": 1.0, "scarf": 3.0}, 7.0))
     *kinds, together = measure_renderer(112)
     assert [row["ours"] for row in kinds] == pytest.approx([64, 64 / 3])
     assert together["ours"] == pytest.approx(2 * 64 / 4)

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from bench import gpu, gpu_training
-from bench.devices import median_seconds, peak_flops
-from bench.gpu_kernels import compiled_piece
+from bench.gpu_kernels import compiled_piece, median_seconds, peak_flops
 from bench.gpu_training import at_paper_size, count_operations, deviation
-from bench.relations import embeddings, value_and_gradient
+from bench.kernels import embeddings, value_and_gradient
 from deocc.losses import distances, triplet_relation_loss
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ def image() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(60, 200, (96, 96, 3), dtype=np.uint8)
 
 
-def test_the_mask_comes_with_the_image_and_marks_what_changed(image: NDArray[np.uint8]) -> None:
+def test_mask_marks_changed_pixels(image: NDArray[np.uint8]) -> None:
     result = MaskFace(p=1.0)(image=image, label=7)
     changed = (result["image"] != image).any(-1)
     mask = result["occlusion_mask"]
@@ -28,7 +28,7 @@ def test_the_mask_comes_with_the_image_and_marks_what_changed(image: NDArray[np.
     assert changed.any() and not changed[mask == 0].any() and changed[mask == 1].mean() > 0.9
 
 
-def test_the_pipeline_s_seed_decides(image: NDArray[np.uint8]) -> None:
+def test_seed_of_the_pipeline(image: NDArray[np.uint8]) -> None:
     def run(seed: int) -> list[NDArray[np.uint8]]:
         pipeline = albumentations.Compose([MaskFace(p=1.0)], seed=seed)
         return [pipeline(image=image)["image"] for _ in range(3)]
@@ -38,12 +38,12 @@ def test_the_pipeline_s_seed_decides(image: NDArray[np.uint8]) -> None:
     assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], other[0])
 
 
-def test_not_applied_means_untouched_with_an_empty_mask(image: NDArray[np.uint8]) -> None:
+def test_not_applied_gives_empty_mask(image: NDArray[np.uint8]) -> None:
     result = MaskFace(p=0.0)(image=image)
     assert np.array_equal(result["image"], image) and not result["occlusion_mask"].any()
 
 
-def test_later_spatial_transforms_move_the_mask_along(image: NDArray[np.uint8]) -> None:
+def test_spatial_transforms_move_mask(image: NDArray[np.uint8]) -> None:
     plain = albumentations.Compose([MaskFace(("hand",), p=1.0)], seed=3)(image=image)
     flip = albumentations.HorizontalFlip(p=1.0)
     targets = {"occlusion_mask": "mask"}
@@ -54,7 +54,7 @@ def test_later_spatial_transforms_move_the_mask_along(image: NDArray[np.uint8]) 
     assert np.array_equal(flipped["image"], plain["image"][:, ::-1])
 
 
-def test_landmarks_are_read_from_keypoints_or_metadata(image: NDArray[np.uint8]) -> None:
+def test_landmarks_from_keypoints_or_key(image: NDArray[np.uint8]) -> None:
     points = np.array([(20, 20), (40, 20), (30, 31), (21, 42), (39, 42)], np.float32)
     by_key = MaskFace(("sunglasses",), p=1.0)(image=image, landmarks=points)["occlusion_mask"]
     keypoints = albumentations.KeypointParams(format="xy", remove_invisible=False)
@@ -67,14 +67,14 @@ def test_landmarks_are_read_from_keypoints_or_metadata(image: NDArray[np.uint8])
         MaskFace(p=1.0)(image=image, landmarks=points[:3])
 
 
-def test_what_it_cannot_mask_is_refused(image: NDArray[np.uint8]) -> None:
+def test_mask_face_bad_input(image: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="unknown occluder"):
         MaskFace(kinds=("beard",))
     with pytest.raises(ValueError, match="uint8 RGB"):
         MaskFace(p=1.0)(image=image[..., 0])
 
 
-def test_the_room_itself_loads_neither_albumentations_nor_lightning() -> None:
+def test_masking_imports_neither_albumentations_nor_lightning() -> None:
     heavy = "{'albumentations', 'pytorch_lightning', 'torchvision'}"
     code = f"import sys, deocc.masking; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

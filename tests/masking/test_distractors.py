@@ -1,7 +1,4 @@
-"""What is painted for a mask predictor to ignore:
-
-it follows from the seed alone, keeps the range, and leaves grey photographs grey.
-"""
+"""Distractors follow from the seed alone, keep the range, and leave grey photographs grey."""
 
 from collections.abc import Callable
 
@@ -43,7 +40,7 @@ def test_distractors_keep_range_and_grey(add: Add, make_faces: MakeFaces) -> Non
 
 
 @each
-def test_distractors_follow_from_the_seed_alone(add: Add, make_faces: MakeFaces) -> None:
+def test_distractors_follow_from_seed(add: Add, make_faces: MakeFaces) -> None:
     faces, seeds = make_faces(12), torch.arange(12) * 7919 + 2**50
     changed = add(faces, seeds)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
@@ -55,7 +52,7 @@ def test_distractors_follow_from_the_seed_alone(add: Add, make_faces: MakeFaces)
 
 
 @pytest.mark.parametrize(("add", "probability"), [(add_worn, 0.4), (add_cast, 0.3)], ids=["worn", "cast"])
-def test_distractors_change_a_share_of_the_faces(
+def test_distractors_change_share_of_faces(
     add: Callable[..., Tensor], probability: float, make_faces: MakeFaces
 ) -> None:
     faces, seeds, landmarks = make_faces(1).expand(200, -1, -1, -1), torch.arange(200), LANDMARKS.expand(200, 5, 2)

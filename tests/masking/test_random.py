@@ -20,7 +20,7 @@ def _unsigned(value: int) -> int:
     return value & _M
 
 
-def test_mix_is_the_published_splitmix64() -> None:
+def test_mix_is_splitmix64() -> None:
     golden = 0x9E3779B97F4A7C15
     states = [0, 1, -1, 12345, -(2**63), 2**63 - 1]
     shifted = [(_unsigned(s) + golden) & _M for s in states]
@@ -29,7 +29,7 @@ def test_mix_is_the_published_splitmix64() -> None:
     assert _splitmix64(0) == 0xE220A8397B1DCDAF  # the reference implementation's first output
 
 
-def test_uniform_numbers_are_flat_and_uncorrelated_between_neighbouring_seeds() -> None:
+def test_uniform_is_flat_and_uncorrelated() -> None:
     numbers = uniform(torch.arange(20000), 4)
     assert numbers.min() >= 0 and numbers.max() < 1
     counts = torch.histc(numbers[:, 2], 20, 0, 1)
@@ -40,12 +40,12 @@ def test_uniform_numbers_are_flat_and_uncorrelated_between_neighbouring_seeds() 
     assert (torch.corrcoef(pairs) - torch.eye(4)).abs().max() < 0.03
 
 
-def test_a_long_stream_does_not_repeat_itself() -> None:
+def test_long_stream_does_not_repeat() -> None:
     draws = Draws(torch.arange(3))
     assert len({float(draws.unit()[1]) for _ in range(200)}) == 200
 
 
-def test_draw_kinds_follows_the_seed_and_the_probabilities() -> None:
+def test_draw_kinds_probabilities() -> None:
     seeds = torch.arange(8000)
     chosen = draw_kinds(seeds, ("hand", "box"), clean_probability=0.25)
     assert torch.equal(chosen[seeds % 7 == 3], draw_kinds(seeds[seeds % 7 == 3], ("hand", "box"), 0.25))
@@ -57,13 +57,13 @@ def test_draw_kinds_follows_the_seed_and_the_probabilities() -> None:
 
 
 @pytest.mark.parametrize(("kinds", "clean"), [((), 0.0), (("box",), 1.5), (("box",), -0.1), (("beard",), 0.0)])
-def test_draw_kinds_refuses_what_it_cannot_draw(kinds: tuple[str, ...], clean: float) -> None:
+def test_draw_kinds_bad_input(kinds: tuple[str, ...], clean: float) -> None:
     with pytest.raises(ValueError, match=r"kind|unknown occluder 'beard': choose from surgical"):
         draw_kinds(torch.arange(2), kinds, clean)
 
 
 @pytest.mark.parametrize("used", [0, 62, 64])
-def test_several_ranges_at_once_give_what_they_give_one_by_one(used: int) -> None:
+def test_between_each_equals_between(used: int) -> None:
     """Also where the stream's blocks of 64 numbers end."""
     ranges = ((0.1, 0.7), (-3.0, 2.0), (0.0, 1.0))
     one, other = Draws(torch.arange(5)), Draws(torch.arange(5))

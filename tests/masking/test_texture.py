@@ -25,9 +25,7 @@ def _picture(path: Path) -> Path:
     return path
 
 
-def test_a_texture_lands_where_its_anchors_say_at_any_size(
-    own_kinds: None, tmp_path: Path, make_faces: MakeFaces
-) -> None:
+def test_texture_at_anchors(own_kinds: None, tmp_path: Path, make_faces: MakeFaces) -> None:
     register_texture("patch", _picture(tmp_path / "patch.png"), ANCHORS)
     assert list_kinds()[-1] == "patch"
     for size in (50, 100, 400):
@@ -40,7 +38,7 @@ def test_a_texture_lands_where_its_anchors_say_at_any_size(
         assert red > 0.2 and green == blue == -1
 
 
-def test_a_texture_obeys_the_rules_of_every_kind(own_kinds: None, tmp_path: Path, make_faces: MakeFaces) -> None:
+def test_texture_obeys_rules_of_kinds(own_kinds: None, tmp_path: Path, make_faces: MakeFaces) -> None:
     register_texture("patch", _picture(tmp_path / "patch.png"), ANCHORS)
     faces, seeds = torch.cat([make_faces(3, 97), make_faces(3, 97, grey=True)]), torch.arange(6)
     landmarks = TEMPLATES["canonical"].tensor(97) + torch.arange(6.0)[:, None, None]
@@ -51,7 +49,7 @@ def test_a_texture_obeys_the_rules_of_every_kind(own_kinds: None, tmp_path: Path
         assert torch.equal(render(faces[i : i + 1], landmarks[i : i + 1], "patch", seeds[i : i + 1])[0][0], masked[i])
 
 
-def test_bad_textures_are_refused(own_kinds: None, tmp_path: Path) -> None:
+def test_texture_bad_input(own_kinds: None, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no texture at"):
         register_texture("a", tmp_path / "none.png", ANCHORS)
     Image.new("RGB", (8, 8)).save(tmp_path / "rgb.png")

@@ -1,16 +1,9 @@
-"""The built-in occluders, one file each. Their order defines their numbers and must not change."""
+"""The built-in occluders. Their order defines their numbers and must not change."""
 
 from deocc.masking.canvas import Kind
-from deocc.masking.kinds.blob import BLOB
-from deocc.masking.kinds.box import BOX
-from deocc.masking.kinds.cloth import CLOTH
+from deocc.masking.kinds.face_masks import CLOTH, N95, SCARF, SURGICAL
+from deocc.masking.kinds.freeform import BLOB, BOX, STROKES
 from deocc.masking.kinds.hand import HAND
-from deocc.masking.kinds.n95 import N95
-from deocc.masking.kinds.scarf import SCARF
-from deocc.masking.kinds.strokes import STROKES
 from deocc.masking.kinds.sunglasses import SUNGLASSES
-from deocc.masking.kinds.surgical import SURGICAL
 
 BUILT_IN: tuple[Kind, ...] = (SURGICAL, CLOTH, N95, SCARF, SUNGLASSES, HAND, BOX, STROKES, BLOB)
-
-__all__ = ["BLOB", "BOX", "BUILT_IN", "CLOTH", "HAND", "N95", "SCARF", "STROKES", "SUNGLASSES", "SURGICAL"]

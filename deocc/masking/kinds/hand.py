@@ -1,7 +1,5 @@
 """A hand over the mouth: the back of the hand, four fingers and a thumb in the skin colour of the face."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -14,36 +12,12 @@ _PITCH = 0.228
 Our choice."""
 
 
-class _Fingers(NamedTuple):
-    """The nearest finger at each pixel, each map (N, h, w)."""
-
-    distance: Tensor
-    """Signed distance to its outline."""
-    across: Tensor
-    """Place across it, -1 to 1 from edge to edge."""
-    tip: Tensor
-    """Place along it from its tip, negative inside."""
-
-
 def _paint(canvas: Canvas) -> Layer:
-    draws = canvas.draws
-    p, q = _hand_coordinates(canvas, draws)
-    q.add_((p * p).mul_(draws.between(-0.08, 0.08)))
-    fingers = _fingers(p, q, draws)
-    back = _back(p, q, draws)
-    hand = smooth_min(fingers.distance, back, 0.05)
-    shade = _relief(canvas, fingers, p, back, hand)
-    tone = canvas.paint(canvas.light.skin) * draws.between(0.88, 1.10).unsqueeze(1)
-    side = canvas.u.clamp(-1.5, 1.5).mul_(canvas.light.slope * 0.7).add_(1)
-    light = shade.mul_(side).add_(canvas.grain * 0.025)
-    return Layer(canvas.cover(hand), (tone * light.unsqueeze(1)).clamp_(0, 1))
+    """Paint a hand that comes from either side, flat to nearly upright.
 
-
-def _hand_coordinates(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return p from knuckles to fingertips and q across, from the little finger to the index finger.
-
-    The hand comes from either side, flat to nearly upright.
+    p runs from the knuckles to the fingertips, q across from the little finger to the index finger.
     """
+    draws = canvas.draws
     side, mirror = draws.sign(), draws.sign()
     size, steep = draws.between_each((1.0, 1.25), (-0.5, 0.95))
     length = (1 + steep * steep).sqrt()
@@ -51,11 +25,25 @@ def _hand_coordinates(canvas: Canvas, draws: Draws) -> tuple[Tensor, Tensor]:
     cu, cv = draws.between(-0.2, 0.2) - 0.25 * side / length, draws.between(1.05, 1.3) + 0.25 * steep / length
     p = canvas.affine(cos, -sin, sin * cv - cos * cu)
     sin, cos = mirror * sin * side, mirror * cos * side
-    return p, canvas.affine(-sin, -cos, sin * cu + cos * cv)
+    q = canvas.affine(-sin, -cos, sin * cu + cos * cv)
+    q.add_((p * p).mul_(draws.between(-0.08, 0.08)))
+    fingers, across, tip = _fingers(p, q, draws)
+    back = _back(p, q, draws)
+    hand = smooth_min(fingers, back, 0.05)
+    shade = _relief(canvas, (fingers, across, tip), p, back, hand)
+    tone = canvas.paint(canvas.light.skin) * draws.between(0.88, 1.10).unsqueeze(1)
+    lit = canvas.u.clamp(-1.5, 1.5).mul_(canvas.light.slope * 0.7).add_(1)
+    light = shade.mul_(lit).add_(canvas.grain * 0.025)
+    return Layer(canvas.cover(hand), (tone * light.unsqueeze(1)).clamp_(0, 1))
 
 
-def _fingers(p: Tensor, q: Tensor, draws: Draws) -> _Fingers:
-    """Evaluate the nearest of four capsules; its number, the rounded place across, gives its length."""
+def _fingers(p: Tensor, q: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    """Evaluate the nearest of four capsules; its number, the rounded place across, gives its length.
+
+    Returns:
+        Three maps (N, h, w): signed distance to the finger's outline; place across it, -1 to 1 from edge to edge; place
+        along it from its tip, negative inside.
+    """
     spread, radius, reach = draws.between_each((-0.04, 0.22), (0.100, 0.114), (0.92, 1.08))
     place = (q / p.clamp_min(0).mul_(spread).add_(1)).mul_(1 / _PITCH).add_(1.5)
     number = place.round().clamp_(0, 3)  # 0 = little finger, 3 = index
@@ -63,7 +51,7 @@ def _fingers(p: Tensor, q: Tensor, draws: Draws) -> _Fingers:
     length = (0.25 - 0.065 * number).mul_(number).add_(0.62).mul_(reach)
     tip = p - length
     distance = norm((tip + radius).clamp_min_(0), across).sub_(radius)
-    return _Fingers(distance, across.div_(radius), tip)
+    return distance, across.div_(radius), tip
 
 
 def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
@@ -76,12 +64,12 @@ def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
     return smooth_min(smooth_min(rounded_box(p + 0.42, q, 0.48, 0.44, 0.2), wrist, 0.2), thumb, 0.12)
 
 
-def _relief(canvas: Canvas, fingers: _Fingers, p: Tensor, back: Tensor, hand: Tensor) -> Tensor:
+def _relief(canvas: Canvas, fingers: tuple[Tensor, ...], p: Tensor, back: Tensor, hand: Tensor) -> Tensor:
     """Return the brightness (N, h, w) of fingers, gaps, joints, nails, knuckles and rim."""
-    across, tip = fingers.across, fingers.tip
+    distance, across, tip = fingers
     across2 = across * across
     roundness = (1 - across2).clamp_(-0.2, 1)
-    gaps = canvas.line(fingers.distance, 0.03, 0.30)
+    gaps = canvas.line(distance, 0.03, 0.30)
     joints = canvas.line((tip + 0.41).abs_().sub_(0.11), 0.022, 0.10)  # at 0.30 and at 0.52 from the tip
     height = (tip + 0.11).mul_(11)
     nails = across2.mul_(-9).sub_(height.mul_(height).mul_(4)).add_(4).clamp_(0, 1).mul_(0.10)

@@ -26,22 +26,12 @@ def _paint(canvas: Canvas) -> Layer:
     x = (side - (width + gap)).div_(width).add_(v * drop)  # aviators narrow towards the cheeks
     y = v / height
     lens = superellipse(x, y, squareness).sub_(1).mul_(width * 0.8)
-    frame = torch.minimum(lens.abs().sub_(rim), _bars(side, v, width, height, rim))
-    return _compose(canvas, lens, frame, (u, x, y))
-
-
-def _bars(side: Tensor, v: Tensor, width: Tensor, height: Tensor, rim: Tensor) -> Tensor:
-    """Return the signed distance to the bridge over the nose and the temples towards the ears."""
     bridge = (v + 0.3 * height).sub_((0.6 * side).mul_(side)).abs_().sub_(rim)
     bridge = torch.maximum(bridge, side - 0.2)
     ends = torch.maximum(side - 1.2, 2 * width + 0.06 - side)
     temple = torch.maximum((v + 0.35 * height).abs_().sub_(1.3 * rim), ends)
-    return torch.minimum(bridge, temple)
-
-
-def _compose(canvas: Canvas, lens: Tensor, frame: Tensor, place: tuple[Tensor, Tensor, Tensor]) -> Layer:
-    """Paint glass under its frame; a graded lens shows a little of the eyes at its lower edge."""
-    draws, (u, x, y) = canvas.draws, place
+    frame = torch.minimum(lens.abs().sub_(rim), torch.minimum(bridge, temple))
+    # Glass under its frame; a graded lens shows a little of the eyes at its lower edge.
     tint, metal = canvas.paint(draws.pick(_TINTS)), canvas.paint(draws.pick(_FRAMES))
     clear = draws.chance(0.4) * draws.between(0.05, 0.22)
     seen = (0.5 + 0.5 * y).clamp_(0, 1).mul_(-clear).add_(1)

@@ -5,8 +5,8 @@
 """
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -172,8 +172,7 @@ _LAYOUT: dict[str, tuple[int, bool, int]] = {
 }
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """Layer of a `.dat` file: dlib's name of its kind, and its weights, flat in dlib's order, possibly empty."""
 
     kind: str

@@ -106,8 +106,8 @@ class Embedder(nn.Module):
         self.input_size = spec.size
         self.template = get_template(spec.template)
         if self.template.size != spec.size:
-            points = self.template.tensor(spec.size)
-            self.template = Template(spec.size, tuple((float(x), float(y)) for x, y in points))
+            points = self.template.tensor(spec.size).tolist()
+            self.template = Template(spec.size, tuple((x, y) for x, y in points))
         # Not persistent: part of the declaration, not of the weights.
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(3, 1, 1), persistent=False)
@@ -141,17 +141,10 @@ class Embedder(nn.Module):
         return embedding
 
     def crop(self, face: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Warp canonical crops to the backbone's template.
-
-        Args:
-            face: as for `forward`.
-            extra: as for `forward`.
+        """Warp canonical crops to the backbone's template; arguments and errors as for `forward`.
 
         Returns:
             Face (B, 3, input_size, input_size) and extra channels (B, E, input_size, input_size) in unchanged ranges.
-
-        Raises:
-            ValueError: the shapes do not match.
         """
         if face.ndim != 4 or face.shape[1] != 3 or face.shape[2] != face.shape[3]:
             raise ValueError(f"expected canonical face crops of shape (B, 3, S, S), got {tuple(face.shape)}")
@@ -181,10 +174,7 @@ class Embedder(nn.Module):
         return embedding
 
     def embed_with_features(self, face: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Embed faces and return intermediate features.
-
-        Args:
-            face: as for `forward`.
+        """Embed faces (B, 3, S, S) and return the intermediate features.
 
         Returns:
             Embeddings (B, D), and the feature maps (B, C, h, w) after each section before the head, in forward order.

@@ -29,11 +29,6 @@ BLOCKS = {
 }
 """Number of blocks per stage."""
 
-# Positions in the Sequential modules of AdaFace [2] -> names of [1].
-_ADAFACE_STEM = {"0": "conv1", "1": "bn1", "2": "prelu"}
-_ADAFACE_BLOCK = {"0": "bn1", "1": "conv1", "2": "bn2", "3": "prelu", "4": "conv2", "5": "bn3"}
-_ADAFACE_HEAD = {"0": "bn2", "3": "fc", "4": "features"}
-
 
 class IBasicBlock(nn.Module):
     """Residual block [0]: batch norm, convolution, batch norm, PReLU, strided convolution, batch norm.
@@ -110,25 +105,20 @@ def translate_adaface(state: Mapping[str, Tensor], blocks: tuple[int, int, int, 
 
     The last normalisation of AdaFace has no scale and shift; they are set to 1 and 0.
     """
+    names = {"input_layer.0": "conv1", "input_layer.1": "bn1", "input_layer.2": "prelu"}
+    names |= {"output_layer.0": "bn2", "output_layer.3": "fc", "output_layer.4": "features"}
     places = [f"layer{stage + 1}.{number}" for stage, count in enumerate(blocks) for number in range(count)]
-    translated = {_translate(key, places): value for key, value in state.items()}
+    for number, place in enumerate(places):
+        for position, name in enumerate(("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")):
+            names[f"body.{number}.res_layer.{position}"] = f"{place}.{name}"
+        for position in (0, 1):
+            names[f"body.{number}.shortcut_layer.{position}"] = f"{place}.downsample.{position}"
+    translated = {}
+    for key, value in state.items():
+        module, _, parameter = key.rpartition(".")
+        translated[f"{names[module]}.{parameter}" if module in names else key] = value
     dim = len(translated.get("fc.bias", torch.empty(512)))
     return {"features.weight": torch.ones(dim), "features.bias": torch.zeros(dim)} | translated
-
-
-def _translate(key: str, places: list[str]) -> str:
-    match key.split("."):
-        case ["input_layer", position, *rest] if position in _ADAFACE_STEM:
-            return ".".join([_ADAFACE_STEM[position], *rest])
-        case ["output_layer", position, *rest] if position in _ADAFACE_HEAD:
-            return ".".join([_ADAFACE_HEAD[position], *rest])
-        case ["body", block, *inner] if block.isdigit() and int(block) < len(places):
-            match inner:
-                case ["res_layer", position, *rest] if position in _ADAFACE_BLOCK:
-                    return ".".join([places[int(block)], _ADAFACE_BLOCK[position], *rest])
-                case ["shortcut_layer", *rest]:
-                    return ".".join([places[int(block)], "downsample", *rest])
-    return key
 
 
 def build(name: str, weights: str | None, pretrained: bool) -> Backbone:

@@ -14,15 +14,6 @@ import torch
 from deocc.networks.embedders import dlib, facenet, iresnet, onnx, timm
 from deocc.networks.embedders.embedder import Backbone, Colour, Embedder, Triple
 
-__all__ = [
-    "Embedder",
-    "create_embedder",
-    "create_teacher",
-    "list_embedders",
-    "read_options",
-    "teacher_fingerprint",
-]
-
 _BUILDERS: dict[str, Callable[[str, str | None, bool], Backbone]] = {
     "dlib_resnet": dlib.build,
     "inception_resnet_v1": facenet.build,
@@ -142,9 +133,8 @@ def read_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         if name not in _OPTIONS:
             raise ValueError(f"unknown recogniser option {name!r}: choose among {', '.join(_OPTIONS)}")
         if name in ("mean", "std"):
-            valid = (
-                isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, int | float) for x in value)
-            )
+            numbers = value if isinstance(value, list | tuple) else ()
+            valid = len(numbers) == 3 and all(isinstance(number, int | float) for number in numbers)
         else:
             valid = isinstance(value, {"size": int, "mirror": bool}.get(name, str))
         if value is not None and not valid:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 import deocc._torchvision  # noqa: F401  # before timm
 from deocc.networks.embedders.embedder import Backbone, EmbedderSpec, Triple
 from deocc.networks.weights import find_weights, load_weights, read_state_dict
@@ -22,10 +20,17 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
     model = name.removeprefix("timm/")
     if not timm.is_model(model):
         raise ValueError(f"timm has no network {model!r}: timm.list_models() lists those it has, as in timm/resnet18")
-    network: Any = _download(model) if weights == ONLINE else timm.create_model(model, num_classes=0)
+    try:
+        network: Any = timm.create_model(model, pretrained=weights == ONLINE, num_classes=0)
+    except Exception as error:  # the hub client raises errors of its HTTP library
+        if weights != ONLINE:
+            raise
+        raise FileNotFoundError(
+            f"timm could not get weights of {model!r} ({type(error).__name__}): {_download_advice(model)}"
+        ) from error
     config = network.pretrained_cfg
     if weights is not None and weights != ONLINE:
-        path = find_weights(weights, download_advice(model))
+        path = find_weights(weights, _download_advice(model))
         classifiers = config.get("classifier") or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
         load_weights(network, read_state_dict(path), path, ignored=tuple(f"{name}." for name in classifiers))
@@ -34,25 +39,12 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
     return Backbone(network, spec, pretrained=weights is not None)
 
 
-def download_advice(model: str) -> str:
-    """Explain how to download the weights of `model` by hand."""
+def _download_advice(model: str) -> str:
     import timm
 
     config = timm.get_pretrained_cfg(model)
     page = f"https://huggingface.co/{config.hf_hub_id}" if config and config.hf_hub_id else "timm's documentation"
     return f"download model.safetensors from {page} and give weights= its path"
-
-
-def _download(model: str) -> nn.Module:
-    import timm
-
-    try:
-        network: nn.Module = timm.create_model(model, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub client raises errors of its HTTP library
-        raise FileNotFoundError(
-            f"timm could not get weights of {model!r} ({type(error).__name__}): {download_advice(model)}"
-        ) from error
-    return network
 
 
 def _to_bytes(fractions: tuple[float, ...]) -> Triple:

@@ -1,11 +1,15 @@
-"""Training step of stage 1 in plain PyTorch and float32, the reference for `deocc.modules.InpaintingModule`."""
+"""Training steps of both stages in plain PyTorch and float32, the references for the modules of `deocc.modules`.
+
+Each class copies the networks of a module and has optimisers and a training step, but no logging, saving or checks.
+"""
 
 import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 
 from deocc.batch import MaskedFaceBatch
 from deocc.losses import (
@@ -15,23 +19,23 @@ from deocc.losses import (
     instance_relation_loss,
     mask_segmentation_loss,
     masked_l1_loss,
+    pair_relation_loss,
+    triplet_relation_loss,
 )
-from deocc.modules import InpaintingModule
+from deocc.modules import DistillationModule, InpaintingModule
+from deocc.modules.identity_head import blended_identity_loss, own_centers
 from deocc.modules.optimization import WarmupCosine
 from deocc.networks.generator import compose
 
-BETAS = (0.5, 0.99)
-SHIFTS = 7  # the teacher sees faces shifted by -3 to 3 pixels in both directions
+_BETAS = (0.5, 0.99)
+_SHIFTS = 7  # the teacher sees faces shifted by -3 to 3 pixels in both directions
+_GRADIENT_CLIP = 5.0  # of stage 2, as in configs/distill.yaml
 
 
 class BareInpainting:
-    """Copies of a module's networks with two optimisers and a training step, without logging, saving or checks.
-
-    The losses are those of `configs/inpaint.yaml`: hinge, with a teacher.
-    """
+    """Stage 1 with the losses of `configs/inpaint.yaml`: hinge, with a teacher."""
 
     def __init__(self, module: InpaintingModule, steps: int) -> None:
-        """Copy a module's networks, for a training of `steps` steps."""
         self.settings, self.step_number = dict(module.hparams), 0
         networks: Any = copy.deepcopy(
             (module.generator, module.segmenter, module.discriminator, module.teacher, module.average)
@@ -40,16 +44,15 @@ class BareInpainting:
         rates = {name: self.settings[f"{name}learning_rate"] for name in ("", "segmenter_", "discriminator_")}
         groups = [(self.generator, rates[""]), (self.segmenter, rates["segmenter_"])]
         self.generator_optimizer = Adam(
-            [{"params": list(network.parameters()), "lr": rate} for network, rate in groups], betas=BETAS
+            [{"params": list(network.parameters()), "lr": rate} for network, rate in groups], betas=_BETAS
         )
-        self.discriminator_optimizer = Adam(self.discriminator.parameters(), lr=rates["discriminator_"], betas=BETAS)
+        self.discriminator_optimizer = Adam(self.discriminator.parameters(), lr=rates["discriminator_"], betas=_BETAS)
         self.schedulers = [
             WarmupCosine(optimizer, lambda: steps)
             for optimizer in (self.generator_optimizer, self.discriminator_optimizer)
         ]
 
     def step(self, batch: MaskedFaceBatch) -> None:
-        """Update the discriminators, then generator and segmenter, then the running average."""
         generated = self.generator(batch["masked_face"], batch["mask"])
         completed_face = compose(batch["masked_face"], generated, batch["mask"])
         self.discriminator.requires_grad_(True)
@@ -69,7 +72,7 @@ class BareInpainting:
         weight, face, mask = self.settings, batch["face"], batch["mask"]
         logits = self.discriminator(completed_face, mask)
         # Another shift in every step.
-        shift = tuple(number - SHIFTS // 2 for number in divmod(self.step_number % SHIFTS**2, SHIFTS))
+        shift = tuple(number - _SHIFTS // 2 for number in divmod(self.step_number % _SHIFTS**2, _SHIFTS))
         with torch.no_grad():
             clean, clean_maps = self.teacher.embed_with_features(face.roll(shift, (2, 3)))
         completed, completed_maps = self.teacher.embed_with_features(completed_face.roll(shift, (2, 3)))
@@ -90,3 +93,45 @@ class BareInpainting:
             self.settings["gradient_clip"],
         )
         optimizer.step()
+
+
+class BareDistillation:
+    """Stage 2 with the losses of `configs/distill.yaml`; faces are completed by the given mask, the teacher is run."""
+
+    def __init__(self, module: DistillationModule, steps: int) -> None:
+        self.settings = dict(module.hparams)
+        networks: Any = copy.deepcopy(
+            (module.teacher, module.deoccluder, module.student, module.average, module.classifier)
+        )
+        self.teacher, self.deoccluder, self.student, self.average, self.classifier = networks
+        self.center, self.identity_centers = module.center.clone(), module.identity_centers.clone()
+        rate, decay = self.settings["learning_rate"], self.settings["weight_decay"]
+        student = {"params": list(self.student.parameters()), "lr": rate, "weight_decay": decay}
+        classifier = {"params": list(self.classifier.parameters()), "lr": 10 * rate, "weight_decay": 0.0}
+        self.optimizer = AdamW([student, classifier])
+        self.scheduler = WarmupCosine(self.optimizer, lambda: steps)
+        self.parameters: list[nn.Parameter] = [*student["params"], *classifier["params"]]
+
+    def step(self, batch: MaskedFaceBatch) -> None:
+        masked_face, mask = batch["masked_face"], batch["mask"]
+        with torch.no_grad():
+            completed_face = self.deoccluder(masked_face, mask)
+            teacher = F.normalize(self.teacher(batch["face"]) - self.center, dim=1)
+        student = F.normalize(self.student(masked_face, completed_face, mask) - self.center, dim=1)
+        loss = self._loss(student, teacher, batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_CLIP)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.average.update_parameters(self.student)
+
+    def _loss(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Tensor:
+        weight, centers = self.settings, own_centers(self.identity_centers, batch)
+        loss: Tensor = (
+            weight["identity_weight"] * blended_identity_loss(self.classifier, student, batch)
+            + weight["instance_weight"] * instance_relation_loss(student, teacher, centers, weight["beta"])
+            + weight["pair_weight"] * pair_relation_loss(student, teacher)
+            + weight["triplet_weight"] * triplet_relation_loss(student, teacher)
+        )
+        return loss

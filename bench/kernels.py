@@ -1,4 +1,7 @@
-"""Forward and backward pass of the triplet relation, compared with the textbook implementation."""
+"""Triplet relation compared with its textbook implementation, and speed of the mask renderer on one thread.
+
+There is no public renderer to compare ours with.
+"""
 
 import statistics
 from collections.abc import Callable
@@ -9,8 +12,14 @@ from torch import Tensor
 
 from bench.measuring import Row, in_own_process, median_ratio, paired_seconds, peak_mebibytes, seconds
 from deocc.losses import triplet_relation_loss
+from deocc.masking import list_kinds, render
 
 DIMENSION = 512
+MAX_BATCH, MAX_PIXELS = 64, 2**21
+"""Of a rendered batch, 24 MiB: glibc returns blocks above 32 MiB to the system, and every call would request them
+again."""
+LARGE_BLOCK = 31 * 2**20
+"""Bytes; releasing a block of nearly 32 MiB makes glibc keep blocks of up to this size."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,8 +37,7 @@ def textbook_triplet_relation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def measure_against_textbook(size: int, pairs: int = 5) -> Row:
-    """Compare ours with the textbook implementation at one batch size."""
-    ours, reference = in_own_process(times, size, pairs)
+    ours, reference = in_own_process(relation_times, size, pairs)
     return {
         "what": f"triplet relation, B = {size}",
         "unit": "ms",
@@ -57,12 +65,11 @@ def embeddings(size: int) -> tuple[Tensor, Tensor]:
 
 
 def value_and_gradient(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
-    """Run one forward and backward pass."""
     value = loss(student, teacher)
     return float(value.detach()), torch.autograd.grad(value, student)[0]
 
 
-def times(size: int, pairs: int) -> tuple[list[float], list[float]]:
+def relation_times(size: int, pairs: int) -> tuple[list[float], list[float]]:
     """Return the seconds of ours and of the textbook implementation, measured alternately."""
     student, teacher = embeddings(size)
     return paired_seconds(
@@ -80,7 +87,6 @@ def peak(loss: Loss, size: int) -> float:
 
 
 def single_pass(size: int, max_anchors: int | None) -> tuple[float, float]:
-    """Return MiB and seconds of one pass."""
     taken: list[float] = []
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -93,7 +99,6 @@ def single_pass(size: int, max_anchors: int | None) -> tuple[float, float]:
 
 
 def errors(size: int) -> dict[str, float]:
-    """Return the relative differences from the textbook implementation."""
     student, teacher = embeddings(size)
     value, gradient = value_and_gradient(triplet_relation_loss, student, teacher)
     expected_value, expected_gradient = value_and_gradient(textbook_triplet_relation, student, teacher)
@@ -101,3 +106,51 @@ def errors(size: int) -> dict[str, float]:
         "value, relative difference": abs(value / expected_value - 1),
         "gradient, relative difference": float((gradient - expected_gradient).norm() / expected_gradient.norm()),
     }
+
+
+def measure_renderer(size: int, repeats: int = 5) -> list[Row]:
+    """Return one row per kind and one for all kinds in equal shares, at crops of `size` pixels.
+
+    The rate of all kinds is total faces by total seconds; the mean of the rates, which favours fast kinds, is a detail.
+    """
+    taken, memory = in_own_process(render_times, size, repeats)
+    rates = {kind: batch_size(size) / median for kind, median in taken.items()}
+    rows: list[Row] = [
+        {"what": f"renderer, {size} px, {kind}", "unit": "faces/s", "ours": rate} for kind, rate in rates.items()
+    ]
+    all_kinds: Row = {
+        "what": f"renderer, {size} px, all kinds",
+        "unit": "faces/s",
+        "ours": statistics.harmonic_mean(rates.values()),
+        "ours_mib": memory,
+        "details": {"mean of the kinds' rates": statistics.mean(rates.values())},
+    }
+    return [*rows, all_kinds]
+
+
+def batch_size(size: int) -> int:
+    return min(MAX_BATCH, MAX_PIXELS // size**2)
+
+
+def render_times(size: int, repeats: int) -> tuple[dict[str, float], float]:
+    """Return the median seconds of a batch by kind, and the peak MiB.
+
+    A fresh process may return memory to the system after every call, which costs half as much again as the rendering;
+    a training process has long stopped doing so. Releasing one large block first has the same effect.
+    """
+    torch.set_num_threads(1)
+    torch.empty(LARGE_BLOCK, dtype=torch.uint8)  # never written, so it uses no memory
+    batch = batch_size(size)
+    faces, seeds = torch.rand(batch, 3, size, size).mul_(2).sub_(1), torch.arange(batch)
+    taken: dict[str, list[float]] = {kind: [] for kind in list_kinds()}
+
+    def render_all() -> None:
+        for repeat in range(repeats + 1):
+            for kind, values in taken.items():
+                value = seconds(lambda kind=kind: render(faces, None, kind, seeds))  # type: ignore[misc]
+                if repeat > 0:  # after a warm-up
+                    values.append(value)
+
+    render(faces[:1], None, "box", seeds[:1])
+    memory = peak_mebibytes(render_all)
+    return {kind: statistics.median(values) for kind, values in taken.items()}, memory
