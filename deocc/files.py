@@ -1,18 +1,6 @@
-"""Files: atomic writes, checksums, locks and the cache folder. Use these instead of writing them again.
+"""Files: atomic writes, checksums, locks, the cache folder, untrusted `.npz` files. Use these instead of other code.
 
-=========================================  =================================================================
-to write bytes or text in one piece        `write_file(path, content)`
-to stream, or call a library's writer      `with replace_file(path) as draft:` and write to the path `draft`
-to write what a power cut must not lose    either one with `durable=True`
-to hash bytes, text or a file              `checksum(*parts)`; cut it with `[:32]` where a short key is enough
-to write JSON                              `write_json(path, value)`
-to read an untrusted `.npz` file           `read_npz(path, wanted)`
-to keep other processes out                `with hold_lock(path):`
-to keep results between runs               a file below `cache_folder()`
-to list the files of a user's folder       `for name, entry in walk_files(folder):`
-=========================================  =================================================================
-
-All of them raise plain OSErrors. Turn them into a message where the remedy is known, with
+All functions raise plain OSErrors. Turn them into a message where the remedy is known, with
 `deocc.messages.describe_error`.
 """
 
@@ -21,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -40,23 +29,12 @@ pairs of faces. Our choice."""
 
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 
-_SYSTEM_NAMES: Final = frozenset(
-    {
-        "__macosx",
-        "icon\r",
-        "@eadir",
-        "@recycle",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-    }
+_SYSTEM_NAMES: Final = re.compile(
+    r"__macosx|icon\r|@eadir|[@#]recycle|#snapshot|\$recycle\.bin|system volume information|lost\+found"
+    r"|(eh)?thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
 )
-"""Files and folders that macOS, Windows, Linux and network drives add to folders of other files, in lower case."""
+"""Files and folders that macOS, Windows, Linux and network drives add to folders of other files."""
 
 
 def expand_user(path: str | Path) -> Path:
@@ -113,6 +91,21 @@ def write_file(path: Path, content: bytes | str, durable: bool = False) -> None:
         draft.write_bytes(_encode(content))
 
 
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write JSON, atomically. Numbers that are not finite become null, arrays become lists, other objects text."""
+    write_file(Path(path), json.dumps(_json_value(value), indent=2, allow_nan=False, default=str) + "\n")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if hasattr(value, "tolist"):  # an array or a tensor
+        return _json_value(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def checksum(*parts: bytes | str | Path) -> str:
     """Return the SHA-256 of the concatenated parts as 64 hexadecimal digits.
 
@@ -167,12 +160,12 @@ def hold_lock(
 
 
 def is_stray(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden or belongs to the system, and is therefore no data.
+    """Return whether a file or folder of this name is hidden or belongs to the system, so that it is no data.
 
     >>> [is_stray(name) for name in ("._1.png", ".ipynb_checkpoints", "@eaDir", "Thumbs.db", "anna")]
     [True, True, True, True, False]
     """
-    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
+    return name.startswith(".") or _SYSTEM_NAMES.fullmatch(name) is not None
 
 
 def walk_files(
@@ -221,21 +214,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, atomically. Numbers that are not finite become null, arrays become lists, other objects text."""
-    write_file(Path(path), json.dumps(_json_value(value), indent=2, allow_nan=False, default=str) + "\n")
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
-    if hasattr(value, "tolist"):  # an array or a tensor
-        return _json_value(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_npz(path: Path, wanted: Callable[[str], bool]) -> "dict[str, NDArray[Any]]":

@@ -1,6 +1,5 @@
 """Several processes of one training: ranks, ending together, and requeueing by SLURM."""
 
-import logging
 import os
 import re
 import shutil
@@ -14,10 +13,7 @@ from deocc.messages import one_line, say
 # Set by torchrun, srun and Lightning; a child process inherits some of them.
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 _GRACE_SECONDS = 20.0  # for a process that is ending together with its parent
-_LOST_PEER = re.compile(
-    r"(closed|reset) by peer|connection (closed|reset|refused)|gloo|NCCL|ProcessGroup", re.IGNORECASE
-)
-_LAUNCHER = "lightning_fabric.strategies.launchers.subprocess_script"
+_LOST_PEER = re.compile(r"(closed|reset) by peer|connection (closed|reset|refused)|gloo|NCCL|ProcessGroup", re.I)
 _JOB_FILE = "slurm_job"
 
 
@@ -54,14 +50,6 @@ def end_with_parent(poll: float = 2.0) -> None:
 
     if os.environ.get("LOCAL_RANK", "0") != "0":
         threading.Thread(target=watch, args=(os.getppid(),), daemon=True, name="end-with-parent").start()
-
-
-def log_lost_children() -> None:
-    """Show Lightning's message that a child process has ended, after which Lightning kills this process."""
-    logger = logging.getLogger(_LAUNCHER)
-    if not logger.handlers:
-        logger.setLevel(logging.INFO)
-        logger.addHandler(logging.StreamHandler())
 
 
 def explain_lost_peer(message: str) -> str:

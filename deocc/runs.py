@@ -3,9 +3,8 @@
 A run is a folder with `config.yaml`, `metrics.csv`, `checkpoints/` and the files that `deocc test` writes.
 """
 
-import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,8 @@ def find_config(name: str) -> Path:
         FileNotFoundError: there is none; the message lists the packaged names beside it.
     """
     file_name = name if Path(name).suffix in {".yaml", ".yml"} else f"{name}.yaml"
-    packaged = _packaged_configs()
+    package = Path(__file__).parent  # of a wheel, which contains the configurations; in a clone they are beside it
+    packaged = (package if (package / _CONFIGS).is_dir() else package.parent) / _CONFIGS
     for path in (Path(name), _CONFIGS / file_name, packaged / file_name):
         if path.is_file():
             return path
@@ -65,12 +65,6 @@ def find_config(name: str) -> Path:
     folders = sorted(f"{path.relative_to(packaged)}/..." for path in folder.iterdir() if path.is_dir())
     known = ", ".join(files + folders)
     raise FileNotFoundError(f"no configuration {name} in {Path.cwd()}: give a file, or one of {known}")
-
-
-def _packaged_configs() -> Path:
-    """Return the folder of the packaged configurations: in a wheel inside the package, in a clone beside it."""
-    package = Path(__file__).parent
-    return package / _CONFIGS if (package / _CONFIGS).is_dir() else package.parent / _CONFIGS
 
 
 def part_of_data(trainer: Any, *splits: str) -> dict[str, float]:
@@ -93,14 +87,13 @@ def describe_part(part: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value}" for name, value in part.items())
 
 
-def free_folder(wanted: Path) -> Path:
-    """Return the first of `wanted`, `wanted-2`, `wanted-3`, ... without a run, so that no run is overwritten."""
-    return next(folder for folder in _numbered(wanted) if not _holds_run(folder))
-
-
-def series(wanted: Path) -> list[Path]:
-    """Return the runs at `wanted`, `wanted-2`, ... up to the first free folder."""
-    return list(itertools.takewhile(_holds_run, _numbered(wanted)))
+def series(wanted: Path) -> tuple[list[Path], Path]:
+    """Return the runs at `wanted`, `wanted-2`, ..., and the first of these folders without a run."""
+    found, folder = [], wanted
+    while (folder / CONFIG).exists() or (folder / CHECKPOINTS).exists():
+        found.append(folder)
+        folder = wanted.with_name(f"{wanted.name}-{len(found) + 1}")
+    return found, folder
 
 
 def check_writable(folder: Path) -> None:
@@ -199,16 +192,6 @@ def newest_run(monitored: str, root: Path = ROOT) -> Path:
             f"no trained {monitored} below {root.absolute()}: train one first with `deocc fit`, or give a checkpoint"
         )
     return max(runs, key=lambda run: (run / CONFIG).stat().st_mtime)
-
-
-def _numbered(wanted: Path) -> Iterator[Path]:
-    yield wanted
-    for number in itertools.count(2):
-        yield wanted.with_name(f"{wanted.name}-{number}")
-
-
-def _holds_run(folder: Path) -> bool:
-    return (folder / CONFIG).exists() or (folder / CHECKPOINTS).exists()
 
 
 def _checkpoints(run: Path, resume: bool = False) -> list[Path]:

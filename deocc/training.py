@@ -48,10 +48,9 @@ _SAFEGUARDS = {
     "quarantine": QuarantineCallback,
 }
 """Callbacks of every run, by the key of their settings."""
-_OUTPUTS = ["deocc.callbacks.PanelCallback", "deocc.callbacks.ResultsCallback"]
-_RECOGNITION_OUTPUTS = ["deocc.callbacks.CalibrationCallback", "deocc.callbacks.ModelFolderCallback"]
+_OUTPUTS = ["PanelCallback", "ResultsCallback", "PredictionCallback"]
+_RECOGNITION_OUTPUTS = ["CalibrationCallback", "ModelFolderCallback"]
 """Callbacks that write the results of every test, and those of a test of stage 2; their order does not matter."""
-_PREDICTIONS = ["deocc.callbacks.PredictionCallback"]
 TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
@@ -89,7 +88,9 @@ class DeoccCLI(LightningCLI):
         config.run = str(expand_user(config.run))
         runs.expand_paths(config.model)
         runs.expand_paths(config.data.get("face_set"))
-        _check_trainer(config.trainer, _class_of(config.model))
+        module_file, _, module_name = config.model.class_path.rpartition(".")
+        module = getattr(importlib.import_module(module_file), module_name)
+        _check_trainer(config.trainer, module)
         if fitting:
             _continue_requeued_run(config)
         checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None
@@ -102,17 +103,16 @@ class DeoccCLI(LightningCLI):
                 processes.note_job(folder)
         config.run, config.resume, config.trainer.default_root_dir = str(folder), None, str(folder)
         print(f"deocc {self.subcommand}: writing to {folder}", flush=True)
-        _add_callbacks(config.trainer, _class_of(config.model))
+        _add_callbacks(config.trainer, module)
         for callback in config.trainer.callbacks:
             if "ModelCheckpoint" in callback.class_path:
                 callback.init_args.dirpath = str(folder / runs.CHECKPOINTS)
-        home = folder
-        if not fitting and checkpoint is not None and not folder.name.startswith(_OTHER_DATA):
-            home = runs.run_folder_of(checkpoint)
+        other_data = folder.name.startswith(_OTHER_DATA)
+        home = folder if fitting or checkpoint is None or other_data else runs.run_folder_of(checkpoint)
         place_loggers(config.trainer, folder, "" if fitting else str(self.subcommand), home, config.model.class_path)
-        for key, module in _EARLIER_RUNS.items():
+        for key, earlier in _EARLIER_RUNS.items():
             if checkpoint is None:
-                _choose_earlier_run(config.model, key, module or config.model.class_path.rsplit(".", 1)[-1])
+                _choose_earlier_run(config.model, key, earlier or module_name)
             elif config.model.init_args.get(key) is not None:
                 config.model.init_args[key] = FROM_CHECKPOINT
 
@@ -158,7 +158,6 @@ def run(argv: list[str]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|jsonargparse|torch\.utils)")
     processes.end_with_parent()
-    processes.log_lost_children()
     command, code, locks = argv[0], 0, contextlib.ExitStack()
     if (here := str(Path.cwd())) not in sys.path:  # a configuration may name the user's own classes
         sys.path.append(here)
@@ -275,7 +274,7 @@ def _take_option(argv: list[str], option: str) -> tuple[str | None, list[str]]:
 
 def _continue_requeued_run(config: Any) -> None:
     """Continue the run that this SLURM job trained before it was requeued, since its command is still the first one."""
-    for run in runs.series(Path(config.run)):
+    for run in runs.series(Path(config.run))[0]:
         if processes.was_requeued(run):
             option, value = _resume_option(run)
             config.run, config[option.removeprefix("--")] = str(run), value
@@ -289,7 +288,7 @@ def _fit_folder(config: Any, checkpoint: Path | None) -> Path:
     """
     wanted = Path(config.run)
     same_run = checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve()
-    folder = wanted if same_run or config.resume is not None else runs.free_folder(wanted)
+    folder = wanted if same_run or config.resume is not None else runs.series(wanted)[1]
     if folder != wanted and processes.is_first():
         print(f"deocc fit: {wanted} holds a run: this one is new; `deocc fit --resume {wanted}` continues that one")
     if not config.trainer.fast_dev_run:
@@ -342,7 +341,7 @@ def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Pa
         return Path(config.run)
     run = runs.run_folder_of(checkpoint)
     face_set = config.data.get("face_set")
-    name = "OrlFaces" if face_set is None else str(face_set.class_path).rsplit(".", 1)[-1]
+    name = "OrlFaces" if face_set is None else _class_name(face_set)
     settings = {} if face_set is None else dict(face_set.get("init_args") or {})
     own_name, own_settings = runs.face_set_of(run)
     same = all(settings[key] == value for key, value in own_settings.items() if key in settings)
@@ -352,24 +351,21 @@ def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Pa
     return run / f"{_OTHER_DATA}{'-'.join(words)}" if words else run
 
 
-def _class_of(model: Any) -> type:
-    """Return the class that a configuration names."""
-    module, _, name = model.class_path.rpartition(".")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+def _class_name(component: Any) -> str:
+    return str(component.class_path).rsplit(".", 1)[-1]
 
 
 def _add_callbacks(trainer: Any, module: type) -> None:
     """Put the callbacks that write results before those of the configuration, which may hold some of them."""
-    names = list(_OUTPUTS)
-    if issubclass(module, DistillationModule):
-        names += _RECOGNITION_OUTPUTS
+    names = _OUTPUTS + (_RECOGNITION_OUTPUTS if issubclass(module, DistillationModule) else [])
     configured = trainer.callbacks or []
     configured = configured if isinstance(configured, list) else [configured]
-    present = {callback.class_path.rsplit(".", 1)[-1] for callback in configured}
-    missing = [name for name in (*names, *_PREDICTIONS) if name.rsplit(".", 1)[-1] not in present]
+    present = {_class_name(callback) for callback in configured}
     namespace: Any = jsonargparse.Namespace  # untyped
-    trainer.callbacks = [namespace(class_path=name, init_args=namespace()) for name in missing] + configured
+    trainer.callbacks = [
+        namespace(class_path=f"deocc.callbacks.{name}", init_args=namespace()) for name in names if name not in present
+    ]
+    trainer.callbacks += configured
 
 
 def _choose_earlier_run(model: Any, key: str, module: str) -> None:

@@ -67,13 +67,6 @@ def test_child_ends_with_its_parent(rank: str, seconds: str, message: str) -> No
     assert message in done.stderr if message else done.stderr == ""
 
 
-def test_lightning_message_about_a_lost_child_is_shown() -> None:
-    code = "import logging; from deocc import processes; processes.log_lost_children(); processes.log_lost_children()"
-    code += f"; logging.getLogger('{processes._LAUNCHER}').info('Child process with PID 7 terminated with code -9')"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
-    assert shown.count("terminated with code -9") == 1
-
-
 def test_requeued_job_finds_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.note_job(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -42,16 +42,14 @@ def test_find_config_lists_names(name: str, known: str) -> None:
     assert f"one of {known}" in str(error.value)
 
 
-def test_free_folder_skips_runs() -> None:
+def test_series_ends_at_the_first_free_folder() -> None:
     wanted = Path("runs/a")
-    assert runs.free_folder(wanted) == wanted
-    assert runs.series(wanted) == []
+    assert runs.series(wanted) == ([], wanted)
     (wanted / runs.CHECKPOINTS).mkdir(parents=True)
     Path("runs/a-2").mkdir()
     Path("runs/a-2", runs.CONFIG).touch()
     Path("runs/a-3").mkdir()  # without a run
-    assert runs.free_folder(wanted) == Path("runs/a-3")
-    assert runs.series(wanted) == [wanted, Path("runs/a-2")]
+    assert runs.series(wanted) == ([wanted, Path("runs/a-2")], Path("runs/a-3"))
 
 
 @pytest.mark.parametrize(

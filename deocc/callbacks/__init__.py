@@ -1,11 +1,10 @@
 """Callbacks and loggers: they draw and write from what a step returns and a module keeps."""
 
 import deocc._torchvision  # noqa: F401  # before Lightning
-from deocc.callbacks.calibration import CalibrationCallback
+from deocc.callbacks.calibration import CalibrationCallback, ModelFolderCallback
 from deocc.callbacks.checkpoints import CheckpointCallback
 from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
 from deocc.callbacks.loggers import MetricsLogger
-from deocc.callbacks.model_folder import ModelFolderCallback
 from deocc.callbacks.panels import PanelCallback, PredictionCallback
 from deocc.callbacks.provenance import FingerprintCallback
 from deocc.callbacks.results import PerceptualCallback, ResultsCallback

@@ -1,13 +1,14 @@
-"""Verification thresholds of a tested run: chosen on validation identities, measured on test identities, in a file."""
+"""What a test of a run on its own data adds to the run: verification thresholds, and a model folder for others."""
 
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deocc import runs
 from deocc.callbacks.dashboards import continue_without
@@ -15,6 +16,9 @@ from deocc.evaluation.calibration import CountedPairs, calibrate, conditions, le
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.thresholds import CONDITIONS, Calibration, covered_share, thresholds_path, write_thresholds
+from deocc.files import checksum
+from deocc.inference.model_card import licences, model_card, training_facts
+from deocc.inference.model_folder import FOLDER, load, write_model
 
 MEASURED_PAIRS: Final = 20_000_000
 """Maximum number of pairs of test identities per condition: all pairs of 4,400 images, about 2 GB of memory."""
@@ -120,3 +124,37 @@ def _embed(module: Any, data: Any, loader: Iterable[Any]) -> EmbeddingSet:
         ids = {name: masked[name] for name in ("identity", "index", "kind", "seed")}
         bank.update(predicted["embedding"], **ids, coverage=covered_share(predicted["mask"]))
     return bank.compute()
+
+
+class ModelFolderCallback(pl.Callback):
+    """Write the model folder (networks, thresholds, model card) after a stage-2 run is tested on its own data.
+
+    It reads files that `ResultsCallback` and `CalibrationCallback` write in `on_test_end`. `teardown` runs after that
+    hook of all callbacks, so their order in a configuration does not matter.
+    """
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the folder and print its path."""
+        checkpoint = checkpoint_of_own_test(trainer) if stage == "test" else None
+        if checkpoint is None or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / FOLDER
+        results = json.loads((folder.parent / runs.RESULTS).read_text(encoding="utf-8"))
+        pipeline = load(checkpoint)
+        config = {
+            **pipeline.config,
+            "training": {**training_facts(results), "teacher_hash": _hash_weights(cast(nn.Module, pl_module.teacher))},
+            "licences": licences(pipeline.config["teacher"], results.get("data")),
+        }
+        with continue_without(folder):
+            size = write_model(folder, config, pipeline.network, model_card(config, results, pipeline.thresholds))
+            print(f"model:   {folder} ({size / 1e6:.1f} MB)", flush=True)
+
+
+def _hash_weights(network: nn.Module) -> str | None:
+    """Return a hash of all weights; None for a network without any, such as one in an ONNX file."""
+    state: dict[str, Tensor] = network.state_dict()
+    parts: list[bytes | str] = []
+    for name in sorted(state):
+        parts += [name, state[name].detach().cpu().contiguous().numpy().tobytes()]
+    return checksum(*parts)[:16] if parts else None

@@ -99,9 +99,8 @@ class StopSignals:
         else:
             self.received = signum
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                name, hint = ("Ctrl-C", "; Ctrl-C again stops at once") if signum == signal.SIGINT else (None, "")
-                name = name or signal.Signals(signum).name
-                line = f"\ndeocc: {name}: stopping after this step, with a checkpoint{hint}\n"
+                hint = "; Ctrl-C again stops at once" if signum == signal.SIGINT else ""
+                line = f"\ndeocc: {signal.Signals(signum).name}: stopping after this step, with a checkpoint{hint}\n"
                 os.write(2, line.encode())  # a handler must not call print, which it may have interrupted
 
 
@@ -128,11 +127,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, on top of an OSError
             cause = error if isinstance(error, OSError) else error.__context__
             self.failure = (isinstance(cause, OSError) and cause.strerror) or describe_error(error)
-            _logger.warning(
-                "cannot write %s (%s): the training continues and tries again; free some space",
-                target,
-                self.failure,
-            )
+            advice = "the training continues and tries again; free some space"
+            _logger.warning("cannot write %s (%s): %s", target, self.failure, advice)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None

@@ -40,7 +40,8 @@ def continue_without(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or describe_error(error)
-        _logger.warning("cannot write %s (%s): the run continues without it; free some space", path, reason)
+        advice = "the run continues without it; free some space or make it writable"
+        _logger.warning("cannot write %s (%s): %s", path, reason, advice)
 
 
 class DashboardConfigCallback(SaveConfigCallback):
@@ -84,7 +85,8 @@ def log_table(trainer: pl.Trainer, key: str, cells: Cells) -> None:
         if isinstance(logger, WandbLogger):
             columns = [_typed_column(column) for column in zip(*body, strict=True)]
             rows = [list(row) for row in zip(*columns, strict=True)]
-            logger.log_table(key, columns=[title or "row" for title in header], data=rows, step=logged_step(trainer))
+            with continue_without(Path(trainer.default_root_dir) / "wandb"):
+                logger.log_table(key, [title or "row" for title in header], rows, step=logged_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(key, markdown_cells(cells), logged_step(trainer))
 

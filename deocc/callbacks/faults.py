@@ -21,7 +21,6 @@ QUARANTINE: Final = "quarantine.csv"
 """The file in a run folder with the images that cannot be read, and the reasons."""
 
 _BATCH_IDS = ("index", "identity", "kind", "seed", "flipped")
-_MOST_FILES = 100  # our choice
 _MOST_IN_A_ROW = 20  # our choice: more than that is not an accident
 
 
@@ -116,21 +115,15 @@ class FiniteCallback(pl.Callback):
         rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = folder / f"step-{step:07d}{rank}.json"
         with continue_without(path):
-            if not folder.is_dir() or len(list(folder.iterdir())) < _MOST_FILES:
-                write_file(path, json.dumps(content, indent=1))
+            write_file(path, json.dumps(content, indent=1))
 
 
 def _all_finite(terms: dict[str, Tensor], optimizer: Optimizer, scaled: bool) -> bool:
     """Check the loss terms and, unless a GradScaler has scaled them, the gradients."""
     values = [term.float() for term in terms.values()]
     if not scaled:
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        values.append(torch.nn.utils.get_total_norm(gradients))
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        values.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
     return not values or bool(torch.stack([value.to(values[0].device) for value in values]).isfinite().all())
 
 
@@ -138,8 +131,7 @@ class QuarantineCallback(pl.Callback):
     """Report the images that the training leaves out because they cannot be read.
 
     Whenever there are more of them, `quarantine.csv` is written and `train/quarantined`, their number, is logged. Each
-    rank finds unreadable images among its own; they are collected after every epoch. Data modules without `quarantine`
-    are ignored.
+    rank finds unreadable images among its own; they are collected after every epoch.
     """
 
     def __init__(self) -> None:
@@ -164,10 +156,6 @@ class QuarantineCallback(pl.Callback):
             quarantine.merge({name: reason for reasons in found for name, reason in reasons.items()})
         self._report(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the final number."""
-        self._report(trainer, final=True)
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the images of a training that stops because there are too many."""
         self._report(trainer)
@@ -180,19 +168,17 @@ class QuarantineCallback(pl.Callback):
             dry = getattr(trainer, "fast_dev_run", False)
             print(f"deocc fit: {count}{'' if dry else f': {Path(trainer.default_root_dir) / QUARANTINE}'}", flush=True)
 
-    def _report(self, trainer: pl.Trainer, final: bool = False) -> None:
+    def _report(self, trainer: pl.Trainer) -> None:
         quarantine = _quarantine(trainer)
-        if quarantine is None or not quarantine.reasons or not trainer.is_global_zero:
+        if quarantine is None or len(quarantine.reasons) == self._reported or not trainer.is_global_zero:
             return
-        count = len(quarantine.reasons)
-        if count != self._reported and not getattr(trainer, "fast_dev_run", False):
+        self._reported = len(quarantine.reasons)
+        if not getattr(trainer, "fast_dev_run", False):
             path = Path(trainer.default_root_dir) / QUARANTINE
             with continue_without(path):
                 quarantine.write(path)
-        if count != self._reported or final:
-            for logger in trainer.loggers:
-                logger.log_metrics({"train/quarantined": count}, step=logged_step(trainer))
-        self._reported = count
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/quarantined": self._reported}, step=logged_step(trainer))
 
 
 def _quarantine(trainer: pl.Trainer) -> Quarantine | None:

@@ -5,7 +5,6 @@ import importlib.util
 import io
 import logging
 import os
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, Final
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -179,20 +177,6 @@ class WandbRunLogger(WandbLogger):
                 run.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary=f"{best},last")
         return self._experiment
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers and media; a full disk loses them with a warning."""
-        try:
-            super().log_metrics(metrics, step)
-        except OSError as error:
-            _logger.warning("cannot log to W&B (%s): the training continues", describe_error(error))
-
-    @rank_zero_only
-    def finish(self) -> None:
-        """End the W&B run."""
-        if self._experiment is not None:
-            self._experiment.finish()
-
 
 def place_loggers(trainer: Namespace, folder: Path, subfolder: str, home: Path, model: str) -> None:
     """Point the configured loggers to `folder/subfolder`, and add a MetricsLogger; `logger: false` stays.
@@ -205,6 +189,9 @@ def place_loggers(trainer: Namespace, folder: Path, subfolder: str, home: Path, 
             its group like the parent folder.
         model: class path of the module, which determines the W&B job type; that of an untrained evaluation is the
             subfolder.
+
+    Raises:
+        ImportError: TensorBoard is configured but not installed.
     """
     if trainer.logger is False:
         return
@@ -251,17 +238,16 @@ def _name_wandb_run(settings: Namespace, home: Path, job_type: str) -> None:
         settings.name = home.name
     if settings.get("group") in (None, saved.parent.name):
         settings.group = home.parent.name
-    settings.id, settings.job_type = wandb_id(home), job_type
+    settings.id, settings.job_type = _wandb_id(home), job_type
     if "resume" in settings:
         settings.resume = "allow"  # the parser gives a plain WandbLogger None, which would replace the W&B run
 
 
-def wandb_id(home: Path) -> str:
+def _wandb_id(home: Path) -> str:
     """Return the id of the W&B run of a run folder; the first process creates it if there is none."""
     file = home / "wandb" / WANDB_ID
-    kept = file.read_text(errors="replace") if file.is_file() else ""
-    if re.fullmatch(r"r[0-9a-f]{8}", kept):
-        return kept
+    if file.is_file():
+        return file.read_text()
     new = f"r{secrets.token_hex(4)}"  # the letter keeps YAML from reading 269e7080 as a number
     if processes.is_first():
         write_file(file, new, durable=True)

@@ -1,7 +1,6 @@
 """Contact sheets of faces: after each validation and test, and of `deocc predict`, with its embeddings."""
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deocc.batch import MaskedFaceBatch
 from deocc.callbacks.dashboards import continue_without, log_image, shows_images
 from deocc.callbacks.loggers import logged_step
 from deocc.evaluation.figures import panel_image
@@ -53,21 +51,17 @@ class PanelCallback(pl.Callback):
         """Start a new panel."""
         self.rows, self.kinds = [], []
 
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start a new panel."""
-        self.rows, self.kinds = [], []
-
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the images of the panel."""
-        self._keep(outputs, batch)
+        shown: dict[str, Any] = {**batch, **(outputs or {})}
+        for position, kind in enumerate(batch["kind"].tolist()):
+            if kind >= 0 and self.kinds.count(kind) < self.per_kind:
+                self.kinds.append(kind)
+                self.rows.append({key: shown[key][position].float().cpu() for key in COLUMNS if key in shown})
 
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the images of the panel."""
-        self._keep(outputs, batch)
+    on_test_epoch_start, on_test_batch_end = on_validation_epoch_start, on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and log the panel."""
@@ -92,13 +86,6 @@ class PanelCallback(pl.Callback):
         shown = [key for key in COLUMNS if key in self.rows[0]]
         columns = {COLUMNS[key]: torch.stack([row[key] for row in self.rows]) for key in shown}
         return columns, [list_kinds()[kind] for kind in self.kinds]
-
-    def _keep(self, outputs: Mapping[str, Tensor], batch: MaskedFaceBatch) -> None:
-        shown: dict[str, Any] = {**batch, **(outputs or {})}
-        for position, kind in enumerate(batch["kind"].tolist()):
-            if kind >= 0 and self.kinds.count(kind) < self.per_kind:
-                self.kinds.append(kind)
-                self.rows.append({key: shown[key][position].float().cpu() for key in COLUMNS if key in shown})
 
 
 class PredictionCallback(pl.Callback):

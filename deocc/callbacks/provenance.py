@@ -1,96 +1,77 @@
-"""Fingerprint of a checkpoint: what it was trained with, compared with the present state when it is loaded."""
+"""Provenance of a checkpoint: what it was trained with, compared with the present state when it is loaded."""
 
-import hashlib
 import logging
 import os
 import platform
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict, cast
+from typing import Any, Final, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import yaml
+from pytorch_lightning.trainer.states import TrainerFn
 
 import deocc
 from deocc import runs
 from deocc.callbacks.dashboards import without_secrets
 from deocc.data import FolderFaces, MaskedFaceDataModule
 from deocc.data.datamodule import manifest_hash
-from deocc.data.dataset import FixedFaces
 from deocc.data.face_set import FaceSet
+from deocc.files import checksum
 from deocc.geometry import TEMPLATES, Template
 from deocc.networks import Embedder
 from deocc.networks.embedders.registry import teacher_fingerprint
 
 FINGERPRINT: Final = "fingerprint"
-"""The key of the `Fingerprint` in a checkpoint and in `results.json`."""
-
+"""The key of the fingerprint (`build`) in a checkpoint and in `results.json`."""
 VERSION: Final = 1
-"""Format of the fingerprint: raised when a field is added or changes its meaning."""
-
+"""Format of the fingerprint: raised when a field changes its meaning."""
 PACKAGES: Final = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "albumentations",
-    "timm",
-    "numpy",
-    "opencv-python-headless",
+    *("torch", "torchvision", "pytorch-lightning", "torchmetrics"),
+    *("albumentations", "timm", "numpy", "opencv-python-headless"),
 )
 """Packages whose version can change results."""
 
 Severity = Literal["refuse", "warn"]
-Action = Literal["fit", "validate", "test", "predict"]
-"""Purpose of loading a checkpoint, in Lightning's terms; "fit" resumes a training."""
 
 _DIGITS: Final = 16  # hexadecimal digits of each hash
+_PACKAGE: Final = Path(deocc.__file__).parent
+_EMBEDDINGS: Final = "embeddings are not comparable with those of the training"
+_RULES: Final[dict[str, tuple[Severity, Severity | None, str]]] = {
+    "fingerprint": ("warn", "warn", "another deocc wrote it, so that it cannot be compared"),
+    "code": ("warn", "warn", "another deocc may give other figures"),
+    "packages": ("warn", "warn", "other versions may give other figures"),
+    "seeds": ("refuse", None, "set seed_everything and data.seed as they were, or start a new run"),
+    "training_data": ("refuse", "warn", "give the images, people and splits of the training, or start a new run"),
+    "template": ("refuse", "refuse", f"{_EMBEDDINGS}: use the deocc and the teacher_options of the training"),
+    "size": ("refuse", "refuse", f"{_EMBEDDINGS}: set data.size as it was"),
+    "masks": ("warn", "warn", "figures are not comparable with those under the run's masks"),
+    "teacher": ("refuse", "refuse", f"{_EMBEDDINGS}: give the teacher that it was trained with"),
+}
+"""By field: severity of a difference for a resumed training and for an evaluation (None: none), and its meaning."""
 _logger = logging.getLogger(__name__)
 
 
-class Fingerprint(TypedDict):
-    """Plain values that are equal on another machine with the same data and packages."""
+def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any]:
+    """Return the fingerprint of the present state, as plain values.
 
-    version: int
-    """`VERSION` of the deocc that wrote it."""
-    config: str | None
-    """The run's configuration as YAML, without secrets."""
-    code: dict[str, str]
-    """`version` of deocc and `hash` of its source files."""
-    packages: dict[str, str | None]
-    """Versions by name; None for a package that is not installed."""
-    seeds: dict[str, int | None]
-    """`seed_everything`, None if it was not set, and `data`."""
-    face_set: str
-    """Credit line of the face set, which distinguishes another set from a set that has changed."""
-    training_data: str | None
-    """`training_data_hash`."""
-    template: dict[str, str | None]
-    """Hashes of the `canonical` template and of the template of the `teacher`."""
-    size: int
-    """Side of the canonical crop in pixels."""
-    masks: str | None
-    """Hash of the mask manifest of the test; None for a set without test images."""
-    teacher: str | None
-    """Hash of the teacher's weights and input; None for a stage without teacher."""
-    resumed: list[dict[str, Any]]
-    """Accepted differences of earlier resumed trainings (`Difference`), oldest first."""
-
-
-def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> Fingerprint:
-    """Return the fingerprint of the present state; `config` is None.
-
-    This takes less than 0.1 s for the embedded faces. Of a folder of a million faces, names and sizes are read, no
-    pixels.
+    Apart from `command` and `config` (None, filled in by the callback), it is equal on another machine with the same
+    code, data and packages. `face_set`, a credit line, distinguishes another set from a set that has changed. Hashes of
+    what does not exist, such as the teacher of a stage without one, are None. `resumed` contains the differences that
+    earlier resumed trainings have accepted, oldest first.
     """
-    probes = cast(FixedFaces, data.test_dataloader()[1].dataset)
+    probes: Any = data.test_dataloader()[1].dataset
     return {
         "version": VERSION,
+        "command": command_line(),
         "config": None,
-        "code": {"version": deocc.__version__, "hash": source_hash()},
+        "commit": _git_commit(),
+        "code": {"version": deocc.__version__, "hash": checksum(*sorted(_PACKAGE.rglob("*.py")))[:_DIGITS]},
         "packages": package_versions(),
         "seeds": {"seed_everything": global_seed(), "data": data.seed},
         "face_set": data.face_set.credit,
@@ -104,6 +85,11 @@ def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> Fingerprint:
         "teacher": teacher_fingerprint(teacher)[:_DIGITS] if teacher else None,
         "resumed": [],
     }
+
+
+def command_line() -> str:
+    """Return the command of this process, for a shell."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def package_versions() -> dict[str, str | None]:
@@ -123,96 +109,42 @@ def global_seed() -> int | None:
     return int(seed) if seed is not None else None
 
 
-def source_hash(package: Path = Path(deocc.__file__).parent) -> str:
-    """Return a hash of the names and contents of the Python files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:_DIGITS]
+def _git_commit() -> str | None:
+    """Return the commit of a clone, followed by "-dirty" if files have changed; None for an installed package."""
+    git, clone = shutil.which("git"), _PACKAGE.parent
+    if git is None or not (clone / ".git").exists():
+        return None
+    command = [git, "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def template_hash(template: Template) -> str:
     """Return a hash of the template's size and points."""
-    return hashlib.sha256(repr((template.size, template.points)).encode()).hexdigest()[:_DIGITS]
+    return checksum(repr((template.size, template.points)))[:_DIGITS]
 
 
 def training_data_hash(face_set: FaceSet) -> str | None:
     """Return a hash of the training images, identities and landmarks; None for a set without training identities.
 
-    It is `FaceSet.fingerprint`, except for a folder: decoding a million images would take an hour, so that only names,
-    file sizes and landmarks are hashed. An image that is replaced by one of equal size in bytes is not detected.
+    It is `FaceSet.fingerprint`, except for a folder: decoding a million images would take an hour, so that only names
+    (which begin with the identity), file sizes and landmarks are hashed. An image that is replaced by one of equal size
+    in bytes is not detected.
     """
     if len(face_set.bare("train")) == 0:
         return None
     if not isinstance(face_set, FolderFaces):
         return face_set.fingerprint("train")
     indices = face_set.indices("train")
-    digest = hashlib.sha256(face_set.landmarks[indices].round(2).tobytes())
-    for index in indices.tolist():
-        name = face_set.names[index]  # begins with the identity
-        size = (face_set.root / name).stat().st_size
-        digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:_DIGITS]
+    names = [face_set.names[index] for index in indices.tolist()]
+    files = (f"{name}\0{(face_set.root / name).stat().st_size}\0" for name in names)
+    return checksum(face_set.landmarks[indices].round(2).tobytes(), *files)[:_DIGITS]
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What a difference in a field means.
-
-    Attributes:
-        title: of the field in a message.
-        meaning: consequence, for a warning.
-        resuming: severity when a training is resumed.
-        evaluating: severity otherwise; None: no difference. An evaluation draws no random numbers.
-        remedy: for a refusal.
-    """
-
-    title: str
-    meaning: str
-    resuming: Severity
-    evaluating: Severity | None
-    remedy: str = ""
-
-
-_EMBEDDINGS: Final = "embeddings are not comparable with those of the training"
-_RULES: Final = {
-    "fingerprint": _Rule("fingerprint", "another deocc wrote it, so that it cannot be compared", "warn", "warn"),
-    "teacher": _Rule("teacher", _EMBEDDINGS, "refuse", "refuse", "give the teacher that it was trained with"),
-    "template": _Rule(
-        "alignment template",
-        _EMBEDDINGS,
-        "refuse",
-        "refuse",
-        "use the deocc and the teacher_options that it was trained with",
-    ),
-    "size": _Rule("crop size", _EMBEDDINGS, "refuse", "refuse", "set data.size as it was"),
-    "training_data": _Rule(
-        "training data",
-        "these are not the images, people or splits of the training",
-        "refuse",
-        "warn",
-        "give the data that it was trained on, or start a new run",
-    ),
-    "seeds": _Rule(
-        "seeds",
-        "it continues as another training",
-        "refuse",
-        None,
-        "set seed_everything and data.seed as they were, or start a new run",
-    ),
-    "masks": _Rule("evaluation masks", "figures are not comparable with those under the run's masks", "warn", "warn"),
-    "code": _Rule("code", "another deocc may give other figures", "warn", "warn"),
-    "packages": _Rule("packages", "other versions may give other figures", "warn", "warn"),
-}
-
-
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A value that differs from the checkpoint's.
 
     Attributes:
-        field: key of `Fingerprint`, followed by a dot and the key within a field of several values: "packages.torch".
+        field: key of the fingerprint, followed by a dot and the key within a field of several values: "packages.torch".
         saved: the value in the checkpoint.
         present: the present value.
         severity: "refuse" or "warn".
@@ -224,72 +156,52 @@ class Difference:
     severity: Severity
 
 
-def compare(saved: object, present: Fingerprint, action: Action) -> list[Difference]:
-    """Return the differences that matter to an action, in the order of the fields of `Fingerprint`.
+def compare(saved: Mapping[str, Any] | None, present: Mapping[str, Any], resuming: bool) -> list[Difference]:
+    """Return the differences that matter, in the order of the fields; command, configuration and commit may differ.
 
-    In an evaluation, training data and masks are only compared if the face set is the one trained on: a test on another
-    set is no mistake. The configuration may change and is not compared.
+    An evaluation compares training data and masks only if the face set is the one trained on: a test on another set is
+    no mistake.
 
     Args:
         saved: the checkpoint's fingerprint; None if it has none.
-        present: of the present state.
-        action: purpose of loading the checkpoint.
+        present: fingerprint of the present state.
+        resuming: a training is resumed; otherwise the checkpoint is evaluated.
     """
-    if not isinstance(saved, Mapping) or saved.get("version") != VERSION:
-        saved_version = saved.get("version") if isinstance(saved, Mapping) else None
-        return [Difference("fingerprint", saved_version, VERSION, "warn")]
-    ignored = set()
-    if saved.get("masks") is None or present["masks"] is None or action not in ("fit", "test"):
-        ignored.add("masks")
-    if action != "fit" and (saved.get("face_set") != present["face_set"] or present["training_data"] is None):
-        ignored.add("training_data")
-    if action != "fit" and saved.get("face_set") != present["face_set"]:
-        ignored.add("masks")
-
-    differences: list[Difference] = []
-    for field, value in present.items():
-        severity = None
-        if field in _RULES and field not in ignored:
-            severity = _RULES[field].resuming if action == "fit" else _RULES[field].evaluating
-        if severity is None:
+    saved = saved or {}
+    if saved.get("version") != VERSION:
+        return [Difference("fingerprint", saved.get("version"), VERSION, "warn")]
+    same_data = resuming or saved.get("face_set") == present["face_set"]
+    differences = []
+    for field, (if_resuming, if_evaluating, _) in _RULES.items():
+        severity = if_resuming if resuming else if_evaluating
+        values = saved.get(field), present.get(field)
+        if severity is None or (field in ("training_data", "masks") and (None in values or not same_data)):
             continue
-        known = saved.get(field)
-        before, after = {field: known}, {field: value}
-        if isinstance(known, Mapping) and isinstance(value, Mapping):
-            before = {f"{field}.{key}": item for key, item in known.items()}
-            after = {f"{field}.{key}": item for key, item in value.items()}
-        for name in dict.fromkeys([*after, *before]):
+        before, after = (
+            {f"{field}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {field: value}
+            for value in values
+        )
+        for name in {**after, **before}:
             if before.get(name) != after.get(name):
                 differences.append(Difference(name, before.get(name), after.get(name), severity))
     return differences
 
 
 def describe(differences: Iterable[Difference]) -> list[str]:
-    """Return one line per field: saved and present values, and the consequence."""
-    return [f"{changes} (saved -> present): {rule.meaning}" for rule, changes in _by_field(differences)]
-
-
-def refuse(differences: Iterable[Difference]) -> str:
-    """Return one line for all fields: saved and present values, and the remedies."""
-    fields = _by_field(differences)
-    changes, remedies = ", ".join(each for _, each in fields), "; ".join(rule.remedy for rule, _ in fields)
-    return f"{changes} (saved -> present): {remedies}; --fingerprint.mismatch warn continues anyway"
-
-
-def _by_field(differences: Iterable[Difference]) -> list[tuple[_Rule, str]]:
-    """Return the rule of each field that differs, and its title with all changes."""
-    found = []
-    for field, group in groupby(differences, key=lambda each: each.field.split(".")[0]):
-        changes = []
-        for each in group:
-            saved, present = ("none" if value is None else str(value) for value in (each.saved, each.present))
-            changes.append(f"{each.field.removeprefix(field)[1:]} {saved} -> {present}".lstrip())
-        found.append((_RULES[field], f"{_RULES[field].title} {', '.join(changes)}"))
-    return found
+    """Return one line per field: saved and present values, and what the difference means."""
+    changes: dict[str, list[str]] = {}
+    for each in differences:
+        field, _, name = each.field.partition(".")
+        change = f"{name} {each.saved} -> {each.present}".lstrip()
+        changes.setdefault(field, []).append(change)
+    return [
+        f"{field.replace('_', ' ')} {', '.join(found)} (saved -> present): {_RULES[field][2]}"
+        for field, found in changes.items()
+    ]
 
 
 class FingerprintCallback(pl.Callback):
-    """Store a `Fingerprint` in every checkpoint, and compare that of a loaded one with the present state.
+    """Store the fingerprint (`build`) in every checkpoint, and compare that of a loaded one with the present state.
 
     A checkpoint is refused if embeddings would not be comparable, and also in a resumed training if it would continue
     as another training. Other differences are logged as warnings.
@@ -306,7 +218,7 @@ class FingerprintCallback(pl.Callback):
         self.mismatch = mismatch
         self.saved: dict[str, Any] | None = None
         self.differences: list[Difference] = []
-        self._present: Fingerprint | None = None
+        self._present: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Build a training's fingerprint, before a strategy converts or moves the teacher's weights."""
@@ -336,27 +248,30 @@ class FingerprintCallback(pl.Callback):
         Raises:
             ValueError: a difference must be refused, and `mismatch` is "refuse".
         """
-        action = cast(Action, str(trainer.state.fn and trainer.state.fn.value))
         saved = checkpoint.get(FINGERPRINT)
         self.saved = saved if isinstance(saved, dict) else None
         found: list[Difference] = []
         if trainer.is_global_zero:
-            found = compare(self.saved, self._present or _build_present(trainer, pl_module), action)
+            present = self._present or _build_present(trainer, pl_module)
+            found = compare(self.saved, present, resuming=trainer.state.fn == TrainerFn.FITTING)
         self.differences = trainer.strategy.broadcast(found)
         refused = [each for each in self.differences if each.severity == "refuse" and self.mismatch == "refuse"]
         if trainer.is_global_zero:
             for line in describe(each for each in self.differences if each not in refused):
                 _logger.warning("%s: %s", trainer.ckpt_path, line)
         if refused:
-            raise ValueError(f"{trainer.ckpt_path} does not fit: {refuse(refused)}")
+            reasons = "; ".join(describe(refused))
+            raise ValueError(
+                f"{trainer.ckpt_path} does not fit: {reasons}; --fingerprint.mismatch warn continues anyway"
+            )
         if self._present is not None:
-            self._present["resumed"] = [*(self.saved or {}).get("resumed", []), *map(asdict, found)]
+            self._present["resumed"] = [*(self.saved or {}).get("resumed", []), *(each._asdict() for each in found)]
 
     def account(self) -> dict[str, Any]:
         """Return, for `results.json`, the loaded fingerprint without its configuration, and the differences."""
         saved = None if self.saved is None else {key: value for key, value in self.saved.items() if key != "config"}
-        return {"checkpoint": saved, "differences": [asdict(each) for each in self.differences]}
+        return {"checkpoint": saved, "differences": [each._asdict() for each in self.differences]}
 
 
-def _build_present(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Fingerprint:
+def _build_present(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
     return build(trainer.datamodule, getattr(pl_module, "teacher", None))  # type: ignore[attr-defined]

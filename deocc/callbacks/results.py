@@ -4,8 +4,6 @@
 fingerprint) is complete by then, so that their order in a configuration does not matter.
 """
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,7 +17,7 @@ from deocc.callbacks.calibration import CalibrationCallback
 from deocc.callbacks.dashboards import log_figure, log_table
 from deocc.callbacks.loggers import logged_step
 from deocc.callbacks.panels import PanelCallback
-from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, global_seed, package_versions
+from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, command_line, global_seed, package_versions
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.figures import cmc_figure, loss_figure, panel_figure, roc_figure, score_histogram
 from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
@@ -177,7 +175,7 @@ def _collect_results(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict
     """Return the content of `results.json`: the module's results and their provenance."""
     results: dict[str, Any] = {
         **pl_module.results,  # type: ignore[dict-item]
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "module": type(pl_module).__name__,
         "settings": dict(pl_module.hparams),
         "seed": global_seed(),

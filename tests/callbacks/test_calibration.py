@@ -161,11 +161,8 @@ class _Module:
 def calibrated(checkpoint: Path, images: int, test_images: int = 4, **changes: Any) -> Calibration | None:
     """Return what the callback writes beside a checkpoint, which must not change."""
     root, before = checkpoint.parents[1], (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns)
-    module = _Module(test_images)
-    running, callback = (
-        trainer(checkpoint, root, datamodule=_Data(images, test_images), **changes),
-        CalibrationCallback(),
-    )
+    module, callback = _Module(test_images), CalibrationCallback()
+    running = trainer(checkpoint, root, datamodule=_Data(images, test_images), **changes)
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
     for_results = callback.calibration(running, module)  # type: ignore[arg-type]
     callback.on_test_end(running, module)  # type: ignore[arg-type]
@@ -186,9 +183,7 @@ def test_separable_identities_give_thresholds(checkpoint: Path) -> None:
 
 
 def test_thresholds_are_measured_on_all_pairs(checkpoint: Path) -> None:
-    found = calibrated(
-        checkpoint, 48, test_images=6
-    )  # three images of each of two people, of which the list names one pair
+    found = calibrated(checkpoint, 48, test_images=6)  # three images of each of two people; the list names one pair
     assert found is not None
     measured = {name: row[0].test for name, row in found.thresholds.items()}
     counts = {name: rates and (rates.genuine, rates.impostor, rates.people) for name, rates in measured.items()}
@@ -212,11 +207,8 @@ def test_unwritable_thresholds_are_reported(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(calibration, "write_thresholds", refused)
-    running, callback, module = (
-        trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48, 4)),
-        CalibrationCallback(),
-        _Module(4),
-    )
+    running = trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48, 4))
+    callback, module = CalibrationCallback(), _Module(4)
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
     callback.on_test_end(running, module)  # type: ignore[arg-type]
     assert "last.thresholds.json (Permission denied)" in caplog.text

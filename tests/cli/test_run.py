@@ -34,24 +34,19 @@ def tested(stage2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fit_writes_what_a_resumed_run_needs(stage1: Path, stage2: Path) -> None:
-    for folder in (stage1, stage2):
-        assert (folder / runs.CONFIG).is_file()
+def test_fit_adds_the_callbacks_of_the_stage(stage1: Path, stage2: Path) -> None:
+    common = ["PanelCallback", "ResultsCallback", "PredictionCallback"]
+    for folder, own in ((stage1, []), (stage2, ["CalibrationCallback", "ModelFolderCallback"])):
+        written = yaml.safe_load((folder / runs.CONFIG).read_text())["trainer"]["callbacks"]
+        assert [callback["class_path"].rsplit(".", 1)[-1] for callback in written] == [*common, *own]
         assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_fit_adds_the_callbacks_of_the_stage(stage1: Path, stage2: Path) -> None:
-    """Those that read files of others come after them."""
-    common = ["PanelCallback", "ResultsCallback"]
-    for folder, own in ((stage1, []), (stage2, ["CalibrationCallback", "ModelFolderCallback"])):
-        written = yaml.safe_load((folder / runs.CONFIG).read_text())["trainer"]["callbacks"]
-        names = [callback["class_path"].rsplit(".", 1)[-1] for callback in written]
-        assert names == [*common, *own, "PredictionCallback"]
-
-
-def test_second_fit_never_overwrites_the_first(stage1: Path) -> None:
+def test_second_fit_never_overwrites_the_first(stage1: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (stage1 / "checkpoints" / "last.ckpt").read_bytes()
     run_deocc("fit", "--config", "inpaint", "--run", str(stage1), *SMALL, *TINY_STAGE1, *ONE_STEP)
+    shown = capsys.readouterr().out
+    assert f"deocc fit --resume {stage1}" in shown and f"writing to {stage1}-2" in shown
     assert (stage1.with_name(f"{stage1.name}-2") / "checkpoints" / "last.ckpt").is_file()
     assert (stage1 / "checkpoints" / "last.ckpt").read_bytes() == before
 
@@ -83,10 +78,8 @@ def test_results_hold_every_row_and_section(tested: Path) -> None:
 
 def test_report_stands_alone(tested: Path) -> None:
     text = (tested / runs.REPORT).read_text()
-    assert "AT&amp;T Laboratories Cambridge" in text
-    assert "data:image/png;base64," in text
-    assert 'src="http' not in text
-    assert 'href="http' not in text
+    assert "AT&amp;T Laboratories Cambridge" in text and "data:image/png;base64," in text
+    assert 'src="http' not in text and 'href="http' not in text
 
 
 def test_test_is_repeatable_without_stage1(stage1: Path, stage2: Path, tmp_path: Path) -> None:
@@ -98,8 +91,7 @@ def test_test_is_repeatable_without_stage1(stage1: Path, stage2: Path, tmp_path:
     finally:
         away.rename(stage1)
     first, second = read_results(tmp_path / "first"), read_results(tmp_path / "second")
-    assert first["rows"] == second["rows"]
-    assert first["manifest_hash"] == second["manifest_hash"]
+    assert [first[key] for key in ("rows", "manifest_hash")] == [second[key] for key in ("rows", "manifest_hash")]
 
 
 def test_test_measures_restoration_of_stage1(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

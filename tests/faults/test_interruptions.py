@@ -160,11 +160,3 @@ def test_clock_change_is_harmless(through: Path, tmp_path: Path) -> None:
     resumed = resume(run_folder, "--trainer.max_epochs", "2")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert last(run_folder)["global_step"] == last(through)["global_step"]
-
-
-def test_existing_run_is_kept(through: Path) -> None:
-    before = (through / "checkpoints" / "last.ckpt").read_bytes()
-    done = run([*FIT, "--run", str(through), "--trainer.fast_dev_run", "true"])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"deocc fit --resume {through}" in done.stdout and f"writing to {through}-2" in done.stdout
-    assert (through / "checkpoints" / "last.ckpt").read_bytes() == before
