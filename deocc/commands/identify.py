@@ -13,7 +13,7 @@ from rich.text import Text
 from deocc.commands.arguments import identify_parser
 from deocc.commands.model import finder_of, load_model, model_hash
 from deocc.evaluation.thresholds import Calibration, covered_share
-from deocc.inference.batch import FoundPhoto, find_photos, process_photos
+from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.gallery import (
     GalleryCache,
@@ -27,7 +27,6 @@ from deocc.inference.gallery import (
     limit_for,
     read_gallery,
 )
-from deocc.inference.outputs import Outcome, OutcomeFile
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import printable, say

@@ -15,10 +15,9 @@ from deocc.commands.model import finder_of
 from deocc.data.loader import item_seed
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, transform_points
-from deocc.inference.batch import FoundPhoto, find_photos, process_photos
-from deocc.inference.crops import cut, paste_back, weight_in_photo
-from deocc.inference.faces import FaceFinder, PhotoFace
-from deocc.inference.outputs import Outcome, OutcomeFile, check_out, lock_folder, read_mark, save_marked
+from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
+from deocc.inference.faces import FaceFinder, PhotoFace, cut, paste_back, weight_in_photo
+from deocc.inference.outputs import check_out, lock_folder, read_mark, save_marked
 from deocc.inference.photos import read_bytes, read_photo
 from deocc.masking import draw_kinds, list_kinds, render
 

@@ -17,16 +17,15 @@ from deocc.data.images import read_image
 from deocc.evaluation.figures import panel_image
 from deocc.evaluation.thresholds import covered_share
 from deocc.files import checksum
-from deocc.inference.batch import FoundPhoto, find_photos, process_photos
-from deocc.inference.crops import paste_back
-from deocc.inference.embedding_file import EmbeddedFace, EmbeddingFile, import_arrow
-from deocc.inference.faces import FaceFinder, PhotoFace
+from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
+from deocc.inference.faces import FaceFinder, PhotoFace, paste_back
 from deocc.inference.network import FaceOutput
 from deocc.inference.outputs import (
-    Outcome,
-    OutcomeFile,
+    EmbeddedFace,
+    EmbeddingFile,
     OutputError,
     check_out,
+    import_arrow,
     lock_folder,
     read_mark,
     save_marked,

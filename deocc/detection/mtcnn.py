@@ -54,10 +54,6 @@ class MtcnnDetector(Detector):
     Args:
         weights: path of a safetensors file in the layout of `bench/mtcnn_weights.py`; default the packaged one.
         threshold: lowest score of a face. Faces below 0.7 are reported only if no other face is found.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or contains other weights.
     """
 
     name = "mtcnn"
@@ -147,12 +143,7 @@ def _read_weights(path: Path) -> "dict[str, Tensor]":
 
 
 def _run(weights: "dict[str, Tensor]", network: str, images: NDArray[np.uint8]) -> Floats:
-    """Run one of the three networks.
-
-    Args:
-        weights: as `_read_weights` returns them.
-        network: "proposal", "refinement" or "output".
-        images: (N, H, W, 3) RGB.
+    """Run one of the three networks on (N, H, W, 3) RGB images.
 
     Returns:
         (N, 5 or 15, ...): probability of a face; offsets of the corners x0, y0, x1, y1 in sides of the input; from
@@ -200,16 +191,9 @@ def _crop(image: NDArray[np.uint8], square: NDArray[np.int64], side: int) -> NDA
 
 
 def _suppress(boxes: Boxes, scores: Floats, largest_overlap: float, of_smaller: bool = False) -> list[int]:
-    """Greedy non-maximum suppression.
+    """Greedy non-maximum suppression of boxes (N, 4) with scores (N,): return the remaining indices, best first.
 
-    Args:
-        boxes: (N, 4).
-        scores: (N,).
-        largest_overlap: two boxes that overlap more are one face.
-        of_smaller: divide the intersection by the smaller area, not by the union.
-
-    Returns:
-        Indices of the remaining boxes, highest score first.
+    Two boxes whose intersection is more than `largest_overlap` of their union, or of the smaller area, are one face.
     """
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     order = np.argsort(-scores, kind="stable")

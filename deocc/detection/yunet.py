@@ -24,10 +24,6 @@ class YunetDetector(Detector):
     Args:
         weights: path of a `face_detection_yunet_*.onnx`; no package ships one.
         threshold: lowest score of a face, in [0, 1]. OpenCV's default of 0.9 is for bare faces; 0.6 is our choice.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no file is given, or it is not a YuNet that this OpenCV can read.
     """
 
     name = "yunet"

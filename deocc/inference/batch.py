@@ -1,9 +1,12 @@
-"""Batch processing of photos: find the files, process each one, and record an outcome for every input."""
+"""Batch processing of photos: find the files, process each one, and record an outcome for every input in a table."""
 
+import csv
 import json
+import re
+import time
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -11,12 +14,17 @@ from rich.console import Console
 from rich.progress import track
 
 from deocc.files import walk_files
-from deocc.inference.outputs import Outcome, OutcomeFile, OutputError
+from deocc.inference.outputs import OutputError, replace_output
 from deocc.inference.photos import PHOTO_FORMATS, is_photo
 from deocc.messages import one_line, say, telling_warnings
 
 RECOVERABLE: Final = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 """Errors that leave out one photo of a batch; the others are still processed."""
+
+_COLUMNS: Final = ("photo", "face", "status", "reason", "output")
+_FORMULA: Final = re.compile(r"'*(?:[=@\t\r]|[+-](?![\d.]+(?:e[+-]?\d+)?$))")
+"""Start of a spreadsheet formula, but not of a number. Leading apostrophes count, so that escaping is reversible."""
+_WRITE_INTERVAL: Final = 2.0  # seconds of outcomes that a killed process may lose
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,120 @@ class FoundPhoto:
     name: str
 
 
-Work = Callable[[FoundPhoto], Sequence[Outcome]]
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table: what was made of a photo or of one of its faces, or why it was left out.
+
+    Attributes:
+        photo: path of the input.
+        reason: one line that explains why it was left out; empty if it was processed.
+        face: number of the face in the photo, from 1, most prominent first; None for the whole input.
+        output: the result file relative to the table's folder; empty if there is none.
+        details: further columns.
+    """
+
+    photo: str
+    reason: str = ""
+    face: int | None = None
+    output: str = ""
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether the input was processed."""
+        return not self.reason
+
+    @property
+    def row(self) -> dict[str, object]:
+        """Cells by column."""
+        status = "done" if self.done else "left out"
+        cells = (self.photo, self.face, status, self.reason, self.output)
+        return {**dict(zip(_COLUMNS, cells, strict=True)), **self.details}
+
+
+class OutcomeFile:
+    """The table of outcomes in a CSV file. Rows of earlier runs stay until they are replaced or removed by `keep`.
+
+    Spreadsheets interpret a cell that begins with = + - @ as a formula, and file names are untrusted. Such text is
+    written with a leading apostrophe, which is removed on reading (our choice).
+
+    Args:
+        path: the file; an existing one is read.
+
+    Raises:
+        ValueError: the existing file is not such a table.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[str, list[Outcome]] = {}
+        self._written = time.monotonic()
+        if path.exists():
+            for outcome in _read_outcomes(path):
+                self._rows.setdefault(outcome.photo, []).append(outcome)
+
+    def rows(self, photo: str) -> list[Outcome]:
+        """Return the rows of one input."""
+        return list(self._rows.get(photo, []))
+
+    def all_rows(self) -> list[Outcome]:
+        """Return the rows of all inputs."""
+        return [row for rows in self._rows.values() for row in rows]
+
+    def keep(self, photos: Collection[str]) -> None:
+        """Remove the rows of all other inputs."""
+        self._rows = {photo: rows for photo, rows in self._rows.items() if photo in photos}
+
+    def replace(self, photo: str, outcomes: Sequence[Outcome]) -> None:
+        """Set rows of an input; its earlier rows stay if they are done and name another output."""
+        outputs = {outcome.output for outcome in outcomes}
+        earlier = [row for row in self.rows(photo) if row.done and row.output not in outputs]
+        self._rows[photo] = [*earlier, *outcomes]
+
+    def write_when_due(self) -> None:
+        """Write the file if the last time was more than two seconds ago."""
+        if time.monotonic() - self._written > _WRITE_INTERVAL:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file, or raise OutputError."""
+        rows = self.all_rows()
+        columns = list(dict.fromkeys((*_COLUMNS, *(name for row in rows for name in row.details))))
+        with (
+            replace_output(self.path, durable=True) as draft,
+            draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            for row in rows:
+                table.writerow({name: _escape(value) for name, value in row.row.items()})
+        self._written = time.monotonic()
+
+
+def _escape(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def _unescape(value: str) -> str:
+    return value[1:] if value.startswith("'") and _FORMULA.match(value) else value
+
+
+def _read_outcomes(path: Path) -> list[Outcome]:
+    outcomes = []
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = csv.DictReader(file)
+            if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
+                raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
+            for written in table:
+                row = {name: _unescape(value) for name, value in written.items()}
+                details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
+                face = int(row["face"]) if row["face"] else None
+                outcomes.append(Outcome(row["photo"], row["reason"], face, row["output"], details))
+    except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
+        # Rows with too many or too few cells contain lists or None: AttributeError, TypeError.
+        raise ValueError(f"{path} exists and is no list of an earlier run ({error}): choose another --out") from error
+    return outcomes
 
 
 def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[list[FoundPhoto], list[Outcome]]:
@@ -68,17 +189,22 @@ def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[lis
 
 def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Outcome]]:
     """List the photos of one command line argument, and an outcome for everything else below it."""
+    files: list[Path] = []
+    problems: list[Outcome] = []
+
+    def report(error: OSError) -> None:
+        path = error.filename or given
+        reason = f"cannot read {path} ({error.strerror or error}): check its permissions"
+        problems.append(Outcome(str(path), reason))
+
     try:
         if not given.is_dir():
             missing = Outcome(str(given), f"no photo or folder at {given}: check the path")
             return ([given], []) if given.exists() else ([], [missing])
     except OSError as error:
-        return [], [_unreadable(given, error)]
-    files: list[Path] = []
-    problems: list[Outcome] = []
-    for name, entry in walk_files(
-        given, lambda error: problems.append(_unreadable(Path(error.filename or given), error)), outside
-    ):
+        report(error)
+        return files, problems
+    for name, entry in walk_files(given, report, outside):
         path = given / name
         if entry.is_file() and is_photo(path):
             files.append(path)
@@ -88,10 +214,6 @@ def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Out
     if not files and not problems:
         problems.append(Outcome(str(given), f"no photo in {given}: it holds no files, or only hidden ones"))
     return sorted(files), problems
-
-
-def _unreadable(path: Path, error: OSError) -> Outcome:
-    return Outcome(str(path), f"cannot read {path} ({error.strerror or error}): check its permissions")
 
 
 def _unique_name(name: str, taken: set[str]) -> str:
@@ -108,7 +230,7 @@ def process_photos(
     command: str,
     found: tuple[Sequence[FoundPhoto], Sequence[Outcome]],
     table: OutcomeFile,
-    work: Work,
+    work: Callable[[FoundPhoto], Sequence[Outcome]],
     as_json: bool = False,
 ) -> int:
     """Call `work` on each photo with a progress bar, and record the outcomes in the table; rows of other photos go.
@@ -132,6 +254,7 @@ def process_photos(
     """
     photos, problems = found
     console = Console(stderr=True, soft_wrap=True)
+    inputs = {problem.photo for problem in problems} | {str(photo.path) for photo in photos}
     left_out: set[str] = set()
     rows: list[dict[str, object]] = []
 
@@ -143,7 +266,7 @@ def process_photos(
             left_out.add(photo)
             say(reason)
 
-    table.keep({problem.photo for problem in problems} | {str(photo.path) for photo in photos})
+    table.keep(inputs)
     try:
         for problem in problems:
             record(problem.photo, [problem])
@@ -158,14 +281,14 @@ def process_photos(
         raise
     if as_json:
         print(json.dumps(rows, indent=2))
-        return int(bool(left_out))
-    total = len({problem.photo for problem in problems} | {str(photo.path) for photo in photos})
-    skipped = f", {len(left_out)} left out" if left_out else ""
-    print(f"deocc {command}: {total - len(left_out)} of {total} done{skipped}: see {table.path}")
+    else:
+        skipped = f", {len(left_out)} left out" if left_out else ""
+        done = len(inputs) - len(left_out)
+        print(f"deocc {command}: {done} of {len(inputs)} done{skipped}: see {table.path}")
     return int(bool(left_out))
 
 
-def _process(photo: FoundPhoto, work: Work) -> Sequence[Outcome]:
+def _process(photo: FoundPhoto, work: Callable[[FoundPhoto], Sequence[Outcome]]) -> Sequence[Outcome]:
     """Process one photo; a recoverable error becomes its outcome, warnings become messages."""
     with telling_warnings():
         try:

@@ -14,7 +14,6 @@ from torch import Tensor
 from deocc import __version__
 from deocc.data import OrlFaces
 from deocc.data.dataset import AlignedFaces
-from deocc.data.face_set import Split
 from deocc.data.loader import item_seed
 from deocc.data.orl import FOLDS
 from deocc.evaluation.embeddings import EmbeddingSet
@@ -24,9 +23,9 @@ from deocc.files import checksum
 from deocc.geometry import TEMPLATES
 from deocc.inference.batch import find_photos
 from deocc.inference.export_formats import FORMATS, Run, to_fp16, to_int8
-from deocc.inference.export_network import ExportNetwork, Outputs
 from deocc.inference.model_card import licences
 from deocc.inference.model_folder import weight_bytes
+from deocc.inference.network import ExportNetwork, Outputs
 from deocc.inference.pipeline import Pipeline
 from deocc.masking import list_kinds, render
 
@@ -57,7 +56,7 @@ class Faces:
         masked_face: (N, 3, S, S) in [-1, 1].
         kind: (N,) int64, indices into `deocc.masking.list_kinds()`.
         seed: (N,) int64, seeds of the masks.
-        identity: (N,) int64; None if unknown.
+        identity: (N,) int64; of photos, whose people are unknown, one for each.
     """
 
     source: str
@@ -65,26 +64,26 @@ class Faces:
     masked_face: Tensor
     kind: Tensor
     seed: Tensor
-    identity: Tensor | None = None
+    identity: Tensor
 
 
-def embedded_faces(pipeline: Pipeline, split: Split, every: int = 1) -> Faces:
+def embedded_faces(pipeline: Pipeline, split: Literal["train", "val"], every: int = 1) -> Faces:
     """Return each n-th ORL face of the people that the model was trained (`train`) or validated (`val`) on.
 
     A model with thresholds from another data set, or without any, has seen no ORL face; the standard split is used.
 
     Args:
         pipeline: the model.
-        split: "train" or "val".
+        split: the people; those of tests are reserved for tests.
         every: n.
 
     Raises:
         FileNotFoundError: the package that ships the images is not installed.
-        ValueError: the split is "test", whose people are reserved for tests.
     """
-    if split == "test":
-        raise ValueError("the test people are for tests alone: choose train or val")
-    face_set = _own_split(pipeline)
+    face_set, thresholds = OrlFaces(), pipeline.thresholds
+    if thresholds is not None and thresholds.data == OrlFaces.__name__:
+        splits = [face_set, OrlFaces("development"), *(OrlFaces(fold=fold) for fold in range(FOLDS))]
+        face_set = next((each for each in splits if each.fingerprint("val") == thresholds.data_hash), face_set)
     indices = face_set.indices(split)[::every]
     aligned = AlignedFaces(face_set, pipeline.size, 0)
     faces, landmarks = zip(*(aligned(int(index)) for index in indices), strict=True)
@@ -106,22 +105,13 @@ def photo_faces(pipeline: Pipeline, photos: Sequence[Path]) -> Faces:
     if problems:
         raise FileNotFoundError(problems[0].reason)
     faces = pipeline.faces([photo.path for photo in found])
-    return _add_masks(f"{len(faces)} photos", faces, None, None)
+    return _add_masks(f"{len(faces)} photos", faces, None, torch.arange(len(faces)))
 
 
-def _add_masks(source: str, face: Tensor, landmarks: Tensor | None, identity: Tensor | None) -> Faces:
+def _add_masks(source: str, face: Tensor, landmarks: Tensor | None, identity: Tensor) -> Faces:
     kind = torch.arange(len(face)) % len(list_kinds())
     seed = torch.tensor([item_seed(_SEED_KEY, number) for number in range(len(face))])
     return Faces(source, face, render(face, landmarks, kind, seed)[0], kind, seed, identity)
-
-
-def _own_split(pipeline: Pipeline) -> OrlFaces:
-    """Return the ORL split on whose validation people the model was calibrated, or else the standard one."""
-    standard = OrlFaces()
-    if pipeline.thresholds is None or pipeline.thresholds.data != OrlFaces.__name__:
-        return standard
-    splits = [standard, OrlFaces("development"), *(OrlFaces(fold=fold) for fold in range(FOLDS))]
-    return next((each for each in splits if each.fingerprint("val") == pipeline.thresholds.data_hash), standard)
 
 
 @dataclass(frozen=True)
@@ -206,13 +196,7 @@ def compare(expected: Outputs, found: Outputs) -> Parity:
 
 
 def measure(faces: Faces, reference: Run, run: Run) -> Accuracy:
-    """Compare each clean face with each masked face of another image, by torch and by a file.
-
-    Raises:
-        ValueError: the identities of the faces are unknown.
-    """
-    if faces.identity is None:
-        raise ValueError(f"the identities on {faces.source} are unknown: measure accuracy on the embedded faces")
+    """Compare each clean face with each masked face of another image, by torch and by a file."""
     index = torch.arange(len(faces.kind))
     clean_kind = torch.full_like(faces.kind, -1)
     scores, masks = [], []

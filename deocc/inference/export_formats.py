@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from deocc.inference.export_network import Outputs
+from deocc.inference.network import Outputs
 from deocc.messages import describe_error
 
 if TYPE_CHECKING:
@@ -23,11 +23,12 @@ METADATA: Final = "deocc.json"
 """Key of the JSON description: metadata of an ONNX file, extra file of torch's formats."""
 OPSET: Final = 18
 """The lowest ONNX opset with all operations that are needed, so that most runtimes read the file (our choice)."""
-INPUT: Final = "face"
 
+_INPUT: Final = "face"
 _QUANTISED: Final = ("Conv", "Gemm", "MatMul")
 _FLOAT32_MODULES: Final = ("/segmenter/", "/crop/")  # parts of node names, as the exporter derives them from modules
 _CALIBRATION_BATCH: Final = 8
+
 
 Run = Callable[[Tensor], Outputs]
 """Maps faces (B, 3, S, S) in [-1, 1], any B, to the outputs."""
@@ -52,7 +53,7 @@ class Format(NamedTuple):
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Suppress warnings, logs and prints of exporters, which concern tracing and their own future versions."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -75,16 +76,11 @@ def require_onnx() -> None:
         raise ImportError(f'exporting to ONNX needs {" and ".join(missing)}: pip install "deocc[onnx]"')
 
 
-def trace_onnx(network: nn.Module, face: Tensor) -> "onnx.ModelProto":
-    """Trace a network as an ONNX model that contains its weights.
-
-    Raises:
-        ImportError: onnx or onnxruntime is not installed.
-    """
+def _trace_onnx(network: nn.Module, face: Tensor) -> "onnx.ModelProto":
     require_onnx()
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder, silence(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, _silence(), torch.no_grad():
         path = Path(folder, "graph.onnx")
         torch.onnx.export(
             network,
@@ -92,19 +88,14 @@ def trace_onnx(network: nn.Module, face: Tensor) -> "onnx.ModelProto":
             path,
             dynamo=False,  # the newer exporter takes ten times as long for the same graph, and needs one more package
             opset_version=OPSET,
-            input_names=[INPUT],
+            input_names=[_INPUT],
             output_names=list(Outputs._fields),
-            dynamic_axes={name: {0: "batch"} for name in (INPUT, *Outputs._fields)},
+            dynamic_axes={name: {0: "batch"} for name in (_INPUT, *Outputs._fields)},
         )
         return onnx.load(path)
 
 
-def serialize_onnx(model: "onnx.ModelProto", metadata: str) -> bytes:
-    """Return the content of an ONNX file, checked by onnx.
-
-    Raises:
-        ValueError: the checker rejects it.
-    """
+def _serialize_onnx(model: "onnx.ModelProto", metadata: str) -> bytes:
     import onnx
 
     described = onnx.ModelProto()
@@ -118,8 +109,7 @@ def serialize_onnx(model: "onnx.ModelProto", metadata: str) -> bytes:
     return bytes(described.SerializeToString())
 
 
-def open_onnx(content: bytes) -> Run:
-    """Run an ONNX file with onnxruntime."""
+def _open_onnx(content: bytes) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -128,49 +118,43 @@ def open_onnx(content: bytes) -> Run:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(face: Tensor) -> Outputs:
-        return Outputs(*map(torch.from_numpy, session.run(list(Outputs._fields), {INPUT: face.numpy()})))
+        return Outputs(*map(torch.from_numpy, session.run(list(Outputs._fields), {_INPUT: face.numpy()})))
 
     return run
 
 
-def trace_script(network: nn.Module, face: Tensor) -> torch.jit.ScriptModule:
-    """Trace a network as TorchScript."""
-    with silence(), torch.no_grad():
+def _trace_script(network: nn.Module, face: Tensor) -> torch.jit.ScriptModule:
+    with _silence(), torch.no_grad():
         module = torch.jit.trace(network, (face,), check_trace=False)  # parity is checked on other faces
     return cast(torch.jit.ScriptModule, module)
 
 
-def serialize_script(module: torch.jit.ScriptModule, metadata: str) -> bytes:
-    """Return the content of a TorchScript file."""
+def _serialize_script(module: torch.jit.ScriptModule, metadata: str) -> bytes:
     target = io.BytesIO()
-    with silence():
+    with _silence():
         torch.jit.save(module, target, _extra_files={METADATA: metadata.encode()})
     return target.getvalue()
 
 
-def open_script(content: bytes) -> Run:
-    """Run a TorchScript file."""
-    with silence():
+def _open_script(content: bytes) -> Run:
+    with _silence():
         return _without_gradient(torch.jit.load(io.BytesIO(content), map_location="cpu"))
 
 
-def trace_program(network: nn.Module, face: Tensor) -> torch.export.ExportedProgram:
-    """Trace a network with `torch.export`."""
-    with silence(), torch.no_grad():
+def _trace_program(network: nn.Module, face: Tensor) -> torch.export.ExportedProgram:
+    with _silence(), torch.no_grad():
         return torch.export.export(network, (face,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def serialize_program(program: torch.export.ExportedProgram, metadata: str) -> bytes:
-    """Return the content of a `torch.export` file."""
+def _serialize_program(program: torch.export.ExportedProgram, metadata: str) -> bytes:
     target = io.BytesIO()
-    with silence():
+    with _silence():
         torch.export.save(program, target, extra_files={METADATA: metadata})
     return target.getvalue()
 
 
-def open_program(content: bytes) -> Run:
-    """Run a `torch.export` file."""
-    with silence():
+def _open_program(content: bytes) -> Run:
+    with _silence():
         return _without_gradient(torch.export.load(io.BytesIO(content)).module())
 
 
@@ -183,9 +167,9 @@ def _without_gradient(module: nn.Module) -> Run:
 
 
 FORMATS: Final = {
-    "onnx": Format(".onnx", trace_onnx, serialize_onnx, open_onnx, {"opset": OPSET}),
-    "torchscript": Format(".pt", trace_script, serialize_script, open_script, {}),
-    "torch-export": Format(".pt2", trace_program, serialize_program, open_program, {}),
+    "onnx": Format(".onnx", _trace_onnx, _serialize_onnx, _open_onnx, {"opset": OPSET}),
+    "torchscript": Format(".pt", _trace_script, _serialize_script, _open_script, {}),
+    "torch-export": Format(".pt2", _trace_program, _serialize_program, _open_program, {}),
 }
 
 
@@ -206,9 +190,9 @@ def to_int8(model: "onnx.ModelProto", faces: Tensor) -> "onnx.ModelProto":
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch.numpy()}
+            return None if batch is None else {_INPUT: batch.numpy()}
 
-    with tempfile.TemporaryDirectory() as folder, silence():
+    with tempfile.TemporaryDirectory() as folder, _silence():
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         quant_pre_process(model, before, skip_symbolic_shape=True)
         quantize_static(
@@ -232,23 +216,17 @@ def to_fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    with silence():
+    with _silence():
         half = convert_float_to_float16(copy, keep_io_types=True, node_block_list=_float32_nodes(copy))
-        _skip_rounding(half.graph)
+        # Between nodes that stay float32 the converter inserts casts to half precision and back: skip them.
+        rounding = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+        casts = {node.output[0]: node for node in half.graph.node if node.op_type == "Cast"}
+        for node in casts.values():
+            before = casts.get(node.input[0])
+            if before is not None and (before.attribute[0].i, node.attribute[0].i) == rounding:
+                node.input[0] = before.input[0]
         OnnxModel(half).topological_sort()  # in place: the converter appends its casts at the end
     return cast("onnx.ModelProto", half)
-
-
-def _skip_rounding(graph: "onnx.GraphProto") -> None:
-    """Remove casts to half precision and back, which the converter inserts between nodes that stay float32."""
-    import onnx
-
-    types = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
-    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    for node in casts.values():
-        before = casts.get(node.input[0])
-        if before is not None and (before.attribute[0].i, node.attribute[0].i) == types:
-            node.input[0] = before.input[0]
 
 
 def _float32_nodes(model: "onnx.ModelProto") -> list[str]:

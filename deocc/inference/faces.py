@@ -1,30 +1,40 @@
-"""Find the faces of a photo and cut them out as canonical crops."""
+"""Find the faces of a photo, cut them out as canonical crops, and paste crops back."""
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from deocc.detection import Detection, Detector, create_detector
-from deocc.geometry import TEMPLATES, similarity_transform, transform_points
-from deocc.inference.crops import cut
+from deocc.geometry import TEMPLATES, Points, invert_transform, similarity_transform, transform_points, warp
 
 DEFAULT_DETECTOR: Final = "mtcnn"
 """On 327 photos of people who really wear masks MTCNN finds a face in 82 %, dlib's detector in 21 %
 (`python -m bench.detectors --photos FOLDER`)."""
 
-_CELEBA: Final = ((69.0, 111.0), (108.0, 111.0), (88.0, 136.0), (72.0, 152.0), (105.0, 152.0))
+_ALIGNMENTS: Final[dict[str, tuple[int, int, Points]]] = {
+    "arcface112": (112, 112, TEMPLATES["arcface"].points),
+    "dlib150": (150, 150, TEMPLATES["dlib"].points),
+    "celeba178": (178, 218, ((69.0, 111.0), (108.0, 111.0), (88.0, 136.0), (72.0, 152.0), (105.0, 152.0))),
+    "canonical": (350, 350, TEMPLATES["canonical"].points),
+}
+"""Width, height and landmarks of aligned crops in pixels."""
+
 _ASPECT_TOLERANCE: Final = 0.01  # relative: aligned crops may have been scaled to whole pixels
 _MIN_SIDE: Final = 20  # pixels: MTCNN finds no smaller face, and dlib's network fails
 # Our choices.
 _RIVAL: Final = 0.5  # share of the first face's prominence from which another face makes the choice unclear
 _TURNED_DOUBT: Final = 0.25  # highest 1 - score there, as a share of that in the upright photo
 _MAX_DEVIATION: Final = 0.15  # of a landmark from the canonical template, in sides of the crop
+_MARGIN: Final = 3.0  # crop pixels around the crop, so that antialiasing sees the neighbours
+_MAX_REFINEMENT: Final = 1.5  # crops that are finer than the photo by more are averaged first, as in `geometry.warp`
+_BAND: Final = 256  # rows pasted at once: a face may fill a photo of 100 million pixels
 
 
 class NoFaceError(ValueError):
@@ -67,20 +77,6 @@ class PhotoFace:
         box = dict(zip(("left", "top", "right", "bottom"), self.box.round(1).tolist(), strict=True))
         found = {"faces": self.count, "detector": self.detector, "score": round(self.score, 3)}
         return {**found, **({"turned": self.turned} if self.turned else {}), **box}
-
-
-class _Alignment(NamedTuple):
-    width: int
-    height: int
-    points: tuple[tuple[float, float], ...]
-
-
-_ALIGNMENTS: Final = {
-    "arcface112": _Alignment(112, 112, TEMPLATES["arcface"].points),
-    "dlib150": _Alignment(150, 150, TEMPLATES["dlib"].points),
-    "celeba178": _Alignment(178, 218, _CELEBA),
-    "canonical": _Alignment(350, 350, TEMPLATES["canonical"].points),
-}
 
 
 def list_alignments() -> tuple[str, ...]:
@@ -157,9 +153,11 @@ class FaceFinder:
         found, turned = self._detect(photo, name)
         rivals = [face for face in found if face.prominence >= _RIVAL * found[0].prominence]
         if self.number is None and len(rivals) > 1:
-            places = ", ".join(f"{number} at {_place(face)}" for number, face in enumerate(rivals, 1))
+            boxes = [face.box.round().astype(int).tolist() for face in rivals]
+            places = [f"{left}, {top}, {right - left} x {bottom - top}" for left, top, right, bottom in boxes]
+            listed = ", ".join(f"{number} at {place}" for number, place in enumerate(places, 1))
             raise SeveralFacesError(
-                f"{name} shows {len(rivals)} faces (left, top, width x height: {places}): "
+                f"{name} shows {len(rivals)} faces (left, top, width x height: {listed}): "
                 "choose one with --face N, or crop the photo"
             )
         return self._cut(photo, found, self._chosen(len(found), name), turned)
@@ -208,14 +206,14 @@ class FaceFinder:
 
 def _aligned_landmarks(alignment: str, width: int, height: int, name: str) -> NDArray[np.float64]:
     """Return the landmarks (5, 2) of an aligned crop of this size; crops may be scaled."""
-    template = _ALIGNMENTS[alignment]
-    if abs(width * template.height / (height * template.width) - 1) > _ASPECT_TOLERANCE:
+    full_width, full_height, points = _ALIGNMENTS[alignment]
+    if abs(width * full_height / (height * full_width) - 1) > _ASPECT_TOLERANCE:
         raise ValueError(
             f"{name} is {width} x {height} pixels, {alignment} crops have the shape "
-            f"{template.width} x {template.height}: leave --aligned out for photos"
+            f"{full_width} x {full_height}: leave --aligned out for photos"
         )
-    scale = np.array([width / template.width, height / template.height])
-    return np.asarray((np.array(template.points) + 0.5) * scale - 0.5)
+    scale = np.array([width / full_width, height / full_height])
+    return np.asarray((np.array(points) + 0.5) * scale - 0.5)
 
 
 def _plausible(faces: Sequence[Detection]) -> list[Detection]:
@@ -249,7 +247,96 @@ def _turn_back(face: Detection, quarters: int, width: int, height: int) -> Detec
     return Detection(np.concatenate([corners.min(0), corners.max(0)]), turn(face.landmarks), face.score)
 
 
-def _place(face: Detection) -> str:
-    """Describe where a face is."""
-    left, top, right, bottom = face.box.round().astype(int).tolist()
-    return f"{left}, {top}, {right - left} x {bottom - top}"
+def cut(photo: NDArray[np.uint8], matrix: Tensor, size: int) -> Tensor:
+    """Cut a crop out of a photo; outside the photo its edge pixels are repeated.
+
+    To save memory, photos that are much finer than the crop are first averaged down to twice its resolution.
+
+    Args:
+        photo: (H, W, 3) RGB.
+        matrix: (2, 3) photo pixels to crop pixels.
+        size: side of the crop in pixels.
+
+    Returns:
+        (3, size, size) in [-1, 1].
+    """
+    rows, columns = _crop_window(matrix, size, photo.shape, _MARGIN)
+    window, matrix = photo[rows, columns], _shift_origin(matrix, columns.start, rows.start)
+    factor = max(1, int(0.5 / max(float(torch.linalg.det(matrix[:, :2]).abs().sqrt()), 1e-6)))
+    height, width = (side // factor for side in window.shape[:2])
+    if factor > 1 and height > 1 and width > 1:
+        factors = torch.tensor([window.shape[1] / width, window.shape[0] / height])
+        window = np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        # Pixel centres: old = factor * new + (factor - 1) / 2.
+        shift = matrix[:, 2] + matrix[:, :2] @ ((factors - 1) / 2)
+        matrix = torch.cat([matrix[:, :2] * factors, shift[:, None]], 1)
+    pixels = torch.tensor(window).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return warp(pixels, matrix, size)[0].clamp(-1, 1)
+
+
+def paste_back(photo: NDArray[np.uint8], crop: Tensor, matrix: Tensor, weight: Tensor) -> NDArray[np.uint8]:
+    """Return a copy of the photo with the crop in its place, unchanged wherever `weight_in_photo` is 0.
+
+    Args:
+        photo: (H, W, 3) RGB.
+        crop: (3, S, S) in [-1, 1].
+        matrix: (2, 3) photo pixels to crop pixels.
+        weight: (1, S, S) opacity of the crop in [0, 1], such as a mask.
+
+    Returns:
+        (H, W, 3) RGB.
+    """
+    rows, columns = _crop_window(matrix, crop.shape[-1], photo.shape)
+    pasted = photo.copy()
+    for top in range(rows.start, rows.stop, _BAND):
+        band = slice(top, min(top + _BAND, rows.stop)), columns
+        colours = (_sample(crop, matrix, band, cv2.BORDER_REPLICATE) + 1) * 127.5
+        opacity = _sample(weight, matrix, band, cv2.BORDER_CONSTANT)[..., None]
+        mixed = photo[band] * (1 - opacity) + colours * opacity
+        pasted[band] = np.where(opacity > 0, mixed.round().clip(0, 255).astype(np.uint8), photo[band])
+    return pasted
+
+
+def weight_in_photo(weight: Tensor, matrix: Tensor, height: int, width: int) -> NDArray[np.float32]:
+    """Return the opacity of a crop, (1, S, S) in [0, 1], at each pixel of a photo, (height, width); 0 outside it."""
+    rows, columns = _crop_window(matrix, weight.shape[-1], (height, width))
+    opacity = np.zeros((height, width), np.float32)
+    opacity[rows, columns] = _sample(weight, matrix, (rows, columns), cv2.BORDER_CONSTANT)
+    return opacity
+
+
+def _crop_window(matrix: Tensor, size: int, shape: tuple[int, ...], margin: float = 0.0) -> tuple[slice, slice]:
+    """Return the rows and columns of a photo that a crop with a margin touches, at least one of each."""
+    low, high = -1.0 - margin, size + margin
+    corners = torch.tensor([(low, low), (high, low), (low, high), (high, high)])
+    points = transform_points(corners, invert_transform(matrix))
+    window = []
+    first, last = points.amin(0).floor().tolist(), points.amax(0).ceil().tolist()
+    for axis, length in ((1, shape[0]), (0, shape[1])):
+        start = int(min(max(first[axis], 0), length - 1))
+        window.append(slice(start, int(max(min(last[axis] + 1, length), start + 1))))
+    return window[0], window[1]
+
+
+def _shift_origin(matrix: Tensor, left: int, top: int) -> Tensor:
+    """Return the matrix for a window of the photo that starts at (left, top)."""
+    shift = torch.tensor([left, top], dtype=torch.float32)
+    return torch.cat([matrix[:, :2], (matrix[:, 2] + matrix[:, :2] @ shift)[:, None]], 1)
+
+
+def _sample(crop: Tensor, matrix: Tensor, window: tuple[slice, slice], border: int) -> NDArray[np.float32]:
+    """Sample a crop (C, S, S) at the pixels of a window of the photo: (h, w, C), or (h, w) if C is 1."""
+    rows, columns = window
+    pixels = crop.detach().cpu().float().permute(1, 2, 0).numpy()
+    matrix = matrix.float()
+    size = len(pixels)
+    scale = float(torch.linalg.det(invert_transform(matrix)[:, :2]).abs().sqrt())  # photo pixels per crop pixel
+    side = max(2, round(size * scale))
+    if scale < 1 / _MAX_REFINEMENT and side < size:
+        pixels = np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA), dtype=np.float32)
+        centre = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5]])
+        matrix = (matrix + centre) * (side / size) - centre  # pixel centres: new = (old + 0.5) * factor - 0.5
+    to_crop = _shift_origin(matrix, columns.start, rows.start).double().numpy()
+    shape = columns.stop - columns.start, rows.stop - rows.start
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(pixels, to_crop, shape, flags=flags, borderMode=border), dtype=np.float32)

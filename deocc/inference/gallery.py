@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from rich.progress import track
 
 from deocc.data.identities import identity_name
 from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
-from deocc.inference.batch import RECOVERABLE, find_photos
+from deocc.inference.batch import RECOVERABLE, Outcome, find_photos
 from deocc.inference.faces import FaceFinder
-from deocc.inference.outputs import Outcome, check_rows, read_arrays, write_arrays
+from deocc.inference.outputs import read_table, write_arrays
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error, one_line, telling_warnings
@@ -58,20 +58,21 @@ def limit_for(calibration: Calibration, condition: str, faces: int, wanted: floa
     Raises:
         ValueError: no threshold was calibrated for this condition.
     """
+
+    def rate_of(threshold: Threshold) -> float:
+        """Return the false-accept rate of one comparison: the target, or the measured rate if that is higher."""
+        return max(threshold.target, threshold.test.false_accept_rate if threshold.test is not None else 0.0)
+
     thresholds = calibration.thresholds[condition]
     if not thresholds:
         raise ValueError(f"no threshold for {condition}: too few validation people; test on more with `deocc test`")
-    fitting = [threshold for threshold in thresholds if _rate(threshold) * faces <= wanted * _SLACK]
+    fitting = [threshold for threshold in thresholds if rate_of(threshold) * faces <= wanted * _SLACK]
     if fitting:
         chosen = min(fitting, key=lambda threshold: threshold.same)
     else:
         chosen = max(thresholds, key=lambda threshold: threshold.same)
-    return Limit(chosen.same, chosen.target, _rate(chosen), min(1.0, _rate(chosen) * faces))
-
-
-def _rate(threshold: Threshold) -> float:
-    """Return the false-accept rate of one comparison: the target, or the measured rate if that is higher."""
-    return max(threshold.target, threshold.test.false_accept_rate if threshold.test is not None else 0.0)
+    rate = rate_of(chosen)
+    return Limit(chosen.same, chosen.target, rate, min(1.0, rate * faces))
 
 
 def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
@@ -80,13 +81,9 @@ def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
 
 
 def answer(calibration: Calibration, limit: Limit, matches: Sequence["Match"], covered: float) -> Answer:
-    """Return the answer for a face.
+    """Return the answer for a face and the most similar people, most similar first.
 
-    Args:
-        calibration: calibration of the model.
-        limit: the limit for this face.
-        matches: the most similar people, most similar first.
-        covered: covered share of this face or of the best match's, whichever is higher, in [0, 1].
+    `covered` is the covered share of this face or of the best match's, whichever is higher, in [0, 1].
     """
     if 1 - covered < calibration.least_visible:
         return "not sure"
@@ -97,15 +94,10 @@ def answer(calibration: Calibration, limit: Limit, matches: Sequence["Match"], c
 
 
 class CachedFace(NamedTuple):
-    """The cached embedding of a photo.
-
-    Attributes:
-        stamp: size of the file in bytes and its modification time in nanoseconds.
-        embedding: (D,) unit vector.
-        covered: covered share of the face, in [0, 1].
-    """
+    """The cached embedding of a photo; `embedding` and `covered` are those of `GalleryFace`."""
 
     stamp: tuple[int, int]
+    """Size of the file in bytes and its modification time in nanoseconds."""
     embedding: NDArray[np.float32]
     covered: float
 
@@ -134,11 +126,7 @@ class GalleryCache:
             return None
 
     def update(self, faces: Mapping[Path, CachedFace]) -> None:
-        """Replace all entries by these, at least one, and write the file if that changes anything.
-
-        Raises:
-            OutputError: the file cannot be written; the earlier one is unchanged.
-        """
+        """Replace all entries by these, at least one, and write the file if that changes anything."""
         before = {name: face.stamp for name, face in self._faces.items()}
         self._faces = {str(path.resolve()): face for path, face in faces.items()}
         if before == {name: face.stamp for name, face in self._faces.items()}:
@@ -148,15 +136,14 @@ class GalleryCache:
 
     def _read(self) -> dict[str, CachedFace]:
         try:
-            content = read_arrays(self.path, (*_CACHE_COLUMNS, "key"))
-            check_rows(content, _CACHE_COLUMNS)
+            columns, key = read_table(self.path, _CACHE_COLUMNS, "key")
         except ValueError as error:
             raise ValueError(
                 f"{self.path} exists and holds no gallery ({error}): choose another --save-index"
             ) from error
-        if str(content["key"]) != self._key:
+        if key != self._key:
             return {}
-        photos, stamps, embeddings, covered = (content[name] for name in _CACHE_COLUMNS)
+        photos, stamps, embeddings, covered = columns
         rows = zip(photos.tolist(), stamps.tolist(), embeddings, covered.tolist(), strict=True)
         return {photo: CachedFace((stamp[0], stamp[1]), embedding, share) for photo, stamp, embedding, share in rows}
 
@@ -259,13 +246,7 @@ def _embed(
 
 
 class Match(NamedTuple):
-    """A person of the gallery.
-
-    Attributes:
-        person: name of the person.
-        similarity: cosine to the most similar of the person's faces, in [-1, 1].
-        place: index of that face in the gallery.
-    """
+    """A person of the gallery: name, cosine to the person's most similar face, in [-1, 1], and that face's index."""
 
     person: str
     similarity: float
@@ -286,7 +267,10 @@ class PersonIndex:
     """
 
     def __init__(self, dimension: int, description: str = "Flat") -> None:
-        faiss = _import_faiss()
+        try:
+            import faiss
+        except ImportError:
+            raise ImportError('deocc identify needs the package faiss-cpu: pip install "deocc[identify]"') from None
         try:
             self._index = faiss.index_factory(dimension, description, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
@@ -304,12 +288,8 @@ class PersonIndex:
             people: N names.
 
         Raises:
-            ValueError: the numbers differ or are 0, or the index cannot be trained on so few faces.
+            ValueError: the index cannot be trained on so few faces.
         """
-        if len(embeddings) == 0 or len(embeddings) != len(people):
-            raise ValueError(
-                f"expected embeddings (N, D) and N names, N at least 1, got {embeddings.shape} and {len(people)} names"
-            )
         self._people = list(people)
         self._most_faces = int(np.unique(self._people, return_counts=True)[1].max())
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
@@ -357,11 +337,3 @@ def find_conflicts(gallery: Sequence[GalleryFace], index: PersonIndex) -> list[O
             )
             problems.append(Outcome(str(face.photo), reason))
     return problems
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise ImportError('deocc identify needs the package faiss-cpu: pip install "deocc[identify]"') from None
-    return faiss

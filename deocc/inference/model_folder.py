@@ -156,11 +156,12 @@ def load(source: str | Path | None = None, device: str | torch.device = "cpu") -
     """
     source = pretrained_folder() if source is None else source
     path = Path(source).expanduser()
+    mistyped = path.parent.is_dir() or path.suffix == ".ckpt"
     if path.is_file():
         pipeline = _load_checkpoint(path)
     elif path.is_dir():
         pipeline = _load_folder(path)
-    elif isinstance(source, str) and _is_repository(source):
+    elif isinstance(source, str) and _REPOSITORY.fullmatch(source) and not mistyped:
         pipeline = _load_model(_fetch(source))
     else:
         accepted = "a model folder, a run folder, a .ckpt file, or owner/name on the Hugging Face hub"
@@ -218,12 +219,6 @@ def _size_of_run(checkpoint: Path) -> int:
     return _DEFAULT_SIZE
 
 
-def _is_repository(source: str) -> bool:
-    """Check that a text is owner/name on the hub and not a mistyped path."""
-    is_path = Path(source).parent.is_dir() or Path(source).suffix == ".ckpt"
-    return _REPOSITORY.fullmatch(source) is not None and not is_path
-
-
 def _fetch(repository: str) -> Path:
     """Download the three files of a repository and return their folder."""
     try:
@@ -233,11 +228,10 @@ def _fetch(repository: str) -> Path:
         raise ImportError(
             f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub"
         ) from error
-    failures: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
     try:
         patterns = [CONFIG, WEIGHTS, CARD]
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=patterns)  # nosec B615  # no code in them
-    except failures as error:
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"no folder {repository} here, and it cannot be got from the Hugging Face hub "
             f"({describe_error(error, 160)})"
@@ -259,23 +253,22 @@ def install_pretrained(run: Path, target: Path = PRETRAINED) -> dict[str, int]:
     """
     folder = run / FOLDER if (run / FOLDER).is_dir() else run
     names = (WEIGHTS, CARD, CONFIG)
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"no {name} in {folder}: write the model folder with `deocc test --checkpoint {run}`"
-            )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"no {missing[0]} in {folder}: write the model folder with `deocc test --checkpoint {run}`"
+        )
     calibration = load(folder).thresholds
     lacking = [name for name, row in calibration.thresholds.items() if not row] if calibration else ["any condition"]
     if lacking:
         raise ValueError(f"{folder} has no thresholds for {', '.join(lacking)}: test the run on more validation people")
-    contents = {name: (folder / name).read_bytes() for name in names}
-    sizes = {name: len(content) for name, content in contents.items()}
+    sizes = {name: (folder / name).stat().st_size for name in names}
     if (size := sum(sizes.values())) > MOST_BYTES:
         raise ValueError(
             f"{folder} has {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.0f} MB are allowed: train smaller networks"
         )
-    for name, content in contents.items():
-        write_file(target / name, content)
+    for name in names:
+        write_file(target / name, (folder / name).read_bytes())
     return sizes
 
 

@@ -1,35 +1,36 @@
-"""The trained networks of stage 2 without teacher and trainer: from a face to mask, completed face and embedding."""
+"""The trained networks of stage 2 without trainer, as they run in `Pipeline` and in a traceable form for files."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deocc.evaluation.thresholds import covered_share
+from deocc.geometry import Template, canonical_to, invert_transform, transform_points
 from deocc.messages import describe_error
 from deocc.networks import Deoccluder, Student, create_embedder
-from deocc.networks.deoccluder import check_fit
+from deocc.networks.deoccluder import check_fit, whole_mask
 from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.embedders.registry import read_options
+from deocc.networks.generator import compose
 from deocc.networks.student import embed_by_mask
+from deocc.networks.weights import sub_state
 
 MOST_SIDE: Final = 1024
 """Maximum side of face crops in pixels that a file may ask for; published recognisers take 112 to 224 (our choice)."""
 
 _STAGE: Final = "distillation"
-_STUDENT: Final = "average.module."  # prefix of the student's running average in a checkpoint
+_AVERAGE: Final = "average.module."  # prefix of the student's running average in a checkpoint
 _DEOCCLUDER: Final = "deoccluder."
 _TEACHER: Final = "teacher."
+_COARSE: Final = 1 / 1.5  # scale below which `deocc.geometry.warp` samples a smaller copy
 
 
 class FaceOutput(NamedTuple):
-    """The results for B faces.
-
-    Attributes:
-        mask: (B, 1, S, S), 1 = covered.
-        completed_face: (B, 3, S, S) in [-1, 1].
-        embedding: (B, D) unit vectors.
-    """
+    """Masks (B, 1, S, S), 1 = covered, completed faces (B, 3, S, S) in [-1, 1] and embeddings (B, D), unit vectors."""
 
     mask: Tensor
     completed_face: Tensor
@@ -72,17 +73,15 @@ class FaceNetwork(nn.Module):
         self.register_buffer("center", torch.zeros(student["embedding_dim"]))
         self.requires_grad_(False).eval()
 
-    def own_state(self) -> dict[str, Tensor]:
-        """Return the weights and buffers, except the teacher's if an installed package has them."""
-        state: dict[str, Tensor] = self.state_dict()
-        skipped = _TEACHER if self.teacher is not None and self._packaged else ()
-        return {key: value for key, value in state.items() if not key.startswith(skipped)}
+    def packaged_state(self) -> dict[str, Tensor]:
+        """Return the weights that an installed package has: those of the teacher, or none."""
+        packaged = self.teacher is not None and self._packaged
+        return {key: value for key, value in self.state_dict().items() if packaged and key.startswith(_TEACHER)}
 
-    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load the result of `own_state`."""
-        own = self.own_state()
-        packaged = {key: value for key, value in self.state_dict().items() if key not in own}
-        self.load_state_dict({**packaged, **state})
+    def own_state(self) -> dict[str, Tensor]:
+        """Return all other weights and buffers."""
+        packaged = self.packaged_state()
+        return {key: value for key, value in self.state_dict().items() if key not in packaged}
 
     def forward(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
         """Return mask, completed face and embedding.
@@ -122,44 +121,14 @@ def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dic
         raise ValueError(f"{name} is a checkpoint of the stage {stage!r}, not of {_STAGE!r}: give a stage-2 run")
     try:
         config, weights = _read_config(checkpoint), checkpoint["state_dict"]
-        state = {f"student.{key}": value for key, value in _below(weights, _STUDENT).items()}
         stored = (_DEOCCLUDER,) if config["bare_faces"] is None else (_DEOCCLUDER, _TEACHER)
-        state |= {key: value for key, value in weights.items() if key.startswith(stored)}
+        state = {key: value for key, value in weights.items() if key.startswith(stored)}
+        state |= {f"student.{key}": value for key, value in sub_state(weights, _AVERAGE).items()}
         return config, network_of(config, {**state, "center": weights["center"]}, name)
     except KeyError as error:
         raise ValueError(f"{name} lacks {error}: it is damaged or of another version of deocc") from error
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{name} holds other things than a stage 2 ({error}): it is damaged") from error
-
-
-def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> FaceNetwork:
-    """Build the network that `config` describes, with the weights `state`.
-
-    Raises:
-        ValueError: they do not fit together; the message names their source, `name`.
-        ImportError: a network needs a package that is not installed.
-    """
-    try:
-        _check_sizes(config, state)
-        network = FaceNetwork(config)
-        network.load_own_state(state)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = describe_error(error, 160)
-        raise ValueError(f"the networks in {name} cannot be rebuilt ({reason}): it is damaged") from error
-    return network
-
-
-def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if sizes in the configuration differ from the weights, before memory is allocated for them."""
-    student, center = config["student"], state["center"]
-    if center.shape != (student["embedding_dim"],):
-        raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
-    for embedder in (student, config["bare_faces"]):
-        size = embedder["options"].get("size") or 1 if embedder is not None else 1
-        if size > MOST_SIDE:
-            raise ValueError(f"crops of {size} pixels for {embedder['name']}, at most {MOST_SIDE} are allowed")
-    if config["deoccluder"] is not None:
-        check_fit(config["deoccluder"], _below(state, _DEOCCLUDER))
 
 
 def _read_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +151,153 @@ def _read_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the entries below a prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> FaceNetwork:
+    """Build the network that `config` describes, with the weights `state`, as `FaceNetwork.own_state` returns them.
+
+    Raises:
+        ValueError: they do not fit together; the message names their source, `name`.
+        ImportError: a network needs a package that is not installed.
+    """
+    try:
+        _check_sizes(config, state)
+        network = FaceNetwork(config)
+        network.load_state_dict({**network.packaged_state(), **state})
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = describe_error(error, 160)
+        raise ValueError(f"the networks in {name} cannot be rebuilt ({reason}): it is damaged") from error
+    return network
+
+
+def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if sizes in the configuration differ from the weights, before memory is allocated for them."""
+    student, center = config["student"], state["center"]
+    if center.shape != (student["embedding_dim"],):
+        raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
+    for embedder in (student, config["bare_faces"]):
+        size = embedder["options"].get("size") or 1 if embedder is not None else 1
+        if size > MOST_SIDE:
+            raise ValueError(f"crops of {size} pixels for {embedder['name']}, at most {MOST_SIDE} are allowed")
+    if config["deoccluder"] is not None:
+        check_fit(config["deoccluder"], sub_state(state, _DEOCCLUDER))
+
+
+class Outputs(NamedTuple):
+    """The outputs of an exported file for B faces, by name.
+
+    Attributes:
+        completed_face: (B, 3, S, S) in [-1, 1].
+        mask: (B, 1, S, S), 1 = covered.
+        embedding: (B, D) unit vectors.
+        covered: (B,) covered share of the face, in [0, 1], by which the threshold of a pair is chosen.
+    """
+
+    completed_face: Tensor
+    mask: Tensor
+    embedding: Tensor
+    covered: Tensor
+
+
+class FixedCrop(nn.Module):
+    """`deocc.geometry.warp` from canonical crops of one size to a template, with a precomputed sampling grid.
+
+    If the template is much coarser, the antialiased smaller copy is computed by two matrix products: resizing is linear
+    along each axis, and not every runtime has an antialiased resize.
+
+    Args:
+        template: the template of the recogniser.
+        canonical_size: side of the canonical crops in pixels.
+    """
+
+    grid: Tensor
+    resize: Tensor | None
+
+    def __init__(self, template: Template, canonical_size: int) -> None:
+        super().__init__()
+        matrix = canonical_to(template, canonical_size)
+        scale = math.sqrt(float(torch.linalg.det(matrix[:, :2])))
+        axis = torch.arange(template.size, dtype=torch.float32)
+        targets = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
+        sources = transform_points(targets, invert_transform(matrix))
+        grid = (2 * sources + 1) / canonical_size - 1  # relative to the extent, which a smaller copy has in common
+        self.register_buffer("grid", grid.reshape(1, template.size, template.size, 2))
+        smaller = max(2, round(canonical_size * scale))
+        self.register_buffer("resize", _resize_matrix(canonical_size, smaller) if scale < _COARSE else None)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, C, S, S) to (B, C, T, T), T = the template's size."""
+        grid = self.grid.expand(image.shape[0], -1, -1, -1)
+        resized = _resize(image, self.resize)
+        return F.grid_sample(resized, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+class ExportNetwork(nn.Module):
+    """`FaceNetwork` for faces of one size with predicted masks, without operations that cannot be traced.
+
+    If the de-occluder works at a smaller size, images are resized by products with fixed matrices, as in `FixedCrop`.
+
+    Args:
+        network: the network, whose weights are shared.
+        size: side of the canonical crops in pixels.
+    """
+
+    center: Tensor
+    shrink: Tensor | None
+    enlarge: Tensor | None
+
+    def __init__(self, network: FaceNetwork, size: int) -> None:
+        super().__init__()
+        self.deoccluder, self.student, self.teacher = network.deoccluder, network.student, network.teacher
+        self.crop = FixedCrop(network.student.embedder.template, size)
+        self.teacher_crop = FixedCrop(network.teacher.template, size) if network.teacher is not None else None
+        work_size = size if network.deoccluder is None else min(size, network.deoccluder.size or size)
+        self.register_buffer("shrink", _resize_matrix(size, work_size) if work_size < size else None)
+        self.register_buffer("enlarge", _resize_matrix(work_size, size) if work_size < size else None)
+        self.register_buffer("center", network.center)
+        self.requires_grad_(False).eval()
+
+    def forward(self, face: Tensor) -> tuple[Tensor, ...]:
+        """Map canonical crops (B, 3, S, S) in [-1, 1], masked or not, to the fields of `Outputs`."""
+        if self.deoccluder is None:
+            mask, completed_face = torch.zeros_like(face[:, :1]), face.clone()
+        else:  # without the inference mode and the selection of images of `Deoccluder`
+            small = _resize(face, self.shrink)
+            mask = _resize(self.deoccluder.segmenter.predict_mask(small), self.enlarge)
+            generated = self.deoccluder.generator(small, whole_mask(_resize(mask, self.shrink)))
+            completed_face = compose(face, _resize(generated, self.enlarge), mask)
+        embedding = centred(self._embed(face, completed_face, mask), self.center)
+        return tuple(Outputs(completed_face, mask, embedding, covered_share(mask)))
+
+    def _embed(self, face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
+        """Compute what `FaceNetwork` does with fixed crops; both networks embed every face."""
+        student = self.student
+        channels = [completed_face if student.needs_completion else face]
+        if student.student_input == "both":
+            channels.append(face)
+        if student.mask_channel:
+            channels.append(mask)
+        embedding: Tensor = student.projection(_embed(student.embedder, self.crop, torch.cat(channels, 1)))
+        if self.teacher is None or self.teacher_crop is None:
+            return embedding
+        masked = mask.flatten(1).amax(1, keepdim=True) > 0
+        return torch.where(masked, embedding, _embed(self.teacher, self.teacher_crop, face))
+
+
+def _embed(embedder: Embedder, crop: FixedCrop, image: Tensor) -> Tensor:
+    """Compute what `Embedder.forward` does with a fixed crop."""
+
+    def embed(image: Tensor) -> Tensor:
+        channels = crop(image)
+        return embedder.embed_crop(channels[:, :3], channels[:, 3:] if embedder.extra_channels else None)
+
+    embedding = embed(image)
+    return (embedding + embed(image.flip(-1))) / 2 if embedder.spec.mirror else embedding
+
+
+def _resize_matrix(before: int, after: int) -> Tensor:
+    """Return the (after, before) matrix of an antialiased bilinear resize along one axis."""
+    identity = torch.eye(before)[None, None]
+    return F.interpolate(identity, (after, before), mode="bilinear", antialias=True, align_corners=False)[0, 0]
+
+
+def _resize(image: Tensor, matrix: Tensor | None) -> Tensor:
+    return image if matrix is None else matrix @ image @ matrix.T

@@ -1,14 +1,14 @@
-"""Result files of batch commands: PNG images, the CSV table of outcomes, and arrays in .npz files."""
+"""Result files of photo commands: PNG images with a mark of their origin, and embeddings in .npz and Parquet files.
 
-import csv
+All that is written replaces an earlier file completely, or raises OutputError and leaves it unchanged.
+"""
+
 import errno
-import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from deocc.data.images import open_image
 from deocc.files import cache_folder, checksum, hold_lock, read_npz, replace_file
+from deocc.messages import printable
 
 _MARK: Final = "deocc"  # key of the mark in a PNG file
-_COLUMNS: Final = ("photo", "face", "status", "reason", "output")
-_FORMULA: Final = re.compile(r"'*(?:[=@\t\r]|[+-](?![\d.]+(?:e[+-]?\d+)?$))")
-"""Start of a spreadsheet formula, but not of a number. Leading apostrophes count, so that escaping is reversible."""
-
-_WRITE_INTERVAL: Final = 2.0  # seconds of outcomes that a killed process may lose
+_COLUMNS: Final = {"name": ("U", 1), "photo": ("U", 1), "face": ("i", 1), "mark": ("U", 1), "embedding": ("f", 2)}
+_WRITE_INTERVAL: Final = 30.0  # seconds of work that a killed process may lose: the whole file is written each time
 
 
 class OutputError(OSError):
@@ -49,7 +47,7 @@ def replace_output(path: Path, durable: bool = False) -> Iterator[Path]:
         ) from error
 
 
-def check_out(out: Path, photos: Sequence[Path]) -> None:
+def check_out(out: Path, photos: Collection[Path]) -> None:
     """Raise ValueError if the output folder is a file, or is one of the photo folders."""
     if any(photo.resolve() == out.resolve() for photo in photos):
         raise ValueError(f"--out {out} is the folder of the photos: choose a folder of its own, which may be inside it")
@@ -59,12 +57,9 @@ def check_out(out: Path, photos: Sequence[Path]) -> None:
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Keep other commands of this machine from writing to an output folder.
+    """Keep other commands of this machine from writing to an output folder, or raise ValueError if one holds the lock.
 
     The lock file is in the cache folder, not among the results; if it cannot be created, there is no lock.
-
-    Raises:
-        ValueError: another command holds the lock.
     """
     path = cache_folder() / "locks" / f"out-{checksum(str(out.resolve()))[:16]}.lock"
     with ExitStack() as stack:
@@ -76,15 +71,12 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
-    """Write an image, (H, W, 3) in sRGB or (H, W) grey, as PNG, replacing an existing file.
+    """Write an image as PNG, replacing an existing file.
 
     Args:
         path: the file; its folder is created.
-        image: the pixels.
+        image: (H, W, 3) in sRGB, or (H, W) grey.
         mark: text stored in the file, which `read_mark` returns; it identifies what the image was made from.
-
-    Raises:
-        OutputError: the file cannot be written.
     """
     note = PngInfo()
     note.add_text(_MARK, mark)
@@ -109,7 +101,6 @@ def save_marked(out: Path, images: Mapping[str, NDArray[np.uint8]], mark: str, c
 
     Raises:
         ValueError: such a file exists; the message contains the text `conflict`.
-        OutputError: a file cannot be written.
     """
     for name in images:
         if (out / name).exists() and read_mark(out / name) != mark:
@@ -118,162 +109,152 @@ def save_marked(out: Path, images: Mapping[str, NDArray[np.uint8]], mark: str, c
         save_png(out / name, image, mark)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One row of the table: what was made of a photo or of one of its faces, or why it was left out.
-
-    Attributes:
-        photo: path of the input.
-        reason: one line that explains why it was left out; empty if it was processed.
-        face: number of the face in the photo, from 1, most prominent first; None for the whole input.
-        output: the result file relative to the table's folder; empty if there is none.
-        details: further columns.
-    """
-
-    photo: str
-    reason: str = ""
-    face: int | None = None
-    output: str = ""
-    details: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def done(self) -> bool:
-        """Whether the input was processed."""
-        return not self.reason
-
-    @property
-    def row(self) -> dict[str, object]:
-        """Cells by column."""
-        status = "done" if self.done else "left out"
-        cells = (self.photo, self.face, status, self.reason, self.output)
-        return {**dict(zip(_COLUMNS, cells, strict=True)), **self.details}
-
-
-class OutcomeFile:
-    """The table of outcomes in a CSV file. Rows of earlier runs stay until they are replaced or removed by `keep`.
-
-    Spreadsheets interpret a cell that begins with = + - @ as a formula, and file names are untrusted. Such text is
-    written with a leading apostrophe, which is removed on reading (our choice).
-
-    Args:
-        path: the file; an existing one is read.
-
-    Raises:
-        ValueError: the existing file is not such a table.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._rows: dict[str, list[Outcome]] = {}
-        self._written = time.monotonic()
-        if path.exists():
-            for outcome in _read_outcomes(path):
-                self._rows.setdefault(outcome.photo, []).append(outcome)
-
-    def rows(self, photo: str) -> list[Outcome]:
-        """Return the rows of one input."""
-        return list(self._rows.get(photo, []))
-
-    def all_rows(self) -> list[Outcome]:
-        """Return the rows of all inputs."""
-        return [row for rows in self._rows.values() for row in rows]
-
-    def keep(self, photos: Collection[str]) -> None:
-        """Remove the rows of all other inputs."""
-        self._rows = {photo: rows for photo, rows in self._rows.items() if photo in photos}
-
-    def replace(self, photo: str, outcomes: Sequence[Outcome]) -> None:
-        """Set rows of an input; its earlier rows stay if they are done and name another output."""
-        outputs = {outcome.output for outcome in outcomes}
-        earlier = [row for row in self.rows(photo) if row.done and row.output not in outputs]
-        self._rows[photo] = [*earlier, *outcomes]
-
-    def write_when_due(self) -> None:
-        """Write the file if the last time was more than two seconds ago."""
-        if time.monotonic() - self._written > _WRITE_INTERVAL:
-            self.write()
-
-    def write(self) -> None:
-        """Write the file.
-
-        Raises:
-            OutputError: it cannot be written; the earlier file is unchanged.
-        """
-        rows = self.all_rows()
-        columns = list(dict.fromkeys((*_COLUMNS, *(name for row in rows for name in row.details))))
-        with (
-            replace_output(self.path, durable=True) as draft,
-            draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        ):
-            table = csv.DictWriter(file, columns, lineterminator="\n")
-            table.writeheader()
-            for row in rows:
-                table.writerow({name: _escape(value) for name, value in row.row.items()})
-        self._written = time.monotonic()
-
-
-def _escape(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def _unescape(value: str) -> str:
-    return value[1:] if value.startswith("'") and _FORMULA.match(value) else value
-
-
-def _read_outcomes(path: Path) -> list[Outcome]:
-    outcomes = []
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.DictReader(file)
-            if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
-                raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
-            for written in table:
-                row = {name: _unescape(value) for name, value in written.items()}
-                details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
-                face = int(row["face"]) if row["face"] else None
-                outcomes.append(Outcome(row["photo"], row["reason"], face, row["output"], details))
-    except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
-        # Rows with too many or too few cells contain lists or None: AttributeError, TypeError.
-        raise ValueError(f"{path} exists and is no list of an earlier run ({error}): choose another --out") from error
-    return outcomes
-
-
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays by name to an .npz file.
-
-    Raises:
-        OutputError: it cannot be written; an earlier file is unchanged.
-    """
+    """Write arrays by name to an .npz file."""
     with replace_output(path) as draft, draft.open("wb") as file:
         np.savez(file, **cast(Any, arrays))
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Read arrays by name from an .npz file; pickles are refused.
+def read_table(path: Path, columns: Mapping[str, tuple[str, int]], key: str) -> tuple[list[NDArray[Any]], str]:
+    """Read the columns of a table, with at least one row and finite numbers, and a text from an .npz file.
+
+    Pickles are refused.
+
+    Args:
+        path: the file.
+        columns: NumPy kind ("U", "i", "f") and number of dimensions of each column, by name.
+        key: name of the text.
 
     Raises:
-        ValueError: the file cannot be read or lacks an array; the message is the reason only.
+        ValueError: the file cannot be read or holds something else; the message is the reason only.
     """
+    names = (*columns, key)
     arrays = read_npz(path, lambda name: name in names)
     if len(arrays) < len(names):
         raise ValueError(f"it lacks {', '.join(name for name in names if name not in arrays)}")
-    return arrays
-
-
-def check_rows(arrays: Mapping[str, NDArray[Any]], kinds: Mapping[str, tuple[str, int]]) -> None:
-    """Check that arrays are columns of one table with at least one row and finite numbers.
-
-    Args:
-        arrays: by name.
-        kinds: NumPy kind ("U", "i", "f") and number of dimensions of each column.
-
-    Raises:
-        ValueError: they are not; the message is the reason only.
-    """
-    lengths = {arrays[name].shape[:1] for name in kinds}
-    for name, (kind, dimensions) in kinds.items():
+    lengths = {arrays[name].shape[:1] for name in columns}
+    for name, (kind, dimensions) in columns.items():
         array = arrays[name]
         if array.dtype.kind != kind or array.ndim != dimensions or array.size == 0 or len(lengths) > 1:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, no column of such a table")
         if kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds numbers that are not finite")
+    return [arrays[name] for name in columns], str(arrays[key])
+
+
+class EmbeddedFace(NamedTuple):
+    """One face of an `EmbeddingFile`.
+
+    Attributes:
+        name: name of its image files, without folder and suffix.
+        photo: path of the photo.
+        face: number of the face in the photo, from 1, the largest first.
+        mark: identifies the photo, the model and the detector settings it was made from.
+        embedding: (D,) unit vector.
+    """
+
+    name: str
+    photo: str
+    face: int
+    mark: str
+    embedding: NDArray[np.float32]
+
+
+class EmbeddingFile:
+    """Embeddings by name, as `deocc predict` writes them.
+
+    Those of an earlier run stay until they are replaced or removed by `keep`.
+
+    Args:
+        path: the .npz file; an existing one is read. It contains no pickles.
+        model: hash of the model. Embeddings of two models cannot be compared, so they never share a file.
+
+    Raises:
+        ValueError: the existing file is something else, or belongs to another model.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path, self._model = path, model
+        self._changed, self._written = False, time.monotonic()
+        self._faces = {face.name: face for face in self._read()} if path.exists() else {}
+
+    @property
+    def faces(self) -> list[EmbeddedFace]:
+        """All faces, in the order in which they were added."""
+        return list(self._faces.values())
+
+    def mark(self, name: str) -> str | None:
+        """Return the mark of a face; None if there is no face of this name."""
+        return self._faces[name].mark if name in self._faces else None
+
+    def put(self, face: EmbeddedFace) -> None:
+        """Add a face, or replace the one with the same name."""
+        self._faces[face.name] = face
+        self._changed = True
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remove all other faces."""
+        kept = {name: face for name, face in self._faces.items() if name in names}
+        self._changed |= len(kept) < len(self._faces)
+        self._faces = kept
+
+    def write_when_due(self) -> None:
+        """Write the file if the last time was more than 30 seconds ago."""
+        if time.monotonic() - self._written > _WRITE_INTERVAL:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file if anything changed; without a face there is no file."""
+        if self._changed and not self._faces:
+            self.path.unlink(missing_ok=True)
+        elif self._changed:
+            write_arrays(self.path, {**self._columns(), "model": np.array(self._model)})
+            self._changed, self._written = False, time.monotonic()
+
+    def write_parquet(self, path: Path) -> None:
+        """Write all faces to a Parquet file with the columns name, photo, face and embedding (fixed-size list).
+
+        Raises:
+            ImportError: pyarrow is not installed.
+        """
+        arrow, parquet = import_arrow()
+        columns = self._columns()
+        embedding = columns["embedding"]
+        table = arrow.table(
+            {
+                "name": [printable(text) for text in columns["name"].tolist()],
+                "photo": [printable(text) for text in columns["photo"].tolist()],
+                "face": columns["face"],
+                "embedding": arrow.FixedSizeListArray.from_arrays(arrow.array(embedding.ravel()), embedding.shape[1]),
+            }
+        )
+        with replace_output(path) as draft:
+            parquet.write_table(table, draft)
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {name: np.array([getattr(face, name) for face in self.faces]) for name in _COLUMNS}
+
+    def _read(self) -> list[EmbeddedFace]:
+        try:
+            columns, model = read_table(self.path, _COLUMNS, "model")
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path} exists and holds no embeddings of an earlier run ({error}): choose another --out"
+            ) from error
+        if model != self._model:
+            raise ValueError(
+                f"{self.path} holds embeddings of another model, which cannot be compared: choose another --out"
+            )
+        names, photos, numbers, marks, embeddings = columns
+        rows = zip(names.tolist(), photos.tolist(), numbers.tolist(), marks.tolist(), embeddings, strict=True)
+        return [EmbeddedFace(*row) for row in rows]
+
+
+def import_arrow() -> tuple[Any, Any]:
+    """Return the modules pyarrow and pyarrow.parquet, or raise ImportError if they are not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError('--parquet needs the package pyarrow: pip install "deocc[parquet]"') from None
+    return pyarrow, pyarrow.parquet

@@ -61,21 +61,15 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
     """
     name = name or (str(source) if isinstance(source, Path) else "the photo")
     notes: list[str] = []  # warnings are suppressed while Pillow reads
-    photo = _read(source, name, notes)
-    for note in notes:
-        warnings.warn(f"{name} {note}", stacklevel=2)
-    return photo
-
-
-def _read(source: Source, name: str, notes: list[str]) -> NDArray[np.uint8]:
-    if isinstance(source, np.ndarray):
-        return _convert_array(source, name, notes)
+    remedy = "replace the file or remove it"
     if isinstance(source, Path):
         source = read_bytes(source)
-    remedy = "replace the file or remove it"
     try:
-        with _open(source, name) as image:
-            return _convert_image(_first_frame(image, notes), name, notes)
+        if isinstance(source, np.ndarray):
+            photo = _convert_array(source, name, notes)
+        else:
+            with _open(source, name) as image:
+                photo = _convert_image(_first_frame(image, notes), name, notes)
     except (ImportError, _PhotoError):
         raise
     except UnidentifiedImageError:
@@ -85,6 +79,9 @@ def _read(source: Source, name: str, notes: list[str]) -> NDArray[np.uint8]:
         raise ValueError(f"{name}: {error}, make it smaller") from None
     except Exception as error:  # Pillow raises almost anything for a damaged file
         raise ValueError(f"cannot read {name} as a photo ({reason_of(error)}): {remedy}") from error
+    for note in notes:
+        warnings.warn(f"{name} {note}", stacklevel=2)
+    return photo
 
 
 def is_photo(path: Path) -> bool:
@@ -137,18 +134,15 @@ def _open(source: bytes | Image.Image, name: str) -> Iterator[Image.Image]:
             with open_image(source, formats):
                 pass
         except UnidentifiedImageError:
-            formats = _register_heif(name)
+            try:
+                from pillow_heif import register_heif_opener
+            except ImportError:
+                hint = 'which needs the package pillow-heif: pip install "deocc[photos]"'
+                raise ImportError(f"{name} is HEIC, {hint}") from None
+            register_heif_opener()
+            formats = ("HEIF",)
     with open_image(source, formats) as image:
         yield image
-
-
-def _register_heif(name: str) -> tuple[str, ...]:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        raise ImportError(f'{name} is HEIC, which needs the package pillow-heif: pip install "deocc[photos]"') from None
-    register_heif_opener()
-    return ("HEIF",)
 
 
 def _first_frame(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -182,10 +176,7 @@ def _convert_array(array: NDArray[np.generic], name: str, notes: list[str]) -> N
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
         raise _PhotoError(f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    try:
-        check_size((pixels.shape[1], pixels.shape[0]))
-    except ValueError as error:
-        raise _PhotoError(f"{name}: {error}, make it smaller") from None
+    check_size((pixels.shape[1], pixels.shape[0]))
     pixels = _scale_to_8_bits(pixels, name, notes)
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:].astype(np.float32) / 255

@@ -139,11 +139,7 @@ class Pipeline:
 
     @property
     def finder(self) -> FaceFinder:
-        """Finder of the faces of photos, created at first use. Set it to choose a detector.
-
-        Raises:
-            ImportError: no package that finds faces is installed.
-        """
+        """Finder of the faces of photos, created at first use. Set it to choose a detector."""
         if self._finder is None:
             self._finder = FaceFinder(self.size)
         return self._finder

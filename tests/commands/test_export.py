@@ -16,7 +16,7 @@ from deocc.geometry import TEMPLATES
 from deocc.inference import export as writing
 from deocc.inference.export import compare, embedded_faces
 from deocc.inference.export_formats import Run
-from deocc.inference.export_network import ExportNetwork, Outputs
+from deocc.inference.network import ExportNetwork, Outputs
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from deocc.commands import identify
 from deocc.commands.identify import Identifier, main
+from deocc.inference.batch import Outcome
 from deocc.inference.faces import FaceFinder
 from deocc.inference.gallery import GalleryFace, read_gallery
-from deocc.inference.outputs import Outcome
 from tests.fake_sets.faces import orl_face
 from tests.real_model import cover
 from tests.scenes import TWO, draw_scene

@@ -9,24 +9,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from deocc.detection import Detector, create_detector
 from deocc.detection.detector import packaged_file
-from tests.fake_sets.faces import orl_face
+from tests.fake_sets.faces import landmark_errors, orl_face
 
 pytest.importorskip("dlib")
-_PEOPLE = (0, 9, 17, 25, 33)
 
 
 @pytest.fixture
 def hog(dlib_detector: Detector) -> Detector:
     return dlib_detector
-
-
-def _errors(found: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (5,) distances as shares of the distance between the eyes."""
-    return np.asarray(np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth[1] - truth[0]), np.float64)
 
 
 def _refused(kind: type[Exception], message: str, name: str = "dlib", weights: Path | None = None) -> None:
@@ -36,31 +29,11 @@ def _refused(kind: type[Exception], message: str, name: str = "dlib", weights: P
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("width", "height"), [(92, 112), (250, 250), (480, 360)])
-def test_dlib_locates_real_faces(hog: Detector, width: int, height: int) -> None:
-    for person in _PEOPLE:
-        image, truth = orl_face(person, 0, width, height, share=1.0)
-        (face,) = hog.detect(image)
-        assert face.landmarks.shape == (5, 2)
-        errors = _errors(face.landmarks, truth)
-        assert errors.max() < 0.2
-        # The measured points are MTCNN's, which differ anatomically: the median over all 400 images is 0.04.
-        assert np.median(errors) < 0.1
-
-
-def test_dlib_box_contains_the_landmarks(hog: Detector) -> None:
-    image, truth = orl_face(0, 0, 300, 300)
-    box = hog.detect(image)[0].box
-    assert box.shape == (4,)
-    assert (box[:2] < truth.min(0)).all() and (truth.max(0) < box[2:]).all()
-    assert box[2] - box[0] < 4 * (truth[1, 0] - truth[0, 0])
-
-
 def test_dlib_shrinks_large_photos(hog: Detector) -> None:
     image, truth = orl_face(3, 0, 1000, 1100)
     large = np.asarray(cv2.resize(image, (2000, 2200)), np.uint8)
     found = hog.detect(large)[0]
-    assert _errors(found.landmarks, (truth + 0.5) * 2 - 0.5).max() < 0.2
+    assert landmark_errors(found.landmarks, (truth + 0.5) * 2 - 0.5).max() < 0.2
     assert (found.box[:2] < found.landmarks.min(0)).all() and (found.landmarks.max(0) < found.box[2:]).all()
 
 
@@ -74,13 +47,9 @@ def test_dlib_ranks_the_sharper_face_first(hog: Detector) -> None:
         assert (faces[0].landmarks[:, 0] >= 200).all() == bool(sharper)
 
 
-def test_dlib_finds_nothing_in_a_flat_image(hog: Detector) -> None:
-    assert hog.detect(np.full((200, 200, 3), 127, np.uint8)) == []
-
-
-def test_dlib_threshold_is_a_lower_bound() -> None:
+def test_dlib_threshold_is_a_lower_bound(hog: Detector) -> None:
     image, _ = orl_face(0, 0, 250, 250)
-    score = create_detector("dlib").detect(image)[0].score
+    score = hog.detect(image)[0].score
     margin = math.log(score / (1 - score))
     assert len(create_detector("dlib", threshold=margin - 0.01).detect(image)) == 1
     assert create_detector("dlib", threshold=margin + 0.01).detect(image) == []
@@ -96,24 +65,11 @@ def test_dlib_reports_unsure_faces_only_alone(hog: Detector) -> None:
     assert face.landmarks[:, 0].min() >= 250
 
 
-def test_dlib_reads_strided_views(hog: Detector) -> None:
-    image, truth = orl_face(5, 0, 250, 250)
-    mirrored = hog.detect(image[:, ::-1])[0].landmarks[[1, 0, 2, 4, 3]]
-    assert _errors(np.stack([249 - mirrored[:, 0], mirrored[:, 1]], 1), truth).max() < 0.2
-
-
 def test_dlib_cnn_locates_a_real_face() -> None:
     image, truth = orl_face(0, 0, 200, 200)
     (face,) = create_detector("dlib_cnn").detect(image)
-    assert _errors(face.landmarks, truth).max() < 0.2
+    assert landmark_errors(face.landmarks, truth).max() < 0.2
     assert np.abs(face.box.reshape(2, 2).mean(0) - truth.mean(0)).max() < truth[1, 0] - truth[0, 0]
-
-
-@pytest.mark.parametrize("name", ["dlib", "dlib_cnn"])
-def test_dlib_names_a_damaged_file(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "weights.dat"
-    path.write_bytes(b"nothing of the kind")
-    _refused(ValueError, r"weights\.dat is damaged or not of this dlib detector .*: get it again", name, path)
 
 
 def test_dlib_refuses_a_five_point_predictor() -> None:

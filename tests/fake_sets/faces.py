@@ -50,3 +50,8 @@ def save_face(path: Path, person: int, image: int, width: int, height: int, shar
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(face).save(path)
     return landmarks
+
+
+def landmark_errors(found: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distances (5,) of landmarks as shares of the distance between the eyes."""
+    return np.asarray(np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth[1] - truth[0]), np.float64)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 import deocc
 from deocc.inference.export import export
-from deocc.inference.export_network import ExportNetwork
 from deocc.inference.model_folder import face_contract, read_model, write_model
-from deocc.inference.network import FaceNetwork
+from deocc.inference.network import ExportNetwork, FaceNetwork
 from deocc.inference.pipeline import Pipeline
 from deocc.modules import DistillationModule
 from deocc.networks import create_embedder

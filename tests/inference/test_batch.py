@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.inference import outputs
-from deocc.inference.batch import FoundPhoto, find_photos, process_photos
-from deocc.inference.outputs import Outcome, OutcomeFile, save_png
+from deocc.inference import batch
+from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
+from deocc.inference.outputs import save_png
 
 PHOTOS = [FoundPhoto(Path(f"in/{name}.jpg"), name) for name in "abcd"]
 
@@ -171,7 +171,7 @@ def test_process_photos_keeps_rows_on_interrupt(tmp_path: Path) -> None:
 
 
 def test_process_photos_writes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "_WRITE_INTERVAL", 0.0)
+    monkeypatch.setattr(batch, "_WRITE_INTERVAL", 0.0)
     path = tmp_path / "list.csv"
     seen = []
 
@@ -190,3 +190,39 @@ def test_process_photos_prints_warnings(tmp_path: Path, capsys: pytest.CaptureFi
 
     assert process_photos("mask", (PHOTOS[:2], []), OutcomeFile(tmp_path / "list.csv"), work) == 0
     assert capsys.readouterr().err.splitlines() == ["deocc: a: second detector", "deocc: b: second detector"]
+
+
+def test_outcome_file_merges_runs(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    first = OutcomeFile(path)
+    hand = Outcome("a", output="a-hand.png", face=1, details={"kind": "hand"})
+    first.replace("a", [Outcome("a", output="a-cloth.png", face=1), hand])
+    first.replace("b", [Outcome("b", 'no face, "really"\n')])
+    first.write()
+    second = OutcomeFile(path)
+    assert second.rows("a")[1] == hand
+    second.replace("a", [Outcome("a", output="a-hand.png", face=2)])
+    second.replace("b", [Outcome("b", output="b.png")])
+    second.write()
+    with path.open(newline="") as file:
+        rows = [(row["photo"], row["output"], row["face"], row["status"]) for row in csv.DictReader(file)]
+    assert rows == [("a", "a-cloth.png", "1", "done"), ("a", "a-hand.png", "2", "done"), ("b", "b.png", "", "done")]
+
+
+def test_outcome_file_keeps_undecodable_names(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    table = OutcomeFile(tmp_path / "list.csv")
+    table.replace(name, [Outcome(name, "no face")])
+    table.write()
+    assert OutcomeFile(tmp_path / "list.csv").rows(name) == [Outcome(name, "no face")]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"name,age\nx,3\n", b"\xff\xfe\x00\x00", b"photo,face,status,reason,output\na,one,done,,\n"]
+)
+def test_outcome_file_keeps_other_files(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no list of an earlier run"):
+        OutcomeFile(path)
+    assert path.read_bytes() == content

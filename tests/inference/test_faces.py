@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from deocc.detection import Detection, Detector
 from deocc.geometry import TEMPLATES, align, invert_transform, similarity_transform, transform_points
 from deocc.inference import faces
-from deocc.inference.crops import cut, paste_back, weight_in_photo
-from deocc.inference.faces import FaceFinder, NoFaceError, list_alignments
+from deocc.inference.faces import FaceFinder, NoFaceError, cut, list_alignments, paste_back, weight_in_photo
 from tests.scenes import ONE, ROTATED, TWO, Pasted, draw_scene
 
 PHOTO = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
@@ -79,12 +78,6 @@ def test_finder_uses_the_named_detector(monkeypatch: pytest.MonkeyPatch) -> None
 def test_finder_of_tiny_photos(finder: FaceFinder, shape: tuple[int, int]) -> None:
     with pytest.raises(NoFaceError, match=r"^no face found in dot\.png"):
         finder.find(np.zeros((*shape, 3), np.uint8), "dot.png")
-
-
-def test_finder_skips_collapsed_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, mtcnn=FakeDetector([Detection(np.array([0.0, 0, 9, 9]), np.full((5, 2), 4.0), 1.0)]))
-    with pytest.raises(NoFaceError):
-        FaceFinder(64).find(np.zeros((60, 60, 3), np.uint8))
 
 
 @pytest.mark.parametrize("name", list_alignments())

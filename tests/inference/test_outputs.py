@@ -1,50 +1,12 @@
-import csv
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.inference.outputs import Outcome, OutcomeFile, OutputError, lock_folder, read_mark, save_png
+from deocc.inference.outputs import OutputError, lock_folder, read_mark, save_png
 
 PIXELS = np.zeros((2, 2), np.uint8)
-
-
-def test_outcome_file_merges_runs(tmp_path: Path) -> None:
-    path = tmp_path / "list.csv"
-    first = OutcomeFile(path)
-    hand = Outcome("a", output="a-hand.png", face=1, details={"kind": "hand"})
-    first.replace("a", [Outcome("a", output="a-cloth.png", face=1), hand])
-    first.replace("b", [Outcome("b", 'no face, "really"\n')])
-    first.write()
-    second = OutcomeFile(path)
-    assert second.rows("a")[1] == hand
-    second.replace("a", [Outcome("a", output="a-hand.png", face=2)])
-    second.replace("b", [Outcome("b", output="b.png")])
-    second.write()
-    with path.open(newline="") as file:
-        rows = [(row["photo"], row["output"], row["face"], row["status"]) for row in csv.DictReader(file)]
-    assert rows == [("a", "a-cloth.png", "1", "done"), ("a", "a-hand.png", "2", "done"), ("b", "b.png", "", "done")]
-
-
-def test_outcome_file_keeps_undecodable_names(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.jpg")
-    table = OutcomeFile(tmp_path / "list.csv")
-    table.replace(name, [Outcome(name, "no face")])
-    table.write()
-    assert OutcomeFile(tmp_path / "list.csv").rows(name) == [Outcome(name, "no face")]
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"name,age\nx,3\n", b"\xff\xfe\x00\x00", b"photo,face,status,reason,output\na,one,done,,\n"]
-)
-def test_outcome_file_keeps_other_files(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "list.csv"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no list of an earlier run"):
-        OutcomeFile(path)
-    assert path.read_bytes() == content
 
 
 def test_read_mark_returns_the_mark(tmp_path: Path) -> None:

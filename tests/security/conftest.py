@@ -4,27 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from deocc.inference.model_folder import face_contract, write_model
+from deocc.inference.model_folder import write_model
 from deocc.inference.network import FaceNetwork
+from tests.random_model import dlib_config
 
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     """A student of random weights without a de-occluder."""
-    student = {
-        "name": "dlib_resnet",
-        "options": {},
-        "student_input": "completed",
-        "mask_channel": False,
-        "embedding_dim": 128,
-    }
-    config = {
-        "student": student,
-        "teacher": "dlib_resnet",
-        "bare_faces": None,
-        "deoccluder": None,
-        "face": face_contract(64),
-        "thresholds": None,
-    }
+    config = dlib_config(64, False)
     write_model(tmp_path / "model", config, FaceNetwork(config), "a test's model")
     return tmp_path / "model"

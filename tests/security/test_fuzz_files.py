@@ -16,10 +16,10 @@ from deocc.data.archive import ZipImages
 from deocc.data.insightface_bin import BinFaces
 from deocc.evaluation.scores import read_scores, write_scores
 from deocc.evaluation.verification import PairScores
-from deocc.inference.embedding_file import EmbeddedFace, EmbeddingFile
 from deocc.inference.gallery import CachedFace, GalleryCache
 from deocc.inference.model_folder import write_model
 from deocc.inference.network import FaceNetwork
+from deocc.inference.outputs import EmbeddedFace, EmbeddingFile
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders import dlib as dlib_resnet
 from deocc.networks.embedders.dlib import read_layers

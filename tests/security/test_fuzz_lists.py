@@ -10,7 +10,7 @@ from deocc.data.celeba import CelebaFaces
 from deocc.data.identities import read_people
 from deocc.data.insightface_rec import RecordFaces
 from deocc.data.pairs import PairListFaces
-from deocc.inference.outputs import Outcome, OutcomeFile
+from deocc.inference.batch import Outcome, OutcomeFile
 from tests.fake_sets.celeba import write_celeba
 from tests.fake_sets.pair_list import write_pair_list
 from tests.fake_sets.record_file import write_record_file

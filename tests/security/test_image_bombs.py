@@ -66,7 +66,7 @@ _BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", _BOMBS)
-def test_a_small_file_that_claims_much_takes_no_memory(name: str, tmp_path: Path) -> None:
+def test_small_file_that_claims_much(name: str, tmp_path: Path) -> None:
     data = _BOMBS[name]()
     assert len(data) < 5_000_000
     path = tmp_path / "bomb"
@@ -85,17 +85,16 @@ def test_a_small_file_that_claims_much_takes_no_memory(name: str, tmp_path: Path
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_the_limit_is_told_with_what_came_and_the_size_is_not_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", [read_image, read_size, read_photo])
+def test_limit_of_pixels_is_named(reader: Callable[[Path], Any], tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(_png(10_001, 10_000))
-    for reader in (read_image, read_size):
-        with pytest.raises(
-            ValueError, match=r"bomb\.png .*10001 x 10000 pixels, at most 100 million pixels are allowed"
-        ):
-            reader(tmp_path / "bomb.png")
+    message = r"bomb\.png.* 10001 x 10000 pixels, at most 100 million pixels are allowed.*make it smaller$"
+    with pytest.raises(ValueError, match=message):
+        reader(tmp_path / "bomb.png")
     assert MOST_PIXELS == 100_000_000
 
 
-def test_a_file_of_too_many_bytes_or_no_plain_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_and_special_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MOST_BYTES", 1000)
     (tmp_path / "large.png").write_bytes(bytes(1001))
     with pytest.raises(ValueError, match=r"1,001 bytes, at most 1,000 are allowed"):
@@ -106,7 +105,7 @@ def test_a_file_of_too_many_bytes_or_no_plain_file_is_not_read(tmp_path: Path, m
         read_image(Path("/dev/zero"))
 
 
-def test_a_jpeg_of_countless_scans_is_not_decoded_and_one_with_a_film_behind_it_is() -> None:
+def test_jpeg_of_countless_scans() -> None:
     data = _encoded("JPEG", Image.new("L", (3000, 3000), 128), progressive=True)
     last = data.rindex(b"\xff\xda")
     with pytest.raises(ValueError, match=r"5,0\d\d scans of 3000 x 3000 pixels"):
@@ -115,7 +114,7 @@ def test_a_jpeg_of_countless_scans_is_not_decoded_and_one_with_a_film_behind_it_
     assert read_image_bytes(small + b"\xff\xda" * 1000, "film.jpg").shape == (40, 60, 3)
 
 
-def test_of_thousands_of_pages_or_frames_the_first_alone_is_decoded() -> None:
+def test_only_the_first_page_is_decoded() -> None:
     for kind, number in {"TIFF": 1500, "GIF": 1500, "WEBP": 100}.items():
         pages = [Image.new("L", (4, 3), 7)] * number
         image = Image.new("L", (4, 3), 200).convert("RGB") if kind == "WEBP" else Image.new("L", (4, 3), 200)
@@ -125,7 +124,7 @@ def test_of_thousands_of_pages_or_frames_the_first_alone_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PSD", "FITS", "ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "PDF"])
-def test_formats_that_no_one_named_are_not_opened(kind: str) -> None:
+def test_other_formats_are_not_opened(kind: str) -> None:
     known = Image.new("RGB", (16, 16))
     made = {"PSD": b"8BPS" + bytes(60), "FITS": b"SIMPLE  =                    T" + b" " * 3000}
     data = made[kind] if kind in made else _encoded(kind, known)

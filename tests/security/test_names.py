@@ -13,22 +13,16 @@ from PIL import Image
 import deocc
 from deocc.data.archive import ZipImages
 from deocc.data.pairs import PairListFaces
-from deocc.inference.outputs import Outcome, OutcomeFile
+from deocc.inference.batch import Outcome, OutcomeFile
 from deocc.networks import create_embedder
 from deocc.networks.deoccluder import Deoccluder
+from tests.random_model import DLIB_STUDENT
 from tests.security.fuzzing import within_memory
 
 _LITTLE = 100 * 2**20
-_STUDENT = {
-    "name": "dlib_resnet",
-    "options": {},
-    "student_input": "completed",
-    "mask_channel": False,
-    "embedding_dim": 128,
-}
 
 
-def test_names_in_a_zip_that_would_lead_out_are_no_images_and_a_link_is_none_either(tmp_path: Path) -> None:
+def test_names_in_a_zip_lead_nowhere_else(tmp_path: Path) -> None:
     buffer = BytesIO()
     Image.new("L", (2, 2)).save(buffer, "PNG")
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as packed:
@@ -49,14 +43,14 @@ _LEADING_OUT = ("../a.png", "/a.png", "x\\..\\..\\a.png", "C:a.png", "\\\\host\\
 
 
 @pytest.mark.parametrize("name", [*_LEADING_OUT, "a\0.png", "a\x1b[2J.png", "a" * 300])
-def test_a_name_in_a_list_cannot_lead_out_or_write_to_the_terminal(name: str, tmp_path: Path) -> None:
+def test_names_in_a_list_lead_nowhere_else(name: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text(f"1.png,{name},1\n")
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         PairListFaces(str(tmp_path), str(tmp_path / "pairs.txt"))
     assert "\x1b" not in str(error.value) and "\0" not in str(error.value)
 
 
-def test_a_checkpoint_cannot_ask_for_networks_larger_than_its_weights(tmp_path: Path) -> None:
+def test_checkpoint_with_too_large_networks(tmp_path: Path) -> None:
     state = {"average.module.position": torch.zeros(1)}
     for settings in ({"width": 400, "attention": True, "segmenter_width": 8}, {"width": "wide", "segmenter_width": 8}):
         torch.save({"stage": "inpainting", "state_dict": state, "hyper_parameters": settings}, tmp_path / "last.ckpt")
@@ -69,15 +63,15 @@ def test_a_checkpoint_cannot_ask_for_networks_larger_than_its_weights(tmp_path: 
     [
         {"deoccluder": {"generator": {"width": 400}, "segmenter": {"width": 8}}},
         {"deoccluder": {"generator": {"width": 8, "depth": 10**9}, "segmenter": {"width": 8}}},
-        {"student": {**_STUDENT, "embedding_dim": 10**6}},
-        {"student": {**_STUDENT, "options": {"size": 4000}}},
-        {"student": {**_STUDENT, "name": "onnx"}},
-        {"student": {**_STUDENT, "name": "../../evil"}},
+        {"student": {**DLIB_STUDENT, "embedding_dim": 10**6}},
+        {"student": {**DLIB_STUDENT, "options": {"size": 4000}}},
+        {"student": {**DLIB_STUDENT, "name": "onnx"}},
+        {"student": {**DLIB_STUDENT, "name": "../../evil"}},
         {"face": {"size": 10**6}},
         {"face": {"size": "64"}},
     ],
 )
-def test_a_configuration_cannot_ask_for_memory_or_for_other_files(odd: dict[str, Any], model_folder: Path) -> None:
+def test_config_with_too_large_networks(odd: dict[str, Any], model_folder: Path) -> None:
     config = json.loads((model_folder / "config.json").read_text())
     (model_folder / "config.json").write_text(json.dumps({**config, **odd}))
     with within_memory(_LITTLE), pytest.raises(ValueError, match=r"cannot be rebuilt|is damaged") as error:
@@ -85,14 +79,8 @@ def test_a_configuration_cannot_ask_for_memory_or_for_other_files(odd: dict[str,
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_configuration_nested_beyond_reason_is_refused(model_folder: Path) -> None:
-    (model_folder / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="is not JSON"):
-        deocc.load(model_folder)
-
-
 @pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png", "\t=a.png", "'=a.png", "''-a.png"])
-def test_a_name_is_no_formula_in_a_table_and_is_read_as_it_was(name: str, tmp_path: Path) -> None:
+def test_name_is_no_formula_in_a_table(name: str, tmp_path: Path) -> None:
     table = OutcomeFile(tmp_path / "table.csv")
     table.replace(
         name, [Outcome(name, "", 1, "x.png", {"person": name, "similarity": -0.25, "plain": "'a", "number": "-1.5e-3"})]
@@ -108,7 +96,7 @@ def test_a_name_is_no_formula_in_a_table_and_is_read_as_it_was(name: str, tmp_pa
     assert (read.photo, read.details["person"], read.details["plain"]) == (name, name, "'a")
 
 
-def test_the_weights_of_a_graph_cannot_lie_elsewhere(tmp_path: Path) -> None:
+def test_graph_with_weights_elsewhere(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     (tmp_path / "outside.bin").write_bytes(bytes(192 * 16))

@@ -11,8 +11,7 @@ from deocc.commands.doctor.data import check_given
 from deocc.commands.doctor.findings import Context
 from deocc.data import FolderFaces
 from deocc.data.folder import list_folder
-from deocc.inference.batch import find_photos, process_photos
-from deocc.inference.outputs import Outcome, OutcomeFile
+from deocc.inference.batch import Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.photos import read_photo
 
 _READABLE = ["1.jpe", "2.mpo", "3", "4.jpg_large", "5.jfif", "6.JPG", "7.php"]

@@ -11,10 +11,9 @@ import deocc.cli
 from deocc import runs
 from deocc.data import FolderFaces, PairListFaces
 from deocc.data.folder import list_folder
-from deocc.inference.batch import FoundPhoto, find_photos, process_photos
-from deocc.inference.embedding_file import EmbeddedFace, EmbeddingFile
+from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.gallery import person_of
-from deocc.inference.outputs import Outcome, OutcomeFile
+from deocc.inference.outputs import EmbeddedFace, EmbeddingFile
 
 _NFC, _NFD = "Jos\u00e9", "Jose\u0301"
 

@@ -25,6 +25,17 @@ def listed(root: Path, occluded: Column | None, **settings: str) -> PairListFace
     return PairListFaces(str(root), str(write_pair_list(root)), "arcface", occluded=occluded, **settings)
 
 
+def embedded(faces: FaceSet) -> list[EmbeddingSet]:
+    """One-hot embeddings of the bare, then of the occluded test images; a loader without images gives none."""
+    sets = []
+    for loader in MaskedFaceDataModule(faces, size=64).test_dataloader():
+        for batch in loader:
+            embedding = torch.nn.functional.normalize(torch.eye(40)[batch["identity"]] + 0.1)
+            ids = {name: batch[name] for name in ("identity", "index", "kind", "seed")}
+            sets.append(EmbeddingSet(embedding, **ids))
+    return sets
+
+
 @pytest.mark.parametrize(("column", "masked_image"), [("first", "1"), ("second", "2")])
 def test_no_mask_is_drawn(column: Column, masked_image: str, tmp_path: Path) -> None:
     faces = listed(tmp_path, column, occluder="n95")
@@ -48,17 +59,9 @@ def test_masks_are_drawn_without_the_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["first", "second"])
 def test_rows_are_bare_against_masked(column: Column, tmp_path: Path) -> None:
     faces = listed(tmp_path, column)
-    data = MaskedFaceDataModule(faces, size=64)
-    sets = []
-    for loader in data.test_dataloader():
-        (batch,) = loader
-        embedding = torch.nn.functional.normalize(torch.eye(4)[batch["identity"]] + 0.1)
-        ids = {name: batch[name] for name in ("identity", "index", "kind", "seed")}
-        sets.append(EmbeddingSet(embedding, **ids))
-    gallery, probe = sets
-    results = build_results(
-        gallery, gallery, {"teacher_masked": probe, "student": probe}, {}, list_kinds(), {}, data.protocol, 10
-    )
+    gallery, probe = embedded(faces)
+    rows = {"teacher_masked": probe, "student": probe}
+    results = build_results(gallery, gallery, rows, {}, list_kinds(), {}, faces.protocol, 10)
     assert results["protocol"] == "OccludedPairs"
     assert results["rows"]["teacher_masked"]["pairs"] == {"same": 4, "different": 4}
     assert results["rows"]["teacher_masked"]["eer"] == 0 and "student_minus_teacher_masked" in results
@@ -86,17 +89,6 @@ def test_contradictions(lines: str, settings: dict[str, str], message: str, tmp_
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=message):
         PairListFaces(str(tmp_path), str(tmp_path / "pairs.txt"), "arcface", occluded="second", **settings)
-
-
-def embedded(faces: FaceSet) -> list[EmbeddingSet]:
-    """One-hot embeddings of the bare, then of the occluded test images; a loader without images gives none."""
-    sets = []
-    for loader in MaskedFaceDataModule(faces, size=64).test_dataloader():
-        for batch in loader:
-            embedding = torch.nn.functional.normalize(torch.eye(40)[batch["identity"]] + 0.1)
-            ids = {name: batch[name] for name in ("identity", "index", "kind", "seed")}
-            sets.append(EmbeddingSet(embedding, **ids))
-    return sets
 
 
 def test_column_of_the_list(tmp_path: Path) -> None:

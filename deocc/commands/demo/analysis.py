@@ -14,8 +14,7 @@ from torch import Tensor
 from deocc.data import OrlFaces
 from deocc.evaluation.thresholds import covered_share
 from deocc.geometry import TEMPLATES, similarity_transform
-from deocc.inference.crops import cut
-from deocc.inference.faces import PhotoFace
+from deocc.inference.faces import PhotoFace, cut
 from deocc.inference.network import FaceOutput
 from deocc.inference.pipeline import Pipeline, Verdict, decide
 from deocc.masking import render

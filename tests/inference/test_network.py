@@ -5,7 +5,7 @@ import torch
 
 from deocc.evaluation.thresholds import covered_share
 from deocc.geometry import canonical_to, get_template, warp
-from deocc.inference.export_network import ExportNetwork, FixedCrop
+from deocc.inference.network import ExportNetwork, FixedCrop
 from tests.random_model import SMALL_STUDENT, make_pipeline
 
 
