@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from deocc.callbacks.loggers import BEST
 from tests.conftest import SMALL, TINY_STAGE1, fewer_images, run_deocc
 
 ONE_KIND = ["--data.kinds", "[surgical]", "--data.test_seeds", "[1]"]
@@ -41,7 +42,7 @@ class Recorded:
         assert run is not None
         self.run = (run.id, run.name, run.group, run.job_type)
         self.config = dict(run.config)
-        self.summary = {key: dict(best) for key, best in dict(run.summary).items() if key.startswith("val/student/")}
+        self.summary = {key: dict(best) for key, best in dict(run.summary).items() if key in BEST}
         run.finish()
 
     def logged(self, key: str) -> dict[str, Any]:
