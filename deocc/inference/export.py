@@ -17,7 +17,6 @@ from deocc.data.dataset import AlignedFaces
 from deocc.data.loader import item_seed
 from deocc.data.orl import FOLDS
 from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.thresholds import covered_share
 from deocc.evaluation.verification import equal_error_rate, pair_scores
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES
@@ -25,7 +24,7 @@ from deocc.inference.batch import find_photos
 from deocc.inference.export_formats import FORMATS, Run, to_fp16, to_int8
 from deocc.inference.model_card import licences
 from deocc.inference.model_folder import weight_bytes
-from deocc.inference.network import ExportNetwork, Outputs
+from deocc.inference.network import ExportNetwork, FaceOutput
 from deocc.inference.pipeline import Pipeline
 from deocc.masking import list_kinds, render
 
@@ -178,13 +177,13 @@ class Accuracy:
         )
 
 
-def run_all(run: Run, face: Tensor) -> Outputs:
+def run_all(run: Run, face: Tensor) -> FaceOutput:
     """Run (N, 3, S, S) faces: the first one alone, the others in batches, so that several batch sizes are checked."""
     parts = [face[:1], *(face[1:].split(_BATCH) if len(face) > 1 else ())]
-    return Outputs(*(torch.cat(column) for column in zip(*map(run, parts), strict=True)))
+    return FaceOutput(*(torch.cat(column) for column in zip(*map(run, parts), strict=True)))
 
 
-def compare(expected: Outputs, found: Outputs) -> Parity:
+def compare(expected: FaceOutput, found: FaceOutput) -> Parity:
     """Compare the outputs of a file with torch's for the same faces."""
     same = (expected.mask - found.mask).abs() <= LIMIT
     equal = same.flatten(1).all(1)
@@ -289,17 +288,13 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
     if precision != "fp32" and kind != "onnx":
         raise ValueError(f"{precision} is for onnx alone, {kind} files are float32: leave it out, or take --to onnx")
 
-    def reference(face: Tensor) -> Outputs:
-        output = pipeline.process_faces(face)
-        return Outputs(output.completed_face, output.mask, output.embedding, covered_share(output.mask))
-
     faces = photo_faces(pipeline, photos) if photos else embedded_faces(pipeline, "val", _CHECK_EVERY)
     network = ExportNetwork(pipeline.network, pipeline.size)
     traced = form.trace(network, faces.masked_face[:1].expand(2, -1, -1, -1))
     metadata = {**describe(pipeline), "to": kind, **form.details, "precision": precision}
     run = form.open(form.serialize(traced, json.dumps(metadata)))
     shown = torch.cat([faces.masked_face, faces.face[:2]])
-    parity = compare(run_all(reference, shown), run_all(run, shown))
+    parity = compare(run_all(pipeline.process_faces, shown), run_all(run, shown))
     if not parity.holds:
         raise ValueError(
             f"the {kind} file does not equal torch on {faces.source}, {parity}; allowed is {LIMIT:g}: "
@@ -317,6 +312,6 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
             metadata["accuracy"]["calibrated_on"] = training.source
         else:
             traced = to_fp16(traced)
-        accuracy = measure(validation, reference, form.open(form.serialize(traced, json.dumps(metadata))))
+        accuracy = measure(validation, pipeline.process_faces, form.open(form.serialize(traced, json.dumps(metadata))))
         metadata["accuracy"] |= asdict(accuracy)
     return Export(form.serialize(traced, json.dumps(metadata, allow_nan=False)), faces.source, parity, accuracy)

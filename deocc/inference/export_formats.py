@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from deocc.inference.network import Outputs
+from deocc.inference.network import FaceOutput
 from deocc.messages import describe_error
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ _QUANTISED: Final = ("Conv", "Gemm", "MatMul")
 _FLOAT32_MODULES: Final = ("/segmenter/", "/crop/")  # parts of node names, as the exporter derives them from modules
 _CALIBRATION_BATCH: Final = 8
 
-
-Run = Callable[[Tensor], Outputs]
+Run = Callable[[Tensor], FaceOutput]
 """Maps faces (B, 3, S, S) in [-1, 1], any B, to the outputs."""
 
 
@@ -89,8 +88,8 @@ def _trace_onnx(network: nn.Module, face: Tensor) -> "onnx.ModelProto":
             dynamo=False,  # the newer exporter takes ten times as long for the same graph, and needs one more package
             opset_version=OPSET,
             input_names=[_INPUT],
-            output_names=list(Outputs._fields),
-            dynamic_axes={name: {0: "batch"} for name in (_INPUT, *Outputs._fields)},
+            output_names=list(FaceOutput._fields),
+            dynamic_axes={name: {0: "batch"} for name in (_INPUT, *FaceOutput._fields)},
         )
         return onnx.load(path)
 
@@ -117,8 +116,8 @@ def _open_onnx(content: bytes) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def run(face: Tensor) -> Outputs:
-        return Outputs(*map(torch.from_numpy, session.run(list(Outputs._fields), {_INPUT: face.numpy()})))
+    def run(face: Tensor) -> FaceOutput:
+        return FaceOutput(*map(torch.from_numpy, session.run(list(FaceOutput._fields), {_INPUT: face.numpy()})))
 
     return run
 
@@ -160,8 +159,8 @@ def _open_program(content: bytes) -> Run:
 
 def _without_gradient(module: nn.Module) -> Run:
     @torch.no_grad()
-    def run(face: Tensor) -> Outputs:
-        return Outputs(*module(face))
+    def run(face: Tensor) -> FaceOutput:
+        return FaceOutput(*module(face))
 
     return run
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from deocc.data.identities import identity_name
-from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold
 from deocc.inference.batch import RECOVERABLE, Outcome, find_photos
 from deocc.inference.faces import FaceFinder
 from deocc.inference.outputs import read_table, write_arrays
@@ -240,7 +240,7 @@ def _embed(
                 stamps[path] = stamp
         if crops:
             output = pipeline.process_faces(torch.stack(crops))
-            rows = zip(stamps.items(), output.embedding.cpu().numpy(), covered_share(output.mask).tolist(), strict=True)
+            rows = zip(stamps.items(), output.embedding.cpu().numpy(), output.covered.tolist(), strict=True)
             faces |= {path: CachedFace(stamp, embedding, covered) for (path, stamp), embedding, covered in rows}
     return faces, problems
 

@@ -30,11 +30,19 @@ _COARSE: Final = 1 / 1.5  # scale below which `deocc.geometry.warp` samples a sm
 
 
 class FaceOutput(NamedTuple):
-    """Masks (B, 1, S, S), 1 = covered, completed faces (B, 3, S, S) in [-1, 1] and embeddings (B, D), unit vectors."""
+    """The results for B faces; an exported file has outputs of the same names.
 
-    mask: Tensor
+    Attributes:
+        completed_face: (B, 3, S, S) in [-1, 1].
+        mask: (B, 1, S, S), 1 = covered.
+        embedding: (B, D) unit vectors.
+        covered: (B,) covered share of the face, in [0, 1], by which the threshold of a pair is chosen.
+    """
+
     completed_face: Tensor
+    mask: Tensor
     embedding: Tensor
+    covered: Tensor
 
 
 class FaceNetwork(nn.Module):
@@ -84,7 +92,7 @@ class FaceNetwork(nn.Module):
         return {key: value for key, value in self.state_dict().items() if key not in packaged}
 
     def forward(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
-        """Return mask, completed face and embedding.
+        """Compute the results for faces.
 
         Without a de-occluder a mask that is not given is empty, and the completed face is the face.
 
@@ -99,7 +107,7 @@ class FaceNetwork(nn.Module):
             embedding = self.student(face, completed_face, mask)
         else:
             embedding = embed_by_mask(self.student, self.teacher, face, completed_face, mask)
-        return FaceOutput(mask, completed_face, centred(embedding, self.center))
+        return FaceOutput(completed_face, mask, centred(embedding, self.center), covered_share(mask))
 
 
 def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Any], FaceNetwork]:
@@ -181,22 +189,6 @@ def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None
         check_fit(config["deoccluder"], sub_state(state, _DEOCCLUDER))
 
 
-class Outputs(NamedTuple):
-    """The outputs of an exported file for B faces, by name.
-
-    Attributes:
-        completed_face: (B, 3, S, S) in [-1, 1].
-        mask: (B, 1, S, S), 1 = covered.
-        embedding: (B, D) unit vectors.
-        covered: (B,) covered share of the face, in [0, 1], by which the threshold of a pair is chosen.
-    """
-
-    completed_face: Tensor
-    mask: Tensor
-    embedding: Tensor
-    covered: Tensor
-
-
 class FixedCrop(nn.Module):
     """`deocc.geometry.warp` from canonical crops of one size to a template, with a precomputed sampling grid.
 
@@ -256,7 +248,7 @@ class ExportNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, face: Tensor) -> tuple[Tensor, ...]:
-        """Map canonical crops (B, 3, S, S) in [-1, 1], masked or not, to the fields of `Outputs`."""
+        """Map canonical crops (B, 3, S, S) in [-1, 1], masked or not, to the fields of `FaceOutput`."""
         if self.deoccluder is None:
             mask, completed_face = torch.zeros_like(face[:, :1]), face.clone()
         else:  # without the inference mode and the selection of images of `Deoccluder`
@@ -265,7 +257,7 @@ class ExportNetwork(nn.Module):
             generated = self.deoccluder.generator(small, whole_mask(_resize(mask, self.shrink)))
             completed_face = compose(face, _resize(generated, self.enlarge), mask)
         embedding = centred(self._embed(face, completed_face, mask), self.center)
-        return tuple(Outputs(completed_face, mask, embedding, covered_share(mask)))
+        return completed_face, mask, embedding, covered_share(mask)
 
     def _embed(self, face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         """Compute what `FaceNetwork` does with fixed crops; both networks embed every face."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
+from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold
 from deocc.inference.faces import FaceFinder
 from deocc.inference.network import FaceNetwork, FaceOutput
 from deocc.inference.photos import read_photo
@@ -198,7 +198,7 @@ class Pipeline:
             )
         output = self.process_faces(torch.stack([face_a, face_b]))
         similarity = float(output.embedding[0] @ output.embedding[1])
-        covered = covered_share(output.mask).tolist()
+        covered = output.covered.tolist()
         return decide(self.thresholds, similarity, (covered[0], covered[1]), false_accept_rate)
 
     def complete(self, images: Photo | Sequence[Photo]) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,14 @@ from deocc.data import OrlFaces, orl
 from deocc.inference import export as export_module
 from deocc.inference.export import Faces, compare, describe, embedded_faces, export, measure, photo_faces, run_all
 from deocc.inference.model_folder import load, write_model
-from deocc.inference.network import Outputs
+from deocc.inference.network import FaceOutput
 from deocc.inference.pipeline import Pipeline
 from tests.random_model import SMALL_STUDENT, make_dlib_pipeline, make_pipeline
 from tests.scenes import ONE, draw_scene
 
 
-def make_outputs() -> Outputs:
-    return Outputs(torch.zeros(3, 3, 4, 4), torch.zeros(3, 1, 4, 4), torch.eye(3, 8), torch.zeros(3))
+def make_outputs() -> FaceOutput:
+    return FaceOutput(torch.zeros(3, 3, 4, 4), torch.zeros(3, 1, 4, 4), torch.eye(3, 8), torch.zeros(3))
 
 
 def splits_of(faces: Faces, face_set: OrlFaces) -> set[str]:
@@ -61,9 +61,9 @@ def test_parity_skips_faces_with_other_masks() -> None:
 def test_run_all_tries_several_batch_sizes() -> None:
     seen: list[int] = []
 
-    def run(face: Tensor) -> Outputs:
+    def run(face: Tensor) -> FaceOutput:
         seen.append(len(face))
-        return Outputs(face, face[:, :1], face.flatten(1), face[:, 0, 0, 0])
+        return FaceOutput(face, face[:, :1], face.flatten(1), face[:, 0, 0, 0])
 
     face = torch.rand(40, 3, 2, 2)
     assert torch.equal(run_all(run, face).completed_face, face)
@@ -78,12 +78,12 @@ def test_measure_of_known_similarities() -> None:
     number = torch.arange(4)
     faces = Faces("drawn faces", face, face.clone(), number, number, torch.tensor([0, 0, 1, 1]))
 
-    def exact(face: Tensor) -> Outputs:
-        return Outputs(face, face[:, :1], face[:, 0, 0], face[:, 0, 0, 0])
+    def exact(face: Tensor) -> FaceOutput:
+        return FaceOutput(face, face[:, :1], face[:, 0, 0], face[:, 0, 0, 0])
 
-    def wrong(face: Tensor) -> Outputs:
+    def wrong(face: Tensor) -> FaceOutput:
         constant = torch.tensor([[1.0, 0.0]]).expand(len(face), -1)
-        return Outputs(face, torch.ones_like(face[:, :1]), constant, face[:, 0, 0, 0])
+        return FaceOutput(face, torch.ones_like(face[:, :1]), constant, face[:, 0, 0, 0])
 
     same = measure(faces, exact, exact)
     assert (same.pairs, same.eer, same.eer_fp32, same.similarity_max, same.mask_agreement) == (12, 0, 0, 0, 1)
