@@ -6,7 +6,6 @@
     matheustguimaraes/organize-AR-face-db.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from deocc.data.face_set import FaceSet, missing_set
 from deocc.data.images import is_image, read_image
-from deocc.data.landmarks import detected_landmarks
+from deocc.data.landmarks import find_landmarks
 from deocc.evaluation.protocol import Galleries
 from deocc.files import expand_user, walk_files
 from deocc.masking import list_kinds
@@ -100,8 +99,10 @@ class ArFaces(FaceSet):
             "protocol1": self._gallery(folder, protocol1_shots),
         }
         self.protocol = Galleries(galleries)
-        key = hashlib.sha256(b"".join(self.content(index) for index in range(len(self)))).hexdigest()
-        self.landmarks = detected_landmarks(self.names, self.image, key, detector, detector_weights)
+        files = [path.relative_to(folder).as_posix() for path in self._paths]
+        found = find_landmarks(folder, files, detector, detector_weights, _read_file)
+        found.warn()
+        self.landmarks = found.filled()
 
     @property
     def credit(self) -> str:
@@ -111,13 +112,8 @@ class ArFaces(FaceSet):
         return f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Read the image at `index`, (H, W, 3) RGB.
-
-        Raises:
-            ValueError: the file is not a readable image, or a .raw file of another size; the message names it.
-        """
-        path = self._paths[index]
-        return _read_raw(path) if path.suffix.lower() == ".raw" else read_image(path)
+        """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""
+        return _read_file(self._paths[index])
 
     def content(self, index: int) -> bytes:
         """Return name and file size instead of pixels: the original release has 4 GB."""
@@ -187,7 +183,9 @@ def _find_shots(root: Path) -> list[_Shot]:
     return shots
 
 
-def _read_raw(path: Path) -> NDArray[np.uint8]:
+def _read_file(path: Path) -> NDArray[np.uint8]:
+    if path.suffix.lower() != ".raw":
+        return read_image(path)
     data = np.fromfile(path, np.uint8)
     if data.size != np.prod(_RAW):
         expected = f"a .raw file of AR has {np.prod(_RAW):,}, three planes of 768 x 576"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from deocc.data.identities import identity_name
+from deocc.data.face_set import identity_name
 from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
 from deocc.inference.batch import RECOVERABLE, find_photos
 from deocc.inference.faces import FaceFinder

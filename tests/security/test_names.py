@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import deocc
-from deocc.data.archive import ZipImages
+from deocc.data.images import ImageStore
 from deocc.data.pairs import PairListFaces
 from deocc.inference.outputs import Outcome, OutcomeFile
 from deocc.networks import create_embedder
@@ -37,7 +37,7 @@ def test_names_in_a_zip_that_would_lead_out_are_no_images_and_a_link_is_none_eit
         link = zipfile.ZipInfo("link.png")
         link.external_attr = 0o120777 << 16
         packed.writestr(link, "/etc/passwd")
-    images = ZipImages(tmp_path / "faces.zip", "faces")
+    images = ImageStore(tmp_path / "faces.zip", "faces")
     assert images.names() == ["1.png", "link.png"]
     with pytest.raises(ValueError, match=r"link\.png as an image"):
         images.read("link.png")
