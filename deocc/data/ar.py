@@ -90,6 +90,8 @@ class ArFaces(FaceSet):
         people, person = np.unique([shot.person for shot in shots], return_inverse=True)
         self.identity, self.identity_names = person.astype(np.int64), people.tolist()
         self.split_of_identity = dict.fromkeys(range(len(people)), "test")
+        there = f"{len(shots):,} of {len(people) * SHOTS:,} shots of {len(people)} people"
+        self.credit = f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
         self.occluder = np.array([occluder_of(shot.number) for shot in shots], dtype=np.int64)
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
@@ -103,13 +105,6 @@ class ArFaces(FaceSet):
         found = find_landmarks(folder, files, detector, detector_weights, _read_file)
         found.warn()
         self.landmarks = found.filled()
-
-    @property
-    def credit(self) -> str:
-        """The database, its authors, and the number of shots found."""
-        people = len(self.identity_names or ())
-        there = f"{len(self):,} of {people * SHOTS:,} shots of {people} people"
-        return f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""

@@ -45,6 +45,7 @@ class FaceSet(ABC):
             `deocc.masking.list_kinds()` of the real occluder in an image, -1 for a bare face. No mask is rendered on
             the faces of such a set in a test.
         has_identities: False if each image is an identity of its own, since the set has none; stage 1 needs none.
+        credit: the owner of the images, in one line for reports.
     """
 
     names: Sequence[str]
@@ -55,6 +56,7 @@ class FaceSet(ABC):
     protocol: AllPairs = AllPairs()
     occluder: NDArray[np.int64] | None = None
     has_identities: bool = True
+    credit: str = "images of an owner who is not named"
 
     @abstractmethod
     def image(self, index: int) -> NDArray[np.uint8]:
@@ -64,11 +66,6 @@ class FaceSet(ABC):
             ValueError: it is not a readable image, or has an unexpected size; the message names it.
             OSError: the file is missing, or its disk fails.
         """
-
-    @property
-    @abstractmethod
-    def credit(self) -> str:
-        """The owner of the images, in one line for reports."""
 
     def __len__(self) -> int:
         return len(self.names)

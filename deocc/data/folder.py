@@ -198,6 +198,7 @@ class FolderFaces(FaceSet):
                 f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
             )
         self.root = expand_user(root)
+        self.credit = f"faces of the folder {self.root.resolve().name}"  # their owner is not known
         self._files, self.has_identities = list_folder(self.root, identities), identities
         if self._files.unused:
             warnings.warn(self._files.describe_unused(), stacklevel=2)
@@ -229,11 +230,6 @@ class FolderFaces(FaceSet):
                 f"bare and occluded ones are compared: give a pattern for names such as {self.names[0]!r}"
             )
         return occluder
-
-    @property
-    def credit(self) -> str:
-        """The name of the folder; the owner of its faces is not known."""
-        return f"faces of the folder {self.root.resolve().name}"
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""

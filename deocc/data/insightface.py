@@ -165,6 +165,8 @@ class RecordFaces(FaceSet):
                 "the rest is for tests"
             )
         self._file = RecordFile(expand_user(rec))
+        own_name = f"{self._file.path.parent.resolve().name}/{self._file.path.name}"
+        self.credit = f"face crops of the record file {own_name}"  # their owner is not known
         index_path = self._file.path.with_suffix(".idx") if idx is None else expand_user(idx)
         missing = [path.name for path in (self._file.path, index_path) if not path.is_file()]
         if missing:
@@ -186,11 +188,6 @@ class RecordFaces(FaceSet):
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._set_landmarks()
-
-    @property
-    def credit(self) -> str:
-        """The name of the file; the owner of its faces is not known."""
-        return f"face crops of the record file {self._file.path.parent.resolve().name}/{self._file.path.name}"
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the crop at `index`, (H, H, 3) RGB; see `FaceSet.image`."""
@@ -299,6 +296,7 @@ class BinFaces(FaceSet):
 
     def __init__(self, path: str) -> None:
         self.path = expand_user(path)
+        self.credit = f"face pairs of the insightface verification file {self.path.name}"  # their owner is not known
         self._encoded, same = _read_bin(self.path)
         self.names = [f"{self.path.stem}/{index:05d}" for index in range(len(self._encoded))]
         new = np.ones(len(self.names), dtype=np.int64)
@@ -309,11 +307,6 @@ class BinFaces(FaceSet):
         first = np.arange(0, len(self.names), 2)
         self.protocol = ListedPairs(first, first + 1, same, contiguous_folds(len(first)))
         self.image(0)
-
-    @property
-    def credit(self) -> str:
-        """The name of the file, which is all that identifies the set."""
-        return f"face pairs of the insightface verification file {self.path.name}"
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the crop at `index`, (112, 112, 3) RGB; see `FaceSet.image`."""

@@ -133,6 +133,7 @@ class PairListFaces(PairedFiles):
     ) -> None:
         template = get_template(aligned) if aligned is not None else None
         self._list, folder = expand_user(pairs), expand_user(root)
+        self.credit = f"face pairs of the list {self._list.name}"  # their owner is not known
         header, listed = read_pairs(self._list, folder)
         fold = _folds(header, listed)
         advice = "give the folder that the list's paths are relative to"
@@ -163,11 +164,6 @@ class PairListFaces(PairedFiles):
                 "the list with bare, first, second or both, and leave out `occluded`"
             )
         return np.isin(np.arange(len(self.names)), occluded)
-
-    @property
-    def credit(self) -> str:
-        """The name of the list; the owner of its faces is not known."""
-        return f"face pairs of the list {self._list.name}"
 
 
 def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
