@@ -16,8 +16,7 @@ from PIL import Image
 from bench.measuring import Row, in_own_process
 from bench.training import read_setting
 from deocc.data import FaceSet, MaskedFaceDataModule, OrlFaces
-from deocc.data.augmentation import Augmentation
-from deocc.data.dataset import TrainingFaces
+from deocc.data.dataset import Augmentation, TrainingFaces
 from deocc.data.images import read_image
 
 WIDTH, HEIGHT = 178, 218  # CelebA's aligned photographs

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from deocc.callbacks.dashboards import continue_without
 from deocc.callbacks.loggers import logged_step
-from deocc.data.quarantine import Quarantine
+from deocc.data.loader import Quarantine
 from deocc.files import write_file
 
 FOLDER: Final = "non_finite"

@@ -12,11 +12,9 @@ if TYPE_CHECKING:
     from deocc.data.ar import ArFaces
     from deocc.data.celeba import CelebaFaces
     from deocc.data.datamodule import MaskedFaceDataModule
-    from deocc.data.face_set import FaceSet
+    from deocc.data.face_set import FaceSet, shared_people
     from deocc.data.folder import FolderFaces
-    from deocc.data.identities import shared_people
-    from deocc.data.insightface_bin import BinFaces
-    from deocc.data.insightface_rec import RecordFaces
+    from deocc.data.insightface import BinFaces, RecordFaces
     from deocc.data.lfw import LfwFaces
     from deocc.data.orl import OrlFaces
     from deocc.data.pairs import PairListFaces
@@ -36,7 +34,7 @@ __all__ = [
 ]
 _MODULES = {
     "ArFaces": "ar",
-    "BinFaces": "insightface_bin",
+    "BinFaces": "insightface",
     "CelebaFaces": "celeba",
     "FaceSet": "face_set",
     "FolderFaces": "folder",
@@ -44,8 +42,8 @@ _MODULES = {
     "MaskedFaceDataModule": "datamodule",
     "OrlFaces": "orl",
     "PairListFaces": "pairs",
-    "RecordFaces": "insightface_rec",
-    "shared_people": "identities",
+    "RecordFaces": "insightface",
+    "shared_people": "face_set",
 }
 
 

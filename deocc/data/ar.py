@@ -6,7 +6,6 @@
     matheustguimaraes/organize-AR-face-db.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from deocc.data.face_set import FaceSet, missing_set
 from deocc.data.images import is_image, read_image
-from deocc.data.landmarks import detected_landmarks
+from deocc.data.landmarks import find_landmarks
 from deocc.evaluation.protocol import Galleries
 from deocc.files import expand_user, walk_files
 from deocc.masking import list_kinds
@@ -91,6 +90,8 @@ class ArFaces(FaceSet):
         people, person = np.unique([shot.person for shot in shots], return_inverse=True)
         self.identity, self.identity_names = person.astype(np.int64), people.tolist()
         self.split_of_identity = dict.fromkeys(range(len(people)), "test")
+        there = f"{len(shots):,} of {len(people) * SHOTS:,} shots of {len(people)} people"
+        self.credit = f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
         self.occluder = np.array([occluder_of(shot.number) for shot in shots], dtype=np.int64)
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
@@ -100,24 +101,14 @@ class ArFaces(FaceSet):
             "protocol1": self._gallery(folder, protocol1_shots),
         }
         self.protocol = Galleries(galleries)
-        key = hashlib.sha256(b"".join(self.content(index) for index in range(len(self)))).hexdigest()
-        self.landmarks = detected_landmarks(self.names, self.image, key, detector, detector_weights)
-
-    @property
-    def credit(self) -> str:
-        """The database, its authors, and the number of shots found."""
-        people = len(self.identity_names or ())
-        there = f"{len(self):,} of {people * SHOTS:,} shots of {people} people"
-        return f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
+        files = [path.relative_to(folder).as_posix() for path in self._paths]
+        found = find_landmarks(folder, files, detector, detector_weights, _read_file)
+        found.warn()
+        self.landmarks = found.filled()
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Read the image at `index`, (H, W, 3) RGB.
-
-        Raises:
-            ValueError: the file is not a readable image, or a .raw file of another size; the message names it.
-        """
-        path = self._paths[index]
-        return _read_raw(path) if path.suffix.lower() == ".raw" else read_image(path)
+        """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""
+        return _read_file(self._paths[index])
 
     def content(self, index: int) -> bytes:
         """Return name and file size instead of pixels: the original release has 4 GB."""
@@ -187,7 +178,9 @@ def _find_shots(root: Path) -> list[_Shot]:
     return shots
 
 
-def _read_raw(path: Path) -> NDArray[np.uint8]:
+def _read_file(path: Path) -> NDArray[np.uint8]:
+    if path.suffix.lower() != ".raw":
+        return read_image(path)
     data = np.fromfile(path, np.uint8)
     if data.size != np.prod(_RAW):
         expected = f"a .raw file of AR has {np.prod(_RAW):,}, three planes of 768 x 576"

@@ -13,8 +13,8 @@ import mmap
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,68 +28,10 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from deocc.data.face_set import FaceSet, Split
-from deocc.data.loader import ignore_stop_signals
-from deocc.data.quarantine import UnreadableImageError
+from deocc.data.loader import UnreadableImageError, ignore_stop_signals
 from deocc.files import cache_folder, checksum, hold_lock
 from deocc.geometry import TEMPLATES
 from deocc.messages import one_line
-
-_READERS: Final[dict[Path, tuple[int, lmdb.Environment]]] = {}  # a process may open a file only once
-
-
-def reader(path: Path) -> lmdb.Environment:
-    """Open a complete file, once per process, since a forked worker must not use its parent's environment.
-
-    Complete files are never written, so no lock is needed, which some network drives do not support.
-
-    Raises:
-        lmdb.Error: it does not exist, or is not an LMDB file.
-    """
-    process, environment = _READERS.get(path, (0, None))
-    if environment is not None and process != os.getpid():
-        forget(path)
-    if path not in _READERS:
-        # no readahead, since access is random
-        _READERS[path] = os.getpid(), lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
-    return _READERS[path][1]
-
-
-def forget(path: Path) -> None:
-    """Close a file opened by `reader`."""
-    if path in _READERS:
-        _READERS.pop(path)[1].close()
-
-
-def open_to_append(path: Path, most_bytes: int) -> lmdb.Environment:
-    """Open an unfinished file, or create it if it is missing or damaged; the caller must be its only writer.
-
-    Args:
-        path: the file.
-        most_bytes: largest size of the file.
-
-    Raises:
-        lmdb.Error: the file cannot be written.
-    """
-    try:
-        environment = lmdb.open(str(path), map_size=most_bytes, subdir=False, lock=False)
-        if is_whole(environment, path):
-            return environment
-        environment.close()
-    except lmdb.InvalidError:
-        pass
-    path.unlink()
-    return lmdb.open(str(path), map_size=most_bytes, subdir=False, lock=False)
-
-
-def count(environment: lmdb.Environment) -> int:
-    """Return the number of values."""
-    return int(environment.stat()["entries"])
-
-
-def is_whole(environment: lmdb.Environment, path: Path) -> bool:
-    """Return whether the file contains its last page; reading a truncated file would kill the process."""
-    return path.stat().st_size >= (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-
 
 AlignedFace = tuple[NDArray[np.uint8], NDArray[np.float32]]
 """A face, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop."""
@@ -98,6 +40,7 @@ _VERSION: Final = 2  # increase when `read_image` or `geometry.align` returns ot
 _LANDMARK_BYTES: Final = 5 * 2 * 4
 _MISSING: Final = b"?"  # replaces a missing value; no value has this length
 _BLOCK_BYTES: Final = 2**23  # written at a time; an interruption loses at most this
+_READERS: Final[dict[Path, tuple[int, lmdb.Environment]]] = {}  # a process may open a file only once
 
 
 @dataclass(frozen=True)
@@ -133,7 +76,7 @@ class AlignedCache:
             ValueError: the file was removed or changed.
         """
         try:
-            with reader(self.path).begin(buffers=True) as transaction:
+            with _reader(self.path).begin(buffers=True) as transaction:
                 value = np.array(np.frombuffer(transaction.get(_key(index), _MISSING), np.uint8))
         except lmdb.Error as error:
             raise ValueError(
@@ -145,18 +88,16 @@ class AlignedCache:
             raise ValueError(
                 f"{self.path} lacks the face {index}: remove the file and start again, and it is computed again"
             )
-        return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), value[:_LANDMARK_BYTES].view(
-            np.float32
-        ).reshape(5, 2)
+        landmarks = value[:_LANDMARK_BYTES].view(np.float32).reshape(5, 2)
+        return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), landmarks
 
     def is_complete(self) -> bool:
         """Return whether all faces can be read."""
         try:
-            return (
-                self.path.is_file()
-                and is_whole(reader(self.path), self.path)
-                and count(reader(self.path)) == self.number
-            )
+            if not self.path.is_file():
+                return False
+            environment = _reader(self.path)
+            return _is_whole(environment, self.path) and environment.stat()["entries"] == self.number
         except (OSError, lmdb.Error):
             return False
 
@@ -178,35 +119,20 @@ class AlignedCache:
             leave_out: called in this process with the images that cannot be read (`Quarantine.add`). If it raises an
                 error, filling stops, and the faces before those images are kept.
         """
-        try:
-            if not self.is_complete():
-                with self._locked():
-                    if not self.is_complete():  # another process may have filled it meanwhile
-                        self._write(align, indices, num_workers, leave_out)
-        except _StorageError as error:
-            advice = "set DEOCC_CACHE to a folder with room that can be written to, or data.cache_gigabytes to 0"
-            lost = f"cannot keep {self.gigabytes:.1f} GB of aligned faces in {self.path.parent}"
-            warnings.warn(f"{lost} ({error}), so they are aligned again in every epoch: {advice}", stacklevel=2)
 
-    @property
-    def _value_bytes(self) -> int:
-        return _LANDMARK_BYTES + 3 * self.size**2
-
-    @property
-    def _stored_bytes(self) -> int:
-        """Size of a value with LMDB's header, in whole pages."""
-        return -(-(self._value_bytes + 16) // mmap.PAGESIZE) * mmap.PAGESIZE
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
         def tell() -> None:
             Console(stderr=True).print("waiting for another process that aligns the same faces")
 
-        with ExitStack() as stack:
-            with _storage():
-                path = self.path.parents[1] / "locks" / f"{self.path.stem}.lock"
-                stack.enter_context(hold_lock(path, on_wait=tell))
-            yield
+        if self.is_complete():
+            return
+        try:
+            with hold_lock(self.path.parents[1] / "locks" / f"{self.path.stem}.lock", on_wait=tell):
+                if not self.is_complete():  # another process may have filled it meanwhile
+                    self._write(align, indices, num_workers, leave_out)
+        except (OSError, lmdb.Error) as error:  # images that cannot be read raise other errors
+            advice = "set DEOCC_CACHE to a folder with room that can be written to, or data.cache_gigabytes to 0"
+            lost = f"cannot keep {self.gigabytes:.1f} GB of aligned faces in {self.path.parent} ({one_line(error)})"
+            warnings.warn(f"{lost}, so they are aligned again in every epoch: {advice}", stacklevel=2)
 
     def _write(
         self,
@@ -216,14 +142,14 @@ class AlignedCache:
         leave_out: Callable[[list[int]], None],
     ) -> None:
         part = self.path.with_suffix(".part")
-        with _storage():
-            forget(self.path)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            # 256 bytes per value and 16 MB for the tree of keys
-            environment = open_to_append(part, self.number * (self._stored_bytes + 256) + 2**24)
-        with closing(environment):
-            done = count(environment)
-            _check_room(part, (self.number - done) * self._stored_bytes)
+        _close(self.path)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        # 256 bytes per value and 16 MB for the tree of keys
+        with closing(_open_to_append(part, self.number * (self._stored_bytes + 256) + 2**24)) as environment:
+            done = environment.stat()["entries"]
+            free, needed = shutil.disk_usage(part.parent).free, (self.number - done) * self._stored_bytes
+            if free < needed:
+                raise OSError(f"{free / 1e9:.1f} GB are free there and {needed / 1e9:.1f} GB are to be written")
             blocks = _Blocks(align, indices[done:], max(1, _BLOCK_BYTES // self._value_bytes))
             loader = DataLoader(
                 blocks,
@@ -235,15 +161,24 @@ class AlignedCache:
             title = f"aligning {self.number - done:,} faces, once"
             for block in track(loader, title, total=len(blocks), console=Console(stderr=True), transient=True):
                 leave_out([index for index, value in block if not value])
-                with _storage(part), environment.begin(write=True) as transaction:
-                    for index, value in block:
-                        transaction.put(_key(index), value, append=True)
-        with _storage():
-            part.replace(self.path)
+                try:
+                    with environment.begin(write=True) as transaction:
+                        for index, value in block:
+                            transaction.put(_key(index), value, append=True)
+                except lmdb.Error:
+                    with suppress(OSError):
+                        part.unlink()  # it has filled the disk
+                    raise
+        part.replace(self.path)
 
+    @property
+    def _value_bytes(self) -> int:
+        return _LANDMARK_BYTES + 3 * self.size**2
 
-class _StorageError(Exception):
-    """The file cannot be written."""
+    @property
+    def _stored_bytes(self) -> int:
+        """Size of a value with LMDB's header, in whole pages."""
+        return -(-(self._value_bytes + 16) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class _Blocks(Dataset[list[tuple[int, bytes]]]):
@@ -256,32 +191,51 @@ class _Blocks(Dataset[list[tuple[int, bytes]]]):
         return -(-len(self.indices) // self.block)
 
     def __getitem__(self, number: int) -> list[tuple[int, bytes]]:
-        indices = self.indices[number * self.block : (number + 1) * self.block].tolist()
-        return [(index, self._value(index)) for index in indices]
+        values = []
+        for index in self.indices[number * self.block : (number + 1) * self.block].tolist():
+            try:
+                face, landmarks = self.align(index)
+                values.append((index, landmarks.tobytes() + face.tobytes()))
+            except UnreadableImageError:
+                values.append((index, b""))
+        return values
 
-    def _value(self, index: int) -> bytes:
-        try:
-            return b"".join(part.tobytes() for part in reversed(self.align(index)))
-        except UnreadableImageError:
-            return b""
+
+def _reader(path: Path) -> lmdb.Environment:
+    """Open a complete file, once per process, since a forked worker must not use its parent's environment.
+
+    Complete files are never written, so no lock is needed, which some network drives do not support.
+    """
+    if path in _READERS and _READERS[path][0] != os.getpid():
+        _close(path)
+    if path not in _READERS:
+        # no readahead, since access is random
+        _READERS[path] = os.getpid(), lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+    return _READERS[path][1]
 
 
-@contextmanager
-def _storage(part: Path | None = None) -> Iterator[None]:
-    """Raise `_StorageError` for errors of the cache file; remove a file that has filled the disk."""
+def _close(path: Path) -> None:
+    """Close a file opened by `_reader`."""
+    if path in _READERS:
+        _READERS.pop(path)[1].close()
+
+
+def _open_to_append(path: Path, most_bytes: int) -> lmdb.Environment:
+    """Open an unfinished file, or create it if it is missing or damaged; the caller must be its only writer."""
     try:
-        yield
-    except (OSError, NotImplementedError, lmdb.Error) as error:  # NotImplementedError: a file system without locks
-        if part is not None:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-        raise _StorageError(one_line(error)) from error
+        environment = lmdb.open(str(path), map_size=most_bytes, subdir=False, lock=False)
+        if _is_whole(environment, path):
+            return environment
+        environment.close()
+    except lmdb.InvalidError:
+        pass
+    path.unlink()
+    return lmdb.open(str(path), map_size=most_bytes, subdir=False, lock=False)
 
 
-def _check_room(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if free < needed:
-        raise _StorageError(f"{free / 1e9:.1f} GB are free there and {needed / 1e9:.1f} GB are to be written")
+def _is_whole(environment: lmdb.Environment, path: Path) -> bool:
+    """Return whether the file contains its last page; reading a truncated file would kill the process."""
+    return path.stat().st_size >= (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
 
 
 def _key(index: int) -> bytes:

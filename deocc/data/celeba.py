@@ -6,6 +6,7 @@ this repository.
 
 import re
 import warnings
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -13,10 +14,17 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.data.archive import ImageStore, open_images
-from deocc.data.face_set import SPLITS, FaceSet, Split, missing_set
-from deocc.data.identities import NameTable, name_key, read_people, shared_people
-from deocc.data.images import IMAGE_SUFFIXES
+from deocc.data.face_set import (
+    SPLITS,
+    FaceSet,
+    NameTable,
+    missing_set,
+    name_key,
+    read_lines,
+    read_people,
+    shared_people,
+)
+from deocc.data.images import IMAGE_SUFFIXES, ImageStore, open_images
 from deocc.files import expand_user
 
 Images = Literal["aligned", "in_the_wild"]
@@ -105,17 +113,19 @@ class CelebaFaces(FaceSet):
         self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
         self.identity = person[kept].astype(np.int64)
         self.split_of_identity = {int(at): SPLITS[split_of_identity[at]] for at in np.unique(self.identity)}
-        _check_splits(self.split_of_identity, folder)
+        empty = [split for split in SPLITS if split not in self.split_of_identity.values()]
+        if empty:
+            raise ValueError(
+                f"CelebA in {folder.absolute()} leaves no one for {' and '.join(empty)}: "
+                f"check {_PARTITION} and the excluded people; a subset needs images of all three splits, which are "
+                "numbered 1 to 162770, to 182637 and to 202599"
+            )
         self.excluded = [known[at] for at in out]
         if names is not None:
             self.identity_names = [known.get(at, f"CelebA identity {number}") for at, number in enumerate(numbers)]
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Read the image at `index`, (H, W, 3) RGB; aligned images are 218 x 178.
-
-        Raises:
-            ValueError: the file is not a readable image; the message names it.
-        """
+        """Read the image at `index`, (H, W, 3) RGB; aligned images are 218 x 178; see `FaceSet.image`."""
         return self._store.read(self.names[index])
 
     def content(self, index: int) -> bytes:
@@ -132,17 +142,7 @@ def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Ro
     missing += [] if store else [f"{_FOLDERS[images]}/ or {_FOLDERS[images]}.zip"]
     if missing or store is None:
         raise missing_set("parts of CelebA", root, missing, len(wanted) + 1, _ADVICE)
-    found = {
-        name: _read_list(path, 10 if name == _LANDMARKS[images] else 1)
-        for name, path in zip(wanted, paths, strict=True)
-        if path is not None
-    }
-    if not identities:
-        path, partition = found[_PARTITION]
-        numbered = partition.copy()
-        numbered["values"] = np.arange(len(partition))[:, None]
-        found = {_IDENTITIES: (path, numbered), **found}
-    rows = _join(*found.values())
+    rows = _join([(path, _read_list(path)) for path in paths if path is not None])
     stored = {name.rpartition(".")[0]: name for name in store.names()}
     names = [stored.get(name.rpartition(".")[0], "") for name in rows.names.tolist()]
     there = np.array([name != "" for name in names])
@@ -160,11 +160,11 @@ def _list_path(root: Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _read_list(path: Path, width: int) -> tuple[Path, NDArray[np.void]]:
-    """Read the rows of a list, sorted by image name: `name`, and `width` numbers as `values`."""
+def _read_list(path: Path) -> NDArray[np.void]:
+    """Read the rows of a list, sorted by image name: `name`, and as `values` ten numbers of landmarks or else one."""
     try:
         header, promised = _read_header(path)
-        layout = np.dtype([("name", _NAME), ("values", np.float64, (width,))])
+        layout = np.dtype([("name", _NAME), ("values", np.float64, (10 if "landmarks" in path.name else 1,))])
         delimiter = "," if path.suffix == ".csv" else None
         rows = np.loadtxt(
             path, layout, comments=None, delimiter=delimiter, skiprows=header, encoding="utf-8-sig", ndmin=1
@@ -176,7 +176,7 @@ def _read_list(path: Path, width: int) -> tuple[Path, NDArray[np.void]]:
     order = np.unique(rows["name"], return_index=True)[1]
     if len(order) < len(rows):
         raise ValueError(f"{path} names {len(rows) - len(order):,} images twice: get it again")
-    return path, rows[order]
+    return rows[order]
 
 
 def _read_header(path: Path) -> tuple[int, int]:
@@ -190,17 +190,20 @@ def _read_header(path: Path) -> tuple[int, int]:
     return header, int(first[0]) if first[0].isdigit() else 0
 
 
-def _join(*lists: tuple[Path, NDArray[np.void]]) -> _Rows:
-    """Join the lists; each image has to be in all of them."""
+def _join(lists: Sequence[tuple[Path, NDArray[np.void]]]) -> _Rows:
+    """Join the lists of identities (may be absent), landmarks and splits; each image has to be in all of them."""
     names = np.unique(np.concatenate([rows["name"] for _, rows in lists]))
     for path, rows in lists:
         absent = np.setdiff1d(names, rows["name"], assume_unique=True)
         if len(absent):
             raise missing_set(f"rows of {path.name}", path.parent, absent.tolist(), len(names), _ADVICE)
-    identity, landmarks, partition = (rows["values"] for _, rows in lists)
+    *given, landmarks, partition = (rows["values"] for _, rows in lists)
     if not np.isin(partition, range(len(SPLITS))).all():
-        raise ValueError(f"{lists[2][0]} holds other numbers than 0 (train), 1 (validation) and 2 (test): get it again")
-    return _Rows(names, identity[:, 0].astype(np.int64), landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64))
+        raise ValueError(
+            f"{lists[-1][0]} holds other numbers than 0 (train), 1 (validation) and 2 (test): get it again"
+        )
+    identity = given[0][:, 0].astype(np.int64) if given else np.arange(len(names))
+    return _Rows(names, identity, landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64))
 
 
 def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -221,16 +224,12 @@ def _read_names(
     path: Path, images: NDArray[np.str_], person: NDArray[np.intp], numbers: NDArray[np.int64]
 ) -> dict[int, str]:
     """Return the known names of people, by position in `numbers`."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no list of names at {path.absolute()}: give a text file of lines IMAGE NAME or IDENTITY NAME"
-        )
     place = dict(zip(images.tolist(), person.tolist(), strict=True)) | {
         str(number): at for at, number in enumerate(numbers)
     }
     known: dict[int, str] = {}
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        key, *name = re.split(r"[\s,]+", line.strip(), maxsplit=1)
+    for _, line in read_lines(path, "lines IMAGE NAME or IDENTITY NAME"):
+        key, *name = re.split(r"[\s,]+", line, maxsplit=1)
         if key in place and name and name_key(name[0]):
             known.setdefault(place[key], name[0].strip())
     if not known:
@@ -252,13 +251,3 @@ def _find_excluded(path: Path, known: dict[int, str], split_of_identity: NDArray
         )
     shared = {name_key(name) for name in shared_people(known.values(), read_people(path))}
     return [at for at, name in sorted(known.items()) if split_of_identity[at] != tested and name_key(name) in shared]
-
-
-def _check_splits(split_of_identity: dict[int, Split], root: Path) -> None:
-    empty = [split for split in SPLITS if split not in split_of_identity.values()]
-    if empty:
-        raise ValueError(
-            f"CelebA in {root.absolute()} leaves no one for {' and '.join(empty)}: "
-            f"check {_PARTITION} and the excluded people; a subset needs images of all three splits, which are "
-            "numbered 1 to 162770, to 182637 and to 202599"
-        )

@@ -15,13 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
-from deocc.data.augmentation import Augmentation, Strength
 from deocc.data.cache import AlignedCache
-from deocc.data.dataset import CLEAN, KEPT, MIXED, REAL, AlignedFaces, FaceItem, FixedFaces, TrainingFaces
+from deocc.data.dataset import (
+    CLEAN,
+    KEPT,
+    MIXED,
+    REAL,
+    AlignedFaces,
+    Augmentation,
+    FaceItem,
+    FixedFaces,
+    Strength,
+    TrainingFaces,
+)
 from deocc.data.face_set import FaceSet, Split
-from deocc.data.loader import EpochSampler, FaceLoader, ShareSampler
+from deocc.data.loader import EpochSampler, FaceLoader, Quarantine, ShareSampler
 from deocc.data.orl import OrlFaces
-from deocc.data.quarantine import Quarantine
 from deocc.evaluation.protocol import AllPairs
 from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
@@ -30,44 +39,6 @@ from deocc.masking.random import mix
 from deocc.masking.registry import kind_numbers
 
 _SIZE, _SEEDS = 64, 4  # size and number of the faces in the hash of the renderer
-Row = tuple[str, str, int]
-"""Image, kind of occluder, seed."""
-
-
-def manifest_rows(probes: FixedFaces) -> Iterator[Row]:
-    """Yield image, kind and seed of each probe, which determine its mask together with landmarks and renderer."""
-    names, kinds = probes.aligned.face_set.names, list_kinds()
-    for number in range(len(probes)):
-        kind, seed = probes.mask_of(number)
-        yield names[probes.index_of(number)], kinds[kind], seed
-
-
-def manifest_hash(probes: FixedFaces) -> str:
-    """Return a hash of the rows and of the renderer."""
-    digest = hashlib.sha256(renderer_hash().encode())
-    for row in manifest_rows(probes):
-        digest.update("/".join(map(str, row)).encode())
-    return digest.hexdigest()[:16]
-
-
-def renderer_hash() -> str:
-    """Return a hash of masks of every kind, rendered on a grey face."""
-    kinds = torch.arange(len(list_kinds())).repeat_interleave(_SEEDS)
-    seeds = torch.arange(len(kinds))
-    faces = torch.zeros(len(kinds), 3, _SIZE, _SIZE)
-    landmarks = TEMPLATES["canonical"].tensor(_SIZE).expand(len(kinds), 5, 2)
-    _, masks = render(faces, landmarks, kinds, seeds)
-    return hashlib.sha256(masks.bool().numpy().tobytes()).hexdigest()[:16]
-
-
-def write_manifest(path: Path, probes: FixedFaces) -> None:
-    """Write the rows as CSV with a header."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "kind", "seed"))
-        writer.writerows(manifest_rows(probes))
-
-
 FITTED: Final[tuple[Split, ...]] = ("train", "val")
 """Splits that a training reads in every epoch."""
 
@@ -188,14 +159,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             return
         for split in FITTED:
             cache, indices = self._cache(split), self._chosen(split, self.face_set.bare(split))
-            if cache is not None and self._fits(cache):
+            if cache is not None and cache.gigabytes <= self.cache_gigabytes:
                 cache.fill(AlignedFaces(self.face_set, self.size, 0), indices, self.num_workers, self.quarantine.add)
             elif cache is not None:
                 taken = f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB"
-                advice = "raise it to at least that, or set it to 0 to go without"
+                given = f"data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept"
                 warnings.warn(
-                    f"{taken}, data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept: {advice}",
-                    stacklevel=2,
+                    f"{taken}, {given}: raise it to at least that, or set it to 0 to go without", stacklevel=2
                 )
 
     def train_dataloader(self) -> FaceLoader[FaceItem]:
@@ -254,11 +224,11 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[FaceLoader[FaceItem]]:
         """Return clean, then masked faces of the validation people."""
-        return [self._loader(self._gallery("val")), self._loader(self._probes("val"))]
+        return [self._loader(self._faces("val", [CLEAN])), self._loader(self._probes("val"))]
 
     def test_dataloader(self) -> list[FaceLoader[FaceItem]]:
         """Return clean, then masked faces of the test people."""
-        return [self._loader(self._gallery("test")), self._loader(self._probes("test"))]
+        return [self._loader(self._faces("test", [CLEAN])), self._loader(self._probes("test"))]
 
     def predict_dataloader(self) -> FaceLoader[FaceItem]:
         """Return the masked faces of the validation people with the first evaluation seed."""
@@ -266,19 +236,14 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Render the masks on the device of the batch."""
-        trainer = self.trainer
-        if trainer is not None and trainer.training:
+        occluder = self.face_set.occluder
+        if self.trainer is not None and self.trainer.training:
             batch = _repeat(batch, self.masks_per_face)
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
-            if self.distractors:
-                return _mask_with_distractors(batch)
-        elif self._really_occluded(batch):
+            return _mask_with_distractors(batch) if self.distractors else mask_batch(batch)
+        if occluder is not None and (occluder[batch["index"].cpu().numpy()] >= 0).any():
             return cast(MaskedFaceBatch, {**batch, "masked_face": batch["face"]})
         return mask_batch(batch)
-
-    def _really_occluded(self, batch: FaceBatch) -> bool:
-        occluder = self.face_set.occluder
-        return occluder is not None and bool((occluder[batch["index"].cpu().numpy()] >= 0).any())
 
     def provenance(self) -> dict[str, object]:
         """Return the settings and hashes of data and masks that make two evaluations comparable."""
@@ -297,22 +262,19 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         }
 
     def write_manifest(self, path: Path) -> None:
-        """Write the kind and seed of the occluder of each test image."""
-        write_manifest(path, self._probes("test"))
+        """Write image, kind and seed of the occluder of each test image as CSV with a header."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("image", "kind", "seed"), *manifest_rows(self._probes("test"))])
 
     @property
     def protocol(self) -> AllPairs:
         """Comparisons of a test."""
         return self.face_set.protocol
 
-    def _gallery(self, split: Split) -> FixedFaces:
-        return self._faces(split, [CLEAN])
-
     def _probes(self, split: Split) -> FixedFaces:
         if split == "test" and self.face_set.occluder is not None:
-            return FixedFaces(
-                self.face_set, split, self.size, [REAL], self._chosen(split, self.face_set.occluded(split))
-            )
+            occluded = self._chosen(split, self.face_set.occluded(split))
+            return FixedFaces(self.face_set, split, self.size, [REAL], occluded)
         return self._faces(split, self._masks(self.eval_seeds[split]))
 
     def _masks(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
@@ -327,7 +289,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     def _filled_cache(self, split: Split) -> AlignedCache | None:
         """Return the complete cache of a split, or None."""
         cache = self._cache(split) if split in FITTED else None
-        return cache if cache is not None and self._fits(cache) and cache.is_complete() else None
+        usable = cache is not None and cache.gigabytes <= self.cache_gigabytes and cache.is_complete()
+        return cache if usable else None
 
     def _cache(self, split: Split) -> AlignedCache | None:
         """Return the cache of a split; None if it fits into memory or caching is off."""
@@ -337,9 +300,6 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         if split not in self._caches:
             self._caches[split] = AlignedCache.of(self.face_set, split, self.size, indices)
         return self._caches[split]
-
-    def _fits(self, cache: AlignedCache) -> bool:
-        return cache.gigabytes <= self.cache_gigabytes
 
     def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Restrict a test to the images of the protocol, and validation to the first `val_people` people."""
@@ -356,6 +316,31 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return FaceLoader(
             faces, self.quarantine, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers
         )
+
+
+def manifest_rows(probes: FixedFaces) -> Iterator[tuple[str, str, int]]:
+    """Yield image, kind and seed of each probe, which determine its mask together with landmarks and renderer."""
+    names, kinds = probes.aligned.face_set.names, list_kinds()
+    for number in range(len(probes)):
+        kind, seed = probes.mask_of(number)
+        yield names[probes.index_of(number)], kinds[kind], seed
+
+
+def manifest_hash(probes: FixedFaces) -> str:
+    """Return a hash of the rows and of the renderer."""
+    digest = hashlib.sha256(renderer_hash().encode())
+    for row in manifest_rows(probes):
+        digest.update("/".join(map(str, row)).encode())
+    return digest.hexdigest()[:16]
+
+
+def renderer_hash() -> str:
+    """Return a hash of masks of every kind, rendered on a grey face."""
+    kinds = torch.arange(len(list_kinds())).repeat_interleave(_SEEDS)
+    faces = torch.zeros(len(kinds), 3, _SIZE, _SIZE)
+    landmarks = TEMPLATES["canonical"].tensor(_SIZE).expand(len(kinds), 5, 2)
+    _, masks = render(faces, landmarks, kinds, torch.arange(len(kinds)))
+    return hashlib.sha256(masks.bool().numpy().tobytes()).hexdigest()[:16]
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:

@@ -1,20 +1,21 @@
-"""Datasets of aligned faces with landmarks, identity, and the kind and seed of their mask."""
+"""Datasets of aligned faces with landmarks, identity, and the kind and seed of their mask, and their augmentation."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple, TypedDict
+from typing import Final, Literal, NamedTuple
 
+import albumentations as A
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deocc.data.augmentation import Augmentation, Augmented
+from deocc.batch import FaceBatch
 from deocc.data.cache import AlignedCache, AlignedFace
 from deocc.data.face_set import FaceSet, Split
-from deocc.data.loader import ItemKey, item_seed
-from deocc.data.quarantine import UnreadableImageError
+from deocc.data.loader import ItemKey, UnreadableImageError, item_seed
 from deocc.geometry import align
 
 CLEAN, REAL = (-1, 0), (-2, 0)
@@ -30,23 +31,18 @@ NOTED: Final = 8
 """Unreadable images that an item can report; with the 1 % that a run may have, no item has as many."""
 
 
-class FaceItem(TypedDict):
-    """One item of a `deocc.batch.FaceBatch`, without the batch dimension, and `unreadable`, which the loader removes.
+Strength = Literal["none", "flip", "light", "strong"]
 
-    `unreadable` (NOTED,) int64 contains the positions of images that could not be read for this item, padded with -1.
-    An item whose `index` is among them has no face and is left out.
-    """
+# Nodes per side of the grid of the elastic warp, and standard deviation as a share of the crop's side. Our choice.
+NODES, DEVIATION = 5, 0.015
 
-    face: Tensor
-    landmarks: Tensor
-    identity: Tensor
-    mixup_identity: Tensor
-    mixup_weight: Tensor
-    index: Tensor
-    flipped: Tensor
-    kind: Tensor
-    seed: Tensor
+
+class FaceItem(FaceBatch):
+    """One item of a batch, without the batch dimension, and `unreadable`, which the loader removes."""
+
     unreadable: Tensor
+    """(NOTED,) int64, the positions of images that could not be read for this item, padded with -1. An item whose
+    `index` is among them has no face and is left out."""
 
 
 class AlignedFaces:
@@ -79,6 +75,49 @@ class AlignedFaces:
         except (ValueError, OSError) as error:
             raise UnreadableImageError(f"{self.face_set.names[index]}: {error}") from error
         return face.add(1).mul(127.5).round().byte().permute(1, 2, 0).contiguous().numpy(), landmarks.numpy()
+
+
+class Augmented(NamedTuple):
+    """An augmented crop."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    landmarks: NDArray[np.float32]
+    """(5, 2) in pixels of the crop, left to right in the image."""
+    flipped: bool
+    """True if left and right were swapped."""
+
+
+class Augmentation:
+    """Augments a crop together with its landmarks.
+
+    `flip` mirrors half of the crops. `light` adds brightness, contrast and a jitter of the alignment within the
+    differences of landmark detectors. `strong` adds blur, noise, gamma, compression, more jitter, and an elastic warp
+    that changes the proportions of a face, and so its identity for a recogniser. Not known from the paper; our
+    choice.
+    """
+
+    def __init__(self, strength: Strength) -> None:
+        self._elastic = strength == "strong"
+        self._compose = A.Compose(_transforms(strength), keypoint_params=A.KeypointParams("xy", remove_invisible=False))
+
+    def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int) -> Augmented:
+        """Augment one crop.
+
+        Args:
+            image: (H, W, 3) RGB.
+            landmarks: (5, 2) in pixels of the crop.
+            seed: determines all random choices.
+        """
+        if self._elastic:
+            image, landmarks = warp_elastically(image, landmarks, np.random.default_rng(seed))
+        self._compose.set_random_seed(seed % 2**32)
+        result = self._compose(image=image, keypoints=landmarks)
+        points = np.asarray(result["keypoints"], dtype=np.float32)
+        swapped = bool(points[0, 0] > points[1, 0])  # a flip exchanges the eyes
+        if swapped:
+            points = points[[1, 0, 2, 4, 3]]
+        return Augmented(result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0]))
 
 
 class TrainingFaces(Dataset[FaceItem]):
@@ -127,8 +166,8 @@ class TrainingFaces(Dataset[FaceItem]):
             found = [self._readable(other, seed, unreadable) for other in others]
             others, faces = [other for other, _ in found], [face, *(other_face for _, other_face in found)]
         augmented = self.augmentation(*_blend(faces, (1 - sum(shares), *shares)), seed)
-        people = _People(self.identities[position], self.identities[others], shares)
-        return _item(augmented, people, int(self.indices[position]), -1, seed, unreadable)
+        identities = self.identities[[position, *others]].tolist()
+        return _item(augmented, int(self.indices[position]), identities, shares, -1, seed, unreadable)
 
     def _readable(self, position: int, seed: int, unreadable: list[int]) -> tuple[int, AlignedFace]:
         """Return the face at a position, or the first readable one of a seeded sequence; record the unreadable ones."""
@@ -191,11 +230,17 @@ class FixedFaces(Dataset[FaceItem]):
             UnreadableImageError: the image of a test cannot be read.
         """
         position, _ = self._place(number)
-        index, identity = int(self.indices[position]), self.identities[position]
+        index, identity = int(self.indices[position]), int(self.identities[position])
         kind, seed = self.mask_of(number)
-        (face, landmarks), unreadable = self._readable(index)
-        people = _People(identity, np.repeat(identity, 2), (0.0, 0.0))
-        return _item(Augmented(face, landmarks, flipped=False), people, index, kind, seed, unreadable)
+        unreadable: list[int] = []
+        try:
+            face, landmarks = self.aligned(index)
+        except UnreadableImageError:
+            if self.fails:
+                raise
+            size, unreadable = self.aligned.size, [index]
+            face, landmarks = np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)
+        return _item(Augmented(face, landmarks, False), index, [identity] * 3, (0.0, 0.0), kind, seed, unreadable)
 
     def index_of(self, number: int) -> int:
         """Return the position in the face set of the image of the item at `number`."""
@@ -210,16 +255,6 @@ class FixedFaces(Dataset[FaceItem]):
             kind = int(self.occluder[index])
         return kind, item_seed("evaluation", mask_seed, kind, index)
 
-    def _readable(self, index: int) -> tuple[AlignedFace, list[int]]:
-        """Return the face, or a black one and its index if it cannot be read."""
-        try:
-            return self.aligned(index), []
-        except UnreadableImageError:
-            if self.fails:
-                raise
-        size = self.aligned.size
-        return (np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)), [index]
-
     def _place(self, number: int) -> tuple[int, int]:
         """Return the position in `indices` and the number of the mask of an item."""
         block, within = divmod(number, KEPT * len(self.masks))
@@ -229,29 +264,79 @@ class FixedFaces(Dataset[FaceItem]):
 
 def _blend(faces: Sequence[AlignedFace], weights: Sequence[float]) -> AlignedFace:
     """Return the weighted mean of faces and of landmarks; a single face has weight 1."""
-    parts = [(weight, *face) for weight, face in zip(weights, faces, strict=False)]
-    face = np.sum([weight * image.astype(np.float32) for weight, image, _ in parts], axis=0)
-    return face.round().astype(np.uint8), np.sum(
-        [weight * landmarks for weight, _, landmarks in parts], axis=0, dtype=np.float32
-    )
+    parts = list(zip(weights, faces, strict=False))
+    face = np.sum([weight * image.astype(np.float32) for weight, (image, _) in parts], axis=0).round().astype(np.uint8)
+    return face, np.sum([weight * points for weight, (_, points) in parts], axis=0, dtype=np.float32)
 
 
-class _People(NamedTuple):
-    identity: np.int64
-    others: NDArray[np.int64]
-    shares: tuple[float, float]
-
-
-def _item(face: Augmented, people: _People, index: int, kind: int, seed: int, unreadable: Sequence[int]) -> FaceItem:
+def _item(
+    face: Augmented,
+    index: int,
+    identities: Sequence[int],
+    shares: tuple[float, float],
+    kind: int,
+    seed: int,
+    unreadable: Sequence[int],
+) -> FaceItem:
+    """Return an item; `identities` are that of the face and those of the two blended into it."""
     return FaceItem(
         face=torch.tensor(face.image).permute(2, 0, 1).float() / 127.5 - 1,
         landmarks=torch.tensor(face.landmarks, dtype=torch.float32),
-        identity=torch.tensor(int(people.identity)),
-        mixup_identity=torch.tensor(people.others.tolist()),
-        mixup_weight=torch.tensor(people.shares, dtype=torch.float32),
+        identity=torch.tensor(identities[0]),
+        mixup_identity=torch.tensor(identities[1:]),
+        mixup_weight=torch.tensor(shares, dtype=torch.float32),
         index=torch.tensor(index),
         flipped=torch.tensor(face.flipped),
         kind=torch.tensor(kind),
         seed=torch.tensor(seed),
         unreadable=torch.tensor([*unreadable, *[-1] * (NOTED - len(unreadable))]),
     )
+
+
+def warp_elastically(
+    image: NDArray[np.uint8], landmarks: NDArray[np.float32], generator: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Shift pixels and landmarks by a smooth random field.
+
+    The transform of albumentations rounds key points to whole pixels and loses some.
+
+    Args:
+        image: (H, W, 3).
+        landmarks: (P, 2) in pixels.
+        generator: source of the field.
+    """
+    height, width = image.shape[:2]
+    nodes = generator.normal(0, DEVIATION * width, (NODES, NODES, 2)).astype(np.float32)
+    field = cv2.resize(nodes, (width, height), interpolation=cv2.INTER_CUBIC)
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    warped = cv2.remap(
+        image, columns + field[..., 0], rows + field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    moved = landmarks.astype(np.float32)
+    for _ in range(5):  # invert the field, which gives the origin of a pixel, by fixed-point iteration
+        column, row = (moved[:, axis].round().astype(int).clip(0, side - 1) for axis, side in ((0, width), (1, height)))
+        moved = landmarks.astype(np.float32) - field[row, column]
+    return np.asarray(warped, dtype=np.uint8), moved
+
+
+def _transforms(strength: Strength) -> list[A.BasicTransform]:
+    if strength == "none":
+        return [A.NoOp()]  # an empty list causes a warning
+    if strength == "flip":
+        return [A.HorizontalFlip(p=0.5)]
+    edge = {"border_mode": cv2.BORDER_REPLICATE}  # as in `geometry.warp`
+    if strength == "light":
+        jitter = A.Affine(scale=(0.96, 1.04), translate_percent=(-0.02, 0.02), rotate=(-4, 4), p=0.8, **edge)
+        return [A.HorizontalFlip(p=0.5), jitter, A.RandomBrightnessContrast(0.2, 0.2, p=0.8)]
+    # The default, nearest neighbours, would shift pixels relative to the landmarks
+    coarser = A.Downscale((0.5, 0.9), interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR})
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(scale=(0.92, 1.08), translate_percent=(-0.03, 0.03), rotate=(-8, 8), shear=(-4, 4), p=0.9, **edge),
+        A.RandomBrightnessContrast(0.3, 0.3, p=0.8),
+        A.RandomGamma((70, 140), p=0.5),
+        A.OneOf(
+            [A.GaussianBlur((3, 5)), coarser, A.ImageCompression(quality_range=(40, 95)), A.GaussNoise((0.01, 0.05))],
+            p=0.4,
+        ),
+    ]

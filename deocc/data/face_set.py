@@ -1,21 +1,32 @@
-"""Base class of data sets, and the error for a set whose files are missing."""
+"""Base class of data sets, and what they share: names, lists, the split of people, cached metadata.
+
+Equal names do not prove that two people are the same, nor do different spellings prove that they differ.
+"""
 
 import hashlib
+import unicodedata
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deocc.data.loader import item_seed
 from deocc.evaluation.protocol import AllPairs
+from deocc.files import cache_folder, replace_file
 from deocc.messages import name_some, one_line
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _UNREADABLE: Final = b"an image that cannot be read"
+_CODING = ("utf-8", "surrogateescape")  # file names that are not UTF-8 are restored exactly
+
+# Letters that Unicode does not decompose into a plain letter and an accent; the last is the Turkish dotless i
+_PLAIN: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "\u0131": "i"})
 
 
 class FaceSet(ABC):
@@ -34,6 +45,7 @@ class FaceSet(ABC):
             `deocc.masking.list_kinds()` of the real occluder in an image, -1 for a bare face. No mask is rendered on
             the faces of such a set in a test.
         has_identities: False if each image is an identity of its own, since the set has none; stage 1 needs none.
+        credit: the owner of the images, in one line for reports.
     """
 
     names: Sequence[str]
@@ -44,20 +56,16 @@ class FaceSet(ABC):
     protocol: AllPairs = AllPairs()
     occluder: NDArray[np.int64] | None = None
     has_identities: bool = True
+    credit: str = "images of an owner who is not named"
 
     @abstractmethod
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the image at `index`, (H, W, 3) RGB.
 
         Raises:
-            ValueError: the file is not a readable image.
+            ValueError: it is not a readable image, or has an unexpected size; the message names it.
             OSError: the file is missing, or its disk fails.
         """
-
-    @property
-    @abstractmethod
-    def credit(self) -> str:
-        """The owner of the images, in one line for reports."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -119,3 +127,168 @@ def missing_set(title: str, root: Path, missing: Sequence[str], total: int, advi
     verb = "is" if len(missing) == 1 else "are"
     lack = f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({name_some(missing)})"
     return FileNotFoundError(one_line(f"{lack}: {advice}"))
+
+
+def split_people(
+    people: Sequence[str] | Sequence[int], train: float, val: float, seed: int, needed: Sequence[Split] = SPLITS
+) -> list[Split]:
+    """Return the split of each person by a hash of the name, so that adding people does not move others.
+
+    Args:
+        people: names or numbers.
+        train: share of people for training, met on average.
+        val: share of people for validation; the others are tested.
+        seed: seed of the split.
+        needed: splits that must not be empty.
+
+    Raises:
+        ValueError: one of them is; the message names a seed that fills it, if there is one.
+    """
+
+    def draw(seed: int) -> list[Split]:
+        places = [item_seed(seed, "split", person) / 2**63 for person in people]
+        return ["train" if place < train else "val" if place < train + val else "test" for place in places]
+
+    splits = draw(seed)
+    empty = [split for split in needed if split not in splits]
+    if not empty:
+        return splits
+    other = next((other for other in range(1000) if {*needed} <= {*draw(other)}), None)
+    advice = f"at least {len(needed)} are needed: add people or change the shares"
+    raise ValueError(
+        f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed}): "
+        f"{advice if other is None else f'set seed to {other}'}"
+    )
+
+
+def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """Disk cache for expensive dataset metadata: return the array stored under `key`, or compute and store it.
+
+    Args:
+        room: subfolder of the cache folder.
+        key: hash of everything that determines the array.
+        compute: returns the array, of numbers or strings.
+    """
+    path = cache_folder() / room / f"{key}.npy"
+    try:
+        with path.open("rb") as file:
+            return np.asarray(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError):  # missing or damaged
+        array = compute()
+    try:
+        with replace_file(path) as draft, draft.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    except OSError as error:
+        advice = "set DEOCC_CACHE to a folder that can be written to, or it is computed again next time"
+        warnings.warn(f"cannot keep {room} in {path.parent} ({error.strerror}): {advice}", stacklevel=3)
+    return array
+
+
+class NameTable(Sequence[str]):
+    """Names in two arrays, decoded on access; equal to any sequence of the same names.
+
+    Forked workers share the arrays with their parent, since reading changes no reference count.
+
+    Args:
+        names: the names in order.
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have no hash
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode(*_CODING) for name in names]
+        self._text = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> "NameTable": ...
+    def __getitem__(self, place: int | slice) -> "str | NameTable":
+        if isinstance(place, slice):
+            return NameTable(self[at] for at in range(*place.indices(len(self))))
+        at = range(len(self))[place]
+        return self._text[self._ends[at] : self._ends[at + 1]].tobytes().decode(*_CODING)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, NameTable):
+            return np.array_equal(self._ends, other._ends) and np.array_equal(self._text, other._text)
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+
+    def buffers(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the concatenated bytes of all names, and (N + 1,) their boundaries, for hashing."""
+        return self._text, self._ends
+
+
+def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
+    """Read the lines of a list that are not blank, stripped, with their numbers from 1.
+
+    Args:
+        path: the list.
+        content: what its lines should be, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not UTF-8 text, or blank.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no list at {path.absolute()}: give a text file with {content}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): give a text file with {content}") from error
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise ValueError(f"{path} is empty: give a text file with {content}")
+    return numbered
+
+
+def read_people(path: Path) -> list[str]:
+    """Read a list of people with one name per line, such as LFW's `people.txt` and `lfw-names.txt`.
+
+    The number of images after a name is dropped, as are lines that contain only numbers. Errors are those of
+    `read_lines`; a list without a name is a ValueError, too.
+    """
+    content = "one name a line, such as LFW's people.txt"
+    lines = [line.split() for _, line in read_lines(path, content)]
+    names = [" ".join(words[:-1] if words[-1].isdigit() else words) for words in lines]
+    people = [name for name in names if name_key(name) and not name.isdigit()]
+    if not people:
+        raise ValueError(f"{path} holds no name: give a text file with {content}")
+    return people
+
+
+def identity_name(folder: str) -> str:
+    r"""Return the name of a person from that of a folder, in Unicode's composed form, since systems store either form.
+
+    >>> identity_name("Jose\u0301") == "Jos\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", folder)
+
+
+def name_key(name: str) -> str:
+    """Return the letters and digits of a name without case, accents, spaces, underscores and punctuation.
+
+    >>> name_key("Penélope_Cruz"), name_key("J.K. Rowling"), name_key("Lech WAŁĘSA")
+    ('penelopecruz', 'jkrowling', 'lechwalesa')
+    """
+    letters = unicodedata.normalize("NFKD", name.casefold()).translate(_PLAIN)
+    return "".join(letter for letter in letters if letter.isalnum())
+
+
+def shared_people(first_names: Iterable[str], second_names: Iterable[str]) -> list[str]:
+    """Return the names of the first set that are in the second set too, each once, in the spelling of the first.
+
+    >>> shared_people(["Penelope Cruz", "Ann Veneman", "penelope cruz"], ["Penélope_Cruz"])
+    ['Penelope Cruz']
+    """
+    wanted = {name_key(name) for name in second_names} - {""}
+    found: dict[str, str] = {}
+    for name in first_names:
+        if name_key(name) in wanted:
+            found.setdefault(name_key(name), name)
+    return list(found.values())

@@ -3,50 +3,24 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from deocc.data.face_set import SPLITS, FaceSet, Split
-from deocc.data.identities import NameTable, identity_name
+from deocc.data.face_set import FaceSet, NameTable, Split, cached_array, identity_name, split_people
 from deocc.data.images import FORMATS, is_image, read_image, read_size
-from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_file_landmarks, warn_of_lost
-from deocc.data.loader import item_seed
-from deocc.files import cache_folder, checksum, expand_user, replace_file, walk_files
-from deocc.geometry import Template, get_template
+from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_landmarks
+from deocc.files import checksum, expand_user, walk_files
+from deocc.geometry import get_template
 from deocc.masking.registry import kind_numbers
 from deocc.messages import name_some
-
-
-def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """Disk cache for expensive dataset metadata: return the array stored under `key`, or compute and store it.
-
-    Args:
-        room: subfolder of the cache folder.
-        key: hash of everything that determines the array.
-        compute: returns the array, of numbers or strings.
-    """
-    path = cache_folder() / room / f"{key}.npy"
-    try:
-        with path.open("rb") as file:
-            return np.asarray(np.load(file, allow_pickle=False))
-    except (OSError, ValueError, EOFError):  # missing or damaged
-        array = compute()
-    try:
-        with replace_file(path) as draft, draft.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-    except OSError as error:
-        advice = "set DEOCC_CACHE to a folder that can be written to, or it is computed again next time"
-        warnings.warn(f"cannot keep {room} in {path.parent} ({error.strerror}): {advice}", stacklevel=3)
-    return array
-
 
 _VERSION: Final = 2  # increase when `sides` returns other numbers, so that old files are not used
 _PROGRESS_FROM: Final = 10_000  # images from which progress is shown
@@ -89,14 +63,8 @@ class FolderListing:
         """Return the images at ascending positions, and their people."""
         names = NameTable(self.names[index] for index in indices.tolist())
         people, person = np.unique(self.identity[indices], return_inverse=True)
-        return FolderListing(
-            self.root,
-            names,
-            [self.people[at] for at in people],
-            person.astype(np.int64),
-            self.stamp[indices],
-            self.unused,
-        )
+        kept = [self.people[at] for at in people]
+        return FolderListing(self.root, names, kept, person.astype(np.int64), self.stamp[indices], self.unused)
 
     def sides(self) -> NDArray[np.int64]:
         """Return (N,) the sides of the square images in pixels; cached, since opening a million files takes minutes.
@@ -107,17 +75,16 @@ class FolderListing:
             ValueError: an image is not square.
         """
 
-        def side(name: str) -> int:
-            try:
-                read_size(self.root / name)
-            except (ValueError, OSError):
-                return 1
-            return square_side(self.root / name)
-
         def read_sides() -> NDArray[np.int64]:
             console, hidden = Console(stderr=True), len(self.names) < _PROGRESS_FROM
-            shown = track(self.names, "sizes of the images", console=console, transient=True, disable=hidden)
-            return np.array([side(name) for name in shown], dtype=np.int64)
+            sides = []
+            for name in track(self.names, "sizes of the images", console=console, transient=True, disable=hidden):
+                try:
+                    size = read_size(self.root / name)
+                except (ValueError, OSError):
+                    size = (1, 1)
+                sides.append(square_side(self.root / name, size))
+            return np.array(sides, dtype=np.int64)
 
         key = checksum(f"{_VERSION} {self.digest(np.arange(len(self.names)))}")[:32]
         return cached_array("sides", key, read_sides)
@@ -167,25 +134,12 @@ def list_folder(root: Path, identities: bool = True) -> FolderListing:
     return FolderListing(root, NameTable(name for _, name, _, _ in files), list(counts), identity, stamp, unused)
 
 
-def square_side(path: Path) -> int:
-    """Read the side of a square image from the header of its file.
-
-    Raises:
-        ValueError: it is not square, or does not begin like an image.
-    """
-    width, height = read_size(path)
+def square_side(path: Path, size: tuple[int, int]) -> int:
+    """Return the side of the image at `path` from its width and height, or raise a ValueError that names it."""
+    width, height = size
     if width != height:
         raise ValueError(f"{path} is {width} x {height} pixels: aligned crops are square, so align it or remove it")
     return width
-
-
-def template_landmarks(path: Path, template: Template) -> NDArray[np.float64]:
-    """Return (5, 2), the points of the template scaled to the square image at `path`.
-
-    Raises:
-        ValueError: the image is not square.
-    """
-    return template.tensor(square_side(path)).double().numpy()
 
 
 class FolderFaces(FaceSet):
@@ -244,22 +198,22 @@ class FolderFaces(FaceSet):
                 f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
             )
         self.root = expand_user(root)
+        self.credit = f"faces of the folder {self.root.resolve().name}"  # their owner is not known
         self._files, self.has_identities = list_folder(self.root, identities), identities
         if self._files.unused:
             warnings.warn(self._files.describe_unused(), stacklevel=2)
-        splits = _split_people(self._files.people, train, val, seed)
+        splits = split_people(self._files.people, train, val, seed)
         if detector is None:
             sides, of_image = np.unique(self._files.sides(), return_inverse=True)
             self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides.tolist()])[of_image]
         else:
-            found = find_file_landmarks(self.root, self._files.names, detector, detector_weights, skip_unreadable=True)
+            found = find_landmarks(self.root, self._files.names, detector, detector_weights, skip_unreadable=True)
             tested = np.array([split == "test" for split in splits])[self._files.identity]
-            for chosen, consequence in ((~tested, LEFT_OUT), (tested, SUBSTITUTED)):
-                lost = [found.names[index] for index in np.flatnonzero(chosen & ~found.found).tolist()]
-                warn_of_lost(lost, int(chosen.sum()), consequence)
+            found.warn(~tested, LEFT_OUT)
+            found.warn(tested, SUBSTITUTED)
             kept = np.flatnonzero(found.found | tested)
             self._files, self.landmarks = self._files.take(kept), found.filled()[kept]
-            splits = _split_people(self._files.people, train, val, seed)
+            splits = split_people(self._files.people, train, val, seed)
         self.names, self.identity = self._files.names, self._files.identity
         self.split_of_identity = dict(enumerate(splits))
         if occluded is not None:
@@ -277,17 +231,8 @@ class FolderFaces(FaceSet):
             )
         return occluder
 
-    @property
-    def credit(self) -> str:
-        """The name of the folder; the owner of its faces is not known."""
-        return f"faces of the folder {self.root.resolve().name}"
-
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Read the image at `index`, (H, W, 3) RGB.
-
-        Raises:
-            ValueError: the file is not a readable image; the message names it.
-        """
+        """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""
         return read_image(self.root / self.names[index])
 
     def fingerprint(self, split: Split) -> str:
@@ -302,27 +247,3 @@ class FolderFaces(FaceSet):
         return checksum(
             self._files.digest(indices), self.identity[indices].tobytes(), self.landmarks[indices].tobytes()
         )[:32]
-
-
-def _split(person: str, train: float, val: float, seed: int) -> Split:
-    place = item_seed(seed, "split", person) / 2**63
-    if place < train:
-        return "train"
-    return "val" if place < train + val else "test"
-
-
-def _split_people(people: list[str], train: float, val: float, seed: int) -> list[Split]:
-    """Return the split of each person, or raise an error that names a seed without an empty split."""
-    splits = [_split(name, train, val, seed) for name in people]
-    empty = [split for split in SPLITS if split not in splits]
-    if not empty:
-        return splits
-    advice = "at least 3 are needed: add people or change the shares"
-    for other in range(1000):
-        if {_split(name, train, val, other) for name in people} == set(SPLITS):
-            advice = f"set seed to {other}"
-            break
-    raise ValueError(
-        f"of {len(people)} people none falls into {' and '.join(empty)} (train {train:g}, val {val:g}, seed {seed}): "
-        f"{advice}"
-    )

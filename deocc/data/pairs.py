@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from deocc.data.archive import leads_out
-from deocc.data.face_set import FaceSet, missing_set
-from deocc.data.folder import template_landmarks
-from deocc.data.identities import identity_name
-from deocc.data.images import read_image
-from deocc.data.landmarks import SUBSTITUTED, find_file_landmarks, warn_of_lost
+from deocc.data.face_set import FaceSet, identity_name, missing_set, read_lines
+from deocc.data.folder import square_side
+from deocc.data.images import leads_out, read_image, read_size
+from deocc.data.landmarks import find_landmarks
 from deocc.evaluation.protocol import ListedPairs, OccludedPairs
 from deocc.files import expand_user
 from deocc.geometry import get_template
@@ -80,11 +78,7 @@ class PairedFiles(FaceSet):
         self.protocol = ListedPairs(self._first, self._second, self._same, fold)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Read the image at `index`, (H, W, 3) RGB.
-
-        Raises:
-            ValueError: the file is not a readable image; the message names it.
-        """
+        """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""
         return read_image(self.root / self.names[index])
 
     def content(self, index: int) -> bytes:
@@ -139,7 +133,9 @@ class PairListFaces(PairedFiles):
     ) -> None:
         template = get_template(aligned) if aligned is not None else None
         self._list, folder = expand_user(pairs), expand_user(root)
-        listed, fold = _read(self._list, folder)
+        self.credit = f"face pairs of the list {self._list.name}"  # their owner is not known
+        header, listed = read_pairs(self._list, folder)
+        fold = _folds(header, listed)
         advice = "give the folder that the list's paths are relative to"
         super().__init__(f"images of {self._list.name}", folder, listed, fold, advice)
         self.identity, self.identity_names = _identities(self.names, self._first, self._second, self._same)
@@ -150,11 +146,13 @@ class PairListFaces(PairedFiles):
             self.occluder = np.where(self._is_occluded(flags), kind_numbers([occluder])[0], -1)
             self.protocol = OccludedPairs(self._first, self._second, self._same, fold, self.occluder >= 0)
         if template is None:
-            found = find_file_landmarks(self.root, self.names, detector, detector_weights)
-            warn_of_lost(found.lost, len(self), SUBSTITUTED)
+            found = find_landmarks(self.root, self.names, detector, detector_weights)
+            found.warn()
             self.landmarks = found.filled()
         else:
-            self.landmarks = np.stack([template_landmarks(self.root / name, template) for name in self.names])
+            paths = [self.root / name for name in self.names]
+            sides = [square_side(path, read_size(path)) for path in paths]
+            self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides])
 
     def _is_occluded(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return (N,) whether each image is occluded, from (P, 2) flags of the images of each pair."""
@@ -167,94 +165,28 @@ class PairListFaces(PairedFiles):
             )
         return np.isin(np.arange(len(self.names)), occluded)
 
-    @property
-    def credit(self) -> str:
-        """The name of the list; the owner of its faces is not known."""
-        return f"face pairs of the list {self._list.name}"
 
+def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
+    """Read the pairs of a list in any form (`PairListFaces`), LFW's among them.
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Read the lines that are not blank, stripped, with their numbers from 1.
+    Args:
+        path: the list.
+        root: folder of its images.
+
+    Returns:
+        The fields of the header, none if there is no header; the pairs.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8 text, or blank.
+        ValueError: the file is not text, has no pairs or a malformed line; the message begins with FILE:LINE.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no list at {path.absolute()}: give a text file with one pair of images a line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error.reason}): give a text file with one pair of images a line"
-        ) from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{path} is empty: give a text file with one pair of images a line")
-    return numbered
-
-
-def numbered_pair(fields: Sequence[str]) -> tuple[str, str, bool] | None:
-    """Return the images of a line in LFW's form without suffix, and True for the same person; None for other lines.
-
-    >>> numbered_pair(["Ada", "1", "12"])
-    ('Ada/Ada_0001', 'Ada/Ada_0012', True)
-    >>> numbered_pair(["Ada", "1", "Bo", "3"])
-    ('Ada/Ada_0001', 'Bo/Bo_0003', False)
-    """
-    if len(fields) not in (3, 4) or not (fields[1].isdecimal() and fields[-1].isdecimal()):
-        return None
-    name, other = fields[0], fields[0] if len(fields) == 3 else fields[2]
-    return f"{name}/{name}_{int(fields[1]):04d}", f"{other}/{other}_{int(fields[-1]):04d}", len(fields) == 3
-
-
-def inside(name: str) -> str:
-    """Return the path in its shortest form, with slashes for the backslashes of Windows.
-
-    Raises:
-        ValueError: it leads, or might lead, out of the folder to which it is relative.
-    """
-    if leads_out(name):
-        raise ValueError(f"{name!r} leads out of the set's folder: give paths relative to it, without ..")
-    if any(unicodedata.category(character) == "Cc" for character in name):
-        raise ValueError(f"{name!r} holds control characters: rename the file")
-    return PurePosixPath(name.replace("\\", "/")).as_posix()
-
-
-def contiguous_folds(pairs: int) -> NDArray[np.int64]:
-    """Return (pairs,) fold numbers of ten contiguous parts of nearly equal size; one fold for fewer than ten pairs."""
-    sizes = [len(part) for part in np.array_split(np.arange(pairs), _FOLDS if pairs >= _FOLDS else 1)]
-    return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
-
-
-def split_fields(line: str) -> list[str]:
-    """Split a line at commas or tabs, or else at spaces; empty fields at the end, as in Kaggle's lists, are dropped.
-
-    >>> split_fields("Ada,1,4,"), split_fields("a.jpg b.jpg 1")
-    (['Ada', '1', '4'], ['a.jpg', 'b.jpg', '1'])
-    """
-    fields = re.split(r"\s*[,\t]\s*", line) if re.search(r"[,\t]", line) else line.split()
-    while fields and not fields[-1]:
-        fields.pop()
-    return fields
-
-
-def names_columns(fields: Sequence[str]) -> bool:
-    """Return whether the fields of a first line are the names of columns.
-
-    >>> names_columns(["name", "imagenum1", "imagenum2"]), names_columns(["a.jpg", "b.jpg", "1"])
-    (True, False)
-    """
-    words = all(re.fullmatch(r"[A-Za-z][\w ]*", field) for field in fields)
-    return words and len(fields) > 1 and fields[-1].lower() not in _LABELS
-
-
-def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
-    """Read the pairs of a list and their folds."""
-    lines = [(number, split_fields(line)) for number, line in read_lines(path)]
-    words = lines[0][1]
-    header = 0 < len(words) <= 2 and all(re.fullmatch(r"\d{1,9}", word) for word in words)
-    lines = lines[1:] if header or names_columns(words) else lines
+    lines = [(number, _split_fields(line)) for number, line in read_lines(path, "one pair of images a line")]
+    header = lines[0][1]
+    numbers = 0 < len(header) <= 2 and all(re.fullmatch(r"\d{1,9}", field) for field in header)
+    if numbers or _names_columns(header):
+        lines = lines[1:]
+    else:
+        header = []
     if lines and all(len(fields) == 2 and fields[1].lower() in _LABELS for _, fields in lines):
         lines = _join_lines(path, lines)
     pairs = [_read_pair(path, root, number, fields) for number, fields in lines]
@@ -266,12 +198,47 @@ def _read(path: Path, root: Path) -> tuple[list[Pair], NDArray[np.int64]]:
                 raise ValueError(
                     f"{path}:{pair.line}: {name} on some lines and not on others: give it on every line or on none"
                 )
+    return header, pairs
+
+
+def contiguous_folds(pairs: int) -> NDArray[np.int64]:
+    """Return (pairs,) fold numbers of ten contiguous parts of nearly equal size; one fold for fewer than ten pairs."""
+    sizes = [len(part) for part in np.array_split(np.arange(pairs), _FOLDS if pairs >= _FOLDS else 1)]
+    return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
+
+
+def _folds(header: Sequence[str], pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    """Return (N,) the folds of the list, of its header `FOLDS PAIRS` if it matches, or contiguous ones."""
     if pairs[0].fold is not None:
-        fold = np.unique([pair.fold for pair in pairs if pair.fold is not None], return_inverse=True)[1]
-        return pairs, fold.astype(np.int64)
-    if header and len(words) == 2 and int(words[0]) * 2 * int(words[1]) == len(pairs):
-        return pairs, np.repeat(np.arange(int(words[0])), 2 * int(words[1])).astype(np.int64)
-    return pairs, contiguous_folds(len(pairs))
+        numbers = [pair.fold for pair in pairs if pair.fold is not None]
+        return np.unique(numbers, return_inverse=True)[1].astype(np.int64)
+    if len(header) == 2 and header[0].isdecimal():
+        folds, half = map(int, header)
+        if folds * 2 * half == len(pairs):
+            return np.repeat(np.arange(folds), 2 * half).astype(np.int64)
+    return contiguous_folds(len(pairs))
+
+
+def _split_fields(line: str) -> list[str]:
+    """Split a line at commas or tabs, or else at spaces; empty fields at the end, as in Kaggle's lists, are dropped.
+
+    >>> _split_fields("Ada,1,4,"), _split_fields("a.jpg b.jpg 1")
+    (['Ada', '1', '4'], ['a.jpg', 'b.jpg', '1'])
+    """
+    fields = re.split(r"\s*[,\t]\s*", line) if re.search(r"[,\t]", line) else line.split()
+    while fields and not fields[-1]:
+        fields.pop()
+    return fields
+
+
+def _names_columns(fields: Sequence[str]) -> bool:
+    """Return whether the fields of a first line are the names of columns.
+
+    >>> _names_columns(["name", "imagenum1", "imagenum2"]), _names_columns(["a.jpg", "b.jpg", "1"])
+    (True, False)
+    """
+    words = all(re.fullmatch(r"[A-Za-z][\w ]*", field) for field in fields)
+    return words and len(fields) > 1 and fields[-1].lower() not in _LABELS
 
 
 def _join_lines(path: Path, lines: Sequence[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
@@ -293,13 +260,14 @@ def _read_pair(path: Path, root: Path, number: int, fields: Sequence[str]) -> Pa
     try:
         if len(fields) > 3 and fields[-1].lower() in _OCCLUDED:
             occluded, fields = fields[-1].lower(), fields[:-1]
-        if numbered := numbered_pair(fields):
-            first, second, same = _with_suffix(root, numbered[0]), _with_suffix(root, numbered[1]), numbered[2]
+        if len(fields) in (3, 4) and fields[1].isdecimal() and fields[-1].isdecimal():  # LFW's form
+            same = len(fields) == 3
+            first, second = _numbered(root, *fields[:2]), _numbered(root, fields[0] if same else fields[2], fields[-1])
         else:
             label = fields[2].lower() if len(fields) in (3, 4) and fields[0] and fields[1] else ""
             if label not in _LABELS or (len(fields) == 4 and not re.fullmatch(r"[+-]?\d+", fields[3])):
                 raise ValueError(f"expected {_EXPECTED}, got {' '.join(fields)!r}")
-            first, second, same = inside(fields[0]), inside(fields[1]), _LABELS[label]
+            first, second, same = _inside(fields[0]), _inside(fields[1]), _LABELS[label]
             fold = int(fields[3]) if len(fields) == 4 else None
     except ValueError as error:
         raise ValueError(f"{path}:{number}: {error}") from error
@@ -308,10 +276,19 @@ def _read_pair(path: Path, root: Path, number: int, fields: Sequence[str]) -> Pa
     return Pair(first, second, same, fold, number, occluded)
 
 
-def _with_suffix(root: Path, stem: str) -> str:
-    """Return the first of .jpg and .png that exists."""
-    candidates = [inside(f"{stem}{suffix}") for suffix in (".jpg", ".png")]
+def _numbered(root: Path, name: str, number: str) -> str:
+    """Return the image of a person and a number, .jpg or .png, the first of which exists."""
+    candidates = [_inside(f"{name}/{name}_{int(number):04d}{suffix}") for suffix in (".jpg", ".png")]
     return next((name for name in candidates if _is_there(root / name)), candidates[0])
+
+
+def _inside(name: str) -> str:
+    """Return the path in its shortest form, with slashes for the backslashes of Windows, if it is below its folder."""
+    if leads_out(name):
+        raise ValueError(f"{name!r} leads out of the set's folder: give paths relative to it, without ..")
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise ValueError(f"{name!r} holds control characters: rename the file")
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
 def _stored_name(root: Path, name: str) -> str:

@@ -220,7 +220,7 @@ def test_write_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_lfw(tmp_path / "faces", folds=3, pairs=3, size=64)
     points = TEMPLATES["canonical"].tensor(64).double().numpy()
     found = lambda root, names, *_: FoundLandmarks(names, np.stack([points] * len(names)), np.full((len(names), 2), 64))  # noqa: E731
-    monkeypatch.setattr(lfw, "find_file_landmarks", found)
+    monkeypatch.setattr(lfw, "find_landmarks", found)
     completed: list[torch.Tensor] = []
 
     def process_faces(face: torch.Tensor) -> Any:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from deocc.callbacks import FiniteCallback, QuarantineCallback
 from deocc.callbacks.faults import FOLDER, QUARANTINE
-from deocc.data import FolderFaces, MaskedFaceDataModule, quarantine
-from deocc.data.quarantine import Quarantine
+from deocc.data import FolderFaces, MaskedFaceDataModule
+from deocc.data import loader as loading
+from deocc.data.loader import Quarantine
 from tests.callbacks.small_training import QUIET, Small, fit
 from tests.conftest import ROOT, SMALL, TINY_STAGE1, run_deocc
 from tests.data.conftest import TinyFaces
@@ -149,7 +150,7 @@ def test_images_of_all_ranks_are_collected(tmp_path: Path, monkeypatch: pytest.M
         found[:] = [own, {"there": "gone"}]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    monkeypatch.setattr(quarantine, "MOST", 0.2)
+    monkeypatch.setattr(loading, "MOST", 0.2)
     module = data(TinyFaces())
     module.quarantine.load_state_dict({"here": "empty"})
     settings = {"datamodule": module, "world_size": 2, "is_global_zero": True, "loggers": []}
@@ -157,7 +158,7 @@ def test_images_of_all_ranks_are_collected(tmp_path: Path, monkeypatch: pytest.M
     callback, no_module = QuarantineCallback(), cast(pl.LightningModule, None)
     callback.on_train_epoch_end(trainer, no_module)
     assert read_table(tmp_path)[1:] == [["here", "empty"], ["there", "gone"]]
-    monkeypatch.setattr(quarantine, "MOST", 0.1)
+    monkeypatch.setattr(loading, "MOST", 0.1)
     with pytest.raises(ValueError, match="2 of 18 images cannot be read, more than 10%: here, there"):
         callback.on_train_epoch_end(trainer, no_module)
 

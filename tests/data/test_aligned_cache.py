@@ -23,7 +23,7 @@ from deocc.data import datamodule as masked_faces
 from deocc.data import dataset as dataset_file
 from deocc.data.cache import AlignedCache, AlignedFace
 from deocc.data.dataset import AlignedFaces, FaceItem
-from deocc.data.quarantine import Quarantine, UnreadableImageError
+from deocc.data.loader import Quarantine, UnreadableImageError
 
 _SIZE = 48
 Prepare = Callable[..., MaskedFaceDataModule]
@@ -79,7 +79,7 @@ def _check(cache: AlignedCache, faces: FaceSet, indices: NDArray[np.int64]) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kept_faces_are_bit_for_bit_the_aligned_ones(
+def test_stored_faces_equal_aligned_faces(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], workers: int
 ) -> None:
     state = torch.get_rng_state()
@@ -90,9 +90,7 @@ def test_kept_faces_are_bit_for_bit_the_aligned_ones(
     _check(pickle.loads(pickle.dumps(cache)), tiny_faces, indices)
 
 
-def test_interrupted_work_goes_on_where_it_stopped(
-    cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64]
-) -> None:
+def test_interrupted_work_continues(cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64]) -> None:
     with pytest.raises(KeyboardInterrupt):
         cache.fill(_Counted(tiny_faces, stop_at=int(indices[7])), indices, 0, _refuse)
     assert not cache.is_complete()
@@ -105,7 +103,7 @@ def test_interrupted_work_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_is_kept_as_such_and_the_others_as_they_are(
+def test_unreadable_image_is_stored_as_such(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     bad, whole = int(indices[5]), tiny_faces.image
@@ -119,14 +117,12 @@ def test_an_unreadable_image_is_kept_as_such_and_the_others_as_they_are(
     monkeypatch.setattr(tiny_faces, "image", image)
     cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, workers, left_out.extend)
     assert left_out == [bad]
-    assert cache.is_complete()
     with pytest.raises(UnreadableImageError, match=rf"image {bad} could not be read"):
         cache(bad)
-    for index in set(indices.tolist()) - {bad}:
-        np.testing.assert_array_equal(cache(index)[0], AlignedFaces(tiny_faces, _SIZE, 0)(index)[0])
+    _check(cache, tiny_faces, indices[indices != bad])
 
 
-def test_too_many_unreadable_images_stop_the_filling_and_no_cache_is_blamed(
+def test_too_many_unreadable_images_stop(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     align = AlignedFaces(tiny_faces, _SIZE, 0)
@@ -144,7 +140,7 @@ def test_too_many_unreadable_images_stop_the_filling_and_no_cache_is_blamed(
 
 @pytest.mark.parametrize("suffix", [".lmdb", ".part"])
 @pytest.mark.parametrize("bytes_left", [0, 20_000, None])
-def test_a_damaged_file_is_known_as_such_and_made_anew(
+def test_damaged_file_is_replaced(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], suffix: str, bytes_left: int | None
 ) -> None:
     cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0, _refuse)
@@ -155,9 +151,7 @@ def test_a_damaged_file_is_known_as_such_and_made_anew(
     _check(cache, tiny_faces, indices)
 
 
-def test_a_file_that_changes_under_its_reader_gives_one_clear_line(
-    cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64]
-) -> None:
+def test_removed_or_changed_file(cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64]) -> None:
     with pytest.raises(ValueError, match=r"cannot read aligned faces from .*\.lmdb .*: start again"):
         cache(0)
     cache.fill(AlignedFaces(tiny_faces, _SIZE, 0), indices, 0, _refuse)
@@ -165,7 +159,7 @@ def test_a_file_that_changes_under_its_reader_gives_one_clear_line(
         cache(999)
 
 
-def test_a_second_process_waits_and_finds_the_work_done(
+def test_second_process_waits(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = _Counted(tiny_faces, seconds=0.02), _Counted(tiny_faces)
@@ -180,7 +174,7 @@ def test_a_second_process_waits_and_finds_the_work_done(
     _check(cache, tiny_faces, indices)
 
 
-def test_without_room_or_right_to_write_one_warning_tells_and_nothing_is_left(
+def test_no_room_is_a_warning(
     cache: AlignedCache, tiny_faces: FaceSet, indices: NDArray[np.int64], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     align = AlignedFaces(tiny_faces, _SIZE, 0)
@@ -193,7 +187,7 @@ def test_without_room_or_right_to_write_one_warning_tells_and_nothing_is_left(
     with monkeypatch.context() as patch:  # the disk fills up on the way
         patch.setattr(
             aligned_cache,
-            "open_to_append",
+            "_open_to_append",
             lambda path, _: lmdb.open(str(path), map_size=2**16, subdir=False, lock=False),
         )
         with pytest.warns(UserWarning, match="MDB_MAP_FULL"):
@@ -206,9 +200,7 @@ def test_without_room_or_right_to_write_one_warning_tells_and_nothing_is_left(
     assert not cache.is_complete()
 
 
-def test_the_file_follows_from_images_landmarks_choice_and_size(
-    tiny_faces: FaceSet, indices: NDArray[np.int64]
-) -> None:
+def test_file_name_depends_on_data(tiny_faces: FaceSet, indices: NDArray[np.int64]) -> None:
     def path(size: int = _SIZE, chosen: NDArray[np.int64] = indices) -> Path:
         return AlignedCache.of(tiny_faces, "train", size, chosen).path
 
@@ -222,8 +214,10 @@ def test_the_file_follows_from_images_landmarks_choice_and_size(
 
 
 @pytest.fixture
-def prepare(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch) -> Prepare:
+def prepare(tiny_faces: FaceSet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """Return a function (training=True, **changes) that prepares a data module for which the tiny set is large."""
+    MaskedFaceDataModule(tiny_faces, size=_SIZE).prepare_data()
+    assert not folder.exists()  # a set that fits into memory
     monkeypatch.setattr(dataset_file, "KEPT", 4)
     monkeypatch.setattr(masked_faces, "KEPT", 4)
 
@@ -249,7 +243,7 @@ def _items(loader: DataLoader[FaceItem]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_from_the_cache_is_bit_for_bit_the_same_and_reads_no_photograph(
+def test_cached_training_is_identical(
     prepare: Prepare, tiny_faces: FaceSet, folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     def loaders(module: MaskedFaceDataModule) -> list[DataLoader[FaceItem]]:
@@ -267,9 +261,7 @@ def test_training_from_the_cache_is_bit_for_bit_the_same_and_reads_no_photograph
         assert worker.aligned.face_set is None  # what a spawned worker would get
 
 
-def test_what_is_not_trained_on_or_does_not_fit_is_not_kept(
-    prepare: Prepare, folder: Path, tiny_faces: FaceSet
-) -> None:
+def test_too_large_or_untrained_is_not_cached(prepare: Prepare, folder: Path, tiny_faces: FaceSet) -> None:
     prepare(training=False)
     assert not folder.exists()
     with pytest.warns(
@@ -280,8 +272,3 @@ def test_what_is_not_trained_on_or_does_not_fit_is_not_kept(
     assert next(iter(module.train_dataloader()))["face"].shape == (4, 3, _SIZE, _SIZE)
     prepare(val_people=1)
     assert len(list(folder.iterdir())) == 1
-
-
-def test_a_set_that_fits_into_memory_leaves_no_file(tiny_faces: FaceSet, folder: Path) -> None:
-    MaskedFaceDataModule(tiny_faces, size=_SIZE).prepare_data()
-    assert not folder.exists()

@@ -1,15 +1,15 @@
 """AR: which files are shots, what they show, galleries, and messages for missing shots."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from deocc.data import MaskedFaceDataModule, ar
 from deocc.data.ar import ArFaces
+from deocc.data.landmarks import FoundLandmarks
 from deocc.evaluation.protocol import Galleries
 from deocc.geometry import TEMPLATES
 from deocc.masking import list_kinds
@@ -20,10 +20,11 @@ from tests.fake_sets.ar import ORIGINAL, write_ar
 def _without_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     """Landmarks of the template: what a detector finds has its own test."""
 
-    def landmarks(names: list[str], image: Callable[[int], NDArray[np.uint8]], *_: object) -> NDArray[np.float64]:
-        return np.stack([TEMPLATES["canonical"].tensor(120).double().numpy()] * len(names))
+    def find(root: Path, names: Sequence[str], *_: object) -> FoundLandmarks:
+        points = TEMPLATES["canonical"].tensor(120).double().numpy()
+        return FoundLandmarks(names, np.stack([points] * len(names)), np.full((len(names), 2), 120))
 
-    monkeypatch.setattr(ar, "detected_landmarks", landmarks)
+    monkeypatch.setattr(ar, "find_landmarks", find)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def _gallery(faces: ArFaces, name: str) -> list[str]:
     return [faces.names[index] for index in faces.protocol.galleries[name].tolist()]
 
 
-def test_all_26_shots_show_what_the_database_says(root: Path) -> None:
+def test_shots_people_and_occluders(root: Path) -> None:
     faces = ArFaces(str(root))
     bare, glasses, scarf = -1, list_kinds().index("sunglasses"), list_kinds().index("scarf")
     session = [bare] * 7 + [glasses] * 3 + [scarf] * 3
@@ -44,9 +45,6 @@ def test_all_26_shots_show_what_the_database_says(root: Path) -> None:
     assert faces.occluder is not None
     assert faces.occluder.tolist() == session * 2 * 3
 
-
-def test_people_are_numbered_named_and_all_for_the_test(root: Path) -> None:
-    faces = ArFaces(str(root))
     assert faces.identity_names == ["m-001", "m-002", "w-001"]
     assert faces.identity.tolist() == [person for person in range(3) for _ in range(26)]
     assert faces.split_of_identity == {0: "test", 1: "test", 2: "test"}
@@ -64,9 +62,7 @@ def test_people_are_numbered_named_and_all_for_the_test(root: Path) -> None:
         ("women/second session/w-007-14.tif", "w-007-14"),
     ],
 )
-def test_names_in_any_case_with_any_suffix_and_folder_are_shots(
-    tmp_path: Path, root: Path, file: str, name: str
-) -> None:
+def test_names_of_shots(tmp_path: Path, root: Path, file: str, name: str) -> None:
     person = name[:5]
     write_ar(tmp_path, (person,), [shot for shot in (1, 11, 24) if shot != int(name[-2:])])
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -82,14 +78,14 @@ def test_other_files_are_no_shots(tmp_path: Path, root: Path) -> None:
     assert ArFaces(str(tmp_path)).names == ["m-001-01", "m-001-08"]
 
 
-def test_raw_files_of_the_original_release_equal_the_converted_images(tmp_path: Path) -> None:
+def test_raw_files_equal_converted_images(tmp_path: Path) -> None:
     shots = {"people": ("m-001",), "shots": (1, 8), "size": ORIGINAL}
     raw, bmp = (ArFaces(str(write_ar(tmp_path / suffix, suffix=f".{suffix}", **shots))) for suffix in ("raw", "bmp"))  # type: ignore[arg-type]
     assert raw.image(1).shape == (576, 768, 3)
     assert all(np.array_equal(raw.image(index), bmp.image(index)) for index in range(2))
 
 
-def test_a_raw_file_of_another_size_is_named(tmp_path: Path) -> None:
+def test_raw_file_of_another_size_is_named(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001",), (1, 8), ORIGINAL, ".raw")
     (tmp_path / "m-001-01.raw").write_bytes(b"short")
     faces = ArFaces(str(tmp_path))
@@ -100,30 +96,27 @@ def test_a_raw_file_of_another_size_is_named(tmp_path: Path) -> None:
         faces.image(0)
 
 
-def test_protocol_2_comes_first_with_the_neutral_shot_protocol_1_has_four_lights(root: Path) -> None:
+def test_galleries_of_both_protocols(root: Path) -> None:
     faces = ArFaces(str(root))
     assert isinstance(faces.protocol, Galleries)
     assert list(faces.protocol.galleries) == ["protocol2", "protocol1"]
     people = ("m-001", "m-002", "w-001")
     assert _gallery(faces, "protocol2") == [f"{person}-01" for person in people]
     assert _gallery(faces, "protocol1") == [f"{person}-{shot:02d}" for person in people for shot in (1, 5, 6, 7)]
-
-
-def test_other_shots_of_protocol_1_can_be_asked_for(root: Path) -> None:
-    faces = ArFaces(str(root), protocol1_shots=(2, 1, 14))
-    assert _gallery(faces, "protocol1")[:3] == ["m-001-01", "m-001-02", "m-001-14"]
-    assert _gallery(faces, "protocol2") == ["m-001-01", "m-002-01", "w-001-01"]
+    other = ArFaces(str(root), protocol1_shots=(2, 1, 14))
+    assert _gallery(other, "protocol1")[:3] == ["m-001-01", "m-001-02", "m-001-14"]
+    assert _gallery(other, "protocol2") == _gallery(faces, "protocol2")
 
 
 @pytest.mark.parametrize("shots", [(), (1, 8), (24,), (0,), (27,)])
-def test_gallery_shots_that_are_occluded_or_unknown_are_refused(root: Path, shots: tuple[int, ...]) -> None:
+def test_bad_gallery_shots_are_refused(root: Path, shots: tuple[int, ...]) -> None:
     with pytest.raises(
         ValueError, match=r"protocol1_shots is \[.*\]: choose bare shots, that is some of 1, 2, .*7, 14, .*20$"
     ):
         ArFaces(str(root), protocol1_shots=shots)
 
 
-def test_the_other_session_stands_in_for_missing_gallery_shots(tmp_path: Path) -> None:
+def test_other_session_replaces_missing_shots(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001",), (1, 6, 8))
     write_ar(tmp_path, ("w-001",), range(14, 27))
     faces = ArFaces(str(tmp_path))
@@ -132,7 +125,7 @@ def test_the_other_session_stands_in_for_missing_gallery_shots(tmp_path: Path) -
     assert "16 of 52 shots of 2 people" in faces.credit
 
 
-def test_the_data_module_embeds_bare_faces_and_probes_with_their_real_occluders(root: Path) -> None:
+def test_datamodule_embeds_bare_and_occluded(root: Path) -> None:
     faces = ArFaces(str(root))
     module = MaskedFaceDataModule(faces, size=32, eval_batch_size=8)
     clean, occluded = (
@@ -146,7 +139,7 @@ def test_the_data_module_embeds_bare_faces_and_probes_with_their_real_occluders(
     assert first["kind"].tolist() == faces.occluder[first["index"].numpy()].tolist()
 
 
-def test_people_without_a_gallery_image_are_named(tmp_path: Path) -> None:
+def test_people_without_gallery_are_named(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001", "m-002"), (1, 8))
     write_ar(tmp_path, ("w-003", "w-004"), (2, 8))
     expected = (
@@ -158,7 +151,7 @@ def test_people_without_a_gallery_image_are_named(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_set_without_probes_is_refused(tmp_path: Path) -> None:
+def test_set_without_probes_is_refused(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001", "m-002"), (1, 2))
     with pytest.raises(
         FileNotFoundError,
@@ -168,7 +161,7 @@ def test_a_set_without_probes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_a_folder_without_shots_is_refused_with_what_was_looked_for(tmp_path: Path, folder: str) -> None:
+def test_folder_without_shots_is_refused(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         FileNotFoundError, match=rf"no AR image below .*{folder}: looked for m-001-01\.bmp .*; ask for access"
@@ -176,7 +169,7 @@ def test_a_folder_without_shots_is_refused_with_what_was_looked_for(tmp_path: Pa
         ArFaces(str(tmp_path / folder))
 
 
-def test_the_same_shot_twice_is_refused_with_both_files(tmp_path: Path) -> None:
+def test_same_shot_twice_is_refused(tmp_path: Path) -> None:
     write_ar(tmp_path, ("m-001",), (1, 8))
     write_ar(tmp_path / "more", ("M-001",), (8,), suffix=".png")
     with pytest.raises(
@@ -185,7 +178,7 @@ def test_the_same_shot_twice_is_refused_with_both_files(tmp_path: Path) -> None:
         ArFaces(str(tmp_path))
 
 
-def test_the_fingerprint_tells_copies_of_other_sizes_apart(tmp_path: Path, root: Path) -> None:
+def test_fingerprint_depends_on_sizes(tmp_path: Path, root: Path) -> None:
     larger = write_ar(tmp_path, ("m-001", "m-002", "w-001"), size=(240, 330))
     assert (
         ArFaces(str(root)).fingerprint("test")

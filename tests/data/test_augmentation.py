@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deocc.data.augmentation import Augmentation, Strength
+from deocc.data.dataset import Augmentation, Strength
 from deocc.geometry import TEMPLATES
 
 _SIZE = 112

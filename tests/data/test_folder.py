@@ -5,6 +5,8 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from deocc.data import FolderFaces, MaskedFaceDataModule
 from deocc.data import landmarks as landmark_cache
-from deocc.data.face_set import SPLITS
+from deocc.data.face_set import SPLITS, split_people
 from deocc.geometry import TEMPLATES
 from tests.fake_sets.faces import orl_face, save_face
 
@@ -38,44 +40,27 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
-def test_images_are_named_by_person_and_file_in_a_fixed_order(make_folder: MakeFolder) -> None:
-    root = make_folder(12)
-    (root / "person00" / "notes.txt").write_text("not an image")
-    with pytest.warns(UserWarning, match=r"1 files in .* are not used.*\(person00/notes.txt\)"):
-        faces = FolderFaces(str(root), seed=1)
-    assert faces.names == [f"person{person:02d}/{number}.png" for person in range(12) for number in range(2)]
-    assert faces.identity.tolist() == [person for person in range(12) for _ in range(2)]
-    np.testing.assert_array_equal(faces.image(3), np.asarray(Image.open(root / "person01" / "1.png")))
-
-
-def test_files_come_in_the_order_of_their_paths_and_only_images_count(make_folder: MakeFolder) -> None:
+def test_images_are_in_the_order_of_their_paths(make_folder: MakeFolder) -> None:
     root = make_folder(20)
     picture = (root / "person00" / "0.png").read_bytes()
-    for name in (
-        "person 0/b.PNG",
-        "person-0/a.x.png",
-        "person00/A.png",
-        "person00/.png",
-        "person00/a.",
-        "person00/é/0.png",
-        "loose.png",
-    ):
+    others = ("person 0/b.PNG", "person-0/a.x.png", "person00/A.png", "person00/.png", "person00/a.", "loose.png")
+    for name in (*others, "person00/é/0.png"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(picture)
+    (root / "person00" / "notes.txt").write_text("not an image")
     (root / "person00" / "gone.png").symlink_to(root / "nowhere.png")
-    with pytest.warns(UserWarning, match=r"2 files in .* are not used.*\(loose.png, person00/gone.png\)"):
+    unused = r"3 files in .* are not used.*\(loose.png, person00/gone.png, person00/notes.txt\)"
+    with pytest.warns(UserWarning, match=unused):
         faces = FolderFaces(str(root), seed=1)
-    wanted = [path for path in root.glob("*/**/*") if path.is_file() and not path.name.startswith(".")]
-    wanted = sorted(path for path in wanted if path.name != "a.x")
-    assert faces.names == [path.relative_to(root).as_posix() for path in wanted]
-    assert [faces.names[index].split("/")[0] for index in np.unique(faces.identity, return_index=True)[1]] == sorted(
-        {path.relative_to(root).parts[0] for path in wanted}
-    )
+    wanted = [path.relative_to(root) for path in root.glob("*/**/*") if path.is_file()]
+    wanted = sorted(path for path in wanted if not path.name.startswith(".") and path.name != "notes.txt")
+    assert faces.names == [path.as_posix() for path in wanted]
+    people = sorted({path.parts[0] for path in wanted})
+    assert faces.identity.tolist() == [people.index(path.parts[0]) for path in wanted]
+    np.testing.assert_array_equal(faces.image(10), np.asarray(Image.open(root / faces.names[10])))
 
 
-def test_a_second_run_looks_into_no_file_until_one_changes(
-    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_run_reads_no_unchanged_file(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(20)
     before = FolderFaces(str(root), seed=1)
     print_before, index = before.fingerprint("train"), int(before.indices("train")[0])
@@ -92,9 +77,7 @@ def test_a_second_run_looks_into_no_file_until_one_changes(
     assert other.fingerprint("test") == before.fingerprint("test")
 
 
-def test_the_fingerprint_is_that_of_the_pixels_wherever_the_files_lie(
-    make_folder: MakeFolder, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_fingerprint_is_that_of_the_pixels(make_folder: MakeFolder, tmp_path_factory: pytest.TempPathFactory) -> None:
     faces = FolderFaces(str(make_folder(20)), seed=1)
     digest = hashlib.sha256()
     for index in faces.indices("val"):
@@ -106,7 +89,7 @@ def test_the_fingerprint_is_that_of_the_pixels_wherever_the_files_lie(
     assert copy.quick_fingerprint("val") != faces.quick_fingerprint("val")
 
 
-def test_a_cache_that_is_damaged_or_cannot_be_written_changes_nothing(
+def test_unusable_cache_changes_nothing(
     make_folder: MakeFolder, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, cache = str(make_folder(20)), tmp_path_factory.mktemp("kept") / "cache"
@@ -122,24 +105,20 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_changes_nothing(
     np.testing.assert_array_equal(again.landmarks, before.landmarks)
 
 
-def test_landmarks_are_the_template_scaled_to_the_image(make_folder: MakeFolder) -> None:
-    root = make_folder(12)
+def test_landmarks_are_the_scaled_template(make_folder: MakeFolder) -> None:
+    root = make_folder(20)
     expected = (np.array(TEMPLATES["arcface"].points) + 0.5) / 2 - 0.5  # 112 to 56 pixels
-    np.testing.assert_allclose(FolderFaces(str(root), seed=1).landmarks, np.stack([expected] * 24), atol=1e-4)
+    np.testing.assert_allclose(FolderFaces(str(root), seed=1).landmarks, np.stack([expected] * 40), atol=1e-4)
     assert not np.allclose(FolderFaces(str(root), aligned="dlib", seed=1).landmarks[0], expected, atol=0.5)
 
 
-def test_every_person_lies_in_one_split_and_adding_people_moves_no_one(make_folder: MakeFolder) -> None:
+def test_adding_people_moves_no_one(make_folder: MakeFolder) -> None:
     before = _people(FolderFaces(str(make_folder(20)), seed=1))
     after = _people(FolderFaces(str(make_folder(60)), seed=1))
     assert set(after.values()) == set(SPLITS)
     assert before == {name: after[name] for name in before}
     assert 20 < sum(split == "train" for split in after.values()) < 50
-
-
-def test_another_seed_splits_otherwise(make_folder: MakeFolder) -> None:
-    root = str(make_folder(30))
-    assert _people(FolderFaces(root, val=0.2, seed=0)) != _people(FolderFaces(root, val=0.2, seed=1))
+    assert after != _people(FolderFaces(str(make_folder(60)), seed=2))
 
 
 def _people(faces: FolderFaces) -> dict[str, str]:
@@ -149,7 +128,7 @@ def _people(faces: FolderFaces) -> dict[str, str]:
     }
 
 
-def test_the_data_module_takes_a_folder(make_folder: MakeFolder) -> None:
+def test_datamodule_takes_a_folder(make_folder: MakeFolder) -> None:
     module = MaskedFaceDataModule(FolderFaces(str(make_folder(20)), aligned="canonical", seed=1), size=56, batch_size=4)
     batch = next(iter(module.train_dataloader()))
     assert batch["face"].shape == (4, 3, 56, 56)
@@ -159,7 +138,7 @@ def test_the_data_module_takes_a_folder(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_a_missing_or_empty_root_says_what_was_looked_for_and_where(tmp_path: Path, folder: str) -> None:
+def test_missing_or_empty_root(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty" / "person").mkdir(parents=True)
     with pytest.raises(
         FileNotFoundError, match=r"no (folder at|image below) .*" + folder + r": (give|looked for PERSON/IMAGE)"
@@ -167,53 +146,44 @@ def test_a_missing_or_empty_root_says_what_was_looked_for_and_where(tmp_path: Pa
         FolderFaces(str(tmp_path / folder))
 
 
-def test_too_few_people_are_refused_with_how_many_are_needed(make_folder: MakeFolder) -> None:
+def test_empty_split_is_refused(make_folder: MakeFolder) -> None:
+    root = str(make_folder(2))
     with pytest.raises(ValueError, match=r"of 2 people none falls into .*: at least 3 are needed: add people") as error:
-        FolderFaces(str(make_folder(2)))
+        FolderFaces(root)
     assert "\n" not in str(error.value)
-
-
-def test_an_empty_split_is_refused_with_a_seed_that_fills_it(make_folder: MakeFolder) -> None:
     root = str(make_folder(20))
-    with pytest.raises(
-        ValueError, match=r"of 20 people none falls into val \(train 0\.6, val 0\.1, seed 0\): set seed to 1$"
-    ):
+    with pytest.raises(ValueError, match=r"none falls into val \(train 0\.6, val 0\.1, seed 0\): set seed to 1$"):
         FolderFaces(root)
     assert set(_people(FolderFaces(root, seed=1)).values()) == set(SPLITS)
 
 
-@pytest.mark.parametrize(("train", "val"), [(0.9, 0.1), (0.0, 0.1), (0.5, 0.0), (1.2, -0.3)])
-def test_shares_that_leave_a_split_nothing_are_refused(tmp_path: Path, train: float, val: float) -> None:
-    with pytest.raises(ValueError, match="choose shares above 0 whose sum is below 1"):
-        FolderFaces(str(tmp_path), train=train, val=val)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(
+            ({"train": train, "val": val}, "choose shares above 0 whose sum is below 1")
+            for train, val in [(0.9, 0.1), (0.0, 0.1), (0.5, 0.0), (1.2, -0.3)]
+        ),
+        ({"aligned": "mtcnn"}, "unknown face template 'mtcnn'"),
+        ({"detector": "none", "seed": 1}, "unknown face detector 'none': choose one of dlib"),
+    ],
+)
+def test_bad_settings_are_refused(make_folder: MakeFolder, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FolderFaces(str(make_folder(20)), **settings)
 
 
-def test_an_unknown_template_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown face template 'mtcnn'"):
-        FolderFaces(str(tmp_path), aligned="mtcnn")
-
-
-def test_an_image_that_is_not_square_is_named(make_folder: MakeFolder) -> None:
+def test_image_that_is_not_square_is_named(make_folder: MakeFolder) -> None:
     root = make_folder(20)
     make_folder(1, images=1, size=(40, 56))
     with pytest.raises(ValueError, match=r"person00/0\.png is 40 x 56 pixels: aligned crops are square"):
         FolderFaces(str(root), seed=1)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image"], ids=["empty", "text"])
-def test_a_file_that_is_no_image_is_named_when_it_is_read_and_not_before(
-    content: bytes, make_folder: MakeFolder
-) -> None:
-    root = make_folder(20)
-    (root / "person07" / "1.png").write_bytes(content)
-    faces = FolderFaces(str(root), seed=1)
-    with pytest.raises(ValueError, match=r"cannot read .*person07/1\.png as an image"):
-        faces.image(15)
-
-
-def test_a_truncated_image_is_named_when_it_is_read_and_not_before(make_folder: MakeFolder) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "truncated"])
+def test_unreadable_file_is_named_when_it_is_read(content: bytes | None, make_folder: MakeFolder) -> None:
     path = make_folder(20) / "person07" / "1.png"
-    path.write_bytes(path.read_bytes()[:3000])
+    path.write_bytes(path.read_bytes()[:3000] if content is None else content)
     faces = FolderFaces(str(path.parents[1]), seed=1)
     with pytest.raises(ValueError, match=r"cannot read .*person07/1\.png as an image"):
         faces.image(15)
@@ -233,25 +203,20 @@ def _photo_faces(root: Path) -> FolderFaces:
     return FolderFaces(str(root), train=0.5, val=0.25, seed=1, detector="dlib")
 
 
-def test_photos_get_the_landmarks_that_a_detector_finds_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_are_detected_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("dlib")
     faces = _photo_faces(photos)
     known = np.stack([orl_face(int(name[6:8]), int(name[9]), 120, 90)[1] for name in faces.names])
     assert len(faces) == 30 and np.abs(faces.landmarks - known).max() < 9
+    people = sorted({name.split("/")[0] for name in faces.names})
+    assert list(faces.split_of_identity.values()) == split_people(people, 0.5, 0.25, 1)  # as of crops
     monkeypatch.setattr(landmark_cache, "create_detector", None)  # a second set reads what the first one kept
     np.testing.assert_array_equal(_photo_faces(photos).landmarks, faces.landmarks)
     module = MaskedFaceDataModule(faces, size=64, batch_size=4)
     assert next(iter(module.train_dataloader()))["face"].shape == (4, 3, 64, 64)
 
 
-def test_photos_keep_the_splits_that_crops_have(photos: Path) -> None:
-    pytest.importorskip("dlib")
-    for path in photos.glob("*/*"):  # crops are square
-        Image.open(path).crop((15, 0, 105, 90)).save(path)
-    assert _people(_photo_faces(photos)) == _people(FolderFaces(str(photos), train=0.5, val=0.25, seed=1))
-
-
-def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None:
+def test_photos_without_face_are_only_tested(photos: Path) -> None:
     pytest.importorskip("dlib")
     splits = _people(_photo_faces(photos))
     chosen = {split: sorted(name for name in splits if splits[name] == split) for split in SPLITS}
@@ -287,15 +252,12 @@ def test_photos_without_a_face_are_counted_and_tested_only(photos: Path) -> None
     assert len(fingerprints) == 1
 
 
-def test_photos_in_which_no_face_is_found_leave_no_one_to_train_on(make_folder: MakeFolder) -> None:
-    pytest.importorskip("dlib")
+def test_no_photo_with_a_face(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))
+    blind = SimpleNamespace(detect=lambda photo: [])
+    monkeypatch.setattr(landmark_cache, "create_detector", lambda *_: blind)
     with (
         pytest.warns(UserWarning, match="no face found in"),
         pytest.raises(ValueError, match=r"none falls into train and val"),
     ):
         FolderFaces(str(make_folder(20)), seed=1, detector="dlib")
-
-
-def test_an_unknown_detector_is_refused(make_folder: MakeFolder) -> None:
-    with pytest.raises(ValueError, match="unknown face detector 'none': choose one of dlib"):
-        FolderFaces(str(make_folder(20)), seed=1, detector="none")

@@ -11,10 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from deocc.data import FaceSet
-from deocc.data.augmentation import Augmentation
 from deocc.data.cache import AlignedCache
-from deocc.data.dataset import FixedFaces, TrainingFaces
-from deocc.data.identities import NameTable
+from deocc.data.dataset import Augmentation, FixedFaces, TrainingFaces
+from deocc.data.face_set import NameTable
 from deocc.data.loader import EpochSampler
 
 _IMAGES, _PEOPLE = 1_000_000, 1000

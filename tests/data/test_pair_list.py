@@ -1,17 +1,14 @@
-"""Pair lists of any form:
-
-columns, labels, folds and people, paths that stay inside, and malformed lines by their number.
-"""
+"""Pair lists of any form: columns, labels, folds and people, paths that stay inside, malformed lines by number."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.model_selection import KFold
 
-from deocc.data import MaskedFaceDataModule
 from deocc.data import pairs as pair_list
 from deocc.data.landmarks import FoundLandmarks
 from deocc.data.pairs import PairListFaces, contiguous_folds
@@ -44,25 +41,23 @@ def _groups(faces: PairListFaces) -> set[frozenset[str]]:
     return {frozenset(np.array(faces.names)[faces.identity == person]) for person in set(faces.identity.tolist())}
 
 
-@pytest.mark.parametrize("separator", [" ", "\t", ",", ", "])
-def test_paths_and_labels_are_read_whatever_separates_them(tmp_path: Path, separator: str) -> None:
-    faces = _faces(write_pair_list(tmp_path, people=3, separator=separator))
+@pytest.mark.parametrize(
+    ("form", "separator"), [*(("paths", separator) for separator in (" ", "\t", ",", ", ")), ("numbered", " ")]
+)
+def test_pairs_of_every_form(tmp_path: Path, form: Any, separator: str) -> None:
+    faces = _faces(write_pair_list(tmp_path, form, people=3, separator=separator))
     names, protocol = faces.names, _protocol(faces)
     assert names == [f"person{person:02d}/person{person:02d}_000{image}.png" for person in range(3) for image in (1, 2)]
     assert protocol.first.tolist() == [0, 0, 2, 2, 4, 4]
     assert protocol.second.tolist() == [1, 3, 3, 5, 5, 1]
     assert protocol.same.tolist() == [True, False] * 3
     np.testing.assert_array_equal(faces.image(2), np.asarray(Image.open(tmp_path / names[2])))
+    assert faces.identity.tolist() == [0, 0, 1, 1, 2, 2]  # a folder is a person
+    assert faces.identity_names == ["person00", "person01", "person02"]
+    assert faces.indices("test").tolist() == list(range(6))
 
 
-def test_the_numbered_form_of_lfw_gives_the_same_pairs(tmp_path: Path) -> None:
-    paths, numbered = (_faces(write_pair_list(tmp_path / form, form)) for form in ("paths", "numbered"))  # type: ignore[arg-type]
-    assert paths.names == numbered.names
-    for column in ("first", "second", "same", "fold"):
-        assert getattr(_protocol(paths), column).tolist() == getattr(_protocol(numbered), column).tolist()
-
-
-def test_paths_may_hold_spaces_where_tabs_or_commas_separate(tmp_path: Path) -> None:
+def test_paths_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "one person").mkdir()
     for name in ("a b.png", "c.png"):
         Image.new("RGB", (56, 56)).save(tmp_path / "one person" / name)
@@ -77,40 +72,25 @@ def test_labels(tmp_path: Path, label: str, same: bool) -> None:
     assert _protocol(_faces(_write(tmp_path, f"p/a.png q/b.png {label}"))).same.tolist() == [same]
 
 
-def test_folds_of_a_fourth_column_count_from_zero(tmp_path: Path) -> None:
-    assert _protocol(_faces(write_pair_list(tmp_path, "folds"))).fold.tolist() == [0, 0, 1, 1] * 2
-
-
 @pytest.mark.parametrize(
     ("header", "folds"), [("2 1", [0, 0, 1, 1]), ("4", [0] * 4), ("10 300", [0] * 4), ("", [0] * 4)]
 )
-def test_a_header_gives_the_folds_where_it_fits_the_list(tmp_path: Path, header: str, folds: list[int]) -> None:
+def test_folds_of_column_or_header(tmp_path: Path, header: str, folds: list[int]) -> None:
     path = write_pair_list(tmp_path, "numbered", people=2)
     path.write_text(f"{header}\n{path.read_text()}")
     assert _protocol(_faces(path)).fold.tolist() == folds
+    assert _protocol(_faces(write_pair_list(tmp_path, "folds"))).fold.tolist() == [0, 0, 1, 1] * 2
 
 
-@pytest.mark.parametrize("pairs", [10, 11, 19, 20, 57])
-def test_folds_without_a_column_are_those_of_kfold(pairs: int) -> None:
-    expected = np.empty(pairs, dtype=np.int64)
-    for fold, (_, members) in enumerate(KFold(10).split(np.arange(pairs))):
+@pytest.mark.parametrize("pairs", [1, 9, 10, 11, 19, 20, 57])
+def test_contiguous_folds_are_those_of_kfold(pairs: int) -> None:
+    expected = np.zeros(pairs, dtype=np.int64)
+    for fold, (_, members) in enumerate(KFold(10).split(np.arange(pairs)) if pairs >= 10 else ()):
         expected[members] = fold
     np.testing.assert_array_equal(contiguous_folds(pairs), expected)
 
 
-@pytest.mark.parametrize("pairs", [1, 9])
-def test_fewer_than_ten_pairs_are_one_fold(pairs: int) -> None:
-    assert contiguous_folds(pairs).tolist() == [0] * pairs
-
-
-def test_a_folder_is_a_person_and_all_are_test_people(tmp_path: Path) -> None:
-    faces = _faces(write_pair_list(tmp_path, people=3))
-    assert faces.identity.tolist() == [0, 0, 1, 1, 2, 2]
-    assert faces.identity_names == ["person00", "person01", "person02"]
-    assert faces.indices("test").tolist() == list(range(6))
-
-
-def test_a_same_pair_makes_one_person_of_two_folders(tmp_path: Path) -> None:
+def test_same_pair_merges_two_folders(tmp_path: Path) -> None:
     faces = _faces(_write(tmp_path, "p/a.png q/b.png 1", "q/c.png r/d.png same", "s/e.png p/f.png 0"))
     assert _groups(faces) == {
         frozenset({"p/a.png", "q/b.png", "q/c.png", "r/d.png", "p/f.png"}),
@@ -119,7 +99,7 @@ def test_a_same_pair_makes_one_person_of_two_folders(tmp_path: Path) -> None:
     assert faces.identity_names == ["p", "s"]
 
 
-def test_a_folder_with_a_different_pair_and_the_root_itself_name_no_one(tmp_path: Path) -> None:
+def test_folder_with_different_pair(tmp_path: Path) -> None:
     faces = _faces(
         _write(tmp_path, "all/a.png all/b.png 0", "all/a.png all/c.png 1", "d.png p/f.png 0", "e.png p/g.png 0")
     )
@@ -127,19 +107,14 @@ def test_a_folder_with_a_different_pair_and_the_root_itself_name_no_one(tmp_path
     assert _groups(faces) == {frozenset(group) for group in together}
 
 
-def test_landmarks_of_aligned_images_are_the_template_scaled(tmp_path: Path) -> None:
-    faces = _faces(_write(tmp_path, "p/a.png p/b.png 1"))
-    np.testing.assert_allclose(faces.landmarks[1], (np.array(TEMPLATES["arcface"].points) + 0.5) / 2 - 0.5, atol=1e-4)
-
-
-def test_landmarks_of_other_images_are_detected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_landmarks_of_photos_are_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def record(root: Path, names: Sequence[str], *options: object) -> FoundLandmarks:
         calls.append((root, names, *options))
         return FoundLandmarks(names, np.stack([np.full((5, 2), 7.0), np.full((5, 2), np.nan)]), np.full((2, 2), 56))
 
-    monkeypatch.setattr(pair_list, "find_file_landmarks", record)
+    monkeypatch.setattr(pair_list, "find_landmarks", record)
     path = _write(tmp_path, "p/a.png p/b.png 1")
     with pytest.warns(
         UserWarning, match=r"no face found in 1 of 2 images \(p/b\.png\): a mean face's landmarks stand in"
@@ -147,14 +122,6 @@ def test_landmarks_of_other_images_are_detected_once(tmp_path: Path, monkeypatch
         faces = PairListFaces(str(tmp_path), str(path), detector="mtcnn", detector_weights="w")
     assert (faces.landmarks == 7).all()
     assert calls == [(tmp_path, ["p/a.png", "p/b.png"], "mtcnn", "w")]
-
-
-def test_the_data_module_embeds_the_listed_images(tmp_path: Path) -> None:
-    faces = _faces(write_pair_list(tmp_path, people=2))
-    module = MaskedFaceDataModule(faces, size=64, kinds=("surgical", "hand"), test_seeds=(1,))
-    clean, masked = (torch_batch for loader in module.test_dataloader() for torch_batch in loader)
-    assert clean["index"].tolist() == [0, 1, 2, 3]
-    assert masked["index"].tolist() == [0, 1, 2, 3] * 2
 
 
 @pytest.mark.parametrize(
@@ -175,7 +142,7 @@ def test_the_data_module_embeds_the_listed_images(tmp_path: Path) -> None:
         ("p/a.png p/b.png 1 2", "fold on some lines and not on others"),
     ],
 )
-def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: str, message: str) -> None:
+def test_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = _write(tmp_path, "p/a.png p/b.png 1", "")
     path.write_text(f"{path.read_text()}\n{line}\n")
     with pytest.raises(ValueError, match=rf"^.*list\.txt:3: .*{message}") as error:
@@ -186,18 +153,15 @@ def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: str,
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "is empty"), (b"4\n", "holds no pair"), (b"\xff\xfe\x00", "is not UTF-8 text")]
 )
-def test_a_list_without_pairs_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_list_without_pairs_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no list at .*list\.txt: give a text file"):
+        _faces(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         _faces(tmp_path / "list.txt")
 
 
-def test_a_missing_list_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no list at .*list\.txt: give a text file"):
-        _faces(tmp_path / "list.txt")
-
-
-def test_missing_images_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
+def test_missing_images_are_named(tmp_path: Path) -> None:
     path = write_pair_list(tmp_path, "numbered", people=4)
     for person in (0, 2):
         for image in (tmp_path / f"person{person:02d}").iterdir():
@@ -208,13 +172,12 @@ def test_missing_images_are_counted_and_the_first_three_named(tmp_path: Path) ->
         _faces(path)
 
 
-def test_an_aligned_image_that_is_not_square_is_named(tmp_path: Path) -> None:
+def test_aligned_images(tmp_path: Path) -> None:
     path = _write(tmp_path, "p/a.png p/b.png 1")
+    expected = (np.array(TEMPLATES["arcface"].points) + 0.5) / 2 - 0.5
+    np.testing.assert_allclose(_faces(path).landmarks[1], expected, atol=1e-4)
+    with pytest.raises(ValueError, match="unknown face template 'mtcnn'"):
+        PairListFaces(str(tmp_path), "nowhere", aligned="mtcnn")
     Image.new("RGB", (40, 56)).save(tmp_path / "p/b.png")
     with pytest.raises(ValueError, match=r"b\.png is 40 x 56 pixels"):
         _faces(path)
-
-
-def test_an_unknown_template_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown face template 'mtcnn'"):
-        PairListFaces(str(tmp_path), "nowhere", aligned="mtcnn")

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from deocc.data import FaceSet, FolderFaces, MaskedFaceDataModule, quarantine
+from deocc.data import FaceSet, FolderFaces, MaskedFaceDataModule
 from deocc.data import datamodule as masked_faces
 from deocc.data import dataset as dataset_file
-from deocc.data.quarantine import Quarantine, UnreadableImageError
+from deocc.data import loader as loading
+from deocc.data.loader import Quarantine, UnreadableImageError
 from deocc.modules import teacher_cache
 from deocc.modules.evaluation import identity_centers
 from deocc.networks import Embedder
@@ -232,7 +233,7 @@ class Sums(nn.Module):
 
 def test_identity_centre_skips_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path))
-    monkeypatch.setattr(quarantine, "MOST", 0.9)
+    monkeypatch.setattr(loading, "MOST", 0.9)
     monkeypatch.setattr(teacher_cache, "teacher_fingerprint", lambda _: "sums")
     module = data(Broken(), augmentation="flip")
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.data import insightface_bin as pickle_scan
-from deocc.data.archive import ZipImages
-from deocc.data.insightface_bin import BinFaces
+from deocc.data import insightface as pickle_scan
+from deocc.data.images import ImageStore
+from deocc.data.insightface import BinFaces
 from deocc.inference.outputs import read_table
 from deocc.networks.embedders.dlib import read_layers
 from deocc.networks.weights import read_checkpoint, read_state_dict
@@ -30,7 +30,7 @@ def test_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes().replace(struct.pack("<I", size), struct.pack("<I", 1000)))
         reason = "File is not a zip|Bad CRC-32" if method == zipfile.ZIP_DEFLATED else f"packed by method {method}"
         with within_memory(_LITTLE), pytest.raises(ValueError, match=rf"cannot read .*faces\.zip/1\.png \(({reason})"):
-            ZipImages(path, "faces").read("1.png")
+            ImageStore(path, "faces").read("1.png")
 
 
 def _repeated(spelling: str) -> bytes:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import deocc
-from deocc.data.archive import ZipImages
-from deocc.data.insightface_bin import BinFaces
+from deocc.data.images import ImageStore
+from deocc.data.insightface import BinFaces
 from deocc.evaluation.scores import read_scores, write_scores
 from deocc.evaluation.verification import PairScores
 from deocc.inference.gallery import CachedFace, GalleryCache
@@ -157,7 +157,7 @@ def test_a_damaged_zip_of_images(examples: int, tmp_path: Path) -> None:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        images = ZipImages(path, "faces")
+        images = ImageStore(path, "faces")
         for name in images.names():
             assert ".." not in name and images.size(name) >= 0
             assert images.read(name).ndim == 3

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from deocc.data.celeba import CelebaFaces
-from deocc.data.identities import read_people
-from deocc.data.insightface_rec import RecordFaces
+from deocc.data.face_set import read_people
+from deocc.data.insightface import RecordFaces
 from deocc.data.pairs import PairListFaces
 from deocc.inference.batch import Outcome, OutcomeFile
 from tests.fake_sets.celeba import write_celeba

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import deocc
-from deocc.data.archive import ZipImages
+from deocc.data.images import ImageStore
 from deocc.data.pairs import PairListFaces
 from deocc.inference.batch import Outcome, OutcomeFile
 from deocc.networks import create_embedder
@@ -31,7 +31,7 @@ def test_names_in_a_zip_lead_nowhere_else(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("link.png")
         link.external_attr = 0o120777 << 16
         packed.writestr(link, "/etc/passwd")
-    images = ZipImages(tmp_path / "faces.zip", "faces")
+    images = ImageStore(tmp_path / "faces.zip", "faces")
     assert images.names() == ["1.png", "link.png"]
     with pytest.raises(ValueError, match=r"link\.png as an image"):
         images.read("link.png")

@@ -9,8 +9,8 @@ from PIL import Image
 from deocc.commands.doctor import data as data_checks
 from deocc.commands.doctor.findings import Context
 from deocc.data import CelebaFaces, FolderFaces, MaskedFaceDataModule, PairListFaces
-from deocc.data.lfw import _find_list, _read_pairs
-from deocc.data.pairs import _read
+from deocc.data.lfw import _find_list, _read_folds
+from deocc.data.pairs import read_pairs
 from deocc.networks import create_embedder
 from deocc.networks.embedders.iresnet import BLOCKS, IResNet
 from tests.fake_sets.celeba import write_celeba
@@ -20,7 +20,7 @@ _PAIRS = [("a/1.jpg", "a/2.jpg", True), ("a/1.jpg", "b/1.jpg", False)]
 
 def read_list(tmp_path: Path, text: str) -> list[tuple[str, str, bool]]:
     (tmp_path / "list.csv").write_text(text)
-    return [(pair.first, pair.second, pair.same) for pair in _read(tmp_path / "list.csv", tmp_path)[0]]
+    return [(pair.first, pair.second, pair.same) for pair in read_pairs(tmp_path / "list.csv", tmp_path)[1]]
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,15 @@ def test_two_line_list_is_a_face_set(tmp_path: Path) -> None:
 
 
 def write_kaggle(path: Path, folds: int = 3, half: int = 2) -> Path:
-    genuine, impostor = "Ada,1,2,\n" * half, "Ada,1,Bo,3\n" * half
-    path.write_text("name,imagenum1,imagenum2,\n" + (genuine + impostor) * folds)
+    people = [(f"Ada{fold or ''}", f"Bo{fold or ''}") for fold in range(folds)]
+    lines = [f"{ada},1,2,\n" * half + f"{ada},1,{bo},3\n" * half for ada, bo in people]
+    path.write_text("name,imagenum1,imagenum2,\n" + "".join(lines))
     return path
 
 
 def test_kaggle_list_of_lfw(tmp_path: Path) -> None:
-    pairs, folds = _read_pairs(_find_list("pairs.txt", (write_kaggle(tmp_path / "pairs.csv").parent,)))
-    assert folds == 3 and [pair.fold for pair in pairs] == [0] * 4 + [1] * 4 + [2] * 4
+    pairs, folds = _read_folds(_find_list("pairs.txt", (write_kaggle(tmp_path / "pairs.csv").parent,)), tmp_path)
+    assert folds.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert pairs[0][:3] == ("Ada/Ada_0001.jpg", "Ada/Ada_0002.jpg", True)
     assert pairs[3][:3] == ("Ada/Ada_0001.jpg", "Bo/Bo_0003.jpg", False)
 
@@ -82,10 +83,10 @@ def test_cut_kaggle_list_is_refused(tmp_path: Path, cut: int) -> None:
     path = write_kaggle(tmp_path / "pairs.csv")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:cut]))
     if cut == 13:  # complete
-        assert len(_read_pairs(path)[0]) == 12
+        assert len(_read_folds(path, tmp_path)[0]) == 12
     else:
-        with pytest.raises(ValueError, match="get the whole file"):
-            _read_pairs(path)
+        with pytest.raises(ValueError, match=r"get the whole file|holds no pair"):
+            _read_folds(path, tmp_path)
 
 
 def test_celeba_as_png_and_a_subset(tmp_path: Path) -> None:

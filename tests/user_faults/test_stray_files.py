@@ -7,8 +7,8 @@ import pytest
 
 from deocc import runs
 from deocc.data.ar import ar_files
-from deocc.data.archive import FolderImages, ZipImages
 from deocc.data.folder import list_folder
+from deocc.data.images import ImageStore
 from deocc.files import is_stray, walk_files
 from deocc.inference.batch import find_photos
 
@@ -61,7 +61,7 @@ def test_archives_have_no_stray_images(folder: Path, tmp_path_factory: pytest.Te
     with zipfile.ZipFile(packed, "w") as archive:
         for name in ("anna/1.png", "bob/1.png", *_STRAY):
             archive.write(folder / name, name)
-    assert FolderImages(folder).names() == ZipImages(packed, "faces").names() == ["anna/1.png", "bob/1.png"]
+    assert ImageStore(folder).names() == ImageStore(packed, "faces").names() == ["anna/1.png", "bob/1.png"]
 
 
 def test_ar_files_has_no_stray_shots(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""People in two sets are found, whatever the spelling of their names."""
+"""Names of people: compact tables, and people in two sets, found whatever the spelling of their names."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,36 @@ import pytest
 
 from deocc.data.celeba import CelebaFaces
 from deocc.data.datamodule import MaskedFaceDataModule
-from deocc.data.face_set import Split
-from deocc.data.identities import name_key, read_people, shared_people
+from deocc.data.face_set import NameTable, Split, name_key, read_people, shared_people
 from tests.fake_sets.celeba import write_celeba
 
 _NUMBERS = [1000 - 7 * person for person in range(8)]  # the CelebA twin's identity number of each ORL person
+
+
+_TABLE = ["ann/1.jpg", "", "Zoë/ü.png", "broken\udcff.png", "ann/1.jpg"]
+
+
+def test_table_is_a_list_of_names() -> None:
+    table = NameTable(iter(_TABLE))
+    assert list(table) == _TABLE
+    assert [table[at] for at in (0, 2, -1, -5)] == [_TABLE[at] for at in (0, 2, -1, -5)]
+    assert list(table[1:4]) == _TABLE[1:4]
+    assert list(table[::-2]) == _TABLE[::-2]
+    assert (len(table), table.index("Zoë/ü.png"), "x" in table) == (5, 2, False)
+    assert list(pickle.loads(pickle.dumps(table))) == _TABLE
+    assert list(NameTable([])) == []
+    for place in (5, -6):
+        with pytest.raises(IndexError):
+            table[place]
+
+
+def test_table_equals_sequences_of_names() -> None:
+    table = NameTable(["a", "bc"])
+    assert table == NameTable(["a", "bc"])
+    assert table == ["a", "bc"]
+    assert table != NameTable(["ab", "c"])
+    assert table != ["a"]
+    assert NameTable(["a", "b"]) != "ab"
 
 
 @pytest.fixture(scope="module")
@@ -37,46 +63,40 @@ def faces(root: Path) -> CelebaFaces:
         ("Søren Straße", "Soren_Strasse"),
     ],
 )
-def test_one_name_in_two_spellings_has_one_key(one: str, other: str) -> None:
+def test_spellings_have_one_key(one: str, other: str) -> None:
     assert name_key(one) == name_key(other) != ""
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("Ann Lee", "Anna Lee"), ("Louis XIV", "Louis XV"), ("王菲", "王非"), ("Ann 1", "Ann 2")]
 )
-def test_different_names_have_different_keys(one: str, other: str) -> None:
+def test_different_names_have_other_keys(one: str, other: str) -> None:
     assert name_key(one) != name_key(other)
 
 
-def test_shared_people_are_those_of_the_first_set_in_its_order_and_spelling_each_once() -> None:
+def test_shared_people_in_order_of_the_first() -> None:
     first = ["Zoe B", "George W. Bush", "Ann Lee", "zoe_b", "Someone Else"]
     assert shared_people(first, ["ann_lee", "Zoë B.", "Unknown"]) == ["Zoe B", "Ann Lee"]
-
-
-def test_names_without_a_letter_match_no_one() -> None:
     assert shared_people(["...", "Ann"], ["_", "Bob"]) == []
 
 
-def test_counts_and_numbers_of_lfws_lists_are_no_names(tmp_path: Path) -> None:
+def test_numbers_in_lists_are_no_names(tmp_path: Path) -> None:
     path = tmp_path / "people.txt"
     path.write_text("2\n2\nAaron_Eckhart\t1\n50_Cent\t3\n\n1\nZoë Ball 2\nNoCount\n", encoding="utf-8")
     assert read_people(path) == ["Aaron_Eckhart", "50_Cent", "Zoë Ball", "NoCount"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"10\n601\n", "holds no name: give"), (b"Zo\xeb Ball\n", "is not text in UTF-8")]
+    ("content", "message"), [(b"10\n601\n", "holds no name: give"), (b"Zo\xeb Ball\n", "is not UTF-8 text")]
 )
-def test_a_list_without_names_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_list_without_names_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "people.txt"
+    with pytest.raises(FileNotFoundError, match=r"no list at .*people\.txt: give a text file"):
+        read_people(path)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         read_people(path)
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_list_says_where_it_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no list of people at .*people\.txt: give a text file"):
-        read_people(tmp_path / "people.txt")
 
 
 def _numbers(faces: CelebaFaces, split: Split) -> set[int]:
@@ -98,12 +118,12 @@ def _names_file(path: Path, form: str, faces: CelebaFaces) -> Path:
 
 
 @pytest.mark.parametrize("form", ["image", "identity"])
-def test_people_of_another_set_are_neither_trained_nor_validated_on(
-    root: Path, faces: CelebaFaces, tmp_path: Path, form: str
-) -> None:
+def test_people_of_another_set_are_excluded(root: Path, faces: CelebaFaces, tmp_path: Path, form: str) -> None:
     people = tmp_path / "people.txt"
     people.write_text("1\n4\nJane_D_BTH\t3\nJane_D_Fth\t1\nJane_D_Hth\t1\nSomeone_Else\t2\n")
     names = _names_file(tmp_path / "names.txt", form, faces)
+    named = CelebaFaces(str(root), names=str(names))  # which excludes no one
+    assert (len(named), named.excluded) == (32, []) and named.identity_names is not None
     chosen = CelebaFaces(str(root), exclude=str(people), names=str(names))
     assert chosen.excluded == ["Jané D. Fth", "Jané D. Bth"]
     assert _numbers(chosen, "train") == {_NUMBERS[0], _NUMBERS[2], _NUMBERS[3]}
@@ -122,7 +142,7 @@ def test_people_of_another_set_are_neither_trained_nor_validated_on(
     np.testing.assert_array_equal(chosen.landmarks[position], faces.landmarks[2])
 
 
-def test_people_without_a_name_are_warned_of(root: Path, tmp_path: Path) -> None:
+def test_people_without_a_name_are_told(root: Path, tmp_path: Path) -> None:
     (tmp_path / "people.txt").write_text("Ann\nBob\n")
     (tmp_path / "names.txt").write_text("key name\n1000 Ann\n958 Bob\n")  # ORL's persons 0 (train) and 6 (test)
     with pytest.warns(
@@ -135,22 +155,21 @@ def test_people_without_a_name_are_warned_of(root: Path, tmp_path: Path) -> None
     assert chosen.identity_names[1:3] == ["Bob", "CelebA identity 965"]
 
 
-def test_names_alone_exclude_no_one(root: Path, faces: CelebaFaces, tmp_path: Path) -> None:
-    named = CelebaFaces(str(root), names=str(_names_file(tmp_path / "names.txt", "identity", faces)))
-    assert (len(named), named.excluded) == (32, [])
-    assert named.identity_names is not None
-
-
 @pytest.mark.parametrize(
     ("names", "exclude", "error", "message"),
     [
-        ("nowhere.txt", None, FileNotFoundError, "nowhere.txt: give a text file of lines IMAGE NAME or IDENTITY NAME"),
+        (
+            "nowhere.txt",
+            None,
+            FileNotFoundError,
+            "nowhere.txt: give a text file with lines IMAGE NAME or",
+        ),
         ("others.txt", None, ValueError, "others.txt names no one in CelebA: its lines have to be"),
-        ("names.txt", "nowhere.txt", FileNotFoundError, "no list of people at"),
+        ("names.txt", "nowhere.txt", FileNotFoundError, "no list at"),
         ("names.txt", "everybody.txt", ValueError, "leaves no one for train and val: check"),
     ],
 )
-def test_unusable_lists_of_names_are_refused_in_one_line(
+def test_unusable_names_are_refused(
     root: Path,
     faces: CelebaFaces,
     tmp_path: Path,

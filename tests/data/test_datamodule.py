@@ -1,8 +1,11 @@
-"""The data module: who is where, which masks are drawn when, and that workers change nothing."""
+"""The data module: who is where, which masks are drawn when, what a protocol names, and the manifest of the masks."""
 
+import csv
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -11,8 +14,13 @@ from torch.utils.data import DataLoader
 
 from deocc.batch import MaskedFaceBatch
 from deocc.data import FaceSet, MaskedFaceDataModule
+from deocc.data import datamodule as masked_faces
 from deocc.data.dataset import FaceItem
+from deocc.evaluation.protocol import ListedPairs
 from deocc.masking import list_kinds
+from tests.data.conftest import TinyFaces
+
+_SCARF = list_kinds().index("scarf")
 
 
 def _module(faces: FaceSet, **changes: Any) -> MaskedFaceDataModule:
@@ -35,8 +43,16 @@ def _training_epoch(
     return _batches(module, loader, training=True)
 
 
+def _test_batches(module: MaskedFaceDataModule, number: int) -> list[MaskedFaceBatch]:
+    return _batches(module, module.test_dataloader()[number])
+
+
 def _column(batches: list[MaskedFaceBatch], key: str) -> Tensor:
     return torch.cat([cast(dict[str, Tensor], batch)[key] for batch in batches])
+
+
+def _list(batches: list[MaskedFaceBatch], key: str) -> list[int]:
+    return _column(batches, key).tolist()
 
 
 def _same(first: list[MaskedFaceBatch], second: list[MaskedFaceBatch]) -> bool:
@@ -49,7 +65,7 @@ def _splits(faces: FaceSet, batches: list[MaskedFaceBatch]) -> set[str]:
     return {faces.split_of_identity[int(faces.identity[index])] for index in _column(batches, "index").tolist()}
 
 
-def test_a_training_batch_is_what_the_batch_promises(tiny_faces: FaceSet) -> None:
+def test_training_batch(tiny_faces: FaceSet) -> None:
     batches = _training_epoch(_module(tiny_faces, clean_probability=0.0), 0)
     assert len(batches) == 3
     for batch in batches:
@@ -62,14 +78,14 @@ def test_a_training_batch_is_what_the_batch_promises(tiny_faces: FaceSet) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
-def test_two_workers_give_bit_for_bit_what_none_gives_in_every_epoch(tiny_faces: FaceSet) -> None:
+def test_workers_change_nothing(tiny_faces: FaceSet) -> None:
     alone, shared = _module(tiny_faces), _module(tiny_faces, num_workers=2)
     loaders = alone.train_dataloader(), shared.train_dataloader()
     for epoch in (0, 1):  # the workers outlive the first epoch
         assert _same(_training_epoch(alone, epoch, loaders[0]), _training_epoch(shared, epoch, loaders[1]))
 
 
-def test_every_epoch_draws_new_faces_and_masks_and_the_seed_repeats_them(tiny_faces: FaceSet) -> None:
+def test_masks_depend_on_epoch_and_seed(tiny_faces: FaceSet) -> None:
     first, second = (_training_epoch(_module(tiny_faces), epoch) for epoch in (0, 1))
     assert not set(_column(first, "seed").tolist()) & set(_column(second, "seed").tolist())
     assert not torch.equal(_column(first, "mask"), _column(second, "mask"))
@@ -77,7 +93,7 @@ def test_every_epoch_draws_new_faces_and_masks_and_the_seed_repeats_them(tiny_fa
     assert not torch.equal(_column(first, "seed"), _column(_training_epoch(_module(tiny_faces, seed=1), 0), "seed"))
 
 
-def test_lightning_turns_the_epochs_and_training_alone_draws_kinds(tiny_faces: FaceSet) -> None:
+def test_lightning_sets_the_epoch(tiny_faces: FaceSet) -> None:
     class Recorder(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -151,7 +167,7 @@ def test_distractors_change_images_and_no_mask(tiny_faces: FaceSet) -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_evaluation_masks_are_always_the_same_and_never_those_of_training(tiny_faces: FaceSet, split: str) -> None:
+def test_evaluation_masks_are_fixed(tiny_faces: FaceSet, split: str) -> None:
     loaders = [getattr(_module(tiny_faces, seed=seed), f"{split}_dataloader")() for seed in (0, 1)]
     first, second = (_batches(_module(tiny_faces), masked) for _, masked in loaders)
     assert _same(first, second)
@@ -160,16 +176,16 @@ def test_evaluation_masks_are_always_the_same_and_never_those_of_training(tiny_f
     assert not trained & set(_column(first, "seed").tolist())
 
 
-def test_evaluation_has_every_image_under_every_kind_and_seed(tiny_faces: FaceSet) -> None:
+def test_evaluation_has_every_kind_and_seed(tiny_faces: FaceSet) -> None:
     module = _module(tiny_faces, test_seeds=(1, 2))
     masked = _batches(module, module.test_dataloader()[1])
-    pairs = list(zip(_column(masked, "index").tolist(), _column(masked, "kind").tolist(), strict=True))
+    pairs = list(zip(_list(masked, "index"), _list(masked, "kind"), strict=True))
     wanted = [(index, kind) for index in tiny_faces.indices("test").tolist() for kind in range(len(list_kinds()))]
     assert sorted(pairs) == sorted(wanted * 2)
     assert len(set(_column(masked, "seed").tolist())) == len(pairs)
 
 
-def test_the_clean_loader_covers_nothing(tiny_faces: FaceSet) -> None:
+def test_clean_loader_covers_nothing(tiny_faces: FaceSet) -> None:
     module = _module(tiny_faces)
     for loader in (module.val_dataloader()[0], module.test_dataloader()[0], module.reference_dataloader()):
         batches = _batches(module, loader)
@@ -177,14 +193,7 @@ def test_the_clean_loader_covers_nothing(tiny_faces: FaceSet) -> None:
         assert torch.equal(_column(batches, "face"), _column(batches, "masked_face"))
 
 
-def test_prediction_takes_the_validation_people_under_one_mask_a_kind(tiny_faces: FaceSet) -> None:
-    module = _module(tiny_faces, kinds=("box", "hand"))
-    batches = _batches(module, module.predict_dataloader())
-    assert len(_column(batches, "index")) == 2 * len(tiny_faces.indices("val"))
-    assert _splits(tiny_faces, batches) == {"val"}
-
-
-def test_no_person_crosses_from_one_split_into_another(tiny_faces: FaceSet) -> None:
+def test_no_person_is_in_two_splits(tiny_faces: FaceSet) -> None:
     module = _module(tiny_faces)
     trained = _training_epoch(module, 0)
     assert (
@@ -194,9 +203,12 @@ def test_no_person_crosses_from_one_split_into_another(tiny_faces: FaceSet) -> N
     )
     assert all(_splits(tiny_faces, _batches(module, loader)) == {"val"} for loader in module.val_dataloader())
     assert all(_splits(tiny_faces, _batches(module, loader)) == {"test"} for loader in module.test_dataloader())
+    predicted = _batches(module, module.predict_dataloader())  # one mask per kind
+    assert len(_list(predicted, "index")) == len(list_kinds()) * len(tiny_faces.indices("val"))
+    assert _splits(tiny_faces, predicted) == {"val"}
 
 
-def test_identities_of_training_count_from_zero(tiny_faces: FaceSet) -> None:
+def test_training_identities_from_zero(tiny_faces: FaceSet) -> None:
     module = _module(tiny_faces)
     reference = _batches(module, module.reference_dataloader())
     assert set(_column(reference, "identity").tolist()) == set(range(module.num_identities)) == {0, 1, 2, 3}
@@ -212,17 +224,18 @@ def test_only_the_chosen_kinds_appear(tiny_faces: FaceSet) -> None:
     module = _module(tiny_faces, kinds=("box", "hand"), clean_probability=0.0)
     wanted = {list_kinds().index(kind) for kind in ("box", "hand")}
     trained = {int(kind) for epoch in range(3) for kind in _column(_training_epoch(module, epoch), "kind")}
-    assert trained == set(_column(_batches(module, module.val_dataloader()[1]), "kind").tolist()) == wanted
-
-
-def test_clean_probability_one_leaves_every_training_face_bare(tiny_faces: FaceSet) -> None:
+    assert trained == set(_list(_batches(module, module.val_dataloader()[1]), "kind")) == wanted
+    other = _module(tiny_faces, kinds=("box", "hand"), eval_kinds=("cloth",))
+    assert set(_list(_training_epoch(other, 0), "kind")) <= wanted | {-1}
+    for loader in (other.val_dataloader()[1], other.test_dataloader()[1]):
+        assert set(_list(_batches(other, loader), "kind")) == {list_kinds().index("cloth")}
+    provenance = other.provenance()
+    assert (provenance["kinds"], provenance["training_kinds"]) == (["cloth"], ["box", "hand"])
     assert not _column(_training_epoch(_module(tiny_faces, clean_probability=1.0), 0), "mask").any()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_process_with_fewer_images_than_a_batch_still_trains(
-    tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch, processes: int
-) -> None:
+def test_small_share_still_trains(tiny_faces: FaceSet, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: processes > 1)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
@@ -248,13 +261,13 @@ def test_a_process_with_fewer_images_than_a_batch_still_trains(
         ({"clean_probability": 1.1}, "data.clean_probability is 1.1: choose a value from 0 to 1"),
     ],
 )
-def test_bad_values_are_refused_in_one_line(tiny_faces: FaceSet, changes: dict[str, Any], message: str) -> None:
+def test_bad_values_are_refused(tiny_faces: FaceSet, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         _module(tiny_faces, **changes)
     assert "\n" not in str(error.value)
 
 
-def test_provenance_identifies_the_test_data_and_the_masks(tiny_faces: FaceSet) -> None:
+def test_provenance_identifies_the_data(tiny_faces: FaceSet) -> None:
     provenance = _module(tiny_faces).provenance()
     hashes = {"data_hash", "training_data_hash", "manifest_hash"}
     assert set(provenance) == {
@@ -278,9 +291,95 @@ def test_provenance_identifies_the_test_data_and_the_masks(tiny_faces: FaceSet) 
     assert _module(tiny_faces).provenance()["data_hash"] != provenance["data_hash"]
 
 
-def test_the_default_is_the_embedded_faces_at_112_pixels() -> None:
+def test_default_is_orl_at_112_pixels() -> None:
     module = MaskedFaceDataModule(batch_size=2)
     module.trainer = cast(pl.Trainer, SimpleNamespace(training=True))
     batch = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
     assert batch["masked_face"].shape == (2, 3, 112, 112)
     assert module.num_identities == 20
+
+
+# Protocols and real occluders
+
+
+@pytest.fixture
+def scarved(tiny_faces: TinyFaces) -> TinyFaces:
+    """The last image of every person shows a scarf."""
+    tiny_faces.occluder = np.full(len(tiny_faces), -1)
+    tiny_faces.occluder[16:] = _SCARF
+    return tiny_faces
+
+
+def test_real_occluders_stay_as_they_are(scarved: TinyFaces) -> None:
+    bare, occluded = (_test_batches(_module(scarved), number) for number in (0, 1))
+    assert _list(bare, "index") == [6, 7, 14, 15] and _list(occluded, "index") == [22, 23]
+    assert set(_list(bare, "kind")) == {-1} and set(_list(occluded, "kind")) == {_SCARF}
+    assert all("mask" not in batch and torch.equal(batch["face"], batch["masked_face"]) for batch in occluded)
+    assert not _column(bare, "mask").any()
+    assert _list(occluded, "identity") == [0, 1], "people are numbered as in the gallery"
+    trained = _training_epoch(_module(scarved, batch_size=2), 0)
+    assert set(_list(trained, "index")) == {0, 1, 2, 3, 8, 9, 10, 11}
+
+
+def test_test_embeds_the_images_of_the_protocol(tiny_faces: TinyFaces) -> None:
+    listed = ListedPairs(np.array([6, 6]), np.array([14, 7]), np.array([True, False]), np.array([0, 1]))
+    cast(Any, tiny_faces).protocol = listed
+    data = _module(tiny_faces, kinds=("box",), test_seeds=(1,))
+    assert data.protocol is listed
+    assert _list(_test_batches(data, 0), "index") == _list(_test_batches(data, 1), "index") == [6, 7, 14]
+    for people, expected in ((None, [4, 5, 12, 13, 20, 21]), (1, [4, 12, 20])):
+        module = _module(tiny_faces, val_people=people)
+        assert _list(_batches(module, module.val_dataloader()[0]), "index") == expected
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_manifest_has_a_line_per_probe(
+    mixed: bool, tiny_faces: TinyFaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"kinds": ("box", "hand", "surgical"), "test_seeds": (1,)}
+    data = _module(tiny_faces, **settings, mixed_kinds=mixed)
+    data.write_manifest(tmp_path / "masks.csv")
+    with (tmp_path / "masks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    probes = _test_batches(data, 1)
+    assert [int(row["seed"]) for row in rows] == _list(probes, "seed")
+    assert [row["kind"] for row in rows] == [list_kinds()[kind] for kind in _list(probes, "kind")]
+    assert [row["image"] for row in rows] == [tiny_faces.names[index] for index in _list(probes, "index")]
+    before = data.provenance()["manifest_hash"]
+    assert before == _module(tiny_faces, **settings, mixed_kinds=mixed).provenance()["manifest_hash"]
+    for changes in ({"mixed_kinds": not mixed}, {"mixed_kinds": mixed, "test_seeds": (2,)}):
+        assert before != _module(tiny_faces, **{**settings, **changes}).provenance()["manifest_hash"]
+    monkeypatch.setattr(masked_faces, "render", lambda faces, *_: (faces, torch.ones_like(faces[:, :1])))
+    assert data.provenance()["manifest_hash"] != before
+
+
+def test_mixed_kinds_give_one_kind_per_seed(tiny_faces: TinyFaces) -> None:
+    settings: dict[str, Any] = {"kinds": ("surgical", "hand", "box"), "test_seeds": (1, 2), "val_seeds": (7,)}
+    data = _module(tiny_faces, **settings, mixed_kinds=True)
+    probes, complete = _test_batches(data, 1), _test_batches(_module(tiny_faces, **settings), 1)
+    assert _list(probes, "index") == [6, 7, 14, 15, 22, 23] * 2
+    assert _column(probes, "mask").flatten(1).any(1).all()
+    chosen, every = (
+        set(zip(_list(each, "index"), _list(each, "kind"), _list(each, "seed"), strict=True))
+        for each in (probes, complete)
+    )
+    assert chosen < every
+    assert len(cast(Any, data.val_dataloader()[1].dataset)) == 6
+
+
+def test_mixed_kinds_depend_on_image_and_seed(tiny_faces: TinyFaces) -> None:
+    def drawn(seeds: tuple[int, ...]) -> list[int]:
+        return _list(_test_batches(_module(tiny_faces, mixed_kinds=True, test_seeds=seeds), 1), "kind")
+
+    both = drawn((1, 2))
+    assert both == drawn((1,)) + drawn((2,)) and drawn((1,)) == drawn((1,)) != drawn((2,))
+    listed = ListedPairs(np.array([6]), np.array([15]), np.array([False]), np.array([0]))
+    cast(Any, tiny_faces).protocol = listed  # other images are left out, which changes nothing for these two
+    assert drawn((1,)) == [both[0], both[3]]
+
+
+def test_mixed_kinds_are_equally_frequent(tiny_faces: TinyFaces) -> None:
+    data = _module(tiny_faces, kinds=("surgical", "hand", "box"), mixed_kinds=True, test_seeds=tuple(range(200)))
+    probes = cast(Any, data.test_dataloader()[1].dataset)
+    counts = np.bincount([probes.mask_of(number)[0] for number in range(len(probes))])
+    assert counts[counts > 0].tolist() == pytest.approx([400] * 3, abs=60)
