@@ -89,10 +89,10 @@ def test_results_count_false_alarms(tmp_path: Path) -> None:
     module.averaged_segmenter.gate.fill_(1.0)
     set_bias(module.averaged_segmenter, -30.0)
     trainer_for(tmp_path).test(module, datamodule=Data(), verbose=False)
-    found = module.results["mask_prediction"]
+    found = module.results.content["mask_prediction"]
     assert found["bare"] == {"found": 0.0}
     assert found["masked"] == {"iou": 0.0, "recall": 0.0, "found": 0.0}
-    assert list(found["per_kind"]) == ["box"] == module.results["kinds"]
+    assert list(found["per_kind"]) == ["box"] == module.results.content["kinds"]
 
 
 def test_other_stage_refused(tmp_path: Path) -> None:

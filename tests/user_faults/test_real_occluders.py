@@ -10,8 +10,8 @@ import torch
 from deocc.data import FolderFaces, MaskedFaceDataModule, PairListFaces
 from deocc.data.face_set import FaceSet
 from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.report import summary_table
 from deocc.evaluation.results import build_results
-from deocc.evaluation.tables import summary_table
 from deocc.masking import list_kinds
 from tests.conftest import SMALL, run_deocc
 from tests.fake_sets.faces import save_face
@@ -56,9 +56,8 @@ def test_rows_are_bare_against_masked(column: Column, tmp_path: Path) -> None:
         ids = {name: batch[name] for name in ("identity", "index", "kind", "seed")}
         sets.append(EmbeddingSet(embedding, **ids))
     gallery, probe = sets
-    results = build_results(
-        gallery, gallery, {"teacher_masked": probe, "student": probe}, {}, list_kinds(), {}, data.protocol, 10
-    )
+    rows = {"teacher_clean": gallery, "student_clean": gallery, "teacher_masked": probe, "student": probe}
+    results = build_results(rows, {}, list_kinds(), {}, data.protocol, replicates=10).content
     assert results["protocol"] == "OccludedPairs"
     assert results["rows"]["teacher_masked"]["pairs"] == {"same": 4, "different": 4}
     assert results["rows"]["teacher_masked"]["eer"] == 0 and "student_minus_teacher_masked" in results
@@ -123,8 +122,9 @@ def test_column_of_the_list(tmp_path: Path) -> None:
 def test_only_occluded_images(tmp_path: Path) -> None:
     faces = listed(tmp_path, "both")
     (probe,) = embedded(faces)
-    no_faces = probe.take(torch.zeros(0, dtype=torch.int64))
-    results = build_results(no_faces, no_faces, {"student": probe}, {}, list_kinds(), {}, faces.protocol, 10)
+    found = build_results({"student": probe}, {}, list_kinds(), {}, faces.protocol, replicates=10)
+    results = found.content
+    assert found.pairs == {} and list(results["rows"]) == ["teacher_clean", "student_clean", "student"]
     assert results["rows"]["student"]["masked_masked"]["pairs"] == {"same": 4, "different": 4}
     table = summary_table(results)
     assert "masked-masked" in table and "clean" not in table
