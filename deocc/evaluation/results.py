@@ -100,9 +100,6 @@ def build_results(
 ) -> Results:
     """Score all comparisons of a test.
 
-    Probes with predicted masks are compared with the clean faces with predicted masks of the same recogniser, if there
-    are any, and otherwise with its clean faces.
-
     Args:
         embeddings: by row of `ROWS`; clean faces in `CLEAN_ROWS`, masked ones in the others. None in a test of stage 1.
         restoration: by source of the mask.
@@ -117,17 +114,16 @@ def build_results(
         Results whose content is the provenance and `KEYS`: `people` and `images` among the clean faces,
         `people_left_out` because of too many pairs, name of the `protocol`, `rows`, intervals of each of `DIFFERENCES`,
         `restoration` by source of the mask, `per_kind`, `per_coverage`, rows by tenth of the probes in order of
-        coverage, and `mask_prediction`. Without embeddings only `rows`, `restoration`, `per_kind` and
-        `mask_prediction`.
+        coverage; and `mask_prediction`. Without embeddings they lack what needs some.
 
     Raises:
         ValueError: an unknown row, a row of the student without clean faces, a kind without name, provenance that would
             overwrite a result, or rows to be subtracted that scored different probes.
     """
     _check(embeddings, provenance)
+    protocol = protocol or AllPairs()
     means = {source: scores["mean"] for source, scores in restoration.items()}
     predicted = {} if mask_prediction is None else {"mask_prediction": _mask_prediction(mask_prediction, kinds)}
-    protocol = protocol or AllPairs()
     if not embeddings:
         per_kind = _per_kind({}, protocol, restoration, kinds)
         return Results({**provenance, "rows": {}, "restoration": means, "per_kind": per_kind, **predicted})
@@ -136,19 +132,7 @@ def build_results(
         embeddings = {**embeddings, "teacher_clean": no_faces, "student_clean": no_faces}
     narrowed = protocol.narrow(embeddings)
     masked = {name: (_gallery_of(name, narrowed), narrowed[name]) for name in _MASKED_ROWS if name in narrowed}
-    pairs, rows = {}, {}
-    for name in ROWS:
-        if name in masked:
-            pairs[name] = protocol.cross(*masked[name])
-            rows[name] = score_row(*masked[name], protocol, pairs[name])
-        elif name in narrowed:
-            gallery = narrowed[name]
-            pairs[name] = protocol.within(gallery)
-            rows[name] = {
-                **_pair_figures(pairs[name], protocol.repeats(gallery)[1]),
-                **protocol.identify(gallery, gallery),
-            }
-    pairs = {name: scored for name, scored in pairs.items() if len(scored.same)}
+    pairs, rows = _score_rows(narrowed, masked, protocol)
     people = len(torch.unique(narrowed["teacher_clean"].identity))
     content = {
         **provenance,
@@ -213,6 +197,27 @@ def _gallery_of(row: str, embeddings: Mapping[str, EmbeddingSet]) -> EmbeddingSe
     name = f"{row.split('_')[0]}_clean"
     predicted = f"{name}_predicted_mask"
     return embeddings[predicted if row.endswith("_predicted_mask") and predicted in embeddings else name]
+
+
+def _score_rows(
+    embeddings: Mapping[str, EmbeddingSet], masked: _Compared, protocol: AllPairs
+) -> tuple[dict[str, PairScores], dict[str, dict[str, Any]]]:
+    """Return the pairs of each row that has any, and the figures of all rows."""
+    pairs, figures = {}, {}
+    for name in ROWS:
+        if name in masked:
+            scored = protocol.cross(*masked[name])
+            figures[name] = score_row(*masked[name], protocol, scored)
+        elif name in embeddings:
+            gallery = embeddings[name]
+            scored = protocol.within(gallery)
+            identified = protocol.identify(gallery, gallery)
+            figures[name] = {**_pair_figures(scored, protocol.repeats(gallery)[1]), **identified}
+        else:
+            continue
+        if len(scored.same):
+            pairs[name] = scored
+    return pairs, figures
 
 
 def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:

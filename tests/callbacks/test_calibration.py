@@ -11,12 +11,12 @@ import torch
 from deocc.callbacks import calibration
 from deocc.callbacks.calibration import CalibrationCallback, _conditions, checkpoint_of_own_test
 from deocc.data import OrlFaces
+from deocc.evaluation.bootstrap import Bounds
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import ListedPairs
 from deocc.evaluation.results import Results
 from deocc.evaluation.thresholds import (
     CONDITIONS,
-    Bounds,
     Calibration,
     Rates,
     Separation,
