@@ -19,10 +19,9 @@ import yaml
 from bench import lfw_figures
 from bench.lfw import RUNS, TEST_FOLDS
 from deocc import runs
-from deocc.evaluation.bootstrap import paired_bootstrap_mean_accuracy, paired_bootstrap_mean_eer, wilson
-from deocc.evaluation.scores import CLEAN_SCORES, SCORES, read_scores
-from deocc.evaluation.tables import MISSING, markdown_cells, number, percent, points
-from deocc.evaluation.verification import PairScores
+from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_eer, wilson
+from deocc.evaluation.report import MISSING, markdown_cells, number, percent, points
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, read_scores
 
 PAGES = Path(__file__).parent.parent / "docs/pages"
 TITLES = {
@@ -183,11 +182,8 @@ def difference_table(halves: Sequence[Half], replicates: int) -> str:
     for first, second in DIFFERENCES:
         if any(not {first, second} <= half.pairs.keys() for half in halves):
             continue
-        pairs = [[half.pairs[row] for half in halves] for row in (first, second)]
-        intervals = [
-            paired_bootstrap_mean_accuracy(*pairs, replicates),
-            paired_bootstrap_mean_eer(*pairs, replicates),
-        ]
+        ones, others = ([half.pairs[row] for half in halves] for row in (first, second))
+        intervals = [measure(ones, others, replicates) for measure in (paired_bootstrap_accuracy, paired_bootstrap_eer)]
         cells = [f"{points(each.estimate)} ({points(each.low)} to {points(each.high)})" for each in intervals]
         body.append([f"{TITLES[first]} minus {TITLES[second]}", *cells])
     return markdown_cells((["", "accuracy, points", "EER, points"], body))

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -12,10 +12,20 @@ from torch import Tensor, nn
 
 from deocc import runs
 from deocc.callbacks.dashboards import continue_without
-from deocc.evaluation.calibration import CountedPairs, calibrate, conditions, least_visible, separate
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.thresholds import CONDITIONS, Calibration, covered_share, thresholds_path, write_thresholds
+from deocc.evaluation.results import Results
+from deocc.evaluation.thresholds import (
+    CONDITIONS,
+    Calibration,
+    CountedPairs,
+    calibrate,
+    covered_share,
+    least_visible,
+    separate,
+    thresholds_path,
+    write_thresholds,
+)
 from deocc.files import checksum
 from deocc.inference.model_card import licences, model_card, training_facts
 from deocc.inference.model_folder import FOLDER, load, write_model
@@ -23,7 +33,7 @@ from deocc.inference.model_folder import FOLDER, load, write_model
 MEASURED_PAIRS: Final = 20_000_000
 """Maximum number of pairs of test identities per condition: all pairs of 4,400 images, about 2 GB of memory."""
 
-_GALLERY, _PROBE, _TEST_GALLERY = "gallery", "probe", "test gallery"
+_GALLERY, _PROBE = "gallery", "probe"
 _logger = logging.getLogger(__name__)
 
 
@@ -41,13 +51,12 @@ class CalibrationCallback(pl.Callback):
         self._calibration: Calibration | None = None
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Embed the validation faces and the clean test faces; the module has embedded the masked test faces."""
+        """Embed the validation faces; the module has embedded the test faces."""
         self.embeddings, self._calibration = {}, None
         if checkpoint_of_own_test(trainer) is None:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        gallery, probe = data.val_dataloader()
-        loaders = {_GALLERY: gallery, _PROBE: probe, _TEST_GALLERY: data.test_dataloader()[0]}
+        loaders = dict(zip((_GALLERY, _PROBE), data.val_dataloader(), strict=True))
         if min(len(loader.dataset) for loader in loaders.values()) < 2:
             name = type(data.face_set).__name__
             _logger.warning("no thresholds: %s has no validation faces to calibrate them on", name)
@@ -72,7 +81,7 @@ class CalibrationCallback(pl.Callback):
         """
         if self._calibration is None and self.embeddings and trainer.is_global_zero:
             try:
-                self._calibration = self._calibrate(trainer, getattr(pl_module, "embeddings", {}))
+                self._calibration = self._calibrate(trainer, cast(Results, pl_module.results).embeddings)
             except ValueError as error:  # such as a student without a de-occluder, which predicts no masks
                 _logger.warning("no thresholds: %s", error)
                 self.embeddings = {}
@@ -81,22 +90,13 @@ class CalibrationCallback(pl.Callback):
     def _calibrate(self, trainer: pl.Trainer, tested: dict[str, EmbeddingSet]) -> Calibration:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         validation = AllPairs().narrow({name: self.embeddings[name] for name in (_GALLERY, _PROBE)})
-        measured = self._test_pairs(tested)
-        pairs = conditions(validation[_GALLERY], validation[_PROBE])
+        measured = _test_pairs(tested)
+        pairs = _conditions(validation[_GALLERY], validation[_PROBE])
         thresholds = {name: calibrate(counted, measured.get(name)) for name, counted in pairs.items()}
         coverage = self.embeddings[_PROBE].coverage
         masked = separate(self.embeddings[_GALLERY].coverage, coverage)
         name, data_hash = type(data.face_set).__name__, data.face_set.fingerprint("val")
         return Calibration(thresholds, masked, least_visible(coverage), data.size, name, data_hash)
-
-    def _test_pairs(self, tested: dict[str, EmbeddingSet]) -> dict[str, CountedPairs]:
-        probe = tested.get("student_predicted_mask", tested.get("student"))
-        if probe is None:
-            return {}
-        gallery = self.embeddings[_TEST_GALLERY]
-        known = torch.isin(gallery.identity, probe.identity)  # a protocol may have left identities out
-        narrowed = AllPairs().narrow({_GALLERY: gallery.take(known), _PROBE: probe}, MEASURED_PAIRS)
-        return conditions(narrowed[_GALLERY], narrowed[_PROBE])
 
 
 def checkpoint_of_own_test(trainer: pl.Trainer) -> Path | None:
@@ -124,6 +124,28 @@ def _embed(module: Any, data: Any, loader: Iterable[Any]) -> EmbeddingSet:
         ids = {name: masked[name] for name in ("identity", "index", "kind", "seed")}
         bank.update(predicted["embedding"], **ids, coverage=covered_share(predicted["mask"]))
     return bank.compute()
+
+
+def _conditions(gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, CountedPairs]:
+    """Return all pairs of each of `CONDITIONS`, from a clean gallery and masked probes."""
+    protocol = AllPairs()
+    cross_repeats, within_repeats = protocol.repeats(probe)
+    return {
+        "clean-clean": CountedPairs(protocol.within(gallery), protocol.repeats(gallery)[1]),
+        "clean-masked": CountedPairs(protocol.cross(gallery, probe), cross_repeats),
+        "masked-masked": CountedPairs(protocol.within(probe), within_repeats),
+    }
+
+
+def _test_pairs(tested: Mapping[str, EmbeddingSet]) -> dict[str, CountedPairs]:
+    """Return all pairs of each condition among the test faces with predicted masks, whatever pairs the test listed."""
+    probe = tested.get("student_predicted_mask", tested.get("student"))
+    gallery = tested.get("student_clean_predicted_mask", tested.get("student_clean"))
+    if probe is None or gallery is None:
+        return {}
+    known = torch.isin(gallery.identity, probe.identity)  # a protocol may have left identities out
+    narrowed = AllPairs().narrow({_GALLERY: gallery.take(known), _PROBE: probe}, MEASURED_PAIRS)
+    return _conditions(narrowed[_GALLERY], narrowed[_PROBE])
 
 
 class ModelFolderCallback(pl.Callback):

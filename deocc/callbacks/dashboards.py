@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from deocc import runs
 from deocc.callbacks.loggers import logged_step
 from deocc.evaluation.figures import png_bytes
-from deocc.evaluation.tables import MISSING, Cells, markdown_cells
+from deocc.evaluation.report import MISSING, Cells, markdown_cells
 from deocc.messages import describe_error
 
 UNFINISHED_CONFIG = f".{runs.CONFIG}"

@@ -6,7 +6,7 @@ fingerprint) is complete by then, so that their order in a configuration does no
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
@@ -18,25 +18,21 @@ from deocc.callbacks.dashboards import log_figure, log_table
 from deocc.callbacks.loggers import logged_step
 from deocc.callbacks.panels import PanelCallback
 from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, command_line, global_seed, package_versions
-from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.figures import cmc_figure, loss_figure, panel_figure, roc_figure, score_histogram
 from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
-from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.report import write_report
-from deocc.evaluation.results import CLEAN_ROWS, ROWS
-from deocc.evaluation.scores import CLEAN_SCORES, SCORES, write_scores
-from deocc.evaluation.tables import (
+from deocc.evaluation.report import (
     difference_cells,
-    flat_scores,
     is_listed,
     kind_cells,
     restoration_cells,
     row_cells,
     setting_cells,
     summary_table,
+    write_report,
 )
+from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, flat_scores
 from deocc.evaluation.thresholds import THRESHOLDS
-from deocc.evaluation.verification import PairScores, roc_curve
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, roc_curve, write_scores
 from deocc.files import write_json
 from deocc.networks import create_teacher
 from deocc.networks.embedders.registry import read_options
@@ -117,7 +113,7 @@ class PerceptualCallback(pl.Callback):
 
 
 class ResultsCallback(pl.Callback):
-    """Write and log the `results` of a tested module, and the pair scores of its `embeddings` if it has any.
+    """Write and log the `results` of a tested module.
 
     The run folder gets `results.json`, `report.html`, `masks.csv`, `panel.png`, `scores.npz` and `clean_scores.npz`.
     """
@@ -128,16 +124,17 @@ class ResultsCallback(pl.Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         folder = Path(trainer.default_root_dir)
-        results = _collect_results(trainer, pl_module)
-        pairs = score_pairs(getattr(pl_module, "embeddings", {}), data.protocol)
-        masked = {row: scores for row, scores in pairs.items() if row not in CLEAN_ROWS}
+        tested = cast(Results, pl_module.results)
+        results = _collect_results(trainer, pl_module, tested)
+        clean = {row: pairs for row, pairs in tested.pairs.items() if row in CLEAN_ROWS}
+        masked = {row: pairs for row, pairs in tested.pairs.items() if row not in CLEAN_ROWS}
         figures = _draw_figures(trainer, results, masked)
 
         write_json(folder / runs.RESULTS, results)
         if masked:
             write_scores(folder / SCORES, masked)
-        if len(pairs) > len(masked):
-            write_scores(folder / CLEAN_SCORES, {row: pairs[row] for row in pairs if row in CLEAN_ROWS})
+        if clean:
+            write_scores(folder / CLEAN_SCORES, clean)
         data.write_manifest(folder / MANIFEST)
         write_report(folder / runs.REPORT, results, figures)
         if _PANEL in figures:
@@ -149,32 +146,10 @@ class ResultsCallback(pl.Callback):
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
 
 
-def score_pairs(embeddings: Mapping[str, EmbeddingSet], protocol: AllPairs) -> dict[str, PairScores]:
-    """Return the similarities of the pairs that the protocol compares, by row of `ROWS`.
-
-    Clean rows compare clean faces with each other, other rows the clean gallery with the masked probes. Probes with
-    predicted masks are compared with the gallery with predicted masks if there is one.
-
-    Args:
-        embeddings: galleries by "gallery_teacher", "gallery_student_predicted_mask", ...; probes by row.
-        protocol: of the test.
-    """
-    scores: dict[str, PairScores] = {}
-    for row in ROWS:
-        gallery = f"gallery_{row.split('_')[0]}"
-        if row.endswith("_predicted_mask") and (row in CLEAN_ROWS or f"{gallery}_predicted_mask" in embeddings):
-            gallery = f"{gallery}_predicted_mask"
-        if row in CLEAN_ROWS and gallery in embeddings:
-            scores[row] = protocol.within(embeddings[gallery])
-        elif row in embeddings and gallery in embeddings:
-            scores[row] = protocol.cross(embeddings[gallery], embeddings[row])
-    return scores
-
-
-def _collect_results(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+def _collect_results(trainer: pl.Trainer, pl_module: pl.LightningModule, tested: Results) -> dict[str, Any]:
     """Return the content of `results.json`: the module's results and their provenance."""
     results: dict[str, Any] = {
-        **pl_module.results,  # type: ignore[dict-item]
+        **tested.content,
         "command": command_line(),
         "module": type(pl_module).__name__,
         "settings": dict(pl_module.hparams),

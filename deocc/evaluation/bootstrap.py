@@ -15,16 +15,14 @@ the exact one to 1e-4.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor
 
-from deocc.evaluation.thresholds import Bounds
 from deocc.evaluation.verification import (
     FALSE_ACCEPT_RATES,
     PairScores,
@@ -38,11 +36,18 @@ from deocc.evaluation.verification import (
 
 _BINS = 4096  # for genuine and for impostor pairs
 _CELLS = 4_000_000  # elements of a table that are held at a time, 32 MB
-_LOW, _HIGH = 0.025, 0.975  # a 95 % percentile interval
+_LOW, _HIGH = 0.025, 0.975  # of a 95 % interval
 
 
-def wilson(successes: float, trials: float, confidence: float = 0.95) -> Bounds:
-    """Compute Wilson's score interval [0] of a binomial proportion; NaN for no trials.
+class Bounds(NamedTuple):
+    """Ends of an interval."""
+
+    low: float
+    high: float
+
+
+def wilson(successes: float, trials: float) -> Bounds:
+    """Compute Wilson's 95 % score interval [0] of a binomial proportion; NaN for no trials.
 
     Effective numbers of trials are fractional, which `scipy.stats` does not accept.
 
@@ -50,15 +55,13 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> Bounds:
     [0.5958, 0.9821]
 
     Raises:
-        ValueError: `successes` is not from 0 to `trials`, or `confidence` not between 0 and 1.
+        ValueError: `successes` is not from 0 to `trials`.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials: choose from 0 to the number of trials")
-    if not 0 < confidence < 1:
-        raise ValueError(f"a confidence of {confidence} was asked for: choose one between 0 and 1")
     if trials == 0:
         return Bounds(math.nan, math.nan)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(_HIGH)
     share, spread = successes / trials, z * z / trials
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
@@ -85,9 +88,8 @@ class PairsOfPeople:
 
     def __init__(self, first_identity: Tensor, second_identity: Tensor) -> None:
         length = 1 + int(torch.maximum(first_identity, second_identity).max()) if len(first_identity) else 0
-        seen = (
-            torch.bincount(first_identity, minlength=length) + torch.bincount(second_identity, minlength=length)
-        ) > 0
+        counts = [torch.bincount(identity, minlength=length) for identity in (first_identity, second_identity)]
+        seen = counts[0] + counts[1] > 0
         place = seen.cumsum(0) - 1
         first, second = place[first_identity], place[second_identity]
         self.people = int(seen.sum())
@@ -100,7 +102,7 @@ class PairsOfPeople:
         """(N,) float64, one over the number of pairs with the same identities."""
         return 1 / self._count[self._group].double()
 
-    def rate(self, chosen: Tensor, confidence: float = 0.95) -> PeopleRate:
+    def rate(self, chosen: Tensor) -> PeopleRate:
         """Compute the share of chosen pairs, averaged over pairs of identities, and its interval; NaN for no pairs.
 
         Pairs that share an identity are not independent. The variance v of the rate p is the sum over identities of the
@@ -110,7 +112,6 @@ class PairsOfPeople:
 
         Args:
             chosen: (N,) bool.
-            confidence: of the interval, between 0 and 1.
         """
         number = len(self._known)
         if number == 0:
@@ -124,13 +125,11 @@ class PairsOfPeople:
         variance = float(sums.square().sum()) / number**2
         estimated = rate * (1 - rate) / variance if variance > 0 else self.people
         effective = float(min(estimated, len(chosen)))
-        return PeopleRate(rate, *wilson(rate * effective, effective, confidence), effective)
+        return PeopleRate(rate, *wilson(rate * effective, effective), effective)
 
 
-def tar_intervals(
-    similarity: Tensor, same: Tensor, fars: Mapping[str, float] = FALSE_ACCEPT_RATES, repeats: float = 1
-) -> dict[str, dict[str, float | str]]:
-    """Compute `true_accept_rate` at each of `fars` with a 95 % Wilson interval over the genuine pairs.
+def tar_intervals(similarity: Tensor, same: Tensor, repeats: float = 1) -> dict[str, dict[str, float | str]]:
+    """Compute TAR at each of `FALSE_ACCEPT_RATES` with a 95 % Wilson interval over the genuine pairs.
 
     The interval takes the threshold as given and the pairs as independent. Since each identity occurs in many pairs it
     is too narrow; a bootstrap over identities is better where identities can be resampled.
@@ -138,27 +137,27 @@ def tar_intervals(
     Args:
         similarity: (N,).
         same: (N,) bool, True for genuine pairs.
-        fars: false accept rates in (0, 1], by name.
         repeats: number of pairs that show the same two images with different masks. Each such group counts as one pair,
             both for the rates that the pairs support and for the interval.
 
     Returns:
-        By name `tar`, `low` and `high`; or `tar` NaN and the `reason`, if the pairs do not support the rate.
+        By rate `tar`, `low` and `high`; or `tar` NaN and the `reason`, if the pairs do not support the rate.
 
     Raises:
-        ValueError: a rate is not in (0, 1], or as for `roc_curve`.
+        ValueError: as for `roc_curve`.
     """
     curve, positives = roc_curve(similarity, same), round(int(same.sum()) / repeats)
-    negatives = round(int((~same).sum()) / repeats)
+    impostors = int((~same).sum())
+    negatives = round(impostors / repeats)
     answers: dict[str, dict[str, float | str]] = {}
-    for name, far in fars.items():
+    for name, far in FALSE_ACCEPT_RATES.items():
         needed = negatives_needed(far)
         if negatives < needed:
             answers[name] = {"tar": math.nan, "reason": f"not enough negatives: {negatives}, {needed} needed"}
         elif not positives:
             answers[name] = {"tar": math.nan, "reason": "not enough positives: 0, 1 needed"}
         else:
-            tar, _ = operating_point(curve, int((~same).sum()), far)
+            tar, _ = operating_point(curve, impostors, far)
             answers[name] = {"tar": tar, **wilson(round(tar * positives), positives)._asdict()}
     return answers
 
@@ -191,6 +190,8 @@ def mcnemar(first_right: Tensor, second_right: Tensor) -> McNemar:
     Raises:
         ValueError: the shapes or dtypes differ from (N,) bool.
     """
+    from scipy.stats import binomtest  # here, since it is slow to import
+
     if first_right.shape != second_right.shape or {first_right.dtype, second_right.dtype} != {torch.bool}:
         raise ValueError(
             f"expected two bool tensors of one shape (N,), got {tuple(first_right.shape)} {first_right.dtype} and "
@@ -214,92 +215,98 @@ class Interval(NamedTuple):
     """97.5th percentile of the replicates."""
 
 
-def paired_bootstrap_eer(first: PairScores, second: PairScores, replicates: int = 1000, seed: int = 0) -> Interval:
-    """Estimate the equal error rate of `first` minus that of `second`, which scored the same pairs in the same order.
-
-    Replicates that drew only one identity have no impostor pair and are left out.
-
-    Raises:
-        ValueError: the pairs differ, `replicates` is below 1, or there are fewer than two identities.
-    """
-    return paired_bootstrap_mean_eer([first], [second], replicates, seed)
-
-
-def paired_bootstrap_accuracy(first: PairScores, second: PairScores, replicates: int = 1000, seed: int = 0) -> Interval:
-    """Estimate the fold accuracy of `first` minus that of `second`, which scored the same pairs in the same order.
-
-    Thresholds are those of the original pairs (`deocc.evaluation.decisions`). Genuine and impostor pairs each have half
-    of the weight.
-
-    Raises:
-        ValueError: the pairs differ or have fewer than two folds, `replicates` is below 1, or there are fewer than two
-            identities.
-    """
-    return paired_bootstrap_mean_accuracy([first], [second], replicates, seed)
-
-
-def paired_bootstrap_mean_accuracy(
+def paired_bootstrap_eer(
     firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
 ) -> Interval:
-    """Estimate the mean over parts of the difference of `paired_bootstrap_accuracy`.
+    """Estimate the equal error rate of one system minus that of another, averaged over parts.
 
-    A part is a set of folds scored by one model. Thresholds are chosen and identities are drawn within each part.
+    Parts, such as the folds of a cross-validation, contain different identities and are scored by different models, so
+    each part has its own equal error rate, and identities are drawn within each. A replicate in which a part drew only
+    one identity has no impostor pair and is left out.
 
     Args:
-        firsts: pairs of each part, with folds, scored by one system.
-        seconds: the same pairs scored by the other system.
+        firsts: pairs of each part, scored by one system.
+        seconds: the same pairs in the same order, scored by the other system.
         replicates: number of bootstrap replicates.
         seed: of the draws.
 
     Raises:
-        ValueError: as for `paired_bootstrap_accuracy`, or the numbers of parts differ or are 0.
+        ValueError: the pairs or the numbers of parts differ, there are no parts, `replicates` is below 1, or a part has
+            fewer than two identities.
     """
-    _check_parts(firsts, seconds)
-    generator = torch.Generator().manual_seed(seed)
-    return _mean_interval(
-        [_accuracy_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)]
-    )
+    return _paired_bootstrap(_eer_differences, firsts, seconds, replicates, seed)
 
 
-def paired_bootstrap_mean_eer(
+def paired_bootstrap_accuracy(
     firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
 ) -> Interval:
-    """Estimate the mean over folds of the difference of `paired_bootstrap_eer`.
+    """Estimate the fold accuracy of one system minus that of another, averaged over parts.
 
-    Folds contain different identities and are scored by different models, so each fold has its own equal error rate. A
-    replicate draws identities within every fold and is left out if a fold drew only one identity.
+    Thresholds are those of the original pairs of a part (`deocc.evaluation.verification.decisions`). Genuine and
+    impostor pairs each have half of the weight.
 
     Args:
-        firsts: pairs of each fold, scored by one system.
-        seconds: the same pairs scored by the other system.
-        replicates: number of bootstrap replicates.
+        firsts: as for `paired_bootstrap_eer`, with folds.
+        seconds: see `firsts`.
+        replicates: as for `paired_bootstrap_eer`.
         seed: of the draws.
 
     Raises:
-        ValueError: as for `paired_bootstrap_eer`, or the numbers of folds differ or are 0.
+        ValueError: as for `paired_bootstrap_eer`, or a part has fewer than two folds.
     """
-    _check_parts(firsts, seconds)
-    generator = torch.Generator().manual_seed(seed)
-    return _mean_interval(
-        [_eer_differences(*pairs, replicates, generator) for pairs in zip(firsts, seconds, strict=True)]
-    )
+    return _paired_bootstrap(_accuracy_differences, firsts, seconds, replicates, seed)
 
 
-def _mean_interval(parts: Sequence[tuple[float, Tensor]]) -> Interval:
-    """Average parts, each the difference on the original identities and (R,) replicates, NaN for unusable draws."""
-    estimate = sum(estimate for estimate, _ in parts) / len(parts)
-    drawn = torch.stack([replicates for _, replicates in parts]).mean(0)
-    drawn = drawn[~drawn.isnan()]
-    if len(drawn) == 0:
+def _paired_bootstrap(
+    differences: Callable[[PairScores, PairScores, Tensor, Tensor], tuple[float, Tensor]],
+    firsts: Sequence[PairScores],
+    seconds: Sequence[PairScores],
+    replicates: int,
+    seed: int,
+) -> Interval:
+    """Average the differences of all parts, on the original identities and on those of each replicate."""
+    if not firsts or len(firsts) != len(seconds):
+        raise ValueError(
+            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: "
+            "give the same folds of both, one at least"
+        )
+    if replicates < 1:
+        raise ValueError(f"replicates is {replicates}: choose 1 or more, 1000 for an interval")
+    generator, estimates, parts = torch.Generator().manual_seed(seed), [], []
+    for first, second in zip(firsts, seconds, strict=True):
+        sides = [torch.stack([pairs.first_identity, pairs.second_identity, pairs.same]) for pairs in (first, second)]
+        if not torch.equal(*sides):
+            raise ValueError(
+                f"the two systems scored different pairs ({len(first.same)} and {len(second.same)}): "
+                "evaluate both on the same probes"
+            )
+        people, positions = torch.unique(sides[0][:2], return_inverse=True)
+        if len(people) < 2:
+            raise ValueError(f"the pairs show {len(people)} people: a bootstrap over people needs at least two")
+        drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
+        counts = torch.zeros(replicates, len(people), dtype=torch.float64)
+        counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        estimate, part = differences(first, second, positions, counts)
+        estimates.append(estimate)
+        parts.append(part)
+    estimate, mean = sum(estimates) / len(estimates), torch.stack(parts).mean(0)
+    mean = mean[~mean.isnan()]
+    if len(mean) == 0:
         return Interval(estimate, math.nan, math.nan, math.nan)
-    return Interval(estimate, float(drawn.mean()), float(drawn.quantile(_LOW)), float(drawn.quantile(_HIGH)))
+    return Interval(estimate, float(mean.mean()), float(mean.quantile(_LOW)), float(mean.quantile(_HIGH)))
 
 
 def _accuracy_differences(
-    first: PairScores, second: PairScores, replicates: int, generator: torch.Generator
+    first: PairScores, second: PairScores, positions: Tensor, counts: Tensor
 ) -> tuple[float, Tensor]:
-    """Return the difference of accuracies on the original identities, and (R,) on drawn identities."""
-    positions, counts = _draw_people(first, second, replicates, generator)
+    """Return the difference of accuracies on the original identities, and (R,) on drawn identities.
+
+    Args:
+        first: N pairs, scored by one system.
+        second: the same pairs, scored by the other system.
+        positions: (2, N), the identities of each pair as columns of `counts`.
+        counts: (R, P), how often each identity was drawn in each replicate.
+    """
     gain = decisions(first).double() - decisions(second).double()
     halves = []
     for chosen in (first.same, ~first.same):
@@ -309,28 +316,10 @@ def _accuracy_differences(
     return float(gain[first.same].mean() + gain[~first.same].mean()) / 2, torch.stack(halves).mean(0)
 
 
-def _eer_differences(
-    first: PairScores, second: PairScores, replicates: int, generator: torch.Generator
-) -> tuple[float, Tensor]:
+def _eer_differences(first: PairScores, second: PairScores, positions: Tensor, counts: Tensor) -> tuple[float, Tensor]:
     """Return the difference of EERs on the original identities, and (R,) on drawn identities; NaN if one was drawn."""
-    positions, counts = _draw_people(first, second, replicates, generator)
     estimate = equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
     return estimate, _replicate_rates(first, positions, counts) - _replicate_rates(second, positions, counts)
-
-
-def _draw_people(
-    first: PairScores, second: PairScores, replicates: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return the identities of each pair (2, N) as columns of the counts (R, P) of drawn identities."""
-    _check_same_pairs(first, second)
-    people, positions = torch.unique(torch.stack([first.first_identity, first.second_identity]), return_inverse=True)
-    if replicates < 1:
-        raise ValueError(f"replicates is {replicates}: choose 1 or more, 1000 for an interval")
-    if len(people) < 2:
-        raise ValueError(f"the pairs show {len(people)} people: a bootstrap over people needs at least two")
-    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
-    counts = torch.zeros(replicates, len(people), dtype=torch.float64)
-    return positions, counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
 
 
 def _replicate_rates(scores: PairScores, positions: Tensor, counts: Tensor) -> Tensor:
@@ -364,22 +353,3 @@ def _count_table(bins: Tensor, cell: Tensor, height: int, width: int) -> Tensor:
     ones = torch.ones(len(bins), dtype=torch.float64)
     table = torch.sparse_coo_tensor(torch.stack([bins, cell]), ones, (height, width), check_invariants=False)
     return table.coalesce()
-
-
-def _check_parts(firsts: Sequence[PairScores], seconds: Sequence[PairScores]) -> None:
-    if not firsts or len(firsts) != len(seconds):
-        raise ValueError(
-            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: "
-            "give the same folds of both, one at least"
-        )
-
-
-def _check_same_pairs(first: PairScores, second: PairScores) -> None:
-    one, other = (
-        torch.stack([pairs.first_identity, pairs.second_identity, pairs.same.long()]) for pairs in (first, second)
-    )
-    if not torch.equal(one, other):
-        raise ValueError(
-            f"the two systems scored different pairs ({one.shape[1]} and {other.shape[1]}): "
-            "evaluate both on the same probes"
-        )

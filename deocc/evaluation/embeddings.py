@@ -61,13 +61,6 @@ class EmbeddingSet:
         """Return the members with this kind of occluder."""
         return self.take(self.kind == kind)
 
-    def deduplicated(self) -> "EmbeddingSet":
-        """Return the first member of each (index, kind, seed), sorted by these."""
-        key = torch.stack([self.index, self.kind, self.seed], 1)
-        _, group = torch.unique(key, dim=0, return_inverse=True)
-        first = torch.full((int(group.max()) + 1,), len(self), device=group.device)
-        return self.take(first.scatter_reduce(0, group, torch.arange(len(self), device=group.device), "amin"))
-
     def groups(self) -> Tensor:
         """Return (N, 2), the group of masks of each member: (image, kind), or (image, `MIXED_KINDS`).
 
@@ -137,7 +130,11 @@ class EmbeddingBank(Metric):
         if len(self.embedding) == 0:
             raise ValueError(too_few)
         states = {name: dim_zero_cat(cast(list[Tensor], getattr(self, name))).cpu() for name in _FIELDS}
-        members = EmbeddingSet(**states).deduplicated()
+        members = EmbeddingSet(**states)
+        key = torch.stack([members.index, members.kind, members.seed], 1)
+        unique, group = torch.unique(key, dim=0, return_inverse=True)
+        first = torch.full((len(unique),), len(key)).scatter_reduce(0, group, torch.arange(len(key)), "amin")
+        members = members.take(first)
         if len(members) < 2:
             raise ValueError(too_few)
         return members

@@ -38,7 +38,7 @@ def roc_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     grid = np.geomspace(1e-4, 1, 400)
     for position, (title, (far, tar)) in enumerate(curves.items()):
         place = np.searchsorted(far.numpy(), grid, side="right") - 1
-        axes.semilogx(grid, tar.numpy()[place], label=title, color=_colour(position), linestyle=_style(position))
+        axes.semilogx(grid, tar.numpy()[place], label=title, **_line(position))
     axes.set(xlabel="false accept rate", ylabel="true accept rate", xlim=(1e-4, 1), ylim=(0, 1.01))
     axes.legend(loc="upper left", fontsize=8)
     return figure
@@ -48,22 +48,19 @@ def cmc_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Draw cumulative match characteristics: by title, the shares of probes identified at rank 1, 2, ..."""
     figure, axes = _figure(7, 4)
     for position, (title, shares) in enumerate(curves.items()):
-        style = {"color": _colour(position), "linestyle": _style(position), "marker": "o", "markersize": 3}
-        axes.plot(range(1, len(shares) + 1), shares, label=title, **style)
+        axes.plot(range(1, len(shares) + 1), shares, label=title, marker="o", markersize=3, **_line(position))
     axes.set(xlabel="rank", ylabel="share of probes identified")
     axes.legend(loc="lower right", fontsize=8)
     return figure
 
 
-def score_histogram(similarity: Tensor, same: Tensor, threshold: float | None = None) -> Figure:
-    """Draw the densities of the similarities (N,) of genuine and impostor pairs, and the threshold."""
+def score_histogram(similarity: Tensor, same: Tensor) -> Figure:
+    """Draw the densities of the similarities (N,) of genuine and impostor pairs."""
     figure, axes = _figure(7, 3.6)
     bins = np.linspace(float(similarity.min()), float(similarity.max()) + 1e-6, 80).tolist()
     for position, (title, chosen) in enumerate((("different people", ~same), ("the same person", same))):
         values = similarity[chosen].numpy()
-        axes.hist(values, bins=bins, density=True, alpha=0.6, label=title, color=_colour(position))
-    if threshold is not None:
-        axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
+        axes.hist(values, bins=bins, density=True, alpha=0.6, label=title, color=COLOURS[position])
     axes.set(xlabel="similarity", ylabel="density")
     axes.legend(fontsize=8)
     return figure
@@ -94,8 +91,8 @@ def loss_figure(metrics: Path | str | Metrics) -> Figure:
         axes = figure.add_subplot(rows, columns, panel)
         for position, (stage, points) in enumerate(stages.items()):
             steps, values = zip(*points, strict=True)
-            style = {"color": _colour(position), "linestyle": _style(position), "markersize": 3}
-            axes.plot(steps, values, label=stage, marker="o" if len(points) < 30 else None, **style)
+            marker = "o" if len(points) < 30 else None
+            axes.plot(steps, values, label=stage, marker=marker, markersize=3, **_line(position))
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -152,12 +149,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _colour(position: int) -> str:
-    return COLOURS[position % len(COLOURS)]
-
-
-def _style(position: int) -> Any:
-    return _STYLES[position % len(_STYLES)]
+def _line(position: int) -> dict[str, Any]:
+    return {"color": COLOURS[position % len(COLOURS)], "linestyle": _STYLES[position % len(_STYLES)]}
 
 
 def _column(images: Tensor) -> NDArray[np.uint8]:

@@ -4,7 +4,8 @@ LPIPS [0], FID [1] and KID [2] use particular networks; the metrics here use any
 their values are comparable only for the same network. Frechet and kernel distance use whole images.
 
 [0] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018:
-    d = sum over layers l of mean over positions of w_l . (f_l(x) - f_l(y))^2, features normalised over channels.
+    d = sum over layers l of mean over positions of |f_l(x) - f_l(y)|^2, features normalised over channels; the
+    published weights of the channels belong to other networks and are all 1 here.
 [1] Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017.
 [2] Binkowski et al., "Demystifying MMD GANs", ICLR 2018: kernel (x.y / D + 1)^3, unbiased estimate.
 """
@@ -22,8 +23,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from deocc.evaluation.restoration import KindMeans, check_images
 
-Features = Callable[[Tensor], Sequence[Tensor] | Tensor]
-"""Maps images (B, 3, H, W) in [-1, 1] to one or several feature maps (B, C, h, w)."""
+Features = Callable[[Tensor], Sequence[Tensor]]
+"""Maps images (B, 3, H, W) in [-1, 1] to feature maps (B, C, h, w)."""
 
 Embed = Callable[[Tensor], Tensor]
 """Maps images (B, 3, H, W) in [-1, 1] to features (B, D)."""
@@ -31,66 +32,62 @@ Embed = Callable[[Tensor], Tensor]
 _ROWS = 1024  # rows of a kernel matrix that are held at a time
 
 
-def perceptual_distance(
-    features: Features,
-    restored: Tensor,
-    face: Tensor,
-    mask: Tensor | None = None,
-    weights: Sequence[Tensor] | None = None,
-) -> Tensor:
+@torch.no_grad()
+def perceptual_distances(features: Features, restored: Tensor, face: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the perceptual distance d [0] per image, without gradient, in float32 from the feature maps on.
 
     Args:
         features: network in evaluation mode.
         restored: (B, 3, H, W) in [-1, 1].
         face: (B, 3, H, W) in [-1, 1].
-        mask: (B, 1, H, W), 1 = covered: positions of a map are weighted by the covered share of their area. None
-            weights all positions equally.
-        weights: (C_l,) for each map; None: all 1.
+        mask: (B, 1, H, W), 1 = covered.
 
     Returns:
-        (B,) from 0 to 4 per map without weights; NaN where nothing is covered.
+        Two tensors (B,) from 0 to 4 per map: over the whole image, and with positions of a map weighted by the covered
+        share of their area; the second is NaN where nothing is covered.
 
     Raises:
-        ValueError: images, mask, maps or weights do not fit each other.
+        ValueError: images and mask do not fit each other, or a map is not (B, C, h, w).
     """
     check_images(restored, face, mask)
-    layers = _layer_distances(features, restored, face, weights)
-    total = torch.zeros(len(face), device=face.device)
-    return total + sum(_position_mean(layer, mask) for layer in layers)
+    whole = covered = torch.zeros(len(face), device=face.device)
+    for one, other in zip(features(restored), features(face), strict=True):
+        if one.ndim != 4:
+            raise ValueError(f"expected feature maps (B, C, h, w), got {tuple(one.shape)}")
+        distance = (F.normalize(one.float(), dim=1) - F.normalize(other.float(), dim=1)).square().sum(1)
+        share = F.adaptive_avg_pool2d(mask.float(), (one.shape[2], one.shape[3]))[:, 0]
+        whole = whole + distance.mean((1, 2))
+        covered = covered + (distance * share).sum((1, 2)) / share.sum((1, 2))
+    return whole, covered
 
 
 class PerceptualDistance(KindMeans):
-    """Mean `perceptual_distance` over whole images and covered pixels.
+    """Mean of `perceptual_distances` over images.
 
-    >>> metric = PerceptualDistance(lambda images: images)
+    >>> metric = PerceptualDistance(lambda images: [images])
     >>> red, green = (torch.eye(3)[i].reshape(1, 3, 1, 1).expand(1, 3, 4, 4) for i in range(2))
     >>> metric.update(red, green, mask=torch.ones(1, 1, 4, 4), kind=torch.tensor([0]))
     >>> metric.compute()["mean"]
     {'perceptual': 2.0, 'perceptual_covered': 2.0}
 
     Args:
-        features: see `perceptual_distance`. A module is moved with the metric; the caller freezes it.
-        weights: see `perceptual_distance`.
+        features: see `perceptual_distances`. A module is moved with the metric; the caller freezes it.
         kwargs: passed to `torchmetrics.Metric`.
     """
 
-    def __init__(self, features: Features, weights: Sequence[Tensor] | None = None, **kwargs: Any) -> None:
+    def __init__(self, features: Features, **kwargs: Any) -> None:
         super().__init__(("perceptual", "perceptual_covered"), **kwargs)
         self.features = features
-        self.weights = weights
 
     def update(self, restored: Tensor, face: Tensor, mask: Tensor, kind: Tensor) -> None:
-        """Add a batch: images and masks as for `perceptual_distance`, kinds (B,) int64 from -1.
+        """Add a batch: images and masks as for `perceptual_distances`, kinds (B,) int64 from -1.
 
         Raises:
-            ValueError: as for `perceptual_distance`, or a kind is out of range.
+            ValueError: as for `perceptual_distances`, or a kind is out of range.
         """
-        check_images(restored, face, mask)
-        layers = _layer_distances(self.features, restored, face, self.weights)
-        scores = [torch.stack([_position_mean(layer, area) for layer in layers]).sum(0) for area in (None, mask)]
+        scores = torch.stack(perceptual_distances(self.features, restored, face, mask), 1)
         covered = mask.flatten(1).any(1)
-        self.add(torch.stack(scores, 1), torch.stack([torch.ones_like(covered), covered], 1), kind)
+        self.add(scores, torch.stack([torch.ones_like(covered), covered], 1), kind)
 
 
 class FrechetDistance(FrechetInceptionDistance):
@@ -176,36 +173,6 @@ class _DoubleFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return _double_features(self.network, images)
-
-
-@torch.no_grad()
-def _layer_distances(
-    features: Features, restored: Tensor, face: Tensor, weights: Sequence[Tensor] | None
-) -> list[Tensor]:
-    """Return the weighted squared distance at every position, (B, 1, h, w) for each layer."""
-    first, second = features(restored), features(face)
-    first = [first] if isinstance(first, Tensor) else first
-    second = [second] if isinstance(second, Tensor) else second
-    weights = [torch.ones(maps.shape[1]) for maps in second] if weights is None else weights
-    channels = [maps.shape[1] for maps in second]
-    if any(maps.ndim != 4 for maps in second) or [len(weight) for weight in weights] != channels:
-        raise ValueError(
-            f"expected feature maps (B, C, h, w) and C weights for each, got {[tuple(maps.shape) for maps in second]} "
-            f"and {[len(weight) for weight in weights]}"
-        )
-    distances = []
-    for one, other, weight in zip(first, second, weights, strict=True):
-        squared = (F.normalize(one.float(), dim=1) - F.normalize(other.float(), dim=1)).square()
-        distances.append(torch.einsum("bchw,c->bhw", squared, weight.to(one.device, torch.float32))[:, None])
-    return distances
-
-
-def _position_mean(layer: Tensor, mask: Tensor | None) -> Tensor:
-    """Return (B,), the mean over the positions of (B, 1, h, w), weighted by their covered share if there is a mask."""
-    if mask is None:
-        return layer.mean((1, 2, 3))
-    share = F.adaptive_avg_pool2d(mask.float(), (layer.shape[2], layer.shape[3]))
-    return (layer * share).sum((1, 2, 3)) / share.sum((1, 2, 3))
 
 
 def _double_features(network: Embed, images: Tensor) -> Tensor:

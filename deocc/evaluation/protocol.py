@@ -1,11 +1,11 @@
-"""Test protocols: all pairs of faces, the pairs of a list in folds, or probes with given galleries.
+"""Test protocols: all pairs of faces, the pairs of a list in folds, or probes with given galleries; identification.
 
 A protocol refers to images by their position in the face set. `cross` compares clean with masked faces. `within`
 compares the members of one set: clean with clean for a gallery, masked with masked for probes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.identification import cmc, rank1
-from deocc.evaluation.verification import PairScores, pair_scores, within_scores
+from deocc.evaluation.verification import PairScores
 
 MAX_PAIRS = 5_000_000
 """Largest number of pairs that `AllPairs` scores in a comparison, about 200 MB. Our choice."""
 
 _MAX_RANK = 20  # of a CMC curve
+_CHUNK = 4096  # probes identified at a time
 
 
 class AllPairs:
@@ -41,19 +41,26 @@ class AllPairs:
             most: number of pairs of the largest comparison; default `MAX_PAIRS`.
         """
         identities = torch.unique(torch.cat([members.identity for members in embeddings.values()]))
-        pairs = _largest_comparison(list(embeddings.values()), identities)
+        pairs = _largest_comparison(embeddings.values(), identities)
         kept = identities[: max(2, int((pairs <= (MAX_PAIRS if most is None else most)).sum()))]
         if len(kept) == len(identities):
             return dict(embeddings)
         return {name: members.take(torch.isin(members.identity, kept)) for name, members in embeddings.items()}
 
     def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
-        """Compare clean gallery faces with masked probes of other images."""
-        return pair_scores(gallery, probe)
+        """Compare every clean gallery face with every masked probe, except probes made from the same image."""
+        return _compare(gallery, probe, gallery.index[:, None] != probe.index[None])
 
     def within(self, members: EmbeddingSet) -> PairScores:
-        """Compare all pairs of members of different images and equal draw (`EmbeddingSet.draw`)."""
-        return within_scores(members)
+        """Compare all pairs of members of different images and equal draw (`EmbeddingSet.draw`).
+
+        For a gallery, which has one draw, these are all pairs of images. Restricting probes to equal draws (our choice)
+        keeps the number of pairs near (images x kinds)^2 / 2 per draw.
+        """
+        draw = members.draw()
+        parts = [members.take(draw == number) for number in range(int(draw.max()) + 1)] if len(members) else [members]
+        scores = [_compare(part, part, (part.index[:, None] != part.index[None]).triu(1)) for part in parts]
+        return PairScores(*(torch.cat(column) for column in zip(*(score[:4] for score in scores), strict=True)))
 
     def repeats(self, members: EmbeddingSet) -> tuple[float, float]:
         """Return how often `cross` and `within` compare the same two images with other masks, for given probes."""
@@ -62,8 +69,8 @@ class AllPairs:
 
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
         """Return `rank1` and `cmc`, the share of probes identified at rank 1, 2, ..."""
-        identities = len(torch.unique(gallery.identity))
-        return {"rank1": rank1(gallery, probe), "cmc": cmc(gallery, probe, min(_MAX_RANK, identities)).tolist()}
+        curve = cmc(gallery, probe, min(_MAX_RANK, len(torch.unique(gallery.identity)))).tolist()
+        return {"rank1": curve[0], "cmc": curve}
 
 
 class ListedPairs(AllPairs):
@@ -190,6 +197,51 @@ class Galleries(AllPairs):
         return {"rank1": scores[f"rank1_{first}"], "cmc": scores[f"cmc_{first}"], **scores}
 
 
+def cmc(gallery: EmbeddingSet, probe: EmbeddingSet, k: int, images: Literal["first", "all"] = "first") -> Tensor:
+    """Compute the share of probes whose identity is among the 1, 2, ..., `k` most similar identities of the gallery.
+
+    Probes made from a gallery image that is used are left out. Another identity with the same similarity counts as more
+    similar, so that a recogniser that maps all faces to one point identifies none.
+
+    Args:
+        gallery: known faces.
+        probe: faces to identify.
+        k: largest rank.
+        images: "first" represents an identity by its image with the lowest index, "all" by its most similar image.
+
+    Returns:
+        (k,) float64; NaN if no probe remains.
+
+    Raises:
+        ValueError: `k` is below 1, `images` is another word, or the identity of a probe is not in the gallery.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}: choose 1 or more")
+    if images not in ("first", "all"):
+        raise ValueError(f'images is "{images}": choose "first" (one gallery image per identity) or "all"')
+    if missing := set(probe.identity.tolist()) - set(gallery.identity.tolist()):
+        raise ValueError(
+            f"{len(missing)} people of the probes (first: {min(missing)}) have no gallery face: "
+            "add one clean image of each"
+        )
+    if images == "first":
+        gallery = gallery.take(gallery.index.argsort(stable=True))
+        people, person = torch.unique(gallery.identity, return_inverse=True)
+        rows = torch.arange(len(gallery))
+        gallery = gallery.take(torch.full_like(people, len(gallery)).scatter_reduce(0, person, rows, "amin"))
+    probe = probe.take(~torch.isin(probe.index, gallery.index))
+    identities, column = torch.unique(gallery.identity, return_inverse=True)
+    own = torch.searchsorted(identities, probe.identity)
+    ranks = []
+    for embedding, place in zip(probe.embedding.float().split(_CHUNK), own.split(_CHUNK), strict=True):
+        similarity = embedding @ gallery.embedding.float().T
+        best = similarity.new_full((len(similarity), len(identities)), -torch.inf)
+        best = best.scatter_reduce(1, column.expand_as(similarity), similarity, "amax")  # per identity
+        ranks.append((best >= best.gather(1, place[:, None])).sum(1))
+    rank = torch.cat(ranks)
+    return torch.stack([(rank <= place).double().mean() for place in range(1, k + 1)])
+
+
 def _parts(members: EmbeddingSet) -> Iterator[EmbeddingSet]:
     """Split members by kind and draw (by draw if kinds are mixed), so that each part has an image at most once."""
     keys = torch.stack([members.groups()[:, 1], members.draw()], 1)
@@ -211,7 +263,7 @@ def _masks_per_image(members: EmbeddingSet) -> tuple[float, float]:
     return max(1.0, len(members) / images), max(1.0, len(members) / groups)
 
 
-def _largest_comparison(sets: Sequence[EmbeddingSet], identities: Tensor) -> Tensor:
+def _largest_comparison(sets: Collection[EmbeddingSet], identities: Tensor) -> Tensor:
     """Return (P,) the pairs of the largest comparison among the first 1, 2, ..., P identities, including self-pairs."""
 
     def cumulative_counts(identity: Tensor) -> Tensor:
@@ -225,3 +277,11 @@ def _largest_comparison(sets: Sequence[EmbeddingSet], identities: Tensor) -> Ten
         squares = [cumulative_counts(members.identity[draw == number]).square() for number in torch.unique(draw)]
         comparisons.append(torch.stack([torch.zeros_like(identities), *squares]).sum(0) // 2)
     return torch.stack(comparisons).amax(0)
+
+
+def _compare(first: EmbeddingSet, second: EmbeddingSet, allowed: Tensor) -> PairScores:
+    """Compare the pairs that are True in `allowed` (len(first), len(second)), row by row."""
+    row, column = allowed.nonzero(as_tuple=True)
+    similarity = (first.embedding.float() @ second.embedding.float().T)[row, column]
+    first_identity, second_identity = first.identity[row], second.identity[column]
+    return PairScores(similarity, first_identity == second_identity, first_identity, second_identity)

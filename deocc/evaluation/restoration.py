@@ -4,7 +4,7 @@
 [1] Everingham et al., "The Pascal Visual Object Classes Challenge", IJCV 2010 (intersection over union).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -189,27 +189,6 @@ class MaskPredictionMetric(KindMeans):
         masked = covered.any(1)
         scores = [intersection / union.clamp_min(1), intersection / covered.sum(1).clamp_min(1), found.float()]
         self.add(torch.stack(scores, 1), torch.stack([masked, masked, torch.ones_like(masked)], 1), kind)
-
-
-def mask_prediction_results(scores: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
-    """Build the entry `mask_prediction` of the results file.
-
-    Args:
-        scores: result of `MaskPredictionMetric.compute`.
-        kinds: names of the occluders, in the order of their numbers.
-
-    Returns:
-        `bare`: {"found": share of bare faces with a predicted mask}; `masked`: `iou`, `recall` and `found` of masked
-        faces, `found` averaged over kinds; `per_kind`: the same by name. Parts without images are left out.
-    """
-    per_kind = {kinds[kind]: dict(each) for kind, each in scores["per_kind"].items() if kind != BARE}
-    results: dict[str, Any] = {"per_kind": per_kind}
-    if per_kind:
-        found = sum(each["found"] for each in per_kind.values()) / len(per_kind)
-        results["masked"] = {"iou": scores["mean"]["iou"], "recall": scores["mean"]["recall"], "found": found}
-    if BARE in scores["per_kind"]:
-        results["bare"] = {"found": scores["per_kind"][BARE]["found"]}
-    return {"mask_prediction": results}
 
 
 def _ssim_map(restored: Tensor, face: Tensor) -> Tensor:

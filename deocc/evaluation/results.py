@@ -1,10 +1,10 @@
-"""The results file of a test: rows of the comparison, differences with intervals, restoration, provenance."""
+"""Results of a test: rows of the comparison, differences with intervals, restoration, provenance."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_eer, tar_intervals
 from deocc.evaluation.embeddings import BARE, EmbeddingSet
@@ -62,7 +62,8 @@ KEYS = (
 )
 """Keys of a results file besides the provenance."""
 
-DECILES = 10
+_MASKED_ROWS = tuple(name for name in ROWS if name not in CLEAN_ROWS)
+_DECILES = 10
 _MASKED_MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
 
 Restoration = Mapping[str, Mapping[str, Any]]
@@ -72,143 +73,151 @@ _Compared = Mapping[str, tuple[EmbeddingSet, EmbeddingSet]]
 """By row: gallery and probes."""
 
 
+@dataclass(frozen=True)
+class Results:
+    """Results of a test, for which each comparison was scored once."""
+
+    content: dict[str, Any]
+    """Content of `results.json`, see `build_results`."""
+    pairs: dict[str, PairScores] = field(default_factory=dict)
+    """By row of `ROWS`, the scored pairs: two clean faces in `CLEAN_ROWS`, else a clean and a masked one.
+
+    Rows without pairs are left out.
+    """
+    embeddings: dict[str, EmbeddingSet] = field(default_factory=dict)
+    """By row of `ROWS`, the embeddings that were compared."""
+
+
 def build_results(
-    gallery_teacher: EmbeddingSet,
-    gallery_student: EmbeddingSet | None,
-    probes: Mapping[str, EmbeddingSet],
+    embeddings: Mapping[str, EmbeddingSet],
     restoration: Restoration,
     kinds: Sequence[str],
     provenance: Mapping[str, Any],
     protocol: AllPairs | None = None,
+    mask_prediction: Mapping[str, Any] | None = None,
     replicates: int = 1000,
     seed: int = 0,
-    predicted_mask_galleries: Mapping[str, EmbeddingSet] | None = None,
-) -> dict[str, Any]:
-    """Build the content of the results file.
+) -> Results:
+    """Score all comparisons of a test.
 
     Args:
-        gallery_teacher: embeddings of the clean faces by the teacher.
-        gallery_student: the same by the student; None if no student was tested.
-        probes: by name of a row of `ROWS` other than the clean ones.
+        embeddings: by row of `ROWS`; clean faces in `CLEAN_ROWS`, masked ones in the others. None in a test of stage 1.
         restoration: by source of the mask.
         kinds: names of the occluders, in the order of `EmbeddingSet.kind`.
         provenance: command, seeds, versions, hashes; its keys are placed beside those of `KEYS`.
         protocol: comparisons; default all pairs.
+        mask_prediction: result of `MaskPredictionMetric.compute`.
         replicates: of the bootstrap.
         seed: of the bootstrap.
-        predicted_mask_galleries: by "teacher" and "student", embeddings of the clean faces with predicted masks. They
-            are the gallery of probes with predicted masks, and rows of their own.
 
     Returns:
-        The provenance and `KEYS`: `people` and `images` of the gallery, `people_left_out` because of too many pairs,
-        name of the `protocol`, `rows`, intervals of each of `DIFFERENCES`, `restoration` by source of the mask,
-        `per_kind`, and `per_coverage`, rows by tenth of the probes in order of coverage.
+        Results whose content is the provenance and `KEYS`: `people` and `images` among the clean faces,
+        `people_left_out` because of too many pairs, name of the `protocol`, `rows`, intervals of each of `DIFFERENCES`,
+        `restoration` by source of the mask, `per_kind`, `per_coverage`, rows by tenth of the probes in order of
+        coverage; and `mask_prediction`. Without embeddings they lack what needs some.
 
     Raises:
-        ValueError: an unknown row, a row of the student without gallery, a kind without name, provenance that would
+        ValueError: an unknown row, a row of the student without clean faces, a kind without name, provenance that would
             overwrite a result, or rows to be subtracted that scored different probes.
     """
+    _check(embeddings, provenance)
     protocol = protocol or AllPairs()
-    _check(probes, gallery_student, provenance)
-    clean = {"teacher_clean": gallery_teacher}
-    if gallery_student is not None:
-        clean["student_clean"] = gallery_student
-    clean |= {f"{name}_clean_predicted_mask": gallery for name, gallery in (predicted_mask_galleries or {}).items()}
-    narrowed = protocol.narrow({**clean, **probes})
-    clean = {name: narrowed[name] for name in CLEAN_ROWS if name in narrowed}
-    compared = {name: (_gallery_of(name, clean), narrowed[name]) for name in ROWS if name in probes}
-    rows = {name: clean_row(gallery, protocol) for name, gallery in clean.items()}
-    rows |= {name: score_row(gallery, probe, protocol) for name, (gallery, probe) in compared.items()}
-    people = len(torch.unique(clean["teacher_clean"].identity))
-    return {
+    means = {source: scores["mean"] for source, scores in restoration.items()}
+    predicted = {} if mask_prediction is None else {"mask_prediction": _mask_prediction(mask_prediction, kinds)}
+    if not embeddings:
+        per_kind = _per_kind({}, protocol, restoration, kinds)
+        return Results({**provenance, "rows": {}, "restoration": means, "per_kind": per_kind, **predicted})
+    if not any(name in embeddings for name in CLEAN_ROWS):  # a list of pairs that has only occluded images
+        no_faces = next(iter(embeddings.values())).take(torch.zeros(0, dtype=torch.int64))
+        embeddings = {**embeddings, "teacher_clean": no_faces, "student_clean": no_faces}
+    narrowed = protocol.narrow(embeddings)
+    masked = {name: (_gallery_of(name, narrowed), narrowed[name]) for name in _MASKED_ROWS if name in narrowed}
+    pairs, rows = _score_rows(narrowed, masked, protocol)
+    people = len(torch.unique(narrowed["teacher_clean"].identity))
+    content = {
         **provenance,
         "people": people,
-        "people_left_out": len(torch.unique(gallery_teacher.identity)) - people,
-        "images": len(clean["teacher_clean"]),
+        "people_left_out": len(torch.unique(embeddings["teacher_clean"].identity)) - people,
+        "images": len(narrowed["teacher_clean"]),
         "protocol": type(protocol).__name__,
-        "rows": {name: rows[name] for name in ROWS if name in rows},
-        **_differences(clean, compared, protocol, replicates, seed),
-        "restoration": {source: scores["mean"] for source, scores in restoration.items()},
-        "per_kind": _per_kind(compared, protocol, restoration, kinds),
-        "per_coverage": _per_coverage(compared, protocol),
+        "rows": rows,
+        **_differences(pairs, replicates, seed),
+        "restoration": means,
+        "per_kind": _per_kind(masked, protocol, restoration, kinds),
+        "per_coverage": _per_coverage(masked, protocol),
+        **predicted,
     }
+    return Results(content, pairs, narrowed)
 
 
-def build_restoration_results(
-    restoration: Restoration, kinds: Sequence[str], provenance: Mapping[str, Any]
+def score_row(
+    gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | None = None, pairs: PairScores | None = None
 ) -> dict[str, Any]:
-    """Build the results of a test without embeddings: see `build_results`, without rows and differences.
-
-    Raises:
-        ValueError: a kind without name, or provenance that would overwrite a result.
-    """
-    _check({}, None, provenance)
-    means = {source: scores["mean"] for source, scores in restoration.items()}
-    return {**provenance, "rows": {}, "restoration": means, "per_kind": _per_kind({}, AllPairs(), restoration, kinds)}
-
-
-def clean_row(gallery: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
-    """Score clean against clean faces, as `within` and `identify` of the protocol define."""
-    protocol = protocol or AllPairs()
-    scores = _pair_figures(protocol.within(gallery), protocol.repeats(gallery)[1])
-    return {**scores, **protocol.identify(gallery, gallery)}
-
-
-def score_row(gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | None = None) -> dict[str, Any]:
     """Score the probes of a recogniser against its clean gallery.
 
+    Args:
+        gallery: clean faces.
+        probe: masked faces.
+        protocol: comparisons; default all pairs.
+        pairs: result of `protocol.cross`, if it is known.
+
     Returns:
-        `eer`, `auc`, `tar@...` and thresholds of the pairs that the protocol (default: all pairs) compares clean with
-        masked; `accuracy` if it has folds; `tar_intervals`; identification scores; `pairs`, the numbers of genuine and
-        impostor pairs; `masked_masked`, the same for pairs of two masked faces.
+        `eer`, `auc`, `tar@...` and thresholds of the pairs that the protocol compares clean with masked; `accuracy` if
+        it has folds; `tar_intervals`; identification scores; `pairs`, the numbers of genuine and impostor pairs;
+        `masked_masked`, the same for pairs of two masked faces.
     """
     protocol = protocol or AllPairs()
     cross_repeats, within_repeats = protocol.repeats(probe)
-    masked = _pair_figures(protocol.within(probe), within_repeats)
+    within = _pair_figures(protocol.within(probe), within_repeats)
     return {
-        **_pair_figures(protocol.cross(gallery, probe), cross_repeats),
+        **_pair_figures(protocol.cross(gallery, probe) if pairs is None else pairs, cross_repeats),
         **protocol.identify(gallery, probe),
-        "masked_masked": {name: masked[name] for name in _MASKED_MASKED if name in masked},
+        "masked_masked": {name: within[name] for name in _MASKED_MASKED if name in within},
     }
 
 
-def decile_edges(coverage: Tensor) -> Tensor:
-    """Return (11,) float64, the 0th, 10th, ... 100th percentile of the known coverages (N,); NaN if none is known."""
-    known = coverage[~coverage.isnan()].double()
-    if len(known) == 0:
-        return torch.full((DECILES + 1,), torch.nan, dtype=torch.float64)
-    return known.quantile(torch.linspace(0, 1, DECILES + 1, dtype=torch.float64))
+def flat_scores(scores: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Return the numbers of a row as `prefix/name`, for a logger; an accuracy over folds is represented by its mean."""
+    plain = {**scores, "accuracy": scores["accuracy"]["mean"]} if "accuracy" in scores else scores
+    return {f"{prefix}/{name}": float(value) for name, value in plain.items() if isinstance(value, int | float)}
 
 
-def coverage_deciles(coverage: Tensor, edges: Tensor | None = None) -> Tensor:
-    """Return (N,) int64, the decile 0 to 9 of each coverage, -1 for an unknown one.
-
-    A decile contains its lower edge, the last one also its upper edge. Equal coverages are never separated, so deciles
-    may differ in size or be empty. Coverages beyond the edges belong to the first or last decile.
-
-    >>> coverage_deciles(torch.tensor([0.3, torch.nan, 0.1, 0.2])).tolist()
-    [9, -1, 0, 5]
-
-    Args:
-        coverage: (N,), NaN where unknown.
-        edges: (11,) from `decile_edges`, to divide several sets equally; None: those of `coverage`.
-    """
-    edges = decile_edges(coverage) if edges is None else edges
-    decile = torch.bucketize(coverage.double(), edges[1:-1], right=True)
-    return decile.masked_fill(coverage.isnan(), -1)
+def _check(embeddings: Mapping[str, EmbeddingSet], provenance: Mapping[str, Any]) -> None:
+    if unknown := [name for name in embeddings if name not in ROWS]:
+        raise ValueError(f"unknown rows {', '.join(unknown)}: choose among {', '.join(ROWS)}")
+    clean = [name for name in embeddings if name in CLEAN_ROWS]
+    if clean and "student_clean" not in clean and any(name.startswith("student") for name in embeddings):
+        raise ValueError("the student's probes came without its gallery: embed the clean faces with the student too")
+    if taken := set(provenance) & set(KEYS):
+        raise ValueError(f"provenance holds {', '.join(sorted(taken))}, which the results hold already: rename it")
 
 
-def by_coverage(probe: EmbeddingSet, edges: Tensor | None = None) -> dict[int, EmbeddingSet]:
-    """Return the probes of each decile that is not empty; probes of unknown coverage are left out."""
-    decile = coverage_deciles(probe.coverage, edges)
-    return {number: probe.take(decile == number) for number in torch.unique(decile[decile >= 0]).tolist()}
-
-
-def _gallery_of(row: str, clean: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
+def _gallery_of(row: str, embeddings: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
     """Return the clean faces of the same recogniser, with the same source of masks if available."""
     name = f"{row.split('_')[0]}_clean"
     predicted = f"{name}_predicted_mask"
-    return clean[predicted] if row.endswith("_predicted_mask") and predicted in clean else clean[name]
+    return embeddings[predicted if row.endswith("_predicted_mask") and predicted in embeddings else name]
+
+
+def _score_rows(
+    embeddings: Mapping[str, EmbeddingSet], masked: _Compared, protocol: AllPairs
+) -> tuple[dict[str, PairScores], dict[str, dict[str, Any]]]:
+    """Return the pairs of each row that has any, and the figures of all rows."""
+    pairs, figures = {}, {}
+    for name in ROWS:
+        if name in masked:
+            scored = protocol.cross(*masked[name])
+            figures[name] = score_row(*masked[name], protocol, scored)
+        elif name in embeddings:
+            gallery = embeddings[name]
+            scored = protocol.within(gallery)
+            identified = protocol.identify(gallery, gallery)
+            figures[name] = {**_pair_figures(scored, protocol.repeats(gallery)[1]), **identified}
+        else:
+            continue
+        if len(scored.same):
+            pairs[name] = scored
+    return pairs, figures
 
 
 def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:
@@ -227,26 +236,18 @@ def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:
     }
 
 
-def _differences(
-    clean: Mapping[str, EmbeddingSet], compared: _Compared, protocol: AllPairs, replicates: int, seed: int
-) -> dict[str, Any]:
-    pairs: dict[str, PairScores] = {}
-
-    def score(row: str) -> PairScores:
-        if row not in pairs:
-            pairs[row] = protocol.within(clean[row]) if row in clean else protocol.cross(*compared[row])
-        return pairs[row]
-
+def _differences(pairs: Mapping[str, PairScores], replicates: int, seed: int) -> dict[str, Any]:
     differences: dict[str, Any] = {}
     for name, rows in DIFFERENCES.items():
-        if not all(row in clean or row in compared for row in rows):
+        if not all(row in pairs for row in rows):
             continue
-        first, second = score(rows[0]), score(rows[1])
+        first, second = pairs[rows[0]], pairs[rows[1]]
         if len(torch.unique(torch.cat([first.first_identity, first.second_identity]))) < 2:
             continue  # there are no impostor pairs
-        differences[name] = {"eer": paired_bootstrap_eer(first, second, replicates, seed)._asdict()}
+        differences[name] = {"eer": paired_bootstrap_eer([first], [second], replicates, seed)._asdict()}
         if first.fold is not None and len(torch.unique(first.fold)) > 1:
-            differences[name]["accuracy"] = paired_bootstrap_accuracy(first, second, replicates, seed)._asdict()
+            accuracy = paired_bootstrap_accuracy([first], [second], replicates, seed)
+            differences[name]["accuracy"] = accuracy._asdict()
     return differences
 
 
@@ -268,28 +269,38 @@ def _per_kind(
 
 
 def _per_coverage(rows: _Compared, protocol: AllPairs) -> list[dict[str, Any]]:
-    """Return `low` and `high` coverage and the `eer` of each row, for each tenth of the probes by coverage."""
-    if not rows:
+    """Return `low` and `high` coverage and the `eer` of each row, for each tenth of the probes by coverage.
+
+    The first row determines the edges for all. A tenth contains its lower edge, the last one also its upper edge. Equal
+    coverages are never separated, so tenths may differ in size or be empty; empty ones and probes of unknown coverage
+    are left out.
+    """
+    coverage = next((probe.coverage.double() for _, probe in rows.values()), torch.zeros(0))
+    known = coverage[~coverage.isnan()]
+    if len(known) == 0:
         return []
-    edges = decile_edges(next(iter(rows.values()))[1].coverage)
-    errors: dict[int, dict[str, Any]] = {}
-    for name, (gallery, probe) in rows.items():
-        for decile, part in by_coverage(probe, edges).items():
-            pairs = protocol.cross(gallery, part)
-            errors.setdefault(decile, {})[name] = {"eer": equal_error_rate(pairs.similarity, pairs.same)}
-    return [
-        {"low": float(edges[decile]), "high": float(edges[decile + 1]), "rows": errors[decile]}
-        for decile in sorted(errors)
-    ]
+    edges = known.quantile(torch.linspace(0, 1, _DECILES + 1, dtype=torch.float64))
+    tenths: list[dict[str, Any]] = []
+    for number in range(_DECILES):
+        errors = {}
+        for name, (gallery, probe) in rows.items():
+            decile = torch.bucketize(probe.coverage.double(), edges[1:-1], right=True)
+            part = probe.take((decile == number) & ~probe.coverage.isnan())
+            if len(part):
+                pairs = protocol.cross(gallery, part)
+                errors[name] = {"eer": equal_error_rate(pairs.similarity, pairs.same)}
+        if errors:
+            tenths.append({"low": float(edges[number]), "high": float(edges[number + 1]), "rows": errors})
+    return tenths
 
 
-def _check(
-    probes: Mapping[str, EmbeddingSet], gallery_student: EmbeddingSet | None, provenance: Mapping[str, Any]
-) -> None:
-    allowed = [name for name in ROWS if name not in CLEAN_ROWS]
-    if unknown := [name for name in probes if name not in allowed]:
-        raise ValueError(f"unknown rows {', '.join(unknown)}: choose among {', '.join(allowed)}")
-    if gallery_student is None and any(name.startswith("student") for name in probes):
-        raise ValueError("the student's probes came without its gallery: embed the clean faces with the student too")
-    if taken := set(provenance) & set(KEYS):
-        raise ValueError(f"provenance holds {', '.join(sorted(taken))}, which the results hold already: rename it")
+def _mask_prediction(scores: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """Return `bare` and `masked` scores and `per_kind` by name; `masked` averages `found` over kinds."""
+    per_kind = {kinds[kind]: dict(each) for kind, each in scores["per_kind"].items() if kind != BARE}
+    results: dict[str, Any] = {"per_kind": per_kind}
+    if per_kind:
+        found = sum(each["found"] for each in per_kind.values()) / len(per_kind)
+        results["masked"] = {"iou": scores["mean"]["iou"], "recall": scores["mean"]["recall"], "found": found}
+    if BARE in scores["per_kind"]:
+        results["bare"] = {"found": scores["per_kind"][BARE]["found"]}
+    return results

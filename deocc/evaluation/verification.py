@@ -1,4 +1,4 @@
-"""Verification: ROC curve, equal error rate, true accept rates, and accuracy over folds.
+"""Verification: scored pairs and their files, ROC curve, equal error rate, and accuracy over folds.
 
 Fold accuracy follows the protocol of LFW [0]: the threshold for the pairs of a fold is chosen on the pairs of the other
 folds. The report does not say which of several equally good thresholds to take. Our choice: thresholds are midway
@@ -10,15 +10,26 @@ is used.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.files import read_npz
 
 FALSE_ACCEPT_RATES = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
 """False accept rates at which TAR is reported. Our choice."""
+
+SCORES = "scores.npz"
+"""Name of the file of pair scores in a run folder, for comparisons of runs pair by pair."""
+
+CLEAN_SCORES = "clean_scores.npz"
+"""The same for rows that compare bare faces, whose pairs may differ."""
+
+_SHARED = ("same", "first_identity", "second_identity", "fold")
 
 
 class RocCurve(NamedTuple):
@@ -47,22 +58,6 @@ class PairScores(NamedTuple):
     """(N,) int64, fold of each pair; None if the protocol has no folds."""
 
 
-def check_pairs(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> None:
-    """Check that pairs can be scored.
-
-    Raises:
-        ValueError: the shapes are not all (N,), `same` is not bool, or a similarity is not finite.
-    """
-    shapes = [tuple(value.shape) for value in (similarity, same, weight) if value is not None]
-    if similarity.ndim != 1 or len(set(shapes)) > 1 or same.dtype != torch.bool:
-        raise ValueError(
-            f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}"
-        )
-    infinite = int((~similarity.isfinite()).sum())
-    if infinite:
-        raise ValueError(f"{infinite} of {len(similarity)} similarities are not finite: check the embeddings")
-
-
 def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> RocCurve:
     """Compute the ROC curve in float64.
 
@@ -72,9 +67,9 @@ def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) ->
         weight: (N,) weight of each pair; None weights all pairs equally.
 
     Raises:
-        ValueError: see `check_pairs`.
+        ValueError: the shapes are not all (N,), `same` is not bool, or a similarity is not finite.
     """
-    check_pairs(similarity, same, weight)
+    _check_pairs(similarity, same, weight)
     score, order = similarity.detach().cpu().double().sort(descending=True)
     same = same.cpu()[order]
     weight = torch.ones_like(score) if weight is None else weight.cpu().double()[order]
@@ -87,13 +82,13 @@ def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) ->
     return RocCurve(false_accepts / false_accepts[-1], true_accepts / true_accepts[-1], threshold)
 
 
-def equal_error_rate(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> float:
+def equal_error_rate(similarity: Tensor, same: Tensor) -> float:
     """Compute the rate at which FAR equals 1 - TAR, interpolated linearly between the neighbouring points of the curve.
 
     >>> equal_error_rate(torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([True, False, True, False]))
     0.5
     """
-    curve = roc_curve(similarity, same, weight)
+    curve = roc_curve(similarity, same)
     return float(curve_equal_error_rate(curve.far, curve.tar))
 
 
@@ -107,32 +102,20 @@ def curve_equal_error_rate(far: Tensor, tar: Tensor) -> Tensor:
     return (far_low - low / (high - low) * (far_high - far_low)).squeeze(-1)
 
 
-def true_accept_rate(similarity: Tensor, same: Tensor, far: float, weight: Tensor | None = None) -> float:
-    """Compute TAR at the lowest threshold whose FAR is at most `far`.
+def verification_scores(similarity: Tensor, same: Tensor) -> dict[str, float]:
+    """Compute the figures of a set of pairs; NaN where the number of pairs does not support one.
 
     Returns:
-        The rate; NaN if `far` of the impostor pairs is less than one pair.
-
-    Raises:
-        ValueError: `far` is not in (0, 1], or see `check_pairs`.
+        `eer`, `auc`, `tar@1e-1` to `tar@1e-4`, `threshold@eer`, the highest threshold at which FAR reaches 1 - TAR, and
+        `threshold@1e-2`, that of `tar@1e-2`. The area counts ties as half.
     """
-    return operating_point(roc_curve(similarity, same, weight), _impostors(same, weight), far)[0]
-
-
-def verification_scores(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> dict[str, float]:
-    """Compute all figures of this module.
-
-    Returns:
-        `eer`, `auc`, `tar@1e-1` to `tar@1e-4` (NaN where the number of pairs does not support the rate),
-        `threshold@eer`, the highest threshold at which FAR reaches 1 - TAR, and `threshold@1e-2`, that of `tar@1e-2`.
-    """
-    curve, impostors = roc_curve(similarity, same, weight), _impostors(same, weight)
+    curve, impostors = roc_curve(similarity, same), int((~same).sum())
     points = {name: operating_point(curve, impostors, far) for name, far in FALSE_ACCEPT_RATES.items()}
     eer = float(curve_equal_error_rate(curve.far, curve.tar))
     crossing = float(curve.threshold[_first_nonnegative(curve.far + curve.tar - 1)])
     return {
         "eer": eer,
-        "auc": _area(curve),
+        "auc": float(torch.trapezoid(curve.tar, curve.far)) if len(same) else math.nan,
         **{f"tar@{name}": tar for name, (tar, _) in points.items()},
         "threshold@eer": math.nan if math.isnan(eer) else crossing,
         "threshold@1e-2": points["1e-2"][1],
@@ -140,7 +123,12 @@ def verification_scores(similarity: Tensor, same: Tensor, weight: Tensor | None 
 
 
 def operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float, float]:
-    """Return TAR and threshold at `far` (see `true_accept_rate`) on a curve computed from `negatives` impostor pairs.
+    """Return TAR and threshold at the lowest threshold whose FAR is at most `far`.
+
+    Args:
+        curve: computed from `negatives` impostor pairs.
+        negatives: both values are NaN if `far` of them is less than one pair.
+        far: false accept rate in (0, 1].
 
     Raises:
         ValueError: `far` is not in (0, 1].
@@ -160,23 +148,6 @@ def negatives_needed(far: float) -> int:
     if not 0 < far <= 1:
         raise ValueError(f"a false accept rate of {far} was asked for: choose one above 0 and at most 1")
     return math.ceil((1 - 1e-9) / far)
-
-
-def pair_scores(gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
-    """Compare every gallery face with every probe, except probes made from the same image."""
-    return _compare(gallery, probe, gallery.index[:, None] != probe.index[None])
-
-
-def within_scores(members: EmbeddingSet) -> PairScores:
-    """Compare all pairs of different images of one set whose masks have the same draw (`EmbeddingSet.draw`).
-
-    For a gallery, which has one draw, these are all pairs of images. Restricting probes to equal draws (our choice)
-    keeps the number of pairs near (images x kinds)^2 / 2 per draw.
-    """
-    draw = members.draw()
-    parts = [members.take(draw == number) for number in range(int(draw.max()) + 1)] if len(members) else [members]
-    scores = [_compare(part, part, (part.index[:, None] != part.index[None]).triu(1)) for part in parts]
-    return PairScores(*(torch.cat(column) for column in zip(*(score[:4] for score in scores), strict=True)))
 
 
 class FoldAccuracy(NamedTuple):
@@ -204,14 +175,12 @@ def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
     Raises:
         ValueError: the shapes are not all (N,), or a similarity is not finite.
     """
-    fold, folds = _fold_positions(pairs)
-    if folds < 2:
-        unknown = torch.full((folds,), torch.nan, dtype=torch.float64)
-        return FoldAccuracy(math.nan, math.nan, unknown, unknown)
-    thresholds = _fold_thresholds(pairs, fold, folds)
+    fold, thresholds = _fold_thresholds(pairs)
+    if len(thresholds) < 2:
+        return FoldAccuracy(math.nan, math.nan, thresholds, thresholds)
     correct = ((pairs.similarity >= thresholds[fold]) == pairs.same).double()
     accuracies = torch.zeros_like(thresholds).index_add_(0, fold, correct) / torch.bincount(fold)
-    standard_error = float(accuracies.std()) / math.sqrt(folds)
+    standard_error = float(accuracies.std()) / math.sqrt(len(thresholds))
     return FoldAccuracy(float(accuracies.mean()), standard_error, accuracies, thresholds)
 
 
@@ -221,47 +190,91 @@ def decisions(pairs: PairScores) -> Tensor:
     Raises:
         ValueError: as for `fold_accuracy`, or there are fewer than two folds.
     """
-    fold, folds = _fold_positions(pairs)
-    if folds < 2:
-        raise ValueError(f"the pairs have {folds} fold: two or more are needed to choose a threshold on other folds")
-    return (pairs.similarity >= _fold_thresholds(pairs, fold, folds)[fold]) == pairs.same
+    fold, thresholds = _fold_thresholds(pairs)
+    if len(thresholds) < 2:
+        raise ValueError(
+            f"the pairs have {len(thresholds)} fold: two or more are needed to choose a threshold on other folds"
+        )
+    return (pairs.similarity >= thresholds[fold]) == pairs.same
 
 
-def _fold_positions(pairs: PairScores) -> tuple[Tensor, int]:
-    """Return the position (N,) of each pair's fold among the sorted folds, and the number of folds."""
-    check_pairs(pairs.similarity, pairs.same)
+def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:
+    """Write the similarities (N,) of each row, and once the labels, identities and folds of the pairs.
+
+    Raises:
+        ValueError: the rows scored different pairs.
+    """
+    first = next(iter(scores.values()))
+    for row, pairs in scores.items():
+        if len(pairs.same) != len(first.same) or not bool((pairs.same == first.same).all()):
+            raise ValueError(f"row {row} scored other pairs than the first row: evaluate all rows on the same probes")
+    fold = first.fold if first.fold is not None else torch.zeros_like(first.first_identity)
+    arrays = dict(zip(_SHARED, (first.same, first.first_identity, first.second_identity, fold), strict=True))
+    arrays |= {f"row/{row}": pairs.similarity for row, pairs in scores.items()}
+    np.savez_compressed(path, **cast(Any, {name: tensor.numpy() for name, tensor in arrays.items()}))
+
+
+def read_scores(path: str | Path, rows: Collection[str] | None = None) -> dict[str, PairScores]:
+    """Read the rows of a file of `write_scores`.
+
+    Args:
+        path: the file.
+        rows: rows to read, if present; None for all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no pair scores at {path}: `deocc test` writes them into its run folder")
+    try:
+        arrays = read_npz(Path(path), lambda name: rows is None or name in _SHARED or name.removeprefix("row/") in rows)
+        if missing := [name for name in _SHARED if name not in arrays]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        for name, array in arrays.items():
+            kind = "b" if name == "same" else "f" if name.startswith("row/") else "i"
+            pairs = arrays["same"].shape
+            if array.dtype.kind != kind or array.ndim != 1 or array.shape != pairs or not array.dtype.isnative:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {pairs} of kind {kind!r}")
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} as pair scores ({error}): run `deocc test` again") from error
+    same, first, second, fold = (torch.from_numpy(arrays[name]) for name in _SHARED)
+    return {
+        name.removeprefix("row/"): PairScores(torch.from_numpy(similarity), same, first, second, fold)
+        for name, similarity in arrays.items()
+        if name.startswith("row/")
+    }
+
+
+def _fold_thresholds(pairs: PairScores) -> tuple[Tensor, Tensor]:
+    """Return the position (N,) of each pair's fold among the sorted folds, and the threshold of each fold (folds,).
+
+    It is the highest of the thresholds that are best on the other folds; NaN if there are none.
+    """
+    _check_pairs(pairs.similarity, pairs.same)
     fold = torch.zeros_like(pairs.same, dtype=torch.int64) if pairs.fold is None else pairs.fold
     if fold.shape != pairs.same.shape:
         raise ValueError(f"expected a fold for each of {len(pairs.same)} pairs, got shape {tuple(fold.shape)}")
     folds, position = torch.unique(fold, return_inverse=True)
-    return position, len(folds)
-
-
-def _fold_thresholds(pairs: PairScores, fold: Tensor, folds: int) -> Tensor:
-    """Return (folds,) float64: for each fold, the highest of the thresholds that are best on the other folds."""
+    thresholds = torch.full((len(folds),), torch.nan, dtype=torch.float64)
+    if len(folds) < 2:
+        return position, thresholds
     score, order = pairs.similarity.double().sort(descending=True)
-    same, fold = pairs.same[order], fold[order]
     infinity = torch.full((1,), torch.inf, dtype=torch.float64)
-    thresholds = []
-    for held_out in range(folds):
-        others = fold != held_out
+    for held_out in range(len(folds)):
+        others = position[order] != held_out
         # gain[n]: correct decisions, up to a constant, if the n most similar pairs are accepted
-        gain = torch.cat([torch.zeros(1, dtype=torch.int64), (2 * same[others].long() - 1).cumsum(0)])
+        gain = torch.cat([torch.zeros(1, dtype=torch.int64), (2 * pairs.same[order][others].long() - 1).cumsum(0)])
         above, below = torch.cat([infinity, score[others]]), torch.cat([score[others], -infinity])
         gain[above == below] = gain.min() - 1  # no threshold separates equal similarities
         accepted = int(gain.argmax())
         if accepted == 0:
-            thresholds.append(above[0])
+            thresholds[held_out] = above[0]
         elif accepted == len(gain) - 1:
-            thresholds.append(below[-1])
+            thresholds[held_out] = below[-1]
         else:
-            thresholds.append(above[accepted].lerp(below[accepted], 0.5))
-    return torch.stack(thresholds)
-
-
-def _area(curve: RocCurve) -> float:
-    """Return the chance that a genuine pair is the more similar one, where ties count half; NaN without pairs."""
-    return float(torch.trapezoid(curve.tar, curve.far)) if len(curve.far) > 1 else math.nan
+            thresholds[held_out] = above[accepted].lerp(below[accepted], 0.5)
+    return position, thresholds
 
 
 def _first_nonnegative(excess: Tensor) -> Tensor:
@@ -269,13 +282,12 @@ def _first_nonnegative(excess: Tensor) -> Tensor:
     return (excess >= 0).int().argmax(-1, keepdim=True)
 
 
-def _impostors(same: Tensor, weight: Tensor | None) -> int:
-    return int((~same if weight is None else ~same & (weight > 0)).sum())
-
-
-def _compare(first: EmbeddingSet, second: EmbeddingSet, allowed: Tensor) -> PairScores:
-    """Compare the pairs that are True in `allowed` (len(first), len(second)), row by row."""
-    row, column = allowed.nonzero(as_tuple=True)
-    similarity = (first.embedding.float() @ second.embedding.float().T)[row, column]
-    first_identity, second_identity = first.identity[row], second.identity[column]
-    return PairScores(similarity, first_identity == second_identity, first_identity, second_identity)
+def _check_pairs(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> None:
+    shapes = [tuple(value.shape) for value in (similarity, same, weight) if value is not None]
+    if similarity.ndim != 1 or len(set(shapes)) > 1 or same.dtype != torch.bool:
+        raise ValueError(
+            f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}"
+        )
+    infinite = int((~similarity.isfinite()).sum())
+    if infinite:
+        raise ValueError(f"{infinite} of {len(similarity)} similarities are not finite: check the embeddings")

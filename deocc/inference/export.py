@@ -17,7 +17,8 @@ from deocc.data.dataset import AlignedFaces
 from deocc.data.loader import item_seed
 from deocc.data.orl import FOLDS
 from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.verification import equal_error_rate, pair_scores
+from deocc.evaluation.protocol import AllPairs
+from deocc.evaluation.verification import equal_error_rate
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES
 from deocc.inference.batch import find_photos
@@ -203,7 +204,7 @@ def measure(faces: Faces, reference: Run, run: Run) -> Accuracy:
         clean, masked = run_all(each, faces.face), run_all(each, faces.masked_face)
         gallery = EmbeddingSet(clean.embedding, faces.identity, index, clean_kind, torch.zeros_like(clean_kind))
         probe = EmbeddingSet(masked.embedding, faces.identity, index, faces.kind, faces.seed)
-        scores.append(pair_scores(gallery, probe))
+        scores.append(AllPairs().cross(gallery, probe))
         masks.append(masked.mask)
     expected, found = scores
     difference = (expected.similarity - found.similarity).abs()

@@ -11,15 +11,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-<<<<<<< HEAD
-from deocc.data.identities import identity_name
+from deocc.data.face_set import identity_name
 from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold
 from deocc.inference.batch import RECOVERABLE, Outcome, find_photos
-=======
-from deocc.data.face_set import identity_name
-from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold, covered_share
-from deocc.inference.batch import RECOVERABLE, find_photos
->>>>>>> ddb9c31229af01eeb3a19ecbccda0280f3c13310
 from deocc.inference.faces import FaceFinder
 from deocc.inference.outputs import read_table, write_arrays
 from deocc.inference.photos import read_photo

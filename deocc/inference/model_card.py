@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 
-from deocc.evaluation.report import DATA_LIMITS
-from deocc.evaluation.tables import (
+from deocc.evaluation.report import (
+    DATA_LIMITS,
     difference_cells,
     is_listed,
     markdown_cells,

@@ -18,9 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, mask_prediction_results
-from deocc.evaluation.results import build_restoration_results, build_results, score_row
-from deocc.evaluation.tables import flat_scores
+from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric
+from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, build_results, flat_scores, score_row
 from deocc.masking import list_kinds
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, centred
@@ -30,16 +29,6 @@ from deocc.networks.student import Student, embed_by_mask
 
 FROM_CHECKPOINT = "from_checkpoint"
 """Given instead of a stage-1 checkpoint if the de-occluder will be restored from a stage-2 checkpoint."""
-GALLERIES = ("gallery_teacher", "gallery_student", "gallery_teacher_predicted_mask", "gallery_student_predicted_mask")
-"""Clean faces, embedded with an empty mask or, as in deployment, with the predicted mask."""
-PROBES = (
-    "teacher_masked",
-    "teacher_completed",
-    "teacher_completed_predicted_mask",
-    "student",
-    "student_predicted_mask",
-)
-SOURCES = ("given_mask", "predicted_mask")
 _CHUNK = 16384  # rows of embeddings read at a time: 32 MiB of 512 numbers each
 
 _Module = TypeVar("_Module", bound=pl.LightningModule)
@@ -95,42 +84,29 @@ def identity_centers(
 class Comparison(nn.Module):
     """Metrics of an evaluation epoch, reduced over ranks; those without an update are left out of the results."""
 
+    banks: Any  # torch types the values of a ModuleDict too narrowly
+    restoration: Any
+
     def __init__(self) -> None:
         super().__init__()
-        self.banks = nn.ModuleDict({name: EmbeddingBank() for name in (*GALLERIES, *PROBES)})
-        self.restoration = nn.ModuleDict({source: RestorationMetric() for source in SOURCES})
+        self.banks = nn.ModuleDict({name: EmbeddingBank() for name in ROWS})
+        self.restoration = nn.ModuleDict({source: RestorationMetric() for source in ("given_mask", "predicted_mask")})
         self.mask_prediction = MaskPredictionMetric()
-        self.updated: set[str] = set()
 
     def add(self, row: str, embedding: Tensor, batch: FaceBatch) -> None:
-        """Add unit embeddings (B, D) to one of `GALLERIES` or `PROBES`."""
-        self.updated.add(row)
+        """Add unit embeddings (B, D) to one of `ROWS`."""
         mask = cast(MaskedFaceBatch, batch).get("mask")
         coverage = mask.mean((1, 2, 3)) if mask is not None else None
-        bank = cast(EmbeddingBank, self.banks[row])
-        bank.update(embedding, batch["identity"], batch["index"], batch["kind"], batch["seed"], coverage)
-
-    def add_restoration(self, source: str, completed_face: Tensor, batch: MaskedFaceBatch) -> None:
-        """Add completed faces (B, 3, H, W) in [-1, 1] to one of `SOURCES`."""
-        self.updated.add(source)
-        metric = cast(RestorationMetric, self.restoration[source])
-        metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
-
-    def add_mask_prediction(self, predicted_mask: Tensor, mask: Tensor, kind: Tensor) -> None:
-        """Add predicted masks (B, 1, H, W) in [0, 1]; those of bare faces count as false alarms."""
-        self.updated.add("mask_prediction")
-        self.mask_prediction.update(predicted_mask, mask, kind)
+        ids = (batch["identity"], batch["index"], batch["kind"], batch["seed"])
+        self.banks[row].update(embedding, *ids, coverage)
 
     def collect(self) -> tuple[dict[str, EmbeddingSet], dict[str, dict[str, Any]], dict[str, Any] | None]:
         """Compute embeddings by row, restoration by mask source, and mask prediction or None; reset all metrics."""
-        banks = {name: cast(EmbeddingBank, bank) for name, bank in self.banks.items() if name in self.updated}
-        metrics = {name: cast(RestorationMetric, m) for name, m in self.restoration.items() if name in self.updated}
-        embeddings = {name: bank.compute() for name, bank in banks.items()}
-        restoration = {name: metric.compute() for name, metric in metrics.items()}
-        mask_prediction = self.mask_prediction.compute() if "mask_prediction" in self.updated else None
-        self.updated.clear()
-        for used in (*banks.values(), *metrics.values(), self.mask_prediction):
-            used.reset()
+        embeddings = {row: bank.compute() for row, bank in self.banks.items() if bank.update_called}
+        restoration = {source: metric.compute() for source, metric in self.restoration.items() if metric.update_called}
+        mask_prediction = self.mask_prediction.compute() if self.mask_prediction.update_called else None
+        for metric in (*self.banks.values(), *self.restoration.values(), self.mask_prediction):
+            metric.reset()
         return embeddings, restoration, mask_prediction
 
 
@@ -150,6 +126,7 @@ class RecognitionModule(pl.LightningModule):
     center: Tensor
     """(D,), subtracted from every raw embedding."""
     comparison: Comparison
+    results: Results
 
     @outside_autocast
     def forward(self, masked_face: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -189,8 +166,8 @@ class RecognitionModule(pl.LightningModule):
         if self.trainer.sanity_checking:
             return
         embeddings = AllPairs().narrow(embeddings)
-        for row in embeddings.keys() - set(GALLERIES):
-            gallery = embeddings[f"gallery_{row.split('_')[0]}"]
+        for row in embeddings.keys() - set(CLEAN_ROWS):
+            gallery = embeddings[f"{row.split('_')[0]}_clean"]
             self.log_dict(flat_scores(score_row(gallery, embeddings[row]), f"val/{row}"))
         for source, scores in restoration.items():
             self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
@@ -199,25 +176,10 @@ class RecognitionModule(pl.LightningModule):
         """Build `results`, which `deocc.callbacks` writes."""
         embeddings, restoration, mask_prediction = self.comparison.collect()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.embeddings = data.protocol.narrow(embeddings)
-        galleries = {name.removeprefix("gallery_"): embeddings.pop(name) for name in GALLERIES if name in embeddings}
-        if not galleries:  # a list of pairs that has only occluded images
-            no_faces = embeddings["teacher_masked"].take(torch.zeros(0, dtype=torch.int64))
-            galleries = {"teacher": no_faces, "student": no_faces}
+        provenance = data.provenance()
         self.results = build_results(
-            galleries["teacher"],
-            galleries["student"],
-            embeddings,
-            restoration,
-            list_kinds(),
-            data.provenance(),
-            data.protocol,
-            predicted_mask_galleries={
-                name: galleries[f"{name}_predicted_mask"] for name in ("teacher", "student") if len(galleries) == 4
-            },
+            embeddings, restoration, list_kinds(), provenance, data.protocol, mask_prediction=mask_prediction
         )
-        if mask_prediction is not None:
-            self.results |= mask_prediction_results(mask_prediction, list_kinds())
 
     @outside_autocast
     def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int, predict_masks: bool) -> dict[str, Tensor]:
@@ -234,7 +196,7 @@ class RecognitionModule(pl.LightningModule):
         if self.deoccluder is not None and (predict_masks or not known):
             mask = self._predict_mask(masked_face)
             if known:
-                self.comparison.add_mask_prediction(mask, batch["mask"], batch["kind"])
+                self.comparison.mask_prediction.update(mask, batch["mask"], batch["kind"])
             images["predicted_mask"] = mask
             images |= self._embed_probe(batch, mask, "predicted_mask", suffix="_predicted_mask")
         return images
@@ -243,20 +205,20 @@ class RecognitionModule(pl.LightningModule):
         """Embed clean faces with an empty mask and, if `predict_masks`, with the predicted one, as in deployment."""
         face = batch["face"]
         teacher, student = self._embed_teacher(face), self(face, _empty_mask(face))
-        self.comparison.add("gallery_teacher", teacher, batch)
-        self.comparison.add("gallery_student", student, batch)
+        self.comparison.add("teacher_clean", teacher, batch)
+        self.comparison.add("student_clean", student, batch)
         if not predict_masks or self.deoccluder is None:
             return
         mask = self._predict_mask(face)
-        self.comparison.add_mask_prediction(mask, _empty_mask(face), batch["kind"])
+        self.comparison.mask_prediction.update(mask, _empty_mask(face), batch["kind"])
         alarmed = mask.flatten(1).any(1)  # faces without a predicted mask keep the embedding above
         if bool(alarmed.any()):
             completed_face = self._complete(face[alarmed], mask[alarmed])
             teacher, student = teacher.clone(), student.clone()
             teacher[alarmed] = self._embed_teacher(completed_face)
             student[alarmed] = self._embed_student(face[alarmed], completed_face, mask[alarmed])
-        self.comparison.add("gallery_teacher_predicted_mask", teacher, batch)
-        self.comparison.add("gallery_student_predicted_mask", student, batch)
+        self.comparison.add("teacher_clean_predicted_mask", teacher, batch)
+        self.comparison.add("student_clean_predicted_mask", student, batch)
 
     def _embed_probe(self, batch: MaskedFaceBatch, mask: Tensor, source: str, suffix: str) -> dict[str, Tensor]:
         """Complete the masked faces and embed them by student and teacher; return the completed faces."""
@@ -266,7 +228,8 @@ class RecognitionModule(pl.LightningModule):
             return {}
         self.comparison.add(f"teacher_completed{suffix}", self._embed_teacher(completed_face), batch)
         if "mask" in batch:
-            self.comparison.add_restoration(source, completed_face, batch)
+            metric = self.comparison.restoration[source]
+            metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
         return {f"completed_face{suffix}": completed_face}
 
     @outside_autocast
@@ -316,6 +279,7 @@ class RestorationModule(pl.LightningModule):
     """Running average of the generator."""
     segmenter: MaskSegmenter | None
     comparison: Comparison
+    results: Results
     bare_shares: list[Tensor]
     """Predicted mask areas of bare validation faces, from which the gate of the segmenter is calibrated."""
 
@@ -340,7 +304,7 @@ class RestorationModule(pl.LightningModule):
             return self._restore(batch)
         if self.segmenter is not None:
             predicted_mask = self.segmenter.predict_mask(batch["face"])
-            self.comparison.add_mask_prediction(predicted_mask, batch["mask"], batch["kind"])
+            self.comparison.mask_prediction.update(predicted_mask, batch["mask"], batch["kind"])
         return {}
 
     @outside_autocast
@@ -363,9 +327,7 @@ class RestorationModule(pl.LightningModule):
         """Build `results`, which `deocc.callbacks` writes."""
         _, restoration, mask_prediction = self.comparison.collect()
         provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
-        self.results = build_restoration_results(restoration, list_kinds(), provenance)
-        if mask_prediction is not None:
-            self.results |= mask_prediction_results(mask_prediction, list_kinds())
+        self.results = build_results({}, restoration, list_kinds(), provenance, mask_prediction=mask_prediction)
 
     def _restore(self, batch: MaskedFaceBatch) -> dict[str, Tensor]:
         """Complete masked faces by each available mask and update the metrics; return the images for the panels."""
@@ -377,11 +339,12 @@ class RestorationModule(pl.LightningModule):
         masks, images = {"given_mask": batch["mask"]}, {}
         if self.segmenter is not None:
             masks["predicted_mask"] = images["predicted_mask"] = self.segmenter.predict_mask(batch["masked_face"])
-            self.comparison.add_mask_prediction(masks["predicted_mask"], batch["mask"], batch["kind"])
+            self.comparison.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
         for source, mask in masks.items():
             completed_face = self(batch["masked_face"], mask)
             images["completed_face" if source == "given_mask" else "completed_face_predicted_mask"] = completed_face
-            self.comparison.add_restoration(source, completed_face, batch)
+            metric = self.comparison.restoration[source]
+            metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
         return images
 
 

@@ -81,11 +81,9 @@ def blended_identity_loss(classifier: IdentityHead, embedding: Tensor, batch: Ma
     Returns:
         Scalar loss.
     """
-    if isinstance(classifier, ShardedIdentityLoss):
-        sharded: Tensor = classifier(embedding, *blended_targets(batch), step)
-        return sharded
-    full: Tensor = classifier(embedding, *blended_targets(batch))
-    return full
+    seed = (step,) if isinstance(classifier, ShardedIdentityLoss) else ()
+    loss: Tensor = classifier(embedding, *blended_targets(batch), *seed)
+    return loss
 
 
 def exclude_from_ddp(module: nn.Module, *names: str) -> None:

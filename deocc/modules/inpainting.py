@@ -36,7 +36,6 @@ from deocc.modules.optimization import (
     check_loss_weights,
     check_stage,
     drop_frozen,
-    optimizer_step,
     restore_frozen,
     split_micro_batches,
     steps_left,
@@ -87,7 +86,7 @@ class InpaintingModule(RestorationModule):
     """
 
     terms: Terms
-    """Weighted losses of the current optimiser step, for callbacks that check them."""
+    """Weighted losses of the current optimiser step, for callbacks that check them before it is taken."""
 
     def __init__(
         self,
@@ -164,17 +163,31 @@ class InpaintingModule(RestorationModule):
     def _optimizer_step(
         self, index: int, micro_batches: Sequence[MicroBatch], compute_terms: Callable[[MicroBatch], Terms]
     ) -> Terms:
-        """Step an optimiser and its learning rate; unless a GradScaler skips the step, also the running average."""
+        """Step an optimiser on the terms of all micro-batches, and its learning rate; return the sums of the terms.
+
+        Only the parameters of this optimiser collect gradients, and ranks exchange them in the last backward pass only.
+        The running average follows the generator unless a GradScaler skips the step.
+        """
         optimizer = _as_list(self.optimizers())[index]
-        if (
-            index == _DISCRIMINATOR
-        ):  # Lightning would count it as a step of the training, which trainer.max_steps limits
+        if index == _DISCRIMINATOR:  # Lightning would count it as a step of the training, see trainer.max_steps
             optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
-        terms, stepped = optimizer_step(self, optimizer, micro_batches, compute_terms)
+        optimizer.zero_grad()
+        totals: Terms = {}
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with optimizer.toggle_model(sync_grad=number == len(micro_batches)):
+                terms = compute_terms(micro_batch)
+                self.manual_backward(torch.stack(list(terms.values())).sum())
+            for name, term in terms.items():
+                totals[name] = totals[name] + term.detach() if name in totals else term.detach()
+        self.terms = totals
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 0.0
+        optimizer.step()
         _as_list(self.lr_schedulers())[index].step()
+        stepped = scaler is None or scaler.get_scale() >= scale  # a GradScaler lowers its scale when it skips a step
         if stepped and index == _GENERATOR:
             self.average.update_parameters(self.generator)
-        return terms
+        return totals
 
     def _generate(self, micro_batch: MicroBatch) -> Tensor:
         generated: Tensor = self.generator(micro_batch.batch["masked_face"], micro_batch.batch["mask"])

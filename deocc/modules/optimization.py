@@ -1,12 +1,11 @@
-"""Training steps: learning-rate schedule, micro-batches, manual optimiser steps, gradient norms, frozen networks."""
+"""Training steps: learning-rate schedule, micro-batches, gradient norms, frozen networks."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -159,39 +158,3 @@ def split_micro_batches(
     return [
         MicroBatch(cast(MaskedFaceBatch, part), *(count / totals)) for part, count in zip(parts, counts, strict=True)
     ]
-
-
-def optimizer_step(
-    module: pl.LightningModule,
-    optimizer: LightningOptimizer,
-    micro_batches: Sequence[MicroBatch],
-    compute_terms: Callable[[MicroBatch], Terms],
-) -> tuple[Terms, bool]:
-    """Take one optimiser step on the sum of the terms of all micro-batches, under manual optimisation.
-
-    Only the parameters of this optimiser collect gradients. `module.terms` holds the terms before the optimiser steps,
-    for callbacks that check them.
-
-    Args:
-        module: in training, with manual optimisation.
-        optimizer: optimiser to step.
-        micro_batches: in the order of their backward passes; ranks exchange gradients in the last one only.
-        compute_terms: scalars to minimise, by name.
-
-    Returns:
-        The terms, summed over micro-batches, and False if a GradScaler skipped the step, else True.
-    """
-    optimizer.zero_grad()
-    totals: Terms = {}
-    for number, micro_batch in enumerate(micro_batches, start=1):
-        with optimizer.toggle_model(sync_grad=number == len(micro_batches)):
-            terms = compute_terms(micro_batch)
-            module.manual_backward(torch.stack(list(terms.values())).sum())
-        for name, term in terms.items():
-            totals[name] = totals[name] + term.detach() if name in totals else term.detach()
-    module.terms = totals  # type: ignore[assignment]
-    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
-    scale = scaler.get_scale() if scaler is not None else 0.0
-    optimizer.step()
-    stepped = scaler is None or scaler.get_scale() >= scale  # a GradScaler lowers its scale when it skips a step
-    return totals, stepped

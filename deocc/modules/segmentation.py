@@ -15,9 +15,8 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc.batch import MaskedFaceBatch
-from deocc.evaluation.restoration import MaskPredictionMetric, mask_prediction_results
-from deocc.evaluation.results import build_restoration_results
-from deocc.evaluation.tables import flat_scores
+from deocc.evaluation.restoration import MaskPredictionMetric
+from deocc.evaluation.results import build_results, flat_scores
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
 from deocc.modules.evaluation import FROM_CHECKPOINT, outside_autocast
@@ -111,8 +110,8 @@ class SegmentationModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Build `results`, which `deocc.callbacks` writes."""
         provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
-        self.results = build_restoration_results({}, list_kinds(), provenance)
-        self.results |= mask_prediction_results(self.mask_prediction.compute(), list_kinds())
+        scores = self.mask_prediction.compute()
+        self.results = build_results({}, {}, list_kinds(), provenance, mask_prediction=scores)
         self.mask_prediction.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -12,24 +12,20 @@ import yaml
 from PIL import Image
 
 from bench import lfw_figures, lfw_page
-from deocc.callbacks.results import score_pairs
 from deocc.data import lfw
 from deocc.data.landmarks import FoundLandmarks
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import ListedPairs
-from deocc.evaluation.restoration import mask_prediction_results
-from deocc.evaluation.results import CLEAN_ROWS, build_results
-from deocc.evaluation.scores import CLEAN_SCORES, SCORES, write_scores
-from deocc.evaluation.verification import roc_curve
+from deocc.evaluation.results import CLEAN_ROWS, ROWS, build_results
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES, roc_curve, write_scores
 from deocc.files import write_json
 from deocc.geometry import TEMPLATES
 from deocc.masking import list_kinds
-from deocc.modules.evaluation import GALLERIES, PROBES
 from tests.fake_sets.lfw import write_lfw
 
 KINDS = ("box", "scarf")
 PAIRS = 40  # a half, in five folds
-NOISE = {"teacher_masked": 1.2, "student_predicted_mask": 0.5, "gallery_student_predicted_mask": 0.3}
+NOISE = {"teacher_masked": 1.2, "student_predicted_mask": 0.5, "student_clean_predicted_mask": 0.3}
 
 
 def _embeddings(name: str, half: int) -> EmbeddingSet:
@@ -38,7 +34,7 @@ def _embeddings(name: str, half: int) -> EmbeddingSet:
     person = torch.nn.functional.normalize(torch.randn(PAIRS, 6, generator=torch.Generator().manual_seed(half)), dim=1)
     noisy = person[index // 2] + NOISE.get(name, 0.4) * torch.randn(2 * PAIRS, 6, generator=generator)
     numbers = torch.tensor([list_kinds().index(kind) for kind in KINDS])
-    kind = torch.full_like(index, -1) if name in GALLERIES else numbers[index // 2 % 2]
+    kind = torch.full_like(index, -1) if name in CLEAN_ROWS else numbers[index // 2 % 2]
     return EmbeddingSet(torch.nn.functional.normalize(noisy, dim=1), index // 2, index, kind, index * 0)
 
 
@@ -52,41 +48,28 @@ def _protocol(first_fold: int) -> ListedPairs:
 
 def _write_half(folder: Path, half: str, thresholds: bool = True) -> dict[str, Any]:
     number, run = "ab".index(half), folder / half / "distill"
-    embeddings = {name: _embeddings(name, number) for name in (*GALLERIES, *PROBES)}
+    embeddings = {name: _embeddings(name, number) for name in ROWS}
     protocol = _protocol(5 * number)
     means = {"psnr": 20.0, "ssim": 0.9, "psnr_covered": 18.0 + number, "ssim_covered": 0.5}
     restoration = {source: {"mean": means, "per_kind": {}} for source in ("given_mask", "predicted_mask")}
-    predicted = {name: embeddings[f"gallery_{name}_predicted_mask"] for name in ("teacher", "student")}
     provenance: dict[str, Any] = {
         "settings": {"bare_faces": "teacher"},
         "kinds": list(KINDS),
         "training_kinds": ["box"],
     }
-    results = build_results(
-        embeddings["gallery_teacher"],
-        embeddings["gallery_student"],
-        {name: embeddings[name] for name in PROBES},
-        restoration,
-        list_kinds(),
-        provenance,
-        protocol,
-        replicates=1,
-        predicted_mask_galleries=predicted,
-    )
     kinds = {list_kinds().index(kind): {"iou": 0.8 + 0.1 * number, "recall": 0.9, "found": 1.0} for kind in KINDS}
     bare = {-1: {"iou": float("nan"), "recall": float("nan"), "found": 0.025}}
-    results |= mask_prediction_results(
-        {"mean": {"iou": 0.85, "recall": 0.9, "found": 1.0}, "per_kind": kinds | bare}, list_kinds()
-    )
+    masks = {"mean": {"iou": 0.85, "recall": 0.9, "found": 1.0}, "per_kind": kinds | bare}
+    tested = build_results(embeddings, restoration, list_kinds(), provenance, protocol, masks, replicates=1)
+    results = tested.content
     if thresholds:
         entry = {"target": 0.01, "test": {"false_accept_rate": 0.012, "interval": [0.008, 0.017]}}
         results["thresholds"] = {
             "thresholds": {"clean-masked": [entry], "clean-clean": [{"target": 0.01, "test": None}]}
         }
     write_json(run / "results.json", results)
-    scores = score_pairs(embeddings, protocol)
-    write_scores(run / SCORES, {row: pairs for row, pairs in scores.items() if row not in CLEAN_ROWS})
-    write_scores(run / CLEAN_SCORES, {row: pairs for row, pairs in scores.items() if row in CLEAN_ROWS})
+    write_scores(run / SCORES, {row: pairs for row, pairs in tested.pairs.items() if row not in CLEAN_ROWS})
+    write_scores(run / CLEAN_SCORES, {row: pairs for row, pairs in tested.pairs.items() if row in CLEAN_ROWS})
     generator = {**means, "perceptual_covered": 0.25, "frechet": 3.0, "kernel": 0.5}
     write_json(folder / half / "inpaint/results.json", {"restoration": {"given_mask": generator}})
     return results

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from deocc.callbacks import calibration
-from deocc.callbacks.calibration import CalibrationCallback, checkpoint_of_own_test
+from deocc.callbacks.calibration import CalibrationCallback, _conditions, checkpoint_of_own_test
 from deocc.data import OrlFaces
+from deocc.evaluation.bootstrap import Bounds
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import ListedPairs
+from deocc.evaluation.results import Results
 from deocc.evaluation.thresholds import (
     CONDITIONS,
-    Bounds,
     Calibration,
     Rates,
     Separation,
@@ -112,15 +113,12 @@ class _Data:
     size = 64
     protocol = ListedPairs(*(np.array([value]) for value in (0, 2, True, 0)))
 
-    def __init__(self, images: int, test_images: int) -> None:
+    def __init__(self, images: int) -> None:
         self.face_set = SimpleNamespace(fingerprint=lambda split: f"hash of {split}")
-        self._images, self._test_images = images, test_images
+        self._images = images
 
     def val_dataloader(self) -> list[Any]:
         return [_Loader(self._images, -1), _Loader(self._images, 0)]
-
-    def test_dataloader(self) -> list[Any]:
-        return [_Loader(self._test_images, -1), _Loader(self._test_images, 0)]
 
     def on_after_batch_transfer(self, batch: Any, number: int) -> Any:
         return batch
@@ -149,7 +147,12 @@ class _Module:
 
     def __init__(self, test_images: int) -> None:
         index = torch.arange(test_images)
-        self.embeddings = {"student": EmbeddingSet(torch.eye(2)[index % 2], index % 2, index, index * 0, index * 0)}
+        ids = {"identity": index % 2, "index": index, "seed": index * 0}
+        rows = {
+            name: EmbeddingSet(torch.eye(2)[index % 2], kind=torch.full_like(index, kind), **ids)
+            for name, kind in (("student_clean", -1), ("student", 0))
+        }
+        self.results = Results({}, embeddings=rows)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, number: int) -> Any:
         return batch
@@ -162,13 +165,24 @@ def calibrated(checkpoint: Path, images: int, test_images: int = 4, **changes: A
     """Return what the callback writes beside a checkpoint, which must not change."""
     root, before = checkpoint.parents[1], (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns)
     module, callback = _Module(test_images), CalibrationCallback()
-    running = trainer(checkpoint, root, datamodule=_Data(images, test_images), **changes)
+    running = trainer(checkpoint, root, datamodule=_Data(images), **changes)
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
     for_results = callback.calibration(running, module)  # type: ignore[arg-type]
     callback.on_test_end(running, module)  # type: ignore[arg-type]
     assert (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns) == before
     assert read_thresholds(checkpoint) == for_results
     return for_results
+
+
+def test_conditions_have_all_pairs() -> None:
+    index = torch.arange(10)
+    gallery, probe = (
+        EmbeddingSet(torch.eye(10).repeat(n, 1), index.repeat(n) // 2, index.repeat(n), kind, torch.arange(10 * n))
+        for n, kind in ((1, torch.full((10,), -1)), (6, torch.arange(2).repeat_interleave(30)))
+    )
+    found = {name: (len(counted.pairs.same), counted.repeats) for name, counted in _conditions(gallery, probe).items()}
+    assert found == {"clean-clean": (45, 1), "clean-masked": (90 * 6, 6), "masked-masked": (45 * 12, 12)}
+    assert tuple(found) == CONDITIONS
 
 
 def test_separable_identities_give_thresholds(checkpoint: Path) -> None:
@@ -207,7 +221,7 @@ def test_unwritable_thresholds_are_reported(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(calibration, "write_thresholds", refused)
-    running = trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48, 4))
+    running = trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48))
     callback, module = CalibrationCallback(), _Module(4)
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]
     callback.on_test_end(running, module)  # type: ignore[arg-type]

@@ -12,14 +12,11 @@ import torch
 
 from deocc.callbacks import FingerprintCallback, PanelCallback, PerceptualCallback, ResultsCallback
 from deocc.callbacks.calibration import CalibrationCallback
-from deocc.callbacks.results import score_pairs
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
-from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.results import CLEAN_ROWS, build_results
+from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, build_results
 from deocc.evaluation.thresholds import THRESHOLDS
-from deocc.evaluation.verification import equal_error_rate
-from deocc.modules.evaluation import GALLERIES, PROBES
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES, read_scores
 from tests.callbacks.test_calibration import small_calibration
 from tests.callbacks.test_dashboards import trainer_with
 
@@ -33,42 +30,12 @@ def noisy_embeddings(seed: int, kind: int) -> EmbeddingSet:
 
 
 @pytest.fixture
-def embeddings() -> dict[str, EmbeddingSet]:
-    names = (*GALLERIES, *PROBES)
-    return {name: noisy_embeddings(seed, -1 if name in GALLERIES else 0) for seed, name in enumerate(names)}
+def tested() -> Results:
+    rows = {name: noisy_embeddings(seed, -1 if name in CLEAN_ROWS else 0) for seed, name in enumerate(ROWS)}
+    return build_results(rows, {}, ["box"], {"kinds": ["box"], "training_kinds": ["box"]}, replicates=1)
 
 
-def results_of(embeddings: dict[str, EmbeddingSet]) -> dict[str, Any]:
-    teacher, student, *galleries = [embeddings[name] for name in GALLERIES]
-    probes = {name: embeddings[name] for name in PROBES}
-    predicted = dict(zip(("teacher", "student"), galleries, strict=True))
-    return build_results(teacher, student, probes, {}, ["box"], {}, replicates=1, predicted_mask_galleries=predicted)
-
-
-def test_scores_are_those_of_the_results(embeddings: dict[str, EmbeddingSet]) -> None:
-    scores = score_pairs(embeddings, AllPairs())
-    found = {row: equal_error_rate(pairs.similarity, pairs.same) for row, pairs in scores.items()}
-    assert found == {row: figures["eer"] for row, figures in results_of(embeddings)["rows"].items()}
-    assert set(found) == {*PROBES, *CLEAN_ROWS} and len(set(found.values())) > 4
-
-
-def test_rows_without_embeddings_are_left_out(embeddings: dict[str, EmbeddingSet]) -> None:
-    known = {name: embeddings[name] for name in ("gallery_teacher", "teacher_masked")}
-    assert list(score_pairs(known, AllPairs())) == ["teacher_clean", "teacher_masked"]
-    assert score_pairs({}, AllPairs()) == {}
-
-
-def test_predicted_masks_use_the_plain_gallery(embeddings: dict[str, EmbeddingSet]) -> None:
-    """If there is no gallery with predicted masks."""
-    known = {name: embeddings[name] for name in ("gallery_student", "student_predicted_mask")}
-    scores = score_pairs(known, AllPairs())["student_predicted_mask"]
-    expected = AllPairs().cross(embeddings["gallery_student"], embeddings["student_predicted_mask"])
-    assert torch.equal(scores.similarity, expected.similarity)
-
-
-def test_order_of_callbacks_does_not_matter(
-    embeddings: dict[str, EmbeddingSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_order_of_callbacks_does_not_matter(tested: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CalibrationCallback, "_calibrate", lambda *_: small_calibration())
     monkeypatch.setattr(
         "deocc.callbacks.calibration._embed", lambda module, data, loader: noisy_embeddings(0, len(loader.dataset))
@@ -79,13 +46,10 @@ def test_order_of_callbacks_does_not_matter(
     monkeypatch.setattr("deocc.callbacks.calibration.write_thresholds", lambda *_: None)
     loaders = [SimpleNamespace(dataset=range(2))] * 2
     data = SimpleNamespace(
-        protocol=AllPairs(),
         write_manifest=lambda path: path.write_text("image,kind,seed"),
         val_dataloader=lambda: loaders,
-        test_dataloader=lambda: loaders,
     )
-    results = results_of(embeddings) | {"kinds": ["box"], "training_kinds": ["box"]}
-    module: Any = SimpleNamespace(results=results, embeddings=embeddings, hparams={})
+    module: Any = SimpleNamespace(results=tested, hparams={})
     written = []
     callbacks = [ResultsCallback, CalibrationCallback, PanelCallback, FingerprintCallback]
     for number, order in enumerate(itertools.permutations(callbacks)):
@@ -101,6 +65,11 @@ def test_order_of_callbacks_does_not_matter(
             assert sorted(path.name for path in folder.iterdir()) == sorted(
                 ["clean_scores.npz", "masks.csv", "report.html", "results.json", "scores.npz"]
             )
+            for file, clean in ((SCORES, False), (CLEAN_SCORES, True)):
+                expected = {row: pairs for row, pairs in tested.pairs.items() if (row in CLEAN_ROWS) == clean}
+                found = read_scores(folder / file)
+                assert found.keys() == expected.keys()
+                assert all(torch.equal(pairs[0], expected[row][0]) for row, pairs in found.items())
             monkeypatch.setattr("deocc.callbacks.results.write_report", lambda *_: None)
             monkeypatch.setattr("deocc.callbacks.results._draw_figures", lambda *_: {})
     assert len(set(written)) == 1 and json.loads(written[0])[THRESHOLDS]

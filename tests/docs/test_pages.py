@@ -24,8 +24,7 @@ from PIL import Image
 import deocc.data
 from deocc import cli, modules
 from deocc.data import MaskedFaceDataModule
-from deocc.evaluation.scores import write_scores
-from deocc.evaluation.verification import PairScores
+from deocc.evaluation.verification import PairScores, write_scores
 from deocc.masking import list_kinds, registry
 from tests.conftest import ROOT
 

@@ -15,20 +15,20 @@ from deocc.evaluation.bootstrap import (
     mcnemar,
     paired_bootstrap_accuracy,
     paired_bootstrap_eer,
-    paired_bootstrap_mean_accuracy,
-    paired_bootstrap_mean_eer,
     tar_intervals,
     wilson,
 )
-from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import (
     PairScores,
+    curve_equal_error_rate,
     decisions,
     equal_error_rate,
     fold_accuracy,
-    pair_scores,
-    true_accept_rate,
+    roc_curve,
 )
+
+pair_scores = AllPairs().cross
 
 
 def _slow_replicates(
@@ -45,7 +45,8 @@ def _slow_replicates(
             count[i] if i == j else count[i] * count[j]
             for i, j in zip(first.first_identity.tolist(), first.second_identity.tolist(), strict=True)
         ]
-        rates = [equal_error_rate(pairs.similarity, pairs.same, torch.tensor(weight)) for pairs in (first, second)]
+        curves = [roc_curve(pairs.similarity, pairs.same, torch.tensor(weight)) for pairs in (first, second)]
+        rates = [float(curve_equal_error_rate(curve.far, curve.tar)) for curve in curves]
         differences.append(rates[0] - rates[1])
     return differences
 
@@ -55,7 +56,7 @@ def test_bootstrap_equals_slow_loop(make_sets, monkeypatch: pytest.MonkeyPatch, 
     first, second = pair_scores(*make_sets(4.0, seed=1)), pair_scores(*make_sets(5.0, seed=2))
     if bins is not None:
         monkeypatch.setattr(bootstrap, "_BINS", bins)  # so few that bins hold several pairs
-    interval = paired_bootstrap_eer(first, second, replicates=60, seed=4)
+    interval = paired_bootstrap_eer([first], [second], replicates=60, seed=4)
     slow = _slow_replicates(first, second, 60, seed=4)
     tolerance = 1e-9 if bins is None else 2e-3
     assert np.std(slow) > 0.01
@@ -78,7 +79,7 @@ def test_bootstrap_bins_are_accurate() -> None:
         return PairScores(similarity, one == other, one, other)
 
     first, second = scores(2.0), scores(1.5)
-    interval = paired_bootstrap_eer(first, second, replicates=8, seed=1)
+    interval = paired_bootstrap_eer([first], [second], replicates=8, seed=1)
     slow = _slow_replicates(first, second, 8, seed=1)
     assert [interval.mean, interval.low, interval.high] == pytest.approx(
         [np.mean(slow), *np.quantile(slow, [0.025, 0.975])], abs=1e-4
@@ -96,7 +97,7 @@ def _two_folds(make_sets, noise: float, seed: int) -> list[PairScores]:
 
 def test_bootstrap_mean_equals_slow_loop(make_sets) -> None:
     firsts, seconds = _two_folds(make_sets, 4.0, seed=1), _two_folds(make_sets, 5.0, seed=2)
-    interval = paired_bootstrap_mean_eer(firsts, seconds, replicates=60, seed=4)
+    interval = paired_bootstrap_eer(firsts, seconds, replicates=60, seed=4)
     generator = torch.Generator().manual_seed(4)
     folds = [_slow_replicates(first, second, 60, generator) for first, second in zip(firsts, seconds, strict=True)]
     slow = np.mean(folds, axis=0)
@@ -108,46 +109,6 @@ def test_bootstrap_mean_equals_slow_loop(make_sets) -> None:
     assert interval.estimate == pytest.approx(np.mean(rates[0]) - np.mean(rates[1]), abs=1e-12)
 
 
-def test_bootstrap_mean_rejects_other_folds(make_sets) -> None:
-    folds = _two_folds(make_sets, 4.0, seed=1)
-    for firsts, seconds in (([], []), (folds, folds[:1])):
-        with pytest.raises(ValueError, match="same folds of both"):
-            paired_bootstrap_mean_eer(firsts, seconds)
-    with pytest.raises(ValueError, match="different pairs"):
-        paired_bootstrap_mean_eer(folds, folds[::-1])
-
-
-def test_bootstrap_chunks_do_not_matter(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
-    expected = paired_bootstrap_eer(first, second, 7)
-    monkeypatch.setattr(bootstrap, "_CELLS", 1)
-    assert paired_bootstrap_eer(first, second, 7) == pytest.approx(expected)
-
-
-def test_bootstrap_defaults(make_sets) -> None:
-    first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
-    expected = paired_bootstrap_mean_eer([first], [second], replicates=1000, seed=0)
-    assert paired_bootstrap_eer(first, second) == paired_bootstrap_mean_eer([first], [second]) == expected
-
-
-def test_bootstrap_of_equal_systems_is_zero(make_sets) -> None:
-    pairs = pair_scores(*make_sets(4.0))
-    assert tuple(paired_bootstrap_eer(pairs, pairs, replicates=20)) == (0.0, 0.0, 0.0, 0.0)
-
-
-def test_bootstrap_follows_seed(make_sets) -> None:
-    first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
-    assert paired_bootstrap_eer(first, second, 30, seed=1) == paired_bootstrap_eer(first, second, 30, seed=1)
-    assert paired_bootstrap_eer(first, second, 30, seed=1) != paired_bootstrap_eer(first, second, 30, seed=2)
-
-
-def test_bootstrap_skips_single_identity(make_sets) -> None:
-    gallery, probe = make_sets(4.0)
-    two: list[EmbeddingSet] = [members.take(members.identity < 2) for members in (gallery, probe)]
-    interval = paired_bootstrap_eer(pair_scores(*two), pair_scores(*two), replicates=40)
-    assert (interval.low, interval.high) == (0.0, 0.0)
-
-
 def test_bootstrap_without_replicates_is_nan(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, probe = make_sets(4.0)
     pairs = pair_scores(*(members.take(members.identity < 2) for members in (gallery, probe)))
@@ -155,29 +116,11 @@ def test_bootstrap_without_replicates_is_nan(make_sets, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         torch, "randint", lambda high, size, generator: torch.zeros(size, dtype=torch.int64)
     )  # always the first person
-    interval = paired_bootstrap_eer(worse, pairs, replicates=3)
+    interval = paired_bootstrap_eer([worse], [pairs], replicates=3)
     assert interval.estimate == equal_error_rate(worse.similarity, worse.same) - equal_error_rate(
         pairs.similarity, pairs.same
     )
     assert all(math.isnan(value) for value in interval[1:])
-
-
-def test_bootstrap_rejects_bad_input(make_sets) -> None:
-    gallery, probe = make_sets(4.0)
-    pairs = pair_scores(gallery, probe)
-    with pytest.raises(ValueError, match="different pairs"):
-        paired_bootstrap_eer(pairs, pair_scores(gallery, probe.take(torch.arange(len(probe) - 1))))
-    with pytest.raises(ValueError, match="replicates is 0"):
-        paired_bootstrap_eer(pairs, pairs, replicates=0)
-    alone = pair_scores(*(members.take(members.identity == 0) for members in (gallery, probe)))
-    with pytest.raises(ValueError, match="1 people"):
-        paired_bootstrap_eer(alone, alone)
-
-
-def _folded(make_sets, noise: float, seed: int) -> PairScores:
-    """All pairs, in three folds that mix people and sorts of pair."""
-    pairs = pair_scores(*make_sets(noise, seed=seed))
-    return pairs._replace(fold=torch.arange(len(pairs.same)) % 3)
 
 
 def _slow_accuracy_differences(first: PairScores, second: PairScores, replicates: int, seed: int) -> list[float]:
@@ -201,9 +144,40 @@ def _slow_accuracy_differences(first: PairScores, second: PairScores, replicates
     return differences
 
 
+def test_bootstrap_chunks_and_defaults(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
+    expected = paired_bootstrap_eer([first], [second])
+    assert expected == paired_bootstrap_eer([first], [second], replicates=1000, seed=0)
+    monkeypatch.setattr(bootstrap, "_CELLS", 1)
+    assert paired_bootstrap_eer([first], [second]) == pytest.approx(expected)
+
+
+def test_bootstrap_rejects_bad_input(make_sets) -> None:
+    gallery, probe = make_sets(4.0)
+    pairs = _in_folds(pair_scores(gallery, probe), 0)
+    alone = _in_folds(pair_scores(*(members.take(members.identity == 0) for members in (gallery, probe))), 0)
+    fewer = pairs._replace(**{name: getattr(pairs, name)[1:] for name in pairs._fields})
+    for measure in (paired_bootstrap_eer, paired_bootstrap_accuracy):
+        with pytest.raises(ValueError, match="different pairs"):
+            measure([pairs], [fewer])
+        with pytest.raises(ValueError, match="replicates is 0"):
+            measure([pairs], [pairs], replicates=0)
+        with pytest.raises(ValueError, match="1 people"):
+            measure([alone], [alone])
+        for firsts in ([], [pairs, pairs]):
+            with pytest.raises(ValueError, match=f"got {len(firsts)} folds of one system and 1 of the other"):
+                measure(firsts, [pairs])
+    with pytest.raises(ValueError, match="two or more are needed"):
+        paired_bootstrap_accuracy([pairs._replace(fold=torch.zeros_like(pairs.same.long()))], [pairs])
+
+
+def _in_folds(pairs: PairScores, seed: int) -> PairScores:
+    return pairs._replace(fold=torch.randint(3, pairs.same.shape, generator=torch.Generator().manual_seed(seed)))
+
+
 def test_bootstrap_accuracy_equals_loop(make_sets) -> None:
-    first, second = _folded(make_sets, 2.0, seed=1), _folded(make_sets, 3.0, seed=2)
-    interval = paired_bootstrap_accuracy(first, second, replicates=25, seed=4)
+    first, second = (_in_folds(pair_scores(*make_sets(noise, seed=seed)), seed) for noise, seed in ((2.0, 1), (3.0, 2)))
+    interval = paired_bootstrap_accuracy([first], [second], replicates=25, seed=4)
     slow = _slow_accuracy_differences(first, second, 25, seed=4)
     assert np.std(slow) > 0.005
     assert interval.mean == pytest.approx(np.mean(slow), abs=1e-9)
@@ -222,20 +196,8 @@ def test_bootstrap_accuracy_matches_folds(make_sets) -> None:
         ).flatten()
         taken = [value[chosen] for value in (pairs.similarity, pairs.same, pairs.first_identity, pairs.second_identity)]
         parts.append(PairScores(*taken, torch.arange(600) // 200))
-    interval = paired_bootstrap_accuracy(*parts, replicates=5)
+    interval = paired_bootstrap_accuracy([parts[0]], [parts[1]], replicates=5)
     assert interval.estimate == pytest.approx(fold_accuracy(parts[0]).mean - fold_accuracy(parts[1]).mean, abs=1e-9)
-
-
-def test_bootstrap_accuracy_rejects_input(make_sets) -> None:
-    first, second = _folded(make_sets, 2.0, seed=1), _folded(make_sets, 3.0, seed=2)
-    with pytest.raises(ValueError, match="different pairs"):
-        paired_bootstrap_accuracy(first, PairScores(*(value[1:] for value in second)))
-    with pytest.raises(ValueError, match="two or more are needed"):
-        paired_bootstrap_accuracy(first._replace(fold=torch.zeros_like(first.fold)), second)
-
-
-def _in_folds(pairs: PairScores, seed: int) -> PairScores:
-    return pairs._replace(fold=torch.randint(3, pairs.same.shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def test_mean_accuracy_separates_parts(make_sets) -> None:
@@ -243,42 +205,27 @@ def test_mean_accuracy_separates_parts(make_sets) -> None:
     firsts = [_in_folds(pair_scores(*make_sets(4.0, seed=seed)), seed) for seed in (1, 2)]
     seconds = [_in_folds(pair_scores(*make_sets(7.0, seed=seed + 2)), seed) for seed in (1, 2)]
     shifted = [[part[0], part[1]._replace(similarity=part[1].similarity + 5)] for part in (firsts, seconds)]
-    assert paired_bootstrap_mean_accuracy(*shifted, 80, seed=3) == paired_bootstrap_mean_accuracy(
-        firsts, seconds, 80, seed=3
-    )
-    both = paired_bootstrap_mean_accuracy(firsts, seconds, 80, seed=3)
-    alone = [paired_bootstrap_accuracy(*pairs, 80, seed=3) for pairs in zip(firsts, seconds, strict=True)]
+    assert paired_bootstrap_accuracy(*shifted, 80, seed=3) == paired_bootstrap_accuracy(firsts, seconds, 80, seed=3)
+    both = paired_bootstrap_accuracy(firsts, seconds, 80, seed=3)
+    alone = [paired_bootstrap_accuracy([one], [other], 80, seed=3) for one, other in zip(firsts, seconds, strict=True)]
     assert both.estimate == pytest.approx(np.mean([interval.estimate for interval in alone]))
     widths = [interval.high - interval.low for interval in alone]
     assert 0.5 * min(widths) < both.high - both.low < 0.9 * max(widths)
 
 
-def test_mean_accuracy_rejects_other_parts(make_sets) -> None:
-    pairs = _in_folds(pair_scores(*make_sets(4.0)), 0)
-    with pytest.raises(ValueError, match="got 2 folds of one system and 1"):
-        paired_bootstrap_mean_accuracy([pairs, pairs], [pairs])
-
-
 @pytest.mark.parametrize(
     ("successes", "trials"), [(0, 1), (1, 1), (0, 40), (3, 40), (20, 40), (40, 40), (71_234, 72_000)]
 )
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
-def test_wilson_equals_scipy(successes: int, trials: int, confidence: float) -> None:
-    expected = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    assert wilson(successes, trials, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+def test_wilson_equals_scipy(successes: int, trials: int) -> None:
+    expected = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_wilson_without_trials_is_nan() -> None:
+def test_wilson_of_impossible_counts() -> None:
     assert all(math.isnan(bound) for bound in wilson(0, 0))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [((3, 2), "3 successes in 2"), ((-1, 2), "-1 successes"), ((1, 2, 1.0), "confidence of 1.0")],
-)
-def test_wilson_rejects_bad_counts(arguments: tuple[int, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        wilson(*arguments)
+    for successes in (3, -1):
+        with pytest.raises(ValueError, match=f"{successes} successes in 2"):
+            wilson(successes, 2)
 
 
 def person_pairs(images: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -345,29 +292,18 @@ def test_identity_interval_covers_rate() -> None:
 
 
 def test_tar_intervals_or_their_reasons() -> None:
-    generator = torch.Generator().manual_seed(0)
-    same = torch.arange(350) < 100
-    similarity = torch.randn(350, generator=generator) + 2.0 * same
-    answers = tar_intervals(similarity, same)
-    for name, far in (("1e-1", 0.1), ("1e-2", 0.01)):
-        tar = true_accept_rate(similarity, same, far)
+    same = torch.arange(1100) < 100
+    similarity = torch.randn(1100, generator=torch.Generator().manual_seed(0)) + 2.0 * same
+    answers, curve = tar_intervals(similarity, same), roc_curve(similarity, same)
+    for name in ("1e-1", "1e-2", "1e-3"):
+        tar = float(curve.tar[curve.far <= float(name) + 1e-9][-1])
         expected = binomtest(round(100 * tar), 100).proportion_ci(method="wilson")
-        assert 0.2 < tar < 1
+        assert 0 < tar < 1
         assert answers[name] == pytest.approx({"tar": tar, "low": expected.low, "high": expected.high})
-    assert answers["1e-3"]["reason"] == "not enough negatives: 250, 1000 needed"
-    assert answers["1e-4"]["reason"] == "not enough negatives: 250, 10000 needed"
+    assert answers["1e-4"]["reason"] == "not enough negatives: 1000, 10000 needed"
     assert math.isnan(float(answers["1e-4"]["tar"]))
-
-
-def test_tar_intervals_negatives_needed() -> None:
-    similarity, same = torch.linspace(0, 1, 1001), torch.arange(1001) == 1000
-    assert tar_intervals(similarity, same, {"1e-3": 1e-3})["1e-3"]["tar"] == 1.0
-    assert "999, 1000 needed" in str(tar_intervals(similarity[1:], same[1:], {"1e-3": 1e-3})["1e-3"]["reason"])
-
-
-def test_tar_intervals_without_positives() -> None:
-    answers = tar_intervals(torch.linspace(0, 1, 20), torch.zeros(20, dtype=torch.bool), {"1e-1": 0.1})
-    assert answers["1e-1"]["reason"] == "not enough positives: 0, 1 needed"
+    assert "999, 1000 needed" in str(tar_intervals(similarity[:-1], same[:-1])["1e-3"]["reason"])
+    assert tar_intervals(similarity[100:], same[100:])["1e-1"]["reason"] == "not enough positives: 0, 1 needed"
 
 
 def _decision_pair(first_only: int, second_only: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -389,7 +325,7 @@ def _enumerated_p_value(first_only: int, second_only: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "counts", [(1, 0), (3, 9), (9, 3), (10, 10), (0, 60), (480, 520), (5_200, 4_800), (30_000, 30_500)]
+    "counts", [(0, 0), (1, 0), (3, 9), (9, 3), (10, 10), (0, 60), (5_200, 4_800), (30_000, 30_500)]
 )
 def test_mcnemar_equals_enumeration(counts: tuple[int, int]) -> None:
     outcome = mcnemar(*_decision_pair(*counts))
@@ -403,10 +339,6 @@ def test_mcnemar_oracle_counts_coin_tosses() -> None:
         for observed in range(total + 1):
             extreme = sum(heads.count(number) <= heads.count(observed) for number in heads)
             assert _enumerated_p_value(observed, total - observed) == extreme / 2**total
-
-
-def test_mcnemar_of_equal_decisions() -> None:
-    assert mcnemar(*_decision_pair(0, 0)) == (0, 0, 1.0)
 
 
 @pytest.mark.parametrize("second", [torch.ones(3, dtype=torch.bool), torch.ones(4), torch.ones(4, 1, dtype=torch.bool)])

@@ -13,8 +13,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import lpips
 from torchmetrics.image.kid import poly_mmd
 
-from deocc.evaluation.embeddings import EmbeddingBank
-from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance, perceptual_distance
+from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance, perceptual_distances
 from deocc.evaluation.restoration import RestorationMetric
 
 SIDE = 32
@@ -26,6 +26,10 @@ def _images(number: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     mask = torch.zeros(number, 1, SIDE, SIDE)
     mask[:, :, 13:] = 1
     return restored, face, mask
+
+
+def _pixels(images: torch.Tensor) -> list[torch.Tensor]:
+    return [images]
 
 
 class _Maps(nn.Module):
@@ -45,31 +49,14 @@ class _Maps(nn.Module):
 def test_distance_equals_torchmetrics_lpips() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        published = lpips._LPIPS(
-            net="squeeze", pnet_rand=True
-        )  # the published channel weights on a network of random ones
-    restored, face, _ = _images()
-    distance = perceptual_distance(
-        lambda images: published.net(published.scaling_layer(images)),
-        restored,
-        face,
-        weights=[lin.model[-1].weight.flatten() for lin in published.lins],
-    )
+        published = lpips._LPIPS(net="squeeze", pnet_rand=True)
+    for layer in published.lins:
+        nn.init.ones_(layer.model[-1].weight)
+    restored, face, mask = _images()
+    features = lambda images: published.net(published.scaling_layer(images))  # noqa: E731
+    distance, _ = perceptual_distances(features, restored, face, mask)
     torch.testing.assert_close(distance, published(restored, face).flatten(), rtol=1e-4, atol=1e-7)
     assert float(distance.min()) > 1e-3
-
-
-def test_distance_of_rectangular_crop() -> None:
-    restored, face, mask = (images[..., : SIDE // 2] for images in _images())
-    found = perceptual_distance(lambda images: images, restored, face, mask)
-    unit = [nn.functional.normalize(images, dim=1) for images in (restored, face)]
-    torch.testing.assert_close(found, (unit[0] - unit[1]).square().sum(1)[:, 13:].mean((1, 2)))
-
-
-def test_distance_rejects_other_mask_size() -> None:
-    restored, face, mask = _images()
-    with pytest.raises(ValueError, match="a mask"):
-        PerceptualDistance(_Maps()).update(restored, face, mask[..., 1:], torch.zeros(3, dtype=torch.int64))
 
 
 def _slow(maps: nn.Module, restored: torch.Tensor, face: torch.Tensor, mask: np.ndarray) -> float:
@@ -87,22 +74,23 @@ def _slow(maps: nn.Module, restored: torch.Tensor, face: torch.Tensor, mask: np.
     return total
 
 
-@pytest.mark.parametrize("covered", [False, True])
-def test_distance_equals_weighted_loop(covered: bool) -> None:
-    restored, face, mask = _images(2)  # the mask starts on an odd row: places of the small map are half covered
-    distance = perceptual_distance(_Maps(), restored, face, mask if covered else None)
-    area = mask[0, 0].numpy() if covered else np.ones((SIDE, SIDE))
-    assert distance.tolist() == pytest.approx([_slow(_Maps(), restored[i], face[i], area) for i in range(2)], rel=1e-5)
+@pytest.mark.parametrize("width", [SIDE, SIDE // 2])
+def test_distance_equals_weighted_loop(width: int) -> None:
+    restored, face, mask = (images[..., :width] for images in _images(2))
+    # the mask starts on an odd row: places of the small map are half covered
+    areas = (np.ones((SIDE, width)), mask[0, 0].numpy())
+    for distance, area in zip(perceptual_distances(_Maps(), restored, face, mask), areas, strict=True):
+        assert distance.tolist() == pytest.approx(
+            [_slow(_Maps(), restored[i], face[i], area) for i in range(2)], rel=1e-5
+        )
 
 
 def test_covered_distance_ignores_the_rest() -> None:
     restored, face, mask = _images()
     pasted = torch.where(mask.bool(), restored, face)
-    one_map = torch.nn.Identity()
-    torch.testing.assert_close(
-        perceptual_distance(one_map, pasted, face, mask), perceptual_distance(one_map, restored, face, mask)
-    )
-    assert perceptual_distance(one_map, pasted, face, 1 - mask).tolist() == [0.0] * 3
+    (_, covered), (_, expected) = (perceptual_distances(_pixels, images, face, mask) for images in (pasted, restored))
+    torch.testing.assert_close(covered, expected)
+    assert perceptual_distances(_pixels, pasted, face, 1 - mask)[1].tolist() == [0.0] * 3
 
 
 def test_metric_averages_by_kind() -> None:
@@ -112,22 +100,19 @@ def test_metric_averages_by_kind() -> None:
     for part, kind in ((slice(0, 1), [2]), (slice(1, 4), [0, 2, -1])):
         metric.update(restored[part], face[part], mask[part], torch.tensor(kind))
     scores = metric.compute()
-    whole, covered = perceptual_distance(_Maps(), restored, face), perceptual_distance(_Maps(), restored, face, mask)
+    whole, covered = perceptual_distances(_Maps(), restored, face, mask)
     assert scores["mean"]["perceptual"] == pytest.approx(float(whole.mean()), rel=1e-5)
     assert scores["mean"]["perceptual_covered"] == pytest.approx(float(covered[:3].mean()), rel=1e-5)
     assert scores["per_kind"][2]["perceptual_covered"] == pytest.approx(float(covered[[0, 2]].mean()), rel=1e-5)
     assert math.isnan(scores["per_kind"][-1]["perceptual_covered"])
 
 
-@pytest.mark.parametrize("weights", [[torch.ones(5)], [torch.ones(5), torch.ones(5)]])
-def test_distance_rejects_bad_weights(weights: list[torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="C weights for each"):
-        perceptual_distance(_Maps(), *_images()[:2], weights=weights)
-
-
-def test_distance_rejects_pooled_features() -> None:
+def test_distance_rejects_bad_shapes() -> None:
+    restored, face, mask = _images()
     with pytest.raises(ValueError, match="expected feature maps"):
-        perceptual_distance(lambda images: images.mean((2, 3)), *_images()[:2])
+        perceptual_distances(lambda images: [images.mean((2, 3))], restored, face, mask)
+    with pytest.raises(ValueError, match="a mask"):
+        PerceptualDistance(_Maps()).update(restored, face, mask[..., 1:], torch.zeros(3, dtype=torch.int64))
 
 
 DIMENSION = 6
@@ -224,34 +209,17 @@ def test_kernel_rejects_unpooled_features() -> None:
         KernelDistance(lambda images: images).update(*_crowds(4, 4))
 
 
-def test_perceptual_distance_merges() -> None:
-    generator = torch.Generator().manual_seed(0)
-    face, restored = (torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2))
-    mask, kind = torch.ones(4, 1, 8, 8), torch.tensor([0, 1, 1, 0])
-    whole, one, other = (PerceptualDistance(torch.nn.Identity()) for _ in range(3))
-    whole.update(restored, face, mask, kind)
-    one.update(restored[:1], face[:1], mask[:1], kind[:1])
-    other.update(restored[1:], face[1:], mask[1:], kind[1:])
-    one.merge_state(other)
-    torch.testing.assert_close(one.compute(), whole.compute())
-
-
 def _means(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: FrechetDistance(_means, 3), lambda: KernelDistance(_means)], ids=["frechet", "kernel"]
-)
-def test_set_distances_merge(make: Callable[[], Metric]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    face, restored = (torch.rand(9, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))
-    whole, one, other = (make() for _ in range(3))
-    whole.update(restored, face)
-    one.update(restored[:2], face[:4])
-    other.update(restored[2:], face[4:])
-    one.merge_state(other)
-    torch.testing.assert_close(one.compute(), whole.compute())
+METRICS: dict[str, Callable[..., Metric]] = {
+    "bank": EmbeddingBank,
+    "restoration": RestorationMetric,
+    "perceptual": lambda **settings: PerceptualDistance(_pixels, **settings),
+    "frechet": lambda **settings: FrechetDistance(_means, 3, **settings),
+    "kernel": lambda **settings: KernelDistance(_means, **settings),
+}
 
 
 def _batch(metric: Metric) -> tuple[torch.Tensor, ...]:
@@ -266,29 +234,31 @@ def _batch(metric: Metric) -> tuple[torch.Tensor, ...]:
     return restored, face, torch.ones(4, 1, 16, 16), ids
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        EmbeddingBank,
-        RestorationMetric,
-        lambda **settings: PerceptualDistance(torch.nn.Identity(), **settings),
-        lambda **settings: FrechetDistance(_means, 3, **settings),
-        lambda **settings: KernelDistance(_means, **settings),
-    ],
-    ids=["bank", "restoration", "perceptual", "frechet", "kernel"],
-)
-def test_metrics_synchronise_processes(make: Callable[..., Metric]) -> None:
+def _plain(value: object) -> object:
+    if isinstance(value, EmbeddingSet):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return value
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_merge(name: str) -> None:
+    whole, one, other = (METRICS[name]() for _ in range(3))
+    batch = _batch(whole)
+    whole.update(*batch)
+    one.update(*(values[:2] for values in batch))
+    other.update(*(values[2:] for values in batch))
+    one.merge_state(other)
+    torch.testing.assert_close(_plain(one.compute()), _plain(whole.compute()))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_synchronise_processes(name: str) -> None:
     def gather(state: torch.Tensor, group: object) -> list[torch.Tensor]:
         return [state, state]  # a second process that saw the same
 
-    synchronised = make(dist_sync_fn=gather, distributed_available_fn=lambda: True)
-    alone = make()
+    synchronised = METRICS[name](dist_sync_fn=gather, distributed_available_fn=lambda: True)
+    alone = METRICS[name]()
     synchronised.update(*_batch(synchronised))
     for _ in range(2):
         alone.update(*_batch(alone))
-    got, expected = (metric.compute() for metric in (synchronised, alone))
-    if isinstance(alone, EmbeddingBank):
-        got, expected = (
-            {field.name: getattr(members, field.name) for field in fields(members)} for members in (got, expected)
-        )
-    torch.testing.assert_close(got, expected, equal_nan=True)
+    torch.testing.assert_close(_plain(synchronised.compute()), _plain(alone.compute()), equal_nan=True)

@@ -1,15 +1,14 @@
-"""Protocols against loops over every pair of faces."""
+"""Protocols and ranks against loops over every pair of faces."""
 
 import numpy as np
 import pytest
 import torch
 
 from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.identification import cmc
-from deocc.evaluation.protocol import AllPairs, Galleries, ListedPairs
-from deocc.evaluation.results import build_results
-from deocc.evaluation.tables import setting_cells, summary_table
-from deocc.evaluation.verification import PairScores, pair_scores
+from deocc.evaluation.protocol import AllPairs, Galleries, ListedPairs, cmc
+from deocc.evaluation.report import setting_cells, summary_table
+from deocc.evaluation.results import build_results, score_row
+from deocc.evaluation.verification import PairScores
 
 FIRST, SECOND = np.array([100, 107, 129, 500, 103]), np.array([101, 120, 100, 101, 104])
 SAME, FOLD = np.array([True, False, False, False, True]), np.array([0, 0, 1, 1, 1])
@@ -117,18 +116,15 @@ def test_mixed_kinds_all_pairs_per_seed(make_sets, seeds: int) -> None:
 def test_mixed_kinds_use_second_image(make_sets, listed: ListedPairs) -> None:
     gallery, complete = make_sets(3.0)
     probe = mixed(complete, 1)
-    built = build_results(gallery, None, {"teacher_masked": probe}, {}, ("cloth", "hand"), {}, listed, replicates=5)
     kind_of = dict(zip(probe.index.tolist(), probe.kind.tolist(), strict=True))
-    there = [(a, b) for a, b in zip(FIRST.tolist(), SECOND.tolist(), strict=True) if a != 500]
-    embedded = [(a, b) for a, b in there if a in kind_of and b in kind_of]
+    embedded = [(a, b) for a, b in zip(FIRST.tolist(), SECOND.tolist(), strict=True) if {a, b} <= kind_of.keys()]
     assert len({kind_of[b] for _, b in embedded}) == 2
-    for number, name in enumerate(("cloth", "hand")):
-        row = built["per_kind"][name]["rows"]["teacher_masked"]
-        assert sum(row["pairs"].values()) == sum(kind_of[b] == number for _, b in embedded)
-        assert sum(row["masked_masked"]["pairs"].values()) == sum(
-            kind_of[a] == kind_of[b] == number for a, b in embedded
-        )
-    assert sum(built["rows"]["teacher_masked"]["masked_masked"]["pairs"].values()) == len(embedded) == 4
+    for kind in range(2):
+        row = score_row(gallery, probe.select(kind), listed)
+        assert sum(row["pairs"].values()) == sum(kind_of[b] == kind for _, b in embedded)
+        both = sum(kind_of[a] == kind_of[b] == kind for a, b in embedded)
+        assert sum(row["masked_masked"]["pairs"].values()) == both
+    assert sum(score_row(gallery, probe, listed)["masked_masked"]["pairs"].values()) == len(embedded) == 4
 
 
 def test_listed_pairs_skip_unlisted_faces(make_sets) -> None:
@@ -139,21 +135,18 @@ def test_listed_pairs_skip_unlisted_faces(make_sets) -> None:
     assert (found.first_identity.unique().tolist(), found.second_identity.unique().tolist()) == ([0], [1])
 
 
-def test_protocol_without_probes(make_sets, listed: ListedPairs) -> None:
-    gallery, probe = make_sets(3.0)
-    assert len(listed.cross(gallery, probe.select(9)).same) == 0
-
-
 def test_listed_pairs_give_accuracy(make_sets, listed: ListedPairs) -> None:
     gallery, masked = make_sets(3.0)
+    assert len(listed.cross(gallery, masked.select(9)).same) == 0
     gallery_student, student = make_sets(0.5, dimension=12)
-    probes = {"teacher_masked": masked, "student": student}
-    built = build_results(gallery, gallery_student, probes, {}, ("cloth", "hand"), {}, listed, replicates=5)
-    assert built["protocol"] == "ListedPairs"
-    header, body = setting_cells(built)
+    rows = {"teacher_clean": gallery, "teacher_masked": masked, "student_clean": gallery_student, "student": student}
+    built = build_results(rows, {}, ("cloth", "hand"), {}, listed, replicates=5)
+    assert built.content["protocol"] == "ListedPairs"
+    assert set(built.content["student_minus_teacher_masked"]) == {"eer", "accuracy"}
+    header, body = setting_cells(built.content)
     assert [row[1] for row in body] == ["clean-clean", "clean-masked", "masked-masked"] * 2
     assert all("±" in row[2] for row in body)
-    assert "not enough negatives" in summary_table(built) and header[2].startswith("accuracy")
+    assert "not enough negatives" in summary_table(built.content) and header[2].startswith("accuracy")
 
 
 @pytest.mark.parametrize("lengths", [(2, 1, 1, 1), (0, 0, 0, 0)])
@@ -178,7 +171,7 @@ def test_galleries_keep_pairs(make_sets) -> None:
     assert scores["rank1"] == scores["rank1_protocol2"] == float(cmc(chosen["2"], probe, 1, images="all")[0])
     assert scores["cmc_protocol1"] == cmc(chosen["1"], probe, 6, images="all").tolist()
     assert scores["rank1_protocol1"] >= scores["rank1_protocol2"] - 0.2 and len(scores["cmc"]) == 6
-    assert torch.equal(protocol.cross(gallery, probe).similarity, pair_scores(gallery, probe).similarity)
+    assert torch.equal(protocol.cross(gallery, probe).similarity, AllPairs().cross(gallery, probe).similarity)
 
 
 def test_an_empty_gallery_is_refused() -> None:
@@ -186,7 +179,57 @@ def test_an_empty_gallery_is_refused() -> None:
         Galleries({"protocol2": np.zeros(0, dtype=np.int64)})
 
 
-def test_all_pairs_give_whole_cmc(make_sets) -> None:
+def on_circle(angles: list[float], identity: list[int], index: list[int]) -> EmbeddingSet:
+    radians = torch.tensor(angles).deg2rad()
+    ids = torch.zeros(len(index), dtype=torch.int64)
+    return EmbeddingSet(
+        torch.stack([radians.cos(), radians.sin()], 1), torch.tensor(identity), torch.tensor(index), ids, ids
+    )
+
+
+def test_rank1_of_a_case_worked_by_hand() -> None:
+    # Gallery after one image a person: 0 at 0 degrees (index 1, not 4), 1 at 90, 2 at 180.
+    gallery = on_circle([60, 180, 0, 90], [0, 2, 0, 1], [4, 3, 1, 2])
+    probe = on_circle(
+        [10, 50, 100, 170, 5], [0, 0, 1, 1, 0], [4, 5, 6, 7, 1]
+    )  # right, wrong, right, wrong, left out: the gallery's own image
+    assert cmc(gallery, probe, 3).tolist() == pytest.approx([0.5, 1.0, 1.0])
+
+
+def test_cmc_of_all_images_equals_loop(make_sets) -> None:
     gallery, probe = make_sets(3.0)
-    scores = AllPairs().identify(gallery, probe)
-    assert scores["cmc"][0] == scores["rank1"] and scores["cmc"][-1] == 1.0 and len(scores["cmc"]) == 6
+    several = gallery.take(gallery.index % 5 < 3)  # probes of the other two images remain
+    ranks = []
+    for j in range(len(probe)):
+        if int(probe.index[j]) not in several.index.tolist():
+            nearest: dict[int, float] = {}
+            for i, person in enumerate(several.identity.tolist()):
+                nearest[person] = max(nearest.get(person, -2.0), float(several.embedding[i] @ probe.embedding[j]))
+            ranks.append(sorted(nearest, key=lambda p: -nearest[p]).index(int(probe.identity[j])) + 1)
+    assert len(ranks) == len(probe) * 2 // 5
+    expected = [sum(rank <= k for rank in ranks) / len(ranks) for k in range(1, 7)]
+    assert 0.2 < expected[0] < 0.95
+    assert cmc(several, probe, 6, images="all").tolist() == pytest.approx(expected)
+
+
+def test_cmc_of_all_images_finds_more() -> None:
+    gallery = on_circle([0, 90, 60], [0, 0, 1], [0, 1, 2])
+    probe = on_circle([80], [0], [3])
+    assert float(cmc(gallery, probe, 1)[0]) == 0.0
+    assert float(cmc(gallery, probe, 1, images="all")[0]) == 1.0
+
+
+def test_rank1_of_constant_embeddings(make_sets) -> None:
+    gallery, probe = make_sets(1.0)
+    gallery.embedding[:] = torch.nn.functional.one_hot(torch.tensor(0), 16)
+    probe.embedding[:] = gallery.embedding[0]
+    assert cmc(gallery, probe, 1).tolist() == [0.0]
+
+
+def test_cmc_refuses_bad_input(make_sets) -> None:
+    with pytest.raises(ValueError, match='images is "mean"'):
+        cmc(*make_sets(1.0), k=1, images="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k is 0"):
+        cmc(*make_sets(1.0), k=0)
+    with pytest.raises(ValueError, match="1 people of the probes \\(first: 9\\)"):
+        cmc(on_circle([0], [0], [0]), on_circle([0], [9], [1]), 1)

@@ -1,13 +1,17 @@
+"""Tables of results made by hand, cell by cell; the HTML report; figures."""
+
+import copy
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.figures import (
     cmc_figure,
     loss_figure,
@@ -17,8 +21,146 @@ from deocc.evaluation.figures import (
     roc_figure,
     score_histogram,
 )
-from deocc.evaluation.report import write_report
+from deocc.evaluation.report import (
+    coverage_cells,
+    difference_cells,
+    is_listed,
+    kind_cells,
+    markdown_cells,
+    number,
+    percent,
+    points,
+    restoration_cells,
+    row_cells,
+    setting_cells,
+    summary_table,
+    tar_cells,
+    threshold_cells,
+    write_report,
+)
 from deocc.evaluation.results import CLEAN_ROWS, ROWS, build_results
+
+RATE, LACK = {"tar": 0.5, "low": 0.25, "high": 0.75}, {"tar": math.nan, "reason": "not enough negatives: 4, 10 needed"}
+TAR = {"1e-1": RATE, "1e-2": LACK, "1e-3": LACK, "1e-4": LACK}
+PAIRS = {"eer": 0.125, "auc": 0.9, "tar_intervals": TAR}
+CLEAN = {**PAIRS, "rank1": 1.0, "tar@1e-2": 0.75, "tar@1e-3": math.nan}
+MASKED = {**CLEAN, "rank1": 0.5, "masked_masked": {**PAIRS, "eer": 0.25}}
+RESULTS: dict[str, Any] = {
+    "rows": {"teacher_clean": CLEAN, "teacher_completed": MASKED, "student": MASKED},
+    "student_minus_teacher_completed": {"eer": {"estimate": -0.05, "low": -0.075, "high": 0.01}},
+    "restoration": {
+        "given_mask": {
+            "psnr": 25.126,
+            "ssim": 0.8126,
+            "psnr_covered": 18.0,
+            "ssim_covered": None,
+            "kernel": 0.000123456,
+        }
+    },
+    "per_kind": {
+        "cloth": {"rows": {"student": {"eer": 0.2, "rank1": 0.6}}, "restoration": {"predicted_mask": {"psnr": 20.0}}}
+    },
+    "per_coverage": [{"low": 0.1, "high": 0.2, "rows": {"student": {"eer": 0.3}}}],
+}
+
+
+def test_markdown_tables() -> None:
+    tables = (row_cells(RESULTS), difference_cells(RESULTS), restoration_cells({**RESULTS, "per_kind": {}}))
+    assert "\n".join(map(markdown_cells, tables)) == (
+        "|  | EER % | AUC % | rank-1 % | TAR@1e-2 % | TAR@1e-3 % | masked-masked EER % |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| teacher, clean | 12.50 | 90.00 | 100.00 | 75.00 | n/a | n/a |\n"
+        "| teacher, completed | 12.50 | 90.00 | 50.00 | 75.00 | n/a | 25.00 |\n"
+        "| student (given mask) | 12.50 | 90.00 | 50.00 | 75.00 | n/a | 25.00 |\n"
+        "\n"
+        "|  | EER, points | 95 % interval |\n"
+        "| --- | ---: | ---: |\n"
+        "| student (given mask) minus teacher, completed | -5.00 | -7.50 to +1.00 |\n"
+        "\n"
+        "|  | PSNR dB | SSIM | PSNR covered dB | SSIM covered | KID form |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| all kinds, given mask | 25.13 | 0.813 | 18.00 | n/a | 0.0001235 |\n"
+    )
+
+
+def test_threshold_cells() -> None:
+    validation = {
+        "false_accept_rate": 0.00098,
+        "false_reject_rate": 0.125,
+        "genuine": 1234,
+        "impostor": 1_000_000,
+        "people": 300,
+    }
+    test = {**validation, "false_accept_rate": 0.0012, "interval": [0.00075, 0.0021], "people": 2086}
+    row = [{"target": 0.001, "same": 0.5, "different": 0.25, "validation": validation, "test": test}]
+    row += [{**row[0], "target": 0.0001, "test": None}]
+    header, body = threshold_cells({"thresholds": {"thresholds": {"clean-clean": row, "masked-masked": []}}})
+    assert len(header) == 12 and [len(cells) for cells in body] == [12, 12]
+    pairs = "1,234, 1,000,000"
+    assert body[0][:8] == ["clean-clean", "0.1", "0.500", "0.250", "0.098", "12.50", pairs, "300"]
+    assert body[0][8:] == ["0.12 (0.075 to 0.21)", "12.50", pairs, "2086"]
+    assert body[1][1] == "0.01" and body[1][8:] == ["n/a"] * 4
+    assert threshold_cells(RESULTS)[1] == []
+
+
+def test_tar_cells() -> None:
+    header, body = tar_cells(RESULTS)
+    assert header == ["", "setting", "TAR@1e-1 %", "TAR@1e-2 %", "TAR@1e-3 %", "TAR@1e-4 %"]
+    assert [row[:2] for row in body] == [
+        ["teacher, clean", "clean-clean"],
+        ["teacher, completed", "clean-completed"],
+        ["teacher, completed", "completed-completed"],
+        ["student (given mask)", "clean-masked"],
+        ["student (given mask)", "masked-masked"],
+    ]
+    assert all(row[2:] == ["50.00 (25.00 to 75.00)", *[LACK["reason"]] * 3] for row in body)
+
+
+def test_setting_cells() -> None:
+    listed = copy.deepcopy(RESULTS)
+    listed["rows"] = {"student": {**PAIRS, "accuracy": {"mean": 0.9, "standard_error": 0.01}}}
+    assert is_listed(listed) and not is_listed(RESULTS)
+    header, body = setting_cells(listed)
+    assert header[:5] == ["", "setting", "accuracy % ± standard error", "EER %", "AUC %"]
+    assert body == [
+        [
+            "student (given mask)",
+            "clean-masked",
+            "90.00 ± 1.00",
+            "12.50",
+            "90.00",
+            "50.00",
+            *["not enough negatives"] * 3,
+        ]
+    ]
+    listed["rows"]["student"]["accuracy"]["mean"] = None
+    assert setting_cells(listed)[1][0][2] == "n/a"
+    assert "accuracy %" in summary_table(listed).splitlines()[0]
+
+
+def test_kind_and_coverage_cells() -> None:
+    assert kind_cells(RESULTS) == (
+        ["", "teacher, completed", "student (given mask)"],
+        [["cloth, EER %", "n/a", "20.00"]],
+    )
+    galleries = copy.deepcopy(RESULTS)
+    galleries["rows"]["student"]["rank1_protocol1"] = 0.75
+    galleries["per_kind"]["cloth"]["rows"]["student"]["rank1_protocol1"] = 0.6
+    assert kind_cells(galleries)[1][1] == ["cloth, rank-1 % protocol1", "n/a", "60.00"]
+    assert coverage_cells(RESULTS) == (["covered % of the crop", "student (given mask)"], [["10.00 to 20.00", "30.00"]])
+    assert coverage_cells({}) == (["covered % of the crop"], [])
+
+
+def test_restoration_cells() -> None:
+    assert [row[:2] for row in restoration_cells(RESULTS)[1]] == [
+        ["all kinds, given mask", "25.13"],
+        ["cloth, predicted mask", "20.00"],
+    ]
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf])
+def test_missing_numbers(missing: float | None) -> None:
+    assert percent(missing) == points(missing) == number(missing, 2) == "n/a"
 
 
 class _Links(HTMLParser):
@@ -45,30 +187,16 @@ def page(make_sets, tmp_path: Path) -> str:
     """The report of a whole test."""
     gallery, masked = make_sets(3.0)
     scores = {"psnr": 25.0, "ssim": 0.8, "psnr_covered": 18.25, "ssim_covered": 0.6}
-    probes = dict.fromkeys([name for name in ROWS if name not in CLEAN_ROWS], masked)
     restoration = {"given_mask": {"mean": scores, "per_kind": {0: scores}}}
-    provenance = {
-        "command": "deocc test <script>alert(1)</script>",
-        "data": "OrlFaces",
-        "versions": {"torch": "9.9.9"},
-        "mask_seeds": [41, 42],
-    }
-    galleries = {"teacher": gallery, "student": gallery}
-    results = build_results(
-        gallery,
-        gallery,
-        probes,
-        restoration,
-        ["cloth", "hand"],
-        provenance,
-        replicates=5,
-        predicted_mask_galleries=galleries,
-    )
+    provenance = {"command": "deocc test <script>alert(1)</script>", "data": "OrlFaces", "mask_seeds": [41, 42]}
+    provenance["versions"] = {"torch": "9.9.9"}
+    rows = {name: gallery if name in CLEAN_ROWS else masked for name in ROWS}
+    results = build_results(rows, restoration, ["cloth", "hand"], provenance, replicates=5).content
     write_report(tmp_path / "report.html", results, {"Faces & masks": panel_figure(_columns(), ["cloth", "hand"])})
     return (tmp_path / "report.html").read_text()
 
 
-def test_report_holds_every_row_kind_and_source(page: str) -> None:
+def test_report_is_complete(page: str) -> None:
     for text in (*ROWS.values(), "cloth", "hand", "18.25", "torch: 9.9.9", "41, 42", "Faces &amp; masks"):
         assert text in page
     captions = (
@@ -83,7 +211,7 @@ def test_report_holds_every_row_kind_and_source(page: str) -> None:
     assert "prefers-color-scheme: dark" in page and "compared with all gallery faces except its own image" in page
 
 
-def test_report_loads_nothing_from_outside(page: str) -> None:
+def test_report_loads_nothing(page: str) -> None:
     links = _Links()
     links.feed(page)
     assert len(links.loaded) == 1
@@ -91,56 +219,48 @@ def test_report_loads_nothing_from_outside(page: str) -> None:
     assert not re.search(r"https?:|url\(|@import", page)
 
 
-def test_report_escapes_what_it_shows(page: str) -> None:
+def test_report_escapes_text(page: str) -> None:
     links = _Links()
     links.feed(page)
     assert "script" not in links.tags
     assert "&lt;script&gt;" in page
 
 
-def test_report_of_other_data_does_not_speak_of_orl(make_sets, tmp_path: Path) -> None:
-    gallery, masked = make_sets(3.0)
-    write_report(
-        tmp_path / "r.html", build_results(gallery, None, {"teacher_masked": masked}, {}, ["cloth", "hand"], {}), {}
-    )
-    page = (tmp_path / "r.html").read_text()
-    assert "ORL" not in page
-    assert "do not say" in page
-    assert "Restoration" not in page
-
-
 @pytest.mark.parametrize(("trained", "said"), [("OtherFaces", True), ("OrlFaces", False), (None, False)])
-def test_report_says_when_the_test_set_is_not_the_training_set(
-    make_sets, tmp_path: Path, trained: str | None, said: bool
-) -> None:
-    provenance = {"data": "OrlFaces", "trained_on": trained}
-    write_report(
-        tmp_path / "new" / "deep" / "r.html", build_results(*_one_row(make_sets), {}, ["cloth", "hand"], provenance), {}
-    )
-    page = (tmp_path / "new" / "deep" / "r.html").read_text()
-    assert ("Trained on OtherFaces, tested on OrlFaces: people may be in both" in page) == said
-
-
-def _one_row(make_sets) -> tuple[EmbeddingSet, None, dict[str, EmbeddingSet]]:
+def test_report_names_other_training_set(make_sets, tmp_path: Path, trained: str | None, said: bool) -> None:
     gallery, masked = make_sets(3.0)
-    return gallery, None, {"teacher_masked": masked}
+    rows = {"teacher_clean": gallery, "teacher_masked": masked}
+    provenance = {"data": "OrlFaces", "trained_on": trained}
+    results = build_results(rows, {}, ["cloth", "hand"], provenance, replicates=1).content
+    path = tmp_path / "new" / "deep" / "r.html"
+    write_report(path, results, {})
+    assert ("Trained on OtherFaces, tested on OrlFaces: people may be in both" in path.read_text()) == said
+    write_report(path, results | {"data": None}, {})
+    page = path.read_text()
+    assert "ORL" not in page and "do not say" in page and "Restoration" not in page
 
 
-def test_panel_shows_the_faces_pixel_for_pixel() -> None:
+def test_summary_is_aligned() -> None:
+    table = summary_table(RESULTS)
+    assert len({len(line) for line in table.split("\n\n")[0].splitlines()}) == 1
+    assert all(ROWS[name] in table for name in RESULTS["rows"]) and "-7.50 to +1.00" in table
+
+
+def test_panel_shows_each_pixel() -> None:
     image = panel_image(_columns(), ["cloth", "hand"])
     assert image.dtype == np.uint8
     red = (image == [255, 0, 0]).all(-1)
     assert int(red.sum()) == 2 * 16 * 12
 
 
-def test_panel_refuses_columns_and_labels_that_do_not_fit() -> None:
+def test_panel_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match="3 labels"):
         panel_figure(_columns(), ["a", "b", "c"])
     with pytest.raises(ValueError, match="equal B, H and W"):
         panel_figure(_columns() | {"other": torch.zeros(2, 3, 8, 8)}, ["a", "b"])
 
 
-def test_roc_figure_draws_the_curve_as_steps_read_from_the_left() -> None:
+def test_roc_figure_draws_steps() -> None:
     far, tar = (torch.tensor(rates, dtype=torch.float64) for rates in ([0, 0, 0.1, 1], [0, 0.4, 0.8, 1]))
     line = roc_figure({"a": (far, tar)}).axes[0].lines[0]
     x, y = (np.asarray(values) for values in line.get_data())
@@ -149,7 +269,7 @@ def test_roc_figure_draws_the_curve_as_steps_read_from_the_left() -> None:
     assert y[-1] == 1.0
 
 
-def test_cmc_figure_draws_each_curve_from_rank_one() -> None:
+def test_cmc_figure_starts_at_rank_one() -> None:
     axes = cmc_figure({"a": [0.5, 0.75, 1.0], "b": [0.25]}).axes[0]
     assert {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines} == {
         "a": [[1, 0.5], [2, 0.75], [3, 1]],
@@ -158,7 +278,7 @@ def test_cmc_figure_draws_each_curve_from_rank_one() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("rank", "share of probes identified")
 
 
-def test_loss_figure_reads_a_metrics_file_with_gaps_and_pairs_the_stages(tmp_path: Path) -> None:
+def test_loss_figure_pairs_stages(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(
         "epoch,step,train/loss,val/loss,val/eer\n0,0,3.0,,\n0,5,2.0,,\n1,9,,2.5,0.2\n"
     )
@@ -172,22 +292,20 @@ def test_loss_figure_reads_a_metrics_file_with_gaps_and_pairs_the_stages(tmp_pat
     assert [axes.get_title() for axes in loss_figure(rows).axes] == ["loss"]
 
 
-def test_loss_figure_says_what_is_missing(tmp_path: Path) -> None:
+def test_loss_figure_without_values(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no logged values at .*nothing\.csv"):
         loss_figure(tmp_path / "nothing.csv")
     with pytest.raises(ValueError, match="no values"):
         loss_figure([{"step": 0}])
 
 
-def test_histogram_marks_the_threshold_and_normalises_both_sorts() -> None:
-    figure = score_histogram(torch.linspace(-1, 1, 50), torch.arange(50) > 40, threshold=0.5)
-    axes = figure.axes[0]
-    assert list(axes.lines[0].get_xdata()) == [0.5, 0.5]
+def test_histogram_is_normalised() -> None:
+    axes = score_histogram(torch.linspace(-1, 1, 50), torch.arange(50) > 40).axes[0]
     areas = [sum(bar.get_width() * bar.get_height() for bar in bars) for bars in axes.containers]
     assert areas == pytest.approx([1.0, 1.0])
 
 
-def test_figures_leave_no_trace_in_matplotlibs_global_state() -> None:
+def test_figures_use_no_global_state() -> None:
     from matplotlib import _pylab_helpers
 
     figure = score_histogram(torch.linspace(-1, 1, 50), torch.arange(50) > 40)

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, mask_prediction_results, psnr, ssim
+from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, psnr, ssim
 
 SIDE = 24
 
@@ -124,21 +124,6 @@ def test_restoration_rejects_bad_kinds(kind: list[int]) -> None:
         RestorationMetric().update(*_images(), torch.tensor(kind))
 
 
-def test_restoration_merges() -> None:
-    generator = torch.Generator().manual_seed(0)
-    face, restored = (torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
-    mask, kind = torch.ones(4, 1, 16, 16), torch.tensor([0, 1, 1, 0])
-    whole, one, other = (RestorationMetric() for _ in range(3))
-    whole.update(restored, face, mask, kind)
-    one.update(restored[:1], face[:1], mask[:1], kind[:1])
-    other.update(restored[1:], face[1:], mask[1:], kind[1:])
-    one.merge_state(other)
-    torch.testing.assert_close(one.compute(), whole.compute())
-
-
-NAMES = ("cloth", "hand", "box")
-
-
 def _batches() -> list[tuple[Tensor, Tensor, Tensor]]:
     """Predicted masks, masks and kinds:
 
@@ -182,21 +167,6 @@ def test_mask_prediction_equals_the_oracle() -> None:
         assert found == pytest.approx(_slow_scores(_batches(), kind), nan_ok=True)
     assert scores["per_kind"][-1]["found"] == pytest.approx(2 / 3)
     assert 0 < scores["per_kind"][0]["recall"] < 1
-
-
-def test_mask_prediction_results_name_kinds() -> None:
-    metric = MaskPredictionMetric()
-    for batch in _batches():
-        metric.update(*batch)
-    scores = metric.compute()
-    results = mask_prediction_results(scores, NAMES)["mask_prediction"]
-    assert set(results["per_kind"]) == {"cloth", "box"}
-    assert results["bare"] == {"found": pytest.approx(2 / 3)}
-    assert results["masked"]["iou"] == scores["mean"]["iou"]
-    assert results["masked"]["found"] == pytest.approx((2 / 3 + 1) / 2)  # the mean over two kinds
-    bare = MaskPredictionMetric()
-    bare.update(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.tensor([-1]))
-    assert mask_prediction_results(bare.compute(), NAMES)["mask_prediction"] == {"per_kind": {}, "bare": {"found": 0.0}}
 
 
 def test_mask_prediction_refuses_other_shapes() -> None:

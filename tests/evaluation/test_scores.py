@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from deocc import files
-from deocc.evaluation.scores import read_scores, write_scores
-from deocc.evaluation.verification import PairScores
+from deocc.evaluation.verification import PairScores, read_scores, write_scores
 
 SAME, FIRST, SECOND = torch.tensor([True, False, True]), torch.tensor([1, 2, 3]), torch.tensor([1, 4, 3])
 ARRAYS: dict[str, Any] = {
@@ -27,7 +26,7 @@ def pairs(*similarity: float, fold: torch.Tensor | None = None) -> PairScores:
     return PairScores(torch.tensor(similarity), SAME, FIRST, SECOND, fold)
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_written_scores_are_read(tmp_path: Path) -> None:
     rows = {"student": pairs(0.5, 0.25, -1.0, fold=torch.tensor([0, 1, 1])), "teacher": pairs(0.0, 0.75, 1.0)}
     write_scores(tmp_path / "scores.npz", rows)
     found = read_scores(tmp_path / "scores.npz")
@@ -40,14 +39,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
             assert getattr(scores, name).tolist() == list(values)
 
 
-def test_only_the_rows_asked_for_are_read_and_no_folds_are_one_fold(tmp_path: Path) -> None:
+def test_chosen_rows_without_folds(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores.npz", {"student": pairs(0.5, 0.25, -1.0), "teacher": pairs(0.0, 0.75, 1.0)})
     found = read_scores(tmp_path / "scores.npz", ["teacher", "unknown"])
     assert list(found) == ["teacher"]
     assert found["teacher"].fold is not None and found["teacher"].fold.tolist() == [0, 0, 0]
 
 
-def test_rows_of_other_pairs_are_not_written(tmp_path: Path) -> None:
+def test_rows_of_other_pairs_refused(tmp_path: Path) -> None:
     shorter = PairScores(torch.zeros(2), SAME[:2], FIRST[:2], SECOND[:2])
     for other in (shorter, pairs(0.0, 0.0, 0.0)._replace(same=~SAME)):
         with pytest.raises(ValueError, match="row b scored other pairs"):
@@ -55,7 +54,7 @@ def test_rows_of_other_pairs_are_not_written(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_scores_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no pair scores at .*scores\.npz"):
         read_scores(tmp_path / "scores.npz")
 
@@ -72,15 +71,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (ROW, "it lacks same, first_identity, second_identity, fold"),
     ],
 )
-def test_arrays_of_another_kind_are_refused(tmp_path: Path, arrays: dict[str, Any], reason: str) -> None:
+def test_arrays_of_other_kind_refused(tmp_path: Path, arrays: dict[str, Any], reason: str) -> None:
     np.savez(tmp_path / "scores.npz", **arrays)
     with pytest.raises(ValueError, match=f"cannot read .* as pair scores .*{reason}.*: run `deocc test` again"):
         read_scores(tmp_path / "scores.npz")
 
 
-def test_a_file_that_unpacks_to_too_much_or_is_packed_otherwise_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scores.npz"
     np.savez_compressed(path, **ARRAYS, **{"row/a": np.zeros(3, dtype=np.float32)}, large=np.zeros(1000))
     with zipfile.ZipFile(path) as content:
@@ -110,14 +107,14 @@ class _Trap:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_pickle_in_the_file_is_not_run(tmp_path: Path) -> None:
+def test_pickle_in_scores_is_not_run(tmp_path: Path) -> None:
     np.savez(tmp_path / "scores.npz", **{**ARRAYS, "row/a": np.array([_Trap(tmp_path / "sprung")] * 3, dtype=object)})
     with pytest.raises(ValueError, match="allow_pickle=False"):
         read_scores(tmp_path / "scores.npz")
     assert not (tmp_path / "sprung").exists()
 
 
-def test_numbers_of_no_bytes_are_refused(tmp_path: Path) -> None:
+def test_numbers_of_no_bytes_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "scores.npz", **{**ARRAYS, "row/a": np.zeros(10**6, dtype="V0")})
     with pytest.raises(ValueError, match="announces 1,000,000 numbers"):
         read_scores(tmp_path / "scores.npz")

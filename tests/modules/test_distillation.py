@@ -111,17 +111,6 @@ def test_average_interpolates_running_statistics(interpolation: float) -> None:
     assert not any(module.training for module in average.modules())
 
 
-def test_average_without_decay_is_network() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
-    average = StudentAverage(network, decay=0.0)
-    network(torch.randn(5, 3, 2, 2) * 4 + 7)
-    with torch.no_grad():
-        network[0].weight.add_(1)  # type: ignore[operator]
-    average.update_parameters(network)
-    image = torch.randn(2, 3, 2, 2)
-    torch.testing.assert_close(average(image), network.eval()(image))
-
-
 @pytest.mark.parametrize(("decay", "interpolation"), [(1.0, 1.0), (-0.1, 1.0), (0.9, 0.0), (0.9, 1.1)])
 def test_average_refuses_bad_decay(decay: float, interpolation: float) -> None:
     with pytest.raises(ValueError, match="expected decay in"):

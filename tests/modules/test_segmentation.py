@@ -45,8 +45,9 @@ def test_initial_weights(tmp_path: Path) -> None:
     first = SegmentationModule(width=8)
     fit(first, tmp_path, steps=2).save_checkpoint(tmp_path / "a.ckpt")
     second = SegmentationModule(width=8, initial_weights=str(tmp_path / "a.ckpt"))
-    for network in (second.segmenter, second.averaged_segmenter):
-        assert torch.equal(network.to_logits[0].weight, first.averaged_segmenter.to_logits[0].weight)
+    networks: list[Any] = [second.segmenter, second.averaged_segmenter, first.averaged_segmenter]
+    for network in networks[:2]:
+        assert torch.equal(network.to_logits[0].weight, networks[2].to_logits[0].weight)
     assert "initial_weights" not in second.hparams
     with pytest.raises(ValueError, match="do not fit MaskSegmenter"):
         SegmentationModule(width=12, initial_weights=str(tmp_path / "a.ckpt"))
@@ -89,10 +90,10 @@ def test_results_count_false_alarms(tmp_path: Path) -> None:
     module.averaged_segmenter.gate.fill_(1.0)
     set_bias(module.averaged_segmenter, -30.0)
     trainer_for(tmp_path).test(module, datamodule=Data(), verbose=False)
-    found = module.results["mask_prediction"]
+    found = module.results.content["mask_prediction"]
     assert found["bare"] == {"found": 0.0}
     assert found["masked"] == {"iou": 0.0, "recall": 0.0, "found": 0.0}
-    assert list(found["per_kind"]) == ["box"] == module.results["kinds"]
+    assert list(found["per_kind"]) == ["box"] == module.results.content["kinds"]
 
 
 def test_other_stage_refused(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def _grid(size: int) -> Tensor:
 
 
 @for_all(source=point_sets(), matrix=similarities())
-def test_a_similarity_is_recovered_from_any_points_that_it_moved(source: Tensor, matrix: Tensor) -> None:
+def test_similarity_is_recovered(source: Tensor, matrix: Tensor) -> None:
     target = transform_points(source, matrix)
     found = similarity_transform(source, target)
     size = 1 + float(target.abs().max())
@@ -61,7 +61,7 @@ def test_a_similarity_is_recovered_from_any_points_that_it_moved(source: Tensor,
 
 
 @for_all(source=point_sets(), seed=SEEDS)
-def test_no_points_are_fitted_by_a_reflection_and_no_near_similarity_fits_better(source: Tensor, seed: int) -> None:
+def test_similarity_fits_best_unmirrored(source: Tensor, seed: int) -> None:
     target = source * torch.tensor([-1.0, 1.0]) + 5 * noise(seed, *source.shape).double()
     found = similarity_transform(source, target)
     assert found[0, 0] == found[1, 1] and found[0, 1] == -found[1, 0] and float(torch.linalg.det(found[:, :2])) >= 0
@@ -77,9 +77,7 @@ def test_no_points_are_fitted_by_a_reflection_and_no_near_similarity_fits_better
 
 
 @for_all(matrix=similarities(), other=similarities(), points=point_sets())
-def test_an_inverse_undoes_its_matrix_and_two_matrices_act_as_their_product(
-    matrix: Tensor, other: Tensor, points: Tensor
-) -> None:
+def test_inverse_and_product_of_matrices(matrix: Tensor, other: Tensor, points: Tensor) -> None:
     back = transform_points(transform_points(points.float(), matrix.float()), invert_transform(matrix.float()))
     reach = float(points.abs().max()) + float(matrix[:, 2].abs().max()) / float(torch.linalg.det(matrix[:, :2]).sqrt())
     torch.testing.assert_close(back, points.float(), rtol=0, atol=1e-5 * (1 + reach))
@@ -90,13 +88,13 @@ def test_an_inverse_undoes_its_matrix_and_two_matrices_act_as_their_product(
 
 
 @for_all(name=TEMPLATE_NAMES, one=st.integers(1, 600), other=st.integers(1, 600))
-def test_a_template_of_any_size_is_the_same_template_from_border_to_border(name: str, one: int, other: int) -> None:
+def test_template_of_any_size(name: str, one: int, other: int) -> None:
     first, second = ((TEMPLATES[name].tensor(size) + 0.5) / size for size in (one, other))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
 @for_all(name=TEMPLATE_NAMES, size=st.integers(16, 600))
-def test_the_canonical_points_lie_near_every_recogniser_s_own(name: str, size: int) -> None:
+def test_canonical_points_near_templates(name: str, size: int) -> None:
     template = TEMPLATES[name]
     placed = transform_points(TEMPLATES["canonical"].tensor(size), canonical_to(template, size))
     assert float((placed - template.tensor()).abs().max()) < 0.05 * template.size
@@ -109,9 +107,7 @@ def test_the_canonical_points_lie_near_every_recogniser_s_own(name: str, size: i
     height=st.integers(1, 40),
     width=st.integers(1, 40),
 )
-def test_align_puts_the_landmarks_of_any_exact_face_on_the_template(
-    matrix: Tensor, size: int, seed: int, height: int, width: int
-) -> None:
+def test_align_meets_the_template(matrix: Tensor, size: int, seed: int, height: int, width: int) -> None:
     wanted = TEMPLATES["canonical"].tensor(size)
     image = (noise(seed, height, width, 3) * 99).numpy().astype(np.uint8)
     face, points = align(image, transform_points(wanted.double(), matrix).numpy(), size)
@@ -134,14 +130,14 @@ BROKEN = st.one_of(
 
 
 @for_all(points=BROKEN)
-def test_points_that_are_no_face_are_refused_in_one_line(points: np.ndarray) -> None:
+def test_align_refuses_broken_points(points: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected five finite landmarks \(5, 2\)") as error:
         align(np.zeros((9, 9, 3), np.uint8), points, 16)
     assert "\n" not in str(error.value)
 
 
 @for_all(matrix=similarities(), axis=st.sampled_from([0, 1]))
-def test_collinear_landmarks_still_give_a_face(matrix: Tensor, axis: int) -> None:
+def test_align_of_collinear_points(matrix: Tensor, axis: int) -> None:
     points = TEMPLATES["canonical"].tensor(32).double()
     points[:, axis] = 16
     face, placed = align(np.zeros((9, 9, 3), np.uint8), transform_points(points, matrix).numpy(), 32)
@@ -149,9 +145,7 @@ def test_collinear_landmarks_still_give_a_face(matrix: Tensor, axis: int) -> Non
 
 
 @for_all(matrix=similarities(0.7, 4.0, 20.0), slope=st.tuples(*[st.floats(-1, 1)] * 3))
-def test_a_crop_of_a_linear_picture_is_the_picture_at_the_places_it_was_taken_from(
-    matrix: Tensor, slope: tuple[float, float, float]
-) -> None:
+def test_crop_of_linear_image(matrix: Tensor, slope: tuple[float, float, float]) -> None:
     """Bilinear sampling is exact there, so that every pixel inside has a known value."""
     grid, weights = _grid(24), torch.tensor(slope, dtype=torch.float64)
     image = (grid @ weights[:2] + weights[2]).view(1, 1, 24, 24).float()
@@ -162,7 +156,7 @@ def test_a_crop_of_a_linear_picture_is_the_picture_at_the_places_it_was_taken_fr
 
 
 @for_all(matrix=similarities(0.03, 0.6, 5.0), slope=st.tuples(*[st.floats(-1, 1)] * 3))
-def test_so_is_a_much_coarser_crop_away_from_the_border(matrix: Tensor, slope: tuple[float, float, float]) -> None:
+def test_coarse_crop_of_linear_image(matrix: Tensor, slope: tuple[float, float, float]) -> None:
     """Antialiasing takes means round a place;
 
     their weights, taken at whole pixels, miss it by a few hundredths of a pixel.
@@ -184,9 +178,7 @@ def test_so_is_a_much_coarser_crop_away_from_the_border(matrix: Tensor, slope: t
     pitch=st.floats(0.05, 0.25),
     angle=st.floats(0, 3),
 )
-def test_two_crops_are_near_the_crop_by_both_matrices(
-    first: Tensor, second: Tensor, pitch: float, angle: float
-) -> None:
+def test_two_crops_equal_their_product(first: Tensor, second: Tensor, pitch: float, angle: float) -> None:
     """For a wave of radian frequency w, bilinear sampling has an error of at most w^2 / 4 along two axes."""
     size, together = 40, _compose(second, first)
     assume(float(torch.linalg.det(together[:, :2])) > 1 / 1.5**2)
@@ -206,9 +198,7 @@ def test_two_crops_are_near_the_crop_by_both_matrices(
 
 
 @for_all(matrix=similarities(0.1, 5.0, 30.0), seed=SEEDS, size=st.integers(1, 20))
-def test_a_crop_keeps_the_range_of_its_image_and_does_not_depend_on_its_neighbours(
-    matrix: Tensor, seed: int, size: int
-) -> None:
+def test_crop_keeps_range_alone_or_not(matrix: Tensor, seed: int, size: int) -> None:
     images = noise(seed, 3, 2, 13, 17)
     crops = warp(images, matrix, size)
     for image, crop in zip(images, crops, strict=True):
@@ -225,13 +215,13 @@ _NO_INVERSE = (
 
 
 @pytest.mark.parametrize("rows", _NO_INVERSE, ids=["zero", "rank one", "NaN", "infinite"])
-def test_a_matrix_without_inverse_is_refused_also_beside_a_good_one(rows: list[list[float]]) -> None:
+def test_warp_refuses_singular_matrix(rows: list[list[float]]) -> None:
     bad = torch.cat([torch.tensor(rows), torch.zeros(2, 1)], 1)
     with pytest.raises(ValueError, match="expected matrices with an inverse"):
         warp(torch.zeros(2, 3, 8, 8), torch.stack([torch.eye(2, 3), bad]), 8)
 
 
-def test_a_photograph_without_pixels_or_of_another_type_is_refused() -> None:
+def test_align_refuses_other_images() -> None:
     points = TEMPLATES["canonical"].tensor(16).numpy()
     images: list[Any] = [np.zeros((0, 9, 3), np.uint8), np.zeros((9, 9, 3), np.float32)]
     for image in images:
@@ -241,14 +231,14 @@ def test_a_photograph_without_pixels_or_of_another_type_is_refused() -> None:
             align(image, points, 16)
 
 
-def test_landmarks_beyond_the_largest_coordinate_are_refused_and_those_at_it_are_not() -> None:
+def test_align_limits_coordinates() -> None:
     points = Template(2, ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (1.0, 1.0))).tensor() * LARGEST_COORDINATE
     assert bool(align(np.zeros((9, 9, 3), np.uint8), points.numpy(), 16)[0].isfinite().all())
     with pytest.raises(ValueError, match="not all in one place"):
         align(np.zeros((9, 9, 3), np.uint8), points.numpy() * 1.001, 16)
 
 
-def test_a_similarity_of_two_points_turns_as_it_should() -> None:
+def test_similarity_of_two_points() -> None:
     pair = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(
         similarity_transform(pair, pair.flip(-1)), similarity(1.0, math.pi / 2, 0.0, 0.0), atol=1e-12, rtol=0

@@ -48,7 +48,7 @@ def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
 
 
 @for_all(given=sitters())
-def test_a_mask_is_one_where_the_occluder_is_and_the_face_is_untouched_elsewhere(given: Sitters) -> None:
+def test_mask_is_where_the_face_changed(given: Sitters) -> None:
     before = given.faces.clone()
     masked, masks = render(*given)
     assert torch.equal(given.faces, before) and masked.shape == before.shape and masks.shape == before[:, :1].shape
@@ -60,9 +60,7 @@ def test_a_mask_is_one_where_the_occluder_is_and_the_face_is_untouched_elsewhere
 
 
 @for_all(given=sitters(least=2), others=sitters(most=2), order=st.randoms(use_true_random=False))
-def test_an_image_is_the_same_alone_in_any_order_and_beside_any_neighbours(
-    given: Sitters, others: Sitters, order: random.Random
-) -> None:
+def test_image_ignores_its_batch(given: Sitters, others: Sitters, order: random.Random) -> None:
     whole = render(*given)
     for i in range(len(given.faces)):
         assert _same(render(*given.take([i])), (whole[0][i : i + 1], whole[1][i : i + 1]))
@@ -77,14 +75,14 @@ def test_an_image_is_the_same_alone_in_any_order_and_beside_any_neighbours(
 
 
 @for_all(given=sitters(most=3))
-def test_the_layout_of_the_memory_does_not_matter(given: Sitters) -> None:
+def test_memory_layout_does_not_matter(given: Sitters) -> None:
     whole = render(*given)
     assert _same(render(given.faces.contiguous(memory_format=torch.channels_last), *given[1:]), whole)
     assert _same(render(given.faces.repeat_interleave(2, 0)[::2], *given[1:]), whole)
 
 
 @for_all(kind=st.sampled_from(KINDS), seeds=st.sets(SEEDS, min_size=2, max_size=6), points=landmarks(64))
-def test_different_seeds_give_different_occluders(kind: str, seeds: set[int], points: Tensor) -> None:
+def test_seeds_give_different_occluders(kind: str, seeds: set[int], points: Tensor) -> None:
     masked, _ = render(
         torch.zeros(1, 3, 64, 64).expand(len(seeds), -1, -1, -1), points, kind, torch.tensor(sorted(seeds))
     )
@@ -97,9 +95,7 @@ def test_different_seeds_give_different_occluders(kind: str, seeds: set[int], po
     seed=SEEDS,
     points=landmarks(48),
 )
-def test_every_float_type_keeps_its_type_and_gets_the_same_mask(
-    kind: str, dtype: torch.dtype, seed: int, points: Tensor
-) -> None:
+def test_float_types_give_equal_masks(kind: str, dtype: torch.dtype, seed: int, points: Tensor) -> None:
     face, seeds = noise(seed, 1, 3, 48, 48).clamp(-1, 1).to(dtype), torch.tensor([seed])
     masked, mask = render(face, points, kind, seeds)
     assert masked.dtype == mask.dtype == dtype and float(masked.abs().max()) <= 1
@@ -108,7 +104,7 @@ def test_every_float_type_keeps_its_type_and_gets_the_same_mask(
 
 
 @for_all(given=sitters(most=4, kinds=st.integers(0, len(KINDS) - 1)))
-def test_a_kind_paints_nothing_outside_its_extent_however_the_head_is_turned(given: Sitters) -> None:
+def test_kind_stays_in_its_extent(given: Sitters) -> None:
     """Painted over the whole image instead of its window, it covers not one pixel more."""
     with pytest.MonkeyPatch.context() as patch:
         windowed = render(*given)[1]
@@ -130,7 +126,7 @@ SPARED = {"surgical": "eyes", "cloth": "eyes", "n95": "eyes", "sunglasses": "mou
 
 
 @for_all(kind=st.sampled_from(sorted(WORN)), seed=SEEDS, points=landmarks(128))
-def test_what_is_worn_covers_and_spares_what_it_should(kind: str, seed: int, points: Tensor) -> None:
+def test_worn_kinds_cover_their_parts(kind: str, seed: int, points: Tensor) -> None:
     _, masks = render(torch.zeros(1, 3, 128, 128), points, kind, torch.tensor([seed]))
     parts = {"eyes": points[:2], "mouth": points[3:].mean(0, keepdim=True), "nose": points[2:3]}
 
@@ -143,7 +139,7 @@ def test_what_is_worn_covers_and_spares_what_it_should(kind: str, seed: int, poi
 
 
 @for_all(size=st.integers(16, 200), number=st.integers(0, len(KINDS) - 1), seed=SEEDS)
-def test_no_seed_leaves_a_canonical_crop_uncovered_nor_covers_all_of_it(size: int, number: int, seed: int) -> None:
+def test_covered_share_is_limited(size: int, number: int, seed: int) -> None:
     _, masks = render(torch.zeros(1, 3, size, size), None, torch.tensor([number]), torch.tensor([seed]))
     assert 0 < float(masks.mean()) < 0.8
 
@@ -153,9 +149,7 @@ def test_no_seed_leaves_a_canonical_crop_uncovered_nor_covers_all_of_it(size: in
     number=st.integers(0, len(KINDS) - 1),
     shape=st.sampled_from([(32, 32), (20, 40), (1, 1)]),
 )
-def test_any_numbers_for_landmarks_give_a_mask_or_a_refusal_in_one_line(
-    points: list[float], number: int, shape: tuple[int, int]
-) -> None:
+def test_any_landmarks_mask_or_refusal(points: list[float], number: int, shape: tuple[int, int]) -> None:
     try:
         masked, masks = render(
             torch.zeros(1, 3, *shape), torch.tensor(points).view(5, 2), torch.tensor([number]), torch.tensor([5])
@@ -168,13 +162,13 @@ def test_any_numbers_for_landmarks_give_a_mask_or_a_refusal_in_one_line(
 
 @pytest.mark.parametrize("coordinate", [math.nan, -math.inf, 1e19, 3e38])
 @pytest.mark.parametrize("kind", ["hand", "surgical"])
-def test_landmarks_that_no_float32_pixel_has_are_refused(coordinate: float, kind: str) -> None:
+def test_far_landmarks_are_refused(coordinate: float, kind: str) -> None:
     with pytest.raises(ValueError, match="landmarks must be finite pixels up to"):
         render(torch.zeros(1, 3, 32, 32), TEMPLATES["canonical"].tensor(32) + coordinate, kind, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_faces_of_the_brightest_and_darkest_float64_stay_within_the_range(kind: str) -> None:
+def test_extreme_faces_stay_in_range(kind: str) -> None:
     face = noise(3, 16, 3, 64, 64).sign().double()
     masked, _ = render(face, None, kind, torch.arange(16))
     assert float(masked.abs().max()) <= 1
@@ -186,7 +180,7 @@ def test_faces_without_pixels_are_refused() -> None:
 
 
 @for_all(seeds=st.lists(SEEDS, min_size=1, max_size=5), count=st.integers(1, 70), stream=st.integers(0, 3))
-def test_random_numbers_are_a_seed_s_own_and_of_24_bits(seeds: list[int], count: int, stream: int) -> None:
+def test_uniform_numbers_of_24_bits(seeds: list[int], count: int, stream: int) -> None:
     numbers = uniform(torch.tensor(seeds), count, stream)
     assert numbers.shape == (len(seeds), count) and float(numbers.min()) >= 0 and float(numbers.max()) < 1
     assert torch.equal((numbers * 2**24).round() / 2**24, numbers)
@@ -200,9 +194,7 @@ def test_random_numbers_are_a_seed_s_own_and_of_24_bits(seeds: list[int], count:
     width=st.floats(0.01, 5),
     options=st.integers(1, 40),
 )
-def test_the_ends_of_the_unit_interval_stay_within_every_range_and_table(
-    unit: float, low: float, width: float, options: int
-) -> None:
+def test_draws_at_ends_of_interval(unit: float, low: float, width: float, options: int) -> None:
     draws = Draws(torch.tensor([0]), block=torch.full((64, 1, 1, 1), unit))
     value = float(draws.between(low, low + width))
     assert low - 1e-6 <= value <= low + width + 1e-6
@@ -215,9 +207,7 @@ def test_the_ends_of_the_unit_interval_stay_within_every_range_and_table(
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
     clean=st.floats(0, 1),
 )
-def test_kinds_are_drawn_among_those_named_and_by_the_seed_alone(
-    seeds: list[int], kinds: list[str], clean: float
-) -> None:
+def test_kinds_are_drawn_by_seed_alone(seeds: list[int], kinds: list[str], clean: float) -> None:
     chosen = draw_kinds(torch.tensor(seeds), kinds, clean)
     assert set(chosen.tolist()) <= {-1, *(KINDS.index(name) for name in kinds)}
     assert chosen.tolist() == [int(draw_kinds(torch.tensor([seed]), kinds, clean)) for seed in seeds]

@@ -14,8 +14,7 @@ from torch import Tensor
 import deocc
 from deocc.data.images import ImageStore
 from deocc.data.insightface import BinFaces
-from deocc.evaluation.scores import read_scores, write_scores
-from deocc.evaluation.verification import PairScores
+from deocc.evaluation.verification import PairScores, read_scores, write_scores
 from deocc.inference.gallery import CachedFace, GalleryCache
 from deocc.inference.model_folder import write_model
 from deocc.inference.network import FaceNetwork

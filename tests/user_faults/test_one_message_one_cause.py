@@ -13,8 +13,8 @@ from torch import nn
 from deocc import cli
 from deocc.callbacks.loggers import place_loggers
 from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.report import summary_table
 from deocc.evaluation.results import build_results
-from deocc.evaluation.tables import summary_table
 from deocc.networks import create_embedder
 
 
@@ -24,7 +24,8 @@ def table_of(identity: list[int]) -> str:
     embedding = nn.functional.normalize(torch.randn(number, 8, generator=torch.Generator().manual_seed(0)))
     ids = {"identity": torch.tensor(identity), "index": torch.arange(number), "seed": torch.arange(number)}
     gallery, probe = (EmbeddingSet(embedding, kind=torch.full((number,), kind), **ids) for kind in (-1, 0))
-    return summary_table(build_results(gallery, gallery, {"student": probe, "teacher_masked": probe}, {}, ["box"], {}))
+    rows = {"teacher_clean": gallery, "student_clean": gallery, "student": probe, "teacher_masked": probe}
+    return summary_table(build_results(rows, {}, ["box"], {}).content)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from deocc.data import FolderFaces, MaskedFaceDataModule, PairListFaces
 from deocc.data.face_set import FaceSet
 from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.report import summary_table
 from deocc.evaluation.results import build_results
-from deocc.evaluation.tables import summary_table
 from deocc.masking import list_kinds
 from tests.conftest import SMALL, run_deocc
 from tests.fake_sets.faces import save_face
@@ -59,9 +59,10 @@ def test_masks_are_drawn_without_the_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["first", "second"])
 def test_rows_are_bare_against_masked(column: Column, tmp_path: Path) -> None:
     faces = listed(tmp_path, column)
+    faces = listed(tmp_path, column)
     gallery, probe = embedded(faces)
-    rows = {"teacher_masked": probe, "student": probe}
-    results = build_results(gallery, gallery, rows, {}, list_kinds(), {}, faces.protocol, 10)
+    rows = {"teacher_clean": gallery, "student_clean": gallery, "teacher_masked": probe, "student": probe}
+    results = build_results(rows, {}, list_kinds(), {}, faces.protocol, replicates=10).content
     assert results["protocol"] == "OccludedPairs"
     assert results["rows"]["teacher_masked"]["pairs"] == {"same": 4, "different": 4}
     assert results["rows"]["teacher_masked"]["eer"] == 0 and "student_minus_teacher_masked" in results
@@ -115,8 +116,9 @@ def test_column_of_the_list(tmp_path: Path) -> None:
 def test_only_occluded_images(tmp_path: Path) -> None:
     faces = listed(tmp_path, "both")
     (probe,) = embedded(faces)
-    no_faces = probe.take(torch.zeros(0, dtype=torch.int64))
-    results = build_results(no_faces, no_faces, {"student": probe}, {}, list_kinds(), {}, faces.protocol, 10)
+    found = build_results({"student": probe}, {}, list_kinds(), {}, faces.protocol, replicates=10).content
+    results = found.content
+    assert found.pairs == {} and list(results["rows"]) == ["teacher_clean", "student_clean", "student"]
     assert results["rows"]["student"]["masked_masked"]["pairs"] == {"same": 4, "different": 4}
     table = summary_table(results)
     assert "masked-masked" in table and "clean" not in table

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from deocc.commands.ablate.plan import Plan
 from deocc.evaluation.figures import COLOURS
-from deocc.evaluation.report import DATA_LIMITS
-from deocc.evaluation.tables import MISSING, Cells, markdown_cells, percent, points
+from deocc.evaluation.report import DATA_LIMITS, MISSING, Cells, markdown_cells, percent, points
 from deocc.files import write_file, write_json
 
 _COLUMNS = {

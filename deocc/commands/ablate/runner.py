@@ -20,7 +20,7 @@ import torch
 
 from deocc import runs
 from deocc.commands.ablate.jobs import Job
-from deocc.evaluation.scores import SCORES
+from deocc.evaluation.verification import SCORES
 from deocc.files import checksum
 
 _POLL_SECONDS = 0.2

@@ -16,9 +16,15 @@ from deocc import runs
 from deocc.commands.ablate.jobs import Job
 from deocc.commands.ablate.plan import Plan
 from deocc.commands.ablate.runner import is_done
-from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_mean_eer
-from deocc.evaluation.scores import SCORES, read_scores
-from deocc.evaluation.verification import PairScores, decisions, fold_accuracy, verification_scores
+from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_eer
+from deocc.evaluation.verification import (
+    SCORES,
+    PairScores,
+    decisions,
+    fold_accuracy,
+    read_scores,
+    verification_scores,
+)
 
 FIGURES = ("eer", "rank1", "auc", "tar@1e-2")
 """Figures that the table takes from a test's results."""
@@ -187,7 +193,7 @@ def compare(
         known = [[own for own in part if own is not None] for part in pairs]
         if len(known[0]) < len(first) or len(known[1]) < len(second):
             return None
-        intervals.append(paired_bootstrap_mean_eer(known[0], known[1], replicates, seed=0)._asdict())
+        intervals.append(paired_bootstrap_eer(known[0], known[1], replicates, seed=0)._asdict())
         right = [*right_decisions(first, pairs[0]), *right_decisions(second, pairs[1])]
         decided = [part for part in right if part is not None]
         if len(decided) == len(right):

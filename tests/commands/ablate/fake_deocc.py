@@ -8,8 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from deocc.evaluation.scores import write_scores
-from deocc.evaluation.verification import PairScores
+from deocc.evaluation.verification import PairScores, write_scores
 
 SAME = [True, True, False, False, False]
 PEOPLE = ([0, 1, 0, 0, 1], [0, 1, 1, 1, 0])

@@ -17,9 +17,8 @@ from deocc.commands.ablate.summary import (
     row_figures,
     verdict,
 )
-from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_mean_eer
-from deocc.evaluation.scores import read_scores
-from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy
+from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_eer
+from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy, read_scores
 from tests.commands.ablate.conftest import write_plan
 from tests.commands.ablate.fake_deocc import SAME, STUDENT, TEACHER, FakeDeocc, pair_scores
 
@@ -78,7 +77,7 @@ def test_compare_one_seed() -> None:
     runs = [[run(fold, 0, scores) for fold, scores in enumerate(some)] for some in (firsts, seconds)]
     found = compare(runs[0], "student", runs[1], "student", 200)
     assert found is not None
-    assert found["eer"] == pytest.approx(paired_bootstrap_mean_eer(firsts, seconds, 200, 0)._asdict())
+    assert found["eer"] == pytest.approx(paired_bootstrap_eer(firsts, seconds, 200, 0)._asdict())
     by_hand = [
         equal_error_rate(*one[:2]) - equal_error_rate(*other[:2]) for one, other in zip(firsts, seconds, strict=True)
     ]

@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from deocc.evaluation.bootstrap import PairsOfPeople
-from deocc.evaluation.calibration import CountedPairs, calibrate, conditions, least_visible, separate
-from deocc.evaluation.thresholds import CONDITIONS, Calibration, Separation, covered_share
+from deocc.evaluation.thresholds import (
+    Calibration,
+    CountedPairs,
+    Separation,
+    calibrate,
+    covered_share,
+    least_visible,
+    separate,
+)
 from deocc.evaluation.verification import PairScores
-from tests.evaluation.conftest import IMAGES, KINDS, PEOPLE, SEEDS, MakeSets
 
 
 def scored(genuine: torch.Tensor, impostor: torch.Tensor, repeats: float = 1) -> CountedPairs:
@@ -27,7 +33,7 @@ def drawn(seed: int, repeats: float = 1, shift: float = 1.5) -> CountedPairs:
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.5, 8.0])
-def test_thresholds_equal_a_search_through_all_of_them(shift: float) -> None:
+def test_thresholds_equal_search(shift: float) -> None:
     counted = drawn(0, shift=shift)
     pairs = counted.pairs
     scores, same = pairs.similarity.tolist(), pairs.same.tolist()
@@ -55,7 +61,7 @@ def test_thresholds_equal_a_search_through_all_of_them(shift: float) -> None:
         assert rates.interval == measured[1:3] and rates.effective_impostor == measured.effective
 
 
-def test_a_hand_made_case_has_a_band_between_same_and_different() -> None:
+def test_band_between_same_and_different() -> None:
     genuine = torch.tensor([0.2] * 5 + [0.4] * 5 + [0.9] * 90)
     impostor = torch.tensor([0.5] * 10 + [0.45] + [0.1] * 89)  # eleven in a hundred from 0.45 on
     (threshold,) = calibrate(scored(genuine, impostor))
@@ -65,7 +71,7 @@ def test_a_hand_made_case_has_a_band_between_same_and_different() -> None:
     ) and threshold.validation.called_different == pytest.approx(0.05)
 
 
-def test_a_person_of_many_photos_counts_once() -> None:
+def test_person_of_many_photos_counts_once() -> None:
     """Person 0 resembles everybody, but has 90 of 100 photos: nine of the ten other pairs of people decide."""
     identity = torch.cat([torch.zeros(91), torch.arange(1, 11).repeat_interleave(10)]).long()
     first, second = torch.triu_indices(len(identity), len(identity), 1)
@@ -78,12 +84,7 @@ def test_a_person_of_many_photos_counts_once() -> None:
     assert calibrate(CountedPairs(PairScores(similarity, one == other, one, other), 1), None)[0].validation.people == 11
 
 
-def test_no_band_where_both_sorts_of_pairs_lie_apart() -> None:
-    found = calibrate(scored(torch.full((100,), 0.9), torch.linspace(0, 0.5, 500)))
-    assert len(found) == 2 and all(threshold.same == threshold.different <= 0.5 for threshold in found)
-
-
-def test_renderings_of_the_same_pair_are_counted_once_for_what_the_pairs_support() -> None:
+def test_repeated_pairs_count_once() -> None:
     assert [threshold.target for threshold in calibrate(drawn(0, repeats=2))] == [1e-1, 1e-2]
     assert calibrate(drawn(0, repeats=2))[0].validation.impostor == 500
     assert calibrate(drawn(0, repeats=2.1)) == ()  # 95 genuine pairs: five in a hundred are less than five
@@ -91,11 +92,11 @@ def test_renderings_of_the_same_pair_are_counted_once_for_what_the_pairs_support
     assert [threshold.target for threshold in calibrate(few)] == [1e-1]
 
 
-def test_a_target_that_would_accept_nobody_is_left_out() -> None:
+def test_target_that_accepts_none_left_out() -> None:
     assert calibrate(scored(torch.zeros(100), torch.ones(500))) == ()
 
 
-def test_other_people_try_the_thresholds_and_do_not_move_them() -> None:
+def test_test_people_do_not_move_thresholds() -> None:
     alone, tried = calibrate(drawn(0)), calibrate(drawn(0), drawn(1))
     assert [replace(threshold, test=None) for threshold in tried] == list(alone)
     similarity, same = drawn(1).pairs[:2]
@@ -108,21 +109,8 @@ def test_other_people_try_the_thresholds_and_do_not_move_them() -> None:
     assert calibrate(drawn(0), only_genuine) == alone
 
 
-def test_the_conditions_hold_the_pairs_of_different_images(make_sets: MakeSets) -> None:
-    found = conditions(*make_sets(0.5))
-    images, masks = PEOPLE * IMAGES, KINDS * SEEDS
-    assert tuple(found) == CONDITIONS
-    assert len(found["clean-clean"].pairs.same) == images * (images - 1) // 2 and found["clean-clean"].repeats == 1
-    assert (
-        len(found["clean-masked"].pairs.same) == images * (images - 1) * masks
-        and found["clean-masked"].repeats == masks
-    )
-    both = found["masked-masked"]
-    assert len(both.pairs.same) / both.repeats == pytest.approx(images * (images - 1) / 2)
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_the_limit_between_masked_and_clean_has_the_fewest_errors(seed: int) -> None:
+def test_mask_limit_has_fewest_errors(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     clean, masked = torch.rand(17, generator=draws) * 0.6, torch.rand(23, generator=draws) * 0.6 + 0.3
     found = separate(clean, masked)
@@ -136,7 +124,7 @@ def test_the_limit_between_masked_and_clean_has_the_fewest_errors(seed: int) -> 
     assert errors(found.limit) == pytest.approx(min(errors(step / 2000) for step in range(2001)))
 
 
-def test_faces_that_lie_apart_are_parted_in_the_middle() -> None:
+def test_mask_limit_is_in_the_middle() -> None:
     assert separate(torch.tensor([0.0, 0.1]), torch.tensor([0.5, 0.9])) == (pytest.approx(0.3), 0.0, 0.0)
     with pytest.raises(ValueError, match="0 masked faces"):
         separate(torch.rand(3), torch.zeros(0))
@@ -144,7 +132,7 @@ def test_faces_that_lie_apart_are_parted_in_the_middle() -> None:
         separate(torch.zeros(3), torch.zeros(2))
 
 
-def test_only_what_covers_the_face_counts() -> None:
+def test_covered_share_of_face_only() -> None:
     mask = torch.zeros(4, 1, 112, 112)
     mask[1] = 1
     mask[2, :, :, :20] = 1  # beyond the cheek: 20 / 112 of the crop, the face begins 70 of 350 from its edge
@@ -159,7 +147,7 @@ def test_only_what_covers_the_face_counts() -> None:
     assert float(covered_share(mask)[3]) == pytest.approx(share, abs=0.01)
 
 
-def test_the_face_ends_at_the_cheeks_the_forehead_and_the_chin() -> None:
+def test_face_ends_at_cheeks_and_chin() -> None:
     # Canonical crop of 350: an eye distance of 100 around (174.5, 149.5), 105 to either side, 95 up and 185 down
     edges = {
         "left": (3, slice(0, 70)),
@@ -174,7 +162,7 @@ def test_the_face_ends_at_the_cheeks_the_forehead_and_the_chin() -> None:
             assert bool(covered_share(mask) > 0) == touches
 
 
-def test_the_least_visible_hundredth_is_left_out() -> None:
+def test_least_visible_leaves_one_percent() -> None:
     assert least_visible(torch.linspace(0, 1, 101, dtype=torch.float64)) == pytest.approx(0.01)
 
 
@@ -186,12 +174,12 @@ def calibration() -> Calibration:
     return Calibration({**rows, "masked-masked": ()}, Separation(0.25, 0.0, 0.1), 0.4, 64, "TinyFaces", "abc")
 
 
-def test_a_calibration_survives_json() -> None:
+def test_calibration_survives_json() -> None:
     text = json.dumps(calibration().plain(), allow_nan=False)
     assert Calibration.from_plain(json.loads(text)) == calibration()
 
 
-def test_a_calibration_of_an_earlier_version_has_no_intervals() -> None:
+def test_earlier_calibration_is_read() -> None:
     plain = json.loads(json.dumps(calibration().plain()))
     for entry in plain["thresholds"]["clean-clean"]:
         for rates in (entry["validation"], entry["test"]):
@@ -204,12 +192,12 @@ def test_a_calibration_of_an_earlier_version_has_no_intervals() -> None:
     "damaged",
     [None, [], "thresholds", {}, {"thresholds": {"clean-clean": ["x"]}}, {**calibration().plain(), "more": 1}],
 )
-def test_what_is_no_calibration_is_refused(damaged: object) -> None:
+def test_other_json_is_refused(damaged: object) -> None:
     with pytest.raises(ValueError, match="deocc test"):
         Calibration.from_plain(damaged)
 
 
-def test_the_usual_target_is_one_in_a_hundred_or_the_strictest_above_it() -> None:
+def test_usual_target() -> None:
     assert (
         calibration().threshold("clean-clean").target == 1e-2 and calibration().threshold("clean-masked").target == 1e-1
     )
@@ -217,7 +205,7 @@ def test_the_usual_target_is_one_in_a_hundred_or_the_strictest_above_it() -> Non
 
 
 @pytest.mark.parametrize("target", [1e-3, 0.0, -1.0, 2.0])
-def test_a_target_that_was_not_calibrated_is_answered_with_those_that_were(target: float) -> None:
+def test_unknown_target_lists_known_ones(target: float) -> None:
     with pytest.raises(ValueError, match=r"choose one of 0\.1, 0\.01"):
         calibration().threshold("clean-clean", target)
     with pytest.raises(ValueError, match="too few validation people"):
