@@ -31,7 +31,8 @@ def test_bandit_passes_readers_of_untrusted_files() -> None:
     targets = [
         ROOT / "deocc" / name
         for name in (
-            "commands/demo",
+            "commands/demo.py",
+            "commands/demo_analysis.py",
             "inference/batch.py",
             "inference/embedding_file.py",
             "inference/faces.py",

@@ -1,0 +1,312 @@
+"""The images, similarities and matches that the demo page shows for a photo, and their HTML."""
+
+import base64
+from importlib.resources import files
+from io import BytesIO
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from deocc.commands.model import to_pixels
+from deocc.data import OrlFaces
+from deocc.evaluation.thresholds import covered_share
+from deocc.geometry import TEMPLATES, similarity_transform
+from deocc.inference.crops import cut
+from deocc.inference.faces import PhotoFace
+from deocc.inference.network import FaceOutput
+from deocc.inference.pipeline import Pipeline, Verdict, decide
+from deocc.masking import render
+from deocc.networks import Deoccluder
+from deocc.networks.generator import STRIDE
+
+NO_MASK: Final = "none"
+"""Mask kind for a photo that is shown unchanged, for example because its face is masked already."""
+
+_ENLARGEMENT: Final = 4  # of ORL photos, which have 92 x 112 pixels
+_MATCHES: Final = 5
+_DECISIONS: Final = {"same": "Same person", "different": "Different people", "not sure": "Not sure"}
+
+
+class Example(NamedTuple):
+    """Two ORL photos, given as (person 1-40, image 1-10), and the mask drawn on the first one."""
+
+    title: str
+    photo: tuple[int, int]
+    second: tuple[int, int]
+    kind: str
+    seed: int
+
+
+EXAMPLES: Final = (
+    Example("One person, surgical mask", (21, 4), (21, 7), "surgical", 0),
+    Example("Two people, scarf", (22, 2), (24, 5), "scarf", 1),
+    Example("One person, sunglasses", (23, 3), (23, 9), "sunglasses", 2),
+)
+"""Only validation people of the default split, because test people are reserved for `deocc test`; no gallery images."""
+
+
+class Match(NamedTuple):
+    """A person of the gallery.
+
+    Attributes:
+        name: for example "ORL person 7".
+        picture: (112, 92, 3) RGB.
+        similarity: cosine similarity to the query, in [-1, 1].
+        covered: covered share of the gallery face, measured on its predicted mask.
+    """
+
+    name: str
+    picture: NDArray[np.uint8]
+    similarity: float
+    covered: float
+
+
+class Panel(NamedTuple):
+    """A picture of one processing step; `picture` is (S, S, 3) RGB, or None if the caption explains its absence."""
+
+    title: str
+    caption: str
+    picture: NDArray[np.uint8] | None
+
+
+class Comparison(NamedTuple):
+    """A cosine similarity and the decision; `verdict` is None if no calibrated threshold applies."""
+
+    title: str
+    similarity: float
+    verdict: Verdict | None
+
+
+class Search(NamedTuple):
+    """The gallery's size and image credit, and the nearest people in descending order of similarity."""
+
+    people: int
+    credit: str
+    matches: tuple[tuple[Match, Comparison], ...]
+
+
+class Analysis(NamedTuple):
+    """Everything the page shows for one request.
+
+    Attributes:
+        panels: the processing steps.
+        pair: comparisons of the two photos, empty without a second photo. The last one is the system's answer.
+        search: the gallery search, or None without a gallery.
+    """
+
+    panels: tuple[Panel, ...]
+    pair: tuple[Comparison, ...]
+    search: Search | None
+
+
+class OrlGallery:
+    """Gallery of the first image of each of the 40 ORL people, embedded once.
+
+    Args:
+        pipeline: the trained system.
+
+    Raises:
+        FileNotFoundError: the package that ships the faces is missing or incomplete.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._faces = OrlFaces()
+        self.credit = self._faces.credit
+        self._indices = np.unique(self._faces.identity, return_index=True)[1].tolist()
+        template = TEMPLATES["canonical"].tensor(pipeline.size)
+        crops = []
+        for index in self._indices:
+            landmarks = torch.from_numpy(self._faces.landmarks[index]).float()
+            crops.append(cut(self._faces.image(index), similarity_transform(landmarks, template), pipeline.size))
+        output = pipeline.process_faces(torch.stack(crops))
+        self._embeddings = output.embedding.cpu()
+        self._covered = covered_share(output.mask).tolist()
+
+    def __len__(self) -> int:
+        """Return the number of people."""
+        return len(self._indices)
+
+    def nearest(self, embedding: Tensor) -> list[Match]:
+        """Return the people most similar to a unit embedding (D,), in descending order of similarity."""
+        similarities, order = (self._embeddings @ embedding.cpu()).topk(_MATCHES)
+        matches = []
+        for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
+            index = self._indices[place]
+            name = f"ORL person {int(self._faces.identity[index]) + 1}"
+            matches.append(Match(name, self._faces.image(index), similarity, self._covered[place]))
+        return matches
+
+    def example_inputs(self, example: Example) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str, int]:
+        """Return the values of the page's inputs: two photos (448, 368, 3) RGB, kind and seed."""
+        first, second = (self._photo(*place) for place in (example.photo, example.second))
+        return first, second, example.kind, example.seed
+
+    def _photo(self, person: int, image: int) -> NDArray[np.uint8]:
+        picture = Image.fromarray(self._faces.image(self._faces.names.index(f"s{person}/{image}")))
+        size = (picture.width * _ENLARGEMENT, picture.height * _ENLARGEMENT)
+        return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+class Analyst:
+    """Computes the content of the page.
+
+    Args:
+        pipeline: the trained system.
+        gallery: people to search; None disables the search.
+    """
+
+    def __init__(self, pipeline: Pipeline, gallery: OrlGallery | None) -> None:
+        self._pipeline = pipeline
+        self._gallery = gallery
+
+    def analyse(self, face: PhotoFace, kind: str, seed: int, second: PhotoFace | None = None) -> Analysis:
+        """Mask a face, complete it, compare it with a second one and search it in the gallery.
+
+        Args:
+            face: face of the first photo, cropped at the pipeline's size.
+            kind: a name from `deocc.masking.list_kinds()`, or `NO_MASK`.
+            seed: seed of the rendered mask.
+            second: face of the second photo, which may be masked.
+
+        Raises:
+            ValueError: unknown kind.
+        """
+        masked = face.face
+        if kind != NO_MASK:
+            masked = render(face.face[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
+        crops = [face.face, masked] if second is None else [face.face, masked, second.face]
+        output = self._pipeline.process_faces(torch.stack(crops))
+        covered = covered_share(output.mask).tolist()
+
+        search = None
+        if self._gallery is not None:
+            matches = []
+            for match in self._gallery.nearest(output.embedding[1]):
+                matches.append((match, self._compare(match.name, match.similarity, covered[1], match.covered)))
+            search = Search(len(self._gallery), self._gallery.credit, tuple(matches))
+        pair = () if second is None else self._compare_pair(masked, output, covered, kind != NO_MASK)
+        return Analysis(self._panels(face.face, masked, output, kind), pair, search)
+
+    def _panels(self, clean: Tensor, masked: Tensor, output: FaceOutput, kind: str) -> tuple[Panel, ...]:
+        mask, completed_face = output.mask[1].cpu(), output.completed_face[1].cpu()
+        if kind == NO_MASK:
+            panels = [Panel("Photo", "the face, cut out and aligned", to_pixels(masked))]
+        else:
+            panels = [
+                Panel("Clean", "the face, cut out and aligned", to_pixels(clean)),
+                Panel("Masked", f"{kind}, drawn on it", to_pixels(masked)),
+            ]
+        share = float(covered_share(mask[None]))
+        mask_picture = to_pixels((mask * 2 - 1).expand(3, -1, -1))
+        panels.append(Panel("Predicted mask", f"white = covered: {share:.0%} of the face", mask_picture))
+        panels.append(Panel("Completed", "what the model puts under the mask", to_pixels(completed_face)))
+        panels.append(self._attention_panel(masked, mask))
+        return tuple(panels)
+
+    def _attention_panel(self, masked: Tensor, mask: Tensor) -> Panel:
+        deoccluder = self._pipeline.network.deoccluder
+        if deoccluder is None or deoccluder.generator.attention_branch is None:
+            return Panel("Attention", "this model has no attention branch", None)
+        device = self._pipeline.device
+        heat = attention_map(deoccluder, masked.to(device), mask.to(device))
+        if heat is None:
+            return Panel("Attention", "nothing is covered, or nothing is visible: nothing to draw from", None)
+        return Panel("Attention", "bright = the generator looks here most", _draw_heat(heat.cpu(), masked))
+
+    def _compare_pair(
+        self, masked: Tensor, output: FaceOutput, covered: list[float], rendered: bool
+    ) -> tuple[Comparison, ...]:
+        """Compare the clean, the masked but not completed, and the completed first face with the second face."""
+        clean, completed, second = output.embedding
+        bare = self._pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
+        titles = (
+            ("Masked, not completed", "Masked, completed") if rendered else ("As it is, not completed", "Completed")
+        )
+        pair = (
+            Comparison(titles[0], float(bare @ second), None),
+            self._compare(titles[1], float(completed @ second), covered[1], covered[2]),
+        )
+        return (self._compare("Clean", float(clean @ second), covered[0], covered[2]), *pair) if rendered else pair
+
+    def _compare(self, title: str, similarity: float, first_covered: float, second_covered: float) -> Comparison:
+        thresholds = self._pipeline.thresholds
+        if thresholds is None:
+            return Comparison(title, similarity, None)
+        try:
+            verdict = decide(thresholds, similarity, (first_covered, second_covered))
+        except ValueError:  # this combination of masked and unmasked faces could not be calibrated
+            verdict = None
+        return Comparison(title, similarity, verdict)
+
+
+def attention_map(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> Tensor | None:
+    """Return where the generator attends when it fills the covered patches, at the de-occluder's working size.
+
+    `Generator.attend` is summed over all patches that the mask touches. Not known from the paper; our choice.
+
+    Args:
+        deoccluder: its generator may have no attention branch.
+        masked_face: (3, S, S) in [-1, 1].
+        mask: (1, S, S), 1 = covered.
+
+    Returns:
+        (S, S) in [0, 1], or None without an attention branch, without a covered or without a visible patch.
+    """
+    if deoccluder.generator.attention_branch is None:
+        return None
+    face, mask, size = masked_face[None], mask[None], mask.shape[-1]
+    working_size = min(size, deoccluder.size or size)
+    if working_size < size:
+        face = F.interpolate(face, (working_size, working_size), mode="bilinear", antialias=True, align_corners=False)
+        mask = F.adaptive_max_pool2d(mask, working_size)
+    covered = F.max_pool2d(mask, STRIDE, ceil_mode=True)[0, 0] > 0
+    with torch.no_grad():
+        coarse = deoccluder.generator.attend(face, mask)[0][covered].sum(0)
+    if not bool(coarse.max() > 0):
+        return None
+    heat = F.interpolate(coarse[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    heat = heat[..., :working_size, :working_size]
+    heat = heat / heat.max()
+    if working_size < size:
+        heat = F.interpolate(heat, (size, size), mode="bilinear", align_corners=False)
+    return heat[0, 0]
+
+
+def _draw_heat(heat: Tensor, face: Tensor) -> NDArray[np.uint8]:
+    """Blend a heat map (S, S) in [0, 1] over the grey version of a face (3, S, S) in [-1, 1]; (S, S, 3) RGB."""
+    levels = (heat * 255).round().byte().numpy()
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    grey = (face.mean(0).cpu().numpy()[..., None] + 1) * 127.5
+    opacity = 0.3 + 0.6 * heat.numpy()[..., None]
+    return np.asarray((opacity * colours + (1 - opacity) * grey).round().clip(0, 255), dtype=np.uint8)
+
+
+def render_html(template: str, **values: object) -> str:
+    """Render a template of the page; pictures are embedded, so that none is written to disk."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(uri=_data_uri, position=_position)
+    return environment.from_string(read_asset(template)).render(decisions=_DECISIONS, **values)
+
+
+def read_asset(name: str) -> str:
+    """Return a packaged template or style sheet."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _data_uri(picture: NDArray[np.uint8]) -> str:
+    """Encode a picture (H, W, 3) RGB as a data URI."""
+    content = BytesIO()
+    Image.fromarray(picture).save(content, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _position(similarity: float) -> str:
+    """Return the CSS position of a similarity on a bar from 0 to 1; negative similarities are at 0."""
+    return f"{min(max(similarity, 0.0), 1.0):.1%}"
