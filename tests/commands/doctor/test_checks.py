@@ -13,9 +13,9 @@ from PIL import Image
 
 from deocc import runs
 from deocc.commands import doctor_checks
-from deocc.commands.doctor import Context, Finding, run_check
+from deocc.commands.doctor_installation import Context, Finding, run_check
 from deocc.data import FolderFaces, OrlFaces
-from deocc.detection import Detector
+from deocc.detection import Detector, create_detector
 from deocc.evaluation.thresholds import write_thresholds
 from deocc.geometry import TEMPLATES, similarity_transform, warp
 from deocc.inference import model_folder
@@ -27,12 +27,12 @@ from tests.fake_sets.lfw import write_lfw
 
 
 def find(
-    *subjects: str, place: Path | None = None, data: Path | None = None, **context: dict[str, str]
+    *subjects: str, place: Path | None = None, data: Path | None = None, broken: dict[str, str] | None = None
 ) -> list[Finding]:
     """Return the findings of the checks whose subject begins with one of the given texts."""
     checks = [check for check in doctor_checks.CHECKS if check.subject.startswith(subjects)]
     assert len(checks) >= len(subjects)
-    return [finding for check in checks for finding in run_check(check, Context(place, data, **context))]
+    return [finding for check in checks for finding in run_check(check, Context(place, data, broken or {}))]
 
 
 def levels(findings: list[Finding], part: str = "") -> list[str]:
@@ -62,10 +62,11 @@ def write_image(path: Path, image: np.ndarray) -> None:
 @pytest.fixture(autouse=True)
 def _read_once(dlib_detector: Detector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Do not read the detector's 100 MB of weights in every check; look for no runs and data sets of the user."""
-    create = doctor_checks.create_detector
-    monkeypatch.setattr(
-        doctor_checks, "create_detector", lambda name: dlib_detector if name == "dlib" else create(name)
-    )
+
+    def create(name: str) -> Detector:
+        return dlib_detector if name == "dlib" else create_detector(name)
+
+    monkeypatch.setattr(doctor_checks, "create_detector", create)
     monkeypatch.chdir(tmp_path)
 
 
@@ -171,7 +172,9 @@ def test_missing_or_damaged_checkpoint(run: Path, tmp_path: Path) -> None:
     assert levels(find_fit(run), "train the run again") == ["wrong"]
 
 
-def test_stages_and_thresholds(stage1: Path, run: Path) -> None:
+def test_stages_and_thresholds(stage1: Path, run: Path, tmp_path: Path) -> None:
+    torch.save({"stage": "segmentation", "state_dict": {}, "hyper_parameters": {}}, tmp_path / "last.ckpt")
+    assert levels(find("run", place=tmp_path / "last.ckpt"), "mask predictor") == ["OK"]
     assert levels(find_fit(stage1), "stage inpainting") == ["OK"]
     findings = find_fit(run)
     assert levels(findings, "stage distillation") == ["OK"]
