@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from deocc.evaluation.tables import markdown_cells
+from deocc.evaluation.report import markdown_cells
 from torch import nn
 
 from bench.kernels import Loss, peak

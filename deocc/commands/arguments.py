@@ -1,6 +1,5 @@
 """Arguments and help of every command. Nothing heavy is imported, so that help and wrong arguments answer at once."""
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -82,164 +81,129 @@ def print_training_help(command: str) -> None:
     print(TRAINING_HELP[command] + ("" if command == "ablate" else _KEYS_HELP), end="")
 
 
-class PhotoParser(ArgumentParser):
-    """A parser with the arguments PHOTOS, --all, --aligned, --detector and --detector-weights.
-
-    Args:
-        command: name of the command, such as "mask".
-        description: one sentence.
-        photos: add the positional argument PHOTOS; false if the command adds its photos itself.
-    """
-
-    def __init__(self, command: str, description: str, photos: bool = True) -> None:
-        super().__init__(prog=f"deocc {command}", description=description)
-        if photos:
-            self.add_photos()
-            self.add_json()
-        self.add_argument(
-            "--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent"
-        )
-        self.add_argument(
-            "--face",
-            type=int,
-            dest="number",
-            metavar="N",
-            help="of photos with several faces take this one, from 1, most prominent first",
-        )
-        aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
-        self.add_argument("--aligned", choices=ALIGNMENTS, help=aligned)
-        self.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
-        self.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
-
-    def add_json(self) -> None:
-        """Add --json."""
-        self.add_argument("--json", action="store_true", help="print the rows of the table, or the error, as JSON")
-
-    def add_photos(self) -> None:
-        """Add PHOTOS."""
-        accepted = "image files, and folders of them with their subfolders"
-        self.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
-
-
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --checkpoint and --device, for `load_model`."""
-    places = "a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or"
-    parser.add_argument(
-        "--checkpoint",
-        metavar="MODEL",
-        help=f"{places} {NEWEST!r} for the newest stage-2 run below runs/ "
-        "(default: the packaged model, else the newest run)",
-    )
-    parser.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
-
-
-def mask_parser() -> PhotoParser:
-    """Return the parser of `deocc mask`."""
-    description = "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
-    parser = PhotoParser("mask", description)
-    kinds = f"{', '.join(KINDS)}; {ALL_KINDS} = a copy with each; {RANDOM_KIND} = one at random for each face"
-    parser.add_argument(
-        "--kind", action="append", metavar="KIND", help=f"default: surgical. {kinds}; may be given several times"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default: 0)")
-    parser.add_argument(
-        "--crops", action="store_true", help=f"write aligned crops of the masked faces too, {CROP_SIZE} pixels a side"
-    )
+def _photo_parser(command: str, description: str) -> ArgumentParser:
+    """Return a parser with the options that all commands for photos have; their photos are added after it."""
+    parser = ArgumentParser(prog=f"deocc {command}", description=description)
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the result, or the error, as JSON")
+    add("--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent")
+    number = "of photos with several faces take this one, from 1, most prominent first"
+    add("--face", type=int, dest="number", metavar="N", help=number)
+    aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
+    add("--aligned", choices=ALIGNMENTS, help=aligned)
+    _add_detector(parser)
     return parser
 
 
-def predict_parser() -> PhotoParser:
+def _add_photos(parser: ArgumentParser) -> None:
+    accepted = "image files, and folders of them with their subfolders"
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
+
+
+def _add_detector(parser: ArgumentParser) -> None:
+    parser.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
+    parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
+
+
+def _add_out(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    """Add --checkpoint and --device, for `deocc.commands.model.load_model`."""
+    model = (
+        f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest "
+        "stage-2 run below runs/ (default: the packaged model, else the newest run)"
+    )
+    parser.add_argument("--checkpoint", metavar="MODEL", help=model)
+    parser.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
+
+
+def mask_parser() -> ArgumentParser:
+    """Return the parser of `deocc mask`."""
+    description = "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
+    parser = _photo_parser("mask", description)
+    _add_photos(parser)
+    _add_out(parser)
+    kinds = f"{', '.join(KINDS)}; {ALL_KINDS} = a copy with each; {RANDOM_KIND} = one at random for each face"
+    kinds = f"default: surgical. {kinds}; may be given several times"
+    parser.add_argument("--kind", action="append", metavar="KIND", help=kinds)
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default: 0)")
+    crops = f"write aligned crops of the masked faces too, {CROP_SIZE} pixels a side"
+    parser.add_argument("--crops", action="store_true", help=crops)
+    return parser
+
+
+def predict_parser() -> ArgumentParser:
     """Return the parser of `deocc predict PHOTOS`."""
     description = (
         "Predict masks, complete the faces behind them and embed the faces of photos. Without PHOTOS, the validation "
         "faces of a run are predicted: `deocc predict --checkpoint RUN`; `--print_config` lists the keys of that form."
     )
-    parser = PhotoParser("predict PHOTOS", description)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser = _photo_parser("predict PHOTOS", description)
+    _add_photos(parser)
+    _add_out(parser)
     parser.add_argument("--parquet", action="store_true", help="write embeddings.parquet beside embeddings.npz")
-    add_model_argument(parser)
+    _add_model(parser)
     return parser
 
 
-def verify_parser() -> PhotoParser:
+def verify_parser() -> ArgumentParser:
     """Return the parser of `deocc verify`."""
-    description = "Say whether two photos show the same person: same, different, or not sure."
-    parser = PhotoParser("verify", description, photos=False)
-    parser.add_argument("a", type=Path, metavar="A", help="a photo")
-    parser.add_argument("b", type=Path, metavar="B", help="a photo")
-    parser.add_argument(
-        "--false-accept-rate",
-        type=float,
-        metavar="RATE",
-        help="share of pairs of two people that may be called the same; one of those calibrated "
-        "(default: 0.01, or the strictest above it)",
+    parser = _photo_parser("verify", "Say whether two photos show the same person: same, different, or not sure.")
+    for name in ("a", "b"):
+        parser.add_argument(name, type=Path, metavar=name.upper(), help="a photo")
+    rate = (
+        "share of pairs of two people that may be called the same; one of those calibrated "
+        "(default: 0.01, or the strictest above it)"
     )
-    parser.add_argument("--json", action="store_true", help="print the verdict, or the error, as JSON")
-    add_model_argument(parser)
+    parser.add_argument("--false-accept-rate", type=float, metavar="RATE", help=rate)
+    _add_model(parser)
     return parser
 
 
-def identify_parser() -> PhotoParser:
+def identify_parser() -> ArgumentParser:
     """Return the parser of `deocc identify`."""
-    description = "Find people of a gallery in photos: the most similar ones, and who is unknown."
-    parser = PhotoParser("identify", description, photos=False)
+    parser = _photo_parser("identify", "Find people of a gallery in photos: the most similar ones, and who is unknown.")
+    add = parser.add_argument
     layout = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help=layout)
-    parser.add_photos()
-    parser.add_json()
-    parser.add_argument(
-        "--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)"
+    add("gallery", type=Path, metavar="GALLERY", help=layout)
+    _add_photos(parser)
+    add("--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)")
+    rate = (
+        f"share of unknown faces that may be taken for anyone of the gallery (default: {DEFAULT_FALSE_ACCEPT_RATE:g})"
     )
-    parser.add_argument(
-        "--false-accept-rate",
-        type=float,
-        default=DEFAULT_FALSE_ACCEPT_RATE,
-        metavar="RATE",
-        help="share of unknown faces that may be taken for anyone of the gallery "
-        f"(default: {DEFAULT_FALSE_ACCEPT_RATE:g})",
+    add("--false-accept-rate", type=float, default=DEFAULT_FALSE_ACCEPT_RATE, metavar="RATE", help=rate)
+    index = (
+        "a string for faiss.index_factory; Flat compares with every face, others such as HNSW32 are faster and "
+        "approximate (default: Flat)"
     )
-    parser.add_argument(
-        "--index",
-        default="Flat",
-        metavar="DESCRIPTION",
-        help="a string for faiss.index_factory; Flat compares with every face, others such as HNSW32 are faster and "
-        "approximate (default: Flat)",
-    )
-    parser.add_argument(
-        "--save-index",
-        type=Path,
-        metavar="FILE",
-        help="keep the gallery's embeddings in this file, and use those in it",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("identified.csv"), metavar="FILE", help="the table (default: identified.csv)"
-    )
-    add_model_argument(parser)
+    add("--index", default="Flat", metavar="DESCRIPTION", help=index)
+    kept = "keep the gallery's embeddings in this file, and use those in it"
+    add("--save-index", type=Path, metavar="FILE", help=kept)
+    table = "the table (default: identified.csv)"
+    add("--out", type=Path, default=Path("identified.csv"), metavar="FILE", help=table)
+    _add_model(parser)
     return parser
 
 
 def export_parser() -> ArgumentParser:
     """Return the parser of `deocc export`."""
-    parser = ArgumentParser(
-        prog="deocc export",
-        description="Write the trained system into one file: "
-        "from canonical crops to completed faces, masks and embeddings.",
+    description = (
+        "Write the trained system into one file: from canonical crops to completed faces, masks and embeddings."
     )
+    parser = ArgumentParser(prog="deocc export", description=description)
     parser.add_argument("--to", required=True, choices=list(EXPORT_SUFFIXES), help="the format")
     suffixes = ", ".join(f"{suffix} for {name}" for name, suffix in EXPORT_SUFFIXES.items())
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=f"where to write it: {suffixes}")
     smaller = parser.add_mutually_exclusive_group()
-    smaller.add_argument(
-        "--int8", action="store_true", help="quantise an onnx file to 8 bits; tells what that costs in accuracy"
-    )
-    smaller.add_argument(
-        "--fp16", action="store_true", help="half precision inside an onnx file; tells what that costs in accuracy"
-    )
+    cost = "; tells what that costs in accuracy"
+    smaller.add_argument("--int8", action="store_true", help=f"quantise an onnx file to 8 bits{cost}")
+    smaller.add_argument("--fp16", action="store_true", help=f"half precision inside an onnx file{cost}")
     photos = "compare with torch on the faces of these photos (default: embedded faces of validation people)"
     parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-    add_model_argument(parser)
+    _add_model(parser)
     return parser
 
 
@@ -247,38 +211,23 @@ def demo_parser() -> ArgumentParser:
     """Return the parser of `deocc demo`."""
     description = "Show on a local web page how a photo is masked, completed, compared and identified."
     parser = ArgumentParser("deocc demo", description=description)
-    add_model_argument(parser)
+    _add_model(parser)
     parser.add_argument("--host", default=DEMO_HOST, help=f"address to listen at; {DEMO_HOST} admits this machine only")
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="host name under which a reverse proxy serves the page; may be repeated",
-    )
+    proxy = "host name under which a reverse proxy serves the page; may be repeated"
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=proxy)
     parser.add_argument("--port", type=int, default=DEMO_PORT, help=f"default: {DEMO_PORT}; 0 = any free one")
-    parser.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
-    parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
+    _add_detector(parser)
     return parser
 
 
 def doctor_parser() -> ArgumentParser:
     """Return the parser of `deocc doctor`."""
-    parser = ArgumentParser(
-        "deocc doctor", description="Report what is installed and works, what is wrong, and how to fix it."
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="RUN",
-        help="a run folder, a checkpoint file or a model folder (default: the newest run)",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="a folder of faces: CelebA, or aligned crops as PERSON/IMAGE, also compared with the checkpoint",
-    )
+    description = "Report what is installed and works, what is wrong, and how to fix it."
+    parser = ArgumentParser("deocc doctor", description=description)
+    checkpoint = "a run folder, a checkpoint file or a model folder (default: the newest run)"
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help=checkpoint)
+    data = "a folder of faces: CelebA, or aligned crops as PERSON/IMAGE, also compared with the checkpoint"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=data)
     return parser
 
 

@@ -19,12 +19,6 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0.
-
-    Raises:
-        ValueError: wrong arguments, an existing file, no stage-2 model, or a file that differs from torch.
-        FileNotFoundError: no model, or no faces to compare on.
-        ImportError: a required package is not installed.
-        OSError: the file cannot be written.
     """
     chosen = export_parser().parse_args(argv)
     precision: Precision = "int8" if chosen.int8 else "fp16" if chosen.fp16 else "fp32"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deocc.commands.arguments import identify_parser
-from deocc.commands.model import finder_of, load_model, model_hash
+from deocc.commands.model import detection_of, finder_of, load_model, model_hash
 from deocc.evaluation.thresholds import Calibration, covered_share
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.faces import FaceFinder, PhotoFace
@@ -49,13 +49,6 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0 if all photos were processed, 1 if one was left out, of the gallery or to identify.
-
-    Raises:
-        ValueError: wrong arguments, a gallery without a face, a model without thresholds, or existing files of another
-            kind in the place of results.
-        FileNotFoundError: no such gallery, model or weights file.
-        ImportError: a required package is not installed.
-        OutputError: the embeddings of the gallery cannot be written.
     """
     chosen = identify_parser().parse_args(argv)
     if chosen.top < 1:
@@ -89,7 +82,7 @@ def _read_gallery(
 ) -> tuple[list[GalleryFace], list[Outcome]]:
     cache = None
     if chosen.save_index is not None:
-        detection = (chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
+        detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
         cache = GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
     gallery, problems = read_gallery(chosen.gallery, pipeline, finder, cache)
     say(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")

@@ -1,7 +1,7 @@
 """`deocc mask PHOTOS`: put synthetic masks on the faces of photos."""
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deocc.commands.arguments import ALL_KINDS, CROP_SIZE, RANDOM_KIND, mask_parser
-from deocc.commands.model import finder_of
+from deocc.commands.model import detection_of, finder_of, to_pixels
 from deocc.data.loader import item_seed
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, transform_points
@@ -33,28 +33,21 @@ def main(argv: Sequence[str]) -> int:
 
     Writes to --out: `masked_photos/NAME-KIND.png`, `masks/NAME-KIND.png` (255 = covered), with --crops
     `crops/NAME-KIND-FACE.png` and its mask, and `masks.csv` with a row for each face and kind, or one for each photo
-    that was left out. NAME is the photo's path within the given folder. All images are PNG, since JPEG would change
-    uncovered pixels, and carry no metadata of the photo. Existing files are never overwritten: results of the same
-    photo and settings are not made again, and photos whose names are taken by others are left out.
+    that was left out. NAME is the photo's path within the given folder. JPEG would change uncovered pixels, so all
+    images are PNG. Existing files are never overwritten: results of the same photo and settings are not made again, and
+    photos whose names are taken by others are left out.
 
     Returns:
         0 if all photos were processed, 1 if one was left out.
-
-    Raises:
-        ValueError: wrong arguments, or --out contains another table or is in use by another command.
-        FileNotFoundError: no such weights file.
-        ImportError: a package that the detector needs is not installed.
     """
     chosen = mask_parser().parse_args(argv)
-    out: Path = chosen.out
-    check_out(out, chosen.photos)
+    check_out(chosen.out, chosen.photos)
     kinds = _read_kinds(chosen.kind or ["surgical"])
-    detection = (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
     finder = finder_of(chosen, CROP_SIZE)
-    with lock_folder(out):
-        table = OutcomeFile(out / TABLE)
-        masker = PhotoMasker(out, kinds, chosen.seed, chosen.crops, detection, finder, table)
-        return process_photos("mask", find_photos(chosen.photos, outside=out), table, masker, chosen.json)
+    with lock_folder(chosen.out):
+        table = OutcomeFile(chosen.out / TABLE)
+        masker = PhotoMasker(chosen, kinds, finder, table)
+        return process_photos("mask", find_photos(chosen.photos, outside=chosen.out), table, masker, chosen.json)
 
 
 def _read_kinds(names: Sequence[str]) -> tuple[str, ...]:
@@ -122,27 +115,22 @@ def _wide_crop(face: PhotoFace) -> tuple[Tensor, Tensor, int]:
     return transform_points(points, matrix), matrix, round(inner * _EXTENT)
 
 
-@dataclass(frozen=True)
 class PhotoMasker:
     """Writes the masked copies of one photo per call.
 
-    Attributes:
-        out: folder of the results.
+    Args:
+        chosen: arguments of the command.
         kinds: names of occluders, possibly "random"; each gives a masked copy.
-        seed: seed of the masks.
-        crops: write canonical crops too.
-        detection: settings that determine which faces are found.
         finder: finds the faces.
         table: outcomes of earlier runs.
     """
 
-    out: Path
-    kinds: tuple[str, ...]
-    seed: int
-    crops: bool
-    detection: tuple[object, ...]
-    finder: FaceFinder
-    table: OutcomeFile
+    def __init__(
+        self, chosen: argparse.Namespace, kinds: Sequence[str], finder: FaceFinder, table: OutcomeFile
+    ) -> None:
+        self.out: Path = chosen.out
+        self.seed, self.crops, self.detection = chosen.seed, chosen.crops, detection_of(chosen)
+        self.kinds, self.finder, self.table = kinds, finder, table
 
     def __call__(self, found: FoundPhoto) -> list[Outcome]:
         """Write the missing results of a photo and return an outcome for each kind and face.
@@ -155,24 +143,23 @@ class PhotoMasker:
         data = read_bytes(found.path)
         digest = checksum(data)
         outcomes: list[Outcome] = []
-        missing = []
+        missing = {}
         for kind in self.kinds:
-            earlier = self._earlier(found, kind, self._mark(digest, kind))
+            mark = checksum(repr((digest, kind, self.seed, self.detection)))[:32]
+            earlier = self._earlier(found, kind, mark)
             outcomes += earlier
-            missing += [] if earlier else [kind]
+            if not earlier:
+                missing[kind] = mark
         if missing:
             photo = read_photo(data, str(found.path))
             faces = self.finder.find(photo, str(found.path))
-            for kind in missing:
+            for kind, mark in missing.items():
                 try:
-                    outcomes += self._write(found, photo, faces, kind, digest)
+                    seeds = [item_seed(self.seed, digest, kind, face.number) for face in faces]
+                    outcomes += self._write(found, faces, seeds, mask_photo(photo, faces, kind, seeds), kind, mark)
                 except ValueError as error:  # other kinds may still be possible
                     outcomes.append(Outcome(str(found.path), str(error), details={"kind": kind}))
         return outcomes
-
-    def _mark(self, digest: str, kind: str) -> str:
-        """Return the mark of files made from this photo with these settings."""
-        return checksum(repr((digest, kind, self.seed, self.detection)))[:32]
 
     def _earlier(self, found: FoundPhoto, kind: str, mark: str) -> list[Outcome]:
         """Return the rows of an earlier run if all its files still exist."""
@@ -181,44 +168,36 @@ class PhotoMasker:
         rows = [row for row in self.table.rows(str(found.path)) if row.done and row.output == output]
         files = [output, f"masks/{name}.png"]
         if self.crops:
-            for row in rows:
-                files += [f"crops/{name}-{row.face}.png", f"crops/{name}-{row.face}-mask.png"]
+            files += [f"crops/{name}-{row.face}{end}.png" for row in rows for end in ("", "-mask")]
         return rows if all(read_mark(self.out / file) == mark for file in files) else []
 
     def _write(
-        self, found: FoundPhoto, photo: NDArray[np.uint8], faces: list[PhotoFace], kind: str, digest: str
+        self,
+        found: FoundPhoto,
+        faces: Sequence[PhotoFace],
+        seeds: Sequence[int],
+        masked: MaskedPhoto,
+        kind: str,
+        mark: str,
     ) -> list[Outcome]:
-        """Mask the photo and write all files, the masked photo last."""
+        """Write all files of a masked photo, the photo itself last."""
         name = f"{found.name}-{kind}"
-        seeds = [item_seed(self.seed, digest, kind, face.number) for face in faces]
-        masked = mask_photo(photo, faces, kind, seeds)
         output, mask_file = f"masked_photos/{name}.png", f"masks/{name}.png"
         images = {mask_file: masked.mask * 255}
         outcomes = []
         for face, drawn, seed, covered in zip(faces, masked.kinds, seeds, masked.covered, strict=True):
-            details: dict[str, object] = {
-                "mask": mask_file,
-                "kind": drawn,
-                "seed": seed,
-                **face.details,
-            }
+            details: dict[str, object] = {"mask": mask_file, "kind": drawn, "seed": seed, **face.details}
             if self.crops:
-                details["crop"] = f"crops/{name}-{face.number}.png"
-                crop, crop_mask = _crop(masked, face)
-                images |= {f"crops/{name}-{face.number}.png": crop, f"crops/{name}-{face.number}-mask.png": crop_mask}
+                crop = f"crops/{name}-{face.number}"
+                details["crop"] = f"{crop}.png"
+                cover = np.repeat(masked.mask[..., None] * np.uint8(255), 3, 2)
+                images[f"{crop}.png"] = to_pixels(cut(masked.photo, face.matrix, CROP_SIZE))
+                images[f"{crop}-mask.png"] = (cut(cover, face.matrix, CROP_SIZE)[0] >= 0).numpy() * np.uint8(255)
             details["covered_pixels"] = covered
             outcomes.append(Outcome(str(found.path), "", face.number, output, details))
         images[output] = masked.photo
         try:
-            save_marked(self.out, images, self._mark(digest, kind), "from another photo or with other settings")
+            save_marked(self.out, images, mark, "from another photo or with other settings")
         except ValueError as error:
             raise ValueError(f"{found.path}: {error}") from error
         return outcomes
-
-
-def _crop(masked: MaskedPhoto, face: PhotoFace) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the canonical crop (S, S, 3) of a masked face, and its mask (S, S), 255 = covered."""
-    pixels = (cut(masked.photo, face.matrix, CROP_SIZE).permute(1, 2, 0) + 1) * 127.5
-    cover = np.repeat(masked.mask[..., None] * np.uint8(255), 3, 2)
-    mask = cut(cover, face.matrix, CROP_SIZE)[0] >= 0
-    return pixels.round().to(torch.uint8).numpy(), (mask * 255).to(torch.uint8).numpy()

@@ -1,11 +1,14 @@
-"""What a command's arguments choose: the model and its device, and the finder of faces."""
+"""What the photo commands share: the model and the face finder that the arguments choose, and the pixels of crops."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from deocc import runs
 from deocc.commands.arguments import AUTO, NEWEST
@@ -21,6 +24,11 @@ _STAGE_2: Final = "DistillationModule"
 def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
     """Create the finder that the arguments describe, with crops of `size` pixels; raises what `FaceFinder` raises."""
     return FaceFinder(size, chosen.detector, chosen.detector_weights, chosen.aligned, chosen.every, chosen.number)
+
+
+def detection_of(chosen: argparse.Namespace) -> tuple[object, ...]:
+    """Return the arguments that determine which faces are found."""
+    return (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
 
 
 def load_model(chosen: argparse.Namespace) -> Pipeline:
@@ -40,6 +48,11 @@ def model_hash(pipeline: Pipeline) -> str:
     """Return a hash of networks, weights and crop size, equal for a checkpoint and the model folder made from it."""
     described = {name: pipeline.config[name] for name in ("student", "bare_faces", "deoccluder", "face")}
     return checksum(json.dumps(described, sort_keys=True), weight_bytes(pipeline.network))[:32]
+
+
+def to_pixels(crop: Tensor) -> NDArray[np.uint8]:
+    """Convert a crop (3, S, S) in [-1, 1] to (S, S, 3) in 0 to 255."""
+    return np.asarray(((crop.cpu().permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy())
 
 
 def _source(checkpoint: str | None) -> str | Path:

@@ -9,10 +9,9 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deocc.commands.arguments import predict_parser
-from deocc.commands.model import finder_of, load_model, model_hash
+from deocc.commands.model import detection_of, finder_of, load_model, model_hash, to_pixels
 from deocc.data.images import read_image
 from deocc.evaluation.figures import panel_image
 from deocc.evaluation.thresholds import covered_share
@@ -59,12 +58,6 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0 if all photos were processed, 1 if one was left out.
-
-    Raises:
-        ValueError: wrong arguments, a damaged model, or --out contains other results or is in use by another command.
-        FileNotFoundError: no such model or weights file.
-        ImportError: a required package is not installed.
-        OutputError: the embeddings or a contact sheet cannot be written.
     """
     chosen = predict_parser().parse_args(argv)
     out: Path = chosen.out
@@ -74,10 +67,9 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
     model = model_hash(pipeline)
-    detection = (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
     with lock_folder(out):
         table, embeddings = OutcomeFile(out / TABLE), EmbeddingFile(out / EMBEDDINGS, model)
-        predictor = PhotoPredictor(out, model, detection, pipeline, finder, table, embeddings)
+        predictor = PhotoPredictor(out, (model, detection_of(chosen)), pipeline, finder, table, embeddings)
         try:
             code = process_photos("predict", find_photos(chosen.photos, outside=out), table, predictor, chosen.json)
         finally:
@@ -85,13 +77,12 @@ def main(argv: Sequence[str]) -> int:
             embeddings.write()
         faces = embeddings.faces
         pages = write_sheets(out, faces)
-        if faces:
-            if chosen.parquet:
-                embeddings.write_parquet(out / PARQUET)
+        if faces and chosen.parquet:
+            embeddings.write_parquet(out / PARQUET)
+        if faces and not chosen.json:
             plural = "s" if len(pages) > 1 else ""
             sheets = f"; {len(pages)} contact sheet{plural} in {out / SHEETS}" if pages else ""
-            if not chosen.json:
-                print(f"embeddings of {len(faces)} faces in {embeddings.path}{sheets}")
+            print(f"embeddings of {len(faces)} faces in {embeddings.path}{sheets}")
     return code
 
 
@@ -101,8 +92,7 @@ class PhotoPredictor:
 
     Attributes:
         out: folder of the results.
-        model: hash of the model.
-        detection: settings that determine which faces are found.
+        settings: hash of the model, and the settings that determine which faces are found.
         pipeline: the model.
         finder: finds the faces.
         table: outcomes of earlier runs.
@@ -110,8 +100,7 @@ class PhotoPredictor:
     """
 
     out: Path
-    model: str
-    detection: tuple[object, ...]
+    settings: tuple[str, tuple[object, ...]]
     pipeline: Pipeline
     finder: FaceFinder
     table: OutcomeFile
@@ -126,7 +115,7 @@ class PhotoPredictor:
             OutputError: a result cannot be written.
         """
         data = read_bytes(found.path)
-        mark = checksum(repr((checksum(data), self.model, self.detection)))[:32]
+        mark = checksum(repr((checksum(data), *self.settings)))[:32]
         if earlier := self._earlier(found, mark):
             return earlier
         photo = read_photo(data, str(found.path))
@@ -143,8 +132,11 @@ class PhotoPredictor:
         for face, covered, embedding in rows:
             name = _face_name(found, face.number)
             self.embeddings.put(EmbeddedFace(name, str(found.path), face.number, mark, embedding))
-            details = self._details(name, face, covered)
-            outcomes.append(Outcome(str(found.path), "", face.number, _png(PHOTOS, found.name), details))
+            details: dict[str, object] = {"mask": _png(MASKS, name), "completed_face": _png(COMPLETED, name)}
+            details |= {"embedding": name, "visible": round(1 - covered, 3)}
+            if (thresholds := self.pipeline.thresholds) is not None:
+                details["masked"] = "yes" if covered >= thresholds.masked.limit else "no"
+            outcomes.append(Outcome(str(found.path), "", face.number, _png(PHOTOS, found.name), details | face.details))
         self.embeddings.write_when_due()
         return outcomes
 
@@ -156,18 +148,6 @@ class PhotoPredictor:
         files = [output, *(_png(folder, name) for name in names for folder in _PANELS.values())]
         complete = all(read_mark(self.out / file) == mark for file in files)
         return rows if complete and all(self.embeddings.mark(name) == mark for name in names) else []
-
-    def _details(self, name: str, face: PhotoFace, covered: float) -> dict[str, object]:
-        """Return the columns of a face's row."""
-        details: dict[str, object] = {
-            "mask": _png(MASKS, name),
-            "completed_face": _png(COMPLETED, name),
-            "embedding": name,
-            "visible": round(1 - covered, 3),
-        }
-        if (thresholds := self.pipeline.thresholds) is not None:
-            details["masked"] = "yes" if covered >= thresholds.masked.limit else "no"
-        return details | face.details
 
 
 def _face_name(found: FoundPhoto, number: int) -> str:
@@ -185,17 +165,12 @@ def _images(
     images: dict[str, NDArray[np.uint8]] = {}
     for face, mask, completed_face in zip(faces, output.mask, output.completed_face, strict=True):
         name = _face_name(found, face.number)
-        images[_png(FACES, name)] = _to_pixels(face.face)
+        images[_png(FACES, name)] = to_pixels(face.face)
         images[_png(MASKS, name)] = (mask[0] * 255).round().byte().numpy()
-        images[_png(COMPLETED, name)] = _to_pixels(completed_face)
+        images[_png(COMPLETED, name)] = to_pixels(completed_face)
         photo = paste_back(photo, completed_face, face.matrix, mask)
     images[_png(PHOTOS, found.name)] = photo
     return images
-
-
-def _to_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """Convert (3, S, S) in [-1, 1] to (S, S, 3) in 0 to 255."""
-    return np.asarray(((image.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy())
 
 
 def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:

@@ -29,12 +29,6 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 for "same", 1 for "different", 3 for "not sure"; with --all the lowest of these over the comparisons that is
         not 1, else 1. Errors have code 2.
-
-    Raises:
-        ValueError: wrong arguments, a photo that cannot be read, shows no face or several, or a model without
-            thresholds.
-        FileNotFoundError: no such photo, model or weights file.
-        ImportError: a required package is not installed.
     """
     chosen = verify_parser().parse_args(argv)
     pipeline = load_model(chosen)

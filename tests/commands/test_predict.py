@@ -125,22 +125,6 @@ def test_predict_all_faces_to_parquet(model: Path) -> None:
     np.testing.assert_array_equal(np.array(table.column("embedding").to_pylist(), np.float32), embeddings)
 
 
-def test_predict_leaves_out_bad_photos(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (photos / "text.jpg").write_text("no image")
-    draw_scene(ONE).save(photos / "cut.jpg")
-    (photos / "cut.jpg").write_bytes((photos / "cut.jpg").read_bytes()[:2000])
-    Image.new("RGB", (1, 1)).save(photos / "dot.png")
-    draw_scene(()).save(photos / "empty.png")
-    assert run(model, "in", "in/gone.png") == 1
-    status = {Path(row["photo"]).name: row["status"] for row in read_rows()}
-    bad = dict.fromkeys(("text.jpg", "cut.jpg", "dot.png", "empty.png", "gone.png"), "left out")
-    assert status == {"one.png": "done", "two.png": "done", **bad}
-    told = capsys.readouterr()
-    assert len(told.err.splitlines()) == 5
-    assert "deocc predict: 2 of 7 done, 5 left out" in told.out
-    assert "embeddings of 2 faces" in told.out
-
-
 def test_predict_resumes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(model, "in", "--all") == 0
     before = read_files()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deocc.commands.doctor import data as data_checks
-from deocc.commands.doctor.findings import Context
+from deocc.commands.doctor_checks import check_given
+from deocc.commands.doctor_installation import Context
 from deocc.data import CelebaFaces, FolderFaces, MaskedFaceDataModule, PairListFaces
 from deocc.data.lfw import _find_list, _read_folds
 from deocc.data.pairs import read_pairs
@@ -106,7 +106,7 @@ def test_celeba_as_png_and_a_subset(tmp_path: Path) -> None:
         subset = CelebaFaces(str(root))
     assert list(subset.names) == list(faces.names)[2:]
     assert (subset.landmarks == faces.landmarks[2:]).all()
-    findings = list(data_checks.check_given(Context(data=root)))
+    findings = list(check_given(Context(data=root)))
     assert [finding.level for finding in findings] == ["OK", "warning"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deocc import cli
-from deocc.commands.demo.server import forget_proxies, make_app, private_folder
+from deocc.commands.demo import forget_proxies, make_app, private_folder
 from tests.conftest import ONE_STEP, SMALL, TINY_STAGE1, run_deocc
 
 INPAINT = ["fit", "--config", "inpaint", *SMALL, *TINY_STAGE1]

@@ -116,7 +116,7 @@ def test_column_of_the_list(tmp_path: Path) -> None:
 def test_only_occluded_images(tmp_path: Path) -> None:
     faces = listed(tmp_path, "both")
     (probe,) = embedded(faces)
-    found = build_results({"student": probe}, {}, list_kinds(), {}, faces.protocol, replicates=10).content
+    found = build_results({"student": probe}, {}, list_kinds(), {}, faces.protocol, replicates=10)
     results = found.content
     assert found.pairs == {} and list(results["rows"]) == ["teacher_clean", "student_clean", "student"]
     assert results["rows"]["student"]["masked_masked"]["pairs"] == {"same": 4, "different": 4}

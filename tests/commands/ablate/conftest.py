@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deocc.commands.ablate import runner
+from deocc.commands import ablate
 from tests.commands.ablate.fake_deocc import FakeDeocc
 
 PLAN: dict[str, Any] = {
@@ -35,7 +35,7 @@ def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDeocc:
     Path("three.yaml").write_text("data: {batch_size: 1}\n")
     write_plan()
     fake = FakeDeocc()
-    monkeypatch.setattr(runner, "_start_process", fake)
+    monkeypatch.setattr(ablate, "_start_process", fake)
     return fake
 
 

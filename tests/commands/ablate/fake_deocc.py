@@ -33,7 +33,7 @@ class EndedProcess:
 
 
 class FakeDeocc:
-    """Replaces `runner._start_process`.
+    """Replaces `ablate._start_process`.
 
     Attributes:
         pair_folds: fold of each pair, for protocols with folds of pairs.

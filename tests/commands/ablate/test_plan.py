@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deocc.commands.ablate.jobs import Job, list_jobs, write_overlays
-from deocc.commands.ablate.plan import read_plan
+from deocc.commands.ablate_plan import Job, Plan, list_jobs, read_plan, write_overlays
 from tests.commands.ablate.conftest import PLAN, write_plan
 from tests.commands.ablate.fake_deocc import FakeDeocc
 from tests.conftest import ROOT, SMALL, run_deocc
@@ -30,29 +29,17 @@ ROW = {"a": {"title": "x", "row": "student"}}
         ({"stage2": {"configs": ["gone.yaml"]}}, "stage2.configs: no configuration gone.yaml"),
         ({"rows": {}}, "the plan has no rows: give one with --config"),
         (
-            {"rows": {"a": {"title": "x", "row": "pupil"}}, "compare": []},
+            {"rows": {"a": ROW["a"] | {"row": "pupil"}}, "compare": []},
             "unknown row 'pupil': choose among teacher_clean, ",
         ),
-        (
-            {"rows": {"a": {"title": "x", "row": "student", "variant": "none"}}, "compare": []},
-            "unknown variant 'none': .* task, masked",
-        ),
+        ({"rows": {"a": ROW["a"] | {"variant": "no"}}, "compare": []}, "unknown variant 'no': .* task, masked"),
         ({"rows": {"a": {"title": "x"}}}, "row"),
-        (
-            {"stage1": {"configs": ["broken.yaml"]}},
-            r"stage1.configs: broken.yaml is not valid YAML \(.*\): correct the file",
-        ),
+        ({"stage1": {"configs": ["broken.yaml"]}}, r"stage1.configs: broken.yaml is not valid YAML \(.*\): correct"),
         ({"test": {"configs": ["broken.yaml"]}}, "test.configs: broken.yaml is not valid YAML"),
         ({"stage2": {"configs": ["list.yaml"]}}, "stage2.configs: list.yaml holds list, not keys with values"),
         ({"test": {"configs": ["gone.yaml"]}}, "test.configs: no configuration gone.yaml"),
-        (
-            {"test": {"configs": [], "overlay": {"data": {"face_set": "Lfw"}}}},
-            "folds is 2, but test has another face set",
-        ),
-        (
-            {"variants": {"inpaint": {}}, "rows": ROW, "compare": []},
-            "variants: 'inpaint' is the name of stage 1's runs",
-        ),
+        ({"test": {"overlay": {"data": {"face_set": "Lfw"}}}}, "folds is 2, but test has another face set"),
+        ({"variants": {"inpaint": {}}, "rows": ROW, "compare": []}, "variants: 'inpaint' is the name of stage 1's"),
         ({"variants": {"a/b": {}}, "rows": ROW, "compare": []}, "variants: 'a/b' is not a folder name"),
         ({"variants": {"": {}}, "rows": ROW, "compare": []}, "variants: '' is not a folder name"),
         ({"people": "validation"}, "compare needs the pairs of a test"),
@@ -77,62 +64,67 @@ def test_read_plan_missing(program: FakeDeocc) -> None:
 def test_options_override_file(program: FakeDeocc) -> None:
     plan = read_plan([*write_plan(), "--seeds", "3", "4", "--jobs", "1", "--wandb"])
     assert (plan.seeds, plan.jobs, plan.wandb, plan.run) == ([3, 4], 1, True, Path("out"))
-    assert (
-        plan.variants == PLAN["variants"]
-        and plan.rows["d"].variant == "task"
-        and plan.compare == [("d", "b"), ("i", "b")]
-    )
+    assert plan.variants == PLAN["variants"] and plan.rows["d"].variant == "task"
+    assert plan.compare == [("d", "b"), ("i", "b")]
 
 
-def test_paper_plan_commands_parse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By the parser of `deocc fit` itself; W&B's overlay included."""
-    monkeypatch.chdir(ROOT)
-    plan = read_plan(["--config", "configs/ablation/paper.yaml", "--run", str(tmp_path), "--wandb", "--folds", "2"])
+def prepare(config: str, run: Path, *argv: str) -> tuple[Plan, list[Job]]:
+    """Read a plan of the repository and write its overlays."""
+    plan = read_plan(["--config", config, "--run", str(run), *argv])
     write_overlays(plan)
-    fits = [job for job in list_jobs(plan) if job.action == "fit" and job.folder.name.endswith("fold0-seed0")]
+    return plan, list_jobs(plan)
+
+
+def shown(job: Job, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the configuration that a job would use, by the parser of `deocc fit` and `deocc test` itself."""
+    with pytest.raises(SystemExit) as end:
+        run_deocc(*job.command[1:], "--print_config")
+    assert end.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_paper_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """W&B's overlay included."""
+    plan, jobs = prepare("configs/ablation/paper.yaml", tmp_path, "--wandb", "--folds", "2")
+    fits = [job for job in jobs if job.action == "fit" and job.folder.name.endswith("fold0-seed0")]
     assert len(fits) == 1 + len(plan.variants)
     for job in fits:
-        with pytest.raises(SystemExit) as end:
-            run_deocc(*job.command[1:], "--print_config")
-        shown = capsys.readouterr().out
-        assert end.value.code in (0, None) and f"run: {job.folder}" in shown and "fold: 0" in shown and "Wandb" in shown
+        text = shown(job, capsys)
+        assert f"run: {job.folder}" in text and "fold: 0" in text and "Wandb" in text
 
 
-def test_large_plan_commands_parse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("_in_root")
+def test_large_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each test over the configuration that its training would leave, and with LFW in place of CelebA."""
-    monkeypatch.chdir(ROOT)
-    plan = read_plan(["--config", "configs/paper/ablation.yaml", "--run", str(tmp_path)])
-    write_overlays(plan)
-    jobs = [job for job in list_jobs(plan) if job.folder.name.endswith("seed2")]
+    plan, jobs = prepare("configs/paper/ablation.yaml", tmp_path)
+    jobs = [job for job in jobs if job.folder.name.endswith("seed2")]
     assert len(jobs) == 1 + 2 * len(plan.variants) and plan.seeds == [0, 1, 2]
     for job in jobs:
-        shown = _shown(job, capsys)
-        assert f"run: {job.folder}" in shown and "seed: 2" in shown
-        assert ("LfwFaces" in shown, "CelebaFaces" in shown) == (job.action == "test", job.action == "fit")
+        text = shown(job, capsys)
+        assert f"run: {job.folder}" in text and "seed: 2" in text
+        assert ("LfwFaces" in text, "CelebaFaces" in text) == (job.action == "test", job.action == "fit")
         if job.action == "fit":
             (job.folder / "checkpoints").mkdir(parents=True)
             zipfile.ZipFile(job.folder / "checkpoints" / "last.ckpt", "w").close()
-            (job.folder / "config.yaml").write_text(shown)
+            (job.folder / "config.yaml").write_text(text)
 
 
-def test_choices_plan_commands_parse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(ROOT)
-    plan = read_plan(["--config", "ablation/choices", "--run", str(tmp_path)])
-    write_overlays(plan)
-    jobs = {job.name: job for job in list_jobs(plan)}
-    assert len(jobs) == 2 + len(plan.variants) and all(job.action == "fit" for job in jobs.values())
+@pytest.mark.usefixtures("_in_root")
+def test_choices_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, listed = prepare("ablation/choices", tmp_path)
+    jobs = {job.name: job for job in listed}
+    assert len(jobs) == 2 + len(plan.variants) and all(job.action == "fit" for job in listed)
     assert {row.variant for row in plan.rows.values()} - {None} == set(plan.variants)
     own = jobs["without_teacher-seed0 fit"].after[0]
-    assert own.name == "inpaint-without_teacher-seed0 fit" and "perceptual_weight: 0.0" in _shown(own, capsys)
+    assert own.name == "inpaint-without_teacher-seed0 fit" and "perceptual_weight: 0.0" in shown(own, capsys)
     assert jobs["masked-seed0 fit"].after[0].name == "inpaint-seed0 fit"
-    for job in jobs.values():
-        assert "split: development" in _shown(job, capsys)
+    assert all("split: development" in shown(job, capsys) for job in listed)
 
 
 def test_large_plan_has_same_rows() -> None:
@@ -150,11 +142,11 @@ def test_large_plan_has_same_rows() -> None:
 
 
 @pytest.mark.slow
-def test_other_face_set_writes_to_run(stage2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_in_root")
+def test_other_face_set_writes_to_run(stage2: Path, tmp_path: Path) -> None:
     """On another face set than the run's own, whose results would go to a folder of their own."""
-    monkeypatch.chdir(ROOT)
-    plan = read_plan(["--config", "configs/paper/ablation.yaml", "--run", str(tmp_path), "--seeds", "0"])
-    job = next(job for job in list_jobs(plan) if job.action == "test")
+    _, jobs = prepare("configs/paper/ablation.yaml", tmp_path, "--seeds", "0")
+    job = next(job for job in jobs if job.action == "test")
     shutil.copytree(stage2, job.folder)
     lfw = f"--data.face_set.init_args.root={write_lfw(tmp_path / 'lfw')}"
     run_deocc(*job.command[1:], *SMALL, "--data.kinds", "[surgical]", lfw)
@@ -162,8 +154,9 @@ def test_other_face_set_writes_to_run(stage2: Path, tmp_path: Path, monkeypatch:
     assert results["data"] == "LfwFaces" and (job.folder / "scores.npz").is_file()
 
 
-def test_paper_plan_rows() -> None:
-    plan = read_plan(["--config", str(ROOT / "configs/ablation/paper.yaml"), *_absolute()])
+@pytest.mark.usefixtures("_in_root")
+def test_paper_plan_rows(tmp_path: Path) -> None:
+    plan, _ = prepare("ablation/paper", tmp_path)
     assert list(plan.rows)[:9] == list("abcdefghi")
     off = {
         name: [key for key, value in overlay["model"]["init_args"].items() if value == 0 and key != "beta"]
@@ -175,21 +168,5 @@ def test_paper_plan_rows() -> None:
     assert off["soft_pair"] == ["triplet_weight"] and off["soft_pair_triplet"] == off["masked"] == []
 
 
-def _shown(job: Job, capsys: pytest.CaptureFixture[str]) -> str:
-    """The configuration that a job would run by."""
-    with pytest.raises(SystemExit) as end:
-        run_deocc(*job.command[1:], "--print_config")
-    assert end.value.code in (0, None)
-    return capsys.readouterr().out
-
-
 def _beta(file: str) -> float:
     return float(yaml.safe_load((ROOT / file).read_text())["model"]["init_args"].get("beta", 0.0))
-
-
-def _absolute() -> list[str]:
-    """The stages' files from anywhere."""
-    return [
-        f"--{stage}.configs=[{ROOT / 'configs' / name}.yaml]"
-        for stage, name in (("stage1", "inpaint"), ("stage2", "distill"))
-    ]

@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deocc.commands.ablate.command import main
-from deocc.commands.ablate.report import bar_figure, loss_figure, read_curves
-from deocc.commands.ablate.summary import (
-    Outcome,
-    compare,
-    mean_and_deviation,
-    right_decisions,
-    row_figures,
-    verdict,
-)
+from deocc.commands.ablate import main
+from deocc.commands.ablate_report import bar_figure, loss_figure, read_curves
+from deocc.commands.ablate_summary import Outcome, compare, mean_and_deviation, right_decisions, row_figures, verdict
 from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_eer
 from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy, read_scores
 from tests.commands.ablate.conftest import write_plan
@@ -24,12 +17,8 @@ from tests.commands.ablate.fake_deocc import SAME, STUDENT, TEACHER, FakeDeocc, 
 
 
 def outcome(fold: int, seed: int, similarity: list[float], eer: float = 0.25) -> Outcome:
-    return Outcome(
-        fold,
-        seed,
-        {"people": 2, "rows": {"student": {"eer": eer, "rank1": 1.0}}},
-        {"student": pair_scores(similarity)}.get,
-    )
+    results = {"people": 2, "rows": {"student": {"eer": eer, "rank1": 1.0}}}
+    return Outcome(fold, seed, results, {"student": pair_scores(similarity)}.get)
 
 
 def test_fold_uses_threshold_of_others() -> None:
@@ -59,6 +48,11 @@ def test_mean_and_deviation() -> None:
     assert mean_and_deviation([0.1, None]) == (None, None) == mean_and_deviation([0.1, float("nan")])
 
 
+def draw_labels() -> list[str]:
+    """Return the titles of the axes of the bar figure."""
+    return [axes.get_xlabel() for axes in bar_figure(json.loads(Path("out/ablation.json").read_text())).axes]
+
+
 def noisy(seed: int, noise: float) -> PairScores:
     """Every pair of 6 people x 4 faces; the noise hides who is who."""
     generator = torch.Generator().manual_seed(seed)
@@ -78,18 +72,15 @@ def test_compare_one_seed() -> None:
     found = compare(runs[0], "student", runs[1], "student", 200)
     assert found is not None
     assert found["eer"] == pytest.approx(paired_bootstrap_eer(firsts, seconds, 200, 0)._asdict())
-    by_hand = [
-        equal_error_rate(*one[:2]) - equal_error_rate(*other[:2]) for one, other in zip(firsts, seconds, strict=True)
-    ]
-    assert found["eer"]["estimate"] == pytest.approx(sum(by_hand) / 2) and found["eer"]["estimate"] < 0
+    rates = [[equal_error_rate(*scores[:2]) for scores in some] for some in (firsts, seconds)]
+    by_hand = (sum(rates[0]) - sum(rates[1])) / 2
+    assert found["eer"]["estimate"] == pytest.approx(by_hand) and by_hand < 0
     right = []
     for some in runs:
         decided = right_decisions(some, [test.read_pairs("student") for test in some])
         right.append(torch.cat([part for part in decided if part is not None]))
-    assert (
-        found["mcnemar"] == mcnemar(*right)._asdict()
-        and found["mcnemar"]["first_only"] > found["mcnemar"]["second_only"]
-    )
+    assert found["mcnemar"] == mcnemar(*right)._asdict()
+    assert found["mcnemar"]["first_only"] > found["mcnemar"]["second_only"]
 
 
 def test_compare_several_seeds() -> None:
@@ -128,6 +119,8 @@ def test_table(program: FakeDeocc) -> None:
     assert "| (b) teacher | 11.00 ± 1.41 | n/a | 83.33 ± 0.00 |" in table
     assert "| d - b | -33.33 | -33.33 to -33.33 | better | 2 | 0 | 0.5 |" in table
     assert "| i - b | +0.00 | +0.00 to +0.00 | cannot be told apart | 0 | 0 | 1 |" in table
+    assert "| balanced accuracy % |" in table and "at the threshold of equal error of all other folds" in table
+    assert "seeds" not in table
     assert equal_error_rate(torch.tensor(TEACHER), torch.tensor(SAME)) == pytest.approx(1 / 3)
 
 
@@ -146,12 +139,7 @@ def test_table_of_validation_people(program: FakeDeocc) -> None:
     rows = {"d": {"title": "student", "row": "student", "variant": "task"}}
     own = {"masked": {"model": {"init_args": {"width": 8}}}}
     main(write_plan(folds=None, people="validation", own_stage1=own, rows=rows, compare=[]))
-    assert program.started == [
-        "inpaint-seed0 fit",
-        "inpaint-masked-seed0 fit",
-        "task-seed0 fit",
-        "masked-seed0 fit",
-    ]
+    assert program.started == [f"{name}-seed0 fit" for name in ("inpaint", "inpaint-masked", "task", "masked")]
     assert program.commands["masked-seed0 fit"][-2].endswith("inpainting_checkpoint=out/inpaint-masked-seed0")
     table = Path("out/table.md").read_text()
     assert table.startswith("Validation people of OrlFaces, last validation of each training, one seed (0); ")
@@ -163,6 +151,7 @@ def test_table_without_folds(program: FakeDeocc) -> None:
     table = Path("out/table.md").read_text()
     assert "| (d) student | 10.00 | 10.00 | n/a |" in table, "one run has no deviation"
     assert "| d - b | -33.33 | -33.33 to -33.33 | better | n/a | n/a | n/a |" in table
+    assert draw_labels() == ["EER %"]
 
 
 def test_table_with_pair_folds(program: FakeDeocc) -> None:
@@ -176,23 +165,15 @@ def test_table_with_pair_folds(program: FakeDeocc) -> None:
     main([*write_plan(folds=None), "--seeds", "0", "1"])
     table = Path("out/table.md").read_text()
     assert table.startswith("2 people of OrlFaces, 2 folds of pairs, 2 seeds (0, 1); ")
-    assert (
-        "| accuracy % |" in table
-        and "at the threshold that is best on the other folds" in table
-        and "alanced" not in table
-    )
-    student, teacher = (
-        fold_accuracy(pair_scores(similarity, program.pair_folds)).mean for similarity in (STUDENT, TEACHER)
-    )
-    assert (student, teacher) == pytest.approx((3 / 4, 7 / 12))
-    assert (
-        "| (d) student | 10.00 ± 0.00 | 10.00 ± 0.00 | 75.00 ± 0.00 |" in table
-        and "| (b) teacher | 10.00 ± 0.00 | n/a | 58.33 ± 0.00 |" in table
-    )
+    assert "| accuracy % |" in table and "at the threshold that is best on the other folds" in table
+    assert "alanced" not in table
+    found = [fold_accuracy(pair_scores(similarity, program.pair_folds)).mean for similarity in (STUDENT, TEACHER)]
+    assert found == pytest.approx([3 / 4, 7 / 12])
+    assert "| (d) student | 10.00 ± 0.00 | 10.00 ± 0.00 | 75.00 ± 0.00 |" in table
+    assert "| (b) teacher | 10.00 ± 0.00 | n/a | 58.33 ± 0.00 |" in table
     assert "| d - b | -33.33 | -33.33 to -33.33 | better | 1 | 0 | 1 (seed 0) |" in table
     assert "Of the 2 seeds, the one with the largest p-value is shown and named." in table
-    axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
-    assert [part.get_xlabel() for part in axes] == ["accuracy %", "EER %"]
+    assert draw_labels() == ["accuracy %", "EER %"]
 
 
 def test_accuracy_of_clean_row(program: FakeDeocc) -> None:
@@ -203,28 +184,15 @@ def test_accuracy_of_clean_row(program: FakeDeocc) -> None:
         assert row_figures([test], "teacher_clean")["accuracy"] == [accuracy]
 
 
-def test_accuracy_is_called_balanced(program: FakeDeocc) -> None:
-    main(write_plan())
-    table = Path("out/table.md").read_text()
-    assert (
-        "| balanced accuracy % |" in table
-        and "at the threshold of equal error of all other folds" in table
-        and "seeds" not in table
-    )
-    axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
-    assert [part.get_xlabel() for part in axes] == ["balanced accuracy %", "EER %"]
-
-
 def test_numbers_survive_figure_error(program: FakeDeocc, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr("deocc.commands.ablate.report.bar_figure", fail)
+    monkeypatch.setattr("deocc.commands.ablate_report.bar_figure", fail)
     with pytest.raises(RuntimeError, match="no font"):
         main(write_plan())
-    assert (
-        "(d) student" in Path("out/table.md").read_text() and json.loads(Path("out/ablation.json").read_text())["rows"]
-    )
+    assert "(d) student" in Path("out/table.md").read_text()
+    assert json.loads(Path("out/ablation.json").read_text())["rows"]
 
 
 def test_only_needed_rows_are_read(program: FakeDeocc, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,37 +202,20 @@ def test_only_needed_rows_are_read(program: FakeDeocc, monkeypatch: pytest.Monke
         asked.append(rows)
         return read_scores(path, rows=rows)
 
-    monkeypatch.setattr("deocc.commands.ablate.summary.read_scores", reading)
+    monkeypatch.setattr("deocc.commands.ablate_summary.read_scores", reading)
     main(write_plan(rows={"b": {"title": "teacher", "row": "teacher_masked"}}, compare=[]))
     assert asked and all(rows == ["teacher_masked"] for rows in asked)
 
 
-def test_curves_are_means_of_terms(program: FakeDeocc) -> None:
+def test_figures(program: FakeDeocc) -> None:
     main(write_plan())
-    files = [Path(f"out/task-fold{fold}-seed0/metrics.csv") for fold in (0, 1)]
-    curves = read_curves({"task": [*files, Path("gone.csv")], "none": []})
-    assert curves == {"task": {"instance": {4: 1.5, 9: 3.5}}, "none": {}}
-    axes = loss_figure(curves).axes
-    assert len(axes) == 1 and axes[0].lines[0].get_xydata().tolist() == [[4, 1.5], [9, 3.5]]  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="no loss terms were logged"):
-        loss_figure({"none": {}})
-
-
-def test_bar_figure(program: FakeDeocc) -> None:
-    main(write_plan())
-    axes = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == [
-        "(a) clean",
-        "(b) teacher",
-        "(d) student",
-        "(i) masked",
-    ]
-    assert [round(bar.get_width(), 2) for bar in axes[1].patches] == [11.0] * 4  # type: ignore[attr-defined]
-    assert len(axes[0].patches) == 3, "the clean row has no accuracy and so no bar"
-
-
-def test_bar_figure_without_accuracy(program: FakeDeocc) -> None:
-    main(write_plan(folds=None))
-    assert [axes.get_xlabel() for axes in bar_figure(json.loads(Path("out/ablation.json").read_text())).axes] == [
-        "EER %"
-    ]
+    curves = read_curves([Path(f"out/task-{name}-seed0") for name in ("fold0", "fold1", "gone")])
+    assert curves == {"instance": {4: 1.5, 9: 3.5}} and read_curves([]) == {}
+    (lines,) = loss_figure({"task": curves, "none": {}}).axes
+    assert lines.lines[0].get_xydata().tolist() == [[4, 1.5], [9, 3.5]]  # type: ignore[union-attr]
+    bars = bar_figure(json.loads(Path("out/ablation.json").read_text())).axes
+    assert [axes.get_xlabel() for axes in bars] == ["balanced accuracy %", "EER %"]
+    rows = [label.get_text() for label in bars[0].get_yticklabels()]
+    assert rows == ["(a) clean", "(b) teacher", "(d) student", "(i) masked"]
+    assert [round(bar.get_width(), 2) for bar in bars[1].patches] == [11.0] * 4  # type: ignore[attr-defined]
+    assert len(bars[0].patches) == 3, "the clean row has no accuracy and so no bar"

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import deocc
-from deocc.commands.demo.analysis import OrlGallery
+from deocc.commands.demo_analysis import OrlGallery
 from deocc.data import OrlFaces
 from deocc.evaluation.thresholds import CONDITIONS, Calibration, Rates, Separation, Threshold
 from deocc.inference.faces import FaceFinder, PhotoFace

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.conftest import ROOT
 
 COMMAND = "import sys\nfrom deocc.commands.demo import main\nsys.exit(main(sys.argv[1:]))"
-SHORT_LIVED = f"from deocc.commands.demo import page\npage._SWEEP_SECONDS = page._KEEP_SECONDS = 1\n{COMMAND}"
+SHORT_LIVED = f"from deocc.commands import demo\ndemo._SWEEP_SECONDS = demo._KEEP_SECONDS = 1\n{COMMAND}"
 """The same command, but photos are deleted after a second."""
 
 

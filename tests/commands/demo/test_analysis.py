@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from deocc.commands.demo.analysis import EXAMPLES, NO_MASK, Analyst, OrlGallery, attention_map, deoccluder_attention
-from deocc.commands.demo.view import result_html
+from deocc.commands.demo_analysis import EXAMPLES, NO_MASK, Analysis, Analyst, OrlGallery, attention_map, render_html
 from deocc.data import OrlFaces
 from deocc.geometry import TEMPLATES, similarity_transform, warp
 from deocc.inference.faces import PhotoFace
 from deocc.inference.pipeline import Pipeline
 from deocc.masking import list_kinds, render
 from deocc.networks import Deoccluder
-from deocc.networks.generator import Generator
 
 Faces = tuple[PhotoFace, PhotoFace]
 
@@ -49,22 +47,13 @@ def test_pair_similarities_match_pipeline(pipeline: Pipeline, faces: Faces) -> N
     masked = render(first.face[None], first.landmarks[None], "cloth", torch.tensor([1]))[0]
     other = pipeline.embed_faces(second.face[None])[0]
     bare = pipeline.process_faces(masked, torch.zeros(1, 1, 64, 64)).embedding[0]
-    expected = [
-        pipeline.embed_faces(first.face[None])[0] @ other,
-        bare @ other,
-        pipeline.embed_faces(masked)[0] @ other,
-    ]
+    clean, completed = pipeline.embed_faces(torch.stack([first.face, masked[0]]))
+    expected = [float(embedding @ other) for embedding in (clean, bare, completed)]
     pair = Analyst(pipeline, None).analyse(first, "cloth", 1, second).pair
-    assert [comparison.similarity for comparison in pair] == pytest.approx(
-        [float(value) for value in expected], abs=1e-5
-    )
-    assert pair[1].verdict is None
-    expected_verdict = pipeline.verify_faces(masked[0], second.face)
-    assert (
-        pair[2].verdict is not None
-        and pair[2].verdict.decision == expected_verdict.decision
-        and pair[2].verdict.condition == expected_verdict.condition
-    )
+    assert [comparison.similarity for comparison in pair] == pytest.approx(expected, abs=1e-5)
+    shown, verdict = pair[2].verdict, pipeline.verify_faces(masked[0], second.face)
+    assert pair[1].verdict is None and shown is not None
+    assert (shown.decision, shown.condition) == (verdict.decision, verdict.condition)
 
 
 def test_masked_photo_is_not_changed(pipeline: Pipeline, faces: Faces) -> None:
@@ -110,46 +99,52 @@ def test_examples_are_validation_people() -> None:
         assert example.kind in list_kinds()
 
 
-def test_attention_map_sums_covered_patches() -> None:
+def draw_face(size: int) -> torch.Tensor:
+    return torch.rand(3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def make_deoccluder(size: int | None = None, attention: bool = True) -> Deoccluder:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        generator = Generator(width=8, depth=1).eval()
-        face = torch.rand(3, 64, 64) * 2 - 1
-    mask = torch.zeros(1, 64, 64)
+        return Deoccluder({"width": 8, "depth": 1, "attention": attention}, {"width": 8}, size)
+
+
+def test_attention_map_sums_covered_patches() -> None:
+    deoccluder = make_deoccluder()
+    face, mask = draw_face(64), torch.zeros(1, 64, 64)
     mask[:, 33:50, 10:40] = 1
     with torch.no_grad():
-        weights = generator.attend(face[None], mask[None])[0].numpy()
+        weights = deoccluder.generator.attend(face[None], mask[None])[0].numpy()
     coarse = np.zeros((8, 8), np.float32)
     for row in range(8):
         for column in range(8):
             if mask[0, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].any():
                 coarse += weights[row, column]
     expected = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_LINEAR)
-    heat = attention_map(generator, face, mask)
+    heat = attention_map(deoccluder, face, mask)
     assert heat is not None and np.allclose(heat.numpy(), expected / expected.max(), atol=1e-5)
     assert float(heat.max()) == 1 and float(heat[44, 20]) == 0  # the middle of the mask is not visible
 
 
-def test_attention_at_working_size() -> None:
-    torch.manual_seed(0)
-    deoccluder = Deoccluder({"width": 8, "depth": 1}, {"width": 8}, size=32)
-    face, mask = torch.rand(3, 32, 32) * 2 - 1, torch.zeros(1, 32, 32)
+def test_attention_map_at_working_size() -> None:
+    deoccluder = make_deoccluder(size=32)
+    face, mask = draw_face(32), torch.zeros(1, 32, 32)
     mask[:, 16:] = 1
-    small = deoccluder_attention(deoccluder, face, mask)
-    assert small is not None and torch.equal(small, torch.as_tensor(attention_map(deoccluder.generator, face, mask)))
     larger = [F.interpolate(image[None], (64, 64), mode="nearest")[0] for image in (face, mask)]
-    large = deoccluder_attention(deoccluder, *larger)
-    assert (
-        large is not None and large.shape == (64, 64) and (F.avg_pool2d(large[None], 2)[0] - small).abs().mean() < 0.1
-    )
+    small, large = attention_map(deoccluder, face, mask), attention_map(deoccluder, *larger)
+    assert small is not None and large is not None and large.shape == (64, 64)
+    assert (F.avg_pool2d(large[None], 2)[0] - small).abs().mean() < 0.1
 
 
 def test_attention_map_none() -> None:
-    face = torch.zeros(3, 64, 64)
-    generator = Generator(width=8, depth=1)
-    assert attention_map(generator, face, torch.zeros(1, 64, 64)) is None
-    assert attention_map(generator, face, torch.ones(1, 64, 64)) is None
-    assert attention_map(Generator(width=8, depth=1, attention=False), face, torch.ones(1, 64, 64)) is None
+    face, covered = torch.zeros(3, 64, 64), torch.ones(1, 64, 64)
+    assert attention_map(make_deoccluder(), face, covered * 0) is None
+    assert attention_map(make_deoccluder(), face, covered) is None
+    assert attention_map(make_deoccluder(attention=False), face, covered) is None
+
+
+def result_html(analysis: Analysis, *notes: str) -> str:
+    return render_html("demo_result.html.j2", analysis=analysis, notes=notes)
 
 
 def test_no_decision_without_thresholds(pipeline: Pipeline, gallery: OrlGallery, faces: Faces) -> None:
@@ -162,7 +157,7 @@ def test_no_decision_without_thresholds(pipeline: Pipeline, gallery: OrlGallery,
 
 def test_html_shows_verdict_and_escapes_notes(pipeline: Pipeline, faces: Faces) -> None:
     analysis = Analyst(pipeline, None).analyse(faces[0], "n95", 0, faces[0])
-    html = result_html(analysis, ["<script>alert(1)</script>"])
+    html = result_html(analysis, "<script>alert(1)</script>")
     verdict = analysis.pair[-1].verdict
     words = {"same": "Same person", "different": "Different people", "not sure": "Not sure"}
     assert verdict is not None and words[verdict.decision] in html

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.commands.demo.analysis import NO_MASK, Analyst
-from deocc.commands.demo.page import Answers
+from deocc.commands.demo import Answers
+from deocc.commands.demo_analysis import NO_MASK, Analyst
 from deocc.inference.faces import FaceFinder
 from deocc.inference.pipeline import Pipeline
 

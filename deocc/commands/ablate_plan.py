@@ -1,5 +1,10 @@
-"""The plan of an ablation, read from YAML and the command line."""
+"""The plan of an ablation, read from YAML and the command line, and its trainings and tests as `deocc` commands.
 
+A run folder is `NAME-foldF-seedS` below the ablation's folder, where NAME is a variant or `inpaint`.
+"""
+
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +16,7 @@ from jsonargparse.typing import PositiveInt
 
 from deocc import runs
 from deocc.evaluation.results import ROWS
+from deocc.files import checksum, write_file
 from deocc.messages import one_line
 
 STAGE1 = "inpaint"
@@ -29,6 +35,10 @@ class Stage:
 
     configs: list[str] = field(default_factory=list)
     overlay: dict[str, Any] = field(default_factory=dict)
+
+    def contents(self) -> list[Any]:
+        """Return the content of each file."""
+        return [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in self.configs]
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,20 @@ class Plan:
         """Return the run folder of a variant or of stage 1."""
         return self.run / (f"{name}-seed{seed}" if fold is None else f"{name}-fold{fold}-seed{seed}")
 
+    def overlays(self) -> dict[str, dict[str, Any]]:
+        """Return the overlays by the name of their file."""
+        return {
+            "stage1": self.stage1.overlay,
+            "stage2": self.stage2.overlay,
+            **({"test": self.test.overlay} if self.test.overlay else {}),
+            **{f"variant-{name}": overlay for name, overlay in self.variants.items()},
+            **{f"stage1-{name}": overlay for name, overlay in self.own_stage1.items()},
+        }
+
+    def overlay_file(self, name: str) -> Path:
+        """Return where an overlay is written."""
+        return self.run / "overlays" / f"{name}.yaml"
+
 
 def read_plan(argv: Sequence[str]) -> Plan:
     """Read a plan from `--config FILE` and from options, which override the file.
@@ -100,7 +124,6 @@ def read_plan(argv: Sequence[str]) -> Plan:
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: unknown or missing key, wrong value, or unknown name.
-        SystemExit: after `--help`.
     """
     argv = list(argv)
     for place, argument in enumerate(argv[:-1]):
@@ -125,25 +148,22 @@ def read_plan(argv: Sequence[str]) -> Plan:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="deocc ablate", description="Train, test and compare the variants of a plan.", exit_on_error=False
-    )
+    parser = ArgumentParser(prog="deocc ablate", exit_on_error=False)  # `deocc.commands.arguments` has the help
     overlays = dict[str, dict[str, Any]]
-    add = parser.add_argument
-    add("--config", action="config", help="The plan, a YAML file with the keys below, or its name.")
-    add("--run", type=str, default="runs/ablation", help="Output folder.")
-    add("--jobs", type=PositiveInt, default=1, help="Number of simultaneous trainings or tests.")
-    add("--seeds", type=int, nargs="+", default=[0], help="Every variant is trained once per seed and fold.")
-    add("--folds", type=int | None, default=None, help="Folds over people; null: the split of the face set.")
-    add("--people", type=Literal["test", "validation"], default="test", help="Whose figures are compared.")
-    add("--stage1", type=Stage, help="Configuration of stage 1: `configs`, and an `overlay` that changes them.")
-    add("--stage2", type=Stage, help="Configuration of stage 2.")
-    add("--test", type=Stage, default=Stage(), help="Changes for the tests, such as another face set.")
-    add("--variants", type=overlays, default={}, help="Overlays of stage 2 by name.")
-    add("--own_stage1", type=overlays, default={}, help="Overlays of stage 1 for variants with a stage 1 of their own.")
-    add("--rows", type=dict[str, Row], default={}, help="`title`, `row` of the results and `variant`, by letter.")
-    add("--compare", type=list[tuple[str, str]], default=[], help="Pairs of letters.")
-    add("--wandb", action="store_true", help="Log every run to Weights & Biases.")
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--run", type=str, default="runs/ablation")
+    parser.add_argument("--jobs", type=PositiveInt, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--folds", type=int | None, default=None)
+    parser.add_argument("--people", type=Literal["test", "validation"], default="test")
+    parser.add_argument("--stage1", type=Stage)
+    parser.add_argument("--stage2", type=Stage)
+    parser.add_argument("--test", type=Stage, default=Stage())
+    parser.add_argument("--variants", type=overlays, default={})
+    parser.add_argument("--own_stage1", type=overlays, default={})
+    parser.add_argument("--rows", type=dict[str, Row], default={})
+    parser.add_argument("--compare", type=list[tuple[str, str]], default=[])
+    parser.add_argument("--wandb", action="store_true")
     return parser
 
 
@@ -151,10 +171,9 @@ def _find_stage_config(name: str, stage: str) -> Path:
     """Find a configuration file and check that it is a mapping."""
     try:
         file = runs.find_config(name)
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{stage}.configs: {error}") from None
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{stage}.configs: {file} is not valid YAML ({one_line(error)}): correct the file") from error
     if not isinstance(content, dict):
@@ -170,11 +189,16 @@ def _check(plan: Plan) -> None:
             raise ValueError(f"variants: {name!r} is not a folder name: give a name without '/' that is not empty")
         if name == STAGE1:
             raise ValueError(f"variants: {name!r} is the name of stage 1's runs: choose another")
-    _check_known("rows: unknown row", [row.row for row in plan.rows.values()], list(ROWS))
     row_variants = [row.variant for row in plan.rows.values() if row.variant is not None]
-    _check_known("rows: unknown variant", row_variants, list(plan.variants))
-    _check_known("own_stage1: unknown variant", list(plan.own_stage1), list(plan.variants))
-    _check_known("compare: unknown letter", [letter for pair in plan.compare for letter in pair], list(plan.rows))
+    for problem, given, known in (
+        ("rows: unknown row", [row.row for row in plan.rows.values()], list(ROWS)),
+        ("rows: unknown variant", row_variants, list(plan.variants)),
+        ("own_stage1: unknown variant", list(plan.own_stage1), list(plan.variants)),
+        ("compare: unknown letter", [letter for pair in plan.compare for letter in pair], list(plan.rows)),
+    ):
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{problem} {name!r}: choose among {', '.join(known)}")
     if plan.folds is not None and plan.folds < 2:
         raise ValueError(f"folds is {plan.folds}: give 2 or more, or null for the split of the face set")
     if plan.folds is not None and _has_face_set(plan.test):
@@ -187,14 +211,94 @@ def _check(plan: Plan) -> None:
         raise ValueError(f"seeds are {plan.seeds}: give different whole numbers of at least 0")
 
 
-def _check_known(problem: str, given: Sequence[str], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{problem} {name!r}: choose among {', '.join(known)}")
-
-
 def _has_face_set(stage: Stage) -> bool:
     """Return whether a stage's configuration names the class of a face set."""
-    contents = [stage.overlay, *(yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in stage.configs)]
-    face_sets = [(content.get("data") or {}).get("face_set") for content in contents]
+    face_sets = [(content.get("data") or {}).get("face_set") for content in (stage.overlay, *stage.contents())]
     return any(isinstance(face_set, str) or "class_path" in (face_set or {}) for face_set in face_sets)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `deocc fit` or `deocc test`.
+
+    Attributes:
+        command: program and arguments, without those for resuming.
+        folder: run folder.
+        action: "fit" or "test"; jobs with the same folder differ in it.
+        fingerprint: hash of the arguments, the contents of the configuration files and the fingerprints of `after`.
+        after: jobs that must have succeeded before.
+    """
+
+    command: tuple[str, ...]
+    folder: Path
+    action: str
+    fingerprint: str
+    after: tuple["Job", ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name in messages."""
+        return f"{self.folder.name} {self.action}"
+
+
+def write_overlays(plan: Plan) -> None:
+    """Write the plan's overlays as the YAML files that the commands name."""
+    for name, content in plan.overlays().items():
+        write_file(plan.overlay_file(name), yaml.safe_dump(content, sort_keys=False))
+
+
+def list_jobs(plan: Plan) -> list[Job]:
+    """Return all jobs in an order in which each follows those it needs; stage 1 of all folds and seeds comes first."""
+    jobs = []
+    for fold, seed in plan.fold_seeds():
+        stage1: dict[str, Job] = {}
+        for variant in plan.variants:
+            name, overlays = STAGE1, ["stage1"]
+            if variant in plan.own_stage1:
+                name, overlays = f"{STAGE1}-{variant}", ["stage1", f"stage1-{variant}"]
+            if name not in stage1:
+                stage1[name] = _fit(plan, plan.stage1, name, overlays, fold, seed)
+            stage2 = _fit(plan, plan.stage2, variant, ["stage2", f"variant-{variant}"], fold, seed, stage1[name])
+            jobs.append(stage2)
+            if plan.people == "test":
+                jobs.append(_test(plan, stage2))
+        jobs += stage1.values()
+    return sorted(jobs, key=lambda job: bool(job.after))
+
+
+def _fit(
+    plan: Plan, stage: Stage, name: str, overlays: list[str], fold: int | None, seed: int, stage1: Job | None = None
+) -> Job:
+    folder = plan.run_folder(name, fold, seed)
+    files = [*stage.configs, *(str(plan.overlay_file(overlay)) for overlay in overlays)]
+    if plan.wandb:
+        files.append(str(runs.find_config("logger/wandb")))
+    own_seed = seed + (fold or 0)  # otherwise all folds would share a lucky or unlucky initialisation
+    settings = [f"--seed_everything={own_seed}", f"--data.seed={own_seed}"]
+    if fold is not None:
+        settings.insert(0, f"--data.face_set.init_args.fold={fold}")
+    argv = [*(f"--config={file}" for file in files), f"--run={folder}", *settings]
+    if stage1 is not None:
+        argv.append(f"--model.init_args.inpainting_checkpoint={stage1.folder}")
+    before = [] if stage1 is None else [stage1.fingerprint]
+    changes = [plan.overlays()[overlay] for overlay in overlays]  # without W&B, which changes no result
+    fingerprint = _hash(["fit", stage.contents(), changes, settings, before])
+    return Job(_command("fit", argv), folder, "fit", fingerprint, () if stage1 is None else (stage1,))
+
+
+def _test(plan: Plan, fit: Job) -> Job:
+    stage = plan.test
+    files = [*stage.configs, *([str(plan.overlay_file("test"))] if stage.overlay else [])]
+    argv = ["--checkpoint", str(fit.folder), *(f"--config={file}" for file in files)]
+    argv.append(f"--run={fit.folder}")  # a test on another face set would write to another folder
+    changes = [stage.contents(), stage.overlay] if files else []
+    return Job(_command("test", argv), fit.folder, "test", _hash(["test", fit.fingerprint, *changes]), (fit,))
+
+
+def _command(action: str, argv: Sequence[str]) -> tuple[str, ...]:
+    program = str(Path(sys.executable).with_name("deocc"))
+    return (program, action, *argv, "--trainer.enable_progress_bar=false")
+
+
+def _hash(content: list[Any]) -> str:
+    return checksum(json.dumps(content, default=str))[:16]

@@ -1,6 +1,5 @@
-"""Writes the outcome of an ablation: `ablation.json`, `table.md` and two figures."""
+"""Writes the outcome of an ablation: `ablation.json`, `table.md` and the figures `bars.svg` and `losses.svg`."""
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deocc.commands.ablate.plan import Plan
+from deocc.commands.ablate_plan import Plan
+from deocc.commands.ablate_summary import read_metrics
 from deocc.evaluation.figures import COLOURS
-from deocc.evaluation.report import DATA_LIMITS, MISSING, Cells, markdown_cells, percent, points
+from deocc.evaluation.report import DATA_LIMITS, MISSING, markdown_cells, percent, points
 from deocc.files import write_file, write_json
 
 _COLUMNS = {
@@ -25,10 +25,6 @@ _COLUMNS = {
     "tar@1e-2": "TAR@1e-2 %",
 }
 _LINE_STYLES = ("-", "--", "-.", ":")
-_TERM_PREFIX, _TERM_SUFFIX = "train/", "_term"
-
-Curves = Mapping[str, Mapping[str, Mapping[int, float]]]
-"""Loss by variant, term and step, averaged over runs."""
 
 
 def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
@@ -37,35 +33,33 @@ def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
     The numbers are written first, so that an error in a figure does not lose them.
     """
     write_json(plan.run / "ablation.json", {"plan": asdict(plan), **summary})
-    table = markdown(summary)
+    table = f"{_introduction(summary)}\n\n{_row_table(summary)}\n"
+    if summary["comparisons"]:
+        table += f"\n{_comparison_table(summary)}\n"
     write_file(plan.run / "table.md", table)
-    for name, figure in _draw_figures(plan, summary).items():
-        figure.savefig(plan.run / f"{name}.svg")
+    _draw_figures(plan, summary)
     print(table)
     print(f"table: {plan.run / 'table.md'}", flush=True)
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Return the tables with their notes."""
-    text = f"{introduction(summary)}\n\n{markdown_cells(row_cells(summary))}\n{row_note(summary)}\n"
-    if summary["comparisons"]:
-        text += f"\n{markdown_cells(comparison_cells(summary))}\n{comparison_note(summary)}\n"
-    return text
-
-
-def introduction(summary: Mapping[str, Any]) -> str:
+def _introduction(summary: Mapping[str, Any]) -> str:
     """Return how often which people were tested."""
-    data, seeds = summary["data"] or "no data", summary["seeds"]
+    data, seeds, folds = summary["data"] or "no data", summary["seeds"], summary["folds"]
     if summary["tested_on"] == "validation":
         people = f"Validation people of {data}, last validation of each training"
     else:
-        people = f"{summary['people']} people of {data}, {_describe_split(summary)}"
+        split = f"{folds} folds over people, each person tested once"
+        if folds is None:
+            split = (
+                f"{summary['pair_folds']} folds of pairs" if _has_pair_folds(summary) else "the split of the face set"
+            )
+        people = f"{summary['people']} people of {data}, {split}"
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     return f"{people}, {count} ({', '.join(map(str, seeds))}); mean ± standard deviation over runs."
 
 
-def row_cells(summary: Mapping[str, Any]) -> Cells:
-    """Return the table of rows; each figure is mean ± standard deviation over folds and seeds."""
+def _row_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of rows and its explanation; each figure is mean ± standard deviation over folds and seeds."""
     body = []
     for letter, row in summary["rows"].items():
         cells = [f"({letter}) {row['title']}"]
@@ -77,16 +71,6 @@ def row_cells(summary: Mapping[str, Any]) -> Cells:
         else:
             cells += _unfinished_cells(row, len(_COLUMNS))
         body.append(cells)
-    return ["", *column_titles(summary).values()], body
-
-
-def column_titles(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the title of each figure; "accuracy" without "balanced" means the accuracy of LFW's protocol."""
-    return _COLUMNS if _has_pair_folds(summary) else {**_COLUMNS, "accuracy": "balanced accuracy %"}
-
-
-def row_note(summary: Mapping[str, Any]) -> str:
-    """Return the explanation of the figures."""
     accuracy = (
         "Balanced accuracy: mean of the rates of true accepts and true rejects at the threshold of equal error of all "
         "other folds."
@@ -96,48 +80,68 @@ def row_note(summary: Mapping[str, Any]) -> str:
             f"Accuracy: share of correct decisions on each of the {summary['pair_folds']} folds of pairs at the "
             "threshold that is best on the other folds, mean over folds."
         )
-    limit = DATA_LIMITS.get(str(summary["data"]), "")
-    return (
+    note = (
         f"EER: rate at which false accepts equal false rejects; lower is better. {accuracy} Rank-1: share of probes "
         "whose nearest gallery image, one clean image per person, shows the right person. TAR@1e-2: rate of true "
-        f"accepts at 1 % false accepts. {MISSING}: does not apply, or is unknown. {limit}"
-    ).rstrip()
+        f"accepts at 1 % false accepts. {MISSING}: does not apply, or is unknown. "
+        f"{DATA_LIMITS.get(str(summary['data']), '')}"
+    )
+    return f"{markdown_cells((['', *_column_titles(summary).values()], body))}\n{note.rstrip()}"
 
 
-def comparison_cells(summary: Mapping[str, Any]) -> Cells:
-    """Return the table of differences in EER with their intervals and McNemar's test."""
+def _comparison_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of differences in EER with their intervals and McNemar's test, and its explanation."""
     header = ["", "EER, points", "95 % interval", "the first is", "right: first only", "second only", "McNemar p"]
-    body = []
+    count, body = len(summary["seeds"]), []
     for pair in summary["comparisons"]:
         cells = [f"{pair['first']} - {pair['second']}"]
         if "eer" not in pair:
             body.append([*cells, *_unfinished_cells(pair, len(header) - 1)])
             continue
         interval, test = pair["eer"], pair["mcnemar"]
-        cells += [points(interval["estimate"]), _span(interval), pair["verdict"]]
+        limits = f"{points(interval['low'])} to {points(interval['high'])}"
+        cells += [points(interval["estimate"]), limits, pair["verdict"]]
         if test is None:
             cells += [MISSING] * 3
         else:
-            seed = f" (seed {pair['mcnemar_seed']})" if len(summary["seeds"]) > 1 else ""
+            seed = f" (seed {pair['mcnemar_seed']})" if count > 1 else ""
             cells += [str(test["first_only"]), str(test["second_only"]), f"{test['p_value']:.2g}{seed}"]
         body.append(cells)
-    return header, body
-
-
-def comparison_note(summary: Mapping[str, Any]) -> str:
-    """Return the explanation of intervals and test."""
     people = "people" if summary["folds"] is None else "people within each fold"
-    count = len(summary["seeds"])
-    averaged = shown = ""
-    if count > 1:
-        averaged = f"; its ends are averaged over the {count} seeds"
-        shown = f" Of the {count} seeds, the one with the largest p-value is shown and named."
-    return (
+    averaged = f"; its ends are averaged over the {count} seeds" if count > 1 else ""
+    shown = f" Of the {count} seeds, the one with the largest p-value is shown and named." if count > 1 else ""
+    note = (
         f"Interval: 95 % range of a paired bootstrap over {people}{averaged}. It shows what other people might have "
         "given, not another training. Without any real difference, 5 % of the intervals would not contain zero; this "
         f"is not corrected. McNemar's test counts the decisions that only one of the two got right.{shown} It assumes "
         "independent pairs, but many pairs share a person, so its p-value tends to be too small: rely on the interval."
     )
+    return f"{markdown_cells((header, body))}\n{note}"
+
+
+def _has_pair_folds(summary: Mapping[str, Any]) -> bool:
+    return (summary["pair_folds"] or 1) > 1
+
+
+def _column_titles(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the title of each figure; "accuracy" without "balanced" means the accuracy of LFW's protocol."""
+    return _COLUMNS if _has_pair_folds(summary) else {**_COLUMNS, "accuracy": "balanced accuracy %"}
+
+
+def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
+    reason = f"{MISSING}, {entry['runs']} of {entry['of']} runs" if entry["runs"] < entry["of"] else MISSING
+    return [reason, *[MISSING] * (count - 1)]
+
+
+def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> None:
+    """Write the figures for which there are data."""
+    if any("figures" in row for row in summary["rows"].values()):
+        bar_figure(summary).savefig(plan.run / "bars.svg")
+    curves = {}
+    for name in plan.variants:
+        curves[name] = read_curves([plan.run_folder(name, fold, seed) for fold, seed in plan.fold_seeds()])
+    if any(curves.values()):
+        loss_figure(curves).savefig(plan.run / "losses.svg")
 
 
 def bar_figure(summary: Mapping[str, Any]) -> Figure:
@@ -162,46 +166,27 @@ def bar_figure(summary: Mapping[str, Any]) -> Figure:
             axes.plot([100 * value for value in values], [place] * len(values), ".", color="black", markersize=4)
         if name == "accuracy":  # from below the lowest value, as in the paper's figure
             axes.set_xlim(max(0.0, math.floor(20 * lowest - 1) * 5), 100)
-        axes.set_xlabel(column_titles(summary)[name])
+        axes.set_xlabel(_column_titles(summary)[name])
         axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(labels)), labels, fontsize=9)
     all_axes[0].invert_yaxis()
     return figure
 
 
-def read_curves(metrics: Mapping[str, Sequence[Path]]) -> Curves:
-    """Read the weighted loss terms from `metrics.csv` files and average them over runs.
-
-    Args:
-        metrics: files by variant; missing files are ignored.
-    """
-    curves = {}
-    for variant, paths in metrics.items():
-        values: dict[str, dict[int, list[float]]] = {}
-        for path in paths:
-            if not path.is_file():
-                continue
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    for key, value in row.items():
-                        if value and key.startswith(_TERM_PREFIX) and key.endswith(_TERM_SUFFIX):
-                            term = key.removeprefix(_TERM_PREFIX).removesuffix(_TERM_SUFFIX)
-                            values.setdefault(term, {}).setdefault(int(row["step"]), []).append(float(value))
-        curves[variant] = {
-            term: {step: statistics.fmean(steps[step]) for step in sorted(steps)} for term, steps in values.items()
-        }
-    return curves
+def read_curves(folders: Sequence[Path]) -> dict[str, dict[int, float]]:
+    """Read the weighted loss terms that runs logged; return their means over the runs by term and step."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for folder in folders:
+        for step, name, value in read_metrics(folder):
+            if name.startswith("train/") and name.endswith("_term"):
+                term = name.removeprefix("train/").removesuffix("_term")
+                values.setdefault(term, {}).setdefault(step, []).append(value)
+    return {term: {step: statistics.fmean(steps[step]) for step in sorted(steps)} for term, steps in values.items()}
 
 
-def loss_figure(curves: Curves) -> Figure:
-    """Draw one panel per loss term with one line per variant that uses it.
-
-    Raises:
-        ValueError: no term was logged.
-    """
+def loss_figure(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
+    """Draw the loss by variant, term and step: one panel per term with one line per variant that uses it."""
     terms = list(dict.fromkeys(term for variant in curves.values() for term in variant))
-    if not terms:
-        raise ValueError("no loss terms were logged: train for more steps, or log more often")
     columns = min(2, len(terms))
     rows = math.ceil(len(terms) / columns)
     figure = Figure(figsize=(5.2 * columns, 3 * rows), dpi=100, layout="constrained")
@@ -215,36 +200,3 @@ def loss_figure(curves: Curves) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure
-
-
-def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the figures for which there are data."""
-    figures = {}
-    if any("figures" in row for row in summary["rows"].values()):
-        figures["bars"] = bar_figure(summary)
-    metrics = {}
-    for name in plan.variants:
-        metrics[name] = [plan.run_folder(name, fold, seed) / "metrics.csv" for fold, seed in plan.fold_seeds()]
-    curves = read_curves(metrics)
-    if any(curves.values()):
-        figures["losses"] = loss_figure(curves)
-    return figures
-
-
-def _has_pair_folds(summary: Mapping[str, Any]) -> bool:
-    return (summary["pair_folds"] or 1) > 1
-
-
-def _describe_split(summary: Mapping[str, Any]) -> str:
-    if summary["folds"] is not None:
-        return f"{summary['folds']} folds over people, each person tested once"
-    return f"{summary['pair_folds']} folds of pairs" if _has_pair_folds(summary) else "the split of the face set"
-
-
-def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
-    reason = f"{MISSING}, {entry['runs']} of {entry['of']} runs" if entry["runs"] < entry["of"] else MISSING
-    return [reason, *[MISSING] * (count - 1)]
-
-
-def _span(interval: Mapping[str, float]) -> str:
-    return f"{points(interval['low'])} to {points(interval['high'])}"

@@ -1,16 +1,20 @@
-"""The images, similarities and matches that the demo page shows for a photo."""
+"""The images, similarities and matches that the demo page shows for a photo, and their HTML."""
 
-from dataclasses import dataclass
+import base64
+from importlib.resources import files
+from io import BytesIO
 from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from deocc.commands.model import to_pixels
 from deocc.data import OrlFaces
 from deocc.evaluation.thresholds import covered_share
 from deocc.geometry import TEMPLATES, similarity_transform
@@ -19,20 +23,18 @@ from deocc.inference.network import FaceOutput
 from deocc.inference.pipeline import Pipeline, Verdict, decide
 from deocc.masking import render
 from deocc.networks import Deoccluder
-from deocc.networks.generator import STRIDE, Generator
+from deocc.networks.generator import STRIDE
 
 NO_MASK: Final = "none"
 """Mask kind for a photo that is shown unchanged, for example because its face is masked already."""
 
-_ENLARGEMENT: Final = 4
-"""Scale of ORL photos on the page; the originals have 92 x 112 pixels."""
+_ENLARGEMENT: Final = 4  # of ORL photos, which have 92 x 112 pixels
+_MATCHES: Final = 5
+_DECISIONS: Final = {"same": "Same person", "different": "Different people", "not sure": "Not sure"}
 
 
 class Example(NamedTuple):
-    """Two ORL photos and the mask drawn on the first one.
-
-    Photos are given as (person 1-40, image 1-10).
-    """
+    """Two ORL photos, given as (person 1-40, image 1-10), and the mask drawn on the first one."""
 
     title: str
     photo: tuple[int, int]
@@ -89,8 +91,7 @@ class Search(NamedTuple):
     matches: tuple[tuple[Match, Comparison], ...]
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(NamedTuple):
     """Everything the page shows for one request.
 
     Attributes:
@@ -116,6 +117,7 @@ class OrlGallery:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._faces = OrlFaces()
+        self.credit = self._faces.credit
         self._indices = np.unique(self._faces.identity, return_index=True)[1].tolist()
         template = TEMPLATES["canonical"].tensor(pipeline.size)
         crops = []
@@ -130,14 +132,9 @@ class OrlGallery:
         """Return the number of people."""
         return len(self._indices)
 
-    @property
-    def credit(self) -> str:
-        """Credit line of the images."""
-        return self._faces.credit
-
-    def nearest(self, embedding: Tensor, count: int = 5) -> list[Match]:
-        """Return the `count` people most similar to a unit embedding (D,), in descending order of similarity."""
-        similarities, order = (self._embeddings @ embedding.cpu()).topk(min(count, len(self)))
+    def nearest(self, embedding: Tensor) -> list[Match]:
+        """Return the people most similar to a unit embedding (D,), in descending order of similarity."""
+        similarities, order = (self._embeddings @ embedding.cpu()).topk(_MATCHES)
         matches = []
         for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
             index = self._indices[place]
@@ -145,8 +142,12 @@ class OrlGallery:
             matches.append(Match(name, self._faces.image(index), similarity, self._covered[place]))
         return matches
 
-    def photo(self, person: int, image: int) -> NDArray[np.uint8]:
-        """Return image 1-10 of person 1-40, enlarged to (448, 368, 3) RGB."""
+    def example_inputs(self, example: Example) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str, int]:
+        """Return the values of the page's inputs: two photos (448, 368, 3) RGB, kind and seed."""
+        first, second = (self._photo(*place) for place in (example.photo, example.second))
+        return first, second, example.kind, example.seed
+
+    def _photo(self, person: int, image: int) -> NDArray[np.uint8]:
         picture = Image.fromarray(self._faces.image(self._faces.names.index(f"s{person}/{image}")))
         size = (picture.width * _ENLARGEMENT, picture.height * _ENLARGEMENT)
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
@@ -176,9 +177,8 @@ class Analyst:
         Raises:
             ValueError: unknown kind.
         """
-        rendered = kind != NO_MASK
         masked = face.face
-        if rendered:
+        if kind != NO_MASK:
             masked = render(face.face[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
         crops = [face.face, masked] if second is None else [face.face, masked, second.face]
         output = self._pipeline.process_faces(torch.stack(crops))
@@ -190,22 +190,22 @@ class Analyst:
             for match in self._gallery.nearest(output.embedding[1]):
                 matches.append((match, self._compare(match.name, match.similarity, covered[1], match.covered)))
             search = Search(len(self._gallery), self._gallery.credit, tuple(matches))
-        pair = () if second is None else self._compare_pair(masked, output, covered, rendered)
+        pair = () if second is None else self._compare_pair(masked, output, covered, kind != NO_MASK)
         return Analysis(self._panels(face.face, masked, output, kind), pair, search)
 
     def _panels(self, clean: Tensor, masked: Tensor, output: FaceOutput, kind: str) -> tuple[Panel, ...]:
         mask, completed_face = output.mask[1].cpu(), output.completed_face[1].cpu()
         if kind == NO_MASK:
-            panels = [Panel("Photo", "the face, cut out and aligned", _to_picture(masked))]
+            panels = [Panel("Photo", "the face, cut out and aligned", to_pixels(masked))]
         else:
             panels = [
-                Panel("Clean", "the face, cut out and aligned", _to_picture(clean)),
-                Panel("Masked", f"{kind}, drawn on it", _to_picture(masked)),
+                Panel("Clean", "the face, cut out and aligned", to_pixels(clean)),
+                Panel("Masked", f"{kind}, drawn on it", to_pixels(masked)),
             ]
         share = float(covered_share(mask[None]))
-        mask_picture = _to_picture((mask * 2 - 1).expand(3, -1, -1))
+        mask_picture = to_pixels((mask * 2 - 1).expand(3, -1, -1))
         panels.append(Panel("Predicted mask", f"white = covered: {share:.0%} of the face", mask_picture))
-        panels.append(Panel("Completed", "what the model puts under the mask", _to_picture(completed_face)))
+        panels.append(Panel("Completed", "what the model puts under the mask", to_pixels(completed_face)))
         panels.append(self._attention_panel(masked, mask))
         return tuple(panels)
 
@@ -214,28 +214,25 @@ class Analyst:
         if deoccluder is None or deoccluder.generator.attention_branch is None:
             return Panel("Attention", "this model has no attention branch", None)
         device = self._pipeline.device
-        heat = deoccluder_attention(deoccluder, masked.to(device), mask.to(device))
+        heat = attention_map(deoccluder, masked.to(device), mask.to(device))
         if heat is None:
             return Panel("Attention", "nothing is covered, or nothing is visible: nothing to draw from", None)
-        return Panel("Attention", "bright = the generator looks here most", draw_heat(heat, masked))
+        return Panel("Attention", "bright = the generator looks here most", _draw_heat(heat.cpu(), masked))
 
     def _compare_pair(
         self, masked: Tensor, output: FaceOutput, covered: list[float], rendered: bool
     ) -> tuple[Comparison, ...]:
         """Compare the clean, the masked but not completed, and the completed first face with the second face."""
         clean, completed, second = output.embedding
-        no_mask = torch.zeros_like(masked[None, :1])
-        bare = self._pipeline.process_faces(masked[None], no_mask).embedding[0]
-        without_completion = Comparison(
-            "Masked, not completed" if rendered else "As it is, not completed", float(bare @ second), None
+        bare = self._pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
+        titles = (
+            ("Masked, not completed", "Masked, completed") if rendered else ("As it is, not completed", "Completed")
         )
-        with_completion = self._compare(
-            "Masked, completed" if rendered else "Completed", float(completed @ second), covered[1], covered[2]
+        pair = (
+            Comparison(titles[0], float(bare @ second), None),
+            self._compare(titles[1], float(completed @ second), covered[1], covered[2]),
         )
-        if not rendered:
-            return without_completion, with_completion
-        original = self._compare("Clean", float(clean @ second), covered[0], covered[2])
-        return original, without_completion, with_completion
+        return (self._compare("Clean", float(clean @ second), covered[0], covered[2]), *pair) if rendered else pair
 
     def _compare(self, title: str, similarity: float, first_covered: float, second_covered: float) -> Comparison:
         thresholds = self._pipeline.thresholds
@@ -248,55 +245,67 @@ class Analyst:
         return Comparison(title, similarity, verdict)
 
 
-def attention_map(generator: Generator, masked_face: Tensor, mask: Tensor) -> Tensor | None:
-    """Return where the generator attends when it fills the covered patches.
+def attention_map(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> Tensor | None:
+    """Return where the generator attends when it fills the covered patches, at the de-occluder's working size.
 
     `Generator.attend` is summed over all patches that the mask touches. Not known from the paper; our choice.
 
     Args:
-        generator: with or without an attention branch.
+        deoccluder: its generator may have no attention branch.
         masked_face: (3, S, S) in [-1, 1].
         mask: (1, S, S), 1 = covered.
 
     Returns:
-        (S, S) with maximum 1, or None without an attention branch, without a covered or without a visible patch.
+        (S, S) in [0, 1], or None without an attention branch, without a covered or without a visible patch.
     """
-    if generator.attention_branch is None:
+    if deoccluder.generator.attention_branch is None:
         return None
-    covered = F.max_pool2d(mask[None], STRIDE, ceil_mode=True)[0, 0] > 0
+    face, mask, size = masked_face[None], mask[None], mask.shape[-1]
+    working_size = min(size, deoccluder.size or size)
+    if working_size < size:
+        face = F.interpolate(face, (working_size, working_size), mode="bilinear", antialias=True, align_corners=False)
+        mask = F.adaptive_max_pool2d(mask, working_size)
+    covered = F.max_pool2d(mask, STRIDE, ceil_mode=True)[0, 0] > 0
     with torch.no_grad():
-        coarse = generator.attend(masked_face[None], mask[None])[0][covered].sum(0)
+        coarse = deoccluder.generator.attend(face, mask)[0][covered].sum(0)
     if not bool(coarse.max() > 0):
         return None
-    size = mask.shape[-1]
     heat = F.interpolate(coarse[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
-    heat = heat[0, 0, :size, :size]
-    return heat / heat.max()
+    heat = heat[..., :working_size, :working_size]
+    heat = heat / heat.max()
+    if working_size < size:
+        heat = F.interpolate(heat, (size, size), mode="bilinear", align_corners=False)
+    return heat[0, 0]
 
 
-def deoccluder_attention(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> Tensor | None:
-    """Return `attention_map` at the de-occluder's working size, enlarged to the face: (S, S)."""
-    size = masked_face.shape[-1]
-    working_size = min(size, deoccluder.size or size)
-    if working_size == size:
-        return attention_map(deoccluder.generator, masked_face, mask)
-    target = (working_size, working_size)
-    small_face = F.interpolate(masked_face[None], target, mode="bilinear", antialias=True, align_corners=False)[0]
-    heat = attention_map(deoccluder.generator, small_face, F.adaptive_max_pool2d(mask[None], working_size)[0])
-    if heat is None:
-        return None
-    return F.interpolate(heat[None, None], (size, size), mode="bilinear", align_corners=False)[0, 0]
-
-
-def draw_heat(heat: Tensor, face: Tensor) -> NDArray[np.uint8]:
+def _draw_heat(heat: Tensor, face: Tensor) -> NDArray[np.uint8]:
     """Blend a heat map (S, S) in [0, 1] over the grey version of a face (3, S, S) in [-1, 1]; (S, S, 3) RGB."""
-    levels = (heat.cpu() * 255).round().byte().numpy()
+    levels = (heat * 255).round().byte().numpy()
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     grey = (face.mean(0).cpu().numpy()[..., None] + 1) * 127.5
-    opacity = 0.3 + 0.6 * heat.cpu().numpy()[..., None]
+    opacity = 0.3 + 0.6 * heat.numpy()[..., None]
     return np.asarray((opacity * colours + (1 - opacity) * grey).round().clip(0, 255), dtype=np.uint8)
 
 
-def _to_picture(face: Tensor) -> NDArray[np.uint8]:
-    """Convert (3, S, S) in [-1, 1] to (S, S, 3) RGB."""
-    return np.asarray(((face.cpu() + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+def render_html(template: str, **values: object) -> str:
+    """Render a template of the page; pictures are embedded, so that none is written to disk."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(uri=_data_uri, position=_position)
+    return environment.from_string(read_asset(template)).render(decisions=_DECISIONS, **values)
+
+
+def read_asset(name: str) -> str:
+    """Return a packaged template or style sheet."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _data_uri(picture: NDArray[np.uint8]) -> str:
+    """Encode a picture (H, W, 3) RGB as a data URI."""
+    content = BytesIO()
+    Image.fromarray(picture).save(content, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _position(similarity: float) -> str:
+    """Return the CSS position of a similarity on a bar from 0 to 1; negative similarities are at 0."""
+    return f"{min(max(similarity, 0.0), 1.0):.1%}"

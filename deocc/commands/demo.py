@@ -1,0 +1,292 @@
+"""`deocc demo`: a local web page that masks, completes, compares and identifies a face.
+
+The server listens on this machine by default, limits uploads, and keeps them in a private folder that is deleted at the
+end. Gradio is imported only after that folder was chosen.
+"""
+
+import html
+import importlib.util
+import ipaddress
+import os
+import signal
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deocc.commands.arguments import demo_parser
+from deocc.commands.demo_analysis import EXAMPLES, NO_MASK, Analyst, OrlGallery, read_asset, render_html
+from deocc.commands.model import load_model
+from deocc.inference.faces import FaceFinder, PhotoFace
+from deocc.inference.photos import read_photo
+from deocc.masking import list_kinds
+from deocc.messages import one_line, say
+
+if TYPE_CHECKING:
+    import fastapi
+    import gradio as gr
+
+MAX_SEED: Final = 2**31 - 1
+_MAX_UPLOAD: Final = "10mb"
+_MAX_WAITING: Final = 20  # requests for the model; more are refused
+_LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1", "[::1]")
+_LAST_PORT: Final = 65535
+_SHUTDOWN_SECONDS: Final = 2  # a page keeps a connection open as long as it is shown
+_SWEEP_SECONDS: Final = 30
+_KEEP_SECONDS: Final = 600
+"""Uploaded photos are deleted after ten minutes; Gradio looks for them every 30 s."""
+
+_GRADIO_ENVIRONMENT: Final = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",  # would keep photos in the browser
+    "GRADIO_MCP_SERVER": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve the page until Ctrl-C, without network access, and delete all photos at the end.
+
+    Returns:
+        0 after Ctrl-C.
+    """
+    arguments = demo_parser().parse_args(argv)
+    if importlib.util.find_spec("gradio") is None:
+        raise ImportError('deocc demo needs the package gradio: pip install "deocc[web-demo]"')
+    with private_folder() as uploads, listen(arguments.host, arguments.port) as listener:
+        pipeline = load_model(arguments)
+        finder = FaceFinder(pipeline.size, arguments.detector, arguments.detector_weights)
+        gallery = None
+        try:
+            gallery = OrlGallery(pipeline)
+        except FileNotFoundError as error:
+            say(f"no identification and no examples: {error}")
+        forget_proxies()  # after a model on the hub was loaded; `private_folder` restores them
+        page = build_page(Answers(Analyst(pipeline, gallery), finder, Path(uploads)), gallery)
+        is_local = is_loopback(listener.getsockname()[0])
+        if not is_local:
+            say(
+                f"warning: --host {arguments.host} lets other machines in; there is no password, "
+                "and photos travel unencrypted"
+            )
+        print(f"deocc demo: {address_of(listener)} (Ctrl-C ends it)", flush=True)
+        serve(make_app(page, local_only=is_local, hosts=arguments.allow_host), listener)
+    return 0
+
+
+class Answers:
+    """Turns the page's inputs into HTML.
+
+    Args:
+        analyst: computes the content.
+        finder: finds the faces.
+        uploads: folder of uploaded files; no other file is read.
+    """
+
+    def __init__(self, analyst: Analyst, finder: FaceFinder, uploads: Path) -> None:
+        self._analyst = analyst
+        self._finder = finder
+        self._uploads = uploads.resolve()
+
+    def answer(
+        self, photo: Mapping[str, Any] | None, second: Mapping[str, Any] | None, kind: str, seed: float | None
+    ) -> str:
+        """Return the result, or the message of an error, as HTML.
+
+        Args:
+            photo: `path` and `orig_name` of an uploaded file, as Gradio sends them; None = no photo.
+            second: the photo to compare with.
+            kind: a mask kind, or `NO_MASK`.
+            seed: seed of the mask, an integer from 0 to `MAX_SEED`.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                if photo is None:
+                    raise ValueError("no photo yet: drop one, choose a file, or take one with the camera")
+                face = self._find_face(photo, "the photo")
+                second_face = None if second is None else self._find_face(second, "the second photo")
+                if not isinstance(seed, int | float) or not 0 <= seed <= MAX_SEED or seed != int(seed):
+                    raise ValueError(f"the seed is {seed}: give a whole number from 0 to {MAX_SEED}")
+                analysis = self._analyst.analyse(face, kind, int(seed), second_face)
+            except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+                line = html.escape(one_line(error) or type(error).__name__)
+                return f'<p class="deocc-error" role="alert">{line}</p>'  # screen readers announce it at once
+        notes = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        return render_html("demo_result.html.j2", analysis=analysis, notes=notes)
+
+    def _find_face(self, photo: Mapping[str, Any], default_name: str) -> PhotoFace:
+        name = str(photo.get("orig_name") or default_name)
+        try:
+            path = (self._uploads / str(photo.get("path") or "")).resolve()
+            if not path.is_relative_to(self._uploads):  # the path comes from the browser
+                raise FileNotFoundError(path)
+            content = path.read_bytes()
+        except (OSError, ValueError):
+            raise ValueError(f"{name} is no longer here, since photos are not kept: choose it again") from None
+        return self._finder.find(read_photo(content, name), name)[0]
+
+
+def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
+    """Return the page, not yet served: two photos, a mask kind and a seed as input, an analysis as output.
+
+    Args:
+        answers: computes the result.
+        gallery: source of the example photos; None = no examples.
+    """
+    import gradio as gr
+
+    kinds = list_kinds()
+    with gr.Blocks(title="deocc demo", analytics_enabled=False, delete_cache=(_SWEEP_SECONDS, _KEEP_SECONDS)) as page:
+        gr.HTML(render_html("demo_intro.html.j2", has_gallery=gallery is not None))
+        with gr.Row():
+            photo, second = (
+                gr.Image(
+                    label=label,
+                    sources=["upload", "webcam"],
+                    type="filepath",
+                    format="png",
+                    height=260,
+                    buttons=[],
+                    placeholder="Drop a photo here, or press to choose a file",
+                )
+                for label in ("Photo", "Second photo (optional)")
+            )
+        kind = gr.Radio(
+            [NO_MASK, *kinds], value=kinds[0], label="Mask to draw on the photo (none: it may be masked already)"
+        )
+        with gr.Row(equal_height=True):
+            seed = gr.Number(0, label="Seed: another one draws another mask", precision=0, minimum=0, maximum=MAX_SEED)
+            button = gr.Button("Show", variant="primary", elem_id="show")
+        example_buttons = []
+        if gallery is not None:
+            gr.HTML('<p class="deocc deocc-small">Examples: ORL faces of the validation people of the usual split.</p>')
+            with gr.Row():
+                example_buttons = [gr.Button(example.title, size="sm") for example in EXAMPLES]
+        result = gr.HTML("", elem_id="result")
+
+        inputs = [photo, second, kind, seed]
+        private: dict[str, Any] = {"api_visibility": "private"}
+        show: dict[str, Any] = {
+            "fn": answers.answer,
+            "inputs": inputs,
+            "outputs": result,
+            "preprocess": False,  # `Answers` reads the file itself, for its own error messages
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "scroll_to_output": True,
+            **private,
+        }
+        button.click(**show)
+        if gallery is not None:
+            for example_button, example in zip(example_buttons, EXAMPLES, strict=True):
+                example_button.click(partial(gallery.example_inputs, example), None, inputs, **private).then(**show)
+    page.queue(max_size=_MAX_WAITING, api_open=False)
+    return page  # type: ignore[no-any-return]
+
+
+@contextmanager
+def private_folder() -> Iterator[str]:
+    """Let Gradio store uploads in a temporary folder that only this user can read, and turn its telemetry off.
+
+    Enter before Gradio is imported and leave after its server has ended. Meanwhile SIGTERM and SIGHUP raise
+    KeyboardInterrupt, as Ctrl-C does, so that the folder is always deleted.
+    """
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    environment = dict(os.environ)
+    try:
+        with tempfile.TemporaryDirectory(prefix="deocc-demo-") as folder:
+            os.environ.update(_GRADIO_ENVIRONMENT, GRADIO_TEMP_DIR=folder)
+            yield folder
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def forget_proxies() -> None:
+    """Remove proxies from the environment: the page needs none, and Gradio does not start with a SOCKS proxy."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address; port 0 chooses a free one.
+
+    Raises:
+        ValueError: the port is out of range or in use, or this machine does not have the address.
+    """
+    if not 0 <= port <= _LAST_PORT:
+        raise ValueError(f"--port {port} is not a port: choose one from 0 to {_LAST_PORT}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"--host {host} is not an address ({error}): leave it out") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or error
+        raise ValueError(f"cannot listen at {host}, port {port} ({reason}): choose another --port") from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an IP address."""
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL to open in a browser."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def make_app(page: "gr.Blocks", local_only: bool = True, hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
+    """Mount the page in an application that limits uploads and loads nothing from other machines.
+
+    Args:
+        page: the page.
+        local_only: accept only requests to a loopback address or `localhost`. This stops DNS rebinding, where another
+            site's host name resolves to this machine so that its page can read this one.
+        hosts: further host names to accept, such as that of a reverse proxy.
+    """
+    import fastapi
+    import gradio as gr
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL_HOSTS, *hosts] if local_only else ["*"])
+    theme = gr.themes.Default(  # Gradio's default fonts would be loaded from the network
+        primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    )
+    css = read_asset("demo_page.css")
+    gr.mount_gradio_app(
+        app, page, "/", max_file_size=_MAX_UPLOAD, ssr_mode=False, pwa=False, theme=theme, css=css, footer_links=[]
+    )
+    page.has_launched = True  # before this, Gradio reads any file that a client names; mounting does not set it
+    return app
+
+
+def serve(app: "fastapi.FastAPI", listener: socket.socket) -> None:
+    """Serve an application until Ctrl-C."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="critical",  # or pages that are still open at the end are reported with a traceback
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        proxy_headers=False,
+        server_header=False,
+    )
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])

