@@ -176,9 +176,7 @@ def measure(folder: Path, repetitions: int = 5) -> None:
                 browser.wait("document.querySelector('.time').innerText")
                 words = browser.run("document.querySelector('.time').innerText").split()
                 rows.append((float(words[0]), float(words[6]), _thread_seconds(browser) - before))
-    print(
-        f"photo of {picture.width} x {picture.height} pixels; seconds to find the face, to complete it, and of CPU"
-    )
+    print(f"photo of {picture.width} x {picture.height} pixels; seconds to find the face, to complete it, and of CPU")
     for name, row in (("first", rows[0]), ("median", tuple(map(statistics.median, zip(*rows[1:], strict=True))))):
         print(f"  {name:6}  {row[0]:.2f} + {row[1]:.2f}  CPU {row[2]:.2f}")
 

@@ -38,7 +38,10 @@ export const cards = ["A", "B"].map((letter) => {
   const card = { letter, root, find, photo: null, faces: [], index: 0, points: [], view: null, result: null };
   find("h2").textContent = `Photo ${letter}`;
   $("photos").append(root);
-  find("input").addEventListener("change", (event) => choose(card, event.target.files[0]));
+  find("input").addEventListener("change", (event) => {
+    choose(card, event.target.files[0]);
+    event.target.value = ""; // so that the same file can be chosen again
+  });
   find("select").addEventListener("change", () => card.photo && enqueue(card, () => locate(card)));
   find(".next").addEventListener("click", () => enqueue(card, () => takeFace(card, (card.index + 1) % card.faces.length)));
   const drop = find(".drop");
