@@ -91,6 +91,7 @@ const painted = () => new Promise((resolve) => requestAnimationFrame(() => setTi
 function choose(card, file) {
   if (!file) return;
   card.find(".drop span").textContent = file.name;
+  card.find(".status").textContent = card.find(".time").textContent = "";
   enqueue(card, async () => {
     card.photo = card.result = null;
     for (const part of [".photo", ".next", ".panels"]) card.find(part).hidden = true;
