@@ -74,8 +74,9 @@ ablation: install ## the rows of the paper's ablation on the embedded faces, by 
 choices: install ## train the variants of configs/ablation/choices.yaml and compare them on the validation people (about half an hour; resumes)
 	$(BIN)/deocc ablate --config configs/ablation/choices.yaml
 
-docs: install ## build the how-to pages to build/site
+docs: install ## build the how-to pages to build/site, and with npm the page that compares faces in a browser
 	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+	$(BIN)/python -m bench.browser_page
 
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache mutants *.egg-info

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from deocc.evaluation.report import markdown_cells
 from torch import nn
 
 from bench.kernels import Loss, peak
 from bench.measuring import in_own_process
+from deocc.evaluation.report import markdown_cells
 from deocc.losses import pair_relation_loss, triplet_relation_loss
 from deocc.losses.distances import DEVICE_CHUNK_ELEMENTS
 from deocc.networks.embedders.dlib import DlibResNet

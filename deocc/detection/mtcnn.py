@@ -60,7 +60,7 @@ class MtcnnDetector(Detector):
     upright_score = 0.99
 
     def __init__(self, weights: str | None = None, threshold: float = 0.5) -> None:
-        self._weights = _read_weights(WEIGHTS_FILE if weights is None else given_file(weights))
+        self._weights = read_weights(WEIGHTS_FILE if weights is None else given_file(weights))
         self._threshold = threshold
         self._sure_score = max(threshold, 0.7)
 
@@ -120,7 +120,7 @@ class MtcnnDetector(Detector):
         return located
 
 
-def _read_weights(path: Path) -> "dict[str, Tensor]":
+def read_weights(path: Path) -> "dict[str, Tensor]":
     """Read the weights of the three networks in float32, named `NETWORK.LAYER.PART`, and try them."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -143,7 +143,7 @@ def _read_weights(path: Path) -> "dict[str, Tensor]":
 
 
 def _run(weights: "dict[str, Tensor]", network: str, images: NDArray[np.uint8]) -> Floats:
-    """Run one of the three networks on (N, H, W, 3) RGB images.
+    """Run the network "proposal", "refinement" or "output" on (N, H, W, 3) RGB images.
 
     Returns:
         (N, 5 or 15, ...): probability of a face; offsets of the corners x0, y0, x1, y1 in sides of the input; from
@@ -151,19 +151,25 @@ def _run(weights: "dict[str, Tensor]", network: str, images: NDArray[np.uint8]) 
         per window of 12 pixels.
     """
     import torch
-    import torch.nn.functional as F
 
     with torch.inference_mode():
-        x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127.5) / 128
-        for number, pool in enumerate(_POOLS[network], 1):
-            weight, bias, slope = (weights[f"{network}.{number}.{part}"] for part in ("weight", "bias", "slope"))
-            x = F.conv2d(x, weight, bias) if weight.ndim == 4 else F.linear(x.flatten(1), weight, bias)
-            x = F.prelu(x, slope)
-            x = x if pool is None else F.max_pool2d(x, pool, stride=2, ceil_mode=True)
-        weight, bias = (weights[f"{network}.head.{part}"] for part in ("weight", "bias"))
-        x = F.conv2d(x, weight, bias) if weight.ndim == 4 else F.linear(x, weight, bias)
-        x[:, 0].sigmoid_()
-        return x.double().numpy()
+        return apply_network(weights, network, torch.from_numpy(images).permute(0, 3, 1, 2).float()).double().numpy()
+
+
+def apply_network(weights: "dict[str, Tensor]", network: str, images: "Tensor") -> "Tensor":
+    """Apply one of the three networks to images (N, 3, H, W) in [0, 255]; weights, names and output as in `_run`."""
+    import torch
+    import torch.nn.functional as F
+
+    x = (images - 127.5) / 128
+    for number, pool in enumerate(_POOLS[network], 1):
+        weight, bias, slope = (weights[f"{network}.{number}.{part}"] for part in ("weight", "bias", "slope"))
+        x = F.conv2d(x, weight, bias) if weight.ndim == 4 else F.linear(x.flatten(1), weight, bias)
+        x = F.prelu(x, slope)
+        x = x if pool is None else F.max_pool2d(x, pool, stride=2, ceil_mode=True)
+    weight, bias = (weights[f"{network}.head.{part}"] for part in ("weight", "bias"))
+    x = F.conv2d(x, weight, bias) if weight.ndim == 4 else F.linear(x, weight, bias)
+    return torch.cat([x[:, :1].sigmoid(), x[:, 1:]], 1)
 
 
 def _adjust(boxes: Boxes, offsets: Floats) -> Boxes:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from tests.commands.demo.browser import PROGRAM, Browser, browsing
+from bench.chromium import PROGRAM, Browser, browsing
 from tests.commands.demo.server import Server, serving
 
 pytestmark = [
