@@ -31,7 +31,7 @@ class RenderInputs(NamedTuple):
 
     def take(self, index: slice) -> "RenderInputs":
         """Return the inputs of some of the images."""
-        return RenderInputs(*(part.take(index) for part in self))
+        return RenderInputs(self.frame.take(index), self.draws.take(index), self.light.take(index))
 
 
 @torch.no_grad()
