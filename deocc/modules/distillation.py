@@ -9,6 +9,7 @@ temperature, centring of the embeddings and the running average of the student.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -46,7 +47,7 @@ from deocc.modules.optimization import (
 )
 from deocc.modules.teacher_cache import TeacherCache, TrainingData
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.embedders.embedder import centred
+from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
 from deocc.networks.student import BareFaces, Student, StudentInput, check_bare_faces, check_start, load_student
 
@@ -157,6 +158,7 @@ class DistillationModule(RecognitionModule):
     terms: Terms
     """Weighted losses of the current step, for callbacks that check them before the optimiser steps."""
     _graph: tuple[Terms, Tensor]
+    _teacher_cache: TeacherCache | None = None
 
     def __init__(
         self,
@@ -203,11 +205,7 @@ class DistillationModule(RecognitionModule):
         check_loss_weights(self.hparams, _TERMS)
         check_head(identity_head, identity_sample_share)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
-        if student is None:
-            student, student_weights = teacher, student_weights or teacher_weights
-            student_options = student_options or teacher_options
-        embedder = create_embedder(student, student_weights, **read_options(student_options))
-        self.student = Student(embedder, self.teacher.embedding_dim, student_input, mask_channel)
+        self.student = Student(_student_embedder(self.hparams), self.teacher.embedding_dim, student_input, mask_channel)
         check_bare_faces(bare_faces, self.teacher)
         check_start(self.student, self.teacher.embedding_dim, interpolation)
         if initial_weights not in (None, FROM_CHECKPOINT):
@@ -221,7 +219,6 @@ class DistillationModule(RecognitionModule):
         self.instance = InstanceRelationLoss(beta)
         self.prediction = PredictionRelationLoss(scale, temperature)
         self.comparison = Comparison()
-        self._teacher_cache: TeacherCache | None = None
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Compute and log the weighted sum of the losses."""
@@ -398,3 +395,11 @@ class DistillationModule(RecognitionModule):
         margin = (hp["margin_type"], hp["margin"], hp["scale"])
         head = build_identity_head(hp["identity_head"], hp["identity_sample_share"], num_identities, dim, *margin)
         self.classifier = head.to(self.device)
+
+
+def _student_embedder(hp: Mapping[str, Any]) -> Embedder:
+    """Build the student's embedder; without a name of its own, it is a copy of the teacher."""
+    if hp["student"] is not None:
+        return create_embedder(hp["student"], hp["student_weights"], **read_options(hp["student_options"]))
+    options = read_options(hp["student_options"] or hp["teacher_options"])
+    return create_embedder(hp["teacher"], hp["student_weights"] or hp["teacher_weights"], **options)
