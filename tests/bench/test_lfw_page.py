@@ -102,7 +102,7 @@ def test_halves_are_combined(both: tuple[Path, list[dict[str, Any]]], text: str)
     folds = torch.cat([row["accuracy"]["accuracies"] for row in rows])
     accuracy, eer, tar, _ = _cells(text, "student, predicted mask")
     assert accuracy == f"{100 * folds.mean():.2f} ± {100 * folds.std() / 10**0.5:.2f}" and len(folds) == 10
-    assert eer == f"{50 * (rows[0]['eer'] + rows[1]['eer']):.2f}" and 0 < float(eer) < 30
+    assert eer == f"{50 * (rows[0]['eer'] + rows[1]['eer']):.2f}" and 0 < float(eer) < 35
     assert "embedded by the teacher" in text.split("##")[0]
     assert tar == "n/a"  # 20 pairs of two people cannot tell
     assert f"{2 * PAIRS} pairs" in text and f"{2 * PAIRS} people" in text and "one half" not in text.split("##")[0]
