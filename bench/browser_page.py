@@ -48,6 +48,8 @@ _RUNTIME_SHA512: Final = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc
 _DETECTOR: Final = {"proposal": 12, "refinement": 24, "output": 48}  # sides of the inputs in pixels
 _LICENCE: Final = WEIGHTS_FILE.with_name("mtcnn_licence.txt")
 _NPM_SECONDS: Final = 300
+PATIENCE: Final = 300.0
+"""Seconds to wait for a page on a busy machine."""
 
 
 class LeftOutError(RuntimeError):
@@ -78,7 +80,7 @@ def _fetch_runtime() -> None:
     if npm is None:
         raise LeftOutError("npm is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        argv = [npm, "pack", RUNTIME, "--pack-destination", folder]
+        argv = [npm, "pack", RUNTIME, "--pack-destination", folder, "--fetch-retries=0"]
         try:
             subprocess.run(argv, cwd=folder, check=True, capture_output=True, timeout=_NPM_SECONDS)
         except (OSError, subprocess.SubprocessError):
@@ -166,14 +168,14 @@ def measure(folder: Path, repetitions: int = 5) -> None:
         picture.save(photo)
         with chromium.browsing(Path(temporary, "profile")) as browser:
             browser.open(address, 1280)
-            browser.wait("document.querySelector('#loading')?.innerText.includes('is loaded')")
+            browser.wait("document.querySelector('#loading')?.innerText.includes('is loaded')", PATIENCE)
             browser.ask("Performance.enable", timeDomain="threadTicks")
             rows = []
             for _ in range(repetitions + 1):
                 browser.run("document.querySelector('.time').innerText = ''")
                 before = _thread_seconds(browser)
                 browser.upload(".card input", photo)
-                browser.wait("document.querySelector('.time').innerText")
+                browser.wait("document.querySelector('.time').innerText", PATIENCE)
                 words = browser.run("document.querySelector('.time').innerText").split()
                 rows.append((float(words[0]), float(words[6]), _thread_seconds(browser) - before))
     print(f"photo of {picture.width} x {picture.height} pixels; seconds to find the face, to complete it, and of CPU")

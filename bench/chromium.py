@@ -72,9 +72,9 @@ class Browser:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait(self, script: str) -> None:
-        """Wait until a JavaScript expression is true."""
-        deadline = time.monotonic() + _TIMEOUT
+    def wait(self, script: str, timeout: float = _TIMEOUT) -> None:
+        """Wait until a JavaScript expression is true, at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
         while not self.run(f"Boolean({script})"):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{script} is never true; the page: {self.run('document.body.innerText')}")

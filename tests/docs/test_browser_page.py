@@ -17,7 +17,7 @@ from torch import Tensor
 
 import deocc
 from bench import browser_page
-from bench.browser_page import LeftOutError, build, serving
+from bench.browser_page import PATIENCE, LeftOutError, build, serving
 from bench.chromium import PROGRAM, Browser, browsing
 from deocc.data import OrlFaces
 from deocc.geometry import align
@@ -51,7 +51,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def page(address: str, chromium: Browser) -> Iterator[Browser]:
     """The loaded page. Afterwards nothing was requested from elsewhere, and there was no error in the console."""
     chromium.open(f"{address}index.html", 1280)
-    chromium.wait(_LOADED)
+    chromium.wait(_LOADED, PATIENCE)
     yield chromium
     assert chromium.requests and all(request.startswith((address, "data:")) for request in chromium.requests)
     assert chromium.complaints == []
@@ -85,7 +85,7 @@ def read_crop(path: Path) -> Tensor:
 def choose(page: Browser, number: int, photo: Path) -> None:
     """Choose a photo for the first or the second card, and wait for the result."""
     page.upload(f".card:nth-child({number}) input", photo)
-    page.wait(f"{card(number)}.querySelector('.time').innerText || {card(number)}.querySelector('.error')")
+    page.wait(f"{card(number)}.querySelector('.time').innerText || {card(number)}.querySelector('.error')", PATIENCE)
 
 
 def card(number: int) -> str:
@@ -164,7 +164,7 @@ def test_points_are_set_by_hand(page: Browser, tmp_path: Path) -> None:
     assert text(page, ".status.error").startswith("No face was found: drag the five points")
     page.run("document.querySelector('.mark').focus()")
     page.press("ArrowLeft", 37)
-    page.wait("document.querySelector('.time').innerText")
+    page.wait("document.querySelector('.time').innerText", PATIENCE)
     assert text(page, ".status") == "Points set by hand."
     (tmp_path / "text.png").write_text("no image")
     choose(page, 1, tmp_path / "text.png")
