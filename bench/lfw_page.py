@@ -78,14 +78,14 @@ class Half:
         results: `results.json` of the student's run.
         generator: restoration by the generator's run with given masks; empty if it was not tested.
         pairs: pair scores by row.
-        epochs: length of the training of each stage.
+        epochs: length of the training of each stage, and whether it started from an earlier model.
     """
 
     name: str
     results: dict[str, Any]
     generator: dict[str, Any]
     pairs: dict[str, PairScores]
-    epochs: dict[str, int]
+    epochs: dict[str, str]
 
     def row(self, name: str) -> dict[str, Any]:
         """Return the figures of a row; empty if it was not tested."""
@@ -121,10 +121,16 @@ def read_halves(folder: Path) -> list[Half]:
     return halves
 
 
-def read_epochs(half: Path) -> dict[str, int]:
-    configs = [half / stage / runs.CONFIG for stage in ("segment", "inpaint", "distill")]
-    found = [config for config in configs if config.is_file()]
-    return {config.parent.name: yaml.safe_load(config.read_text())["trainer"]["max_epochs"] for config in found}
+def read_epochs(half: Path) -> dict[str, str]:
+    """Return the length of each stage's training, such as "9" or "8 from an earlier model"."""
+    epochs = {}
+    for stage in ("segment", "inpaint", "distill"):
+        file = half / stage / runs.CONFIG
+        if file.is_file():
+            config = yaml.safe_load(file.read_text())
+            continued = (config.get("model", {}).get("init_args") or {}).get("initial_weights") is not None
+            epochs[stage] = f"{config['trainer']['max_epochs']}{' from an earlier model' if continued else ''}"
+    return epochs
 
 
 def length_sentence(halves: Sequence[Half]) -> str:

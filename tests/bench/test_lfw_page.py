@@ -224,12 +224,15 @@ def test_write_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_page_states_the_lengths_of_the_trainings(tmp_path: Path) -> None:
-    for stage, length in (("segment", 9), ("distill", 3)):
+    for stage, length, start in (("segment", 9, None), ("distill", 3, "earlier")):
+        config = {"trainer": {"max_epochs": length}, "model": {"init_args": {"initial_weights": start}}}
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": length}}))
+        (tmp_path / stage / "config.yaml").write_text(yaml.safe_dump(config))
     epochs = lfw_page.read_epochs(tmp_path)
-    assert epochs == {"segment": 9, "distill": 3}
+    assert epochs == {"segment": "9", "distill": "3 from an earlier model"}
     half = lfw_page.Half("a", {}, {}, {}, epochs)
-    expected = "Epochs of training (`--trainer.max_epochs`), half a: mask predictor 9, student 3. "
+    expected = (
+        "Epochs of training (`--trainer.max_epochs`), half a: mask predictor 9, student 3 from an earlier model. "
+    )
     assert lfw_page.length_sentence([half]) == expected
     assert lfw_page.length_sentence([lfw_page.Half("b", {}, {}, {}, {})]) == ""
