@@ -40,7 +40,7 @@ def roc_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         place = np.searchsorted(far.numpy(), grid, side="right") - 1
         axes.semilogx(grid, tar.numpy()[place], label=title, **_line(position))
     axes.set(xlabel="false accept rate", ylabel="true accept rate", xlim=(1e-4, 1), ylim=(0, 1.01))
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
     return figure
 
 
