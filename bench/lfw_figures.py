@@ -58,7 +58,7 @@ def write_kind_bars(path: Path, rates: Mapping[str, Mapping[str, float]], unseen
     axes.set_xticks(range(len(kinds)), _labels(kinds, unseen), fontsize=8)
     axes.set_ylabel("EER %")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper left", fontsize=8)
     _write_svg(figure, path)
 
 

@@ -56,3 +56,12 @@ def _find(text: str) -> list[str]:
 def test_docstring_sections_have_lines_of_their_own() -> None:
     merged = re.compile(r"^\s+(Args|Attributes|Raises|Returns): \S", re.MULTILINE)
     assert [path.name for path in _FILES if path.suffix == ".py" and merged.search(path.read_text("utf-8"))] == []
+
+
+def test_legends_have_a_place() -> None:
+    """Without one, matplotlib searches for it, and warns on a slow machine."""
+    searching = re.compile(r"\.legend\((?![^)]*loc=)")
+    texts = {
+        path.name: path.read_text("utf-8") for folder in ("deocc", "bench") for path in (ROOT / folder).rglob("*.py")
+    }
+    assert [name for name, text in texts.items() if searching.search(text)] == []

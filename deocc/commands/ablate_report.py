@@ -198,5 +198,5 @@ def loss_figure(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figu
                 axes.plot(list(known[term]), list(known[term].values()), label=variant, color=colour, linestyle=style)
         axes.set(title=f"{term}, weighted", xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(loc="upper right", fontsize=7)
     return figure

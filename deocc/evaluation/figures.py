@@ -62,7 +62,7 @@ def score_histogram(similarity: Tensor, same: Tensor) -> Figure:
         values = similarity[chosen].numpy()
         axes.hist(values, bins=bins, density=True, alpha=0.6, label=title, color=COLOURS[position])
     axes.set(xlabel="similarity", ylabel="density")
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
@@ -97,7 +97,7 @@ def loss_figure(metrics: Path | str | Metrics) -> Figure:
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(loc="upper right", fontsize=7)
     return figure
 
 
