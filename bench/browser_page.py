@@ -93,7 +93,8 @@ def _fetch_runtime() -> None:
         with tarfile.open(archive) as members:
             for name in RUNTIME_FILES:
                 member = members.extractfile(f"package/dist/{name}")
-                assert member is not None
+                if member is None:
+                    raise ValueError(f"npm's {RUNTIME} has no file {name}")
                 write_file(KEPT / name, member.read())
 
 

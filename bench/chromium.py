@@ -132,7 +132,8 @@ class Browser:
 @contextmanager
 def browsing(profile: Path) -> Iterator[Browser]:
     """Run a browser with its files in `profile`."""
-    assert PROGRAM is not None, "no Chromium"
+    if PROGRAM is None:
+        raise FileNotFoundError("no Chromium on the PATH: install it, for example with apt-get install chromium")
     (to_browser, write), (read, from_browser) = os.pipe(), os.pipe()
     argv = [PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
