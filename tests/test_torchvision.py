@@ -39,21 +39,13 @@ def test_import_installs_no_import_hook() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
-def test_albumentations_asks_no_server(given: str | None, expected: str) -> None:
-    """Unless the user wants it to."""
-    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
-    environment |= {} if given is None else {"NO_ALBUMENTATIONS_UPDATE": given}
-    program = "import deocc, os; print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{expected}\n"
-
-
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_openmp_waits_passively(given: str | None, expected: str) -> None:
-    """Unless the user wants another policy."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    program = "import deocc, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{expected} False\n"
+@pytest.mark.parametrize(
+    ("name", "default", "other"), [("NO_ALBUMENTATIONS_UPDATE", "1", "0"), ("OMP_WAIT_POLICY", "passive", "active")]
+)
+def test_import_sets_environment(name: str, default: str, other: str) -> None:
+    """Before torch is loaded, and unless the user has set another value."""
+    program = f"import deocc, os, sys; print(os.environ['{name}'], 'torch' in sys.modules)"
+    unset = {key: value for key, value in os.environ.items() if key != name}
+    for environment, expected in ((unset, default), ({**unset, name: other}, other)):
+        shown = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+        assert shown == f"{expected} False\n"

@@ -60,7 +60,7 @@ _logger = logging.getLogger(__name__)
 def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any]:
     """Return the fingerprint of the present state, as plain values.
 
-    Apart from `command` and `config` (None, filled in by the callback), it is equal on another machine with the same
+    Apart from `config` (None, filled in by the callback), it is equal on another machine with the same
     code, data and packages. `face_set`, a credit line, distinguishes another set from a set that has changed. Hashes of
     what does not exist, such as the teacher of a stage without one, are None. `resumed` contains the differences that
     earlier resumed trainings have accepted, oldest first.
@@ -68,7 +68,6 @@ def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any
     probes: Any = data.test_dataloader()[1].dataset
     return {
         "version": VERSION,
-        "command": command_line(),
         "config": None,
         "commit": _git_commit(),
         "code": {"version": deocc.__version__, "hash": checksum(*sorted(_PACKAGE.rglob("*.py")))[:_DIGITS]},

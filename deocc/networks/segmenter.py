@@ -123,12 +123,11 @@ def load_segmenter(path: str | Path) -> MaskSegmenter:
         ValueError: the file is neither, is damaged, or belongs to another stage.
     """
     if Path(path).is_dir():
-        config, state = read_model_folder(Path(path))
-        described = config.get("deoccluder")
-        if not isinstance(described, dict):
+        state = sub_state(read_model_folder(Path(path))[1], "deoccluder.segmenter.")
+        if "to_logits.0.weight" not in state:
             raise ValueError(f"{path} has no segmenter: give the folder of a model that completes faces")
-        segmenter = MaskSegmenter(**described["segmenter"])
-        load_weights(segmenter, sub_state(state, "deoccluder.segmenter."), Path(path))
+        segmenter = MaskSegmenter(state["to_logits.0.weight"].shape[1])  # not of config.json, which may exaggerate
+        load_weights(segmenter, state, Path(path))
         return segmenter
     checkpoint = read_checkpoint(path, "segmentation")
     segmenter = MaskSegmenter(int(checkpoint["hyper_parameters"]["width"]))

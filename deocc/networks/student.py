@@ -117,7 +117,11 @@ class Student(nn.Module):
         Returns:
             Embeddings (B, out_dim), not normalised.
         """
-        extra = [masked_face] * (self.student_input == "both") + [mask] * self.mask_channel
+        extra = []
+        if self.student_input == "both":
+            extra.append(masked_face)
+        if self.mask_channel:
+            extra.append(mask)
         face = completed_face if self.needs_completion else masked_face
         embedding: Tensor = self.projection(self.embedder(face, torch.cat(extra, 1) if extra else None))
         return embedding

@@ -75,7 +75,7 @@ def test_build_agrees_with_reported_provenance(monkeypatch: pytest.MonkeyPatch) 
     assert found["seeds"] == {"seed_everything": 3, "data": 5}
     assert found["packages"]["torch"] == torch.__version__
     assert found["template"]["teacher"] == template_hash(teacher.template)
-    assert found["command"] == "deocc fit --run 'my runs/a'"
+    assert provenance.command_line() == "deocc fit --run 'my runs/a'"
     next(teacher.parameters())[0] += 1e-6
     other = build(data, teacher)
     assert {field for field, value in found.items() if value != other[field]} == {"teacher"}
@@ -103,7 +103,6 @@ def test_commit_is_that_of_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def fingerprint(**changes: Any) -> dict[str, Any]:
     values = {
         "version": 1,
-        "command": "deocc fit",
         "config": "data: {}",
         "commit": "0",
         "code": {"version": "1.0", "hash": "c0"},
@@ -121,7 +120,6 @@ def fingerprint(**changes: Any) -> dict[str, Any]:
 
 
 OTHER: dict[str, Any] = {
-    "command": "deocc test",
     "config": "data: {size: 9}",
     "commit": "9",
     "code": {"version": "1.0", "hash": "c9"},

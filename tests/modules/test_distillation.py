@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from deocc.inference.model_folder import PRETRAINED
 from deocc.modules import DistillationModule, InpaintingModule
 from deocc.modules.distillation import StudentAverage
 from deocc.networks import Student, create_embedder
+from deocc.networks.weights import read_model_folder, sub_state
 from tests.modules.training import GENERATOR_ONLY, SMALL, OrlSubset, faces, fit, fit_orl, moved, snapshot
 
 LOSSES = ("identity", "instance", "pair", "triplet", "prediction")
@@ -227,6 +229,19 @@ def test_embedder_options() -> None:
     own: dict[str, Any] = {"student": "timm/resnet18", "student_options": {"size": 96}}
     module = DistillationModule(student_input="masked", teacher_options=options, **own)
     assert (module.student.embedder.spec.color, module.student.embedder.input_size) == ("rgb", 96)
+
+
+def test_initial_weights() -> None:
+    folder = str(PRETRAINED)
+    settings: dict[str, Any] = {"inpainting_checkpoint": folder, "student_input": "both", "mask_channel": True}
+    module = DistillationModule(**settings, initial_weights=folder)
+    expected = sub_state(read_model_folder(PRETRAINED)[1], "student.")
+    for student in (module.student, module.average.module):
+        state = student.state_dict()
+        assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
+    assert "initial_weights" not in module.hparams
+    with pytest.raises(ValueError, match="do not fit Student"):
+        DistillationModule(folder, initial_weights=folder)
 
 
 def test_missing_deoccluder_checkpoint(tmp_path: Path) -> None:

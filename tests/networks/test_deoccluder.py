@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deocc.networks import Deoccluder, Generator, MaskSegmenter
 from deocc.networks.generator import compose
+from deocc.networks.segmenter import load_segmenter
 from tests.networks.images import box_mask, random_faces
 
 
@@ -150,6 +151,7 @@ def test_from_model_folder(deoccluder: Deoccluder, tmp_path: Path) -> None:
     assert replaced.config == {**deoccluder.config, "segmenter": {"width": 12}}
     assert all(map(torch.equal, replaced.segmenter.state_dict().values(), other.state_dict().values()))
     assert not replaced.training and not any(parameter.requires_grad for parameter in replaced.parameters())
+    assert load_segmenter(tmp_path).config == deoccluder.segmenter.config
     (tmp_path / "config.json").write_text(json.dumps({"deoccluder": None}))
     with pytest.raises(ValueError, match="is not a model folder with a de-occluder"):
         Deoccluder.from_checkpoint(tmp_path)
