@@ -1,4 +1,4 @@
-"""Intervals: Wilson, rates over pairs of identities, McNemar's test and a paired bootstrap over identities.
+"""Intervals: Wilson, rates over pairs of identities, and a paired bootstrap over identities.
 
 Pairs of faces are not independent, since each identity occurs in many pairs. The bootstrap therefore draws identities
 with replacement and scores both systems on the same draws. If identity i was drawn w_i times, a genuine pair of i
@@ -12,10 +12,11 @@ the exact one to 1e-4.
 
 [0] Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
 [1] Cameron, Gelbach and Miller, "Robust inference with multiway clustering", JBES 29, 2011.
+[2] Westfall and Young, "Resampling-Based Multiple Testing", Wiley, 1993.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -28,7 +29,6 @@ from deocc.evaluation.verification import (
     PairScores,
     curve_equal_error_rate,
     decisions,
-    equal_error_rate,
     negatives_needed,
     operating_point,
     roc_curve,
@@ -37,6 +37,7 @@ from deocc.evaluation.verification import (
 _BINS = 4096  # for genuine and for impostor pairs
 _CELLS = 4_000_000  # elements of a table that are held at a time, 32 MB
 _LOW, _HIGH = 0.025, 0.975  # of a 95 % interval
+_SIMULTANEOUS = 0.95
 
 
 class Bounds(NamedTuple):
@@ -162,46 +163,6 @@ def tar_intervals(similarity: Tensor, same: Tensor, repeats: float = 1) -> dict[
     return answers
 
 
-class McNemar(NamedTuple):
-    """Outcome of McNemar's exact test."""
-
-    first_only: int
-    """Number of items that only the first system decided correctly."""
-    second_only: int
-    """Number of items that only the second system decided correctly."""
-    p_value: float
-    """Probability of a split at least as uneven, if both systems are equally good."""
-
-
-def mcnemar(first_right: Tensor, second_right: Tensor) -> McNemar:
-    """Compare the decisions of two systems on the same items with McNemar's exact test.
-
-    The test takes items as independent. Pairs of faces share identities, so the p-value tends to be too small: prefer a
-    paired bootstrap over identities.
-
-    >>> outcome = mcnemar(torch.tensor([True, True, True, False]), torch.tensor([False, False, True, False]))
-    >>> outcome.first_only, outcome.second_only, round(outcome.p_value, 6)
-    (2, 0, 0.5)
-
-    Args:
-        first_right: (N,) bool, see `deocc.evaluation.decisions`.
-        second_right: (N,) bool.
-
-    Raises:
-        ValueError: the shapes or dtypes differ from (N,) bool.
-    """
-    from scipy.stats import binomtest  # here, since it is slow to import
-
-    if first_right.shape != second_right.shape or {first_right.dtype, second_right.dtype} != {torch.bool}:
-        raise ValueError(
-            f"expected two bool tensors of one shape (N,), got {tuple(first_right.shape)} {first_right.dtype} and "
-            f"{tuple(second_right.shape)} {second_right.dtype}"
-        )
-    first_only, second_only = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
-    discordant = first_only + second_only
-    return McNemar(first_only, second_only, float(binomtest(first_only, discordant).pvalue) if discordant else 1.0)
-
-
 class Interval(NamedTuple):
     """A difference and the range that contains 95 % of its bootstrap replicates."""
 
@@ -215,35 +176,90 @@ class Interval(NamedTuple):
     """97.5th percentile of the replicates."""
 
 
+def bootstrap_figures(
+    parts: Sequence[Sequence[PairScores]],
+    replicates: int = 1000,
+    seed: int = 0,
+    names: Sequence[str] = ("accuracy", "eer", "tar@1e-2", "tar@1e-3"),
+) -> dict[str, Tensor]:
+    """Compute figures of a system on the original identities and on drawn ones, averaged over parts.
+
+    Parts, such as the folds of a cross-validation, contain different identities and are scored by different models, so
+    each part has its own thresholds, and identities are drawn within each. Systems that scored the same pairs get the
+    same draws, so the difference of their figures is a paired bootstrap.
+
+    Accuracy is that over folds; its thresholds are those of the original pairs of a part
+    (`deocc.evaluation.verification.decisions`), and genuine and impostor pairs each have half of the weight.
+
+    Args:
+        parts: for each part, the same pairs scored by one or more models, whose figures are averaged.
+        replicates: number of draws.
+        seed: of the draws.
+        names: figures to compute.
+
+    Returns:
+        By name (1 + replicates,) float64, the first on the original identities. NaN in replicates in which a part drew
+        only one identity, and where the pairs do not support a figure.
+
+    Raises:
+        ValueError: the models of a part scored different pairs, there are no parts, `replicates` is below 1, or a part
+            has fewer than two identities.
+    """
+    if not parts or not all(parts):
+        raise ValueError("got no pairs, or none of some fold: give the pairs of one fold at least")
+    if replicates < 1:
+        raise ValueError(f"replicates is {replicates}: choose 1 or more, 1000 for an interval")
+    generator, means = torch.Generator().manual_seed(seed), []
+    for part in parts:
+        positions, counts = _draw_identities(part, replicates, generator)
+        figures = [_figures_of_draws(pairs, positions, counts, names) for pairs in part]
+        means.append(torch.stack(figures).mean(0))
+    return dict(zip(names, torch.stack(means).mean(0), strict=True))
+
+
+def simultaneous_intervals(differences: Tensor) -> Tensor:
+    """Compute intervals that with 95 % probability all contain their true difference.
+
+    The half width of each is a multiple of its standard error. The multiple, one for all, is the 95th percentile over
+    the replicates of the largest standardised deviation: the single-step "max T" method [2], which takes account of the
+    correlation between comparisons, unlike Bonferroni's.
+
+    Args:
+        differences: (M, 1 + R) of `bootstrap_figures`, for M comparisons with the same draws.
+
+    Returns:
+        (M, 2), lower and upper end; NaN for a comparison that is NaN.
+    """
+    estimate, drawn = differences[:, :1], differences[:, 1:]
+    known = ~estimate.isnan().squeeze(1)
+    drawn = drawn[:, ~drawn[known].isnan().any(0)]
+    error = drawn.std(1, keepdim=True)
+    deviation = ((drawn - drawn.mean(1, keepdim=True)).abs() / error)[known & (error.squeeze(1) > 0)]
+    widest = deviation.amax(0).quantile(_SIMULTANEOUS) if len(deviation) else 0.0
+    return torch.cat([estimate - widest * error, estimate + widest * error], 1)
+
+
 def paired_bootstrap_eer(
     firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
 ) -> Interval:
     """Estimate the equal error rate of one system minus that of another, averaged over parts.
 
-    Parts, such as the folds of a cross-validation, contain different identities and are scored by different models, so
-    each part has its own equal error rate, and identities are drawn within each. A replicate in which a part drew only
-    one identity has no impostor pair and is left out.
-
     Args:
         firsts: pairs of each part, scored by one system.
         seconds: the same pairs in the same order, scored by the other system.
-        replicates: number of bootstrap replicates.
+        replicates: number of bootstrap replicates; those in which a part drew only one identity are left out.
         seed: of the draws.
 
     Raises:
-        ValueError: the pairs or the numbers of parts differ, there are no parts, `replicates` is below 1, or a part has
-            fewer than two identities.
+        ValueError: the pairs or the numbers of parts differ, or as for `bootstrap_figures`.
     """
-    return _paired_bootstrap(_eer_differences, firsts, seconds, replicates, seed)
+    return _paired_bootstrap("eer", firsts, seconds, replicates, seed)
 
 
 def paired_bootstrap_accuracy(
     firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
 ) -> Interval:
     """Estimate the fold accuracy of one system minus that of another, averaged over parts.
-
-    Thresholds are those of the original pairs of a part (`deocc.evaluation.verification.decisions`). Genuine and
-    impostor pairs each have half of the weight.
 
     Args:
         firsts: as for `paired_bootstrap_eer`, with folds.
@@ -254,76 +270,85 @@ def paired_bootstrap_accuracy(
     Raises:
         ValueError: as for `paired_bootstrap_eer`, or a part has fewer than two folds.
     """
-    return _paired_bootstrap(_accuracy_differences, firsts, seconds, replicates, seed)
+    for pairs in (*firsts, *seconds):
+        decisions(pairs)  # raises an error for fewer than two folds
+    return _paired_bootstrap("accuracy", firsts, seconds, replicates, seed)
 
 
 def _paired_bootstrap(
-    differences: Callable[[PairScores, PairScores, Tensor, Tensor], tuple[float, Tensor]],
-    firsts: Sequence[PairScores],
-    seconds: Sequence[PairScores],
-    replicates: int,
-    seed: int,
+    name: str, firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int, seed: int
 ) -> Interval:
-    """Average the differences of all parts, on the original identities and on those of each replicate."""
     if not firsts or len(firsts) != len(seconds):
         raise ValueError(
             f"got {len(firsts)} folds of one system and {len(seconds)} of the other: "
             "give the same folds of both, one at least"
         )
-    if replicates < 1:
-        raise ValueError(f"replicates is {replicates}: choose 1 or more, 1000 for an interval")
-    generator, estimates, parts = torch.Generator().manual_seed(seed), [], []
     for first, second in zip(firsts, seconds, strict=True):
-        sides = [torch.stack([pairs.first_identity, pairs.second_identity, pairs.same]) for pairs in (first, second)]
-        if not torch.equal(*sides):
-            raise ValueError(
-                f"the two systems scored different pairs ({len(first.same)} and {len(second.same)}): "
-                "evaluate both on the same probes"
-            )
-        people, positions = torch.unique(sides[0][:2], return_inverse=True)
-        if len(people) < 2:
-            raise ValueError(f"the pairs show {len(people)} people: a bootstrap over people needs at least two")
-        drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
-        counts = torch.zeros(replicates, len(people), dtype=torch.float64)
-        counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-        estimate, part = differences(first, second, positions, counts)
-        estimates.append(estimate)
-        parts.append(part)
-    estimate, mean = sum(estimates) / len(estimates), torch.stack(parts).mean(0)
-    mean = mean[~mean.isnan()]
-    if len(mean) == 0:
+        _check_same_pairs(first, second)
+    one, other = (
+        bootstrap_figures([[pairs] for pairs in system], replicates, seed, [name])[name] for system in (firsts, seconds)
+    )
+    estimate, drawn = float(one[0] - other[0]), one[1:] - other[1:]
+    drawn = drawn[~drawn.isnan()]
+    if len(drawn) == 0:
         return Interval(estimate, math.nan, math.nan, math.nan)
-    return Interval(estimate, float(mean.mean()), float(mean.quantile(_LOW)), float(mean.quantile(_HIGH)))
+    return Interval(estimate, float(drawn.mean()), float(drawn.quantile(_LOW)), float(drawn.quantile(_HIGH)))
 
 
-def _accuracy_differences(
-    first: PairScores, second: PairScores, positions: Tensor, counts: Tensor
-) -> tuple[float, Tensor]:
-    """Return the difference of accuracies on the original identities, and (R,) on drawn identities.
+def _check_same_pairs(first: PairScores, second: PairScores) -> None:
+    sides = [torch.stack([pairs.first_identity, pairs.second_identity, pairs.same]) for pairs in (first, second)]
+    if not torch.equal(*sides):
+        raise ValueError(
+            f"the two systems scored different pairs ({len(first.same)} and {len(second.same)}): "
+            "evaluate both on the same probes"
+        )
 
-    Args:
-        first: N pairs, scored by one system.
-        second: the same pairs, scored by the other system.
-        positions: (2, N), the identities of each pair as columns of `counts`.
-        counts: (R, P), how often each identity was drawn in each replicate.
-    """
-    gain = decisions(first).double() - decisions(second).double()
-    halves = []
-    for chosen in (first.same, ~first.same):
+
+def _draw_identities(part: Sequence[PairScores], replicates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return (2, N), the identities of each pair as columns of (R, P), how often each identity was drawn."""
+    for pairs in part:
+        _check_same_pairs(part[0], pairs)
+    both = torch.stack([part[0].first_identity, part[0].second_identity])
+    people, positions = torch.unique(both, return_inverse=True)
+    if len(people) < 2:
+        raise ValueError(f"the pairs show {len(people)} people: a bootstrap over people needs at least two")
+    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
+    counts = torch.zeros(replicates, len(people), dtype=torch.float64)
+    return positions, counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
+def _figures_of_draws(pairs: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> Tensor:
+    """Return (names, 1 + R), on the original identities and on those of each replicate."""
+    figures: dict[str, Tensor] = {}
+    if "accuracy" in names:
+        figures["accuracy"] = _accuracies(pairs, positions, counts)
+    if rates := [name for name in names if name != "accuracy"]:
+        curve, impostors = roc_curve(pairs.similarity, pairs.same), int((~pairs.same).sum())
+        drawn = _rates_of_draws(pairs, positions, counts, rates)
+        for name in rates:
+            if name == "eer":
+                exact = float(curve_equal_error_rate(curve.far, curve.tar))
+            else:
+                exact = operating_point(curve, impostors, FALSE_ACCEPT_RATES[name.removeprefix("tar@")])[0]
+            figures[name] = F.pad(drawn[name], (1, 0), value=exact)
+    return torch.stack([figures[name] for name in names])
+
+
+def _accuracies(pairs: PairScores, positions: Tensor, counts: Tensor) -> Tensor:
+    """Return (1 + R,) accuracies at the thresholds of the original pairs; NaN for fewer than two folds."""
+    if pairs.fold is None or len(torch.unique(pairs.fold)) < 2:
+        return torch.full((1 + len(counts),), math.nan, dtype=torch.float64)
+    right, halves = decisions(pairs).double(), []
+    for chosen in (pairs.same, ~pairs.same):
         one, other = positions[:, chosen]
         weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
-        halves.append((weight * gain[chosen]).sum(1) / weight.sum(1))
-    return float(gain[first.same].mean() + gain[~first.same].mean()) / 2, torch.stack(halves).mean(0)
+        drawn = (weight * right[chosen]).sum(1) / weight.sum(1)
+        halves.append(F.pad(drawn, (1, 0), value=float(right[chosen].mean())))
+    return torch.stack(halves).mean(0)
 
 
-def _eer_differences(first: PairScores, second: PairScores, positions: Tensor, counts: Tensor) -> tuple[float, Tensor]:
-    """Return the difference of EERs on the original identities, and (R,) on drawn identities; NaN if one was drawn."""
-    estimate = equal_error_rate(first.similarity, first.same) - equal_error_rate(second.similarity, second.same)
-    return estimate, _replicate_rates(first, positions, counts) - _replicate_rates(second, positions, counts)
-
-
-def _replicate_rates(scores: PairScores, positions: Tensor, counts: Tensor) -> Tensor:
-    """Compute (R,) equal error rates for counts (R, P) and pairs of identities (2, N) as columns of `counts`."""
+def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Compute (R,) rates for counts (R, P) and pairs of identities (2, N) as columns of `counts`."""
     people, same = counts.shape[1], scores.same
     cuts = []
     for chosen in (same, ~same):
@@ -335,11 +360,18 @@ def _replicate_rates(scores: PairScores, positions: Tensor, counts: Tensor) -> T
     pairs, cell = torch.unique(low[~same] * people + high[~same], return_inverse=True)
     genuine = _count_table(bins[same], low[same], len(edges), people)
     impostor = _count_table(bins[~same], cell, len(edges), len(pairs))
-    rates = []
+    rates = {name: list[Tensor]() for name in names}
     for part in counts.split(max(1, _CELLS // max(len(pairs), len(edges)))):
         weight = part.T[pairs // people] * part.T[pairs % people]
-        rates.append(curve_equal_error_rate(_cumulative_share(impostor, weight), _cumulative_share(genuine, part.T)))
-    return torch.cat(rates)
+        far, tar = _cumulative_share(impostor, weight), _cumulative_share(genuine, part.T)
+        for name, drawn in rates.items():
+            if name == "eer":
+                drawn.append(curve_equal_error_rate(far, tar))
+            else:  # at the lowest threshold whose FAR is not above the rate
+                rate = FALSE_ACCEPT_RATES[name.removeprefix("tar@")]
+                place = (far <= rate * (1 + 1e-12)).sum(1, keepdim=True) - 1
+                drawn.append(tar.gather(1, place.clamp_min(0)).squeeze(1))
+    return {name: torch.cat(drawn) for name, drawn in rates.items()}
 
 
 def _cumulative_share(table: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Wilson and identity intervals, McNemar's test and the paired bootstrap against slow oracles."""
+"""Wilson and identity intervals and the paired bootstrap against slow oracles."""
 
 import itertools
 import math
@@ -12,9 +12,10 @@ from scipy.stats import binomtest
 from deocc.evaluation import bootstrap
 from deocc.evaluation.bootstrap import (
     PairsOfPeople,
-    mcnemar,
+    bootstrap_figures,
     paired_bootstrap_accuracy,
     paired_bootstrap_eer,
+    simultaneous_intervals,
     tar_intervals,
     wilson,
 )
@@ -306,42 +307,65 @@ def test_tar_intervals_or_their_reasons() -> None:
     assert tar_intervals(similarity[100:], same[100:])["1e-1"]["reason"] == "not enough positives: 0, 1 needed"
 
 
-def _decision_pair(first_only: int, second_only: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return decisions with these numbers of pairs that only one system decided correctly, and some others."""
-    first = torch.tensor([True] * first_only + [False] * second_only + [True] * 5 + [False] * 3)
-    second = torch.tensor([False] * first_only + [True] * second_only + [True] * 5 + [False] * 3)
-    order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))
-    return first[order], second[order]
+def test_figures_equal_slow_loop(make_sets) -> None:
+    """True accept rates pair by pair, for people drawn once for two models of the same pairs."""
+    models = [pair_scores(*make_sets(noise, seed=seed)) for noise, seed in ((4.0, 1), (5.0, 2))]
+    figures = bootstrap_figures([models], replicates=20, seed=3, names=["tar@1e-2", "eer"])
+    people = torch.cat([models[0].first_identity, models[0].second_identity]).unique().tolist()
+    drawn = torch.randint(len(people), (20, len(people)), generator=torch.Generator().manual_seed(3)).tolist()
+    expected = []
+    for draw in [None, *drawn]:
+        rates = []
+        for pairs in models:
+            first, second = pairs.first_identity.tolist(), pairs.second_identity.tolist()
+            count = {person: 1 if draw is None else draw.count(place) for place, person in enumerate(people)}
+            weight = [count[i] if i == j else count[i] * count[j] for i, j in zip(first, second, strict=True)]
+            curve = roc_curve(pairs.similarity, pairs.same, torch.tensor(weight))
+            rates.append(
+                max(tar for far, tar in zip(curve.far.tolist(), curve.tar.tolist(), strict=True) if far <= 0.01)
+            )
+        expected.append(sum(rates) / 2)
+    assert np.std(expected) > 0.005
+    assert figures["tar@1e-2"].tolist() == pytest.approx(expected, abs=1e-9)
+    assert float(figures["eer"][0]) == pytest.approx(sum(equal_error_rate(*pairs[:2]) for pairs in models) / 2)
 
 
-def _enumerated_p_value(first_only: int, second_only: int) -> float:
-    """Return the chance, counted in integers, of a number of heads at most as likely as `first_only` in fair tosses."""
-    total = first_only + second_only
-    observed, ways, extreme = math.comb(total, first_only), 1, 0
-    for heads in range(total + 1):
-        extreme += ways if ways <= observed else 0
-        ways = ways * (total - heads) // (heads + 1)
-    return extreme / 2**total
+def test_figures_average_parts(make_sets) -> None:
+    parts = [[_in_folds(pair_scores(*make_sets(noise, seed=1)), 0)] for noise in (4.0, 6.0)]
+    together = bootstrap_figures(parts, replicates=2)
+    alone = [bootstrap_figures([part], replicates=2) for part in parts]
+    assert list(together) == ["accuracy", "eer", "tar@1e-2", "tar@1e-3"]
+    for name, values in together.items():
+        assert float(values[0]) == pytest.approx(float(alone[0][name][0] + alone[1][name][0]) / 2)
 
 
-@pytest.mark.parametrize(
-    "counts", [(0, 0), (1, 0), (3, 9), (9, 3), (10, 10), (0, 60), (5_200, 4_800), (30_000, 30_500)]
-)
-def test_mcnemar_equals_enumeration(counts: tuple[int, int]) -> None:
-    outcome = mcnemar(*_decision_pair(*counts))
-    assert (outcome.first_only, outcome.second_only) == counts
-    assert outcome.p_value == pytest.approx(_enumerated_p_value(*counts), rel=1e-8)
+def test_unsupported_figures_are_nan(make_sets) -> None:
+    gallery, probe = make_sets(4.0)
+    few = pair_scores(*(members.take(members.identity < 3) for members in (gallery, probe)))
+    assert 100 <= int((~few.same).sum()) < 1000
+    figures = bootstrap_figures([[few]], replicates=3)
+    assert figures["accuracy"].isnan().all() and math.isnan(figures["tar@1e-3"][0])
+    assert not figures["tar@1e-2"].isnan().any()
 
 
-def test_mcnemar_oracle_counts_coin_tosses() -> None:
-    for total in range(1, 9):
-        heads = [sum(tosses) for tosses in itertools.product((0, 1), repeat=total)]
-        for observed in range(total + 1):
-            extreme = sum(heads.count(number) <= heads.count(observed) for number in heads)
-            assert _enumerated_p_value(observed, total - observed) == extreme / 2**total
+def test_simultaneous_intervals_cover_together() -> None:
+    """Ten comparisons, each a mean of normal values: all ten intervals contain the truth in 95 % of the trials."""
+    generator, covered = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        sample = torch.randn(200, 10, generator=generator, dtype=torch.float64)
+        drawn = torch.randint(200, (400, 200), generator=generator)
+        values = torch.cat([sample.mean(0)[None], sample[drawn].mean(1)]).T
+        intervals = simultaneous_intervals(values)
+        covered.append(bool(((intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)).all()))
+    assert 0.91 < np.mean(covered) < 0.98, "each alone at 95 % would give 0.6"
 
 
-@pytest.mark.parametrize("second", [torch.ones(3, dtype=torch.bool), torch.ones(4), torch.ones(4, 1, dtype=torch.bool)])
-def test_mcnemar_rejects_bad_decisions(second: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="two bool tensors of one shape"):
-        mcnemar(torch.ones(4, dtype=torch.bool), second)
+def test_simultaneous_intervals_of_one_or_none() -> None:
+    values = torch.randn(1, 2001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[0, 0] = 0.5
+    low, high = simultaneous_intervals(values)[0].tolist()
+    assert (low + high) / 2 == pytest.approx(0.5) and (high - low) / 2 == pytest.approx(1.96, abs=0.1)
+    unknown = torch.full((1, 2001), math.nan, dtype=torch.float64)
+    both = simultaneous_intervals(torch.cat([values, unknown]))
+    assert both[0].tolist() == pytest.approx([low, high]) and both[1].isnan().all()
+    assert simultaneous_intervals(torch.zeros(1, 5, dtype=torch.float64)).tolist() == [[0, 0]]
