@@ -8,6 +8,7 @@ from deocc.callbacks.loggers import MetricsLogger
 from deocc.callbacks.panels import PanelCallback, PredictionCallback
 from deocc.callbacks.provenance import FingerprintCallback
 from deocc.callbacks.results import PerceptualCallback, ResultsCallback
+from deocc.callbacks.shared_outputs import SharedOutputsCallback
 
 __all__ = [
     "CalibrationCallback",
@@ -21,4 +22,5 @@ __all__ = [
     "PredictionCallback",
     "QuarantineCallback",
     "ResultsCallback",
+    "SharedOutputsCallback",
 ]

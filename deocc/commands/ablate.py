@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -51,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
         write_overlays(plan)
         jobs = list_jobs(plan)
         failed = run_jobs(jobs, plan.jobs, keep_open=[lock])
+        if not failed:
+            for fold in plan.folds or [None]:
+                shutil.rmtree(plan.shared_folder(fold), ignore_errors=True)
         write_outcome(plan, summarise(plan, read_tests(plan, [job for job in jobs if _is_done(job)])))
     if failed:
         name, reason = next(iter(failed.items()))

@@ -1,6 +1,6 @@
 """The plan of an ablation, read from YAML and the command line, and its trainings and tests as `deocc` commands.
 
-A run folder is `NAME-foldF-seedS` below the ablation's folder, where NAME is a variant or `inpaint`.
+A run folder is `NAME-FOLD-seedS` below the ablation's folder, where NAME is a variant or `inpaint`.
 """
 
 import json
@@ -57,6 +57,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A claim about two rows.
+
+    Attributes:
+        first: letter of the row that is claimed to be better.
+        second: letter of the other row.
+        claim: text in the table.
+    """
+
+    first: str
+    second: str
+    claim: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """An ablation.
 
@@ -64,22 +79,25 @@ class Plan:
         run: output folder.
         jobs: number of simultaneous trainings or tests.
         seeds: each repeats everything.
-        folds: number of folds over people, each tested once; None for the split of the face set.
+        folds: by name, changes to the configuration of both stages that test other people, such as a fold or a half of
+            the face set; empty for its own split.
         people: "test", or "validation" to compare the last validation figures and leave the test people unused.
-        stage1: configuration of stage 1.
+        stage1: configuration of stage 1; without files, `stage2` or `folds` name an inpainting_checkpoint.
         stage2: configuration of stage 2.
         test: changes to a run's configuration for its test.
         variants: overlay of stage 2 by variant.
         own_stage1: overlay of stage 1 by variant, for variants that do not share the common stage 1.
         rows: rows of the table by letter.
-        compare: pairs of letters; the second row is subtracted from the first.
+        compare: claims about pairs of rows.
+        share_outputs: let runs of a fold share the outputs of their frozen networks
+            (`deocc.callbacks.SharedOutputsCallback`), in a folder that is deleted when all are done.
         wandb: log the runs to Weights & Biases, in a group named after the output folder.
     """
 
     run: Path
     jobs: int
     seeds: list[int]
-    folds: int | None
+    folds: dict[str, dict[str, Any]]
     people: Literal["test", "validation"]
     stage1: Stage
     stage2: Stage
@@ -87,21 +105,25 @@ class Plan:
     variants: dict[str, dict[str, Any]]
     own_stage1: dict[str, dict[str, Any]]
     rows: dict[str, Row]
-    compare: list[tuple[str, str]]
+    compare: list[Comparison]
+    share_outputs: bool
     wandb: bool
 
     def variant_of(self, letter: str) -> str:
         """Return the variant whose tests a row shows."""
         return self.rows[letter].variant or next(iter(self.variants))
 
-    def fold_seeds(self) -> list[tuple[int | None, int]]:
+    def fold_seeds(self) -> list[tuple[str | None, int]]:
         """Return every fold (None = the split of the face set) with every seed, seed by seed."""
-        folds: list[int | None] = [None] if self.folds is None else list(range(self.folds))
-        return [(fold, seed) for seed in self.seeds for fold in folds]
+        return [(fold, seed) for seed in self.seeds for fold in self.folds or [None]]
 
-    def run_folder(self, name: str, fold: int | None, seed: int) -> Path:
+    def run_folder(self, name: str, fold: str | None, seed: int) -> Path:
         """Return the run folder of a variant or of stage 1."""
-        return self.run / (f"{name}-seed{seed}" if fold is None else f"{name}-fold{fold}-seed{seed}")
+        return self.run / "-".join([name, *([] if fold is None else [fold]), f"seed{seed}"])
+
+    def shared_folder(self, fold: str | None) -> Path:
+        """Return the folder of the shared outputs of a fold."""
+        return self.run / "-".join(["shared", *([] if fold is None else [fold])])
 
     def overlays(self) -> dict[str, dict[str, Any]]:
         """Return the overlays by the name of their file."""
@@ -111,6 +133,7 @@ class Plan:
             **({"test": self.test.overlay} if self.test.overlay else {}),
             **{f"variant-{name}": overlay for name, overlay in self.variants.items()},
             **{f"stage1-{name}": overlay for name, overlay in self.own_stage1.items()},
+            **{f"fold-{name}": overlay for name, overlay in self.folds.items()},
         }
 
     def overlay_file(self, name: str) -> Path:
@@ -133,7 +156,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
         values = _parser().parse_args(argv).as_dict()
     except ArgumentError as error:
         raise ValueError(f"deocc ablate: {one_line(error)}; `deocc ablate --help` lists the keys") from error
-    missing = [key for key in ("stage1", "stage2", "variants", "rows") if not values[key]]
+    missing = [key for key in ("stage2", "variants", "rows") if not values[key]]
     if missing:
         raise ValueError(f"the plan has no {', '.join(missing)}: give one with --config, such as ablation/paper")
     values.pop("config", None)
@@ -142,6 +165,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
         values[name] = Stage([str(_find_stage_config(config, name)) for config in stage.configs], stage.overlay)
     values["run"] = Path(values["run"])
     values["rows"] = {letter: Row(**dict(row)) for letter, row in values["rows"].items()}
+    values["compare"] = [Comparison(**dict(pair)) for pair in values["compare"]]
     plan = Plan(**values)
     _check(plan)
     return plan
@@ -154,15 +178,16 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--run", type=str, default="runs/ablation")
     parser.add_argument("--jobs", type=PositiveInt, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--folds", type=int | None, default=None)
+    parser.add_argument("--folds", type=overlays, default={})
     parser.add_argument("--people", type=Literal["test", "validation"], default="test")
-    parser.add_argument("--stage1", type=Stage)
+    parser.add_argument("--stage1", type=Stage, default=Stage())
     parser.add_argument("--stage2", type=Stage)
     parser.add_argument("--test", type=Stage, default=Stage())
     parser.add_argument("--variants", type=overlays, default={})
     parser.add_argument("--own_stage1", type=overlays, default={})
     parser.add_argument("--rows", type=dict[str, Row], default={})
-    parser.add_argument("--compare", type=list[tuple[str, str]], default=[])
+    parser.add_argument("--compare", type=list[Comparison], default=[])
+    parser.add_argument("--share_outputs", type=bool, default=False)
     parser.add_argument("--wandb", action="store_true")
     return parser
 
@@ -184,27 +209,30 @@ def _find_stage_config(name: str, stage: str) -> Path:
 
 def _check(plan: Plan) -> None:
     """Raise ValueError if names are unknown or values contradict each other."""
-    for name in plan.variants:
-        if not name or "/" in name:
-            raise ValueError(f"variants: {name!r} is not a folder name: give a name without '/' that is not empty")
-        if name == STAGE1:
-            raise ValueError(f"variants: {name!r} is the name of stage 1's runs: choose another")
+    for key, names in (("variants", plan.variants), ("folds", plan.folds)):
+        for name in names:
+            if not name or "/" in name:
+                raise ValueError(f"{key}: {name!r} is not a folder name: give a name without '/' that is not empty")
+    if STAGE1 in plan.variants:
+        raise ValueError(f"variants: {STAGE1!r} is the name of stage 1's runs: choose another")
+    if plan.own_stage1 and not plan.stage1.configs:
+        raise ValueError("own_stage1 changes the configuration of stage 1, but stage1 has none: give stage1.configs")
     row_variants = [row.variant for row in plan.rows.values() if row.variant is not None]
     for problem, given, known in (
         ("rows: unknown row", [row.row for row in plan.rows.values()], list(ROWS)),
         ("rows: unknown variant", row_variants, list(plan.variants)),
         ("own_stage1: unknown variant", list(plan.own_stage1), list(plan.variants)),
-        ("compare: unknown letter", [letter for pair in plan.compare for letter in pair], list(plan.rows)),
+        (
+            "compare: unknown letter",
+            [letter for pair in plan.compare for letter in (pair.first, pair.second)],
+            list(plan.rows),
+        ),
     ):
         for name in given:
             if name not in known:
                 raise ValueError(f"{problem} {name!r}: choose among {', '.join(known)}")
-    if plan.folds is not None and plan.folds < 2:
-        raise ValueError(f"folds is {plan.folds}: give 2 or more, or null for the split of the face set")
-    if plan.folds is not None and _has_face_set(plan.test):
-        raise ValueError(
-            f"folds is {plan.folds}, but test has another face set, which is not split into them: give folds: null"
-        )
+    if plan.folds and _has_face_set(plan.test):
+        raise ValueError("test has another face set than folds, which would not split it: leave folds out")
     if plan.people == "validation" and plan.compare:
         raise ValueError("compare needs the pairs of a test, which people: validation does not have: leave it out")
     if len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0:
@@ -249,39 +277,41 @@ def write_overlays(plan: Plan) -> None:
 
 def list_jobs(plan: Plan) -> list[Job]:
     """Return all jobs in an order in which each follows those it needs; stage 1 of all folds and seeds comes first."""
-    jobs = []
+    first, jobs = list[Job](), list[Job]()
     for fold, seed in plan.fold_seeds():
         stage1: dict[str, Job] = {}
         for variant in plan.variants:
             name, overlays = STAGE1, ["stage1"]
             if variant in plan.own_stage1:
                 name, overlays = f"{STAGE1}-{variant}", ["stage1", f"stage1-{variant}"]
-            if name not in stage1:
+            if name not in stage1 and plan.stage1.configs:
                 stage1[name] = _fit(plan, plan.stage1, name, overlays, fold, seed)
-            stage2 = _fit(plan, plan.stage2, variant, ["stage2", f"variant-{variant}"], fold, seed, stage1[name])
-            jobs.append(stage2)
-            if plan.people == "test":
-                jobs.append(_test(plan, stage2))
-        jobs += stage1.values()
-    return sorted(jobs, key=lambda job: bool(job.after))
+            overlays = ["stage2", f"variant-{variant}"]
+            stage2 = _fit(plan, plan.stage2, variant, overlays, fold, seed, stage1.get(name))
+            jobs += [stage2, _test(plan, stage2)] if plan.people == "test" else [stage2]
+        first += stage1.values()
+    return first + jobs
 
 
 def _fit(
-    plan: Plan, stage: Stage, name: str, overlays: list[str], fold: int | None, seed: int, stage1: Job | None = None
+    plan: Plan, stage: Stage, name: str, overlays: list[str], fold: str | None, seed: int, stage1: Job | None = None
 ) -> Job:
     folder = plan.run_folder(name, fold, seed)
-    files = [*stage.configs, *(str(plan.overlay_file(overlay)) for overlay in overlays)]
-    if plan.wandb:
-        files.append(str(runs.find_config("logger/wandb")))
-    own_seed = seed + (fold or 0)  # otherwise all folds would share a lucky or unlucky initialisation
-    settings = [f"--seed_everything={own_seed}", f"--data.seed={own_seed}"]
+    own_seed = seed  # otherwise all folds would share a lucky or unlucky initialisation
     if fold is not None:
-        settings.insert(0, f"--data.face_set.init_args.fold={fold}")
+        overlays, own_seed = [*overlays, f"fold-{fold}"], seed + list(plan.folds).index(fold)
+    files = [*stage.configs, *(str(plan.overlay_file(overlay)) for overlay in overlays)]
+    files += [str(runs.find_config("logger/wandb"))] if plan.wandb else []
+    settings = [f"--seed_everything={own_seed}", f"--data.seed={own_seed}"]
     argv = [*(f"--config={file}" for file in files), f"--run={folder}", *settings]
+    if plan.share_outputs:
+        init_args = {"folder": str(plan.shared_folder(fold))}
+        callback = {"class_path": "deocc.callbacks.SharedOutputsCallback", "init_args": init_args}
+        argv.append(f"--trainer.callbacks+={json.dumps(callback)}")
     if stage1 is not None:
         argv.append(f"--model.init_args.inpainting_checkpoint={stage1.folder}")
     before = [] if stage1 is None else [stage1.fingerprint]
-    changes = [plan.overlays()[overlay] for overlay in overlays]  # without W&B, which changes no result
+    changes = [plan.overlays()[overlay] for overlay in overlays]  # without W&B and shared outputs: the same results
     fingerprint = _hash(["fit", stage.contents(), changes, settings, before])
     return Job(_command("fit", argv), folder, "fit", fingerprint, () if stage1 is None else (stage1,))
 

@@ -1,4 +1,4 @@
-"""Writes the outcome of an ablation: `ablation.json`, `table.md` and the figures `bars.svg` and `losses.svg`."""
+"""Writes the outcome of an ablation: `ablation.json`, `table.md` and the figures `bars` and `losses`, SVG and PNG."""
 
 import math
 import statistics
@@ -16,14 +16,10 @@ from deocc.evaluation.figures import COLOURS
 from deocc.evaluation.report import DATA_LIMITS, MISSING, markdown_cells, percent, points
 from deocc.files import write_file, write_json
 
-_COLUMNS = {
-    "eer": "EER %",
-    "eer_predicted_mask": "EER %, predicted mask",
-    "accuracy": "accuracy %",
-    "rank1": "rank-1 %",
-    "auc": "AUC %",
-    "tar@1e-2": "TAR@1e-2 %",
-}
+_TITLES = {"accuracy": "accuracy %", "eer": "EER %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
+_SUFFIXES = {"": "", "_predicted_mask": ", predicted mask", "_bare": ", bare"}
+_COLUMNS = {name + suffix: title + words for suffix, words in _SUFFIXES.items() for name, title in _TITLES.items()}
+_COLUMNS |= {"rank1": "rank-1 %", "rank1_predicted_mask": "rank-1 %, predicted mask"}
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
@@ -36,6 +32,8 @@ def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
     table = f"{_introduction(summary)}\n\n{_row_table(summary)}\n"
     if summary["comparisons"]:
         table += f"\n{_comparison_table(summary)}\n"
+    if summary["per_kind"]:
+        table += f"\n{_part_tables(summary)}\n"
     write_file(plan.run / "table.md", table)
     _draw_figures(plan, summary)
     print(table)
@@ -47,85 +45,93 @@ def _introduction(summary: Mapping[str, Any]) -> str:
     data, seeds, folds = summary["data"] or "no data", summary["seeds"], summary["folds"]
     if summary["tested_on"] == "validation":
         people = f"Validation people of {data}, last validation of each training"
+    elif folds:
+        names = ", ".join(folds)
+        people = f"{summary['people']} people of {data}, each tested by models of one of {len(folds)} folds ({names})"
     else:
-        split = f"{folds} folds over people, each person tested once"
-        if folds is None:
-            split = (
-                f"{summary['pair_folds']} folds of pairs" if _has_pair_folds(summary) else "the split of the face set"
-            )
-        people = f"{summary['people']} people of {data}, {split}"
+        people = f"{summary['people']} people of {data}, the split of the face set"
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     return f"{people}, {count} ({', '.join(map(str, seeds))}); mean ± standard deviation over runs."
 
 
 def _row_table(summary: Mapping[str, Any]) -> str:
     """Return the table of rows and its explanation; each figure is mean ± standard deviation over folds and seeds."""
+    rows = summary["rows"]
+    columns = [name for name in _COLUMNS if any(name in row.get("figures", {}) for row in rows.values())]
     body = []
-    for letter, row in summary["rows"].items():
+    for letter, row in rows.items():
         cells = [f"({letter}) {row['title']}"]
-        if "figures" in row:
-            for name in _COLUMNS:
-                figure = row["figures"][name]
-                deviation = "" if figure["deviation"] is None else f" ± {percent(figure['deviation'])}"
-                cells.append(percent(figure["mean"]) + deviation)
-        else:
-            cells += _unfinished_cells(row, len(_COLUMNS))
+        if "figures" not in row:
+            cells += _unfinished_cells(row, max(1, len(columns)))
+        for name in columns if "figures" in row else ():
+            figure = row["figures"].get(name, {"mean": None, "deviation": None})
+            deviation = "" if figure["deviation"] is None else f" ± {percent(figure['deviation'])}"
+            cells.append(percent(figure["mean"]) + deviation)
         body.append(cells)
-    accuracy = (
-        "Balanced accuracy: mean of the rates of true accepts and true rejects at the threshold of equal error of all "
-        "other folds."
-    )
-    if _has_pair_folds(summary):
-        accuracy = (
-            f"Accuracy: share of correct decisions on each of the {summary['pair_folds']} folds of pairs at the "
-            "threshold that is best on the other folds, mean over folds."
-        )
-    note = (
-        f"EER: rate at which false accepts equal false rejects; lower is better. {accuracy} Rank-1: share of probes "
-        "whose nearest gallery image, one clean image per person, shows the right person. TAR@1e-2: rate of true "
-        f"accepts at 1 % false accepts. {MISSING}: does not apply, or is unknown. "
-        f"{DATA_LIMITS.get(str(summary['data']), '')}"
-    )
-    return f"{markdown_cells((['', *_column_titles(summary).values()], body))}\n{note.rstrip()}"
+    header = ["", *(_COLUMNS[name] for name in columns)] if columns else ["", ""]
+    meaning = {
+        "accuracy": "Accuracy: share of correct decisions on each fold of pairs at the threshold that is best on the "
+        "other folds of the same test. ",
+        "eer": "EER: rate at which false accepts equal false rejects; lower is better. ",
+        "tar@1e-2": "TAR@1e-2: rate of true accepts at 1 % false accepts. ",
+        "rank1": "Rank-1: share of probes whose nearest gallery image, one clean image per person, shows the right "
+        "person. ",
+    }
+    note = "".join(text for name, text in meaning.items() if name in columns)
+    if any(name.endswith("_bare") for name in columns):
+        note += "Bare: pairs of two faces without a mask, which is predicted all the same. "
+    note += f"{MISSING}: does not apply, or is unknown. {DATA_LIMITS.get(str(summary['data']), '')}"
+    return f"{markdown_cells((header, body))}\n{note.rstrip()}"
 
 
 def _comparison_table(summary: Mapping[str, Any]) -> str:
-    """Return the table of differences in EER with their intervals and McNemar's test, and its explanation."""
-    header = ["", "EER, points", "95 % interval", "the first is", "right: first only", "second only", "McNemar p"]
-    count, body = len(summary["seeds"]), []
+    """Return the table of claims, with differences and their intervals, and its explanation."""
+    known = [pair for pair in summary["comparisons"] if "masks" in pair]
+    columns = {
+        name: title.replace(" %", ", points")
+        for name, title in _TITLES.items()
+        if any(
+            figures[name]["estimate"] == figures[name]["estimate"]
+            for pair in known
+            for figures in pair["masks"].values()
+        )
+    }
+    body, count = [], 0
     for pair in summary["comparisons"]:
-        cells = [f"{pair['first']} - {pair['second']}"]
-        if "eer" not in pair:
-            body.append([*cells, *_unfinished_cells(pair, len(header) - 1)])
-            continue
-        interval, test = pair["eer"], pair["mcnemar"]
-        limits = f"{points(interval['low'])} to {points(interval['high'])}"
-        cells += [points(interval["estimate"]), limits, pair["verdict"]]
-        if test is None:
-            cells += [MISSING] * 3
-        else:
-            seed = f" (seed {pair['mcnemar_seed']})" if count > 1 else ""
-            cells += [str(test["first_only"]), str(test["second_only"]), f"{test['p_value']:.2g}{seed}"]
-        body.append(cells)
-    people = "people" if summary["folds"] is None else "people within each fold"
-    averaged = f"; its ends are averaged over the {count} seeds" if count > 1 else ""
-    shown = f" Of the {count} seeds, the one with the largest p-value is shown and named." if count > 1 else ""
+        name = " ".join([pair["claim"], f"({pair['first']} - {pair['second']})"]).strip()
+        if "masks" not in pair:
+            body.append([name, *_unfinished_cells(pair, 2 + len(columns))])
+        for mask, figures in pair.get("masks", {}).items():
+            cells = [_interval_cell(figures[column]) for column in columns]
+            body.append([name, mask, *cells, figures["verdict"]])
+            count += 1
+    header = ["claim", "mask", *columns.values(), "on EER, the claim"]
+    seeds = len(summary["seeds"])
     note = (
-        f"Interval: 95 % range of a paired bootstrap over {people}{averaged}. It shows what other people might have "
-        "given, not another training. Without any real difference, 5 % of the intervals would not contain zero; this "
-        f"is not corrected. McNemar's test counts the decisions that only one of the two got right.{shown} It assumes "
-        "independent pairs, but many pairs share a person, so its p-value tends to be too small: rely on the interval."
+        f"Differences of the first row minus the second{', means over the seeds' if seeds > 1 else ''}. In brackets, "
+        "intervals of a paired bootstrap over people (within each fold). They are corrected for the "
+        f"{count} comparisons by the max-T method: for one figure, all of them contain the true difference with 95 % "
+        "probability. They show what other people might have given, not another training. A claim holds if the "
+        "interval of the EER lies below zero."
     )
     return f"{markdown_cells((header, body))}\n{note}"
 
 
-def _has_pair_folds(summary: Mapping[str, Any]) -> bool:
-    return (summary["pair_folds"] or 1) > 1
+def _interval_cell(figure: Mapping[str, float]) -> str:
+    if math.isnan(figure["estimate"]):
+        return MISSING
+    return f"{points(figure['estimate'])} ({points(figure['low'])} to {points(figure['high'])})"
 
 
-def _column_titles(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the title of each figure; "accuracy" without "balanced" means the accuracy of LFW's protocol."""
-    return _COLUMNS if _has_pair_folds(summary) else {**_COLUMNS, "accuracy": "balanced accuracy %"}
+def _part_tables(summary: Mapping[str, Any]) -> str:
+    """Return the EER of each row by occluder and by tenth of coverage, with the predicted mask where there is one."""
+    letters = [letter for letter, row in summary["rows"].items() if "figures" in row and "clean" not in row["row"]]
+    parts = dict(summary["per_kind"])
+    for tenth in summary["per_coverage"]:
+        parts[f"{percent(tenth['low'])} to {percent(tenth['high'])} % covered"] = tenth["rows"]
+    body = [[part, *(percent(cells[letter]) for letter in letters)] for part, cells in parts.items()]
+    note = "EER in %, with the predicted mask where a row uses one, by occluder and by tenth of the probes by coverage."
+    return f"{markdown_cells((['', *(f'({letter})' for letter in letters)], body))}\n{note}"
 
 
 def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
@@ -136,40 +142,55 @@ def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
 def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> None:
     """Write the figures for which there are data."""
     if any("figures" in row for row in summary["rows"].values()):
-        bar_figure(summary).savefig(plan.run / "bars.svg")
+        _save(bar_figure(summary), plan.run / "bars")
     curves = {}
     for name in plan.variants:
         curves[name] = read_curves([plan.run_folder(name, fold, seed) for fold, seed in plan.fold_seeds()])
     if any(curves.values()):
-        loss_figure(curves).savefig(plan.run / "losses.svg")
+        _save(loss_figure(curves), plan.run / "losses")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG and as PNG, on white, so that it can be read on a dark page."""
+    for suffix in (".svg", ".png"):
+        figure.savefig(path.with_suffix(suffix), facecolor="white")
 
 
 def bar_figure(summary: Mapping[str, Any]) -> Figure:
-    """Draw accuracy and EER as one bar per row, with the standard deviation as a line and each run as a dot."""
+    """Draw accuracy and EER of each row, with the given and the predicted mask, and each run as a dot.
+
+    Lines show the standard deviation over runs.
+    """
     rows = {letter: row["figures"] for letter, row in summary["rows"].items() if "figures" in row}
     labels = [f"({letter}) {summary['rows'][letter]['title']}" for letter in rows]
-    names = [name for name in ("accuracy", "eer") if any(row[name]["mean"] is not None for row in rows.values())]
-    figure = Figure(figsize=(11, 1.4 + 0.42 * len(rows)), dpi=100, layout="constrained")
+    names = [name for name in ("accuracy", "eer") if any(name in figures for figures in rows.values())]
+    figure = Figure(figsize=(11, 1.8 + 0.5 * len(rows)), dpi=100, layout="constrained")
     all_axes: Sequence[Axes] = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    sources = {"": "given mask, or none", "_predicted_mask": "predicted mask"}
     for axes, name in zip(all_axes, names, strict=True):
-        colour = COLOURS[0] if name == "accuracy" else COLOURS[1]
         lowest = 1.0
-        for place, row in enumerate(rows.values()):
-            values, mean, deviation = row[name]["values"], row[name]["mean"], row[name]["deviation"]
-            if mean is None:
-                continue
-            lowest = min(lowest, *values)
-            error = None if deviation is None else 100 * deviation
-            axes.barh(
-                place, 100 * mean, xerr=error, color=colour, alpha=0.7, error_kw={"ecolor": "black", "capsize": 3}
-            )
-            axes.plot([100 * value for value in values], [place] * len(values), ".", color="black", markersize=4)
+        for (suffix, source), colour, shift in zip(sources.items(), COLOURS, (-0.2, 0.2), strict=False):
+            label: str | None = source
+            for place, figures in enumerate(rows.values()):
+                known = figures.get(name + suffix)
+                if known is None or known["mean"] is None:
+                    continue
+                values, deviation = [100 * value for value in known["values"]], known["deviation"]
+                lowest = min(lowest, *known["values"])
+                error = None if deviation is None else 100 * deviation
+                style: dict[str, Any] = {"color": colour, "alpha": 0.7, "label": label}
+                lines = {"ecolor": "black", "capsize": 2}
+                axes.barh(place + shift, 100 * known["mean"], 0.36, xerr=error, error_kw=lines, **style)
+                axes.plot(values, [place + shift] * len(values), ".", color="black", markersize=3)
+                label = None  # one entry of the legend for each source
         if name == "accuracy":  # from below the lowest value, as in the paper's figure
             axes.set_xlim(max(0.0, math.floor(20 * lowest - 1) * 5), 100)
-        axes.set_xlabel(_column_titles(summary)[name])
+        axes.set_xlabel(_COLUMNS[name])
         axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(labels)), labels, fontsize=9)
     all_axes[0].invert_yaxis()
+    handles, texts = all_axes[-1].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower right", ncols=2, fontsize=9)
     return figure
 
 

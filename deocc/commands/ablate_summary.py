@@ -5,24 +5,21 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from deocc import runs
 from deocc.commands.ablate_plan import Job, Plan
-from deocc.evaluation.bootstrap import mcnemar, paired_bootstrap_eer
-from deocc.evaluation.verification import (
-    SCORES,
-    PairScores,
-    decisions,
-    fold_accuracy,
-    read_scores,
-    verification_scores,
-)
+from deocc.evaluation.bootstrap import bootstrap_figures, simultaneous_intervals
+from deocc.evaluation.results import CLEAN_ROWS, ROWS
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, read_scores
+
+FIGURES = ("accuracy", "eer", "tar@1e-2", "tar@1e-3")
+"""Figures of a comparison."""
 
 _ORIGIN = ("command", "seed", "data_seed", "mask_seeds", "data_hash", "training_data_hash", "manifest_hash", "versions")
 
@@ -31,13 +28,13 @@ class Outcome(NamedTuple):
     """The outcome of one fold and seed.
 
     Attributes:
-        fold: None for the split of the face set.
+        fold: name; None for the split of the face set.
         seed: seed of the run.
         results: content of `results.json`, or the last validation figures in the same form.
         read_pairs: reads the pair scores of a row; None if there are none. They are large and not kept in memory.
     """
 
-    fold: int | None
+    fold: str | None
     seed: int
     results: Mapping[str, Any]
     read_pairs: Callable[[str], PairScores | None]
@@ -57,12 +54,13 @@ def read_tests(plan: Plan, done: Sequence[Job]) -> dict[str, list[Outcome]]:
                 tests[name].append(Outcome(fold, seed, _read_validation(folder), lambda row: None))
             else:
                 results = json.loads((folder / runs.RESULTS).read_text(encoding="utf-8"))
-                tests[name].append(Outcome(fold, seed, results, partial(_read_pairs, folder / SCORES)))
+                tests[name].append(Outcome(fold, seed, results, partial(_read_pairs, folder)))
     return tests
 
 
-def _read_pairs(path: Path, row: str) -> PairScores | None:
-    return read_scores(path, rows=[row]).get(row)
+def _read_pairs(folder: Path, row: str) -> PairScores | None:
+    path = folder / (CLEAN_SCORES if row in CLEAN_ROWS else SCORES)
+    return read_scores(path, rows=[row]).get(row) if path.is_file() else None
 
 
 def read_metrics(run: Path) -> Iterator[tuple[int, str, float]]:
@@ -87,10 +85,10 @@ def _read_validation(run: Path) -> dict[str, Any]:
     return {"rows": rows, "data": runs.face_set_of(run)[0]}
 
 
-def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: int = 1000) -> dict[str, Any]:
+def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: int = 2000) -> dict[str, Any]:
     """Return all rows, comparisons and the provenance of the runs.
 
-    A row has `figures`, and a comparison `eer`, `mcnemar`, `mcnemar_seed` and `verdict`, once all its `of` runs exist.
+    A row has `figures`, and a comparison `masks`, once all its `of` runs exist.
     """
     known = {}
     for letter, row in plan.rows.items():
@@ -100,13 +98,14 @@ def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: in
     first = outcomes[0][1].results if outcomes else {}
     return {
         "seeds": plan.seeds,
-        "folds": plan.folds,
+        "folds": list(plan.folds),
         "tested_on": plan.people,
-        "pair_folds": _pair_folds_of_tests(plan, known),
         "people": sum(people.values()),
         **{key: first.get(key) for key in ("data", "credit", "kinds", "size")},
         "rows": {letter: _summarise_row(plan, letter, known[letter]) for letter in plan.rows},
-        "comparisons": [_summarise_comparison(plan, *pair, known, replicates) for pair in plan.compare],
+        "comparisons": compare_rows(plan, known, replicates),
+        "per_kind": _per_kind(plan, known),
+        "per_coverage": _per_coverage(plan, known),
         "runs": {
             plan.run_folder(name, test.fold, test.seed).name: {key: test.results.get(key) for key in _ORIGIN}
             for name, test in outcomes
@@ -126,84 +125,34 @@ def _summarise_row(plan: Plan, letter: str, tests: Sequence[Outcome]) -> dict[st
     return summary
 
 
-def _summarise_comparison(
-    plan: Plan, first: str, second: str, known: Mapping[str, Sequence[Outcome]], replicates: int
-) -> dict[str, Any]:
-    of, count = len(plan.fold_seeds()), min(len(known[first]), len(known[second]))
-    summary: dict[str, Any] = {"first": first, "second": second, "runs": count, "of": of}
-    if count == of:
-        outcome = compare(known[first], plan.rows[first].row, known[second], plan.rows[second].row, replicates)
-        if outcome is not None:
-            summary |= {**outcome, "verdict": verdict(outcome["eer"])}
-    return summary
-
-
 def row_figures(tests: Sequence[Outcome], row: str) -> dict[str, list[float | None]]:
-    """Return the figures of a row by column of the table, one value per test.
+    """Return the figures of a row by name, one value per test; a figure is left out if no test has it.
 
-    Args:
-        tests: grouped by seed.
-        row: row of the results.
+    `NAME_predicted_mask` is measured with the predicted mask, `NAME_bare` on bare faces, whose masks are predicted too.
     """
+    predicted, recogniser = with_predicted_mask(row), row.split("_")[0]
+    sources = {"": row}
+    if row not in CLEAN_ROWS:
+        sources |= {"_predicted_mask": predicted} if predicted != row else {}
+        sources["_bare"] = "teacher_clean" if row == "teacher_masked" else f"{recogniser}_clean_predicted_mask"
     figures: dict[str, list[float | None]] = {}
-    for name in ("eer", "rank1", "auc", "tar@1e-2"):
-        figures[name] = [test.results["rows"][row].get(name) for test in tests]
-    figures["accuracy"] = []
-    for same_seed in _group_by_seed(tests):
-        pairs = [test.read_pairs(row) for test in same_seed]
-        for test, own, right in zip(same_seed, pairs, right_decisions(same_seed, pairs), strict=True):
-            figures["accuracy"].append(_accuracy(test, own, right, row))
-    predicted = f"{row}_predicted_mask"
-    figures["eer_predicted_mask"] = [test.results["rows"].get(predicted, {}).get("eer") for test in tests]
+    for suffix, source in sources.items():
+        for name in (*FIGURES, "rank1"):
+            values = [_figure(test.results["rows"].get(source, {}), name) for test in tests]
+            if any(value is not None for value in values):
+                figures[name + suffix] = values
     return figures
 
 
-def right_decisions(tests: Sequence[Outcome], pairs: Sequence[PairScores | None]) -> list[Tensor | None]:
-    """Return which pairs are decided correctly, (N,) bool per test of one seed.
-
-    A fold over people is decided at the threshold of equal error of all other folds; a test with folds of pairs at the
-    best threshold of its other folds. None without other folds or without pairs.
-    """
-    decided: list[Tensor | None] = []
-    for place, (test, own) in enumerate(zip(tests, pairs, strict=True)):
-        if test.fold is None:
-            decided.append(decisions(own) if own is not None and _pair_folds(own) > 1 else None)
-            continue
-        others = [other for other in (*pairs[:place], *pairs[place + 1 :]) if other is not None]
-        if own is None or not others or len(others) < len(pairs) - 1:
-            decided.append(None)
-            continue
-        similarity = torch.cat([other.similarity for other in others])
-        same = torch.cat([other.same for other in others])
-        threshold = verification_scores(similarity, same)["threshold@eer"]
-        decided.append((own.similarity.double() >= threshold) == own.same)
-    return decided
+def with_predicted_mask(row: str) -> str:
+    """Return the row that differs in its source of masks, if there is one."""
+    predicted = f"{row}_predicted_mask"
+    return predicted if predicted in ROWS else row
 
 
-def _accuracy(test: Outcome, pairs: PairScores | None, right: Tensor | None, row: str) -> float | None:
-    """Return the balanced accuracy of a fold over people, or LFW's accuracy over folds of pairs."""
-    if test.fold is None and pairs is None:  # the pairs of clean rows are not stored, but the test measured them
-        return (test.results["rows"][row].get("accuracy") or {}).get("mean")
-    if pairs is None or right is None:
-        return None
-    if test.fold is None:
-        return fold_accuracy(pairs).mean
-    return float((right[pairs.same].double().mean() + right[~pairs.same].double().mean()) / 2)
-
-
-def _pair_folds(pairs: PairScores | None) -> int:
-    """Return the number of folds of pairs: 1 if the protocol has none, 0 without pairs."""
-    if pairs is None or len(pairs.same) == 0:
-        return 0
-    return 1 if pairs.fold is None else len(torch.unique(pairs.fold))
-
-
-def _pair_folds_of_tests(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> int | None:
-    """Return the number of folds of pairs in a test; None with folds over people, or if nothing is known."""
-    if plan.folds is not None:
-        return None
-    counts = (_pair_folds(test.read_pairs(plan.rows[letter].row)) for letter, tests in known.items() for test in tests)
-    return next((count for count in counts if count), None)
+def _figure(scores: Mapping[str, Any], name: str) -> float | None:
+    value = scores.get(name)
+    return value["mean"] if isinstance(value, Mapping) else value
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -214,46 +163,102 @@ def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, fl
     return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
-def compare(
-    firsts: Sequence[Outcome], first_row: str, seconds: Sequence[Outcome], second_row: str, replicates: int = 1000
-) -> dict[str, Any] | None:
-    """Compare two rows over the same folds and seeds, both grouped by seed.
+def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates: int) -> list[dict[str, Any]]:
+    """Compare the rows of each claim whose tests exist, with the given and with the predicted mask.
+
+    The intervals of a figure hold for all comparisons together (`deocc.evaluation.bootstrap.simultaneous_intervals`).
 
     Returns:
-        `eer`: the bootstrap interval over identities of first minus second, its ends averaged over seeds. `mcnemar`:
-        counts and p-value of the seed `mcnemar_seed` with the largest p-value, None if nothing was decided. None if the
-        pairs of a test are unknown.
-
-    Raises:
-        ValueError: the rows were scored on different pairs.
+        For each of `plan.compare` its letters, claim and numbers of runs, and, if its pairs are known, `masks`: by
+        "given" and "predicted", the estimate of first minus second with the interval of each figure, and the verdict.
     """
-    intervals = []
-    outcomes: dict[int, dict[str, float]] = {}
-    for first, second in zip(_group_by_seed(firsts), _group_by_seed(seconds), strict=True):
-        pairs = [[test.read_pairs(first_row) for test in first], [test.read_pairs(second_row) for test in second]]
-        known = [[own for own in part if own is not None] for part in pairs]
-        if len(known[0]) < len(first) or len(known[1]) < len(second):
-            return None
-        intervals.append(paired_bootstrap_eer(known[0], known[1], replicates, seed=0)._asdict())
-        right = [*right_decisions(first, pairs[0]), *right_decisions(second, pairs[1])]
-        decided = [part for part in right if part is not None]
-        if len(decided) == len(right):
-            count = len(first)
-            outcomes[first[0].seed] = mcnemar(torch.cat(decided[:count]), torch.cat(decided[count:]))._asdict()
-    shown = max(outcomes, key=lambda seed: outcomes[seed]["p_value"], default=None)
-    return {
-        "eer": {name: statistics.mean(interval[name] for interval in intervals) for name in intervals[0]},
-        "mcnemar": None if shown is None else outcomes[shown],
-        "mcnemar_seed": shown,
+
+    @cache
+    def replicates_of(letter: str, row: str) -> dict[str, torch.Tensor] | None:
+        return _bootstrap(known[letter], row, replicates)
+
+    of = len(plan.fold_seeds())
+    comparisons: list[dict[str, Any]] = []
+    differences: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
+    for number, pair in enumerate(plan.compare):
+        letters = (pair.first, pair.second)
+        count = min(len(known[letter]) for letter in letters)
+        comparisons.append({**asdict(pair), "runs": count, "of": of})
+        given = [plan.rows[letter].row for letter in letters]
+        predicted = [with_predicted_mask(row) for row in given]
+        for mask, rows in (("given", given), ("predicted", predicted)):
+            if count < of or (mask == "predicted" and predicted == given):
+                continue
+            one, other = (replicates_of(letter, row) for letter, row in zip(letters, rows, strict=True))
+            if one is not None and other is not None:
+                differences[number, mask] = {name: one[name] - other[name] for name in FIGURES}
+    if not differences:
+        return comparisons
+    intervals = {
+        name: simultaneous_intervals(torch.stack([each[name] for each in differences.values()])) for name in FIGURES
     }
+    for place, ((number, mask), each) in enumerate(differences.items()):
+        figures: dict[str, Any] = {}
+        for name in FIGURES:
+            low, high = intervals[name][place].tolist()
+            figures[name] = {"estimate": float(each[name][0]), "low": low, "high": high}
+        figures["verdict"] = verdict(figures["eer"])
+        comparisons[number].setdefault("masks", {})[mask] = figures
+    return comparisons
+
+
+def _bootstrap(tests: Sequence[Outcome], row: str, replicates: int) -> dict[str, torch.Tensor] | None:
+    """Return the replicates of a row, the seeds of a fold averaged; None if the pairs of a test are unknown."""
+    parts: dict[str | None, list[PairScores]] = {}
+    for test in tests:
+        pairs = test.read_pairs(row)
+        if pairs is None:
+            return None
+        parts.setdefault(test.fold, []).append(pairs)
+    return bootstrap_figures(list(parts.values()), replicates, names=FIGURES)
 
 
 def verdict(interval: Mapping[str, float]) -> str:
-    """Return what an interval of first minus second says of the first: "better", "worse" or undecided."""
+    """Return what the interval of the first row's EER minus the second's says of a claim that the first is better."""
     if interval["high"] < 0:
-        return "better"
-    return "worse" if interval["low"] > 0 else "cannot be told apart"
+        return "holds"
+    return "refuted here" if interval["low"] > 0 else "cannot be told apart"
 
 
-def _group_by_seed(tests: Sequence[Outcome]) -> list[list[Outcome]]:
-    return [[test for test in tests if test.seed == seed] for seed in dict.fromkeys(test.seed for test in tests)]
+def _per_kind(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, float | None]]:
+    """Return the mean EER of the tests by occluder and row; predicted masks where the row has them."""
+    kinds = dict.fromkeys(
+        kind for tests in known.values() for test in tests for kind in test.results.get("per_kind", {})
+    )
+    return {
+        kind: {
+            letter: _mean_eer(
+                [test.results["per_kind"].get(kind, {}) for test in tests], with_predicted_mask(plan.rows[letter].row)
+            )
+            for letter, tests in known.items()
+        }
+        for kind in kinds
+    }
+
+
+def _per_coverage(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
+    """Return the edges, averaged over tests, and the mean EER of each row, for tenths of the probes by coverage."""
+    tests = [test for listed in known.values() for test in listed]
+    tenths = min((len(test.results.get("per_coverage", [])) for test in tests), default=0)
+    outcome = []
+    for number in range(tenths):
+        parts = [test.results["per_coverage"][number] for test in tests]
+        edges = {name: statistics.fmean(part[name] for part in parts) for name in ("low", "high")}
+        rows = {
+            letter: _mean_eer(
+                [test.results["per_coverage"][number] for test in listed], with_predicted_mask(plan.rows[letter].row)
+            )
+            for letter, listed in known.items()
+        }
+        outcome.append({**edges, "rows": rows})
+    return outcome
+
+
+def _mean_eer(parts: Sequence[Mapping[str, Any]], row: str) -> float | None:
+    values = [part.get("rows", {}).get(row, {}).get("eer") for part in parts]
+    return mean_and_deviation(values)[0]

@@ -58,9 +58,9 @@ Train, test and compare the variants of a plan; the same command continues after
   --run FOLDER         where to write (default: runs/ablation)
   --jobs N             number of simultaneous trainings or tests (default: 1)
   --seeds N ...        every variant is trained once for each seed and fold
-  --folds N            folds over people (default: the split of the face set)
   --people WHO         whose figures are compared: test or validation
-  --stage1, --stage2, --test, --variants, --own_stage1, --rows, --compare   the plan, see configs/ablation
+  --share_outputs BOOL compute the outputs of frozen networks once for all runs of a fold; takes disk space
+  --stage1, --stage2, --test, --folds, --variants, --own_stage1, --rows, --compare   the plan, see configs/ablation
   --wandb              log every run to Weights & Biases
 """,
 }

@@ -12,7 +12,9 @@ from tests.commands.ablate.fake_deocc import FakeDeocc
 PLAN: dict[str, Any] = {
     "jobs": 2,
     "seeds": [0],
-    "folds": 2,
+    "folds": {
+        name: {"data": {"face_set": {"init_args": {"fold": fold}}}} for fold, name in enumerate(("fold0", "fold1"))
+    },
     "stage1": {"configs": ["one.yaml"], "overlay": {"trainer": {"max_epochs": 3}}},
     "stage2": {"configs": ["two.yaml"]},
     "variants": {"task": {"model": {"init_args": {"pair_weight": 0.0}}}, "masked": {}},
@@ -22,7 +24,7 @@ PLAN: dict[str, Any] = {
         "d": {"title": "student", "row": "student", "variant": "task"},
         "i": {"title": "masked", "row": "student", "variant": "masked"},
     },
-    "compare": [["d", "b"], ["i", "b"]],
+    "compare": [{"first": "d", "second": "b", "claim": "It helps"}, {"first": "i", "second": "b"}],
 }
 
 

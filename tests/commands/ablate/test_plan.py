@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deocc.commands.ablate_plan import Job, Plan, list_jobs, read_plan, write_overlays
+from deocc.commands.ablate_plan import Comparison, Job, Plan, list_jobs, read_plan, write_overlays
 from tests.commands.ablate.conftest import PLAN, write_plan
 from tests.commands.ablate.fake_deocc import FakeDeocc
 from tests.conftest import ROOT, SMALL, run_deocc
@@ -23,7 +23,8 @@ ROW = {"a": {"title": "x", "row": "student"}}
     [
         ({"job": 2}, "'job' is not accepted"),
         ({"jobs": 0}, '"jobs": Not of type PositiveInt: 0'),
-        ({"folds": 1}, "folds is 1: give 2 or more, or null"),
+        ({"folds": {"a/b": {}}}, "folds: 'a/b' is not a folder name"),
+        ({"stage1": {}, "own_stage1": {"task": {}}}, "own_stage1 changes the configuration of stage 1, but stage1 has"),
         ({"seeds": [1, 1]}, r"seeds are \[1, 1\]: give different whole numbers"),
         ({"stage1": {"configs": ["one.yaml"], "overlays": 1}}, "'overlays'"),
         ({"stage2": {"configs": ["gone.yaml"]}}, "stage2.configs: no configuration gone.yaml"),
@@ -38,13 +39,13 @@ ROW = {"a": {"title": "x", "row": "student"}}
         ({"test": {"configs": ["broken.yaml"]}}, "test.configs: broken.yaml is not valid YAML"),
         ({"stage2": {"configs": ["list.yaml"]}}, "stage2.configs: list.yaml holds list, not keys with values"),
         ({"test": {"configs": ["gone.yaml"]}}, "test.configs: no configuration gone.yaml"),
-        ({"test": {"overlay": {"data": {"face_set": "Lfw"}}}}, "folds is 2, but test has another face set"),
+        ({"test": {"overlay": {"data": {"face_set": "Lfw"}}}}, "test has another face set than folds"),
         ({"variants": {"inpaint": {}}, "rows": ROW, "compare": []}, "variants: 'inpaint' is the name of stage 1's"),
         ({"variants": {"a/b": {}}, "rows": ROW, "compare": []}, "variants: 'a/b' is not a folder name"),
         ({"variants": {"": {}}, "rows": ROW, "compare": []}, "variants: '' is not a folder name"),
         ({"people": "validation"}, "compare needs the pairs of a test"),
         ({"own_stage1": {"none": {}}}, "own_stage1: unknown variant 'none'"),
-        ({"compare": [["d", "z"]]}, "compare: unknown letter 'z': choose among a, b, d, i"),
+        ({"compare": [{"first": "d", "second": "z"}]}, "compare: unknown letter 'z': choose among a, b, d, i"),
     ],
 )
 def test_read_plan_invalid(program: FakeDeocc, changes: dict[str, Any], message: str) -> None:
@@ -65,7 +66,7 @@ def test_options_override_file(program: FakeDeocc) -> None:
     plan = read_plan([*write_plan(), "--seeds", "3", "4", "--jobs", "1", "--wandb"])
     assert (plan.seeds, plan.jobs, plan.wandb, plan.run) == ([3, 4], 1, True, Path("out"))
     assert plan.variants == PLAN["variants"] and plan.rows["d"].variant == "task"
-    assert plan.compare == [("d", "b"), ("i", "b")]
+    assert plan.compare == [Comparison("d", "b", "It helps"), Comparison("i", "b")]
 
 
 def prepare(config: str, run: Path, *argv: str) -> tuple[Plan, list[Job]]:
@@ -91,8 +92,8 @@ def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_in_root")
 def test_paper_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """W&B's overlay included."""
-    plan, jobs = prepare("configs/ablation/paper.yaml", tmp_path, "--wandb", "--folds", "2")
-    fits = [job for job in jobs if job.action == "fit" and job.folder.name.endswith("fold0-seed0")]
+    plan, jobs = prepare("configs/ablation/paper.yaml", tmp_path, "--wandb")
+    fits = [job for job in jobs if job.action == "fit" and job.folder.name.endswith("-0-seed0")]
     assert len(fits) == 1 + len(plan.variants)
     for job in fits:
         text = shown(job, capsys)
@@ -113,6 +114,20 @@ def test_large_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture
             (job.folder / "checkpoints").mkdir(parents=True)
             zipfile.ZipFile(job.folder / "checkpoints" / "last.ckpt", "w").close()
             (job.folder / "config.yaml").write_text(text)
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_lfw_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row of each half, whose stage 1 exists; rows that share a variant are trained once."""
+    plan, jobs = prepare("lfw/ablation", tmp_path)
+    assert len(jobs) == 2 * len(plan.variants) * len(plan.folds) * len(plan.seeds)
+    assert {row.variant for row in plan.rows.values()} - {None} == set(plan.variants)
+    for name, folds in (("task-a-seed0", "- 0"), ("released-b-seed1", "- 9")):
+        job = next(job for job in jobs if job.name == f"{name} fit")
+        text = shown(job, capsys)
+        assert folds in text and f"folder: {plan.shared_folder(name.split('-')[1])}" in text
+        assert "deocc.callbacks.SharedOutputsCallback" in text and "size: 192" in text
+        assert jobs[jobs.index(job) + 1].name == f"{name} test", "a session that ends early keeps complete rows"
 
 
 @pytest.mark.usefixtures("_in_root")

@@ -20,7 +20,7 @@ PLAN = {
         "b": {"title": "teacher, masked input", "row": "teacher_masked"},
         "d": {"title": "student, completed: task only", "row": "student", "variant": "task"},
     },
-    "compare": [["d", "b"]],
+    "compare": [{"first": "d", "second": "b"}],
 }
 
 
@@ -38,6 +38,8 @@ def test_ablation_runs_once(
     assert "3 of 3 runs are done, 0 to go" in capsys.readouterr().out
     run = tmp_path / "runs/small"
     assert "student, completed: task only" in (run / "table.md").read_text()
-    assert {"bars.svg", "losses.svg", "ablation.json"} <= {path.name for path in run.iterdir()}
+    assert {"bars.svg", "bars.png", "losses.svg", "losses.png", "ablation.json"} <= {
+        path.name for path in run.iterdir()
+    }
     tested = json.loads((run / "task-seed0" / "results.json").read_text())
     assert f"{100 * tested['rows']['student']['eer']:.2f}" in (run / "table.md").read_text()

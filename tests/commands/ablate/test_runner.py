@@ -53,8 +53,8 @@ def test_commands(program: FakeDeocc) -> None:
         "--config=two.yaml",
         "--config=out/overlays/stage2.yaml",
         "--config=out/overlays/variant-task.yaml",
+        "--config=out/overlays/fold-fold1.yaml",
         "--run=out/task-fold1-seed10",
-        "--data.face_set.init_args.fold=1",
         "--seed_everything=11",
         "--data.seed=11",
         "--model.init_args.inpainting_checkpoint=out/inpaint-fold1-seed10",
@@ -66,9 +66,9 @@ def test_commands(program: FakeDeocc) -> None:
 
 
 def test_commands_without_folds(program: FakeDeocc) -> None:
-    main(write_plan(folds=None))
+    main(write_plan(folds={}))
     assert "masked-seed0 test" in program.started
-    assert not any("fold=" in argument for command in program.commands.values() for argument in command)
+    assert not any("fold-" in argument for command in program.commands.values() for argument in command)
 
 
 def test_interrupted_training_resumes(program: FakeDeocc) -> None:
