@@ -4,6 +4,7 @@ import deocc._torchvision  # noqa: F401  # before Lightning
 from deocc.callbacks.calibration import CalibrationCallback, ModelFolderCallback
 from deocc.callbacks.checkpoints import CheckpointCallback
 from deocc.callbacks.faults import FiniteCallback, QuarantineCallback
+from deocc.callbacks.judge import JudgeCallback
 from deocc.callbacks.loggers import MetricsLogger
 from deocc.callbacks.panels import PanelCallback, PredictionCallback
 from deocc.callbacks.provenance import FingerprintCallback
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointCallback",
     "FingerprintCallback",
     "FiniteCallback",
+    "JudgeCallback",
     "MetricsLogger",
     "ModelFolderCallback",
     "PanelCallback",

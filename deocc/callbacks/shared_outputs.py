@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from deocc.callbacks.judge import JudgeCallback
 from deocc.files import checksum, replace_file
 
 
 class SharedOutputsCallback(pl.Callback):
-    """Keep what teacher, generator and segmenter compute in a folder, where other runs find it.
+    """Keep what teacher, judge, generator and segmenter compute in a folder, where other runs find it.
 
     The variants of an ablation differ in the student only: with the same data seed, their frozen networks see the same
     batches. An output is found by a hash of the network's weights and of its input, so that it is the right one
@@ -29,18 +31,19 @@ class SharedOutputsCallback(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Share the outputs of a training."""
-        self._share(pl_module)
+        self._share(trainer, pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Share the outputs of a test."""
-        self._share(pl_module)
+        """Share the outputs of a test, those of a judge included."""
+        self._share(trainer, pl_module)
 
-    def _share(self, module: pl.LightningModule) -> None:
-        deoccluder = getattr(module, "deoccluder", None)
-        parts = [] if deoccluder is None else [deoccluder.generator, deoccluder.segmenter]
-        for network in (getattr(module, "teacher", None), *parts):
-            if network is not None:
-                network.forward = _remembering(network, self.folder)
+    def _share(self, trainer: pl.Trainer, module: Any) -> None:
+        networks = [module.teacher]
+        networks += [callback.network for callback in trainer.callbacks if isinstance(callback, JudgeCallback)]  # type: ignore[attr-defined]
+        if module.deoccluder is not None:
+            networks += [module.deoccluder.generator, module.deoccluder.segmenter]
+        for network in networks:
+            network.forward = _remembering(network, self.folder)
 
 
 def _remembering(network: nn.Module, folder: Path) -> Callable[[Tensor], Tensor]:

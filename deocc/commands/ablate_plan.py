@@ -304,7 +304,7 @@ def _fit(
     files += [str(runs.find_config("logger/wandb"))] if plan.wandb else []
     settings = [f"--seed_everything={own_seed}", f"--data.seed={own_seed}"]
     argv = [*(f"--config={file}" for file in files), f"--run={folder}", *settings]
-    if plan.share_outputs:
+    if plan.share_outputs and stage is plan.stage2:
         init_args = {"folder": str(plan.shared_folder(fold))}
         callback = {"class_path": "deocc.callbacks.SharedOutputsCallback", "init_args": init_args}
         argv.append(f"--trainer.callbacks+={json.dumps(callback)}")

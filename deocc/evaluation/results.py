@@ -21,13 +21,24 @@ ROWS = {
     "student_clean_predicted_mask": "student, clean, predicted mask",
     "student": "student (given mask)",
     "student_predicted_mask": "student (predicted mask)",
+    "judge_clean": "judge, clean",
+    "judge_masked": "judge, masked",
+    "judge_completed": "judge, completed",
+    "judge_completed_predicted_mask": "judge, completed, predicted mask",
 }
 """All rows that a test may have, in order, with their titles.
 
-The mask is the given one unless the title says otherwise. The input of the student is a setting of the run.
+The mask is the given one unless the title says otherwise. The input of the student is a setting of the run. The judge
+is a recogniser that took no part in training (`deocc.callbacks.JudgeCallback`).
 """
 
-CLEAN_ROWS = ("teacher_clean", "teacher_clean_predicted_mask", "student_clean", "student_clean_predicted_mask")
+CLEAN_ROWS = (
+    "teacher_clean",
+    "teacher_clean_predicted_mask",
+    "student_clean",
+    "student_clean_predicted_mask",
+    "judge_clean",
+)
 """Rows that compare bare faces.
 
 Rows with a predicted mask are what a user gets, who does not know which faces are bare.
@@ -45,6 +56,8 @@ DIFFERENCES = {
         "student_predicted_mask",
         "teacher_completed_predicted_mask",
     ),
+    "judge_completed_minus_judge_masked": ("judge_completed", "judge_masked"),
+    "judge_completed_predicted_mask_minus_judge_masked": ("judge_completed_predicted_mask", "judge_masked"),
 }
 """Rows that are subtracted from each other, if a test has both."""
 

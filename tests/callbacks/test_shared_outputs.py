@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def outputs(module: Module, seed: int = 0) -> list[torch.Tensor]:
 
 
 def share(module: Module, folder: Path) -> Module:
-    SharedOutputsCallback(str(folder)).on_fit_start(None, module)  # type: ignore[arg-type]
+    SharedOutputsCallback(str(folder)).on_fit_start(SimpleNamespace(callbacks=[]), module)  # type: ignore[arg-type]
     return module
 
 

@@ -33,7 +33,7 @@ def build(embeddings: dict[str, EmbeddingSet], **settings: Any) -> Results:
 @pytest.fixture
 def embeddings(make_sets: MakeSets) -> dict[str, EmbeddingSet]:
     """All rows; the galleries with predicted masks differ from those without."""
-    sets = {"teacher": make_sets(3.0), "student": make_sets(0.5, dimension=12)}
+    sets = {"teacher": make_sets(3.0), "student": make_sets(0.5, dimension=12), "judge": make_sets(2.0, dimension=9)}
     chosen = {name: sets[name.split("_")[0]][name not in CLEAN_ROWS] for name in reversed(ROWS)}
     for seed, name in enumerate(("teacher_clean_predicted_mask", "student_clean_predicted_mask")):
         gallery = chosen[name]
@@ -78,14 +78,15 @@ def test_each_comparison_is_scored_once(embeddings: dict[str, EmbeddingSet]) -> 
             return super().identify(gallery, probe)
 
     build(embeddings, protocol=Counting())
-    assert scored.count(180) == 3 * 5  # each row of masked faces: cross, within, identification
-    assert scored.count(30) == 2 * 4  # each row of clean faces: within, identification
+    assert scored.count(180) == 3 * 8  # each row of masked faces: cross, within, identification
+    assert scored.count(30) == 2 * 5  # each row of clean faces: within, identification
 
 
 def test_rows_equal_their_functions(built: Results, embeddings: dict[str, EmbeddingSet]) -> None:
     rows, pairs = built.content["rows"], built.pairs
     for name, row in rows.items():
-        gallery = f"{name.split('_')[0]}_clean{'_predicted_mask' if name.endswith('predicted_mask') else ''}"
+        own_masks = name.endswith("predicted_mask") and not name.startswith("judge")
+        gallery = f"{name.split('_')[0]}_clean{'_predicted_mask' if own_masks else ''}"
         clean, probe = embeddings[gallery], embeddings[name]
         expected = AllPairs().within(clean) if name in CLEAN_ROWS else AllPairs().cross(clean, probe)
         assert torch.equal(pairs[name].similarity, expected.similarity)

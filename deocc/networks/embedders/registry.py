@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from deocc.networks.embedders import dlib, facenet, iresnet, onnx, timm
+from deocc.networks.embedders import dlib, facenet, iresnet, onnx, sface, timm
 from deocc.networks.embedders.embedder import Backbone, Colour, Embedder, Triple
 
 _BUILDERS: dict[str, Callable[[str, str | None, bool], Backbone]] = {
@@ -19,6 +19,7 @@ _BUILDERS: dict[str, Callable[[str, str | None, bool], Backbone]] = {
     "inception_resnet_v1": facenet.build,
     **dict.fromkeys(iresnet.BLOCKS, iresnet.build),
     "onnx": onnx.build,
+    "sface": sface.build,
     "timm/": timm.build,
 }
 
@@ -55,7 +56,7 @@ def create_embedder(
     Args:
         name: one of `list_embedders()`.
         weights: path of the weights; "timm" downloads those of a timm model. None uses weights that come with an
-            installed package (dlib_resnet), otherwise random weights.
+            installed package (dlib_resnet, sface), otherwise random weights.
         pretrained: False forces random weights.
         template: face template; None uses the backbone's own, here and below.
         size: side of the backbone's input in pixels.
