@@ -19,7 +19,7 @@ import yaml
 from bench import lfw_figures
 from bench.lfw import RUNS, TEST_FOLDS
 from deocc import runs
-from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_eer, wilson
+from deocc.evaluation.bootstrap import paired_bootstrap, wilson
 from deocc.evaluation.report import MISSING, markdown_cells, number, percent, points
 from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, read_scores
 
@@ -189,7 +189,7 @@ def difference_table(halves: Sequence[Half], replicates: int) -> str:
         if any(not {first, second} <= half.pairs.keys() for half in halves):
             continue
         ones, others = ([half.pairs[row] for half in halves] for row in (first, second))
-        intervals = [measure(ones, others, replicates) for measure in (paired_bootstrap_accuracy, paired_bootstrap_eer)]
+        intervals = [paired_bootstrap(name, ones, others, replicates) for name in ("accuracy", "eer")]
         cells = [f"{points(each.estimate)} ({points(each.low)} to {points(each.high)})" for each in intervals]
         body.append([f"{TITLES[first]} minus {TITLES[second]}", *cells])
     return markdown_cells((["", "accuracy, points", "EER, points"], body))

@@ -239,63 +239,58 @@ def simultaneous_intervals(differences: Tensor) -> Tensor:
     return torch.cat([estimate - widest * error, estimate + widest * error], 1)
 
 
-def paired_bootstrap_eer(
-    firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
+def paired_bootstrap(
+    name: str, firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
 ) -> Interval:
-    """Estimate the equal error rate of one system minus that of another, averaged over parts.
+    """Estimate a figure of one system minus that of another, averaged over parts.
 
     Args:
+        name: of the figure, as for `bootstrap_figures`.
         firsts: pairs of each part, scored by one system.
         seconds: the same pairs in the same order, scored by the other system.
-        replicates: number of bootstrap replicates; those in which a part drew only one identity are left out.
+        replicates: number of draws; those in which a part drew only one identity are left out.
         seed: of the draws.
 
     Raises:
         ValueError: the pairs or the numbers of parts differ, or as for `bootstrap_figures`.
     """
-    return _paired_bootstrap("eer", firsts, seconds, replicates, seed)
-
-
-def paired_bootstrap_accuracy(
-    firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
-) -> Interval:
-    """Estimate the fold accuracy of one system minus that of another, averaged over parts.
-
-    Args:
-        firsts: as for `paired_bootstrap_eer`, with folds.
-        seconds: see `firsts`.
-        replicates: as for `paired_bootstrap_eer`.
-        seed: of the draws.
-
-    Raises:
-        ValueError: as for `paired_bootstrap_eer`, or a part has fewer than two folds.
-    """
-    for pairs in (*firsts, *seconds):
-        decisions(pairs)  # raises an error for fewer than two folds
-    return _paired_bootstrap("accuracy", firsts, seconds, replicates, seed)
-
-
-def _paired_bootstrap(
-    name: str, firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int, seed: int
-) -> Interval:
     if not firsts or len(firsts) != len(seconds):
         raise ValueError(
             f"got {len(firsts)} folds of one system and {len(seconds)} of the other: "
             "give the same folds of both, one at least"
         )
     for first, second in zip(firsts, seconds, strict=True):
-        _check_same_pairs(first, second)
+        check_same_pairs(first, second)
     one, other = (
         bootstrap_figures([[pairs] for pairs in system], replicates, seed, [name])[name] for system in (firsts, seconds)
     )
-    estimate, drawn = float(one[0] - other[0]), one[1:] - other[1:]
+    return paired_interval(one, other)
+
+
+def paired_interval(first: Tensor, second: Tensor) -> Interval:
+    """Estimate a figure of one system minus that of another.
+
+    Args:
+        first: (1 + R,) of `bootstrap_figures`.
+        second: the same for the other system, which scored the same pairs with the same draws.
+
+    Returns:
+        The interval; NaN but for the estimate if no replicate is known.
+    """
+    difference = first - second
+    estimate, drawn = float(difference[0]), difference[1:]
     drawn = drawn[~drawn.isnan()]
     if len(drawn) == 0:
         return Interval(estimate, math.nan, math.nan, math.nan)
     return Interval(estimate, float(drawn.mean()), float(drawn.quantile(_LOW)), float(drawn.quantile(_HIGH)))
 
 
-def _check_same_pairs(first: PairScores, second: PairScores) -> None:
+def check_same_pairs(first: PairScores, second: PairScores) -> None:
+    """Check that two systems scored the same pairs in the same order.
+
+    Raises:
+        ValueError: they did not.
+    """
     sides = [torch.stack([pairs.first_identity, pairs.second_identity, pairs.same]) for pairs in (first, second)]
     if not torch.equal(*sides):
         raise ValueError(
@@ -307,7 +302,7 @@ def _check_same_pairs(first: PairScores, second: PairScores) -> None:
 def _draw_identities(part: Sequence[PairScores], replicates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return (2, N), the identities of each pair as columns of (R, P), how often each identity was drawn."""
     for pairs in part:
-        _check_same_pairs(part[0], pairs)
+        check_same_pairs(part[0], pairs)
     both = torch.stack([part[0].first_identity, part[0].second_identity])
     people, positions = torch.unique(both, return_inverse=True)
     if len(people) < 2:

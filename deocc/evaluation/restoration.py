@@ -5,18 +5,19 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from deocc.evaluation.embeddings import BARE
 
 PSNR_CAP = 100.0
 """PSNR in dB of identical images, instead of infinity. Our choice; rounding to 8 bits alone limits PSNR to 59 dB."""
 
+_C1, _C2 = 0.01**2, 0.03**2  # constants of SSIM for images in [0, 1] [0]
 _KINDS = 64  # rows of the sums: bare faces and up to 63 kinds
 
 
@@ -192,12 +193,27 @@ class MaskPredictionMetric(KindMeans):
 
 
 def _ssim_map(restored: Tensor, face: Tensor) -> Tensor:
-    """Return (B, 3, H, W), the structural similarity of every pixel."""
+    """Return (B, 3, H, W), the structural similarity of every pixel, with the window and the constants of [0].
+
+    Windows reach over the border into the mirrored image. A product with a matrix per axis is three times as fast as
+    the two-dimensional convolution of torchmetrics.
+    """
     with torch.autocast(restored.device.type, enabled=False):  # variances as differences of squares need float32
-        _, similarity_map = structural_similarity_index_measure(
-            (restored.float() + 1) / 2, (face.float() + 1) / 2, reduction="none", data_range=1.0, return_full_image=True
-        )
-    return cast(Tensor, similarity_map)
+        x, y = (restored.float() + 1) / 2, (face.float() + 1) / 2
+        rows, columns = (_window_matrix(side, x.device) for side in x.shape[2:])
+        means = rows @ torch.stack([x, y, x * x, y * y, x * y]) @ columns.T
+        mean_x, mean_y, square_x, square_y, product = means
+        variance = square_x - mean_x.square() + square_y - mean_y.square()
+        structure = (2 * (product - mean_x * mean_y) + _C2) / (variance + _C2)
+        similarity: Tensor = structure * (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
+    return similarity
+
+
+def _window_matrix(side: int, device: torch.device) -> Tensor:
+    """Return (side, side), which averages neighbours by a Gaussian of 11 pixels, mirrored at the border."""
+    weight = torch.exp(-torch.arange(-5.0, 6.0, device=device).square() / (2 * 1.5**2))
+    unit = F.pad(torch.eye(side, device=device)[:, None], (5, 5), mode="reflect")
+    return F.conv1d(unit, (weight / weight.sum()).view(1, 1, -1)).squeeze(1).T
 
 
 def _image_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 
-from deocc.evaluation.bootstrap import paired_bootstrap_accuracy, paired_bootstrap_eer, tar_intervals
+from deocc.evaluation.bootstrap import bootstrap_figures, check_same_pairs, paired_interval, tar_intervals
 from deocc.evaluation.embeddings import BARE, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy, verification_scores
@@ -250,17 +251,22 @@ def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:
 
 
 def _differences(pairs: Mapping[str, PairScores], replicates: int, seed: int) -> dict[str, Any]:
+    @cache
+    def figures_of(row: str, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return bootstrap_figures([[pairs[row]]], replicates, seed, names)
+
     differences: dict[str, Any] = {}
     for name, rows in DIFFERENCES.items():
         if not all(row in pairs for row in rows):
             continue
-        first, second = pairs[rows[0]], pairs[rows[1]]
+        first, second = (pairs[row] for row in rows)
+        check_same_pairs(first, second)
         if len(torch.unique(torch.cat([first.first_identity, first.second_identity]))) < 2:
             continue  # there are no impostor pairs
-        differences[name] = {"eer": paired_bootstrap_eer([first], [second], replicates, seed)._asdict()}
-        if first.fold is not None and len(torch.unique(first.fold)) > 1:
-            accuracy = paired_bootstrap_accuracy([first], [second], replicates, seed)
-            differences[name]["accuracy"] = accuracy._asdict()
+        has_folds = first.fold is not None and len(torch.unique(first.fold)) > 1
+        names = ("eer", "accuracy") if has_folds else ("eer",)
+        one, other = (figures_of(row, names) for row in rows)
+        differences[name] = {figure: paired_interval(one[figure], other[figure])._asdict() for figure in names}
     return differences
 
 

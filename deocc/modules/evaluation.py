@@ -204,7 +204,9 @@ class RecognitionModule(pl.LightningModule):
     def _embed_gallery(self, batch: MaskedFaceBatch, predict_masks: bool) -> None:
         """Embed clean faces with an empty mask and, if `predict_masks`, with the predicted one, as in deployment."""
         face = batch["face"]
-        teacher, student = self._embed_teacher(face), self(face, _empty_mask(face))
+        teacher = self._embed_teacher(face)
+        keeps_teacher = self.hparams["bare_faces"] == "teacher"
+        student = teacher if keeps_teacher else self(face, _empty_mask(face))
         self.comparison.add("teacher_clean", teacher, batch)
         self.comparison.add("student_clean", student, batch)
         if not predict_masks or self.deoccluder is None:

@@ -13,8 +13,7 @@ from deocc.evaluation import bootstrap
 from deocc.evaluation.bootstrap import (
     PairsOfPeople,
     bootstrap_figures,
-    paired_bootstrap_accuracy,
-    paired_bootstrap_eer,
+    paired_bootstrap,
     simultaneous_intervals,
     tar_intervals,
     wilson,
@@ -57,7 +56,7 @@ def test_bootstrap_equals_slow_loop(make_sets, monkeypatch: pytest.MonkeyPatch, 
     first, second = pair_scores(*make_sets(4.0, seed=1)), pair_scores(*make_sets(5.0, seed=2))
     if bins is not None:
         monkeypatch.setattr(bootstrap, "_BINS", bins)  # so few that bins hold several pairs
-    interval = paired_bootstrap_eer([first], [second], replicates=60, seed=4)
+    interval = paired_bootstrap("eer", [first], [second], replicates=60, seed=4)
     slow = _slow_replicates(first, second, 60, seed=4)
     tolerance = 1e-9 if bins is None else 2e-3
     assert np.std(slow) > 0.01
@@ -80,7 +79,7 @@ def test_bootstrap_bins_are_accurate() -> None:
         return PairScores(similarity, one == other, one, other)
 
     first, second = scores(2.0), scores(1.5)
-    interval = paired_bootstrap_eer([first], [second], replicates=8, seed=1)
+    interval = paired_bootstrap("eer", [first], [second], replicates=8, seed=1)
     slow = _slow_replicates(first, second, 8, seed=1)
     assert [interval.mean, interval.low, interval.high] == pytest.approx(
         [np.mean(slow), *np.quantile(slow, [0.025, 0.975])], abs=1e-4
@@ -98,7 +97,7 @@ def _two_folds(make_sets, noise: float, seed: int) -> list[PairScores]:
 
 def test_bootstrap_mean_equals_slow_loop(make_sets) -> None:
     firsts, seconds = _two_folds(make_sets, 4.0, seed=1), _two_folds(make_sets, 5.0, seed=2)
-    interval = paired_bootstrap_eer(firsts, seconds, replicates=60, seed=4)
+    interval = paired_bootstrap("eer", firsts, seconds, replicates=60, seed=4)
     generator = torch.Generator().manual_seed(4)
     folds = [_slow_replicates(first, second, 60, generator) for first, second in zip(firsts, seconds, strict=True)]
     slow = np.mean(folds, axis=0)
@@ -117,7 +116,7 @@ def test_bootstrap_without_replicates_is_nan(make_sets, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         torch, "randint", lambda high, size, generator: torch.zeros(size, dtype=torch.int64)
     )  # always the first person
-    interval = paired_bootstrap_eer([worse], [pairs], replicates=3)
+    interval = paired_bootstrap("eer", [worse], [pairs], replicates=3)
     assert interval.estimate == equal_error_rate(worse.similarity, worse.same) - equal_error_rate(
         pairs.similarity, pairs.same
     )
@@ -147,10 +146,10 @@ def _slow_accuracy_differences(first: PairScores, second: PairScores, replicates
 
 def test_bootstrap_chunks_and_defaults(make_sets, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = pair_scores(*make_sets(4.0)), pair_scores(*make_sets(5.0))
-    expected = paired_bootstrap_eer([first], [second])
-    assert expected == paired_bootstrap_eer([first], [second], replicates=1000, seed=0)
+    expected = paired_bootstrap("eer", [first], [second])
+    assert expected == paired_bootstrap("eer", [first], [second], replicates=1000, seed=0)
     monkeypatch.setattr(bootstrap, "_CELLS", 1)
-    assert paired_bootstrap_eer([first], [second]) == pytest.approx(expected)
+    assert paired_bootstrap("eer", [first], [second]) == pytest.approx(expected)
 
 
 def test_bootstrap_rejects_bad_input(make_sets) -> None:
@@ -158,18 +157,16 @@ def test_bootstrap_rejects_bad_input(make_sets) -> None:
     pairs = _in_folds(pair_scores(gallery, probe), 0)
     alone = _in_folds(pair_scores(*(members.take(members.identity == 0) for members in (gallery, probe))), 0)
     fewer = pairs._replace(**{name: getattr(pairs, name)[1:] for name in pairs._fields})
-    for measure in (paired_bootstrap_eer, paired_bootstrap_accuracy):
+    for name in ("eer", "accuracy"):
         with pytest.raises(ValueError, match="different pairs"):
-            measure([pairs], [fewer])
+            paired_bootstrap(name, [pairs], [fewer])
         with pytest.raises(ValueError, match="replicates is 0"):
-            measure([pairs], [pairs], replicates=0)
+            paired_bootstrap(name, [pairs], [pairs], replicates=0)
         with pytest.raises(ValueError, match="1 people"):
-            measure([alone], [alone])
+            paired_bootstrap(name, [alone], [alone])
         for firsts in ([], [pairs, pairs]):
             with pytest.raises(ValueError, match=f"got {len(firsts)} folds of one system and 1 of the other"):
-                measure(firsts, [pairs])
-    with pytest.raises(ValueError, match="two or more are needed"):
-        paired_bootstrap_accuracy([pairs._replace(fold=torch.zeros_like(pairs.same.long()))], [pairs])
+                paired_bootstrap(name, firsts, [pairs])
 
 
 def _in_folds(pairs: PairScores, seed: int) -> PairScores:
@@ -178,7 +175,7 @@ def _in_folds(pairs: PairScores, seed: int) -> PairScores:
 
 def test_bootstrap_accuracy_equals_loop(make_sets) -> None:
     first, second = (_in_folds(pair_scores(*make_sets(noise, seed=seed)), seed) for noise, seed in ((2.0, 1), (3.0, 2)))
-    interval = paired_bootstrap_accuracy([first], [second], replicates=25, seed=4)
+    interval = paired_bootstrap("accuracy", [first], [second], replicates=25, seed=4)
     slow = _slow_accuracy_differences(first, second, 25, seed=4)
     assert np.std(slow) > 0.005
     assert interval.mean == pytest.approx(np.mean(slow), abs=1e-9)
@@ -197,7 +194,7 @@ def test_bootstrap_accuracy_matches_folds(make_sets) -> None:
         ).flatten()
         taken = [value[chosen] for value in (pairs.similarity, pairs.same, pairs.first_identity, pairs.second_identity)]
         parts.append(PairScores(*taken, torch.arange(600) // 200))
-    interval = paired_bootstrap_accuracy([parts[0]], [parts[1]], replicates=5)
+    interval = paired_bootstrap("accuracy", [parts[0]], [parts[1]], replicates=5)
     assert interval.estimate == pytest.approx(fold_accuracy(parts[0]).mean - fold_accuracy(parts[1]).mean, abs=1e-9)
 
 
@@ -206,9 +203,13 @@ def test_mean_accuracy_separates_parts(make_sets) -> None:
     firsts = [_in_folds(pair_scores(*make_sets(4.0, seed=seed)), seed) for seed in (1, 2)]
     seconds = [_in_folds(pair_scores(*make_sets(7.0, seed=seed + 2)), seed) for seed in (1, 2)]
     shifted = [[part[0], part[1]._replace(similarity=part[1].similarity + 5)] for part in (firsts, seconds)]
-    assert paired_bootstrap_accuracy(*shifted, 80, seed=3) == paired_bootstrap_accuracy(firsts, seconds, 80, seed=3)
-    both = paired_bootstrap_accuracy(firsts, seconds, 80, seed=3)
-    alone = [paired_bootstrap_accuracy([one], [other], 80, seed=3) for one, other in zip(firsts, seconds, strict=True)]
+    assert paired_bootstrap("accuracy", *shifted, 80, seed=3) == paired_bootstrap(
+        "accuracy", firsts, seconds, 80, seed=3
+    )
+    both = paired_bootstrap("accuracy", firsts, seconds, 80, seed=3)
+    alone = [
+        paired_bootstrap("accuracy", [one], [other], 80, seed=3) for one, other in zip(firsts, seconds, strict=True)
+    ]
     assert both.estimate == pytest.approx(np.mean([interval.estimate for interval in alone]))
     widths = [interval.high - interval.low for interval in alone]
     assert 0.5 * min(widths) < both.high - both.low < 0.9 * max(widths)

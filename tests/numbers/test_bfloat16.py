@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deocc.data import MaskedFaceDataModule, OrlFaces
-from deocc.evaluation.bootstrap import paired_bootstrap_eer
+from deocc.evaluation.bootstrap import paired_bootstrap
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores
@@ -110,11 +110,11 @@ def test_training_error_rates_within_intervals(trained: tuple[Rows, Rows, Rows])
     full, low = (scores(rows) for rows in trained[:2])
     # Compared with a system without errors, the interval of the difference is that of the rate itself.
     rate_full, rate_low = (
-        paired_bootstrap_eer([pairs], [pairs._replace(similarity=pairs.same.float())]) for pairs in (full, low)
+        paired_bootstrap("eer", [pairs], [pairs._replace(similarity=pairs.same.float())]) for pairs in (full, low)
     )
     assert rate_full.low <= rate_low.estimate <= rate_full.high
     assert rate_low.low <= rate_full.estimate <= rate_low.high
-    difference = paired_bootstrap_eer([low], [full])
+    difference = paired_bootstrap("eer", [low], [full])
     assert difference.low <= 0 <= difference.high
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from deocc.evaluation.bootstrap import paired_bootstrap_eer, tar_intervals, wilson
+from deocc.evaluation.bootstrap import paired_bootstrap, tar_intervals, wilson
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores, decisions, fold_accuracy, operating_point, roc_curve
@@ -69,14 +69,14 @@ def test_bootstrap_changes_sign_with_sides(sets: Sets, other_seed: int, seed: in
     first = AllPairs().cross(*sets)
     second = first._replace(similarity=first.similarity + noise(other_seed, len(first.same)))
     given, mirrored = (
-        paired_bootstrap_eer([first], [second], 12, seed),
-        paired_bootstrap_eer([second], [first], 12, seed),
+        paired_bootstrap("eer", [first], [second], 12, seed),
+        paired_bootstrap("eer", [second], [first], 12, seed),
     )
-    assert paired_bootstrap_eer([first], [second], 12, seed) == pytest.approx(given, nan_ok=True, abs=0)
+    assert paired_bootstrap("eer", [first], [second], 12, seed) == pytest.approx(given, nan_ok=True, abs=0)
     expected = (-given.estimate, -given.mean, -given.high, -given.low)
     assert mirrored == pytest.approx(expected, nan_ok=True, abs=1e-9)
     assert math.isnan(given.low) or -1 <= given.low <= given.mean + 1e-9 <= given.high + 2e-9 <= 1 + 2e-9
-    alike = paired_bootstrap_eer([first], [first._replace(similarity=relabelled(first.similarity, seed))], 12, seed)
+    alike = paired_bootstrap("eer", [first], [first._replace(similarity=relabelled(first.similarity, seed))], 12, seed)
     assert alike.estimate == 0 or not bool(first.same.any())
     assert all(math.isnan(value) or value == pytest.approx(0, abs=1e-9) for value in alike)
 
@@ -102,7 +102,7 @@ def test_bootstrap_narrows_with_people() -> None:
     widths = []
     for people in (8, 32):
         systems = [_two_systems(people, 100 * seed) for seed in range(12)]
-        intervals = [paired_bootstrap_eer([one], [other], 100, seed) for seed, (one, other) in enumerate(systems)]
+        intervals = [paired_bootstrap("eer", [one], [other], 100, seed) for seed, (one, other) in enumerate(systems)]
         assert sum(interval.low <= interval.estimate <= interval.high for interval in intervals) >= 11
         widths.append(sum(interval.high - interval.low for interval in intervals) / 12)
     assert 0.3 < widths[1] / widths[0] < 0.7
