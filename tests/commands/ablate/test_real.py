@@ -25,12 +25,13 @@ PLAN = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [False, True])
 def test_ablation_runs_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], share: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**PLAN, "share_outputs": share}))
     argv = ["ablate", "--config", "plan.yaml", "--run", "runs/small"]
     run_deocc(*argv)
     assert "0 of 3 runs are done, 3 to go" in capsys.readouterr().out
@@ -43,3 +44,6 @@ def test_ablation_runs_once(
     }
     tested = json.loads((run / "task-seed0" / "results.json").read_text())
     assert f"{100 * tested['rows']['student']['eer']:.2f}" in (run / "table.md").read_text()
+    used = yaml.safe_load((run / "task-seed0" / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert any("SharedOutputsCallback" in callback["class_path"] for callback in used) == share
+    assert not (run / "shared").exists(), "deleted when all runs are done"
