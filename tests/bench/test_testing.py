@@ -1,5 +1,7 @@
 """The cost of a test is measured on a real one."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from bench.testing import seconds_of_test, timed
 
 
 def test_forward_is_timed() -> None:
-    network = torch.nn.Linear(4, 4)
+    network: Any = torch.nn.Linear(4, 4)
     face, spent = torch.ones(2, 4), list[float]()
     expected = network(face)
     network.forward = timed(network, spent)

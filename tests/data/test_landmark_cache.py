@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Use:
 def detect(tmp_path: Path) -> Detect:
     """A function (pictures, **options) that writes the pictures, and warns and returns the landmarks as a face set."""
 
-    def run(pictures: list[NDArray[np.uint8]] = _PICTURES, **options: str) -> NDArray[np.float64]:
+    def run(pictures: list[NDArray[np.uint8]] = _PICTURES, **options: Any) -> NDArray[np.float64]:
         for name, picture in zip(_NAMES, pictures, strict=False):
             Image.fromarray(picture).save(tmp_path / name)
         found = find_landmarks(tmp_path, _NAMES[: len(pictures)], **options)
@@ -203,7 +204,7 @@ def test_damaged_file_is_replaced(use: Use, detect: Detect, folder: Path, damage
 
 def _damage(path: Path, how: str) -> None:
     content = path.read_bytes()
-    arrays = {
+    arrays: dict[str, Any] = {
         "other arrays": {"points": np.zeros(3)},
         "other shapes": {"landmarks": np.zeros((2, 5, 2)), "size": np.ones((2, 2))},
         "pickle": {"landmarks": np.array([{"a": 1}], dtype=object), "size": np.ones((7, 2))},

@@ -118,8 +118,8 @@ def test_faces_are_detected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(LfwFaces(str(root)).landmarks, faces.landmarks)
     monkeypatch.setattr(landmark_cache, "create_detector", None)  # nor does a set for training detect anything
     trained = LfwFaces(str(root), test_folds=[1], val_identities=1)
-    known = dict(zip(faces.names, faces.landmarks, strict=True))
-    np.testing.assert_array_equal(trained.landmarks, np.stack([known[name] for name in trained.names]))
+    found = dict(zip(faces.names, faces.landmarks, strict=True))
+    np.testing.assert_array_equal(trained.landmarks, np.stack([found[name] for name in trained.names]))
 
 
 def test_datamodule_only_tests(tmp_path: Path) -> None:

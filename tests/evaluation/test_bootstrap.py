@@ -192,8 +192,8 @@ def test_bootstrap_accuracy_matches_folds(make_sets) -> None:
         chosen = torch.stack(
             [same, different[torch.randperm(300, generator=torch.Generator().manual_seed(0))]], 1
         ).flatten()
-        taken = [value[chosen] for value in (pairs.similarity, pairs.same, pairs.first_identity, pairs.second_identity)]
-        parts.append(PairScores(*taken, torch.arange(600) // 200))
+        taken = PairScores(*(value[chosen] for value in pairs if value is not None))
+        parts.append(taken._replace(fold=torch.arange(600) // 200))
     interval = paired_bootstrap("accuracy", [parts[0]], [parts[1]], replicates=5)
     assert interval.estimate == pytest.approx(fold_accuracy(parts[0]).mean - fold_accuracy(parts[1]).mean, abs=1e-9)
 
@@ -202,8 +202,8 @@ def test_mean_accuracy_separates_parts(make_sets) -> None:
     """The second part's similarities are shifted, so that a threshold common to both would be useless."""
     firsts = [_in_folds(pair_scores(*make_sets(4.0, seed=seed)), seed) for seed in (1, 2)]
     seconds = [_in_folds(pair_scores(*make_sets(7.0, seed=seed + 2)), seed) for seed in (1, 2)]
-    shifted = [[part[0], part[1]._replace(similarity=part[1].similarity + 5)] for part in (firsts, seconds)]
-    assert paired_bootstrap("accuracy", *shifted, 80, seed=3) == paired_bootstrap(
+    one, other = ([part[0], part[1]._replace(similarity=part[1].similarity + 5)] for part in (firsts, seconds))
+    assert paired_bootstrap("accuracy", one, other, 80, seed=3) == paired_bootstrap(
         "accuracy", firsts, seconds, 80, seed=3
     )
     both = paired_bootstrap("accuracy", firsts, seconds, 80, seed=3)

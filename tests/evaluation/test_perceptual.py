@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -35,6 +36,9 @@ def _pixels(images: torch.Tensor) -> list[torch.Tensor]:
 class _Maps(nn.Module):
     """Two small feature maps, the second at half the size."""
 
+    first: torch.Tensor
+    second: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
@@ -51,7 +55,7 @@ def test_distance_equals_torchmetrics_lpips() -> None:
         torch.manual_seed(0)
         published = lpips._LPIPS(net="squeeze", pnet_rand=True)
     for layer in published.lins:
-        nn.init.ones_(layer.model[-1].weight)
+        nn.init.ones_(cast(Any, layer).model[-1].weight)
     restored, face, mask = _images()
     features = lambda images: published.net(published.scaling_layer(images))  # noqa: E731
     distance, _ = perceptual_distances(features, restored, face, mask)

@@ -1,5 +1,7 @@
 """Protocols and ranks against loops over every pair of faces."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -151,7 +153,7 @@ def test_listed_pairs_give_accuracy(make_sets, listed: ListedPairs) -> None:
 
 @pytest.mark.parametrize("lengths", [(2, 1, 1, 1), (0, 0, 0, 0)])
 def test_listed_pairs_reject_bad_columns(lengths: tuple[int, ...]) -> None:
-    columns = [
+    columns: Any = [
         np.zeros(length, dtype=kind)
         for length, kind in zip(lengths, (np.int64, np.int64, np.bool_, np.int64), strict=True)
     ]
@@ -227,9 +229,10 @@ def test_rank1_of_constant_embeddings(make_sets) -> None:
 
 
 def test_cmc_refuses_bad_input(make_sets) -> None:
+    gallery, probe = make_sets(1.0)
     with pytest.raises(ValueError, match='images is "mean"'):
-        cmc(*make_sets(1.0), k=1, images="mean")  # type: ignore[arg-type]
+        cmc(gallery, probe, k=1, images="mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k is 0"):
-        cmc(*make_sets(1.0), k=0)
+        cmc(gallery, probe, k=0)
     with pytest.raises(ValueError, match="1 people of the probes \\(first: 9\\)"):
         cmc(on_circle([0], [0], [0]), on_circle([0], [9], [1]), 1)

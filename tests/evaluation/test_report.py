@@ -188,7 +188,11 @@ def page(make_sets, tmp_path: Path) -> str:
     gallery, masked = make_sets(3.0)
     scores = {"psnr": 25.0, "ssim": 0.8, "psnr_covered": 18.25, "ssim_covered": 0.6}
     restoration = {"given_mask": {"mean": scores, "per_kind": {0: scores}}}
-    provenance = {"command": "deocc test <script>alert(1)</script>", "data": "OrlFaces", "mask_seeds": [41, 42]}
+    provenance: dict[str, Any] = {
+        "command": "deocc test <script>alert(1)</script>",
+        "data": "OrlFaces",
+        "mask_seeds": [41, 42],
+    }
     provenance["versions"] = {"torch": "9.9.9"}
     rows = {name: gallery if name in CLEAN_ROWS else masked for name in ROWS}
     results = build_results(rows, restoration, ["cloth", "hand"], provenance, replicates=5).content
@@ -271,7 +275,7 @@ def test_roc_figure_draws_steps() -> None:
 
 def test_cmc_figure_starts_at_rank_one() -> None:
     axes = cmc_figure({"a": [0.5, 0.75, 1.0], "b": [0.25]}).axes[0]
-    assert {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines} == {
+    assert {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines} == {
         "a": [[1, 0.5], [2, 0.75], [3, 1]],
         "b": [[1, 0.25]],
     }
@@ -284,7 +288,7 @@ def test_loss_figure_pairs_stages(tmp_path: Path) -> None:
     )
     figure = loss_figure(tmp_path / "metrics.csv")
     drawn = {
-        axes.get_title(): {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines}
+        axes.get_title(): {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
         for axes in figure.axes
     }
     assert drawn == {"loss": {"train": [[0, 3.0], [5, 2.0]], "val": [[9, 2.5]]}, "eer": {"val": [[9, 0.2]]}}

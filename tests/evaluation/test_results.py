@@ -176,7 +176,7 @@ def test_restoration_alone() -> None:
     found = build({}, restoration=RESTORATION, provenance={"command": "x"})
     parts = {kind: {"rows": {}, "restoration": {"given_mask": SCORES}} for kind in KINDS[:2]}
     assert found.content == {"command": "x", "rows": {}, "restoration": {"given_mask": SCORES}, "per_kind": parts}
-    assert found.pairs == found.embeddings == {}
+    assert not found.pairs and not found.embeddings
     assert [line.split()[0] for line in summary_table(found.content).splitlines() if "25.00" in line] == ["all"]
     with pytest.raises(ValueError, match="provenance holds per_kind"):
         build({}, provenance={"per_kind": 1})

@@ -36,7 +36,7 @@ def test_written_scores_are_read(tmp_path: Path) -> None:
         for name, values in zip(
             ("same", "first_identity", "second_identity", "fold"), (SAME, FIRST, SECOND, [0, 1, 1]), strict=True
         ):
-            assert getattr(scores, name).tolist() == list(values)
+            assert getattr(scores, name).tolist() == np.asarray(values).tolist()
 
 
 def test_chosen_rows_without_folds(tmp_path: Path) -> None:
@@ -79,7 +79,8 @@ def test_arrays_of_other_kind_refused(tmp_path: Path, arrays: dict[str, Any], re
 
 def test_scores_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scores.npz"
-    np.savez_compressed(path, **ARRAYS, **{"row/a": np.zeros(3, dtype=np.float32)}, large=np.zeros(1000))
+    arrays: dict[str, Any] = {**ARRAYS, "row/a": np.zeros(3, dtype=np.float32), "large": np.zeros(1000)}
+    np.savez_compressed(path, **arrays)
     with zipfile.ZipFile(path) as content:
         total = sum(entry.file_size for entry in content.infolist())
     monkeypatch.setattr(files, "_MOST_UNPACKED", total)

@@ -211,6 +211,7 @@ def _slow_threshold(similarity: list[float], same: list[bool]) -> float:
 def test_fold_accuracy_equals_search(decimals: int) -> None:
     pairs = _folded_pairs(decimals=decimals)
     scores = fold_accuracy(pairs)
+    assert pairs.fold is not None
     rows = list(zip(pairs.similarity.tolist(), pairs.same.tolist(), pairs.fold.tolist(), strict=True))
     for place, fold in enumerate(sorted({row[2] for row in rows})):
         others = [row for row in rows if row[2] != fold]
@@ -225,6 +226,7 @@ def test_fold_accuracy_equals_search(decimals: int) -> None:
 
 def test_fold_threshold_ignores_own_fold() -> None:
     pairs = _folded_pairs(decimals=5)
+    assert pairs.fold is not None
     changed = pairs._replace(similarity=torch.where(pairs.fold == 1, -pairs.similarity, pairs.similarity))
     assert float(fold_accuracy(pairs).thresholds[0]) == float(fold_accuracy(changed).thresholds[0])
     assert float(fold_accuracy(pairs).accuracies[0]) > float(fold_accuracy(changed).accuracies[0])

@@ -4,7 +4,7 @@ import pickle
 import struct
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,11 +18,11 @@ _PROTOCOLS: dict[Spelling, int] = {"python2": 2, "bytes": 4, "latin1": 2, "array
 class _Python2Pickler(pickle._Pickler):
     """Writes bytes as Python 2 wrote its strings."""
 
-    def _save_string(self, data: bytes) -> None:
+    def _save_string(self: Any, data: bytes) -> None:
         self.write(pickle.BINSTRING + struct.pack("<i", len(data)) + data)
         self.memoize(data)
 
-    dispatch = pickle._Pickler.dispatch | {bytes: _save_string}
+    dispatch: ClassVar[Any] = pickle._Pickler.dispatch | {bytes: _save_string}
 
 
 def write_bin_file(path: Path, pairs: int = 20, spelling: Spelling = "python2", size: int = 112) -> list[bool]:
