@@ -10,16 +10,15 @@ from typing import Any, Final, TypeVar, cast
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from deocc import __version__, runs
 from deocc.callbacks.calibration import CalibrationCallback
 from deocc.callbacks.dashboards import log_figure, log_table
+from deocc.callbacks.judges import PerceptualCallback
 from deocc.callbacks.loggers import logged_step
 from deocc.callbacks.panels import PanelCallback
 from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, command_line, global_seed, package_versions
 from deocc.evaluation.figures import cmc_figure, loss_figure, panel_figure, roc_figure, score_histogram
-from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
 from deocc.evaluation.report import (
     difference_cells,
     is_listed,
@@ -34,14 +33,9 @@ from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, flat_scores
 from deocc.evaluation.thresholds import THRESHOLDS
 from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, roc_curve, write_scores
 from deocc.files import write_json
-from deocc.networks import create_teacher
-from deocc.networks.embedders.registry import read_options
 
 MANIFEST: Final = "masks.csv"
 """The file in a run folder with the occluder and the seed of each test image."""
-
-_SOURCES: Final = {"completed_face": "given_mask", "completed_face_predicted_mask": "predicted_mask"}
-"""Source of the mask by the key of a step's output."""
 
 _KEYS: Final = {
     "Test people: clean, masked, completed": "test/panel",
@@ -53,63 +47,6 @@ _KEYS: Final = {
 _PANEL, _ROC, _HISTOGRAM, _RANKS = _KEYS
 
 C = TypeVar("C", bound=pl.Callback)
-
-
-class PerceptualCallback(pl.Callback):
-    """Add `perceptual`, `perceptual_covered`, `frechet` and `kernel` to the restoration results of a test.
-
-    Values by different networks cannot be compared. A network that stage 1 was trained with favours that stage 1: to
-    compare generators, use another network than the teacher.
-
-    Args:
-        network: a name of `deocc.networks.list_embedders`.
-        weights: its weights file; None: the weights that its package contains.
-        options: template, size, color, mean and std of its input, if they differ from those of `create_embedder`.
-
-    Raises:
-        ValueError: an unknown network, or one without trained weights.
-        FileNotFoundError: there is no weights file.
-    """
-
-    def __init__(
-        self, network: str = "dlib_resnet", weights: str | None = None, options: dict[str, Any] | None = None
-    ) -> None:
-        self.network = create_teacher(network, weights, **read_options(options))
-        self.scores: dict[str, dict[str, float]] = {}
-        self._metrics: dict[str, tuple[PerceptualDistance, FrechetDistance, KernelDistance]] = {}
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reset the metrics and move the network to the module's device."""
-        self.network.to(pl_module.device)
-        self._metrics, self.scores = {}, {}
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Compare the completed faces of a batch with its clean faces, if these are known."""
-        for key, source in _SOURCES.items():
-            if "mask" not in batch or key not in (outputs or {}):
-                continue
-            if source not in self._metrics:
-                self._metrics[source] = self._create_metrics(pl_module)
-            distance, frechet, kernel = self._metrics[source]
-            distance.update(outputs[key], batch["face"], batch["mask"], batch["kind"])
-            frechet.update(outputs[key], batch["face"])
-            kernel.update(outputs[key], batch["face"])
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute the scores over all ranks."""
-        for source, (distance, frechet, kernel) in self._metrics.items():
-            crowds = {"frechet": float(frechet.compute()), "kernel": float(kernel.compute())}
-            self.scores[source] = {**distance.compute()["mean"], **crowds}
-
-    def _create_metrics(self, module: pl.LightningModule) -> tuple[PerceptualDistance, FrechetDistance, KernelDistance]:
-        def feature_maps(face: Tensor) -> list[Tensor]:
-            return self.network.embed_with_features(face)[1]
-
-        distance = PerceptualDistance(feature_maps).to(module.device)
-        frechet = FrechetDistance(self.network, self.network.embedding_dim).to(module.device)
-        return distance, frechet, KernelDistance(self.network).to(module.device)
 
 
 class ResultsCallback(pl.Callback):

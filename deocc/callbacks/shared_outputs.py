@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from deocc.callbacks.judge import JudgeCallback
+from deocc.callbacks.judges import JudgeCallback
 from deocc.files import checksum, replace_file
 
 

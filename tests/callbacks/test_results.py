@@ -4,16 +4,14 @@ import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
-from deocc.callbacks import FingerprintCallback, PanelCallback, PerceptualCallback, ResultsCallback
+from deocc.callbacks import FingerprintCallback, PanelCallback, ResultsCallback
 from deocc.callbacks.calibration import CalibrationCallback
 from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
 from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, build_results
 from deocc.evaluation.thresholds import THRESHOLDS
 from deocc.evaluation.verification import CLEAN_SCORES, SCORES, read_scores
@@ -73,43 +71,3 @@ def test_order_of_callbacks_does_not_matter(tested: Results, tmp_path: Path, mon
             monkeypatch.setattr("deocc.callbacks.results.write_report", lambda *_: None)
             monkeypatch.setattr("deocc.callbacks.results._draw_figures", lambda *_: {})
     assert len(set(written)) == 1 and json.loads(written[0])[THRESHOLDS]
-
-
-def batches() -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
-    """Two outputs of a step with their batches of three partly covered faces."""
-    draws = torch.Generator().manual_seed(0)
-    made = []
-    for _ in range(2):
-        face = torch.rand(3, 3, 64, 64, generator=draws) * 2 - 1
-        mask = torch.zeros(3, 1, 64, 64)
-        mask[:, :, 30:] = 1
-        completed = torch.where(mask > 0, face * 0.5, face)
-        made.append(({"completed_face": completed}, {"face": face, "mask": mask, "kind": torch.tensor([0, 1, 0])}))
-    return made
-
-
-def test_perceptual_scores_are_those_of_the_metrics() -> None:
-    callback = PerceptualCallback()
-    module = cast(pl.LightningModule, SimpleNamespace(device=torch.device("cpu")))
-    trainer: Any = SimpleNamespace(callbacks=[callback])
-    callback.on_test_epoch_start(trainer, module)
-    network = callback.network
-    distance = PerceptualDistance(lambda face: network.embed_with_features(face)[1])
-    frechet, kernel = FrechetDistance(network, network.embedding_dim), KernelDistance(network)
-    for number, (outputs, batch) in enumerate(batches()):
-        real_occluders = {"face": batch["face"]}
-        callback.on_test_batch_end(trainer, module, {}, real_occluders, number, 0)
-        callback.on_test_batch_end(trainer, module, outputs, batch, number, 1)
-        distance.update(outputs["completed_face"], batch["face"], batch["mask"], batch["kind"])
-        for metric in (frechet, kernel):
-            metric.update(outputs["completed_face"], batch["face"])
-    callback.on_test_epoch_end(trainer, module)
-    crowds = {"frechet": float(frechet.compute()), "kernel": float(kernel.compute())}
-    expected = {**distance.compute()["mean"], **crowds}
-    assert callback.scores == {"given_mask": pytest.approx(expected, rel=1e-5)}
-    assert expected["perceptual_covered"] > expected["perceptual"] > 0
-
-
-def test_unknown_network_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"vgg.*dlib_resnet"):
-        PerceptualCallback("vgg")

@@ -1,14 +1,16 @@
-"""A judge's rows are its own embeddings of the clean, masked and completed faces."""
+"""A judge's rows and distances are those of its own embeddings of the clean, masked and completed faces."""
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
-from deocc.callbacks import JudgeCallback
+from deocc.callbacks import JudgeCallback, PerceptualCallback
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
 from deocc.modules.evaluation import Comparison
 from deocc.networks import create_embedder
 
@@ -17,7 +19,7 @@ from deocc.networks import create_embedder
 def judge(monkeypatch: pytest.MonkeyPatch) -> JudgeCallback:
     torch.manual_seed(0)
     network = create_embedder("sface", pretrained=False).freeze()
-    monkeypatch.setattr("deocc.callbacks.judge.create_teacher", lambda *_, **__: network)
+    monkeypatch.setattr("deocc.callbacks.judges.create_teacher", lambda *_, **__: network)
     return JudgeCallback()
 
 
@@ -73,3 +75,43 @@ def test_stage1_is_refused(judge: JudgeCallback) -> None:
 def test_untrained_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs trained weights"):
         JudgeCallback("iresnet18")
+
+
+def batches() -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """Two outputs of a step with their batches of three partly covered faces."""
+    draws = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(2):
+        face = torch.rand(3, 3, 64, 64, generator=draws) * 2 - 1
+        mask = torch.zeros(3, 1, 64, 64)
+        mask[:, :, 30:] = 1
+        completed = torch.where(mask > 0, face * 0.5, face)
+        made.append(({"completed_face": completed}, {"face": face, "mask": mask, "kind": torch.tensor([0, 1, 0])}))
+    return made
+
+
+def test_perceptual_scores_are_those_of_the_metrics() -> None:
+    callback = PerceptualCallback()
+    module = cast(pl.LightningModule, SimpleNamespace(device=torch.device("cpu")))
+    trainer: Any = SimpleNamespace(callbacks=[callback])
+    callback.on_test_epoch_start(trainer, module)
+    network = callback.network
+    distance = PerceptualDistance(lambda face: network.embed_with_features(face)[1])
+    frechet, kernel = FrechetDistance(network, network.embedding_dim), KernelDistance(network)
+    for number, (outputs, batch) in enumerate(batches()):
+        real_occluders = {"face": batch["face"]}
+        callback.on_test_batch_end(trainer, module, {}, real_occluders, number, 0)
+        callback.on_test_batch_end(trainer, module, outputs, batch, number, 1)
+        distance.update(outputs["completed_face"], batch["face"], batch["mask"], batch["kind"])
+        for metric in (frechet, kernel):
+            metric.update(outputs["completed_face"], batch["face"])
+    callback.on_test_epoch_end(trainer, module)
+    crowds = {"frechet": float(frechet.compute()), "kernel": float(kernel.compute())}
+    expected = {**distance.compute()["mean"], **crowds}
+    assert callback.scores == {"given_mask": pytest.approx(expected, rel=1e-5)}
+    assert expected["perceptual_covered"] > expected["perceptual"] > 0
+
+
+def test_unknown_network_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"vgg.*dlib_resnet"):
+        PerceptualCallback("vgg")

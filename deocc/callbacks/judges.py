@@ -1,0 +1,124 @@
+"""Further networks judge the completed faces of a test: by distances of their features, or as a recogniser."""
+
+from typing import Any, Final
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
+from deocc.networks import create_teacher
+from deocc.networks.embedders.registry import read_options
+
+_SOURCES: Final = {"completed_face": "given_mask", "completed_face_predicted_mask": "predicted_mask"}
+"""Source of the mask by the key of a step's output."""
+
+_FACES = {
+    "judge_masked": "masked_face",
+    "judge_completed": "completed_face",
+    "judge_completed_predicted_mask": "completed_face_predicted_mask",
+}
+"""By row, the key of its faces in the batch or in the output of a test step."""
+
+
+class PerceptualCallback(pl.Callback):
+    """Add `perceptual`, `perceptual_covered`, `frechet` and `kernel` to the restoration results of a test.
+
+    Values by different networks cannot be compared. A network that stage 1 was trained with favours that stage 1: to
+    compare generators, use another network than the teacher.
+
+    Args:
+        network: a name of `deocc.networks.list_embedders`.
+        weights: its weights file; None: the weights that its package contains.
+        options: template, size, color, mean and std of its input, if they differ from those of `create_embedder`.
+
+    Raises:
+        ValueError: an unknown network, or one without trained weights.
+        FileNotFoundError: there is no weights file.
+    """
+
+    def __init__(
+        self, network: str = "dlib_resnet", weights: str | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        self.network = create_teacher(network, weights, **read_options(options))
+        self.scores: dict[str, dict[str, float]] = {}
+        self._metrics: dict[str, tuple[PerceptualDistance, FrechetDistance, KernelDistance]] = {}
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reset the metrics and move the network to the module's device."""
+        self.network.to(pl_module.device)
+        self._metrics, self.scores = {}, {}
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Compare the completed faces of a batch with its clean faces, if these are known."""
+        for key, source in _SOURCES.items():
+            if "mask" not in batch or key not in (outputs or {}):
+                continue
+            if source not in self._metrics:
+                self._metrics[source] = self._create_metrics(pl_module)
+            distance, frechet, kernel = self._metrics[source]
+            distance.update(outputs[key], batch["face"], batch["mask"], batch["kind"])
+            frechet.update(outputs[key], batch["face"])
+            kernel.update(outputs[key], batch["face"])
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compute the scores over all ranks."""
+        for source, (distance, frechet, kernel) in self._metrics.items():
+            crowds = {"frechet": float(frechet.compute()), "kernel": float(kernel.compute())}
+            self.scores[source] = {**distance.compute()["mean"], **crowds}
+
+    def _create_metrics(self, module: pl.LightningModule) -> tuple[PerceptualDistance, FrechetDistance, KernelDistance]:
+        def feature_maps(face: Tensor) -> list[Tensor]:
+            return self.network.embed_with_features(face)[1]
+
+        distance = PerceptualDistance(feature_maps).to(module.device)
+        frechet = FrechetDistance(self.network, self.network.embedding_dim).to(module.device)
+        return distance, frechet, KernelDistance(self.network).to(module.device)
+
+
+class JudgeCallback(pl.Callback):
+    """Add the rows `judge_clean`, `judge_masked` and `judge_completed` to the results of stage 2's test.
+
+    The teacher's own figures favour completions that were trained with its features. Another recogniser shows whether
+    completion restores the identity for others too.
+
+    Args:
+        network: a name of `deocc.networks.list_embedders`, not that of the teacher.
+        weights: its weights file; None: the weights that its package contains.
+        options: template, size, color, mean, std and mirror, if they differ from those of `create_embedder`.
+
+    Raises:
+        ValueError: an unknown network, or one without trained weights.
+        FileNotFoundError: there is no weights file.
+        ImportError: a required package is not installed.
+    """
+
+    def __init__(
+        self, network: str = "sface", weights: str | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        self.network = create_teacher(network, weights, **read_options(options))
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Move the network to the module's device.
+
+        Raises:
+            ValueError: the module embeds no faces.
+        """
+        if not hasattr(pl_module, "teacher"):
+            raise ValueError("JudgeCallback compares embeddings, which stage 1 has none of: test a stage-2 run")
+        self.network.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Embed the clean faces (loader 0), or the masked and the completed ones (loader 1)."""
+        faces = {row: {**batch, **(outputs or {})}.get(key) for row, key in _FACES.items()}
+        if dataloader_idx == 0:
+            faces = {"judge_clean": batch["face"]}
+        for row, face in faces.items():
+            if face is not None:
+                pl_module.comparison.add(row, F.normalize(self.network(face), dim=1), batch)
