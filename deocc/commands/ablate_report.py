@@ -17,9 +17,8 @@ from deocc.evaluation.report import DATA_LIMITS, MISSING, markdown_cells, percen
 from deocc.files import write_file, write_json
 
 _TITLES = {"accuracy": "accuracy %", "eer": "EER %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
-_SUFFIXES = {"": "", "_predicted_mask": ", predicted mask", "_bare": ", bare"}
-_COLUMNS = {name + suffix: title + words for suffix, words in _SUFFIXES.items() for name, title in _TITLES.items()}
-_COLUMNS |= {"rank1": "rank-1 %", "rank1_predicted_mask": "rank-1 %, predicted mask"}
+_SOURCES = {"": "given", "_predicted_mask": "predicted", "_bare": "bare pairs"}
+"""What a line of the table shows, by the suffix of its figures."""
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
@@ -57,18 +56,20 @@ def _introduction(summary: Mapping[str, Any]) -> str:
 def _row_table(summary: Mapping[str, Any]) -> str:
     """Return the table of rows and its explanation; each figure is mean ± standard deviation over folds and seeds."""
     rows = summary["rows"]
-    columns = [name for name in _COLUMNS if any(name in row.get("figures", {}) for row in rows.values())]
+    known = {name for row in rows.values() for name in row.get("figures", {})}
+    columns = {name: title for name, title in {**_TITLES, "rank1": "rank-1 %"}.items() if name in known}
     body = []
     for letter, row in rows.items():
-        cells = [f"({letter}) {row['title']}"]
-        if "figures" not in row:
-            cells += _unfinished_cells(row, max(1, len(columns)))
-        for name in columns if "figures" in row else ():
-            figure = row["figures"].get(name, {"mean": None, "deviation": None})
-            deviation = "" if figure["deviation"] is None else f" ± {percent(figure['deviation'])}"
-            cells.append(percent(figure["mean"]) + deviation)
-        body.append(cells)
-    header = ["", *(_COLUMNS[name] for name in columns)] if columns else ["", ""]
+        title, figures = f"({letter}) {row['title']}", row.get("figures")
+        if figures is None:
+            body.append([title, *_unfinished_cells(row, 1 + len(columns))])
+        for suffix, source in _SOURCES.items() if figures is not None else ():
+            values = [figures.get(name + suffix) for name in columns]
+            if any(values):
+                needs_mask = "eer_predicted_mask" in figures and "clean" not in row["row"]
+                cells = [_figure_cell(value) for value in values]
+                body.append([title, source if needs_mask or suffix else "none", *cells])
+                title = ""  # once for all lines of a row
     meaning = {
         "accuracy": "Accuracy: share of correct decisions on each fold of pairs at the threshold that is best on the "
         "other folds of the same test. ",
@@ -78,24 +79,26 @@ def _row_table(summary: Mapping[str, Any]) -> str:
         "person. ",
     }
     note = "".join(text for name, text in meaning.items() if name in columns)
-    if any(name.endswith("_bare") for name in columns):
-        note += "Bare: pairs of two faces without a mask, which is predicted all the same. "
+    if any(name.endswith("_bare") for name in known):
+        note += "Bare pairs: two faces without a mask, which is predicted all the same. "
     note += f"{MISSING}: does not apply, or is unknown. {DATA_LIMITS.get(str(summary['data']), '')}"
-    return f"{markdown_cells((header, body))}\n{note.rstrip()}"
+    return f"{markdown_cells((['', 'mask', *columns.values()], body))}\n{note.rstrip()}"
+
+
+def _figure_cell(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return MISSING
+    deviation = "" if figure["deviation"] is None else f" ± {percent(figure['deviation'])}"
+    return percent(figure["mean"]) + deviation
 
 
 def _comparison_table(summary: Mapping[str, Any]) -> str:
     """Return the table of claims, with differences and their intervals, and its explanation."""
     known = [pair for pair in summary["comparisons"] if "masks" in pair]
-    columns = {
-        name: title.replace(" %", ", points")
-        for name, title in _TITLES.items()
-        if any(
-            figures[name]["estimate"] == figures[name]["estimate"]
-            for pair in known
-            for figures in pair["masks"].values()
-        )
-    }
+    columns = {}
+    for name, title in _TITLES.items():
+        if not all(math.isnan(each[name]["estimate"]) for pair in known for each in pair["masks"].values()):
+            columns[name] = title.replace(" %", ", points")
     body, count = [], 0
     for pair in summary["comparisons"]:
         name = " ".join([pair["claim"], f"({pair['first']} - {pair['second']})"]).strip()
@@ -185,7 +188,7 @@ def bar_figure(summary: Mapping[str, Any]) -> Figure:
                 label = None  # one entry of the legend for each source
         if name == "accuracy":  # from below the lowest value, as in the paper's figure
             axes.set_xlim(max(0.0, math.floor(20 * lowest - 1) * 5), 100)
-        axes.set_xlabel(_COLUMNS[name])
+        axes.set_xlabel(_TITLES[name])
         axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(labels)), labels, fontsize=9)
     all_axes[0].invert_yaxis()

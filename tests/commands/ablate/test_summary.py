@@ -115,10 +115,10 @@ def test_table(program: FakeDeocc) -> None:
     assert table.startswith(
         "4 people of OrlFaces, each tested by models of one of 2 folds (fold0, fold1), one seed (0); "
     )
-    assert "| EER % | EER %, predicted mask | EER %, bare | rank-1 % |" in table
-    assert "| (a) clean | 11.00 ± 1.41 | n/a | n/a | 50.00 ± 0.00 |" in table
-    assert "| (d) student | 11.00 ± 1.41 | 11.00 ± 1.41 | n/a | 50.00 ± 0.00 |" in table
-    assert "| (b) teacher | 11.00 ± 1.41 | n/a | 11.00 ± 1.41 | 50.00 ± 0.00 |" in table
+    assert "|  | mask | EER % | rank-1 % |" in table
+    assert "| (a) clean | none | 11.00 ± 1.41 | 50.00 ± 0.00 |\n" in table
+    assert "| (d) student | given | 11.00 ± 1.41 | 50.00 ± 0.00 |\n|  | predicted | 11.00 ± 1.41 | 50.00" in table
+    assert "| (b) teacher | none | 11.00 ± 1.41 | 50.00 ± 0.00 |\n|  | bare pairs | 11.00 ± 1.41 |" in table
     assert "| It helps (d - b) | given | -33.33 (-33.33 to -33.33) | holds |" in table
     assert "| (i - b) | given | +0.00 (+0.00 to +0.00) | cannot be told apart |" in table
     assert "corrected for the 2 comparisons" in table and "seeds" not in table
@@ -144,13 +144,13 @@ def test_table_of_validation_people(program: FakeDeocc) -> None:
     assert program.commands["masked-seed0 fit"][-2].endswith("inpainting_checkpoint=out/inpaint-masked-seed0")
     table = Path("out/table.md").read_text()
     assert table.startswith("Validation people of OrlFaces, last validation of each training, one seed (0); ")
-    assert "| (d) student | 25.00 | 50.00 |" in table and "claim" not in table
+    assert "| (d) student | none | 25.00 | 50.00 |" in table and "claim" not in table
 
 
 def test_table_without_folds(program: FakeDeocc) -> None:
     main(write_plan(folds={}))
     table = Path("out/table.md").read_text()
-    assert "| (d) student | 10.00 | 10.00 |" in table, "one run has no deviation"
+    assert "| (d) student | given | 10.00 | 50.00 |" in table, "one run has no deviation"
     assert draw_labels() == ["EER %"]
 
 
