@@ -145,7 +145,7 @@ def build_results(
         no_faces = next(iter(embeddings.values())).take(torch.zeros(0, dtype=torch.int64))
         embeddings = {**embeddings, "teacher_clean": no_faces, "student_clean": no_faces}
     narrowed = protocol.narrow(embeddings)
-    masked = {name: (_gallery_of(name, narrowed), narrowed[name]) for name in _MASKED_ROWS if name in narrowed}
+    masked = {name: (gallery_of(name, narrowed), narrowed[name]) for name in _MASKED_ROWS if name in narrowed}
     pairs, rows = _score_rows(narrowed, masked, protocol)
     people = len(torch.unique(narrowed["teacher_clean"].identity))
     content = {
@@ -206,7 +206,7 @@ def _check(embeddings: Mapping[str, EmbeddingSet], provenance: Mapping[str, Any]
         raise ValueError(f"provenance holds {', '.join(sorted(taken))}, which the results hold already: rename it")
 
 
-def _gallery_of(row: str, embeddings: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
+def gallery_of(row: str, embeddings: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
     """Return the clean faces of the same recogniser, with the same source of masks if available."""
     name = f"{row.split('_')[0]}_clean"
     predicted = f"{name}_predicted_mask"

@@ -19,7 +19,7 @@ from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric
-from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, build_results, flat_scores, score_row
+from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, build_results, flat_scores, gallery_of, score_row
 from deocc.masking import list_kinds
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, centred
@@ -144,8 +144,11 @@ class RecognitionModule(pl.LightningModule):
         return self._embed_student(masked_face, self._student_input(masked_face, mask), mask)
 
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Embed clean (loader 0) and masked faces (loader 1), completed by the given or else predicted mask."""
-        return self._evaluation_step(batch, dataloader_idx, predict_masks=False)
+        """Embed clean (loader 0) and masked faces (loader 1), completed by the given or else predicted mask.
+
+        `deocc validate` predicts all masks too, as a test does; within a training this would take too long.
+        """
+        return self._evaluation_step(batch, dataloader_idx, predict_masks=self.trainer.validating)
 
     def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Embed clean (loader 0) and masked faces (loader 1), completed by given and by predicted masks."""
@@ -167,8 +170,7 @@ class RecognitionModule(pl.LightningModule):
             return
         embeddings = AllPairs().narrow(embeddings)
         for row in embeddings.keys() - set(CLEAN_ROWS):
-            gallery = embeddings[f"{row.split('_')[0]}_clean"]
-            self.log_dict(flat_scores(score_row(gallery, embeddings[row]), f"val/{row}"))
+            self.log_dict(flat_scores(score_row(gallery_of(row, embeddings), embeddings[row]), f"val/{row}"))
         for source, scores in restoration.items():
             self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
 

@@ -110,7 +110,9 @@ def test_evaluation_takes_the_newest_run(
     (tmp_path / "runs" / "mine").symlink_to(stage2)
     monkeypatch.chdir(tmp_path)
     run_deocc("validate", *SMALL, "--trainer.limit_val_batches", "2", "--run", str(tmp_path / "out"))
-    assert "taking the newest run, runs/mine" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "taking the newest run, runs/mine" in printed.err
+    assert "val/student/eer" in printed.out and "val/student_predicted_mask/eer" in printed.out
 
 
 def test_predict_writes_sheets_and_embeddings(stage2: Path, tmp_path: Path) -> None:
