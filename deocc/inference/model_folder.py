@@ -25,20 +25,16 @@ from deocc.geometry import TEMPLATES
 from deocc.inference.network import MOST_SIDE, FaceNetwork, network_of, network_of_checkpoint
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error
-from deocc.networks.weights import read_checkpoint
+from deocc.networks.weights import MODEL_CONFIG, MODEL_FORMAT, MODEL_WEIGHTS, read_checkpoint, read_model_folder
 
 FOLDER: Final = "model"
 """Name of the model folder in a run folder."""
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD = MODEL_CONFIG, MODEL_WEIGHTS, "README.md"
 PRETRAINED: Final = Path(deocc.__file__).with_name("pretrained")
 """Model folder of the pretrained model in this package."""
-FORMAT_VERSION: Final = 2
-"""Increased when earlier versions would misread the folder."""
 MOST_BYTES: Final = 16_000_000
 """Maximum size of the pretrained model, which is part of every wheel."""
 
-_FORMAT: Final = "deocc model"
-_MOST_CONFIG: Final = 2**24  # bytes; an ordinary config.json has some kilobytes
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DEFAULT_SIZE: Final = 112  # of deocc.data.MaskedFaceDataModule
 
@@ -75,8 +71,7 @@ def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, c
         OSError: the folder cannot be written to.
     """
     weights = weight_bytes(network)
-    versions = {"format": _FORMAT, "format_version": FORMAT_VERSION}
-    described = json.dumps({**versions, **config, "weights_sha256": checksum(weights)}, indent=2, allow_nan=False)
+    described = json.dumps({**MODEL_FORMAT, **config, "weights_sha256": checksum(weights)}, indent=2, allow_nan=False)
     contents = {WEIGHTS: weights, CARD: card.encode(), CONFIG: described.encode() + b"\n"}
     for name, content in contents.items():
         write_file(folder / name, content)
@@ -84,46 +79,14 @@ def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, c
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
-    """Read the configuration and the network, in float32, of a model folder.
+    """Read the configuration and the network, in float32, of a model folder; errors as for `read_model_folder`.
 
     Raises:
-        FileNotFoundError: `config.json` or `model.safetensors` is missing.
-        ValueError: a file is damaged, something else or of another version, or the two do not belong together.
+        ValueError: also if the configuration does not fit the weights.
         ImportError: the student needs a package that is not installed.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"no {name} in the model folder {folder}: write it again with `deocc test`, or get it again"
-            )
-    config = _read_config(folder / CONFIG)
-    content = (folder / WEIGHTS).read_bytes()
-    try:
-        state = safetensors.torch.load(content)
-    except Exception as error:  # the reader raises almost anything for another file
-        raise ValueError(
-            f"{folder / WEIGHTS} is no safetensors file ({describe_error(error)}): get it again"
-        ) from error
-    if checksum(content) != config.get("weights_sha256"):
-        raise ValueError(f"{folder / WEIGHTS} does not belong to its {CONFIG} (another hash): get both again")
+    config, state = read_model_folder(folder)
     return config, network_of(config, state, str(folder))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if (size := path.stat().st_size) > _MOST_CONFIG:
-        raise ValueError(f"{path} has {size:,} bytes, at most {_MOST_CONFIG:,} are allowed: get it again")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): get it again") from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        raise ValueError(f"{path} describes no deocc model: give a model folder that `deocc test` wrote")
-    if config.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {config.get('format_version')}, this deocc reads {FORMAT_VERSION}: "
-            "install the deocc that wrote it, or write it again with `deocc test`"
-        )
-    return config
 
 
 def pretrained_folder() -> Path:
@@ -160,23 +123,19 @@ def load(source: str | Path | None = None, device: str | torch.device = "cpu") -
     if path.is_file():
         pipeline = _load_checkpoint(path)
     elif path.is_dir():
-        pipeline = _load_folder(path)
+        model, checkpoints = path / FOLDER / CONFIG, (path / runs.CHECKPOINTS).glob("*.ckpt")
+        if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
+            pipeline = _load_model(path)
+        elif model.is_file() and all(model.stat().st_mtime_ns >= each.stat().st_mtime_ns for each in checkpoints):
+            pipeline = _load_model(model.parent)
+        else:
+            pipeline = _load_checkpoint(runs.find_checkpoint(path))
     elif isinstance(source, str) and _REPOSITORY.fullmatch(source) and not mistyped:
         pipeline = _load_model(_fetch(source))
     else:
         accepted = "a model folder, a run folder, a .ckpt file, or owner/name on the Hugging Face hub"
         raise FileNotFoundError(f"no model at {path}: give {accepted}")
     return pipeline.to(device)
-
-
-def _load_folder(path: Path) -> Pipeline:
-    """Load a model folder, or a run folder."""
-    if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
-        return _load_model(path)
-    model, checkpoints = path / FOLDER / CONFIG, sorted((path / runs.CHECKPOINTS).glob("*.ckpt"))
-    if model.is_file() and all(model.stat().st_mtime_ns >= each.stat().st_mtime_ns for each in checkpoints):
-        return _load_model(path / FOLDER)
-    return _load_checkpoint(runs.find_checkpoint(path))
 
 
 def _load_model(folder: Path) -> Pipeline:
@@ -229,14 +188,13 @@ def _fetch(repository: str) -> Path:
             f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub"
         ) from error
     try:
-        patterns = [CONFIG, WEIGHTS, CARD]
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=patterns)  # nosec B615  # no code in them
+        files = [CONFIG, WEIGHTS, CARD]
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files))  # nosec B615  # no code in them
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"no folder {repository} here, and it cannot be got from the Hugging Face hub "
             f"({describe_error(error, 160)})"
         ) from error
-    return Path(folder)
 
 
 def install_pretrained(run: Path, target: Path = PRETRAINED) -> dict[str, int]:

@@ -54,7 +54,7 @@ class Deoccluder(nn.Module):
 
         Raises:
             FileNotFoundError: a file does not exist.
-            ValueError: a file is not a checkpoint or belongs to another stage, or there is no segmenter.
+            ValueError: a file is damaged or belongs to another stage, or there is no segmenter.
         """
         path = Path(path)
         if path.is_dir():
@@ -71,7 +71,14 @@ class Deoccluder(nn.Module):
             if path.is_dir():
                 config, state = described["deoccluder"], sub_state(weights, "deoccluder.")
             else:
-                config, state = _parts_of_stage1(checkpoint)
+                settings, saved = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+                config = {
+                    "generator": {"width": settings["width"], "attention": settings["attention"]},
+                    "segmenter": {"width": settings.get("segmenter_width")},
+                    "size": checkpoint.get("face_size"),
+                }
+                state = {f"generator.{key}": value for key, value in sub_state(saved, "average.module.").items()}
+                state |= {key: value for key, value in saved.items() if key.startswith("segmenter.")}
             if segmenter is not None:
                 config = {**config, "segmenter": segmenter.config}
                 state = {key: value for key, value in state.items() if not key.startswith("segmenter.")}
@@ -130,18 +137,6 @@ class Deoccluder(nn.Module):
         if self.size is None or image.shape[-1] <= self.size:
             return image
         return F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-
-
-def _parts_of_stage1(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return configuration and weights of the averaged generator and of the segmenter, which may be absent."""
-    settings, saved = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-    config = {
-        "generator": {"width": settings["width"], "attention": settings["attention"]},
-        "segmenter": {"width": settings.get("segmenter_width")},
-        "size": checkpoint.get("face_size"),
-    }
-    state = {f"generator.{key}": value for key, value in sub_state(saved, "average.module.").items()}
-    return config, state | {key: value for key, value in saved.items() if key.startswith("segmenter.")}
 
 
 def whole_mask(mask: Tensor) -> Tensor:

@@ -4,14 +4,22 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from deocc.files import checksum
 from deocc.messages import describe_error
 from deocc.runs import damage
+
+MODEL_CONFIG, MODEL_WEIGHTS = "config.json", "model.safetensors"
+"""Files of a model folder, which `deocc.inference.model_folder` writes."""
+MODEL_FORMAT: Final = {"format": "deocc model", "format_version": 2}
+"""First entries of `config.json`. The version increases when earlier versions of deocc would misread the folder."""
+
+_MOST_CONFIG: Final = 2**24  # bytes; an ordinary config.json has some kilobytes
 
 # Keys under which training scripts save the network inside a larger dictionary.
 _CONTAINERS = ("state_dict", "model_state_dict", "state_dict_backbone", "model", "backbone", "net")
@@ -81,16 +89,36 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read `config.json` and the weights, in float32, of a model folder that `deocc test` wrote.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, something else or of another version, or the two do not belong together.
     """
+    path, weights = folder / MODEL_CONFIG, folder / MODEL_WEIGHTS
+    for file in (path, weights):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no {file.name} in the model folder {folder}: write it again with `deocc test`, or get it again"
+            )
+    if (size := path.stat().st_size) > _MOST_CONFIG:
+        raise ValueError(f"{path} has {size:,} bytes, at most {_MOST_CONFIG:,} are allowed: get it again")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = {name: value.float() for name, value in read_state_dict(folder / "model.safetensors").items()}
-        return dict(config), state
-    except (OSError, TypeError, ValueError, RecursionError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): get it again") from error
+    if not isinstance(config, dict) or config.get("format") != MODEL_FORMAT["format"]:
+        raise ValueError(f"{path} describes no deocc model: give a model folder that `deocc test` wrote")
+    if config.get("format_version") != MODEL_FORMAT["format_version"]:
         raise ValueError(
-            f"{folder} is not a model folder ({describe_error(error, 160)}): give one that `deocc test` wrote"
-        ) from error
+            f"{path} has format version {config.get('format_version')}, this deocc reads "
+            f"{MODEL_FORMAT['format_version']}: install the deocc that wrote it, or write it again with `deocc test`"
+        )
+    content = weights.read_bytes()
+    try:
+        state = {name: value.float() for name, value in safetensors.torch.load(content).items()}
+    except Exception as error:  # the reader raises almost anything for another file
+        raise ValueError(f"{weights} is no safetensors file ({describe_error(error)}): get it again") from error
+    if checksum(content) != config.get("weights_sha256"):
+        raise ValueError(f"{weights} does not belong to its {path.name} (another hash): get both again")
+    return config, state
 
 
 def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deocc.files import checksum
 from deocc.networks import Deoccluder, Generator, MaskSegmenter
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import load_segmenter
+from deocc.networks.weights import MODEL_FORMAT
 from tests.networks.images import box_mask, random_faces
 
 
@@ -141,7 +143,8 @@ def test_from_checkpoint_needs_segmenter(deoccluder: Deoccluder, tmp_path: Path)
 def test_from_model_folder(deoccluder: Deoccluder, tmp_path: Path) -> None:
     state = {f"deoccluder.{key}": value.half().contiguous() for key, value in deoccluder.state_dict().items()}
     save_file({**state, "center": torch.zeros(8)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"deoccluder": deoccluder.config}))
+    described = {**MODEL_FORMAT, "weights_sha256": checksum(tmp_path / "model.safetensors")}
+    (tmp_path / "config.json").write_text(json.dumps({**described, "deoccluder": deoccluder.config}))
     loaded = Deoccluder.from_checkpoint(tmp_path)
     found = loaded.state_dict()
     assert all(torch.equal(value.half().float(), found[key]) for key, value in deoccluder.state_dict().items())
@@ -152,6 +155,10 @@ def test_from_model_folder(deoccluder: Deoccluder, tmp_path: Path) -> None:
     assert all(map(torch.equal, replaced.segmenter.state_dict().values(), other.state_dict().values()))
     assert not replaced.training and not any(parameter.requires_grad for parameter in replaced.parameters())
     assert load_segmenter(tmp_path).config == deoccluder.segmenter.config
-    (tmp_path / "config.json").write_text(json.dumps({"deoccluder": None}))
+    (tmp_path / "config.json").write_text(json.dumps({**described, "weights_sha256": "0"}))
+    for read in (Deoccluder.from_checkpoint, load_segmenter):
+        with pytest.raises(ValueError, match=r"does not belong to its config\.json"):
+            read(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**described, "deoccluder": None}))
     with pytest.raises(ValueError, match="is not a model folder with a de-occluder"):
         Deoccluder.from_checkpoint(tmp_path)

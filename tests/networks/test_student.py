@@ -121,5 +121,5 @@ def test_load_student(tmp_path: Path) -> None:
     torch.save({"stage": "inpainting", "hyper_parameters": {}, "state_dict": state}, path)
     with pytest.raises(ValueError, match="'inpainting', not of 'distillation'"):
         load_student(student, path)
-    with pytest.raises(ValueError, match="is not a model folder"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in the model folder"):
         load_student(student, tmp_path)
