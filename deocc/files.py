@@ -6,6 +6,7 @@ All functions raise plain OSErrors. Turn them into a message where the remedy is
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -45,6 +46,18 @@ def expand_user(path: str | Path) -> Path:
 def cache_folder() -> Path:
     """Return the folder for results that are expensive to compute: DEOCC_CACHE, or `~/.cache/deocc`."""
     return expand_user(os.environ.get("DEOCC_CACHE") or "~/.cache/deocc")
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; unlike the method, false for a name that is too long or a closed folder."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def package_folder(name: str) -> Path | None:
+    """Return the folder of an installed package of which only files are used, without importing it; None if absent."""
+    spec = importlib.util.find_spec(name)
+    places = spec.submodule_search_locations if spec is not None else None
+    return Path(places[0]) if places else None
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 
 def one_line(text: object) -> str:
@@ -31,6 +33,15 @@ def name_some(names: Sequence[str]) -> str:
 def say(line: str) -> None:
     """Print one line on the error stream, marked as coming from deocc."""
     print(f"deocc: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+def show_progress(items: Iterable[T], title: str, total: int | None = None, hidden: bool = False) -> Iterable[T]:
+    """Iterate over items with a progress bar on the error stream, if that is a terminal."""
+    from rich.console import Console  # here, since the light commands do without
+    from rich.progress import track
+
+    console = Console(stderr=True, soft_wrap=True)
+    return track(items, title, total, console=console, transient=True, disable=hidden or not console.is_terminal)
 
 
 class _StderrHandler(logging.Handler):

@@ -134,9 +134,7 @@ class Answers:
 def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
     """Return the page, not yet served: two photos, a mask kind and a seed as input, an analysis as output.
 
-    Args:
-        answers: computes the result.
-        gallery: source of the example photos; None = no examples.
+    Without a gallery there are no example photos.
     """
     import gradio as gr
 
@@ -225,19 +223,15 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= _LAST_PORT:
         raise ValueError(f"--port {port} is not a port: choose one from 0 to {_LAST_PORT}")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise ValueError(f"--host {host} is not an address ({error}): leave it out") from error
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(address)
-        listener.listen()
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # "::" also accepts IPv4
+        return socket.create_server(address, family=family, dualstack_ipv6=both)
     except OSError as error:
-        listener.close()
-        reason = error.strerror or error
+        reason = os.strerror(error.errno) if error.errno else error
         raise ValueError(f"cannot listen at {host}, port {port} ({reason}): choose another --port") from error
-    return listener
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """The images, similarities and matches that the demo page shows for a photo, and their HTML."""
 
 import base64
+from contextlib import suppress
 from importlib.resources import files
 from io import BytesIO
 from typing import Final, NamedTuple
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from deocc.commands.model import to_pixels
 from deocc.data import OrlFaces
-from deocc.evaluation.thresholds import covered_share
 from deocc.geometry import TEMPLATES, similarity_transform
 from deocc.inference.faces import PhotoFace, cut
 from deocc.inference.network import FaceOutput
@@ -125,8 +125,7 @@ class OrlGallery:
             landmarks = torch.from_numpy(self._faces.landmarks[index]).float()
             crops.append(cut(self._faces.image(index), similarity_transform(landmarks, template), pipeline.size))
         output = pipeline.process_faces(torch.stack(crops))
-        self._embeddings = output.embedding.cpu()
-        self._covered = covered_share(output.mask).tolist()
+        self._embeddings, self._covered = output.embedding.cpu(), output.covered.tolist()
 
     def __len__(self) -> int:
         """Return the number of people."""
@@ -144,13 +143,12 @@ class OrlGallery:
 
     def example_inputs(self, example: Example) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str, int]:
         """Return the values of the page's inputs: two photos (448, 368, 3) RGB, kind and seed."""
-        first, second = (self._photo(*place) for place in (example.photo, example.second))
-        return first, second, example.kind, example.seed
-
-    def _photo(self, person: int, image: int) -> NDArray[np.uint8]:
-        picture = Image.fromarray(self._faces.image(self._faces.names.index(f"s{person}/{image}")))
-        size = (picture.width * _ENLARGEMENT, picture.height * _ENLARGEMENT)
-        return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+        photos = []
+        for person, image in (example.photo, example.second):
+            picture = Image.fromarray(self._faces.image(self._faces.names.index(f"s{person}/{image}")))
+            size = picture.width * _ENLARGEMENT, picture.height * _ENLARGEMENT
+            photos.append(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)))
+        return photos[0], photos[1], example.kind, example.seed
 
 
 class Analyst:
@@ -182,7 +180,7 @@ class Analyst:
             masked = render(face.face[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
         crops = [face.face, masked] if second is None else [face.face, masked, second.face]
         output = self._pipeline.process_faces(torch.stack(crops))
-        covered = covered_share(output.mask).tolist()
+        covered = output.covered.tolist()
 
         search = None
         if self._gallery is not None:
@@ -202,22 +200,18 @@ class Analyst:
                 Panel("Clean", "the face, cut out and aligned", to_pixels(clean)),
                 Panel("Masked", f"{kind}, drawn on it", to_pixels(masked)),
             ]
-        share = float(covered_share(mask[None]))
         mask_picture = to_pixels((mask * 2 - 1).expand(3, -1, -1))
-        panels.append(Panel("Predicted mask", f"white = covered: {share:.0%} of the face", mask_picture))
+        panels.append(Panel("Predicted mask", f"white = covered: {output.covered[1]:.0%} of the face", mask_picture))
         panels.append(Panel("Completed", "what the model puts under the mask", to_pixels(completed_face)))
-        panels.append(self._attention_panel(masked, mask))
+        heat, caption = None, "this model has no attention branch"
+        deoccluder, device = self._pipeline.network.deoccluder, self._pipeline.device
+        if deoccluder is not None and deoccluder.generator.attention_branch is not None:
+            heat = attention_map(deoccluder, masked.to(device), mask.to(device))
+            caption = "bright = the generator looks here most"
+            if heat is None:
+                caption = "nothing is covered, or nothing is visible: nothing to draw from"
+        panels.append(Panel("Attention", caption, None if heat is None else _draw_heat(heat.cpu(), masked)))
         return tuple(panels)
-
-    def _attention_panel(self, masked: Tensor, mask: Tensor) -> Panel:
-        deoccluder = self._pipeline.network.deoccluder
-        if deoccluder is None or deoccluder.generator.attention_branch is None:
-            return Panel("Attention", "this model has no attention branch", None)
-        device = self._pipeline.device
-        heat = attention_map(deoccluder, masked.to(device), mask.to(device))
-        if heat is None:
-            return Panel("Attention", "nothing is covered, or nothing is visible: nothing to draw from", None)
-        return Panel("Attention", "bright = the generator looks here most", _draw_heat(heat.cpu(), masked))
 
     def _compare_pair(
         self, masked: Tensor, output: FaceOutput, covered: list[float], rendered: bool
@@ -225,23 +219,19 @@ class Analyst:
         """Compare the clean, the masked but not completed, and the completed first face with the second face."""
         clean, completed, second = output.embedding
         bare = self._pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
-        titles = (
-            ("Masked, not completed", "Masked, completed") if rendered else ("As it is, not completed", "Completed")
-        )
-        pair = (
-            Comparison(titles[0], float(bare @ second), None),
-            self._compare(titles[1], float(completed @ second), covered[1], covered[2]),
-        )
-        return (self._compare("Clean", float(clean @ second), covered[0], covered[2]), *pair) if rendered else pair
+        title = "Masked, not completed" if rendered else "As it is, not completed"
+        pair = [Comparison(title, float(bare @ second), None)]
+        title = "Masked, completed" if rendered else "Completed"
+        pair.append(self._compare(title, float(completed @ second), covered[1], covered[2]))
+        if rendered:
+            pair.insert(0, self._compare("Clean", float(clean @ second), covered[0], covered[2]))
+        return tuple(pair)
 
     def _compare(self, title: str, similarity: float, first_covered: float, second_covered: float) -> Comparison:
-        thresholds = self._pipeline.thresholds
-        if thresholds is None:
-            return Comparison(title, similarity, None)
-        try:
-            verdict = decide(thresholds, similarity, (first_covered, second_covered))
-        except ValueError:  # this combination of masked and unmasked faces could not be calibrated
-            verdict = None
+        verdict = None
+        if self._pipeline.thresholds is not None:
+            with suppress(ValueError):  # this combination of masked and unmasked faces could not be calibrated
+                verdict = decide(self._pipeline.thresholds, similarity, (first_covered, second_covered))
         return Comparison(title, similarity, verdict)
 
 

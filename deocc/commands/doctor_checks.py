@@ -215,8 +215,22 @@ def check_run(context: Context) -> Iterator[Finding]:
         yield Finding("OK", f"model folder {place}: {_describe_model(place)}")
         return
     checkpoint = runs.find_checkpoint(place)
-    yield from _check_checkpoint(checkpoint)
     run = runs.run_folder_of(checkpoint)
+    content: dict[str, Any] = read_checkpoint(checkpoint)
+    stage = content.get("stage", "unknown")
+    size = checkpoint.stat().st_size / 1e6
+    text = f"{checkpoint}: stage {stage}, epoch {content.get('epoch', 'unknown')}, {size:.0f} MB"
+    if stage not in ("segmentation", "inpainting", "distillation"):
+        yield Finding("wrong", f"{text}: not a stage of deocc", _TRAIN)
+    else:
+        yield Finding("OK", text)
+    if stage == "segmentation":
+        yield Finding("OK", "it is a mask predictor, for the segmenter_checkpoint of a stage 2")
+    elif stage == "inpainting":
+        yield Finding("OK", "it is a stage 1: verify, identify and export need a stage 2, `deocc fit --config distill`")
+    elif stage == "distillation" and read_thresholds(checkpoint) is None:
+        text = f"{checkpoint} has no thresholds, so `deocc verify` cannot decide"
+        yield Finding("warning", text, f"deocc test --checkpoint {run}")
     if not (run / runs.CONFIG).is_file():
         text = f"{run} has no {runs.CONFIG}: commands cannot find out what it was trained on"
         yield Finding("warning", text, "copy it from the run")
@@ -229,24 +243,6 @@ def check_run(context: Context) -> Iterator[Finding]:
             yield Finding("OK", f"{model}: complete")
 
 
-def _check_checkpoint(file: Path) -> Iterator[Finding]:
-    content: dict[str, Any] = read_checkpoint(file)
-    stage = content.get("stage", "unknown")
-    text = f"{file}: stage {stage}, epoch {content.get('epoch', 'unknown')}, {file.stat().st_size / 1e6:.0f} MB"
-    if stage not in ("segmentation", "inpainting", "distillation"):
-        yield Finding("wrong", f"{text}: not a stage of deocc", _TRAIN)
-        return
-    yield Finding("OK", text)
-    if stage == "segmentation":
-        yield Finding("OK", "it is a mask predictor, for the segmenter_checkpoint of a stage 2")
-    elif stage == "inpainting":
-        command = "deocc fit --config distill"
-        yield Finding("OK", f"it is a stage 1: verify, identify and export need a stage 2, `{command}`")
-    elif read_thresholds(file) is None:
-        text = f"{file} has no thresholds, so `deocc verify` cannot decide"
-        yield Finding("warning", text, f"deocc test --checkpoint {runs.run_folder_of(file)}")
-
-
 def check_fit(context: Context) -> Iterator[Finding]:
     """Compare the run with this version's template, with its records and with its training data."""
     run = _find_run(context)
@@ -256,7 +252,14 @@ def check_fit(context: Context) -> Iterator[Finding]:
     results = _read_json(run / runs.RESULTS)
     face = model.get("face", {})
     if face:
-        yield _check_template(int(face["size"]), torch.tensor(face["template"]))
+        points, expected = torch.tensor(face["template"]), TEMPLATES["canonical"].tensor(int(face["size"]))
+        error = float((points - expected).abs().max()) if points.shape == expected.shape else float("inf")
+        if error <= _TEMPLATE_TOLERANCE:
+            text = f"alignment: the model's template is the one of this version, at {face['size']} pixels"
+            yield Finding("OK", text)
+        else:
+            text = f"the model was trained on another alignment: its template's points are up to {error:.2f} pixels off"
+            yield Finding("warning", text, "use the deocc version that trained it, or train again")
     sizes = {"model": face.get("size"), "test": results.get("size")}
     if (run / runs.CONFIG).is_file():
         config = yaml.safe_load((run / runs.CONFIG).read_text(encoding="utf-8"))
@@ -270,16 +273,6 @@ def check_fit(context: Context) -> Iterator[Finding]:
     if data is not None and data.is_dir() and "root" in settings and _is_celeba(data) == (name == "CelebaFaces"):
         settings["root"] = str(data)
     yield _check_training_data(name, settings, model.get("training") or results)
-
-
-def _check_template(size: int, points: torch.Tensor) -> Finding:
-    """Compare the alignment template of a model with this version's."""
-    expected = TEMPLATES["canonical"].tensor(size)
-    error = float((points - expected).abs().max()) if points.shape == expected.shape else float("inf")
-    if error <= _TEMPLATE_TOLERANCE:
-        return Finding("OK", f"alignment: the model's template is the one of this version, at {size} pixels")
-    text = f"the model was trained on another alignment: its template's points are up to {error:.2f} pixels off"
-    return Finding("warning", text, "use the deocc version that trained it, or train again")
 
 
 def _check_training_data(name: str | None, settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> Finding:
@@ -345,7 +338,6 @@ def _find_run(context: Context) -> Path | None:
 
 
 def _is_celeba(folder: Path) -> bool:
-    """Return whether a folder contains files or folders named as in CelebA."""
     return any(path.name.startswith(_CELEBA_NAMES) for path in folder.iterdir())
 
 

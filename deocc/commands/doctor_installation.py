@@ -114,13 +114,12 @@ def check_packages(context: Context) -> Iterator[Finding]:
         title = f"extra {extra}" if extra else "needed packages"
         installed = {each.name: _version(each.name) for each in group}
         missing = [name for name, found in installed.items() if found is None]
-        unsuitable = False
-        for each in group:
-            found = installed[each.name]
-            if found is not None and not each.specifier.contains(found, prereleases=True):
-                unsuitable = True
-                remedy = f'pip install "{each.name}{each.specifier}"'
-                yield Finding("wrong", f"{each.name} {found} is installed, deocc needs {each.specifier}", remedy)
+        unsuitable = [
+            each for each in group if (found := installed[each.name]) and not each.specifier.contains(found, True)
+        ]
+        for each in unsuitable:
+            text = f"{each.name} {installed[each.name]} is installed, deocc needs {each.specifier}"
+            yield Finding("wrong", text, f'pip install "{each.name}{each.specifier}"')
         if missing:
             remedy = f'pip install "deocc[{extra}]"' if extra else "pip install deocc"
             yield Finding("warning" if extra else "wrong", f"{title}: not installed: {', '.join(missing)}", remedy)

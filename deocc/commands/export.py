@@ -8,7 +8,7 @@ from deocc.commands.arguments import export_parser
 from deocc.commands.model import load_model
 from deocc.files import write_file
 from deocc.inference.export import Precision, export
-from deocc.inference.export_formats import FORMATS, OPSET, require_onnx
+from deocc.inference.export_formats import OPSET, SUFFIXES, require_onnx
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,8 +56,8 @@ def _check_arguments(to: str, precision: Precision, photos: Sequence[Path]) -> N
 
 def _check_out(out: Path, to: str, force: bool) -> None:
     """Check that `out` may be written, and create its folder."""
-    if out.suffix != FORMATS[to].suffix:
-        raise ValueError(f"--out {out}: the name of a {to} file ends with {FORMATS[to].suffix}")
+    if out.suffix != SUFFIXES[to]:
+        raise ValueError(f"--out {out}: the name of a {to} file ends with {SUFFIXES[to]}")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: give the name of a file")
     if out.exists() and not force:

@@ -22,13 +22,12 @@ from deocc.inference.gallery import (
     Match,
     PersonIndex,
     answer,
-    condition_of,
     find_conflicts,
     limit_for,
     read_gallery,
 )
 from deocc.inference.photos import read_photo
-from deocc.inference.pipeline import Pipeline
+from deocc.inference.pipeline import Pipeline, condition_of
 from deocc.messages import printable, say
 
 _WIDTH: Final = 200  # of the printed table if the output is no terminal

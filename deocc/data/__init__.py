@@ -9,29 +9,18 @@ from typing import TYPE_CHECKING, Any
 import deocc._torchvision  # noqa: F401  # before Lightning
 
 if TYPE_CHECKING:
-    from deocc.data.ar import ArFaces
-    from deocc.data.celeba import CelebaFaces
-    from deocc.data.datamodule import MaskedFaceDataModule
-    from deocc.data.face_set import FaceSet, shared_people
-    from deocc.data.folder import FolderFaces
-    from deocc.data.insightface import BinFaces, RecordFaces
-    from deocc.data.lfw import LfwFaces
-    from deocc.data.orl import OrlFaces
-    from deocc.data.pairs import PairListFaces
+    from deocc.data.ar import ArFaces as ArFaces
+    from deocc.data.celeba import CelebaFaces as CelebaFaces
+    from deocc.data.datamodule import MaskedFaceDataModule as MaskedFaceDataModule
+    from deocc.data.face_set import FaceSet as FaceSet
+    from deocc.data.face_set import shared_people as shared_people
+    from deocc.data.folder import FolderFaces as FolderFaces
+    from deocc.data.insightface import BinFaces as BinFaces
+    from deocc.data.insightface import RecordFaces as RecordFaces
+    from deocc.data.lfw import LfwFaces as LfwFaces
+    from deocc.data.orl import OrlFaces as OrlFaces
+    from deocc.data.pairs import PairListFaces as PairListFaces
 
-__all__ = [
-    "ArFaces",
-    "BinFaces",
-    "CelebaFaces",
-    "FaceSet",
-    "FolderFaces",
-    "LfwFaces",
-    "MaskedFaceDataModule",
-    "OrlFaces",
-    "PairListFaces",
-    "RecordFaces",
-    "shared_people",
-]
 _MODULES = {
     "ArFaces": "ar",
     "BinFaces": "insightface",
@@ -45,6 +34,7 @@ _MODULES = {
     "RecordFaces": "insightface",
     "shared_people": "face_set",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

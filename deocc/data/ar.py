@@ -96,11 +96,8 @@ class ArFaces(FaceSet):
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
             raise missing_set("AR shots with sunglasses or scarf a person", folder, occluded, len(occluded), _ADVICE)
-        galleries = {
-            "protocol2": self._gallery(folder, (1,)),
-            "protocol1": self._gallery(folder, protocol1_shots),
-        }
-        self.protocol = Galleries(galleries)
+        neutral, all_lights = self._gallery(folder, (1,)), self._gallery(folder, protocol1_shots)
+        self.protocol = Galleries({"protocol2": neutral, "protocol1": all_lights})
         files = [path.relative_to(folder).as_posix() for path in self._paths]
         found = find_landmarks(folder, files, detector, detector_weights, _read_file)
         found.warn()
@@ -117,20 +114,19 @@ class ArFaces(FaceSet):
     def _gallery(self, root: Path, shots: Sequence[int]) -> NDArray[np.int64]:
         """Return the positions of the gallery images of all people, ascending."""
         place = {name: index for index, name in enumerate(self.names)}
-        chosen: set[int] = set()
-        missing = []
-        for person in self.identity_names or ():
+        others = [shot + _SESSION if shot <= _SESSION else shot - _SESSION for shot in shots]  # of the other session
+        people, chosen, missing = self.identity_names or (), set[int](), []
+        for person in people:
             found = set()
-            for shot in shots:
-                names = [f"{person}-{number:02d}" for number in (shot, _other_session(shot))]
+            for numbers in zip(shots, others, strict=True):
+                names = [f"{person}-{number:02d}" for number in numbers]
                 found.update([place[name] for name in names if name in place][:1])
             chosen |= found
             if not found:
                 missing.append(f"{person}-{shots[0]:02d}")
         if missing:
-            wanted = " or ".join(str(shot) for shot in sorted({*shots, *map(_other_session, shots)}))
-            title = f"AR gallery images (shot {wanted} of a person)"
-            raise missing_set(title, root, missing, len(self.identity_names or ()), _ADVICE)
+            wanted = " or ".join(str(shot) for shot in sorted({*shots, *others}))
+            raise missing_set(f"AR gallery images (shot {wanted} of a person)", root, missing, len(people), _ADVICE)
         return np.array(sorted(chosen), dtype=np.int64)
 
 
@@ -142,10 +138,6 @@ def occluder_of(shot: int) -> int:
     """
     kind = _OCCLUDERS.get((shot - 1) % _SESSION + 1)
     return -1 if kind is None else list_kinds().index(kind)
-
-
-def _other_session(shot: int) -> int:
-    return shot + _SESSION if shot <= _SESSION else shot - _SESSION
 
 
 def ar_files(root: Path) -> Iterator[Path]:

@@ -23,15 +23,13 @@ import lmdb
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from deocc.data.face_set import FaceSet, Split
 from deocc.data.loader import UnreadableImageError, ignore_stop_signals
 from deocc.files import cache_folder, checksum, hold_lock
 from deocc.geometry import TEMPLATES
-from deocc.messages import one_line
+from deocc.messages import one_line, say, show_progress
 
 AlignedFace = tuple[NDArray[np.uint8], NDArray[np.float32]]
 """A face, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop."""
@@ -48,13 +46,16 @@ class AlignedCache:
     """A file of aligned faces. A complete file has the name `path`; an unfinished one ends in `.part` and is resumed.
 
     Copies in other processes open the file themselves.
+
+    Attributes:
+        path: the complete file.
+        size: side of the faces in pixels.
+        number: number of faces of the complete file.
     """
 
     path: Path
     size: int
-    """Side of the faces in pixels."""
     number: int
-    """Number of faces of the complete file."""
 
     @classmethod
     def of(cls, face_set: FaceSet, split: Split, size: int, indices: NDArray[np.int64]) -> "AlignedCache":
@@ -119,14 +120,12 @@ class AlignedCache:
             leave_out: called in this process with the images that cannot be read (`Quarantine.add`). If it raises an
                 error, filling stops, and the faces before those images are kept.
         """
-
-        def tell() -> None:
-            Console(stderr=True).print("waiting for another process that aligns the same faces")
-
         if self.is_complete():
             return
+        waiting = "waiting for another process that aligns the same faces"
         try:
-            with hold_lock(self.path.parents[1] / "locks" / f"{self.path.stem}.lock", on_wait=tell):
+            lock = self.path.parents[1] / "locks" / f"{self.path.stem}.lock"
+            with hold_lock(lock, on_wait=lambda: say(waiting)):
                 if not self.is_complete():  # another process may have filled it meanwhile
                     self._write(align, indices, num_workers, leave_out)
         except (OSError, lmdb.Error) as error:  # images that cannot be read raise other errors
@@ -159,7 +158,7 @@ class AlignedCache:
                 generator=torch.Generator(),
             )
             title = f"aligning {self.number - done:,} faces, once"
-            for block in track(loader, title, total=len(blocks), console=Console(stderr=True), transient=True):
+            for block in show_progress(loader, title, len(blocks)):
                 leave_out([index for index, value in block if not value])
                 try:
                     with environment.begin(write=True) as transaction:

@@ -45,13 +45,9 @@ class _Rows(NamedTuple):
     """Content of the lists, sorted by image name."""
 
     names: NDArray[np.str_]
-    """(N,) file names."""
-    identity: NDArray[np.int64]
-    """(N,) the set's number of each person."""
+    identity: NDArray[np.int64]  # the set's number of each person
     landmarks: NDArray[np.float64]
-    """(N, 5, 2)."""
-    partition: NDArray[np.int64]
-    """(N,) 0 training, 1 validation, 2 test: positions in `SPLITS`."""
+    partition: NDArray[np.int64]  # positions in `SPLITS`
 
 
 class CelebaFaces(FaceSet):
@@ -136,7 +132,10 @@ class CelebaFaces(FaceSet):
 def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Rows]:
     """Find the images and read the lists, or raise an error that names all missing parts."""
     wanted = [*([_IDENTITIES] if identities else []), _LANDMARKS[images], _PARTITION]
-    paths = [_list_path(root, name) for name in wanted]
+    paths = []
+    for name in wanted:
+        places = [root / place / f"{name}{suffix}" for suffix in (".txt", ".csv") for place in _PLACES]
+        paths.append(next((path for path in places if path.is_file()), None))
     store = open_images(root, _FOLDERS[images], _PLACES) or open_images(root, f"{_FOLDERS[images]}_png", _PLACES)
     missing = [f"{name}.txt" for name, path in zip(wanted, paths, strict=True) if path is None]
     missing += [] if store else [f"{_FOLDERS[images]}/ or {_FOLDERS[images]}.zip"]
@@ -155,15 +154,14 @@ def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Ro
     return store, rows._replace(names=np.array(names, dtype=_NAME)[there])
 
 
-def _list_path(root: Path, name: str) -> Path | None:
-    paths = (root / place / f"{name}{suffix}" for suffix in (".txt", ".csv") for place in _PLACES)
-    return next((path for path in paths if path.is_file()), None)
-
-
 def _read_list(path: Path) -> NDArray[np.void]:
     """Read the rows of a list, sorted by image name: `name`, and as `values` ten numbers of landmarks or else one."""
     try:
-        header, promised = _read_header(path)
+        with path.open(encoding="utf-8-sig") as file:
+            first = [re.split(r"[\s,]", line, maxsplit=1)[0] for line in islice(file, 3)]
+        header = next((at for at, word in enumerate(first) if Path(word).suffix.lower() in IMAGE_SUFFIXES), None)
+        if header is None:
+            raise ValueError("no line begins with an image's name")
         layout = np.dtype([("name", _NAME), ("values", np.float64, (10 if "landmarks" in path.name else 1,))])
         delimiter = "," if path.suffix == ".csv" else None
         rows = np.loadtxt(
@@ -171,23 +169,13 @@ def _read_list(path: Path) -> NDArray[np.void]:
         )
     except ValueError as error:
         raise ValueError(f"cannot read {path} ({error}): it may be half copied or altered, get it again") from error
+    promised = int(first[0]) if first[0].isdigit() else 0
     if len(rows) < promised:
         raise FileNotFoundError(f"{path} announces {promised:,} images and has {len(rows):,}: {_ADVICE}")
     order = np.unique(rows["name"], return_index=True)[1]
     if len(order) < len(rows):
         raise ValueError(f"{path} names {len(rows) - len(order):,} images twice: get it again")
     return rows[order]
-
-
-def _read_header(path: Path) -> tuple[int, int]:
-    """Return the number of lines before the first image (0 to 2), and the announced number of images, or 0."""
-    with path.open(encoding="utf-8-sig") as file:
-        lines = list(islice(file, 3))
-    first = [re.split(r"[\s,]", line, maxsplit=1)[0] for line in lines]
-    header = next((at for at, word in enumerate(first) if Path(word).suffix.lower() in IMAGE_SUFFIXES), None)
-    if header is None:
-        raise ValueError("no line begins with an image's name")
-    return header, int(first[0]) if first[0].isdigit() else 0
 
 
 def _join(lists: Sequence[tuple[Path, NDArray[np.void]]]) -> _Rows:

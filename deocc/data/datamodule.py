@@ -128,11 +128,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     @property
     def num_identities(self) -> int:
-        """The number of training identities.
-
-        Raises:
-            ValueError: the face set has none.
-        """
+        """The number of training identities; ValueError if the face set has none."""
         if not self.face_set.has_identities:
             raise ValueError(
                 "the face set has no identities, which stage 2 learns: give them, and leave out identities: false"
@@ -162,18 +158,15 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             if cache is not None and cache.gigabytes <= self.cache_gigabytes:
                 cache.fill(AlignedFaces(self.face_set, self.size, 0), indices, self.num_workers, self.quarantine.add)
             elif cache is not None:
-                taken = f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB"
-                given = f"data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept"
                 warnings.warn(
-                    f"{taken}, {given}: raise it to at least that, or set it to 0 to go without", stacklevel=2
+                    f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB, "
+                    f"data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept: raise it to at least that, "
+                    "or set it to 0 to go without",
+                    stacklevel=2,
                 )
 
     def train_dataloader(self) -> FaceLoader[FaceItem]:
-        """Return augmented training faces, shuffled by seed and epoch.
-
-        Raises:
-            ValueError: the face set has no training people.
-        """
+        """Return augmented training faces, shuffled by seed and epoch; ValueError if there are no training people."""
         if len(self.face_set.bare("train")) == 0:
             raise ValueError(
                 f"{type(self.face_set).__name__} has no one to train on, it is for tests: choose another data.face_set"
@@ -215,11 +208,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def reference_dataloader(self, shared: bool = False) -> FaceLoader[FaceItem]:
-        """Return the readable clean training faces without augmentation, in order.
-
-        Args:
-            shared: distribute them over the processes; otherwise every process gets all.
-        """
+        """Return the readable clean training faces, not augmented, in order; `shared` splits them among processes."""
         return self._loader(self._faces("train", [CLEAN]), shared)
 
     def val_dataloader(self) -> list[FaceLoader[FaceItem]]:
@@ -240,7 +229,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             batch = _repeat(batch, self.masks_per_face)
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
-            return _mask_with_distractors(batch) if self.distractors else mask_batch(batch)
+            if not self.distractors:
+                return mask_batch(batch)
+            batch["face"] = add_worn(batch["face"], batch["landmarks"], batch["seed"])  # below the occluder
+            masked = mask_batch(batch)
+            lit = add_cast(masked["masked_face"], batch["landmarks"], batch["seed"])  # above it
+            masked["masked_face"] = add_camera_defects(lit, batch["seed"])
+            return masked
         if occluder is not None and (occluder[batch["index"].cpu().numpy()] >= 0).any():
             return cast(MaskedFaceBatch, {**batch, "masked_face": batch["face"]})
         return mask_batch(batch)
@@ -289,8 +284,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     def _filled_cache(self, split: Split) -> AlignedCache | None:
         """Return the complete cache of a split, or None."""
         cache = self._cache(split) if split in FITTED else None
-        usable = cache is not None and cache.gigabytes <= self.cache_gigabytes and cache.is_complete()
-        return cache if usable else None
+        if cache is None or cache.gigabytes > self.cache_gigabytes or not cache.is_complete():
+            return None
+        return cache
 
     def _cache(self, split: Split) -> AlignedCache | None:
         """Return the cache of a split; None if it fits into memory or caching is off."""
@@ -327,20 +323,16 @@ def manifest_rows(probes: FixedFaces) -> Iterator[tuple[str, str, int]]:
 
 
 def manifest_hash(probes: FixedFaces) -> str:
-    """Return a hash of the rows and of the renderer."""
-    digest = hashlib.sha256(renderer_hash().encode())
-    for row in manifest_rows(probes):
-        digest.update("/".join(map(str, row)).encode())
-    return digest.hexdigest()[:16]
-
-
-def renderer_hash() -> str:
-    """Return a hash of masks of every kind, rendered on a grey face."""
+    """Return a hash of the rows and of the renderer's masks of every kind on a grey face."""
     kinds = torch.arange(len(list_kinds())).repeat_interleave(_SEEDS)
     faces = torch.zeros(len(kinds), 3, _SIZE, _SIZE)
     landmarks = TEMPLATES["canonical"].tensor(_SIZE).expand(len(kinds), 5, 2)
     _, masks = render(faces, landmarks, kinds, torch.arange(len(kinds)))
-    return hashlib.sha256(masks.bool().numpy().tobytes()).hexdigest()[:16]
+    renderer = hashlib.sha256(masks.bool().numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(renderer.encode())
+    for row in manifest_rows(probes):
+        digest.update("/".join(map(str, row)).encode())
+    return digest.hexdigest()[:16]
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:
@@ -359,15 +351,6 @@ def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
         copy_number > 0, mix(repeated["seed"] + copy_number) >> 1 & (2**62 - 1), repeated["seed"]
     )
     return repeated
-
-
-def _mask_with_distractors(batch: FaceBatch) -> MaskedFaceBatch:
-    """Render masks, with glasses and beards below the occluder, and shadows, glare and camera defects above it."""
-    batch["face"] = add_worn(batch["face"], batch["landmarks"], batch["seed"])
-    masked = mask_batch(batch)
-    lit = add_cast(masked["masked_face"], batch["landmarks"], batch["seed"])
-    masked["masked_face"] = add_camera_defects(lit, batch["seed"])
-    return masked
 
 
 def _known_kinds(name: str, kinds: Sequence[str]) -> tuple[str, ...]:

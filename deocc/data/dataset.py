@@ -78,14 +78,11 @@ class AlignedFaces:
 
 
 class Augmented(NamedTuple):
-    """An augmented crop."""
+    """An augmented crop (H, W, 3) RGB, its landmarks (5, 2) in pixels, and whether left and right were swapped."""
 
     image: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
     landmarks: NDArray[np.float32]
-    """(5, 2) in pixels of the crop, left to right in the image."""
     flipped: bool
-    """True if left and right were swapped."""
 
 
 class Augmentation:
@@ -102,13 +99,7 @@ class Augmentation:
         self._compose = A.Compose(_transforms(strength), keypoint_params=A.KeypointParams("xy", remove_invisible=False))
 
     def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int) -> Augmented:
-        """Augment one crop.
-
-        Args:
-            image: (H, W, 3) RGB.
-            landmarks: (5, 2) in pixels of the crop.
-            seed: determines all random choices.
-        """
+        """Augment a crop (H, W, 3) RGB and its landmarks (5, 2) in pixels; `seed` determines all random choices."""
         if self._elastic:
             image, landmarks = warp_elastically(image, landmarks, np.random.default_rng(seed))
         self._compose.set_random_seed(seed % 2**32)
@@ -151,10 +142,7 @@ class TrainingFaces(Dataset[FaceItem]):
         """Return the item of an (epoch, position). Its kind is -1; the data module draws it from the seed.
 
         An image that cannot be read, of the item or of a blended face, is replaced by another one that depends on the
-        seed.
-
-        Raises:
-            UnreadableImageError: all replacements are unreadable, too.
+        seed; UnreadableImageError if that fails several times.
         """
         epoch, position = key
         seed = item_seed(self.seed, epoch, int(self.indices[position]))
@@ -224,14 +212,9 @@ class FixedFaces(Dataset[FaceItem]):
         return len(self.indices) * len(self.masks)
 
     def __getitem__(self, number: int) -> FaceItem:
-        """Return the item at `number`.
-
-        Raises:
-            UnreadableImageError: the image of a test cannot be read.
-        """
+        """Return the item at `number`; an image of a test that cannot be read raises UnreadableImageError."""
         position, _ = self._place(number)
         index, identity = int(self.indices[position]), int(self.identities[position])
-        kind, seed = self.mask_of(number)
         unreadable: list[int] = []
         try:
             face, landmarks = self.aligned(index)
@@ -240,7 +223,8 @@ class FixedFaces(Dataset[FaceItem]):
                 raise
             size, unreadable = self.aligned.size, [index]
             face, landmarks = np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)
-        return _item(Augmented(face, landmarks, False), index, [identity] * 3, (0.0, 0.0), kind, seed, unreadable)
+        mask = self.mask_of(number)
+        return _item(Augmented(face, landmarks, False), index, [identity] * 3, (0.0, 0.0), *mask, unreadable)
 
     def index_of(self, number: int) -> int:
         """Return the position in the face set of the image of the item at `number`."""
@@ -296,14 +280,9 @@ def _item(
 def warp_elastically(
     image: NDArray[np.uint8], landmarks: NDArray[np.float32], generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Shift pixels and landmarks by a smooth random field.
+    """Shift the pixels of an image (H, W, 3) and landmarks (P, 2) by a smooth random field.
 
     The transform of albumentations rounds key points to whole pixels and loses some.
-
-    Args:
-        image: (H, W, 3).
-        landmarks: (P, 2) in pixels.
-        generator: source of the field.
     """
     height, width = image.shape[:2]
     nodes = generator.normal(0, DEVIATION * width, (NODES, NODES, 2)).astype(np.float32)

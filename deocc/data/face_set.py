@@ -9,7 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, overload
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,13 +116,6 @@ def missing_set(title: str, root: Path, missing: Sequence[str], total: int, advi
     4 of 9 LFW images are missing in /faces (a, b, c, ...): get them from LFW's home page
     >>> print(missing_set("LFW images", Path("/faces"), ["a.jpg"], 9, "get it from LFW's home page"))
     1 of 9 LFW images is missing in /faces (a.jpg): get it from LFW's home page
-
-    Args:
-        title: what was expected, in the plural.
-        root: where it was expected.
-        missing: names of the missing files, in the order of the search.
-        total: number of expected files.
-        advice: how to get the set by hand.
     """
     verb = "is" if len(missing) == 1 else "are"
     lack = f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({name_some(missing)})"
@@ -185,15 +178,13 @@ def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> ND
 
 
 class NameTable(Sequence[str]):
-    """Names in two arrays, decoded on access; equal to any sequence of the same names.
+    """Names in two arrays, decoded on access.
 
     Forked workers share the arrays with their parent, since reading changes no reference count.
 
     Args:
         names: the names in order.
     """
-
-    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have no hash
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode(*_CODING) for name in names]
@@ -203,20 +194,11 @@ class NameTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> "NameTable": ...
-    def __getitem__(self, place: int | slice) -> "str | NameTable":
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return NameTable(self[at] for at in range(*place.indices(len(self))))
+            return [self[at] for at in range(*place.indices(len(self)))]
         at = range(len(self))[place]
         return self._text[self._ends[at] : self._ends[at + 1]].tobytes().decode(*_CODING)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, NameTable):
-            return np.array_equal(self._ends, other._ends) and np.array_equal(self._text, other._text)
-        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
 
     def buffers(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return the concatenated bytes of all names, and (N + 1,) their boundaries, for hashing."""
@@ -226,12 +208,8 @@ class NameTable(Sequence[str]):
 def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     """Read the lines of a list that are not blank, stripped, with their numbers from 1.
 
-    Args:
-        path: the list.
-        content: what its lines should be, for messages.
-
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file; the message says that `content` is expected.
         ValueError: the file is not UTF-8 text, or blank.
     """
     if not path.is_file():

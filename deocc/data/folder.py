@@ -11,8 +11,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from deocc.data.face_set import FaceSet, NameTable, Split, cached_array, identity_name, split_people
 from deocc.data.images import FORMATS, is_image, read_image, read_size
@@ -20,7 +18,7 @@ from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_landmarks
 from deocc.files import checksum, expand_user, walk_files
 from deocc.geometry import get_template
 from deocc.masking.registry import kind_numbers
-from deocc.messages import name_some
+from deocc.messages import name_some, show_progress
 
 _VERSION: Final = 2  # increase when `sides` returns other numbers, so that old files are not used
 _PROGRESS_FROM: Final = 10_000  # images from which progress is shown
@@ -29,19 +27,23 @@ _SPLIT_FOLDERS: Final = frozenset({"train", "training", "val", "valid", "validat
 
 @dataclass(frozen=True)
 class FolderListing:
-    """Index of a `person/image` directory tree, in a few arrays."""
+    """Index of a `person/image` directory tree, in a few arrays.
+
+    Attributes:
+        root: the folder.
+        names: PERSON/FILE or PERSON/.../FILE.
+        people: folders with images, sorted; names that differ only in their Unicode form are one person.
+        identity: (N,) positions in `people`.
+        stamp: (N, 2) size in bytes and modification time in nanoseconds of each file.
+        unused: files that are no images or in no person's folder, and folders that cannot be read.
+    """
 
     root: Path
     names: NameTable
-    """PERSON/FILE or PERSON/.../FILE."""
     people: list[str]
-    """Folders with images, sorted; names that differ only in their Unicode form are one person."""
     identity: NDArray[np.int64]
-    """(N,) positions in `people`."""
     stamp: NDArray[np.int64]
-    """(N, 2) size in bytes and modification time in nanoseconds of each file."""
     unused: Sequence[str] = ()
-    """Files that are no images or in no person's folder, and folders that cannot be read."""
 
     def describe_unused(self) -> str:
         """Return a line that counts and names the files that are not used."""
@@ -53,9 +55,7 @@ class FolderListing:
     def digest(self, indices: NDArray[np.int64]) -> str:
         """Return a hash of the location, names, sizes and times of these files; no file is read."""
         text, ends = self.names.buffers()
-        chosen = np.zeros(len(self.names), dtype=np.bool_)
-        chosen[indices] = True
-        lengths = np.diff(ends)
+        chosen, lengths = np.isin(np.arange(len(self.names)), indices), np.diff(ends)
         parts = (text[np.repeat(chosen, lengths)], lengths[indices], self.stamp[indices])
         return checksum(str(self.root.resolve()), *(part.tobytes() for part in parts))
 
@@ -76,9 +76,8 @@ class FolderListing:
         """
 
         def read_sides() -> NDArray[np.int64]:
-            console, hidden = Console(stderr=True), len(self.names) < _PROGRESS_FROM
             sides = []
-            for name in track(self.names, "sizes of the images", console=console, transient=True, disable=hidden):
+            for name in show_progress(self.names, "sizes of the images", hidden=len(self.names) < _PROGRESS_FROM):
                 try:
                     size = read_size(self.root / name)
                 except (ValueError, OSError):
@@ -93,9 +92,7 @@ class FolderListing:
 def list_folder(root: Path, identities: bool = True) -> FolderListing:
     """List the images below a folder that has a folder for each person, in which they may be in subfolders.
 
-    Args:
-        root: the folder.
-        identities: False makes each image a person of its own, wherever it is below the folder.
+    Without `identities` each image is a person of its own, wherever it is below the folder.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in its subfolders.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from deocc.files import is_stray, walk_files
+from deocc.files import is_file, is_stray, walk_files
 from deocc.messages import describe_error
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -34,13 +34,15 @@ MOST_BYTES: Final = 2**30
 """Largest size of a file; `MOST_PIXELS` of four 16-bit numbers take 800 MB. Our choice."""
 
 _MOST_SCANNED: Final = 3e10
-"""Largest number of scans of a JPEG times its pixels, which takes 9 s to decode. Our choice.
-
-A file of 10 MB can contain 80,000 empty scans, each a pass over all pixels. Photos have up to about ten.
-"""
+"""Largest number of scans of a JPEG times its pixels, which takes 9 s to decode; photos have up to about ten scans, but
+10 MB can contain 80,000 empty ones. Our choice."""
 
 _PROFILE_MODES: Final = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 """Pillow's mode of the colours that a profile describes, by bytes 16 to 19 of its header (ICC.1:2010, 7.2.6)."""
+
+_GREY: Final = ("1", "L", "LA")
+_CONVERTIBLE: Final = {"RGB": (*_GREY, "P", "PA", "RGB", "RGBA", "RGBX"), "L": _GREY, "CMYK": ("CMYK",)}
+"""Modes of images to which a profile of these colours applies."""
 
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 
@@ -76,11 +78,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode the content of an image file; `name` is used in errors.
-
-    Raises:
-        ValueError: the bytes are not an image, are truncated, or exceed the limits.
-    """
+    """Decode the content of an image file as `read_image` does; `name` is used in errors."""
     try:
         with open_image(data) as image:
             return np.asarray(to_srgb(upright(image)).convert("RGB"))
@@ -171,11 +169,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """
     profile = image.info.get("icc_profile")
     mode = _PROFILE_MODES.get(profile[16:20]) if isinstance(profile, bytes) else None
-    grey, color = image.mode in ("1", "L", "LA"), image.mode in ("P", "PA", "RGB", "RGBA", "RGBX")
-    if not {"RGB": grey or color, "L": grey, "CMYK": image.mode == "CMYK", None: False}[mode]:
-        return image
-    transform = _transform_to_srgb(profile, mode)
-    if transform is None:
+    if mode is None or image.mode not in _CONVERTIBLE[mode] or (transform := _transform_to_srgb(profile, mode)) is None:
         return image
     converted = ImageCms.applyTransform(image.convert(mode), transform)
     if converted is not None and image.has_transparency_data:
@@ -199,11 +193,7 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
 
 
 def _check_file(path: Path) -> None:
-    try:
-        is_file = path.is_file()
-    except OSError:  # the name is too long, or the folder may not be entered
-        is_file = False
-    if not is_file:
+    if not is_file(path):
         raise FileNotFoundError(f"no image at {path}")
     size = path.stat().st_size
     if size > MOST_BYTES:
@@ -233,9 +223,10 @@ class ImageStore:
         self.path, self.inside, self._packed = path, "", path.is_file()
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         if self._packed:
-            entries, folders = self._zip().namelist(), (f"{folder_name}/{folder_name}/", f"{folder_name}/")
-            inside = (folder for folder in folders if any(entry.startswith(folder) for entry in entries))
-            self.inside = next(inside, "")
+            entries = self._zip().namelist()
+            for folder in (f"{folder_name}/", f"{folder_name}/{folder_name}/"):
+                if any(entry.startswith(folder) for entry in entries):
+                    self.inside = folder
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the open zip."""
@@ -277,16 +268,8 @@ class ImageStore:
         return read_image_bytes(data, shown)
 
     def size(self, name: str) -> int:
-        """Return the size of an image file in bytes, uncompressed.
-
-        Raises:
-            FileNotFoundError: there is no such image.
-            ValueError: the name leads out of the store.
-        """
-        if self._packed:
-            return self._entry(name).file_size
-        _check_file(self._file(name))
-        return self._file(name).stat().st_size
+        """Return the size of an image file in bytes, uncompressed; errors as for `read`."""
+        return self._entry(name).file_size if self._packed else self._file(name).stat().st_size
 
     def _file(self, name: str) -> Path:
         if leads_out(name):
@@ -314,14 +297,9 @@ class ImageStore:
 
 
 def open_images(root: Path, folder_name: str, places: Sequence[str] = ("",)) -> ImageStore | None:
-    """Open `folder_name/` or `folder_name.zip` in the first of `places` that has one; return None if none has.
+    """Open `folder_name/` or `folder_name.zip` in the first of the subfolders `places` of `root` that has one, or None.
 
     A nested folder of the same name (`a/a/1.jpg`, as in some copies) is used, also in a zip.
-
-    Args:
-        root: folder of the data set.
-        folder_name: name of the folder, or of the zip without `.zip`.
-        places: subfolders of `root` to search, in order; "" is `root` itself.
 
     Raises:
         ValueError: there is a zip, but it cannot be read.

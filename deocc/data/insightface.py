@@ -10,14 +10,13 @@ import mmap
 import pickle  # nosec B403  # only with a find_class that returns stand-ins
 import pickletools  # nosec B403  # lists opcodes without executing them
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from deocc.data.face_set import FaceSet, Split, cached_array, missing_set, split_people
 from deocc.data.images import read_image_bytes
@@ -25,7 +24,7 @@ from deocc.data.pairs import contiguous_folds
 from deocc.evaluation.protocol import ListedPairs
 from deocc.files import checksum, expand_user
 from deocc.geometry import get_template
-from deocc.messages import describe_error
+from deocc.messages import describe_error, show_progress
 
 _MAGIC: Final = 0xCED7230A
 _WHOLE, _FIRST, _LAST = 0, 1, 3
@@ -46,18 +45,15 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data: NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state for a spawned worker, without the mapped file."""
-        return {"path": self.path, "_data": None}
+        return {"path": self.path}
 
-    @property
+    @cached_property
     def data(self) -> NDArray[np.uint8]:
         """All bytes of the file."""
-        if self._data is None:
-            self._data = np.memmap(self.path, np.uint8, "r")
-        return self._data
+        return np.memmap(self.path, np.uint8, "r")
 
     def image_bytes(self, offset: int) -> bytes:
         """Return the encoded image in the record at `offset`, with its parts joined.
@@ -85,8 +81,7 @@ class RecordFile:
     def labels(self, offset: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the first label of each record at (N,) offsets, and True for records with an image, both (N,).
 
-        Raises:
-            ValueError: no record begins at one of the offsets, or the file is truncated.
+        Errors are those of `image_bytes`.
         """
         places = np.minimum(offset[:, None] + np.arange(_START.itemsize), len(self.data) - 1)
         start: NDArray[Any] = np.asarray(self.data[places]).view(_START)[:, 0]
@@ -222,8 +217,7 @@ def _scan(file: RecordFile, idx: Path) -> NDArray[np.int64]:
     """Return (3, N) keys, offsets and labels of the records with images, in the order of the index."""
     key, offset = _read_idx(file, idx)
     chunks = [slice(start, start + _CHUNK) for start in range(0, len(key), _CHUNK)]
-    title, console = f"labels of {file.path.name}", Console(stderr=True)
-    shown = track(chunks, title, console=console, transient=True, disable=len(chunks) < 8)
+    shown = show_progress(chunks, f"labels of {file.path.name}", hidden=len(chunks) < 8)
     columns = [file.labels(offset[chunk]) for chunk in shown]
     labels, images = (np.concatenate(column) for column in zip(*columns, strict=True))
     announced = labels[(key == 0) & ~images] - 1
@@ -310,12 +304,11 @@ class BinFaces(FaceSet):
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the crop at `index`, (112, 112, 3) RGB; see `FaceSet.image`."""
-        image = read_image_bytes(self._encoded[index], f"image {index} of {self.path}")
-        if image.shape != (_SIZE, _SIZE, 3):
-            found = f"{image.shape[1]} x {image.shape[0]}"
-            raise ValueError(
-                f"image {index} of {self.path} is {found} pixels: expected insightface's {_SIZE} x {_SIZE} crops"
-            )
+        name = f"image {index} of {self.path}"
+        image = read_image_bytes(self._encoded[index], name)
+        height, width, _ = image.shape
+        if (height, width) != (_SIZE, _SIZE):
+            raise ValueError(f"{name} is {width} x {height} pixels: expected insightface's {_SIZE} x {_SIZE} crops")
         return image
 
     def content(self, index: int) -> bytes:
@@ -332,8 +325,9 @@ def _read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
             _check_opcodes(file)
             file.seek(0)
             images, labels = _BytesUnpickler(file).load()
-        images, labels = [_plain(image) for image in images], [*_plain(labels)]
-        labels = [label[0] if isinstance(label, bytes) else label for label in map(_plain, labels)]  # NumPy's booleans
+        images = [_plain(image) for image in images]
+        # NumPy's booleans are bytes by now.
+        labels = [label[0] if isinstance(label, bytes) else label for label in map(_plain, _plain(labels))]
         if not all(isinstance(image, bytes) for image in images):
             raise ValueError("expected encoded images as bytes")
         if any(label not in (0, 1) for label in labels):

@@ -11,15 +11,13 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from deocc.data.images import read_image
 from deocc.detection import Detection, Detector, create_detector
 from deocc.detection.detector import given_file
 from deocc.files import cache_folder, checksum, hold_lock, read_npz, replace_file
 from deocc.geometry import TEMPLATES
-from deocc.messages import describe_error, name_some
+from deocc.messages import describe_error, name_some, show_progress
 
 _VERSION: Final = 2  # increase when a detector's landmarks change, so that old files are not used
 _SAVE_EVERY: Final = 500  # images; an interruption loses seconds of work
@@ -29,14 +27,17 @@ LEFT_OUT: Final = "they are left out of training and validation"
 
 @dataclass
 class FoundLandmarks:
-    """Landmarks detected in N images."""
+    """Landmarks detected in N images.
+
+    Attributes:
+        names: a name for each image.
+        landmarks: (N, 5, 2) x, y in pixels; NaN without a face.
+        size: (N, 2) width and height in pixels; 0 for an image that was not read.
+    """
 
     names: Sequence[str]
-    """A name for each image."""
     landmarks: NDArray[np.float64]
-    """(N, 5, 2) x, y in pixels; NaN without a face."""
     size: NDArray[np.int64]
-    """(N, 2) width and height in pixels; 0 for an image that was not read."""
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -49,12 +50,7 @@ class FoundLandmarks:
         return np.asarray(np.isfinite(self.landmarks).all((1, 2)))
 
     def warn(self, chosen: NDArray[np.bool_] | None = None, consequence: str = SUBSTITUTED) -> None:
-        """Warn of images without a face: their number, the first three names, and the consequence.
-
-        Args:
-            chosen: (N,) bool, the images concerned; None for all.
-            consequence: `SUBSTITUTED` or `LEFT_OUT`.
-        """
+        """Warn of images without a face among the `chosen` (N,), by default all, and of the consequence."""
         chosen = np.ones(len(self.names), np.bool_) if chosen is None else chosen
         lost = [self.names[index] for index in np.flatnonzero(chosen & ~self.found).tolist()]
         if lost:
@@ -160,9 +156,8 @@ def _complete(state: FoundLandmarks, read: Callable[[str], NDArray[np.uint8]], d
     """Detect faces in the images that have not been read, and save the results, also when interrupted."""
     writable = path.is_file() or _write(path, state)  # warns of an unusable folder before hours of work
     pending = np.flatnonzero(~state.done).tolist()
-    shown = track(pending, "finding faces", console=Console(stderr=True), transient=True)
     try:
-        for number, index in enumerate(shown, 1):
+        for number, index in enumerate(show_progress(pending, "finding faces"), 1):
             photo = read(state.names[index])
             faces = detector.detect(photo)
             height, width = photo.shape[:2]

@@ -146,19 +146,17 @@ def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[
         raise ValueError(
             f"val_identities is {val_identities}, but {available}: choose from 1 to that number, or fewer test_folds"
         )
-    splits: dict[str, Split] = dict.fromkeys(count, "train")
-    splits.update(dict.fromkeys(pairable[:val_identities], "val"))
-    if "train" not in splits.values():
+    if val_identities == len(count):
         raise ValueError(
             f"test_folds and val_identities {val_identities} leave no one to train on: choose fewer of either"
         )
-    return splits
+    chosen = {*pairable[:val_identities]}
+    return {person: "val" if person in chosen else "train" for person in count}
 
 
 def _cap_validation(names: Sequence[str], split_of_name: Mapping[str, Split]) -> list[str]:
     """Remove the images of validation people beyond the first ten, so that no person's pairs dominate."""
-    count = Counter[str]()
-    kept = []
+    count, kept = Counter[str](), []
     for name in names:
         person = _person(name)
         count[person] += 1

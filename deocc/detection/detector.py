@@ -1,6 +1,5 @@
 """Base class of the face detectors and the result they return."""
 
-import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -11,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_PACKAGE = "face_recognition_models"
+from deocc.files import package_folder
+
 REMEDY = 'pip install "deocc[photos]"'
 
 
@@ -57,14 +57,9 @@ class Detector(ABC):
     def __init__(self, weights: str | None = None) -> None: ...
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        """Find the faces of an image.
+        """Find the faces of an image (H, W, 3) RGB, by descending `Detection.prominence`.
 
-        Args:
-            image: (H, W, 3) RGB.
-
-        Returns:
-            The faces by descending `Detection.prominence`. Faces of low confidence are included only if there is no
-            other face.
+        Faces of low confidence are included only if there is no other face.
 
         Raises:
             ValueError: the image has another shape or type.
@@ -101,10 +96,10 @@ def packaged_file(name: str) -> Path:
         FileNotFoundError: the package lacks the file.
     """
     # Not imported: the package's __init__ needs pkg_resources, which recent versions of setuptools lack.
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder("face_recognition_models")
+    if package is None:
         raise ImportError(f"the package face-recognition-models, which ships {name}, is not installed: {REMEDY}")
-    path = Path(spec.submodule_search_locations[0]) / "models" / name
+    path = package / "models" / name
     if not path.is_file():
         raise FileNotFoundError(f"no {name} in {path.parent}: reinstall face-recognition-models")
     return path

@@ -10,13 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.progress import track
-
 from deocc.files import walk_files
 from deocc.inference.outputs import OutputError, replace_output
 from deocc.inference.photos import PHOTO_FORMATS, is_photo
-from deocc.messages import one_line, say, telling_warnings
+from deocc.messages import one_line, say, show_progress, telling_warnings
 
 RECOVERABLE: Final = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 """Errors that leave out one photo of a batch; the others are still processed."""
@@ -67,8 +64,7 @@ class Outcome:
     @property
     def row(self) -> dict[str, object]:
         """Cells by column."""
-        status = "done" if self.done else "left out"
-        cells = (self.photo, self.face, status, self.reason, self.output)
+        cells = (self.photo, self.face, "done" if self.done else "left out", self.reason, self.output)
         return {**dict(zip(_COLUMNS, cells, strict=True)), **self.details}
 
 
@@ -89,9 +85,27 @@ class OutcomeFile:
         self.path = path
         self._rows: dict[str, list[Outcome]] = {}
         self._written = time.monotonic()
-        if path.exists():
-            for outcome in _read_outcomes(path):
-                self._rows.setdefault(outcome.photo, []).append(outcome)
+        if not path.exists():
+            return
+        try:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                table = csv.DictReader(file)
+                if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
+                    raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
+                for written in table:
+                    row = {
+                        name: value[1:] if value.startswith("'") and _FORMULA.match(value) else value
+                        for name, value in written.items()
+                    }
+                    details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
+                    face = int(row["face"]) if row["face"] else None
+                    outcome = Outcome(row["photo"], row["reason"], face, row["output"], details)
+                    self._rows.setdefault(outcome.photo, []).append(outcome)
+        except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
+            # Rows with too many or too few cells contain lists or None: AttributeError, TypeError.
+            raise ValueError(
+                f"{path} exists and is no list of an earlier run ({error}): choose another --out"
+            ) from error
 
     def rows(self, photo: str) -> list[Outcome]:
         """Return the rows of one input."""
@@ -127,34 +141,11 @@ class OutcomeFile:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             for row in rows:
-                table.writerow({name: _escape(value) for name, value in row.row.items()})
+                cells = row.row.items()
+                table.writerow(
+                    {key: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for key, cell in cells}
+                )
         self._written = time.monotonic()
-
-
-def _escape(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def _unescape(value: str) -> str:
-    return value[1:] if value.startswith("'") and _FORMULA.match(value) else value
-
-
-def _read_outcomes(path: Path) -> list[Outcome]:
-    outcomes = []
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.DictReader(file)
-            if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
-                raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
-            for written in table:
-                row = {name: _unescape(value) for name, value in written.items()}
-                details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
-                face = int(row["face"]) if row["face"] else None
-                outcomes.append(Outcome(row["photo"], row["reason"], face, row["output"], details))
-    except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
-        # Rows with too many or too few cells contain lists or None: AttributeError, TypeError.
-        raise ValueError(f"{path} exists and is no list of an earlier run ({error}): choose another --out") from error
-    return outcomes
 
 
 def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[list[FoundPhoto], list[Outcome]]:
@@ -182,8 +173,15 @@ def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[lis
             if (target := file.resolve()) in seen:
                 continue
             seen.add(target)
-            name = file.relative_to(given) if file != given else Path(file.name)
-            photos.append(FoundPhoto(file, _unique_name(name.with_suffix("").as_posix(), names)))
+            relative = file.relative_to(given) if file != given else Path(file.name)
+            name = unique = relative.with_suffix("").as_posix()
+            number = 1
+            # Some file systems take names for equal that differ in case or Unicode form only.
+            while (key := unicodedata.normalize("NFC", unique).casefold()) in names:
+                number += 1
+                unique = f"{name}-{number}"
+            names.add(key)
+            photos.append(FoundPhoto(file, unique))
     return photos, problems
 
 
@@ -216,16 +214,6 @@ def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Out
     return sorted(files), problems
 
 
-def _unique_name(name: str, taken: set[str]) -> str:
-    """Number a name that is taken, ignoring case and Unicode form as some file systems do."""
-    number, unique = 1, name
-    while (key := unicodedata.normalize("NFC", unique).casefold()) in taken:
-        number += 1
-        unique = f"{name}-{number}"
-    taken.add(key)
-    return unique
-
-
 def process_photos(
     command: str,
     found: tuple[Sequence[FoundPhoto], Sequence[Outcome]],
@@ -233,27 +221,22 @@ def process_photos(
     work: Callable[[FoundPhoto], Sequence[Outcome]],
     as_json: bool = False,
 ) -> int:
-    """Call `work` on each photo with a progress bar, and record the outcomes in the table; rows of other photos go.
+    """Process photos and record the outcomes in the table, also after Ctrl-C; rows of other photos are removed.
 
-    A photo that cannot be processed is reported on stderr and in the table, and the others are still processed. If a
-    result cannot be written, for example on a full disk, processing stops: finished results stay, and the remaining
-    photos are recorded as not reached.
+    A photo that cannot be processed is reported, and the others are still processed. If a result cannot be written, for
+    example on a full disk, processing stops: finished results stay, and the others are recorded as not reached.
 
     Args:
         command: name of the command, for the summary.
         found: the result of `find_photos`.
         table: receives the outcomes.
-        work: processes one photo and returns at least one outcome. It may raise the errors of `RECOVERABLE`.
+        work: returns at least one outcome of a photo, or raises one of `RECOVERABLE`.
         as_json: print the outcomes as a JSON list instead of the summary.
 
     Returns:
         The exit code: 0 if all photos were processed, else 1.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C; the table is written first.
     """
     photos, problems = found
-    console = Console(stderr=True, soft_wrap=True)
     inputs = {problem.photo for problem in problems} | {str(photo.path) for photo in photos}
     left_out: set[str] = set()
     rows: list[dict[str, object]] = []
@@ -270,7 +253,7 @@ def process_photos(
     try:
         for problem in problems:
             record(problem.photo, [problem])
-        for photo in track(photos, "photos", console=console, transient=True, disable=not console.is_terminal):
+        for photo in show_progress(photos, "photos"):
             record(str(photo.path), _process(photo, work))
         table.write()
     except OutputError as error:
@@ -283,8 +266,7 @@ def process_photos(
         print(json.dumps(rows, indent=2))
     else:
         skipped = f", {len(left_out)} left out" if left_out else ""
-        done = len(inputs) - len(left_out)
-        print(f"deocc {command}: {done} of {len(inputs)} done{skipped}: see {table.path}")
+        print(f"deocc {command}: {len(inputs) - len(left_out)} of {len(inputs)} done{skipped}: see {table.path}")
     return int(bool(left_out))
 
 

@@ -22,7 +22,7 @@ from deocc.evaluation.verification import equal_error_rate
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES
 from deocc.inference.batch import find_photos
-from deocc.inference.export_formats import FORMATS, Run, to_fp16, to_int8
+from deocc.inference.export_formats import OPSET, Run, open_content, serialize, to_fp16, to_int8, trace
 from deocc.inference.model_card import licences
 from deocc.inference.model_folder import weight_bytes
 from deocc.inference.network import ExportNetwork, FaceOutput
@@ -40,7 +40,6 @@ _MASK_TOLERANCE: Final = 0.1  # difference of soft masks that counts as agreemen
 _CHECK_EVERY: Final = 2  # of 40 validation faces
 _CALIBRATE_EVERY: Final = 8  # of 200 training faces, each masked and clean; twice as many give the same differences
 _BATCH: Final = 32
-_SEED_KEY: Final = "export"  # hashed into the seeds of the masks, so that they differ from those of training and tests
 _ALIGNMENTS: Final = {"arcface112": "arcface", "dlib150": "dlib"}  # names as for --aligned
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -68,14 +67,9 @@ class Faces:
 
 
 def embedded_faces(pipeline: Pipeline, split: Literal["train", "val"], every: int = 1) -> Faces:
-    """Return each n-th ORL face of the people that the model was trained (`train`) or validated (`val`) on.
+    """Return each `every`-th ORL face of the people that the model was trained (`train`) or validated (`val`) on.
 
     A model with thresholds from another data set, or without any, has seen no ORL face; the standard split is used.
-
-    Args:
-        pipeline: the model.
-        split: the people; those of tests are reserved for tests.
-        every: n.
 
     Raises:
         FileNotFoundError: the package that ships the images is not installed.
@@ -110,7 +104,8 @@ def photo_faces(pipeline: Pipeline, photos: Sequence[Path]) -> Faces:
 
 def _add_masks(source: str, face: Tensor, landmarks: Tensor | None, identity: Tensor) -> Faces:
     kind = torch.arange(len(face)) % len(list_kinds())
-    seed = torch.tensor([item_seed(_SEED_KEY, number) for number in range(len(face))])
+    # The word makes the seeds differ from those of training and tests.
+    seed = torch.tensor([item_seed("export", number) for number in range(len(face))])
     return Faces(source, face, render(face, landmarks, kind, seed)[0], kind, seed, identity)
 
 
@@ -276,7 +271,7 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
 
     Args:
         pipeline: the model.
-        kind: a format of `deocc.inference.export_formats.FORMATS`.
+        kind: a format of `deocc.inference.export_formats.SUFFIXES`.
         precision: other than "fp32" for "onnx" only.
         photos: photos to compare on; default: the embedded faces of validation people.
 
@@ -285,15 +280,15 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
         FileNotFoundError: there are no faces to compare on.
         ImportError: a required package is not installed.
     """
-    form = FORMATS[kind]
     if precision != "fp32" and kind != "onnx":
         raise ValueError(f"{precision} is for onnx alone, {kind} files are float32: leave it out, or take --to onnx")
 
     faces = photo_faces(pipeline, photos) if photos else embedded_faces(pipeline, "val", _CHECK_EVERY)
     network = ExportNetwork(pipeline.network, pipeline.size)
-    traced = form.trace(network, faces.masked_face[:1].expand(2, -1, -1, -1))
-    metadata = {**describe(pipeline), "to": kind, **form.details, "precision": precision}
-    run = form.open(form.serialize(traced, json.dumps(metadata)))
+    traced = trace(kind, network, faces.masked_face[:1].expand(2, -1, -1, -1))
+    opset = {"opset": OPSET} if kind == "onnx" else {}
+    metadata = {**describe(pipeline), "to": kind, **opset, "precision": precision}
+    run = open_content(kind, serialize(kind, traced, json.dumps(metadata)))
     shown = torch.cat([faces.masked_face, faces.face[:2]])
     parity = compare(run_all(pipeline.process_faces, shown), run_all(run, shown))
     if not parity.holds:
@@ -313,6 +308,7 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
             metadata["accuracy"]["calibrated_on"] = training.source
         else:
             traced = to_fp16(traced)
-        accuracy = measure(validation, pipeline.process_faces, form.open(form.serialize(traced, json.dumps(metadata))))
+        run = open_content(kind, serialize(kind, traced, json.dumps(metadata)))
+        accuracy = measure(validation, pipeline.process_faces, run)
         metadata["accuracy"] |= asdict(accuracy)
-    return Export(form.serialize(traced, json.dumps(metadata, allow_nan=False)), faces.source, parity, accuracy)
+    return Export(serialize(kind, traced, json.dumps(metadata, allow_nan=False)), faces.source, parity, accuracy)

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,26 +29,11 @@ _QUANTISED: Final = ("Conv", "Gemm", "MatMul")
 _FLOAT32_MODULES: Final = ("/segmenter/", "/crop/")  # parts of node names, as the exporter derives them from modules
 _CALIBRATION_BATCH: Final = 8
 
+SUFFIXES: Final = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+"""Endings of the file names by format."""
+
 Run = Callable[[Tensor], FaceOutput]
 """Maps faces (B, 3, S, S) in [-1, 1], any B, to the outputs."""
-
-
-class Format(NamedTuple):
-    """A file format.
-
-    Attributes:
-        suffix: of the file name.
-        trace: traces a network on faces (B, 3, S, S), B of at least 2, for any B.
-        serialize: returns the content of the file for a traced network and its description.
-        open: returns a function that runs a file's content on the CPU.
-        details: entries for the description.
-    """
-
-    suffix: str
-    trace: Callable[[nn.Module, Tensor], Any]
-    serialize: Callable[[Any, str], bytes]
-    open: Callable[[bytes], Run]
-    details: dict[str, int]
 
 
 @contextlib.contextmanager
@@ -75,30 +60,46 @@ def require_onnx() -> None:
         raise ImportError(f'exporting to ONNX needs {" and ".join(missing)}: pip install "deocc[onnx]"')
 
 
-def _trace_onnx(network: nn.Module, face: Tensor) -> "onnx.ModelProto":
-    require_onnx()
-    import onnx
+def trace(kind: str, network: nn.Module, face: Tensor) -> Any:
+    """Trace a network on faces (B, 3, S, S), B of at least 2, for any B, as a format of `SUFFIXES` needs it."""
+    with _silence(), torch.no_grad():
+        if kind == "torchscript":
+            return torch.jit.trace(network, (face,), check_trace=False)  # parity is checked on other faces
+        if kind == "torch-export":
+            return torch.export.export(network, (face,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        require_onnx()
+        import onnx
 
-    with tempfile.TemporaryDirectory() as folder, _silence(), torch.no_grad():
-        path = Path(folder, "graph.onnx")
-        torch.onnx.export(
-            network,
-            (face,),
-            path,
-            dynamo=False,  # the newer exporter takes ten times as long for the same graph, and needs one more package
-            opset_version=OPSET,
-            input_names=[_INPUT],
-            output_names=list(FaceOutput._fields),
-            dynamic_axes={name: {0: "batch"} for name in (_INPUT, *FaceOutput._fields)},
-        )
-        return onnx.load(path)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "graph.onnx")
+            torch.onnx.export(
+                network,
+                (face,),
+                path,
+                dynamo=False,  # the newer exporter takes ten times as long for the same graph, and one more package
+                opset_version=OPSET,
+                input_names=[_INPUT],
+                output_names=list(FaceOutput._fields),
+                dynamic_axes={name: {0: "batch"} for name in (_INPUT, *FaceOutput._fields)},
+            )
+            return onnx.load(path)
 
 
-def _serialize_onnx(model: "onnx.ModelProto", metadata: str) -> bytes:
+def serialize(kind: str, traced: Any, metadata: str) -> bytes:
+    """Return the content of the file for a traced network and its description."""
+    target = io.BytesIO()
+    if kind == "torchscript":
+        with _silence():
+            torch.jit.save(traced, target, _extra_files={METADATA: metadata.encode()})
+        return target.getvalue()
+    if kind == "torch-export":
+        with _silence():
+            torch.export.save(traced, target, extra_files={METADATA: metadata})
+        return target.getvalue()
     import onnx
 
     described = onnx.ModelProto()
-    described.CopyFrom(model)
+    described.CopyFrom(traced)
     onnx.helper.set_model_props(described, {METADATA: metadata})
     try:
         onnx.checker.check_model(described, full_check=True)
@@ -108,68 +109,28 @@ def _serialize_onnx(model: "onnx.ModelProto", metadata: str) -> bytes:
     return bytes(described.SerializeToString())
 
 
-def _open_onnx(content: bytes) -> Run:
-    import onnxruntime
+def open_content(kind: str, content: bytes) -> Run:
+    """Return a function that runs the content of a file on the CPU."""
+    if kind == "onnx":
+        import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-    def run(face: Tensor) -> FaceOutput:
-        return FaceOutput(*map(torch.from_numpy, session.run(list(FaceOutput._fields), {_INPUT: face.numpy()})))
-
-    return run
-
-
-def _trace_script(network: nn.Module, face: Tensor) -> torch.jit.ScriptModule:
-    with _silence(), torch.no_grad():
-        module = torch.jit.trace(network, (face,), check_trace=False)  # parity is checked on other faces
-    return cast(torch.jit.ScriptModule, module)
-
-
-def _serialize_script(module: torch.jit.ScriptModule, metadata: str) -> bytes:
-    target = io.BytesIO()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        names = list(FaceOutput._fields)
+        return lambda face: FaceOutput(*map(torch.from_numpy, session.run(names, {_INPUT: face.numpy()})))
     with _silence():
-        torch.jit.save(module, target, _extra_files={METADATA: metadata.encode()})
-    return target.getvalue()
+        source = io.BytesIO(content)
+        module: Any = (
+            torch.jit.load(source, map_location="cpu") if kind == "torchscript" else torch.export.load(source).module()
+        )
 
-
-def _open_script(content: bytes) -> Run:
-    with _silence():
-        return _without_gradient(torch.jit.load(io.BytesIO(content), map_location="cpu"))
-
-
-def _trace_program(network: nn.Module, face: Tensor) -> torch.export.ExportedProgram:
-    with _silence(), torch.no_grad():
-        return torch.export.export(network, (face,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-
-
-def _serialize_program(program: torch.export.ExportedProgram, metadata: str) -> bytes:
-    target = io.BytesIO()
-    with _silence():
-        torch.export.save(program, target, extra_files={METADATA: metadata})
-    return target.getvalue()
-
-
-def _open_program(content: bytes) -> Run:
-    with _silence():
-        return _without_gradient(torch.export.load(io.BytesIO(content)).module())
-
-
-def _without_gradient(module: nn.Module) -> Run:
     @torch.no_grad()
     def run(face: Tensor) -> FaceOutput:
         return FaceOutput(*module(face))
 
     return run
-
-
-FORMATS: Final = {
-    "onnx": Format(".onnx", _trace_onnx, _serialize_onnx, _open_onnx, {"opset": OPSET}),
-    "torchscript": Format(".pt", _trace_script, _serialize_script, _open_script, {}),
-    "torch-export": Format(".pt2", _trace_program, _serialize_program, _open_program, {}),
-}
 
 
 def to_int8(model: "onnx.ModelProto", faces: Tensor) -> "onnx.ModelProto":

@@ -174,7 +174,14 @@ class FaceFinder:
         """Return the plausible faces, most prominent first, and the degrees by which the photo was turned."""
         height, width = photo.shape[:2]
         if self._detector is None:
-            points = _aligned_landmarks(str(self._aligned), width, height, name)
+            full_width, full_height, template = _ALIGNMENTS[str(self._aligned)]
+            if abs(width * full_height / (height * full_width) - 1) > _ASPECT_TOLERANCE:
+                raise ValueError(
+                    f"{name} is {width} x {height} pixels, {self._aligned} crops have the shape "
+                    f"{full_width} x {full_height}: leave --aligned out for photos"
+                )
+            scale = np.array([width / full_width, height / full_height])  # crops may be scaled
+            points = (np.array(template) + 0.5) * scale - 0.5
             return [Detection(np.array([0.0, 0.0, width - 1, height - 1]), points, 1.0)], 0
         if min(height, width) < _MIN_SIDE:
             raise NoFaceError(f"no face found in {name}: it is only {width} x {height} pixels")
@@ -204,18 +211,6 @@ class FaceFinder:
         return PhotoFace(crop, landmarks, matrix, face.box, face.score, detector, index + 1, len(found), turned)
 
 
-def _aligned_landmarks(alignment: str, width: int, height: int, name: str) -> NDArray[np.float64]:
-    """Return the landmarks (5, 2) of an aligned crop of this size; crops may be scaled."""
-    full_width, full_height, points = _ALIGNMENTS[alignment]
-    if abs(width * full_height / (height * full_width) - 1) > _ASPECT_TOLERANCE:
-        raise ValueError(
-            f"{name} is {width} x {height} pixels, {alignment} crops have the shape "
-            f"{full_width} x {full_height}: leave --aligned out for photos"
-        )
-    scale = np.array([width / full_width, height / full_height])
-    return np.asarray((np.array(points) + 0.5) * scale - 0.5)
-
-
 def _plausible(faces: Sequence[Detection]) -> list[Detection]:
     """Keep faces whose five points have the shape of a face, up to rotation and scale."""
     template = TEMPLATES["canonical"].tensor(1)
@@ -236,15 +231,10 @@ def _best_score(faces: Sequence[Detection]) -> float:
 
 def _turn_back(face: Detection, quarters: int, width: int, height: int) -> Detection:
     """Map a face found in `np.rot90(photo, quarters)` to the photo, which is `width` x `height` pixels."""
-
-    def turn(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        for earlier in reversed(range(quarters)):
-            before = height if earlier % 2 else width  # width of the image before this quarter turn
-            points = np.stack([before - 1 - points[:, 1], points[:, 0]], 1)
-        return points
-
-    corners = turn(face.box.reshape(2, 2))
-    return Detection(np.concatenate([corners.min(0), corners.max(0)]), turn(face.landmarks), face.score)
+    x, y = np.concatenate([face.box.reshape(2, 2), face.landmarks]).T
+    right, bottom = width - 1, height - 1
+    points = np.stack([(right - y, x), (right - x, bottom - y), (y, bottom - x)][quarters - 1], 1)
+    return Detection(np.concatenate([points[:2].min(0), points[:2].max(0)]), points[2:], face.score)
 
 
 def cut(photo: NDArray[np.uint8], matrix: Tensor, size: int) -> Tensor:

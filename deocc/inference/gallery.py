@@ -1,6 +1,6 @@
 """Identification in a gallery: embed a folder of known people, find the most similar ones, apply a threshold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -8,17 +8,15 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from deocc.data.face_set import identity_name
-from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold
+from deocc.evaluation.thresholds import Calibration, Threshold
 from deocc.inference.batch import RECOVERABLE, Outcome, find_photos
 from deocc.inference.faces import FaceFinder
-from deocc.inference.outputs import read_table, write_arrays
+from deocc.inference.outputs import read_rows, write_rows
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
-from deocc.messages import describe_error, one_line, telling_warnings
+from deocc.messages import describe_error, one_line, show_progress, telling_warnings
 
 _SLACK: Final = 1 + 1e-9  # for the rounding of products such as 10 * 0.001
 _BATCH: Final = 32
@@ -75,11 +73,6 @@ def limit_for(calibration: Calibration, condition: str, faces: int, wanted: floa
     return Limit(chosen.same, chosen.target, rate, min(1.0, rate * faces))
 
 
-def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
-    """Return the condition of two faces with these covered shares, in [0, 1]."""
-    return CONDITIONS[sum(share >= calibration.masked.limit for share in covered)]
-
-
 def answer(calibration: Calibration, limit: Limit, matches: Sequence["Match"], covered: float) -> Answer:
     """Return the answer for a face and the most similar people, most similar first.
 
@@ -96,7 +89,9 @@ def answer(calibration: Calibration, limit: Limit, matches: Sequence["Match"], c
 class CachedFace(NamedTuple):
     """The cached embedding of a photo; `embedding` and `covered` are those of `GalleryFace`."""
 
-    stamp: tuple[int, int]
+    photo: str
+    """Resolved path."""
+    stamp: list[int]
     """Size of the file in bytes and its modification time in nanoseconds."""
     embedding: NDArray[np.float32]
     covered: float
@@ -115,42 +110,34 @@ class GalleryCache:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self._key = path, key
-        self._faces = self._read() if path.exists() else {}
+        self.faces: dict[str, CachedFace] = {}
+        if not path.exists():
+            return
+        try:
+            rows, found = read_rows(path, _CACHE_COLUMNS, CachedFace, "key")
+        except ValueError as error:
+            raise ValueError(f"{path} exists and holds no gallery ({error}): choose another --save-index") from error
+        if found == key:
+            self.faces = {row.photo: row for row in rows}
 
     def find(self, photo: Path) -> CachedFace | None:
         """Return the entry of a photo that has not changed since; else None."""
-        face = self._faces.get(str(photo.resolve()))
+        face = self.faces.get(str(photo.resolve()))
         try:
             return face if face is not None and face.stamp == _stamp(photo) else None
         except OSError:
             return None
 
-    def update(self, faces: Mapping[Path, CachedFace]) -> None:
+    def update(self, faces: Sequence[CachedFace]) -> None:
         """Replace all entries by these, at least one, and write the file if that changes anything."""
-        before = {name: face.stamp for name, face in self._faces.items()}
-        self._faces = {str(path.resolve()): face for path, face in faces.items()}
-        if before == {name: face.stamp for name, face in self._faces.items()}:
-            return
-        arrays = {name: np.array([getattr(face, name) for face in self._faces.values()]) for name in CachedFace._fields}
-        write_arrays(self.path, {"photo": np.array(list(self._faces)), **arrays, "key": np.array(self._key)})
-
-    def _read(self) -> dict[str, CachedFace]:
-        try:
-            columns, key = read_table(self.path, _CACHE_COLUMNS, "key")
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path} exists and holds no gallery ({error}): choose another --save-index"
-            ) from error
-        if key != self._key:
-            return {}
-        photos, stamps, embeddings, covered = columns
-        rows = zip(photos.tolist(), stamps.tolist(), embeddings, covered.tolist(), strict=True)
-        return {photo: CachedFace((stamp[0], stamp[1]), embedding, share) for photo, stamp, embedding, share in rows}
+        before, self.faces = self.faces, {face.photo: face for face in faces}
+        if [face[:2] for face in before.values()] != [face[:2] for face in self.faces.values()]:
+            write_rows(self.path, _CACHE_COLUMNS, faces, "key", self._key)
 
 
-def _stamp(photo: Path) -> tuple[int, int]:
+def _stamp(photo: Path) -> list[int]:
     status = photo.stat()
-    return status.st_size, status.st_mtime_ns
+    return [status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,16 +170,10 @@ def person_of(photo: Path, folder: Path) -> str:
 def read_gallery(
     folder: Path, pipeline: Pipeline, finder: FaceFinder, cache: GalleryCache | None = None
 ) -> tuple[list[GalleryFace], list[Outcome]]:
-    """Embed the face of each photo of a gallery; photos of several similarly prominent faces are left out.
+    """Embed the face of each photo of a gallery, and return an outcome for each photo without one.
 
-    Args:
-        folder: folder of the known people's photos.
-        pipeline: the model.
-        finder: finds the faces.
-        cache: provides the embeddings of unchanged photos, and is updated.
-
-    Returns:
-        The faces, and an outcome for each photo without one.
+    Photos of several similarly prominent faces are left out. The cache provides the embeddings of unchanged photos, and
+    is updated.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -204,18 +185,18 @@ def read_gallery(
         raise kind(
             f"no gallery at {folder}: give a folder of photos, each in a folder or a file called like its person"
         )
-    photos, problems = find_photos([folder])
-    paths = [photo.path for photo in photos]
-    cached = {path: face for path in paths if cache is not None and (face := cache.find(path)) is not None}
-    new, more_problems = _embed([path for path in paths if path not in cached], pipeline, finder)
+    found, problems = find_photos([folder])
+    photos = [photo.path for photo in found]
+    cached = {photo: face for photo in photos if cache is not None and (face := cache.find(photo)) is not None}
+    new, more_problems = _embed([photo for photo in photos if photo not in cached], pipeline, finder)
     problems += more_problems
-    faces = {path: face for path in paths if (face := cached.get(path) or new.get(path)) is not None}
+    faces = {photo: face for photo in photos if (face := cached.get(photo) or new.get(photo)) is not None}
     if not faces:
         reason = problems[0].reason if problems else "it is empty"
         raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
     if cache is not None:
-        cache.update(faces)
-    gallery = [GalleryFace(person_of(path, folder), path, face.embedding, face.covered) for path, face in faces.items()]
+        cache.update(list(faces.values()))
+    gallery = [GalleryFace(person_of(photo, folder), photo, *face[2:]) for photo, face in faces.items()]
     return gallery, problems
 
 
@@ -223,25 +204,23 @@ def _embed(
     photos: Sequence[Path], pipeline: Pipeline, finder: FaceFinder
 ) -> tuple[dict[Path, CachedFace], list[Outcome]]:
     """Embed the face of each photo, in batches; photos without a face, or with several, become outcomes."""
-    console = Console(stderr=True)
     faces: dict[Path, CachedFace] = {}
     problems: list[Outcome] = []
-    starts = range(0, len(photos), _BATCH)
-    for start in track(starts, "gallery", console=console, transient=True, disable=not console.is_terminal):
+    for start in show_progress(range(0, len(photos), _BATCH), "gallery"):
         stamps, crops = {}, []
-        for path in photos[start : start + _BATCH]:
+        for photo in photos[start : start + _BATCH]:
             try:
                 with telling_warnings():
-                    stamp = _stamp(path)
-                    crops.append(finder.find_single(read_photo(path), str(path)).face)
+                    stamp = _stamp(photo)
+                    crops.append(finder.find_single(read_photo(photo), str(photo)).face)
+                stamps[photo] = stamp
             except RECOVERABLE as error:
-                problems.append(Outcome(str(path), f"gallery: {one_line(error) or type(error).__name__}"))
-            else:
-                stamps[path] = stamp
+                problems.append(Outcome(str(photo), f"gallery: {one_line(error) or type(error).__name__}"))
         if crops:
             output = pipeline.process_faces(torch.stack(crops))
             rows = zip(stamps.items(), output.embedding.cpu().numpy(), output.covered.tolist(), strict=True)
-            faces |= {path: CachedFace(stamp, embedding, covered) for (path, stamp), embedding, covered in rows}
+            for (photo, stamp), embedding, covered in rows:
+                faces[photo] = CachedFace(str(photo.resolve()), stamp, embedding, covered)
     return faces, problems
 
 
@@ -281,11 +260,7 @@ class PersonIndex:
         self._most_faces = 0
 
     def add(self, embeddings: NDArray[np.float32], people: Sequence[str]) -> None:
-        """Train the index on the faces of a gallery and add them.
-
-        Args:
-            embeddings: (N, D) unit vectors, N at least 1.
-            people: N names.
+        """Train the index on the faces of a gallery, (N, D) unit vectors, N at least 1, of N people, and add them.
 
         Raises:
             ValueError: the index cannot be trained on so few faces.

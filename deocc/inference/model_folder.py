@@ -66,9 +66,6 @@ def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, c
 
     `config.json` is written last and contains the checksum of the weights, so that files of two versions are never
     mixed.
-
-    Raises:
-        OSError: the folder cannot be written to.
     """
     weights = weight_bytes(network)
     described = json.dumps({**MODEL_FORMAT, **config, "weights_sha256": checksum(weights)}, indent=2, allow_nan=False)
@@ -90,11 +87,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
 
 
 def pretrained_folder() -> Path:
-    """Return the folder of the pretrained model in this package.
-
-    Raises:
-        FileNotFoundError: this copy of the package has none.
-    """
+    """Return the folder of the pretrained model in this package, or raise FileNotFoundError if it has none."""
     if not (PRETRAINED / CONFIG).is_file():
         train = "name another one (a run, a checkpoint or a model folder), or train one, see `deocc fit --help`"
         raise FileNotFoundError(f"this copy of deocc has no pretrained model (no {CONFIG} in {PRETRAINED}): {train}")
@@ -188,8 +181,9 @@ def _fetch(repository: str) -> Path:
             f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub"
         ) from error
     try:
-        files = [CONFIG, WEIGHTS, CARD]
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files))  # nosec B615  # no code in them
+        patterns = [CONFIG, WEIGHTS, CARD]
+        folder = huggingface_hub.snapshot_download(repository, allow_patterns=patterns)  # nosec B615  # no code in them
+        return Path(folder)
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"no folder {repository} here, and it cannot be got from the Hugging Face hub "

@@ -23,7 +23,6 @@ MOST_SIDE: Final = 1024
 """Maximum side of face crops in pixels that a file may ask for; published recognisers take 112 to 224 (our choice)."""
 
 _STAGE: Final = "distillation"
-_AVERAGE: Final = "average.module."  # prefix of the student's running average in a checkpoint
 _DEOCCLUDER: Final = "deoccluder."
 _TEACHER: Final = "teacher."
 _COARSE: Final = 1 / 1.5  # scale below which `deocc.geometry.warp` samples a smaller copy
@@ -131,7 +130,7 @@ def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dic
         config, weights = _read_config(checkpoint), checkpoint["state_dict"]
         stored = (_DEOCCLUDER,) if config["bare_faces"] is None else (_DEOCCLUDER, _TEACHER)
         state = {key: value for key, value in weights.items() if key.startswith(stored)}
-        state |= {f"student.{key}": value for key, value in sub_state(weights, _AVERAGE).items()}
+        state |= {f"student.{key}": value for key, value in sub_state(weights, "average.module.").items()}
         return config, network_of(config, {**state, "center": weights["center"]}, name)
     except KeyError as error:
         raise ValueError(f"{name} lacks {error}: it is damaged or of another version of deocc") from error
@@ -167,26 +166,22 @@ def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str
         ImportError: a network needs a package that is not installed.
     """
     try:
-        _check_sizes(config, state)
+        # Sizes are checked before memory is allocated for them: the file could exaggerate.
+        student, center = config["student"], state["center"]
+        if center.shape != (student["embedding_dim"],):
+            raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
+        for embedder in (student, config["bare_faces"]):
+            size = embedder["options"].get("size") or 1 if embedder is not None else 1
+            if size > MOST_SIDE:
+                raise ValueError(f"crops of {size} pixels for {embedder['name']}, at most {MOST_SIDE} are allowed")
+        if config["deoccluder"] is not None:
+            check_fit(config["deoccluder"], sub_state(state, _DEOCCLUDER))
         network = FaceNetwork(config)
         network.load_state_dict({**network.packaged_state(), **state})
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = describe_error(error, 160)
         raise ValueError(f"the networks in {name} cannot be rebuilt ({reason}): it is damaged") from error
     return network
-
-
-def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if sizes in the configuration differ from the weights, before memory is allocated for them."""
-    student, center = config["student"], state["center"]
-    if center.shape != (student["embedding_dim"],):
-        raise ValueError(f"embeddings of {student['embedding_dim']} numbers, a centre of {tuple(center.shape)}")
-    for embedder in (student, config["bare_faces"]):
-        size = embedder["options"].get("size") or 1 if embedder is not None else 1
-        if size > MOST_SIDE:
-            raise ValueError(f"crops of {size} pixels for {embedder['name']}, at most {MOST_SIDE} are allowed")
-    if config["deoccluder"] is not None:
-        check_fit(config["deoccluder"], sub_state(state, _DEOCCLUDER))
 
 
 class FixedCrop(nn.Module):
@@ -256,11 +251,6 @@ class ExportNetwork(nn.Module):
             mask = _resize(self.deoccluder.segmenter.predict_mask(small), self.enlarge)
             generated = self.deoccluder.generator(small, whole_mask(_resize(mask, self.shrink)))
             completed_face = compose(face, _resize(generated, self.enlarge), mask)
-        embedding = centred(self._embed(face, completed_face, mask), self.center)
-        return completed_face, mask, embedding, covered_share(mask)
-
-    def _embed(self, face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
-        """Compute what `FaceNetwork` does with fixed crops; both networks embed every face."""
         student = self.student
         channels = [completed_face if student.needs_completion else face]
         if student.student_input == "both":
@@ -268,10 +258,10 @@ class ExportNetwork(nn.Module):
         if student.mask_channel:
             channels.append(mask)
         embedding: Tensor = student.projection(_embed(student.embedder, self.crop, torch.cat(channels, 1)))
-        if self.teacher is None or self.teacher_crop is None:
-            return embedding
-        masked = mask.flatten(1).amax(1, keepdim=True) > 0
-        return torch.where(masked, embedding, _embed(self.teacher, self.teacher_crop, face))
+        if self.teacher is not None and self.teacher_crop is not None:  # both networks embed every face
+            masked = mask.flatten(1).amax(1, keepdim=True) > 0
+            embedding = torch.where(masked, embedding, _embed(self.teacher, self.teacher_crop, face))
+        return completed_face, mask, centred(embedding, self.center), covered_share(mask)
 
 
 def _embed(embedder: Embedder, crop: FixedCrop, image: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ All that is written replaces an earlier file completely, or raises OutputError a
 
 import errno
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from deocc.messages import printable
 _MARK: Final = "deocc"  # key of the mark in a PNG file
 _COLUMNS: Final = {"name": ("U", 1), "photo": ("U", 1), "face": ("i", 1), "mark": ("U", 1), "embedding": ("f", 2)}
 _WRITE_INTERVAL: Final = 30.0  # seconds of work that a killed process may lose: the whole file is written each time
+
+_Row = TypeVar("_Row", bound=tuple[Any, ...])
 
 
 class OutputError(OSError):
@@ -109,20 +111,24 @@ def save_marked(out: Path, images: Mapping[str, NDArray[np.uint8]], mark: str, c
         save_png(out / name, image, mark)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays by name to an .npz file."""
+def write_rows(path: Path, columns: Collection[str], rows: Sequence[tuple[Any, ...]], key: str, value: str) -> None:
+    """Write rows, at least one, to an .npz file with an array for each column, and the text `value` as `key`."""
+    arrays: dict[str, Any] = {
+        name: np.array(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)
+    }
     with replace_output(path) as draft, draft.open("wb") as file:
-        np.savez(file, **cast(Any, arrays))
+        np.savez(file, **arrays | {key: np.array(value)})
 
 
-def read_table(path: Path, columns: Mapping[str, tuple[str, int]], key: str) -> tuple[list[NDArray[Any]], str]:
-    """Read the columns of a table, with at least one row and finite numbers, and a text from an .npz file.
-
-    Pickles are refused.
+def read_rows(
+    path: Path, columns: Mapping[str, tuple[str, int]], kind: Callable[..., _Row], key: str
+) -> tuple[list[_Row], str]:
+    """Read what `write_rows` wrote: at least one row of finite numbers, and the text; pickles are refused.
 
     Args:
         path: the file.
-        columns: NumPy kind ("U", "i", "f") and number of dimensions of each column, by name.
+        columns: NumPy kind ("U", "i", "f") and number of dimensions of each array, by name.
+        kind: makes a row of its values; the embedding stays an array, others become plain values and lists.
         key: name of the text.
 
     Raises:
@@ -133,13 +139,14 @@ def read_table(path: Path, columns: Mapping[str, tuple[str, int]], key: str) -> 
     if len(arrays) < len(names):
         raise ValueError(f"it lacks {', '.join(name for name in names if name not in arrays)}")
     lengths = {arrays[name].shape[:1] for name in columns}
-    for name, (kind, dimensions) in columns.items():
+    for name, (letter, dimensions) in columns.items():
         array = arrays[name]
-        if array.dtype.kind != kind or array.ndim != dimensions or array.size == 0 or len(lengths) > 1:
+        if array.dtype.kind != letter or array.ndim != dimensions or array.size == 0 or len(lengths) > 1:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, no column of such a table")
-        if kind == "f" and not np.isfinite(array).all():
+        if letter == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds numbers that are not finite")
-    return [arrays[name] for name in columns], str(arrays[key])
+    values = [arrays[name] if name == "embedding" else arrays[name].tolist() for name in columns]
+    return [kind(*row) for row in zip(*values, strict=True)], str(arrays[key])
 
 
 class EmbeddedFace(NamedTuple):
@@ -176,7 +183,20 @@ class EmbeddingFile:
     def __init__(self, path: Path, model: str) -> None:
         self.path, self._model = path, model
         self._changed, self._written = False, time.monotonic()
-        self._faces = {face.name: face for face in self._read()} if path.exists() else {}
+        self._faces: dict[str, EmbeddedFace] = {}
+        if not path.exists():
+            return
+        try:
+            rows, found = read_rows(path, _COLUMNS, EmbeddedFace, "model")
+        except ValueError as error:
+            raise ValueError(
+                f"{path} exists and holds no embeddings of an earlier run ({error}): choose another --out"
+            ) from error
+        if found != model:
+            raise ValueError(
+                f"{path} holds embeddings of another model, which cannot be compared: choose another --out"
+            )
+        self._faces = {row.name: row for row in rows}
 
     @property
     def faces(self) -> list[EmbeddedFace]:
@@ -208,46 +228,23 @@ class EmbeddingFile:
         if self._changed and not self._faces:
             self.path.unlink(missing_ok=True)
         elif self._changed:
-            write_arrays(self.path, {**self._columns(), "model": np.array(self._model)})
+            write_rows(self.path, _COLUMNS, self.faces, "model", self._model)
             self._changed, self._written = False, time.monotonic()
 
     def write_parquet(self, path: Path) -> None:
-        """Write all faces to a Parquet file with the columns name, photo, face and embedding (fixed-size list).
-
-        Raises:
-            ImportError: pyarrow is not installed.
-        """
+        """Write all faces to a Parquet file with the columns name, photo, face and embedding (fixed-size list)."""
         arrow, parquet = import_arrow()
-        columns = self._columns()
-        embedding = columns["embedding"]
+        embedding = np.stack([face.embedding for face in self.faces])
         table = arrow.table(
             {
-                "name": [printable(text) for text in columns["name"].tolist()],
-                "photo": [printable(text) for text in columns["photo"].tolist()],
-                "face": columns["face"],
+                "name": [printable(face.name) for face in self.faces],
+                "photo": [printable(face.photo) for face in self.faces],
+                "face": [face.face for face in self.faces],
                 "embedding": arrow.FixedSizeListArray.from_arrays(arrow.array(embedding.ravel()), embedding.shape[1]),
             }
         )
         with replace_output(path) as draft:
             parquet.write_table(table, draft)
-
-    def _columns(self) -> dict[str, NDArray[Any]]:
-        return {name: np.array([getattr(face, name) for face in self.faces]) for name in _COLUMNS}
-
-    def _read(self) -> list[EmbeddedFace]:
-        try:
-            columns, model = read_table(self.path, _COLUMNS, "model")
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path} exists and holds no embeddings of an earlier run ({error}): choose another --out"
-            ) from error
-        if model != self._model:
-            raise ValueError(
-                f"{self.path} holds embeddings of another model, which cannot be compared: choose another --out"
-            )
-        names, photos, numbers, marks, embeddings = columns
-        rows = zip(names.tolist(), photos.tolist(), numbers.tolist(), marks.tolist(), embeddings, strict=True)
-        return [EmbeddedFace(*row) for row in rows]
 
 
 def import_arrow() -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deocc.evaluation.thresholds import CONDITIONS, Calibration, Threshold
+from deocc.evaluation.thresholds import CONDITIONS, Calibration
 from deocc.inference.faces import FaceFinder
 from deocc.inference.network import FaceNetwork, FaceOutput
 from deocc.inference.photos import read_photo
@@ -57,6 +57,11 @@ class Verdict:
     reason: str
 
 
+def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
+    """Return the condition of two faces with these covered shares, in [0, 1]."""
+    return CONDITIONS[sum(share >= calibration.masked.limit for share in covered)]
+
+
 def decide(
     calibration: Calibration, similarity: float, covered: tuple[float, float], false_accept_rate: float | None = None
 ) -> Verdict:
@@ -71,11 +76,29 @@ def decide(
     Raises:
         ValueError: this target was not calibrated for the faces' condition.
     """
-    masked_a, masked_b = (share >= calibration.masked.limit for share in covered)
-    visible_a, visible_b = (1 - share for share in covered)
-    condition = CONDITIONS[masked_a + masked_b]
+    condition = condition_of(calibration, covered)
     threshold = calibration.threshold(condition, false_accept_rate)
-    decision, reason = _decision(threshold, similarity, min(visible_a, visible_b), calibration.least_visible)
+    test, visible = threshold.test, 1 - max(covered)
+    decision: Decision = "not sure"
+    if visible < calibration.least_visible:
+        reason = f"only {visible:.0%} of a face is visible, {calibration.least_visible:.0%} are needed"
+    elif similarity >= threshold.same:
+        decision = "same"
+        reason = (
+            f"similarity {similarity:.3f} is not below {threshold.same:.3f}, "
+            f"calibrated for a false-accept rate of {threshold.target:g}"
+        )
+        if test is not None:
+            reason += f", which accepted {test.false_accept_rate:.2g} of test people's pairs"
+    elif similarity < threshold.different:
+        decision = "different"
+        share = 1 - threshold.validation.called_different
+        reason = (
+            f"similarity {similarity:.3f} is below {threshold.different:.3f}, "
+            f"which {share:.0%} of pairs of one person reach"
+        )
+    else:
+        reason = f"similarity {similarity:.3f} is between {threshold.different:.3f} and {threshold.same:.3f}"
     return Verdict(
         decision=decision,
         similarity=similarity,
@@ -83,33 +106,13 @@ def decide(
         same_from=threshold.same,
         different_below=threshold.different,
         false_accept_rate=threshold.target,
-        tested_false_accept_rate=threshold.test.false_accept_rate if threshold.test is not None else None,
-        masked_a=masked_a,
-        masked_b=masked_b,
-        visible_a=visible_a,
-        visible_b=visible_b,
+        tested_false_accept_rate=test.false_accept_rate if test is not None else None,
+        masked_a=covered[0] >= calibration.masked.limit,
+        masked_b=covered[1] >= calibration.masked.limit,
+        visible_a=1 - covered[0],
+        visible_b=1 - covered[1],
         reason=f"{reason} ({condition})",
     )
-
-
-def _decision(threshold: Threshold, similarity: float, visible: float, least_visible: float) -> tuple[Decision, str]:
-    if visible < least_visible:
-        return "not sure", f"only {visible:.0%} of a face is visible, {least_visible:.0%} are needed"
-    if similarity >= threshold.same:
-        reason = (
-            f"similarity {similarity:.3f} is not below {threshold.same:.3f}, "
-            f"calibrated for a false-accept rate of {threshold.target:g}"
-        )
-        if threshold.test is not None:
-            reason += f", which accepted {threshold.test.false_accept_rate:.2g} of test people's pairs"
-        return "same", reason
-    if similarity < threshold.different:
-        share = 1 - threshold.validation.called_different
-        return "different", (
-            f"similarity {similarity:.3f} is below {threshold.different:.3f}, "
-            f"which {share:.0%} of pairs of one person reach"
-        )
-    return "not sure", f"similarity {similarity:.3f} is between {threshold.different:.3f} and {threshold.same:.3f}"
 
 
 class Pipeline:

@@ -85,9 +85,6 @@ class MaskSegmenter(nn.Module):
         Returns:
             Confidence (B, 1, H, W) in [0, 1] that a pixel is covered: 0 where it is below 0.1, and everywhere on faces
             whose covered fraction is below `gate`.
-
-        Raises:
-            ValueError: the shape does not match.
         """
         confidence = self(face).float().sigmoid()
         masked = predicted_share(confidence) >= self.gate
@@ -98,10 +95,7 @@ class MaskSegmenter(nn.Module):
         """Set `gate` so that at most 0.5 % of unmasked faces get a mask.
 
         Args:
-            bare_shares: `predicted_share` (N,) of unmasked faces outside the training set.
-
-        Raises:
-            ValueError: there are no faces.
+            bare_shares: `predicted_share` (N,), N at least 1, of unmasked faces outside the training set.
         """
         if len(bare_shares) == 0:
             raise ValueError("no bare faces to calibrate the segmenter's gate on: give a validation set with faces")

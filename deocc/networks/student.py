@@ -17,14 +17,7 @@ BareFaces = Literal["student", "teacher"]
 def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
     """Extend the first convolution, in place, to accept channels after red, green and blue, such as a mask.
 
-    The new weights are zero, so before training the embedding does not depend on the new channels.
-
-    Args:
-        embedder: embedder whose first convolution takes three channels.
-        extra_channels: number of channels to add.
-
-    Returns:
-        The embedder.
+    The new weights are zero, so an embedding does not depend on the new channels before training. Returns the embedder.
 
     Raises:
         ValueError: `extra_channels` < 1, the embedder is already widened, or it has no plain convolution of three
@@ -164,15 +157,8 @@ def embed_by_mask(
 ) -> Tensor:
     """Embed faces with an empty mask by the teacher and all others by the student.
 
-    Args:
-        student: as `Student`.
-        teacher: maps faces (B, 3, S, S) to embeddings (B, D).
-        masked_face: (B, 3, S, S) in [-1, 1].
-        completed_face: (B, 3, S, S) in [-1, 1].
-        mask: (B, 1, S, S), 1 = covered.
-
-    Returns:
-        Embeddings (B, D), not normalised.
+    The student and the other arguments are as in `Student.forward`; the teacher maps faces (B, 3, S, S) to embeddings
+    (B, D). Returns embeddings (B, D), not normalised.
     """
     masked = mask.flatten(1).amax(1) > 0
     if bool(masked.all()):

@@ -187,18 +187,17 @@ def read_checkpoint(path: str | Path, stage: str | None = None) -> dict[str, Any
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file that `deocc fit` wrote")
-    problem, cause = damage(Path(path)), None  # type: str | None, Exception | None
-    if problem is None:
-        try:
-            content = load_tensors(Path(path))
-        except Exception as error:  # torch raises arbitrary errors for other files
-            problem, cause = str(error).partition("\n")[0] or type(error).__name__, error
-            if "weights_only" in problem:  # torch recommends unsafe loading
-                problem = "it is no file of weights, or holds more than weights"
-    if problem is not None:
+    try:
+        if (problem := damage(Path(path))) is not None:
+            raise ValueError(problem)
+        content = load_tensors(Path(path))
+    except Exception as error:  # torch raises arbitrary errors for other files
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if "weights_only" in reason:  # torch recommends unsafe loading
+            reason = "it is no file of weights, or holds more than weights"
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({problem}): it is damaged or something else"
-        ) from cause
+            f"{path} cannot be read as a checkpoint ({reason}): it is damaged or something else"
+        ) from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
     found = content.get("stage", "unknown")

@@ -10,7 +10,7 @@ from deocc.cli import COMMANDS, main
 from deocc.commands import arguments
 from deocc.detection import list_detectors
 from deocc.inference import faces
-from deocc.inference.export_formats import FORMATS
+from deocc.inference.export_formats import SUFFIXES
 from deocc.masking import list_kinds
 
 HEAVY = ("torch", "pytorch_lightning", "torchmetrics", "torchvision", "albumentations", "scipy", "matplotlib")
@@ -30,7 +30,7 @@ def test_copies_equal_the_registries() -> None:
     assert list_detectors() == arguments.DETECTORS
     assert faces.list_alignments() == arguments.ALIGNMENTS
     assert faces.DEFAULT_DETECTOR == arguments.DEFAULT_DETECTOR
-    assert {name: form.suffix for name, form in FORMATS.items()} == arguments.EXPORT_SUFFIXES
+    assert SUFFIXES == arguments.EXPORT_SUFFIXES
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "predict photos"])

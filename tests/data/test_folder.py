@@ -54,7 +54,7 @@ def test_images_are_in_the_order_of_their_paths(make_folder: MakeFolder) -> None
         faces = FolderFaces(str(root), seed=1)
     wanted = [path.relative_to(root) for path in root.glob("*/**/*") if path.is_file()]
     wanted = sorted(path for path in wanted if not path.name.startswith(".") and path.name != "notes.txt")
-    assert faces.names == [path.as_posix() for path in wanted]
+    assert list(faces.names) == [path.as_posix() for path in wanted]
     people = sorted({path.parts[0] for path in wanted})
     assert faces.identity.tolist() == [people.index(path.parts[0]) for path in wanted]
     np.testing.assert_array_equal(faces.image(10), np.asarray(Image.open(root / faces.names[10])))

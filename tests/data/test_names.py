@@ -31,15 +31,6 @@ def test_table_is_a_list_of_names() -> None:
             table[place]
 
 
-def test_table_equals_sequences_of_names() -> None:
-    table = NameTable(["a", "bc"])
-    assert table == NameTable(["a", "bc"])
-    assert table == ["a", "bc"]
-    assert table != NameTable(["ab", "c"])
-    assert table != ["a"]
-    assert NameTable(["a", "b"]) != "ab"
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_celeba(tmp_path_factory.mktemp("celeba"))

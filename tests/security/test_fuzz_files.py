@@ -127,7 +127,7 @@ def test_damaged_embeddings_and_a_damaged_gallery(examples: int, tmp_path: Path)
     embeddings.write()
     files = [path.read_bytes()]
     path.unlink()
-    GalleryCache(path, "key").update({tmp_path / "a.png": CachedFace((1, 2), face, 0.5)})
+    GalleryCache(path, "key").update([CachedFace("a.png", [1, 2], face, 0.5)])
     files.append(path.read_bytes())
 
     def read(data: bytes) -> None:
@@ -135,7 +135,7 @@ def test_damaged_embeddings_and_a_damaged_gallery(examples: int, tmp_path: Path)
         try:
             faces = EmbeddingFile(path, "model").faces
         except ValueError:
-            found = GalleryCache(path, "key")._faces.values()
+            found = GalleryCache(path, "key").faces.values()
             assert all(len(entry.stamp) == 2 and entry.embedding.ndim == 1 for entry in found)
         else:
             assert all(found.embedding.ndim == 1 and np.isfinite(found.embedding).all() for found in faces)

