@@ -115,7 +115,9 @@ class ArFaces(FaceSet):
         """Return the positions of the gallery images of all people, ascending."""
         place = {name: index for index, name in enumerate(self.names)}
         others = [shot + _SESSION if shot <= _SESSION else shot - _SESSION for shot in shots]  # of the other session
-        people, chosen, missing = self.identity_names or (), set[int](), []
+        people = self.identity_names or ()
+        chosen: set[int] = set()
+        missing = []
         for person in people:
             found = set()
             for numbers in zip(shots, others, strict=True):

@@ -128,7 +128,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     @property
     def num_identities(self) -> int:
-        """The number of training identities; ValueError if the face set has none."""
+        """The number of training identities; raises ValueError if the face set has none."""
         if not self.face_set.has_identities:
             raise ValueError(
                 "the face set has no identities, which stage 2 learns: give them, and leave out identities: false"
@@ -166,7 +166,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
                 )
 
     def train_dataloader(self) -> FaceLoader[FaceItem]:
-        """Return augmented training faces, shuffled by seed and epoch; ValueError if there are no training people."""
+        """Return augmented training faces, shuffled by seed and epoch, or raise ValueError if there are none."""
         if len(self.face_set.bare("train")) == 0:
             raise ValueError(
                 f"{type(self.face_set).__name__} has no one to train on, it is for tests: choose another data.face_set"

@@ -142,7 +142,7 @@ class TrainingFaces(Dataset[FaceItem]):
         """Return the item of an (epoch, position). Its kind is -1; the data module draws it from the seed.
 
         An image that cannot be read, of the item or of a blended face, is replaced by another one that depends on the
-        seed; UnreadableImageError if that fails several times.
+        seed. If that fails several times, UnreadableImageError is raised.
         """
         epoch, position = key
         seed = item_seed(self.seed, epoch, int(self.indices[position]))
@@ -212,7 +212,7 @@ class FixedFaces(Dataset[FaceItem]):
         return len(self.indices) * len(self.masks)
 
     def __getitem__(self, number: int) -> FaceItem:
-        """Return the item at `number`; an image of a test that cannot be read raises UnreadableImageError."""
+        """Return the item at `number`, or raise UnreadableImageError for an image of a test that cannot be read."""
         position, _ = self._place(number)
         index, identity = int(self.indices[position]), int(self.identities[position])
         unreadable: list[int] = []

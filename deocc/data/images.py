@@ -169,7 +169,10 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """
     profile = image.info.get("icc_profile")
     mode = _PROFILE_MODES.get(profile[16:20]) if isinstance(profile, bytes) else None
-    if mode is None or image.mode not in _CONVERTIBLE[mode] or (transform := _transform_to_srgb(profile, mode)) is None:
+    if mode is None or image.mode not in _CONVERTIBLE[mode]:
+        return image
+    transform = _transform_to_srgb(profile, mode)
+    if transform is None:
         return image
     converted = ImageCms.applyTransform(image.convert(mode), transform)
     if converted is not None and image.has_transparency_data:
@@ -269,7 +272,10 @@ class ImageStore:
 
     def size(self, name: str) -> int:
         """Return the size of an image file in bytes, uncompressed; errors as for `read`."""
-        return self._entry(name).file_size if self._packed else self._file(name).stat().st_size
+        if self._packed:
+            return self._entry(name).file_size
+        _check_file(self._file(name))
+        return self._file(name).stat().st_size
 
     def _file(self, name: str) -> Path:
         if leads_out(name):

@@ -183,7 +183,7 @@ def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
     header = lines[0][1]
     numbers = 0 < len(header) <= 2 and all(re.fullmatch(r"\d{1,9}", field) for field in header)
     words = len(header) > 1 and all(re.fullmatch(r"[A-Za-z][\w ]*", field) for field in header)
-    if numbers or (words and header[-1].lower() not in _LABELS):  # names of columns, not a pair of files without dots
+    if numbers or (words and header[-1].lower() not in _LABELS):  # the latter are names of columns
         lines = lines[1:]
     else:
         header = []

@@ -130,8 +130,9 @@ class GalleryCache:
 
     def update(self, faces: Sequence[CachedFace]) -> None:
         """Replace all entries by these, at least one, and write the file if that changes anything."""
-        before, self.faces = self.faces, {face.photo: face for face in faces}
-        if [face[:2] for face in before.values()] != [face[:2] for face in self.faces.values()]:
+        before = {face.photo: face.stamp for face in self.faces.values()}
+        self.faces = {face.photo: face for face in faces}
+        if before != {face.photo: face.stamp for face in faces}:
             write_rows(self.path, _CACHE_COLUMNS, faces, "key", self._key)
 
 
@@ -196,7 +197,9 @@ def read_gallery(
         raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
     if cache is not None:
         cache.update(list(faces.values()))
-    gallery = [GalleryFace(person_of(photo, folder), photo, *face[2:]) for photo, face in faces.items()]
+    gallery = [
+        GalleryFace(person_of(photo, folder), photo, face.embedding, face.covered) for photo, face in faces.items()
+    ]
     return gallery, problems
 
 

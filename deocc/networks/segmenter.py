@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.networks.layers import check_face, check_width, pad_to_multiple
-from deocc.networks.weights import load_weights, read_checkpoint, read_model_folder, sub_state
+from deocc.networks.weights import load_weights, read_averaged
 
 STRIDE = 16
 """Inputs are padded to a multiple of it: the coarsest features have a sixteenth of the resolution."""
@@ -116,16 +116,11 @@ def load_segmenter(path: str | Path) -> MaskSegmenter:
         FileNotFoundError: the file does not exist.
         ValueError: the file is neither, is damaged, or belongs to another stage.
     """
-    if Path(path).is_dir():
-        state = sub_state(read_model_folder(Path(path))[1], "deoccluder.segmenter.")
-        if "to_logits.0.weight" not in state:
-            raise ValueError(f"{path} has no segmenter: give the folder of a model that completes faces")
-        segmenter = MaskSegmenter(state["to_logits.0.weight"].shape[1])  # not of config.json, which may exaggerate
-        load_weights(segmenter, state, Path(path))
-        return segmenter
-    checkpoint = read_checkpoint(path, "segmentation")
-    segmenter = MaskSegmenter(int(checkpoint["hyper_parameters"]["width"]))
-    segmenter.load_state_dict(sub_state(checkpoint["state_dict"], "average.module."))
+    state = read_averaged(path, "segmentation", "deoccluder.segmenter.")
+    if "to_logits.0.weight" not in state:
+        raise ValueError(f"{path} has no segmenter: give the folder of a model that completes faces")
+    segmenter = MaskSegmenter(state["to_logits.0.weight"].shape[1])  # not of the settings, which may exaggerate
+    load_weights(segmenter, state, Path(path))
     return segmenter
 
 

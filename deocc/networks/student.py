@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deocc.networks.embedders.embedder import Embedder
-from deocc.networks.weights import load_weights, read_checkpoint, read_model_folder, sub_state
+from deocc.networks.weights import load_weights, read_averaged
 
 StudentInput = Literal["completed", "masked", "both"]
 BareFaces = Literal["student", "teacher"]
@@ -145,11 +145,7 @@ def load_student(student: Student, path: str | Path) -> None:
         FileNotFoundError: the file does not exist.
         ValueError: the file is neither, is damaged, belongs to another stage, or has a student of other settings.
     """
-    if Path(path).is_dir():
-        state = sub_state(read_model_folder(Path(path))[1], "student.")
-    else:
-        state = sub_state(read_checkpoint(path, "distillation")["state_dict"], "average.module.")
-    load_weights(student, state, Path(path))
+    load_weights(student, read_averaged(path, "distillation", "student."), Path(path))
 
 
 def embed_by_mask(

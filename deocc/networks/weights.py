@@ -121,6 +121,13 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, state
 
 
+def read_averaged(path: str | Path, stage: str, part: str) -> dict[str, Tensor]:
+    """Read the averaged network of a checkpoint of a stage, or the weights with the prefix `part` of a model folder."""
+    if Path(path).is_dir():
+        return sub_state(read_model_folder(Path(path))[1], part)
+    return sub_state(read_checkpoint(path, stage)["state_dict"], "average.module.")
+
+
 def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
