@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deocc.commands.arguments import demo_parser
 from deocc.commands.demo_analysis import EXAMPLES, NO_MASK, Analyst, OrlGallery, read_asset, render_html
 from deocc.commands.model import load_model
+from deocc.inference.batch import RECOVERABLE
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.photos import read_photo
 from deocc.masking import list_kinds
@@ -113,7 +114,7 @@ class Answers:
                 if not isinstance(seed, int | float) or not 0 <= seed <= MAX_SEED or seed != int(seed):
                     raise ValueError(f"the seed is {seed}: give a whole number from 0 to {MAX_SEED}")
                 analysis = self._analyst.analyse(face, kind, int(seed), second_face)
-            except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+            except RECOVERABLE as error:
                 line = html.escape(one_line(error) or type(error).__name__)
                 return f'<p class="deocc-error" role="alert">{line}</p>'  # screen readers announce it at once
         notes = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]

@@ -18,7 +18,7 @@ DEFAULT_DETECTOR: Final = "mtcnn"
 """On 327 photos of people who really wear masks MTCNN finds a face in 82 %, dlib's detector in 21 %
 (`python -m bench.detectors --photos FOLDER`)."""
 
-_ALIGNMENTS: Final[dict[str, tuple[int, int, Points]]] = {
+ALIGNMENTS: Final[dict[str, tuple[int, int, Points]]] = {
     "arcface112": (112, 112, TEMPLATES["arcface"].points),
     "dlib150": (150, 150, TEMPLATES["dlib"].points),
     "celeba178": (178, 218, ((69.0, 111.0), (108.0, 111.0), (88.0, 136.0), (72.0, 152.0), (105.0, 152.0))),
@@ -79,11 +79,6 @@ class PhotoFace:
         return {**found, **({"turned": self.turned} if self.turned else {}), **box}
 
 
-def list_alignments() -> tuple[str, ...]:
-    """Return the names of the alignments that face crops can have."""
-    return tuple(_ALIGNMENTS)
-
-
 class FaceFinder:
     """Finds and aligns faces, also in photos that are turned by a multiple of 90 degrees.
 
@@ -91,7 +86,7 @@ class FaceFinder:
         size: side of the canonical crops in pixels.
         detector: a name of `deocc.detection.list_detectors()`; None for `DEFAULT_DETECTOR`.
         weights: weights file of the detector; None for the packaged one.
-        aligned: a name of `list_alignments()`: each photo is such a crop of one face, and no detector is used.
+        aligned: a name in `ALIGNMENTS`: each photo is such a crop of one face, and no detector is used.
         every: return all faces of a photo instead of the most prominent one.
         number: return this face of photos that show several, counted from 1, most prominent first.
 
@@ -110,8 +105,8 @@ class FaceFinder:
         every: bool = False,
         number: int | None = None,
     ) -> None:
-        if aligned is not None and aligned not in _ALIGNMENTS:
-            raise ValueError(f"unknown alignment {aligned!r}: choose one of {', '.join(_ALIGNMENTS)}")
+        if aligned is not None and aligned not in ALIGNMENTS:
+            raise ValueError(f"unknown alignment {aligned!r}: choose one of {', '.join(ALIGNMENTS)}")
         if aligned is not None and (detector is not None or weights is not None):
             raise ValueError("aligned crops need no detector: give --aligned, or --detector and its weights, not both")
         if weights is not None and detector is None:
@@ -174,7 +169,7 @@ class FaceFinder:
         """Return the plausible faces, most prominent first, and the degrees by which the photo was turned."""
         height, width = photo.shape[:2]
         if self._detector is None:
-            full_width, full_height, template = _ALIGNMENTS[str(self._aligned)]
+            full_width, full_height, template = ALIGNMENTS[str(self._aligned)]
             if abs(width * full_height / (height * full_width) - 1) > _ASPECT_TOLERANCE:
                 raise ValueError(
                     f"{name} is {width} x {height} pixels, {self._aligned} crops have the shape "

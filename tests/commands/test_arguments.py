@@ -28,7 +28,7 @@ def imported_by(code: str, names: tuple[str, ...]) -> set[str]:
 def test_copies_equal_the_registries() -> None:
     assert list_kinds()[: len(arguments.KINDS)] == arguments.KINDS  # tests may have registered more
     assert list_detectors() == arguments.DETECTORS
-    assert faces.list_alignments() == arguments.ALIGNMENTS
+    assert tuple(faces.ALIGNMENTS) == arguments.ALIGNMENTS
     assert faces.DEFAULT_DETECTOR == arguments.DEFAULT_DETECTOR
     assert SUFFIXES == arguments.EXPORT_SUFFIXES
 

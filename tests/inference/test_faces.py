@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from deocc.detection import Detection, Detector
 from deocc.geometry import TEMPLATES, align, invert_transform, similarity_transform, transform_points
 from deocc.inference import faces
-from deocc.inference.faces import FaceFinder, NoFaceError, cut, list_alignments, paste_back, weight_in_photo
+from deocc.inference.faces import ALIGNMENTS, FaceFinder, NoFaceError, cut, paste_back, weight_in_photo
 from tests.scenes import ONE, ROTATED, TWO, Pasted, draw_scene
 
 PHOTO = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
@@ -80,7 +80,7 @@ def test_finder_of_tiny_photos(finder: FaceFinder, shape: tuple[int, int]) -> No
         finder.find(np.zeros((*shape, 3), np.uint8), "dot.png")
 
 
-@pytest.mark.parametrize("name", list_alignments())
+@pytest.mark.parametrize("name", ALIGNMENTS)
 @pytest.mark.parametrize("factor", [1, 2])
 def test_finder_of_aligned_crops(name: str, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch)
