@@ -128,7 +128,6 @@ class OrlGallery:
         self._embeddings, self._covered = output.embedding.cpu(), output.covered.tolist()
 
     def __len__(self) -> int:
-        """Return the number of people."""
         return len(self._indices)
 
     def nearest(self, embedding: Tensor) -> list[Match]:

@@ -318,8 +318,8 @@ def manifest_rows(probes: FixedFaces) -> Iterator[tuple[str, str, int]]:
     """Yield image, kind and seed of each probe, which determine its mask together with landmarks and renderer."""
     names, kinds = probes.aligned.face_set.names, list_kinds()
     for number in range(len(probes)):
-        kind, seed = probes.mask_of(number)
-        yield names[probes.index_of(number)], kinds[kind], seed
+        position, kind, seed = probes.mask_of(number)
+        yield names[int(probes.indices[position])], kinds[kind], seed
 
 
 def manifest_hash(probes: FixedFaces) -> str:

@@ -213,7 +213,7 @@ class FixedFaces(Dataset[FaceItem]):
 
     def __getitem__(self, number: int) -> FaceItem:
         """Return the item at `number`, or raise UnreadableImageError for an image of a test that cannot be read."""
-        position, _ = self._place(number)
+        position, kind, seed = self.mask_of(number)
         index, identity = int(self.indices[position]), int(self.identities[position])
         unreadable: list[int] = []
         try:
@@ -223,27 +223,19 @@ class FixedFaces(Dataset[FaceItem]):
                 raise
             size, unreadable = self.aligned.size, [index]
             face, landmarks = np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)
-        mask = self.mask_of(number)
-        return _item(Augmented(face, landmarks, False), index, [identity] * 3, (0.0, 0.0), *mask, unreadable)
+        return _item(Augmented(face, landmarks, False), index, [identity] * 3, (0.0, 0.0), kind, seed, unreadable)
 
-    def index_of(self, number: int) -> int:
-        """Return the position in the face set of the image of the item at `number`."""
-        return int(self.indices[self._place(number)[0]])
-
-    def mask_of(self, number: int) -> tuple[int, int]:
-        """Return the kind and seed of the mask of the item at `number`, without reading an image."""
-        (kind, mask_seed), index = self.masks[self._place(number)[1]], self.index_of(number)
+    def mask_of(self, number: int) -> tuple[int, int, int]:
+        """Return the position in `indices`, and the kind and seed of the mask, of an item; no image is read."""
+        block, within = divmod(number, KEPT * len(self.masks))
+        size = min(KEPT, len(self.indices) - block * KEPT)
+        position = block * KEPT + within % size
+        (kind, mask_seed), index = self.masks[within // size], int(self.indices[position])
         if kind == MIXED:
             kind = self.kinds[item_seed("evaluation kind", mask_seed, index) % len(self.kinds)]
         elif kind == REAL[0] and self.occluder is not None:
             kind = int(self.occluder[index])
-        return kind, item_seed("evaluation", mask_seed, kind, index)
-
-    def _place(self, number: int) -> tuple[int, int]:
-        """Return the position in `indices` and the number of the mask of an item."""
-        block, within = divmod(number, KEPT * len(self.masks))
-        size = min(KEPT, len(self.indices) - block * KEPT)
-        return block * KEPT + within % size, within // size
+        return position, kind, item_seed("evaluation", mask_seed, kind, index)
 
 
 def _blend(faces: Sequence[AlignedFace], weights: Sequence[float]) -> AlignedFace:

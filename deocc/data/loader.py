@@ -89,11 +89,9 @@ class ShareSampler(Sampler[int]):
         self.length, self.shared = length, shared
 
     def __len__(self) -> int:
-        """Return the number of items of this process."""
         return len(self._share())
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the items of this process."""
         return iter(self._share())
 
     def _share(self) -> range:

@@ -137,7 +137,6 @@ class Parity:
         return close and self.mask_agreement >= _MIN_MASK_AGREEMENT
 
     def __str__(self) -> str:
-        """Return one line for people."""
         return (
             f"largest difference of completed_face {self.completed_face:.1e}, of embedding {self.embedding:.1e}; "
             f"{self.mask_agreement:.4%} of the masks' pixels agree ({self.equal_masks} of {self.faces} masks in all)"
@@ -165,7 +164,6 @@ class Accuracy:
     mask_agreement: float
 
     def __str__(self) -> str:
-        """Return one line for people."""
         return (
             f"EER {self.eer_fp32:.2%} in float32, {self.eer:.2%} in this file, {self.pairs} pairs; "
             f"similarities differ by {self.similarity_mean:.4f} on average, {self.similarity_max:.4f} at most; "

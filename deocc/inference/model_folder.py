@@ -144,8 +144,19 @@ def _load_model(folder: Path) -> Pipeline:
 
 def _load_checkpoint(path: Path) -> Pipeline:
     config, network = network_of_checkpoint(read_checkpoint(path), str(path))
-    calibration = read_thresholds(path)
-    size = calibration.size if calibration is not None else _size_of_run(path)
+    calibration, file = read_thresholds(path), runs.run_folder_of(path) / runs.CONFIG
+    if calibration is not None:
+        size = calibration.size
+    elif file.is_file():
+        try:
+            size = int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", _DEFAULT_SIZE))
+        except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{file} is damaged: get it again from the run that the checkpoint is of") from error
+    else:
+        size = _DEFAULT_SIZE
+        warnings.warn(
+            f"{path} was never tested and has no {runs.CONFIG} beside it: taking crops of {size} pixels", stacklevel=3
+        )
     _check_size(size, path)
     config |= {"face": face_contract(size), THRESHOLDS: calibration.plain() if calibration is not None else None}
     return Pipeline(config, network, calibration)
@@ -154,21 +165,6 @@ def _load_checkpoint(path: Path) -> Pipeline:
 def _check_size(size: object, path: Path) -> None:
     if not isinstance(size, int) or not 1 <= size <= MOST_SIDE:
         raise ValueError(f"{path} names crops of {str(size)[:20]} pixels: 1 to {MOST_SIDE} are allowed")
-
-
-def _size_of_run(checkpoint: Path) -> int:
-    """Return the side of the crops in the configuration of a checkpoint's run."""
-    file = runs.run_folder_of(checkpoint) / runs.CONFIG
-    if file.is_file():
-        try:
-            return int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", _DEFAULT_SIZE))
-        except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{file} is damaged: get it again from the run that the checkpoint is of") from error
-    warnings.warn(
-        f"{checkpoint} was never tested and has no {runs.CONFIG} beside it: taking crops of {_DEFAULT_SIZE} pixels",
-        stacklevel=4,
-    )
-    return _DEFAULT_SIZE
 
 
 def _fetch(repository: str) -> Path:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,33 +172,28 @@ def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[n
 
 
 def _convert_array(array: NDArray[np.generic], name: str, notes: list[str]) -> NDArray[np.uint8]:
-    """Convert an array of pixels to (H, W, 3)."""
-    pixels = array[..., None] if array.ndim == 2 else array
+    """Convert an array of pixels to (H, W, 3); of 16 bits by scaling, where Pillow's own conversion clips at 255."""
+    pixels: NDArray[Any] = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
         raise _PhotoError(f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     check_size((pixels.shape[1], pixels.shape[0]))
-    pixels = _scale_to_8_bits(pixels, name, notes)
+    if pixels.dtype != np.uint8:
+        # Pillow's mode I holds 16-bit PGM and PNG in 32 bits.
+        if pixels.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
+            raise _PhotoError(f"{name} holds {pixels.dtype} numbers: expected 8 or 16 bits without sign")
+        low, high = pixels.min(), pixels.max()
+        if low < 0 or high > _MAX_16_BIT:
+            raise _PhotoError(f"{name} holds numbers from {low} to {high}: expected 8 or 16 bits without sign")
+        highest = _MAX_16_BIT
+        if 255 < high <= _MAX_12_BIT:
+            highest = _MAX_12_BIT
+            notes.append(f"holds numbers up to {high} in 16 bits: taken for 12 bits")
+        numbers = pixels.astype(np.uint32)  # in place from here on: a photo of 100 million pixels takes 400 MB
+        numbers *= 255
+        numbers += highest // 2
+        numbers //= highest
+        pixels = numbers.astype(np.uint8)
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:].astype(np.float32) / 255
         pixels = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-
-
-def _scale_to_8_bits(array: NDArray[np.generic], name: str, notes: list[str]) -> NDArray[np.uint8]:
-    """Scale 16 bits to 8; Pillow's own conversion clips at 255. Its mode I holds 16-bit PGM and PNG in 32 bits."""
-    if array.dtype == np.uint8:
-        return np.asarray(array, dtype=np.uint8)
-    if array.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
-        raise _PhotoError(f"{name} holds {array.dtype} numbers: expected 8 or 16 bits without sign")
-    low, high = array.min(), array.max()
-    if low < 0 or high > _MAX_16_BIT:
-        raise _PhotoError(f"{name} holds numbers from {low} to {high}: expected 8 or 16 bits without sign")
-    highest = _MAX_16_BIT
-    if 255 < high <= _MAX_12_BIT:
-        highest = _MAX_12_BIT
-        notes.append(f"holds numbers up to {high} in 16 bits: taken for 12 bits")
-    numbers = array.astype(np.uint32)  # in place from here on: a photo of 100 million pixels takes 400 MB
-    numbers *= 255
-    numbers += highest // 2
-    numbers //= highest
-    return numbers.astype(np.uint8)

@@ -381,5 +381,5 @@ def test_mixed_kinds_depend_on_image_and_seed(tiny_faces: TinyFaces) -> None:
 def test_mixed_kinds_are_equally_frequent(tiny_faces: TinyFaces) -> None:
     data = _module(tiny_faces, kinds=("surgical", "hand", "box"), mixed_kinds=True, test_seeds=tuple(range(200)))
     probes = cast(Any, data.test_dataloader()[1].dataset)
-    counts = np.bincount([probes.mask_of(number)[0] for number in range(len(probes))])
+    counts = np.bincount([probes.mask_of(number)[1] for number in range(len(probes))])
     assert counts[counts > 0].tolist() == pytest.approx([400] * 3, abs=60)

@@ -89,7 +89,8 @@ def test_large_set_reads_each_image_once(tiny_faces: FaceSet, monkeypatch: pytes
     monkeypatch.setattr(dataset_file, "KEPT", 4)
     masks = [(0, 1), (1, 1), (2, 1)]
     faces = FixedFaces(tiny_faces, "train", _SIZE, masks, tiny_faces.indices("train")[:10])
-    order = [(faces.index_of(number), faces.mask_of(number)[0]) for number in range(len(faces))]
+    places = [faces.mask_of(number) for number in range(len(faces))]
+    order = [(int(faces.indices[position]), kind) for position, kind, _ in places]
     blocks = [tiny_faces.indices("train")[start : start + 4][: 10 - start].tolist() for start in (0, 4, 8)]
     assert order == [(index, kind) for block in blocks for kind in (0, 1, 2) for index in block]
 

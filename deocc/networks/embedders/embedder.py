@@ -43,7 +43,6 @@ class EmbedderSpec:
     mirror: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values."""
         get_template(self.template)
         if self.size < 1:
             raise ValueError(f"size must be a positive number of pixels, got {self.size}")

@@ -88,7 +88,6 @@ class OnnxNetwork(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key != "session"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the file again."""
         self.__dict__.update(state)
         self._open()
 
