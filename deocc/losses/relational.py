@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.distances import AngleDifference, distances, loss_dtype, squared_distances, widen
+from deocc.losses.distances import AngleDifference, DistanceDifference, loss_dtype, squared_distances, widen
 
 
 def instance_relation_loss(
@@ -73,16 +73,15 @@ def pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: embeddings (B, D') of the same images in the same order.
 
     Returns:
-        Scalar loss; 0 for a batch of one.
+        Scalar loss; 0 for a batch of one. Differentiable once.
 
     Raises:
         ValueError: the batch sizes differ.
     """
     _check_shapes(student, teacher)
-    pairs = max(1, len(student) * (len(student) - 1))
-    lengths = (distances(squared_distances(embedding)) for embedding in (student, teacher.detach()))
-    ours, theirs = (each / (each.sum() / pairs).clamp_min(torch.finfo(each.dtype).tiny) for each in lengths)
-    return (F.huber_loss(ours, theirs, reduction="sum") / pairs).to(loss_dtype(student))
+    ours, theirs = (squared_distances(embedding) for embedding in (student, teacher.detach()))
+    loss: Tensor = DistanceDifference.apply(ours, theirs)  # type: ignore[no-untyped-call]
+    return loss.to(loss_dtype(student))
 
 
 def triplet_relation_loss(

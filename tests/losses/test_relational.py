@@ -17,7 +17,7 @@ from deocc.losses import (
     prediction_relation_loss,
     triplet_relation_loss,
 )
-from deocc.losses.distances import Angles, distances, squared_distances
+from deocc.losses.distances import Angles, DistanceDifference, squared_distances
 from tests import oracles
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -154,15 +154,34 @@ def test_close_distances_under_autocast(cosine: float) -> None:
     across = F.normalize(batch[1] - (batch[1] @ batch[0]) * batch[0], dim=0)
     batch[1] = cosine * batch[0] + math.sqrt(1 - cosine**2) * across
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = float(distances(squared_distances(batch))[0, 1])
+        found = float(squared_distances(batch)[0, 1].sqrt())
     assert found == pytest.approx(float((batch[0].double() - batch[1].double()).norm()), rel=1e-6)
     assert found == pytest.approx(math.sqrt(2 - 2 * cosine), rel=1e-3)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_squared_distances_of_any_batch(count: int) -> None:
+    batch = embeddings(count, 4, 50, torch.float64).requires_grad_()
+    expected = (batch[None] - batch[:, None]).square().sum(2)
+    torch.testing.assert_close(squared_distances(batch), expected)
+    assert not squared_distances(batch.repeat(2, 1))[:count, count:].diagonal().any()
+    weight = embeddings(count, count, 51, torch.float64)  # not symmetric
+    slopes = [torch.autograd.grad((weight * each).sum(), batch)[0] for each in (squared_distances(batch), expected)]
+    torch.testing.assert_close(*slopes)
+
+
 def test_zero_distance_has_zero_gradient() -> None:
-    squared = torch.tensor([[0.0, 4.0], [4.0, 0.0]], requires_grad=True)
-    (slope,) = torch.autograd.grad(distances(squared)[0, 1] + distances(squared)[1, 1], squared)
-    assert torch.equal(slope, torch.tensor([[0.0, 0.25], [0.0, 0.0]]))
+    squared = squared_distances(embeddings(4, 3, 52)[[0, 0, 1, 2]]).requires_grad_()
+    DistanceDifference.apply(squared, squared_distances(embeddings(4, 3, 53))).backward()  # type: ignore[no-untyped-call]
+    assert squared.grad is not None
+    assert not squared.grad[:2, :2].any() and squared.grad[2:, :2].all()
+
+
+def test_gradient_of_close_embeddings() -> None:
+    """Differences of embeddings whose distance is a thousandth of their length keep their direction in float32."""
+    student, teacher = (F.normalize(embeddings(1, 16, 54) + 0.001 * embeddings(8, 16, s), dim=1) for s in (55, 56))
+    expected = gradient(oracles.pair_relation, student.double(), teacher)
+    assert (gradient(pair_relation_loss, student, teacher) - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_angles_equal_cosines_of_directions() -> None:
