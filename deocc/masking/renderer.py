@@ -17,7 +17,7 @@ from deocc.masking.random import Draws
 from deocc.masking.registry import NO_OCCLUDER, get_kind, kind_numbers, list_kinds
 from deocc.masking.shapes import FaceFrame
 
-_PIXELS_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 26}
+_PIXELS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Pixels painted together: with more, the CPU's cache misses; with fewer, the overhead of operations dominates.
 Measured."""
 
