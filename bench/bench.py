@@ -1,7 +1,8 @@
 """Speed and memory compared with reference implementations: `make bench`.
 
 Prints a table and writes `bench/results.json`. Times are medians. Ours and the reference run alternately; the ratio is
-the median over the pairs. Every row is measured in separate processes; peak memory is the increase during the call.
+the median over the pairs. "Loaded" is measured with two single-threaded busy processes beside. Every row is measured in
+separate processes; peak memory is the increase during the call.
 """
 
 import json
@@ -20,25 +21,37 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.kernels import measure_against_textbook, measure_alone, measure_renderer
+from bench.kernels import measure_against_textbook, measure_alone, measure_embedder, measure_renderer
 from bench.loading import compare_loading
 from bench.measuring import Row
-from bench.training import against_bare_loop, measure_teacher_cache
+from bench.training import against_bare_loop, against_fair_share, measure_teacher_cache
 
 RESULTS = Path(__file__).with_name("results.json")
-FIGURES = ("ours", "reference", "ratio", "ours_mib", "reference_mib")
+FIGURES = {
+    "ours": "idle",
+    "loaded": "loaded",
+    "reference": "reference",
+    "ratio": "ratio",
+    "loaded_ratio": "loaded ratio",
+    "ours_mib": "MiB",
+    "reference_mib": "reference, MiB",
+}
+"""Key in a row and title of its column."""
 
 
 def measure() -> Iterator[Row]:
     yield from measure_start()
-    for size in (128, 256, 512):
-        yield measure_against_textbook(size)
-    yield measure_alone(1024, max_anchors=None)
+    yield measure_against_textbook("pair relation", 256, pairs=40)
+    for size in (256, 512):
+        yield measure_against_textbook("triplet relation", size)
     yield measure_alone(4096, max_anchors=64)
+    yield from measure_embedder()
     for size in (112, 256):
         yield from measure_renderer(size)
-    yield against_bare_loop("inpaint", loading=False)
+    yield (inpaint := against_bare_loop("inpaint", loading=False))
     yield (step := against_bare_loop("distill", loading=False))
+    yield against_fair_share("inpaint", inpaint["ours"])
+    yield against_fair_share("distill", step["ours"])
     yield against_bare_loop("inpaint", loading=True)
     yield against_bare_loop("distill", loading=True)
     yield measure_teacher_cache()
@@ -68,7 +81,7 @@ def _cpu_seconds(command: list[str]) -> float:
 
 
 def table_of(rows: Iterable[Row], details: Sequence[str] = ()) -> Table:
-    table = Table("", "unit", "ours", "reference", "ratio", "ours, MiB", "reference, MiB", *details, box=box.MARKDOWN)
+    table = Table("", "unit", *FIGURES.values(), *details, box=box.MARKDOWN)
     for row in rows:
         figures = [row.get(name) for name in FIGURES] + [row.get("details", {}).get(name) for name in details]
         table.add_row(row["what"], row["unit"], *map(format_figure, figures))
@@ -95,7 +108,7 @@ def machine() -> dict[str, object]:
 
 
 def main() -> None:
-    start, console = time.perf_counter(), Console(width=140)
+    start, console = time.perf_counter(), Console(width=160)
     with console.status("measuring"):
         rows = list(measure())
     minutes = (time.perf_counter() - start) / 60

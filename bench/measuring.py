@@ -1,13 +1,20 @@
 """Measurement of time and memory on the CPU."""
 
 import multiprocessing
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NotRequired, ParamSpec, TypedDict, TypeVar
+from typing import NamedTuple, NotRequired, ParamSpec, TypedDict, TypeVar
 
+BUSY = 2
+"""Busy processes beside a measurement under load."""
+_BUSY_LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 Call = Callable[[], object]
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -19,13 +26,58 @@ class Row(TypedDict):
     what: str
     unit: str
     ours: float
+    loaded: NotRequired[float]
+    """As `ours`, with `BUSY` processes beside it."""
     reference: NotRequired[float]
     ratio: NotRequired[float]
     """How many times ours is better, median over pairs: reference / ours for times, ours / reference for rates."""
+    loaded_ratio: NotRequired[float]
+    """As `ratio`, both measured under load."""
     ours_mib: NotRequired[float]
     reference_mib: NotRequired[float]
     details: NotRequired[dict[str, float]]
     """Figures that are only written to the file."""
+
+
+class Pairs(NamedTuple):
+    """Seconds of ours and of the reference, measured alternately."""
+
+    ours: list[float]
+    reference: list[float]
+
+    def ratio(self) -> float:
+        """Return how many times ours is faster."""
+        return median_ratio(self.reference, self.ours)
+
+
+def compared(what: str, unit: str, idle: Pairs, loaded: Pairs | None = None, count: int = 1) -> Row:
+    """Return the row of a comparison, in "ms" per call or in a rate of `count` items per call."""
+
+    def figure(taken: list[float]) -> float:
+        return 1000 * statistics.median(taken) if unit == "ms" else count / statistics.median(taken)
+
+    row: Row = {
+        "what": what,
+        "unit": unit,
+        "ours": figure(idle.ours),
+        "reference": figure(idle.reference),
+        "ratio": idle.ratio(),
+    }
+    if loaded is not None:
+        row["loaded"], row["loaded_ratio"] = figure(loaded.ours), loaded.ratio()
+    return row
+
+
+@contextmanager
+def load(processes: int = BUSY) -> Iterator[None]:
+    """Run single-threaded busy processes during the block; they end with this process."""
+    started = [subprocess.Popen([sys.executable, "-c", _BUSY_LOOP, str(os.getpid())]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def in_own_process(
@@ -38,12 +90,19 @@ def in_own_process(
         return pool.submit(function, *arguments, **options).result()
 
 
-def paired_seconds(ours: Call, reference: Call, pairs: int) -> tuple[list[float], list[float]]:
+def paired_seconds(ours: Call, reference: Call, pairs: int) -> Pairs:
     """Time two calls alternately after a warm-up, so that a change of the machine's speed affects both."""
     ours()
     reference()
     taken = [(seconds(ours), seconds(reference)) for _ in range(pairs)]
-    return [pair[0] for pair in taken], [pair[1] for pair in taken]
+    return Pairs([pair[0] for pair in taken], [pair[1] for pair in taken])
+
+
+def idle_and_loaded(ours: Call, reference: Call, pairs: int) -> tuple[Pairs, Pairs]:
+    """Time two calls alternately, first alone and then under load."""
+    idle = paired_seconds(ours, reference, pairs)
+    with load():
+        return idle, paired_seconds(ours, reference, pairs)
 
 
 def seconds(call: Call) -> float:

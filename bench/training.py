@@ -22,7 +22,7 @@ import yaml
 from torch.utils.data import DataLoader
 
 from bench.bare_loops import BareDistillation, BareInpainting
-from bench.measuring import Row, in_own_process, median_ratio, peak_mebibytes
+from bench.measuring import BUSY, Pairs, Row, compared, in_own_process, load, peak_mebibytes
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data import MaskedFaceDataModule
 from deocc.data.datamodule import mask_batch
@@ -119,15 +119,9 @@ class CacheAlternation(pl.Callback):
 def against_bare_loop(stage: Stage, loading: bool) -> Row:
     """Compare images per second under Lightning and in the bare loop, on prepared or loaded batches."""
     setting = read_setting(stage)
-    ours, reference = in_own_process(times, setting, loading, STEPS)
     size = setting.data["batch_size"]
-    row: Row = {
-        "what": f"{stage}.yaml, a step of {size} images" + (", loading and masking included" if loading else ""),
-        "unit": "images/s",
-        "ours": size / statistics.median(ours),
-        "reference": size / statistics.median(reference),
-        "ratio": median_ratio(reference, ours),
-    }
+    what = f"{stage}.yaml, a step of {size} images" + (", loading and masking included" if loading else "")
+    row = compared(what, "images/s", in_own_process(times, setting, loading, STEPS), count=size)
     if not loading:
         row["ours_mib"], row["reference_mib"] = (
             in_own_process(trainer_peak, setting),
@@ -136,38 +130,58 @@ def against_bare_loop(stage: Stage, loading: bool) -> Row:
     return row
 
 
-def times(setting: Setting, loading: bool, steps: int) -> tuple[list[float], list[float]]:
+def against_fair_share(stage: Stage, idle: float) -> Row:
+    """Compare the images per second under load with the fair share of `idle`, those of the machine without load."""
+    setting, steps = read_setting(stage), STEPS // 2
+    with load():
+        taken = in_own_process(times, setting, False, steps).ours
+    size, threads, cores = setting.data["batch_size"], torch.get_num_threads(), len(os.sched_getaffinity(0))
+    loaded, share = size / statistics.median(taken), idle * fair_share(threads, cores, BUSY)
+    return {
+        "what": f"{stage}.yaml, a step under load against its fair share",
+        "unit": "images/s",
+        "ours": idle,
+        "loaded": loaded,
+        "reference": share,
+        "loaded_ratio": loaded / share,
+    }
+
+
+def fair_share(threads: int, cores: int, busy: int) -> float:
+    """Return the fraction of its idle speed that a fair scheduler leaves to a process beside `busy` other threads.
+
+    Every runnable thread gets an equal part of the cores, and at most one of them. Two threads beside two busy ones on
+    two cores get one core instead of two: 0.5.
+    """
+    return threads * min(1.0, cores / (threads + busy)) / min(threads, cores)
+
+
+def times(setting: Setting, loading: bool, steps: int) -> Pairs:
     """Return the seconds of `steps` alternating steps of the trainer and of the bare loop."""
     source = MaskedFaceDataModule(**setting.data)
     pairs = Alternation(loaded(source) if loading else None)
     data = source if loading else CachedBatches(source, steps + 1)
     fit(build_module(setting), data, setting, steps + 1, pairs)
-    return pairs.ours[:steps], pairs.reference[:steps]
+    return Pairs(pairs.ours[:steps], pairs.reference[:steps])
 
 
 def measure_teacher_cache() -> Row:
     """Compare images per second with and without the cache, on prepared batches whose only augmentation is a flip."""
     setting, overlay = read_setting("distill"), yaml.safe_load((CONFIGS / "data" / "flip.yaml").read_text())
     setting = setting._replace(data=setting.data | overlay["data"])
-    known, run = in_own_process(cache_times, setting, STEPS)
     size = setting.data["batch_size"]
-    return {
-        "what": f"distill.yaml and data/flip.yaml, a step of {size} images, teacher cached or run",
-        "unit": "images/s",
-        "ours": size / statistics.median(known),
-        "reference": size / statistics.median(run),
-        "ratio": median_ratio(run, known),
-    }
+    what = f"distill.yaml and data/flip.yaml, a step of {size} images, teacher cached or run"
+    return compared(what, "images/s", in_own_process(cache_times, setting, STEPS), count=size)
 
 
-def cache_times(setting: Setting, pairs: int) -> tuple[list[float], list[float]]:
+def cache_times(setting: Setting, pairs: int) -> Pairs:
     """Return the seconds of `pairs` alternating steps with and without the cache."""
     alternation, steps = CacheAlternation(), 2 * (pairs + 1)
     with TemporaryDirectory() as folder:
         os.environ["DEOCC_CACHE"] = folder
         data = CachedBatches(MaskedFaceDataModule(**setting.data), steps)
         fit(build_module(setting), data, setting, steps, alternation)
-    return alternation.seconds[2:steps:2], alternation.seconds[3:steps:2]
+    return Pairs(alternation.seconds[2:steps:2], alternation.seconds[3:steps:2])
 
 
 def loaded(data: MaskedFaceDataModule) -> Iterator[MaskedFaceBatch]:

@@ -59,7 +59,7 @@ def squared_distances(embedding: Tensor) -> Tensor:
 
 
 class _SquaredDistances(torch.autograd.Function):
-    """Squared distances, with a gradient that takes one matrix product instead of the two of autograd."""
+    """Squared distances with a gradient that takes one matrix product, where autograd takes two."""
 
     @staticmethod
     def forward(ctx: Any, embedding: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ class _SquaredDistances(torch.autograd.Function):
         weight = (upstream + upstream.T).to(centred.dtype)
         weight.diagonal().sub_(weight.sum(1))
         with torch.autocast(centred.device.type, enabled=False):
-            return (weight @ centred).mul_(-2).to(ctx.dtype)
+            gradient: Tensor = (weight @ centred).mul_(-2).to(ctx.dtype)
+        return gradient
 
 
 def _gram(centred: Tensor) -> Tensor:

@@ -8,7 +8,21 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from bench.training import Alternation, CachedBatches, Setting, Stage, bare_peak, build_module, fit, read_setting, times
+from bench import training
+from bench.measuring import Pairs
+from bench.training import (
+    Alternation,
+    CachedBatches,
+    Setting,
+    Stage,
+    against_fair_share,
+    bare_peak,
+    build_module,
+    fair_share,
+    fit,
+    read_setting,
+    times,
+)
 from deocc.data import MaskedFaceDataModule
 
 STEPS = 3
@@ -82,3 +96,19 @@ def test_cached_batches_repeat() -> None:
     assert len(batches) == 6
     assert batches[0]["face"] is batches[4]["face"]
     assert batches[0]["mask"].flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "busy", "share"), [(2, 2, 2, 0.5), (1, 2, 2, 2 / 3), (2, 8, 2, 1.0), (4, 2, 4, 0.5)]
+)
+def test_fair_share(threads: int, cores: int, busy: int, share: float) -> None:
+    assert fair_share(threads, cores, busy) == pytest.approx(share)
+
+
+def test_row_of_fair_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "in_own_process", lambda *_: Pairs([1.0, 2.0, 3.0], [1.0]))
+    monkeypatch.setattr(training, "fair_share", lambda *_: 0.5)
+    row = against_fair_share("distill", 40.0)
+    size = read_setting("distill").data["batch_size"]
+    assert (row["ours"], row["loaded"], row["reference"]) == (40, size / 2, 20)
+    assert row["loaded_ratio"] == pytest.approx(size / 2 / 20)
