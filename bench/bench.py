@@ -24,6 +24,7 @@ from rich.table import Table
 from bench.kernels import measure_against_textbook, measure_alone, measure_embedder, measure_renderer
 from bench.loading import compare_loading
 from bench.measuring import Row
+from bench.testing import measure_test_cost
 from bench.training import against_bare_loop, against_fair_share, measure_teacher_cache
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -55,6 +56,7 @@ def measure() -> Iterator[Row]:
     yield against_bare_loop("distill", loading=True)
     yield measure_teacher_cache()
     yield from compare_loading(step["ours"])
+    yield measure_test_cost()
 
 
 def measure_start(pairs: int = 5) -> Iterator[Row]:

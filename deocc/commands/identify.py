@@ -12,7 +12,7 @@ from rich.text import Text
 
 from deocc.commands.arguments import identify_parser
 from deocc.commands.model import detection_of, finder_of, load_model, model_hash
-from deocc.evaluation.thresholds import Calibration, covered_share
+from deocc.evaluation.thresholds import Calibration
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.gallery import (
@@ -127,7 +127,7 @@ class Identifier:
         output = self.pipeline.process_faces(torch.stack([face.face for face in faces]))
         matches = self.index.search(output.embedding.cpu().numpy(), self.top)
         outcomes, shown = [], []
-        rows = zip(faces, covered_share(output.mask).tolist(), matches, strict=True)
+        rows = zip(faces, output.covered.tolist(), matches, strict=True)
         for face, covered, candidates in rows:
             details = self._details(face, covered, candidates)
             outcomes.append(Outcome(str(found.path), "", face.number, "", details))

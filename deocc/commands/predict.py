@@ -14,7 +14,6 @@ from deocc.commands.arguments import predict_parser
 from deocc.commands.model import detection_of, finder_of, load_model, model_hash, to_pixels
 from deocc.data.images import read_image
 from deocc.evaluation.figures import panel_image
-from deocc.evaluation.thresholds import covered_share
 from deocc.files import checksum
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.faces import FaceFinder, PhotoFace, paste_back
@@ -128,7 +127,7 @@ class PhotoPredictor:
         except ValueError as error:
             raise ValueError(f"{found.path}: {error}") from error
         outcomes = []
-        rows = zip(faces, covered_share(output.mask).tolist(), output.embedding.numpy(), strict=True)
+        rows = zip(faces, output.covered.tolist(), output.embedding.numpy(), strict=True)
         for face, covered, embedding in rows:
             name = _face_name(found, face.number)
             self.embeddings.put(EmbeddedFace(name, str(found.path), face.number, mark, embedding))

@@ -26,13 +26,12 @@ import pytorch_lightning as pl
 import torch
 from numpy.lib.format import open_memmap, write_array_header_1_0
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch
 from deocc.files import cache_folder, checksum
+from deocc.messages import show_progress
 from deocc.networks.embedders.embedder import Embedder
 from deocc.networks.embedders.registry import teacher_fingerprint
 
@@ -160,8 +159,8 @@ class TeacherCache:
         loader = self._data.reference_dataloader(shared=True)
         batches, size = iter(loader), loader.batch_size or 1
         rounds = math.ceil(math.ceil(self._number / self._trainer.world_size) / size)
-        console = Console(stderr=True, quiet=not self._trainer.is_global_zero)
-        for _ in track(range(rounds), "embedding clean faces by the teacher", console=console, transient=True):
+        hidden = not self._trainer.is_global_zero
+        for _ in show_progress(range(rounds), "embedding clean faces by the teacher", hidden=hidden):
             position = torch.full((size,), -1, device=device)
             embedding = torch.zeros(size, self._shape[1], device=device)
             batch = next(batches, None)  # the last one is smaller, or missing on ranks with a smaller share
