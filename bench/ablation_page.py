@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from deocc import runs
+from deocc.commands.ablate_summary import read_metrics
 from deocc.evaluation.report import points
 from deocc.files import write_file, write_json
 
@@ -46,7 +47,7 @@ def length_sentence(run: Path) -> str:
     """Return the length of the trainings by the configuration and the metrics of the first run."""
     folder = min(path.parent for path in run.glob(f"*/{runs.RESULTS}"))
     trainer = yaml.safe_load((folder / runs.CONFIG).read_text(encoding="utf-8"))["trainer"]
-    last = (folder / "metrics.csv").read_text(encoding="utf-8").strip().rsplit("\n", 1)[-1].split(",")[1]
+    last = max(step for step, _, _ in read_metrics(folder))
     return f"Each student was trained for {trainer['max_epochs']} epochs (last logged step {last}). "
 
 

@@ -106,9 +106,9 @@ def is_trained(run: Path) -> bool:
     return bool(progress["current"]["processed"] >= epochs)
 
 
-def stages_of(halves: Sequence[str], folder: Path, jobs: int) -> list[Stage]:
-    """All stages in the order of their start: one half after the other, or with several jobs side by side."""
-    stages = [Stage(half, name, folder / half) for half in halves for name in AFTER]
+def stages_of(halves: Sequence[str], folder: Path, jobs: int, names: Sequence[str] = tuple(AFTER)) -> list[Stage]:
+    """The named stages in the order of their start: one half after the other, or with several jobs side by side."""
+    stages = [Stage(half, name, folder / half) for half in halves for name in AFTER if name in names]
     return stages if jobs == 1 else sorted(stages, key=lambda stage: list(AFTER).index(stage.name))
 
 
@@ -116,9 +116,13 @@ def run_stages(stages: Sequence[Stage], data: str, jobs: int, environment: Mappi
     """Run the unfinished stages, as many at a time as `jobs`.
 
     Raises:
-        StageFailedError: a stage failed; those beside it were stopped.
+        StageFailedError: a stage failed, and those beside it were stopped; or a stage needs one that has not run.
     """
-    waiting, running, finished = list(stages), dict[Stage, subprocess.Popen[bytes]](), set[Stage]()
+    waiting, running = list(stages), dict[Stage, subprocess.Popen[bytes]]()
+    earlier = {stage._replace(name=name) for stage in stages for name in AFTER[stage.name]} - set(stages)
+    finished = {stage for stage in earlier if stage.is_finished()}
+    if missing := sorted(stage.name for stage in earlier - finished):
+        raise StageFailedError(f"the stages need {', '.join(missing)}, which has not run: add it to --stages")
     try:
         while waiting or running:
             for stage in [stage for stage in waiting if stage.is_ready(finished)][: jobs - len(running)]:
@@ -163,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", default="data/lfw", help="the folder of LFW, as of deocc.data.LfwFaces (default: data/lfw)"
     )
     parser.add_argument("--halves", nargs="+", choices=list(TEST_FOLDS), default=list(TEST_FOLDS), help="default: both")
+    parser.add_argument("--stages", nargs="+", choices=list(AFTER), default=list(AFTER), help="default: all")
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"where to write (default: {RUNS})")
     parser.add_argument(
         "--jobs", type=int, choices=(1, 2), default=1, help="stages side by side, which share the cores (default: 1)"
@@ -174,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
     earlier = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # stops the stages as Ctrl-C does
     try:
-        run_stages(stages_of(chosen.halves, chosen.runs, chosen.jobs), chosen.data, chosen.jobs, environment)
+        stages = stages_of(chosen.halves, chosen.runs, chosen.jobs, chosen.stages)
+        run_stages(stages, chosen.data, chosen.jobs, environment)
     except StageFailedError as error:
         print(f"bench.lfw: {error}", file=sys.stderr)
         return 1

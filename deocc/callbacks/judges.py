@@ -83,7 +83,7 @@ class JudgeCallback(pl.Callback):
     """Add the rows `judge_clean`, `judge_masked` and `judge_completed` to the results of stage 2's test.
 
     The teacher's own figures favour completions that were trained with its features. Another recogniser shows whether
-    completion restores the identity for others too.
+    completion restores the identity for others too. Its embeddings are not centred, which `dlib_resnet` would need.
 
     Args:
         network: a name of `deocc.networks.list_embedders`, not that of the teacher.
@@ -108,7 +108,7 @@ class JudgeCallback(pl.Callback):
             ValueError: the module embeds no faces.
         """
         if not hasattr(pl_module, "teacher"):
-            raise ValueError("JudgeCallback compares embeddings, which stage 1 has none of: test a stage-2 run")
+            raise ValueError("JudgeCallback compares embeddings, and stage 1 computes none: test a stage-2 run")
         self.network.to(pl_module.device)
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
 """Outputs of frozen networks, shared by runs over the same images."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
@@ -10,20 +11,26 @@ from torch import Tensor, nn
 
 from deocc.callbacks.judges import JudgeCallback
 from deocc.files import checksum, replace_file
+from deocc.messages import describe_error
+from deocc.networks.embedders.embedder import Embedder
+from deocc.networks.embedders.registry import teacher_fingerprint
+
+_VERSION: Final = 1  # to be raised when the same network gives other outputs for the same input
 
 
 class SharedOutputsCallback(pl.Callback):
     """Keep what teacher, judge, generator and segmenter compute in a folder, where other runs find it.
 
     The variants of an ablation differ in the student only: with the same data seed, their frozen networks see the same
-    batches. An output is found by a hash of the network's weights and of its input, so that it is the right one
-    whatever the settings of a run.
+    batches. An output is found by a hash of the network and of its input, so that it is the right one whatever the
+    settings of a run.
 
     A training of 400 steps with 32 faces and a de-occluder of 112 pixels writes about 3 GB. On a GPU it is faster to
     compute the outputs again.
 
     Args:
-        folder: where the outputs are kept; created if it does not exist.
+        folder: where the outputs are kept. If it does not exist, as when `deocc ablate` has ended and deleted it,
+            nothing is shared.
     """
 
     def __init__(self, folder: str) -> None:
@@ -37,36 +44,52 @@ class SharedOutputsCallback(pl.Callback):
         """Share the outputs of a test, those of a judge included."""
         self._share(trainer, pl_module)
 
-    def _share(self, trainer: pl.Trainer, module: Any) -> None:
-        networks = [module.teacher]
-        networks += [callback.network for callback in trainer.callbacks if isinstance(callback, JudgeCallback)]  # type: ignore[attr-defined]
-        if module.deoccluder is not None:
+    def _share(self, trainer: Any, module: Any) -> None:
+        if not self.folder.is_dir():
+            return
+        networks = [callback.network for callback in trainer.callbacks if isinstance(callback, JudgeCallback)]
+        networks += [module.teacher] if getattr(module, "teacher", None) is not None else []
+        if getattr(module, "deoccluder", None) is not None:
             networks += [module.deoccluder.generator, module.deoccluder.segmenter]
         for network in networks:
-            network.forward = _remembering(network, self.folder)
+            network.forward = _remembering(network, self.folder)  # type: ignore[method-assign]
 
 
-def _remembering(network: nn.Module, folder: Path) -> Callable[[Tensor], Tensor]:
+def _remembering(network: nn.Module, folder: Path) -> Callable[..., Tensor]:
     """Return the network's `forward` with its results kept in a folder."""
-    described = repr((type(network).__name__, getattr(network, "spec", None), getattr(network, "config", None)))
-    weights = checksum(described, *(_content(tensor) for tensor in network.state_dict().values()))
-    compute = type(network).forward
+    identity, compute = checksum(f"{_VERSION}", _fingerprint(network)), type(network).forward
 
     def forward(*inputs: Tensor) -> Tensor:
         device = inputs[0].device
         precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         shapes = repr([(precision, tensor.dtype, tuple(tensor.shape)) for tensor in inputs])
-        key = checksum(weights, shapes, *(_content(tensor) for tensor in inputs))
+        key = checksum(identity, shapes, *(_content(tensor) for tensor in inputs))
         file = folder / key[:2] / f"{key}.pt"
-        if file.is_file():
+        try:
             known: Tensor = torch.load(file, map_location=device, weights_only=True)
             return known
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # torch raises arbitrary errors for damaged files
+            warnings.warn(f"{file} cannot be read ({describe_error(error)}): it is computed again", stacklevel=2)
         output: Tensor = compute(network, *inputs)
-        with replace_file(file) as draft:
-            torch.save(output.clone(), draft)
+        try:
+            with replace_file(file) as draft:
+                torch.save(output.clone(), draft)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            reason = describe_error(error)
+            warnings.warn(f"outputs are not shared, {file} cannot be written ({reason}): free space", stacklevel=2)
         return output
 
     return forward
+
+
+def _fingerprint(network: nn.Module) -> str:
+    if isinstance(network, Embedder):
+        return teacher_fingerprint(network)
+    described = repr((type(network).__name__, getattr(network, "config", None)))
+    parts = [part for name, tensor in network.state_dict().items() for part in (name, _content(tensor))]
+    return checksum(described, *parts)
 
 
 def _content(tensor: Tensor) -> bytes:

@@ -24,7 +24,7 @@ from deocc import runs
 from deocc.commands.ablate_plan import Job, list_jobs, read_plan, write_overlays
 from deocc.commands.ablate_report import write_outcome
 from deocc.commands.ablate_summary import read_tests, summarise
-from deocc.evaluation.verification import SCORES
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES
 from deocc.files import checksum
 
 _POLL_SECONDS = 0.2
@@ -50,11 +50,13 @@ def main(argv: Sequence[str]) -> int:
     plan = read_plan(argv)
     with hold_folder(plan.run) as lock:
         write_overlays(plan)
+        shared = [plan.shared_folder(fold) for fold in plan.folds or [None]] if plan.share_outputs else []
+        for folder in shared:
+            folder.mkdir(exist_ok=True)
         jobs = list_jobs(plan)
         failed = run_jobs(jobs, plan.jobs, keep_open=[lock])
-        if not failed:
-            for fold in plan.folds or [None]:
-                shutil.rmtree(plan.shared_folder(fold), ignore_errors=True)
+        for folder in shared if not failed else ():
+            shutil.rmtree(folder)
         write_outcome(plan, summarise(plan, read_tests(plan, [job for job in jobs if _is_done(job)])))
     if failed:
         name, reason = next(iter(failed.items()))
@@ -226,7 +228,7 @@ def _finish(job: Job, exit_code: int) -> str:
     if job.action == "test":
         if not (job.folder / runs.RESULTS).is_file():
             return f"succeeded, but left no {runs.RESULTS} in {job.folder}"
-        files = [job.folder / name for name in (runs.RESULTS, SCORES)]
+        files = [job.folder / name for name in (runs.RESULTS, SCORES, CLEAN_SCORES)]
         recorded += [f"{checksum(file)} {file.name}" for file in files if file.is_file()]
     _marker(job, "done").write_text("\n".join(recorded))
     return ""

@@ -17,6 +17,7 @@ from jsonargparse.typing import PositiveInt
 from deocc import runs
 from deocc.evaluation.results import ROWS
 from deocc.files import checksum, write_file
+from deocc.inference.model_folder import WEIGHTS, pretrained_folder
 from deocc.messages import one_line
 
 STAGE1 = "inpaint"
@@ -123,7 +124,7 @@ class Plan:
 
     def shared_folder(self, fold: str | None) -> Path:
         """Return the folder of the shared outputs of a fold."""
-        return self.run / "-".join(["shared", *([] if fold is None else [fold])])
+        return self.run / "-".join([".shared-outputs", *([] if fold is None else [fold])])
 
     def overlays(self) -> dict[str, dict[str, Any]]:
         """Return the overlays by the name of their file."""
@@ -310,10 +311,26 @@ def _fit(
         argv.append(f"--trainer.callbacks+={json.dumps(callback)}")
     if stage1 is not None:
         argv.append(f"--model.init_args.inpainting_checkpoint={stage1.folder}")
-    before = [] if stage1 is None else [stage1.fingerprint]
+    before = _checkpoint_contents([*stage.contents(), *(plan.overlays()[overlay] for overlay in overlays)])
+    before += [] if stage1 is None else [stage1.fingerprint]
     changes = [plan.overlays()[overlay] for overlay in overlays]  # without W&B and shared outputs: the same results
     fingerprint = _hash(["fit", stage.contents(), changes, settings, before])
     return Job(_command("fit", argv), folder, "fit", fingerprint, () if stage1 is None else (stage1,))
+
+
+def _checkpoint_contents(configuration: Any) -> list[str]:
+    """Return hashes of the checkpoints and weights files that a configuration names; those that exist."""
+    if isinstance(configuration, list):
+        return [content for part in configuration for content in _checkpoint_contents(part)]
+    found: list[str] = []
+    for key, value in configuration.items() if isinstance(configuration, dict) else ():
+        if key.endswith(("_checkpoint", "_weights")) and isinstance(value, str):
+            path = pretrained_folder() if value == "pretrained" else Path(value)
+            file = path / WEIGHTS if (path / WEIGHTS).is_file() else path
+            found += [checksum(file)] if file.is_file() else []
+        else:
+            found += _checkpoint_contents(value)
+    return found
 
 
 def _test(plan: Plan, fit: Job) -> Job:

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deocc.commands.ablate_plan import Plan
-from deocc.commands.ablate_summary import read_metrics
+from deocc.commands.ablate_summary import read_metrics, with_predicted_mask
 from deocc.evaluation.figures import COLOURS
 from deocc.evaluation.report import DATA_LIMITS, MISSING, markdown_cells, percent, points
+from deocc.evaluation.results import CLEAN_ROWS
 from deocc.files import write_file, write_json
 
 _TITLES = {"accuracy": "accuracy %", "eer": "EER %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
@@ -66,7 +67,7 @@ def _row_table(summary: Mapping[str, Any]) -> str:
         for suffix, source in _SOURCES.items() if figures is not None else ():
             values = [figures.get(name + suffix) for name in columns]
             if any(values):
-                needs_mask = "eer_predicted_mask" in figures and "clean" not in row["row"]
+                needs_mask = row["row"] not in CLEAN_ROWS and with_predicted_mask(row["row"]) != row["row"]
                 cells = [_figure_cell(value) for value in values]
                 body.append([title, source if needs_mask or suffix else "none", *cells])
                 title = ""  # once for all lines of a row
@@ -112,8 +113,8 @@ def _comparison_table(summary: Mapping[str, Any]) -> str:
     seeds = len(summary["seeds"])
     note = (
         f"Differences of the first row minus the second{', means over the seeds' if seeds > 1 else ''}. In brackets, "
-        "intervals of a paired bootstrap over people (within each fold). They are corrected for the "
-        f"{count} comparisons by the max-T method: for one figure, all of them contain the true difference with 95 % "
+        "intervals of a paired bootstrap over people (within each fold). They are corrected for the number of "
+        f"comparisons ({count}) by the max-T method: for one figure, all of them contain the true difference with 95 % "
         "probability. They show what other people might have given, not another training. A claim holds if the "
         "interval of the EER lies below zero."
     )
@@ -128,7 +129,7 @@ def _interval_cell(figure: Mapping[str, float]) -> str:
 
 def _part_tables(summary: Mapping[str, Any]) -> str:
     """Return the EER of each row by occluder and by tenth of coverage, with the predicted mask where there is one."""
-    letters = [letter for letter, row in summary["rows"].items() if "figures" in row and "clean" not in row["row"]]
+    letters = [letter for letter, row in summary["rows"].items() if "figures" in row and row["row"] not in CLEAN_ROWS]
     parts = dict(summary["per_kind"])
     for tenth in summary["per_coverage"]:
         parts[f"{percent(tenth['low'])} to {percent(tenth['high'])} % covered"] = tenth["rows"]

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from deocc import runs
-from deocc.commands.ablate_plan import Job, Plan
-from deocc.evaluation.bootstrap import bootstrap_figures, simultaneous_intervals
+from deocc.commands.ablate_plan import Comparison, Job, Plan
+from deocc.evaluation.bootstrap import bootstrap_figures, check_same_pairs, simultaneous_intervals
+from deocc.evaluation.report import MISSING
 from deocc.evaluation.results import CLEAN_ROWS, ROWS
 from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, read_scores
 
@@ -170,7 +171,11 @@ def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates:
 
     Returns:
         For each of `plan.compare` its letters, claim and numbers of runs, and, if its pairs are known, `masks`: by
-        "given" and "predicted", the estimate of first minus second with the interval of each figure, and the verdict.
+        "given" and "predicted", or "none" if both rows have one source of masks only, the estimate of first minus
+        second with the interval of each figure, and the verdict.
+
+    Raises:
+        ValueError: two rows were scored on different pairs.
     """
 
     @cache
@@ -185,12 +190,12 @@ def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates:
         count = min(len(known[letter]) for letter in letters)
         comparisons.append({**asdict(pair), "runs": count, "of": of})
         given = [plan.rows[letter].row for letter in letters]
-        predicted = [with_predicted_mask(row) for row in given]
-        for mask, rows in (("given", given), ("predicted", predicted)):
-            if count < of or (mask == "predicted" and predicted == given):
-                continue
+        predicted = [row if row in CLEAN_ROWS else with_predicted_mask(row) for row in given]
+        sources = {"none": given} if predicted == given else {"given": given, "predicted": predicted}
+        for mask, rows in sources.items() if count == of else ():
             one, other = (replicates_of(letter, row) for letter, row in zip(letters, rows, strict=True))
             if one is not None and other is not None:
+                _check_pairs(pair, [known[letter] for letter in letters], rows)
                 differences[number, mask] = {name: one[name] - other[name] for name in FIGURES}
     if not differences:
         return comparisons
@@ -207,6 +212,15 @@ def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates:
     return comparisons
 
 
+def _check_pairs(pair: Comparison, sides: Sequence[Sequence[Outcome]], rows: Sequence[str]) -> None:
+    for first, second in zip(*sides, strict=True):
+        one, other = first.read_pairs(rows[0]), second.read_pairs(rows[1])
+        try:
+            check_same_pairs(cast(PairScores, one), cast(PairScores, other))
+        except ValueError as error:
+            raise ValueError(f"compare {pair.first} and {pair.second}: {error}") from error
+
+
 def _bootstrap(tests: Sequence[Outcome], row: str, replicates: int) -> dict[str, torch.Tensor] | None:
     """Return the replicates of a row, the seeds of a fold averaged; None if the pairs of a test are unknown."""
     parts: dict[str | None, list[PairScores]] = {}
@@ -219,7 +233,9 @@ def _bootstrap(tests: Sequence[Outcome], row: str, replicates: int) -> dict[str,
 
 
 def verdict(interval: Mapping[str, float]) -> str:
-    """Return what the interval of the first row's EER minus the second's says of a claim that the first is better."""
+    """Return what the interval of the first row's EER minus the second's says: whether the first is better."""
+    if math.isnan(interval["estimate"]):
+        return MISSING
     if interval["high"] < 0:
         return "holds"
     return "refuted here" if interval["low"] > 0 else "cannot be told apart"

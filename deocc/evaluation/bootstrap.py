@@ -325,7 +325,7 @@ def _figures_of_draws(pairs: PairScores, positions: Tensor, counts: Tensor, name
                 exact = float(curve_equal_error_rate(curve.far, curve.tar))
             else:
                 exact = operating_point(curve, impostors, FALSE_ACCEPT_RATES[name.removeprefix("tar@")])[0]
-            figures[name] = F.pad(drawn[name], (1, 0), value=exact)
+            figures[name] = F.pad(drawn[name] + 0 * exact, (1, 0), value=exact)  # NaN if the pairs do not support it
     return torch.stack([figures[name] for name in names])
 
 
@@ -365,7 +365,7 @@ def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names
             else:  # at the lowest threshold whose FAR is not above the rate
                 rate = FALSE_ACCEPT_RATES[name.removeprefix("tar@")]
                 place = (far <= rate * (1 + 1e-12)).sum(1, keepdim=True) - 1
-                drawn.append(tar.gather(1, place.clamp_min(0)).squeeze(1))
+                drawn.append(tar.gather(1, place.clamp_min(0)).squeeze(1) + 0 * far[:, -1])  # NaN without impostors
     return {name: torch.cat(drawn) for name, drawn in rates.items()}
 
 

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -148,7 +149,7 @@ class RecognitionModule(pl.LightningModule):
 
         `deocc validate` predicts all masks too, as a test does; within a training this would take too long.
         """
-        return self._evaluation_step(batch, dataloader_idx, predict_masks=self.trainer.validating)
+        return self._evaluation_step(batch, dataloader_idx, predict_masks=self.trainer.state.fn == TrainerFn.VALIDATING)
 
     def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Embed clean (loader 0) and masked faces (loader 1), completed by given and by predicted masks."""

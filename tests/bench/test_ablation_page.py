@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
         (folder / name).write_text(name)
     (folder / "task-a-seed0" / "results.json").write_text("{}")
     (folder / "task-a-seed0" / "config.yaml").write_text("trainer: {max_epochs: 7}")
-    (folder / "task-a-seed0" / "metrics.csv").write_text("epoch,step,x\n0,19,1.0\n6,379,1.0\n")
+    (folder / "task-a-seed0" / "metrics.csv").write_text("epoch,step,train/x\n0,19,1.0\n6,379,1.0\n")
     return folder
 
 

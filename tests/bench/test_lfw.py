@@ -93,6 +93,15 @@ def test_arguments_of_a_half(fake: Path) -> None:
     assert "configs/test/perceptual.yaml" in calls[3] and "configs/test/perceptual.yaml" not in calls[4]
 
 
+def test_chosen_stages(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage runs after those that it needs, which another call may have run."""
+    chosen = ("--halves", "b", "--stages")
+    assert _run(fake, *chosen, "distill") == (1, [])
+    assert "need inpaint, segment, which has not run: add it to --stages" in capsys.readouterr().err
+    assert _kinds(_run(fake, *chosen, "segment", "inpaint")[1]) == ["fit b/segment", "fit b/inpaint"]
+    assert _kinds(_run(fake, *chosen, "distill")[1]) == ["fit b/distill"]
+
+
 def test_unfinished_training_resumes(fake: Path) -> None:
     _run(fake, "--halves", "a")
     checkpoint = fake / "runs/a/distill/checkpoints/last.ckpt"

@@ -68,7 +68,7 @@ def test_real_occluders_have_no_completion_of_given_masks(judge: JudgeCallback) 
 
 
 def test_stage1_is_refused(judge: JudgeCallback) -> None:
-    with pytest.raises(ValueError, match="which stage 1 has none of: test a stage-2 run"):
+    with pytest.raises(ValueError, match="and stage 1 computes none: test a stage-2 run"):
         judge.on_test_start(None, SimpleNamespace())  # type: ignore[arg-type]
 
 

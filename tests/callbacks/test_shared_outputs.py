@@ -50,7 +50,7 @@ def outputs(module: Module, seed: int = 0) -> list[torch.Tensor]:
         return [module.deoccluder.predict_mask(face), module.deoccluder(face, mask), module.teacher(face)]
 
 
-def share(module: Module, folder: Path) -> Module:
+def share(module: Any, folder: Path) -> Any:
     SharedOutputsCallback(str(folder)).on_fit_start(SimpleNamespace(callbacks=[]), module)  # type: ignore[arg-type]
     return module
 
@@ -91,7 +91,75 @@ def test_autocast_is_part_of_the_key(tmp_path: Path) -> None:
 
 
 def test_weights_and_checkpoints_are_unchanged(tmp_path: Path) -> None:
-    """Sharing twice, as in a training followed by a test, does not nest."""
-    module, plain = share(share(Module(), tmp_path), tmp_path), Module()
+    module, plain = share(Module(), tmp_path), Module()
     assert list(module.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(one, two) for one, two in zip(outputs(module), outputs(plain), strict=True))
+
+
+def test_sharing_twice_does_not_nest(tmp_path: Path) -> None:
+    """As in a training followed by a test."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    for folder in (once, twice):
+        folder.mkdir()
+    outputs(share(Module(), once))
+    outputs(share(share(Module(), once), twice))
+    assert {file.name for file in once.rglob("*.pt")} == {file.name for file in twice.rglob("*.pt")}
+
+
+def test_missing_folder_shares_nothing(tmp_path: Path) -> None:
+    """A test of a run after `deocc ablate` has deleted the folder."""
+    module = share(Module(), tmp_path / "gone")
+    assert all(torch.equal(one, two) for one, two in zip(outputs(module), outputs(Module()), strict=True))
+    assert not (tmp_path / "gone").exists()
+
+
+def test_damaged_file_is_computed_again(tmp_path: Path) -> None:
+    expected = outputs(share(Module(), tmp_path))
+    for file in tmp_path.rglob("*.pt"):
+        file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="cannot be read .*: it is computed again"):
+        found = outputs(share(Module(), tmp_path))
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    assert min(file.stat().st_size for file in tmp_path.rglob("*.pt")) > 0
+
+
+def test_full_disk_only_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.warns(UserWarning, match="outputs are not shared, .*No space left.*: free space"):
+        found = outputs(share(Module(), tmp_path))
+    assert all(torch.equal(one, two) for one, two in zip(found, outputs(Module()), strict=True))
+
+
+def test_onnx_networks_are_told_apart(tmp_path: Path) -> None:
+    """Their weights are no parameters."""
+    found = []
+    for factor in (1.0, -2.0):
+        file = tmp_path / f"{factor}.onnx"
+        write_onnx(file, factor)
+        module: Any = SimpleNamespace(teacher=create_embedder("onnx", str(file), color="rgb"), deoccluder=None)
+        (tmp_path / "shared").mkdir(exist_ok=True)
+        found.append(share(module, tmp_path / "shared").teacher(torch.ones(1, 3, 64, 64)))
+    torch.testing.assert_close(found[1], -2 * found[0])
+
+
+def write_onnx(path: Path, factor: float) -> None:
+    """Write a network that multiplies the mean of an image by a factor."""
+    onnx = pytest.importorskip("onnx")
+    helper, shape = onnx.helper, ["batch", 3, 64, 64]
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "factor"], ["embedding"]),
+    ]
+    values = (
+        [helper.make_tensor_value_info("image", 1, shape)],
+        [helper.make_tensor_value_info("embedding", 1, ["batch", 3])],
+    )
+    weights = [helper.make_tensor("factor", 1, [1], [factor])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "mean", *values, weights), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    onnx.save(model, path)

@@ -115,6 +115,15 @@ def test_evaluation_takes_the_newest_run(
     assert "val/student/eer" in printed.out and "val/student_predicted_mask/eer" in printed.out
 
 
+def test_training_validates_with_given_masks(stage1: Path, tmp_path: Path) -> None:
+    """Predicting the masks of all validation faces would slow a training down."""
+    validated = ["--trainer.limit_val_batches", "2", "--trainer.check_val_every_n_epoch", "1"]
+    argv = ["fit", "--config", "distill", *SMALL, *ONE_STEP, *validated, "--run", str(tmp_path)]
+    run_deocc(*argv, "--model.init_args.inpainting_checkpoint", str(stage1))
+    logged = (tmp_path / "metrics.csv").read_text()
+    assert "val/student/eer" in logged and "val/student_predicted_mask" not in logged
+
+
 def test_predict_writes_sheets_and_embeddings(stage2: Path, tmp_path: Path) -> None:
     one_batch = [*SMALL, *FEW, "--trainer.limit_predict_batches", "1"]
     run_deocc("predict", "--checkpoint", str(stage2), "--run", str(tmp_path), *one_batch)

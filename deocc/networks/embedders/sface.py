@@ -144,5 +144,7 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
         try:
             network.load(read_arrays(path))
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} has not the weights of SFace ({describe_error(error)}): get it again") from None
+            raise ValueError(
+                f"{path} does not contain the weights of SFace ({describe_error(error)}): get it again"
+            ) from None
     return Backbone(network, SPEC, pretrained=pretrained)

@@ -86,6 +86,7 @@ class FakeDeocc:
         (folder / "results.json").write_text(json.dumps({**provenance, "rows": dict.fromkeys(names, figures)}))
         scores = {name: pair_scores(similarity, self.pair_folds) for name, similarity in rows.items()}
         write_scores(folder / "scores.npz", scores)
+        write_scores(folder / "clean_scores.npz", {"teacher_clean": pair_scores(STUDENT, self.pair_folds)})
 
 
 def pair_scores(similarity: list[float], folds: list[int] | None = None) -> PairScores:

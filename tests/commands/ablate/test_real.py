@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from tests.conftest import ROOT, run_deocc
 TINY = {"data": {"size": 64, "batch_size": 4, "kinds": ["surgical"], "test_seeds": [1]}, "trainer": {"max_epochs": 1}}
 SHORT = {**TINY, "trainer": {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0, "log_every_n_steps": 1}}
 SMALL_NETWORKS = {"model": {"init_args": {"width": 8, "discriminator_width": 8, "segmenter_width": 8}}}
-PLAN = {
+PLAN: dict[str, Any] = {
     "jobs": 2,
     "stage1": {"configs": ["configs/inpaint.yaml"], "overlay": SHORT | SMALL_NETWORKS},
     "stage2": {"configs": ["configs/distill.yaml"], "overlay": SHORT},
@@ -25,13 +26,12 @@ PLAN = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [False, True])
 def test_ablation_runs_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], share: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**PLAN, "share_outputs": share}))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
     argv = ["ablate", "--config", "plan.yaml", "--run", "runs/small"]
     run_deocc(*argv)
     assert "0 of 3 runs are done, 3 to go" in capsys.readouterr().out
@@ -44,6 +44,25 @@ def test_ablation_runs_once(
     }
     tested = json.loads((run / "task-seed0" / "results.json").read_text())
     assert f"{100 * tested['rows']['student']['eer']:.2f}" in (run / "table.md").read_text()
-    used = yaml.safe_load((run / "task-seed0" / "config.yaml").read_text())["trainer"]["callbacks"]
-    assert any("SharedOutputsCallback" in callback["class_path"] for callback in used) == share
-    assert not (run / "shared").exists(), "deleted when all runs are done"
+
+
+@pytest.mark.slow
+def test_shared_outputs_change_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two variants, of which the second reads what the first one's networks computed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    files: list[int] = []
+    monkeypatch.setattr("shutil.rmtree", lambda folder: files.append(len(list(Path(folder).rglob("*.pt")))))
+    rows = []
+    for number, share in enumerate((False, True)):
+        variants = PLAN["variants"] | {"hard": {"model": {"init_args": {"beta": 0.0}}}}
+        plan = {**PLAN, "variants": variants, "share_outputs": share, "jobs": 1}
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+        run_deocc("ablate", "--config", "plan.yaml", "--run", f"runs/{number}")
+        results = [json.loads(Path(f"runs/{number}/{name}-seed0/results.json").read_text()) for name in variants]
+        rows.append([each["rows"] for each in results])
+    assert rows[0] == rows[1]
+    one_run = len(list(Path("runs/1/.shared-outputs").rglob("*.pt")))
+    assert files == [one_run] and one_run > 0
+    used = yaml.safe_load(Path("runs/1/hard-seed0/config.yaml").read_text())["trainer"]["callbacks"]
+    assert any("SharedOutputsCallback" in callback["class_path"] for callback in used)

@@ -211,6 +211,37 @@ def test_changed_config_file_retrains(program: FakeDeocc) -> None:
     assert again(program, write_plan()) == STAGE2
 
 
+def test_changed_checkpoint_retrains(program: FakeDeocc) -> None:
+    """A file that the configuration names, in an overlay or in a file."""
+    Path("earlier.ckpt").write_text("one")
+    plan = write_plan(
+        stage1={}, stage2={"configs": ["two.yaml"], "overlay": {"model": {"x_checkpoint": "earlier.ckpt"}}}
+    )
+    main(plan)
+    assert again(program, plan) == set()
+    Path("earlier.ckpt").write_text("two")
+    assert again(program, plan) == STAGE2
+
+
+def test_changed_clean_scores_repeat_the_test(program: FakeDeocc) -> None:
+    main(write_plan())
+    Path("out/task-fold0-seed0/clean_scores.npz").unlink()
+    assert again(program, write_plan()) == {"task-fold0-seed0 test"}
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_shared_outputs_are_deleted_at_the_end(program: FakeDeocc, share: bool) -> None:
+    """Once all runs are done; a folder of another purpose stays."""
+    Path("out/shared").mkdir(parents=True)
+    program.failing = {"task-fold0-seed0 fit": "broke"}
+    with pytest.raises(RuntimeError):
+        main(write_plan(share_outputs=share))
+    assert Path("out/.shared-outputs-fold1").is_dir() == share
+    program.failing = {}
+    main(write_plan(share_outputs=share))
+    assert not list(Path("out").glob(".shared*")) and Path("out/shared").is_dir()
+
+
 def test_failing_job_fails_alone(program: FakeDeocc, capsys: pytest.CaptureFixture[str]) -> None:
     program.failing = {"inpaint-fold0-seed0 fit": "deocc: no room left"}
     with pytest.raises(RuntimeError) as error:

@@ -91,7 +91,7 @@ def test_weights_of_a_file(tmp_path: Path, quantised: bool) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "other", [], [])), tmp_path / "other.onnx")
-    with pytest.raises(ValueError, match=r"has not the weights of SFace .*: get it again"):
+    with pytest.raises(ValueError, match=r"does not contain the weights of SFace .*: get it again"):
         create_embedder("sface", weights=str(tmp_path / "other.onnx"))
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=r"is no readable ONNX file .*: get it again"):
