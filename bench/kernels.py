@@ -249,12 +249,12 @@ def measure_embedder(pairs: int = 5) -> list[Row]:
 
 
 @torch.no_grad()
-def embedder_times(pairs: int) -> tuple[tuple[Pairs, Pairs], Pairs]:
+def embedder_times(pairs: int, number: int = EMBEDDED) -> tuple[tuple[Pairs, Pairs], Pairs]:
     """Return the seconds of two threads and of one, idle and under load, and those of both memory formats."""
     keep_blocks()
     embedder, other = (create_embedder("dlib_resnet", pretrained=False).freeze() for _ in range(2))
     other.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    faces = torch.rand(EMBEDDED, 3, 112, 112) * 2 - 1
+    faces = torch.rand(number, 3, 112, 112) * 2 - 1
 
     def embed(network: Embedder, threads: int) -> None:
         torch.set_num_threads(threads)

@@ -75,7 +75,7 @@ def test_reference_renderer_covers_mouth() -> None:
 
 
 def test_embedder_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, formats = in_own_process(embedder_times, 1)
+    threads, formats = in_own_process(embedder_times, 1, 1)
     assert min(*threads[0].ours, *threads[1].reference, *formats.reference) > 0
     found = (Pairs([1.0], [1.5]), Pairs([2.0], [2.4])), Pairs([1.5], [1.8])
     monkeypatch.setattr("bench.kernels.in_own_process", lambda *_: found)
