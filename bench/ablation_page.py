@@ -30,7 +30,8 @@ def claim_lines(summary: Mapping[str, Any]) -> str:
         for mask, figures in pair.get("masks", {}).items():
             eer = figures["eer"]
             interval = f"{points(eer['estimate'])} points, {points(eer['low'])} to {points(eer['high'])}"
-            found.append(f"{mask} mask: **{figures['verdict']}** (EER {interval})")
+            source = "" if mask == "none" else f"{mask} mask: "
+            found.append(f"{source}**{figures['verdict']}** (EER {interval})")
         text = "; ".join(found) or f"unknown, {pair['runs']} of {pair['of']} runs"
         lines.append(f"- {pair['claim']} ({pair['first']} against {pair['second']}): {text}.\n")
     return "".join(lines)

@@ -46,8 +46,8 @@ def _introduction(summary: Mapping[str, Any]) -> str:
     if summary["tested_on"] == "validation":
         people = f"Validation people of {data}, last validation of each training"
     elif folds:
-        names = ", ".join(folds)
-        people = f"{summary['people']} people of {data}, each tested by models of one of {len(folds)} folds ({names})"
+        count = "fold" if len(folds) == 1 else "folds"
+        people = f"{summary['people']} people of {data}, {count} {', '.join(folds)}, each with models of its own"
     else:
         people = f"{summary['people']} people of {data}, the split of the face set"
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
@@ -223,5 +223,6 @@ def loss_figure(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figu
                 axes.plot(list(known[term]), list(known[term].values()), label=variant, color=colour, linestyle=style)
         axes.set(title=f"{term}, weighted", xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper right", fontsize=7)
+    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5, fontsize=8)
     return figure

@@ -143,9 +143,7 @@ def test_table(program: FakeDeocc) -> None:
     """EER by hand: 1/3 for the teacher, 0 for the student; their results files contain 10 and 12 %."""
     main(write_plan())
     table = Path("out/table.md").read_text()
-    assert table.startswith(
-        "4 people of OrlFaces, each tested by models of one of 2 folds (fold0, fold1), one seed (0); "
-    )
+    assert table.startswith("4 people of OrlFaces, folds fold0, fold1, each with models of its own, one seed (0); ")
     assert "|  | mask | EER % | rank-1 % |" in table
     assert "| (a) clean | none | 11.00 ± 1.41 | 50.00 ± 0.00 |\n" in table
     assert "| (d) student | given | 11.00 ± 1.41 | 50.00 ± 0.00 |\n|  | predicted | 11.00 ± 1.41 | 50.00" in table
