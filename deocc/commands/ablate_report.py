@@ -224,5 +224,5 @@ def loss_figure(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figu
         axes.set(title=f"{term}, weighted", xlabel="step")
         axes.grid(alpha=0.3)
     lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(loc="outside lower center", handles=[*lines.values()], labels=[*lines], ncols=5, fontsize=8)
     return figure
