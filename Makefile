@@ -69,7 +69,6 @@ bench: install ## measure speed and memory against reference forms, in one run
 	$(BIN)/python -m bench.bench
 
 ablation: install bench/lfw_half_b.ckpt ## the paper's claims on both halves of LFW in data/lfw: runs/lfw/ablation (hours; resumes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[sface]"
 	$(BIN)/deocc ablate --config configs/lfw/ablation.yaml
 
 bench/lfw_half_b.ckpt:  # the de-occluder of half b; that of half a is part of the released model

@@ -77,8 +77,8 @@ def _remembering(network: nn.Module, folder: Path) -> Callable[..., Tensor]:
             with replace_file(file) as draft:
                 torch.save(output.clone(), draft)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = describe_error(error)
-            warnings.warn(f"outputs are not shared, {file} cannot be written ({reason}): free space", stacklevel=2)
+            # Without the file's name, so that the same warning is shown once.
+            warnings.warn(f"outputs are not shared ({describe_error(error)}): free space for {folder}", stacklevel=2)
         return output
 
     return forward

