@@ -23,6 +23,7 @@ from PIL import Image
 
 import deocc.data
 from deocc import cli, modules
+from deocc.commands.ablate_plan import read_plan
 from deocc.data import MaskedFaceDataModule
 from deocc.evaluation.verification import PairScores, write_scores
 from deocc.masking import list_kinds, registry
@@ -70,7 +71,13 @@ def test_command_exists(command: str) -> None:
     assert name in cli.COMMANDS, f"deocc has no command {name}"
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if "--" in each and _words(each)[0] in BY_CONFIG])
+@pytest.mark.parametrize("command", [each for each in COMMANDS if "--" in each and _words(each)[0] == "ablate"])
+def test_plan_is_read(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert read_plan(_words(command)[1:]).rows
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if "--" in each and _words(each)[0] in BY_CONFIG[:-1]])
 def test_keys_of_a_training_command_exist(command: str) -> None:
     unknown = [
         word.split("=")[0] for word in _words(command) if word.startswith("--") and not _is_key(word.split("=")[0])
