@@ -29,6 +29,7 @@ from bench.measuring import (
 from deocc.geometry import TEMPLATES
 from deocc.losses import pair_relation_loss, triplet_relation_loss
 from deocc.masking import list_kinds, render
+from deocc.modules.precision import has_bfloat16_instructions
 from deocc.networks.embedders.embedder import Embedder
 from deocc.networks.embedders.registry import create_embedder
 
@@ -239,18 +240,23 @@ def warp_masks(faces: Array, picture: NDArray[np.uint8], landmarks: Array) -> li
 
 
 def measure_embedder(pairs: int = 5) -> list[Row]:
-    """Return rows of the dlib ResNet without gradient: two threads against one, and its two memory formats."""
+    """Return rows of the dlib ResNet without gradient: threads, memory formats and, where it is used, bfloat16."""
     count = EMBEDDED * EMBEDDINGS
-    threads, formats = in_own_process(embedder_times, pairs)
+    threads, formats, precisions = in_own_process(embedder_times, pairs)
+    low = "dlib ResNet, one thread, bfloat16 against float32"
     return [
         compared("dlib ResNet, two threads against one", "images/s", *threads, count=count),
         compared("dlib ResNet, one thread, channels last against first", "images/s", formats, count=count),
+        *([compared(low, "images/s", precisions, count=count)] if precisions is not None else []),
     ]
 
 
 @torch.no_grad()
-def embedder_times(pairs: int, number: int = EMBEDDED) -> tuple[tuple[Pairs, Pairs], Pairs]:
-    """Return the seconds of two threads and of one, idle and under load, and those of both memory formats."""
+def embedder_times(pairs: int, number: int = EMBEDDED) -> tuple[tuple[Pairs, Pairs], Pairs, Pairs | None]:
+    """Return the seconds of two threads and of one, idle and under load, of both memory formats and both precisions.
+
+    The last are None on a CPU without instructions for bfloat16.
+    """
     keep_blocks()
     embedder, other = (create_embedder("dlib_resnet", pretrained=False).freeze() for _ in range(2))
     other.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -261,5 +267,11 @@ def embedder_times(pairs: int, number: int = EMBEDDED) -> tuple[tuple[Pairs, Pai
         for _ in range(EMBEDDINGS):
             network(faces)
 
-    threads = idle_and_loaded(partial(embed, embedder, 2), partial(embed, embedder, 1), pairs)
-    return threads, paired_seconds(partial(embed, embedder, 1), partial(embed, other, 1), pairs)
+    def embed_low() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            embed(embedder, 1)
+
+    one = partial(embed, embedder, 1)
+    threads = idle_and_loaded(partial(embed, embedder, 2), one, pairs)
+    precisions = paired_seconds(embed_low, one, pairs) if has_bfloat16_instructions() else None
+    return threads, paired_seconds(one, partial(embed, other, 1), pairs), precisions

@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from deocc import runs
+from deocc.modules.precision import has_bfloat16_instructions
 from deocc.networks.weights import read_checkpoint
 
 DEOCC = (str(Path(sys.executable).with_name("deocc")),)
@@ -92,9 +93,9 @@ class Stage(NamedTuple):
         return ["fit", "--config", f"configs/lfw/{self.name}.yaml", "--run", run, *root, *folds, *earlier, *precision]
 
 
-def has_fast_bfloat16(cpu: Path = Path("/proc/cpuinfo")) -> bool:
-    """Check for a CUDA GPU or a CPU with AMX; on other CPUs bfloat16 is several times slower than float32."""
-    return torch.cuda.is_available() or (cpu.is_file() and "amx_bf16" in cpu.read_text().split())
+def has_fast_bfloat16() -> bool:
+    """Check for a CUDA GPU or a CPU with instructions for bfloat16."""
+    return torch.cuda.is_available() or has_bfloat16_instructions()
 
 
 def is_trained(run: Path) -> bool:

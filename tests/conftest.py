@@ -10,6 +10,7 @@ from pathlib import Path
 # imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["DEOCC_BFLOAT16"] = "0"  # equal figures on all processors; tests of bfloat16 turn it on
 
 import numpy as np
 import pytest

@@ -222,8 +222,9 @@ class DistillationModule(RecognitionModule):
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Compute and log the weighted sum of the losses."""
-        mask = self._training_mask(batch)
-        completed_face = self._student_input(batch["masked_face"], mask)
+        with self._frozen_precision():
+            mask = self._training_mask(batch)
+            completed_face = self._student_input(batch["masked_face"], mask)
         # Dropout draws from torch's generator. Seeding it from the images makes the step reproducible after a resume.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(batch["seed"][0]))

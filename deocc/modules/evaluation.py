@@ -1,11 +1,10 @@
 """Evaluation: `RestorationModule` completes faces (stage 1), `RecognitionModule` embeds them (stage 2).
 
-Both run in float32 whatever the precision of the trainer, so that scores do not depend on it.
+Scores do not depend on the precision of the trainer (see `deocc.modules.precision`).
 """
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,6 +21,7 @@ from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric
 from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, build_results, flat_scores, gallery_of, score_row
 from deocc.masking import list_kinds
+from deocc.modules.precision import frozen_precision, outside_autocast, uses_bfloat16
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.generator import compose
@@ -31,23 +31,6 @@ from deocc.networks.student import Student, embed_by_mask
 FROM_CHECKPOINT = "from_checkpoint"
 """Given instead of a stage-1 checkpoint if the de-occluder will be restored from a stage-2 checkpoint."""
 _CHUNK = 16384  # rows of embeddings read at a time: 32 MiB of 512 numbers each
-
-_Module = TypeVar("_Module", bound=pl.LightningModule)
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def outside_autocast(
-    method: Callable[Concatenate[_Module, _Arguments], _Result],
-) -> Callable[Concatenate[_Module, _Arguments], _Result]:
-    """Disable autocast while the decorated method of a LightningModule runs."""
-
-    @wraps(method)
-    def in_float32(self: _Module, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        with torch.autocast(self.device.type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return in_float32
 
 
 def identity_centers(
@@ -179,7 +162,8 @@ class RecognitionModule(pl.LightningModule):
         """Build `results`, which `deocc.callbacks` writes."""
         embeddings, restoration, mask_prediction = self.comparison.collect()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        provenance = data.provenance()
+        bfloat16 = uses_bfloat16(self.device, *self._embedder_names)
+        provenance = {**data.provenance(), "frozen_precision": "bfloat16" if bfloat16 else "float32"}
         self.results = build_results(
             embeddings, restoration, list_kinds(), provenance, data.protocol, mask_prediction=mask_prediction
         )
@@ -187,9 +171,13 @@ class RecognitionModule(pl.LightningModule):
     @outside_autocast
     def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int, predict_masks: bool) -> dict[str, Tensor]:
         """Update the comparison; return the completed faces and predicted masks for the panels."""
-        if dataloader_idx == 0:
-            self._embed_gallery(batch, predict_masks)
-            return {}
+        with self._frozen_precision():
+            if dataloader_idx == 0:
+                self._embed_gallery(batch, predict_masks)
+                return {}
+            return self._embed_probes(batch, predict_masks)
+
+    def _embed_probes(self, batch: MaskedFaceBatch, predict_masks: bool) -> dict[str, Tensor]:
         masked_face, known = batch["masked_face"], "mask" in batch
         self.comparison.add("teacher_masked", self._embed_teacher(masked_face), batch)
         images: dict[str, Tensor] = {}
@@ -209,13 +197,14 @@ class RecognitionModule(pl.LightningModule):
         face = batch["face"]
         teacher = self._embed_teacher(face)
         keeps_teacher = self.hparams["bare_faces"] == "teacher"
-        student = teacher if keeps_teacher else self(face, _empty_mask(face))
+        empty = _empty_mask(face)
+        student = teacher if keeps_teacher else self._embed_student(face, self._student_input(face, empty), empty)
         self.comparison.add("teacher_clean", teacher, batch)
         self.comparison.add("student_clean", student, batch)
         if not predict_masks or self.deoccluder is None:
             return
         mask = self._predict_mask(face)
-        self.comparison.mask_prediction.update(mask, _empty_mask(face), batch["kind"])
+        self.comparison.mask_prediction.update(mask, empty, batch["kind"])
         alarmed = mask.flatten(1).any(1)  # faces without a predicted mask keep the embedding above
         if bool(alarmed.any()):
             completed_face = self._complete(face[alarmed], mask[alarmed])
@@ -237,9 +226,17 @@ class RecognitionModule(pl.LightningModule):
             metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
         return {f"completed_face{suffix}": completed_face}
 
+    @property
+    def _embedder_names(self) -> tuple[str, str]:
+        return self.teacher.name, self.student.embedder.name
+
+    def _frozen_precision(self) -> AbstractContextManager[Any]:
+        return frozen_precision(self.device, *self._embedder_names)
+
     @outside_autocast
     def _embed_teacher(self, face: Tensor) -> Tensor:
-        return centred(self.teacher(face), self.center)
+        with self._frozen_precision():
+            return centred(self.teacher(face), self.center)
 
     def _embed_student(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         if self.hparams["bare_faces"] == "teacher":

@@ -28,7 +28,7 @@ from deocc.losses import (
     masked_l1_loss,
 )
 from deocc.masking.random import uniform
-from deocc.modules.evaluation import Comparison, RestorationModule, outside_autocast
+from deocc.modules.evaluation import Comparison, RestorationModule
 from deocc.modules.optimization import (
     MicroBatch,
     Terms,
@@ -40,6 +40,7 @@ from deocc.modules.optimization import (
     split_micro_batches,
     steps_left,
 )
+from deocc.modules.precision import outside_autocast
 from deocc.networks.discriminator import GlobalLocalDiscriminator
 from deocc.networks.embedders.registry import create_teacher, read_options
 from deocc.networks.generator import Generator, compose

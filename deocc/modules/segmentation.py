@@ -19,8 +19,9 @@ from deocc.evaluation.restoration import MaskPredictionMetric
 from deocc.evaluation.results import build_results, flat_scores
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
-from deocc.modules.evaluation import FROM_CHECKPOINT, outside_autocast
+from deocc.modules.evaluation import FROM_CHECKPOINT
 from deocc.modules.optimization import Terms, WarmupCosine, check_stage, steps_left
+from deocc.modules.precision import outside_autocast
 from deocc.networks.segmenter import MaskSegmenter, load_segmenter, predicted_share
 from deocc.networks.weights import load_weights
 

@@ -22,6 +22,7 @@ from bench.kernels import (
 from bench.measuring import Pairs, Row, in_own_process
 from deocc.geometry import TEMPLATES
 from deocc.masking import list_kinds
+from deocc.modules.precision import has_bfloat16_instructions
 
 
 @pytest.mark.parametrize("name", ["pair relation", "triplet relation"])
@@ -75,12 +76,15 @@ def test_reference_renderer_covers_mouth() -> None:
 
 
 def test_embedder_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, formats = in_own_process(embedder_times, 1, 1)
+    threads, formats, precisions = in_own_process(embedder_times, 1, 1)
     assert min(*threads[0].ours, *threads[1].reference, *formats.reference) > 0
+    assert (precisions is not None) == has_bfloat16_instructions()
     found = (Pairs([1.0], [1.5]), Pairs([2.0], [2.4])), Pairs([1.5], [1.8])
-    monkeypatch.setattr("bench.kernels.in_own_process", lambda *_: found)
-    rows = measure_embedder()
-    assert [(row["ratio"], row.get("loaded_ratio")) for row in rows] == [(1.5, 1.2), (pytest.approx(1.2), None)]
+    expected = [(1.5, 1.2), (pytest.approx(1.2), None)]
+    for low, ratios in (None, expected), (Pairs([1.0], [1.4]), [*expected, (1.4, None)]):
+        monkeypatch.setattr("bench.kernels.in_own_process", lambda *_, low=low: (*found, low))
+        rows = measure_embedder()
+        assert [(row["ratio"], row.get("loaded_ratio")) for row in rows] == ratios
 
 
 def test_table_and_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
