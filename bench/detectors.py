@@ -2,7 +2,7 @@
 
     python -m bench.detectors                                   # embedded ORL faces
     python -m bench.detectors --lfw FOLDER --images 400         # a seeded sample of LFW
-    python -m bench.detectors --photos FOLDER                   # without landmarks: share with a face and time
+    python -m bench.detectors --photos FOLDER                   # without landmarks: share with a face, time
     python -m bench.detectors --photos FOLDER --turned          # upright photos, also turned by 90, 180, 270 degrees
 
 Each detector runs on the bare photo and on the same photo under a rendered occluder, with alternating kinds. A face is
@@ -30,7 +30,7 @@ from rich.table import Table
 from deocc.data import OrlFaces
 from deocc.detection import Detection, Detector, create_detector, list_detectors
 from deocc.inference.batch import find_photos
-from deocc.inference.faces import FaceFinder, NoFaceError
+from deocc.inference.faces import FaceFinder, NoFaceError, find_rivals
 from deocc.inference.photos import read_photo
 from deocc.masking import list_kinds, render
 
@@ -162,17 +162,20 @@ def compare_faces(detectors: dict[str, Detector], bare: Sequence[Photograph], sl
 
 
 def compare_photos(detectors: dict[str, Detector], paths: Sequence[Path], slow_images: int) -> Table:
-    table = Table("detector", "photos", "with a face", "share", "faces a photo", "ms a photo")
+    table = Table("detector", "photos", "with a face", "share", "faces a photo", "choice left open", "ms a photo")
     for name, detector in detectors.items():
-        counts, seconds = [], []
+        counts, seconds, unclear = [], [], 0
         for index in _spread(len(paths), slow_images if name == _SLOW else len(paths)):
             photo = read_photo(paths[index])
             start = time.perf_counter()
-            counts.append(len(detector.detect(photo)))
+            found = detector.detect(photo)
             seconds.append(time.perf_counter() - start)
-        found = sum(count > 0 for count in counts)
-        share, faces = f"{100 * found / len(counts):.1f} %", f"{sum(counts) / len(counts):.2f}"
-        table.add_row(name, str(len(counts)), str(found), share, faces, f"{1000 * statistics.median(seconds):.0f}")
+            counts.append(len(found))
+            unclear += bool(found and find_rivals(found))
+        shown = sum(count > 0 for count in counts)
+        share, faces = f"{100 * shown / len(counts):.1f} %", f"{sum(counts) / len(counts):.2f}"
+        milliseconds = f"{1000 * statistics.median(seconds):.0f}"
+        table.add_row(name, str(len(counts)), str(shown), share, faces, str(unclear), milliseconds)
     return table
 
 
@@ -203,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--photos",
         type=Path,
         metavar="FOLDER",
-        help="any photos: measure the share with a face and the time, nothing else",
+        help="any photos: measure the share with a face, how often the choice among several is left open, and the time",
     )
     parser.add_argument(
         "--turned", action="store_true", help="with --photos: turn them, and check the orientation found"

@@ -9,7 +9,8 @@ import pytest
 
 from deocc import cli
 from deocc.commands import identify, mask, predict
-from deocc.inference.faces import FaceFinder, SeveralFacesError
+from deocc.detection import Detection
+from deocc.inference.faces import FaceFinder, SeveralFacesError, find_rivals
 from deocc.inference.pipeline import Pipeline
 from tests.scenes import TWO, Pasted, draw_scene
 
@@ -36,6 +37,35 @@ def test_small_faces_are_no_rivals() -> None:
     assert finder.find_single(photo).count == 2
     with pytest.raises(SeveralFacesError, match=r"shows 2 faces \(left, top, width x height: 1 at 3\d\d, "):
         finder.find_single(np.asarray(draw_scene(TWO)), "two.png")
+
+
+FIRST = (100.0, 100.0, 200.0, 230.0)
+
+
+def face(box: tuple[float, float, float, float], score: float) -> Detection:
+    return Detection(np.array(box), np.zeros((5, 2)), score)
+
+
+@pytest.mark.parametrize(
+    ("box", "score", "is_rival"),
+    [
+        ((110, 200, 190, 300), 0.98, False),  # the lower edge of the mask, with chin and neck
+        ((110, 200, 190, 300), 0.995, True),  # a child in front
+        ((180, 200, 260, 300), 0.9, True),  # beside the first face
+        ((110, 240, 190, 340), 0.9, True),  # without overlap
+        ((110, 20, 190, 110), 0.9, True),  # above
+        ((140, 200, 170, 230), 0.995, False),  # small
+    ],
+)
+def test_rivals(box: tuple[float, float, float, float], score: float, is_rival: bool) -> None:
+    first, other = face(FIRST, 0.999), face(box, score)
+    assert find_rivals([first, other]) == ({1: first, 2: other} if is_rival else {})
+
+
+def test_rivals_keep_their_numbers() -> None:
+    faces = [face(FIRST, 0.999), face((110, 200, 190, 300), 0.98), face((300, 100, 380, 200), 0.95)]
+    assert list(find_rivals(faces)) == [1, 3]
+    assert find_rivals(faces[:1]) == {}
 
 
 def test_pipeline_verify_refuses(pipeline: Pipeline) -> None:
