@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import deocc._torchvision  # noqa: F401  # isort: skip  # before torchvision
+
 import numpy as np
 import torch
 
