@@ -18,6 +18,7 @@ PSNR_CAP = 100.0
 """PSNR in dB of identical images, instead of infinity. Our choice; rounding to 8 bits alone limits PSNR to 59 dB."""
 
 _C1, _C2 = 0.01**2, 0.03**2  # constants of SSIM for images in [0, 1] [0]
+_RADIUS = 5  # pixels of its window beside the centre [0]
 _KINDS = 64  # rows of the sums: bare faces and up to 63 kinds
 
 
@@ -195,24 +196,45 @@ class MaskPredictionMetric(KindMeans):
 def _ssim_map(restored: Tensor, face: Tensor) -> Tensor:
     """Return (B, 3, H, W), the structural similarity of every pixel, with the window and the constants of [0].
 
+    It is computed around the pixels that differ and 1 elsewhere.
+    """
+    similarity = torch.ones_like(restored, dtype=torch.float32)
+    with torch.autocast(restored.device.type, enabled=False):  # variances as differences of squares need float32
+        rows, columns = (_window_matrix(side, restored.device) for side in restored.shape[2:])
+        for image, differs in enumerate((restored != face).any(1)):
+            if bool(differs.any()):
+                high, wide = _span(differs.any(1), _RADIUS), _span(differs.any(0), _RADIUS)
+                pair = torch.stack([restored[image], face[image]]).float()
+                similarity[image, :, high, wide] = _similarity(pair, rows[high], columns[wide])
+    return similarity
+
+
+def _similarity(pair: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return (3, h, w), the similarity of two images (2, 3, H, W) at the rows (h, H) and columns (w, W) of windows.
+
     Windows reach over the border into the mirrored image. A product with a matrix per axis is three times as fast as
     the two-dimensional convolution of torchmetrics.
     """
-    with torch.autocast(restored.device.type, enabled=False):  # variances as differences of squares need float32
-        x, y = (restored.float() + 1) / 2, (face.float() + 1) / 2
-        rows, columns = (_window_matrix(side, x.device) for side in x.shape[2:])
-        means = rows @ torch.stack([x, y, x * x, y * y, x * y]) @ columns.T
-        mean_x, mean_y, square_x, square_y, product = means
-        variance = square_x - mean_x.square() + square_y - mean_y.square()
-        structure = (2 * (product - mean_x * mean_y) + _C2) / (variance + _C2)
-        similarity: Tensor = structure * (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
+    high, wide = _span(rows.any(0)), _span(columns.any(0))  # the pixels under the windows
+    x, y = (pair[..., high, wide] + 1) / 2
+    means = rows[:, high] @ torch.stack([x, y, x * x, y * y, x * y]) @ columns[:, wide].T
+    mean_x, mean_y, square_x, square_y, product = means
+    variance = square_x - mean_x.square() + square_y - mean_y.square()
+    structure = (2 * (product - mean_x * mean_y) + _C2) / (variance + _C2)
+    similarity: Tensor = structure * (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
     return similarity
+
+
+def _span(chosen: Tensor, margin: int = 0) -> slice:
+    """Return the range from the first to the last true element of (N,) bool, wider by a margin within its borders."""
+    places = chosen.nonzero()
+    return slice(max(0, int(places[0]) - margin), int(places[-1]) + margin + 1)
 
 
 def _window_matrix(side: int, device: torch.device) -> Tensor:
     """Return (side, side), which averages neighbours by a Gaussian of 11 pixels, mirrored at the border."""
-    weight = torch.exp(-torch.arange(-5.0, 6.0, device=device).square() / (2 * 1.5**2))
-    unit = F.pad(torch.eye(side, device=device)[:, None], (5, 5), mode="reflect")
+    weight = torch.exp(-torch.arange(-_RADIUS, _RADIUS + 1.0, device=device).square() / (2 * 1.5**2))
+    unit = F.pad(torch.eye(side, device=device)[:, None], (_RADIUS, _RADIUS), mode="reflect")
     return F.conv1d(unit, (weight / weight.sum()).view(1, 1, -1)).squeeze(1).T
 
 

@@ -44,6 +44,18 @@ def test_ssim_equals_published_formula(covered: bool) -> None:
         assert float(values[b]) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 3), (9, 12, 1), (SIDE - 4, 2, 4), (6, SIDE - 2, 2)])
+def test_ssim_of_a_changed_patch(top: int, left: int, side: int) -> None:
+    noisy, face, mask = _images()
+    restored, patch = face.clone(), (..., slice(top, top + side), slice(left, left + side))
+    restored[patch] = noisy[patch]
+    for b in range(len(face)):
+        maps = [_ssim_map(*((x[b, c].double().numpy() + 1) / 2 for x in (restored, face))) for c in range(3)]
+        covered = mask[b, 0].bool().numpy()
+        assert float(ssim(restored, face)[b]) == pytest.approx(np.mean(maps), abs=1e-6)
+        assert float(ssim(restored, face, mask)[b]) == pytest.approx(np.mean(maps, 0)[covered].mean(), abs=1e-6)
+
+
 def test_psnr_of_a_constant_error() -> None:
     face = torch.zeros(1, 3, 8, 8)
     assert float(psnr(face + 0.2, face)) == pytest.approx(10 * math.log10(4 / 0.04), abs=1e-4)
