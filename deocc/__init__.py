@@ -8,9 +8,9 @@ import importlib
 import os
 from typing import Any
 
-from deocc._version import __version__
-
 __all__ = ["__version__", "create_embedder", "load", "render"]
+
+__version__ = "0.1.0"
 
 _LAZY = {"create_embedder": "deocc.networks", "load": "deocc.inference.model_folder", "render": "deocc.masking"}
 

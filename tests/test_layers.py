@@ -10,7 +10,7 @@ import pytest
 
 _PACKAGE = Path(__file__).parents[1] / "deocc"
 _ORDER: tuple[set[str], ...] = (
-    {"_torchvision", "_version", "messages"},
+    {"_torchvision", "messages"},
     {"files", "processes"},
     {"__init__", "batch", "geometry", "runs"},
     {"networks", "losses", "masking", "evaluation", "detection"},

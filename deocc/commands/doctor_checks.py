@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from deocc import runs
-from deocc.commands.doctor import Check, Context, Finding
+from deocc.commands.doctor_installation import Check, Context, Finding
 from deocc.data import CelebaFaces, OrlFaces
 from deocc.data.folder import list_folder
 from deocc.data.images import read_image

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +74,7 @@ def test_build_agrees_with_reported_provenance(monkeypatch: pytest.MonkeyPatch) 
     assert (found["masks"], found["training_data"]) == (reported["manifest_hash"], reported["training_data_hash"])
     assert (found["size"], found["face_set"]) == (64, reported["credit"])
     assert found["seeds"] == {"seed_everything": 3, "data": 5}
-    assert found["packages"]["torch"] == torch.__version__
+    assert found["packages"]["torch"] == version("torch")
     assert found["template"]["teacher"] == template_hash(teacher.template)
     assert provenance.command_line() == "deocc fit --run 'my runs/a'"
     next(teacher.parameters())[0] += 1e-6
@@ -90,7 +91,7 @@ def test_empty_splits_have_no_hash() -> None:
 
 def test_missing_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-package"))
-    assert package_versions() | {"python": ""} == {"python": "", "torch": torch.__version__, "no-such-package": None}
+    assert package_versions() | {"python": ""} == {"python": "", "torch": version("torch"), "no-such-package": None}
 
 
 def test_commit_is_that_of_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deocc.commands.doctor import Context
 from deocc.commands.doctor_checks import check_given
+from deocc.commands.doctor_installation import Context
 from deocc.data import CelebaFaces, FolderFaces, MaskedFaceDataModule, PairListFaces
 from deocc.data.lfw import _find_list, _read_folds
 from deocc.data.pairs import read_pairs

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.commands.doctor import Context
 from deocc.commands.doctor_checks import check_given
+from deocc.commands.doctor_installation import Context
 from deocc.data import FolderFaces
 from deocc.data.folder import list_folder
 from deocc.inference.batch import Outcome, OutcomeFile, find_photos, process_photos

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deocc import runs
 from deocc.commands import doctor_checks
-from deocc.commands.doctor import Context, Finding, run_check
+from deocc.commands.doctor_installation import Context, Finding, run_check
 from deocc.data import OrlFaces
 from deocc.detection import Detector, create_detector
 from deocc.evaluation.thresholds import write_thresholds

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deocc.commands import doctor
-from deocc.commands.doctor import CHECKS, Check, Context, Finding, run_check
+from deocc.commands import doctor, doctor_installation
+from deocc.commands.doctor_installation import CHECKS, Check, Context, Finding, run_check
 
 LIGHT = "import sys, deocc.commands.doctor; assert not {'torch', 'numpy', 'cv2'} & set(sys.modules)"
 
@@ -52,7 +52,7 @@ def test_import_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     (tmp_path / "sound_one.py").write_text("print('noise', flush=True)")
     (tmp_path / "failing_one.py").write_text("raise ImportError('no\\nlibGL')")
     (tmp_path / "leaving_one.py").write_text("import sys\nsys.exit(3)")
-    failures = doctor.import_failures(["sound_one", "failing_one", "leaving_one", "absent_one", "json"])
+    failures = doctor_installation.import_failures(["sound_one", "failing_one", "leaving_one", "absent_one", "json"])
     assert set(failures) == {"failing_one", "leaving_one", "absent_one"}
     assert failures["failing_one"] == "ImportError: no libGL"
     assert failures["leaving_one"] == "SystemExit: 3"
@@ -80,14 +80,14 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         'tool; extra == "dev"',
         'old; python_version < "3"',
     ]
-    monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "metadata", lambda name: about)
-    monkeypatch.setattr(doctor, "requires", lambda name: lines)
+    monkeypatch.setattr(doctor_installation, "version", version)
+    monkeypatch.setattr(doctor_installation, "metadata", lambda name: about)
+    monkeypatch.setattr(doctor_installation, "requires", lambda name: lines)
     return versions
 
 
 def test_requirements_by_extra(installed: dict[str, str]) -> None:
-    names = {extra: [each.name for each in group] for extra, group in doctor.requirements().items()}
+    names = {extra: [each.name for each in group] for extra, group in doctor_installation.requirements().items()}
     assert names == {"": ["solid"], "photos": ["extraone"]}
 
 
@@ -144,9 +144,11 @@ def test_main_unusable(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "import_failures", lambda names: failures)
-    installed_version = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in missing else installed_version(name))
+    monkeypatch.setattr(doctor_installation, "import_failures", lambda names: failures)
+    installed_version = doctor_installation._version
+    monkeypatch.setattr(
+        doctor_installation, "_version", lambda name: None if name in missing else installed_version(name)
+    )
     assert doctor.main([]) == 1
     printed = capsys.readouterr().out
     for name, reason in failures.items():
