@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +39,7 @@ If an error occurs, DEOCC_TRACEBACK=1 shows where."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `deocc`.
+    """Run `deocc`; if the reader of its output has ended, such as `head`, end with code 141 and without a word.
 
     Args:
         argv: the arguments; default: those of the process.
@@ -46,7 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: code 2 after one line about bad input, with --json also an object on the output; 130 after Ctrl-C.
             With DEOCC_TRACEBACK=1 the original error is raised instead.
     """
-    argv = [_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    try:
+        try:
+            _main([_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _main(argv: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it cannot encode
@@ -63,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = _run(argv)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_ended():
+            raise
         if os.environ.get("DEOCC_TRACEBACK"):
             raise
         say(str(error))
@@ -73,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     if code:
         sys.exit(code)
+
+
+def _reader_has_ended() -> bool:
+    """Return whether the output is a pipe without a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported in any case
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _code(error: BaseException) -> str:

