@@ -132,7 +132,7 @@ class VisibleAttention(nn.Module):
         """
         embedding = F.normalize(self.embed(features).flatten(2), dim=1)
         scores = torch.einsum("beq,bek->bqk", embedding, embedding).float() * self.log_scale.exp()
-        patch_side = mask.shape[-2] // (features.shape[-2] // 2)
+        patch_side = int(mask.shape[-2]) // (int(features.shape[-2]) // 2)  # ints, also for torch.onnx of torch 2.6
         visible = (F.max_pool2d(mask.float(), patch_side).flatten(2) <= 0).to(scores.dtype)
         # Not -inf: a row without any visible patch must stay finite. The product sets it to 0.
         weights: Tensor = scores.masked_fill(visible == 0, torch.finfo(scores.dtype).min).softmax(-1) * visible

@@ -135,3 +135,10 @@ def test_face_frame_is_invertible() -> None:
     torch.testing.assert_close(torch.stack([x[0], y[0]], -1), points, atol=1e-3, rtol=0)
     u, v = frame.ux * x + frame.uy * y + frame.u0, frame.vx * x + frame.vy * y + frame.v0
     torch.testing.assert_close(torch.stack([u[0, 0], v[0, 0]], -1), face, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [(0.4, 0.0), (-0.4, 0.0), (0.0, 0.4), (0.0, -0.4)])
+def test_blobs_reach_displaced_faces(shift: tuple[float, float]) -> None:
+    face, size = torch.zeros(400, 3, 32, 32), 32
+    landmarks = TEMPLATES["canonical"].tensor(size) + size * torch.tensor(shift)
+    assert render(face, landmarks, "blob", torch.arange(400))[1].flatten(1).any(1).all()

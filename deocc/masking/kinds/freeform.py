@@ -64,12 +64,22 @@ def _stroke(canvas: Canvas) -> Tensor:
 def _paint_blob(canvas: Canvas) -> Layer:
     """Paint four ellipses that melt together; 30 % of the blobs let the face show through."""
     draws = canvas.draws
-    u, v = draws.between_each((-1.0, 1.0), (-0.7, 1.8))
+    u, v = _inside(canvas, *draws.between_each((-1.0, 1.0), (-0.7, 1.8)))
     distance = reduce(lambda shape, lobe: smooth_min(shape, lobe, _JOINT), [_lobe(canvas, u, v) for _ in range(_LOBES)])
     softness = draws.between(1.0, 6.0) / canvas.frame.unit  # eye distances over which the edge fades: 1 to 6 pixels
     alpha = (distance / -softness).add_(0.5).clamp_(0, 1)
     opacity = torch.where(draws.unit() < 0.3, draws.between(0.45, 0.95), 1.0)
     return Layer(alpha.mul_(opacity), _surface(canvas))
+
+
+def _inside(canvas: Canvas, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Move points outside the image to its border: on a small or displaced face a blob could miss the image."""
+    f = canvas.frame
+    x, y = f.x0 + u * f.xu + v * f.xv, f.y0 + u * f.yu + v * f.yv
+    inside_x, inside_y = x.clamp(canvas.x[0], canvas.x[-1]), y.clamp(canvas.y[0], canvas.y[-1])
+    moved = (inside_x != x) | (inside_y != y)
+    u_inside, v_inside = (a * inside_x + b * inside_y + c for a, b, c in ((f.ux, f.uy, f.u0), (f.vx, f.vy, f.v0)))
+    return torch.where(moved, u_inside, u), torch.where(moved, v_inside, v)
 
 
 def _lobe(canvas: Canvas, u: Tensor, v: Tensor) -> Tensor:
