@@ -171,13 +171,15 @@ def _list_devices(parallel: int) -> list[str]:
 def _child_environment(parallel: int, device: str | None) -> dict[str, str]:
     """Return the environment of a child: its share of the cores, its GPU, and no variables of srun or torchrun.
 
-    Lightning would take the launcher's rank for the child's.
+    Lightning would take the launcher's rank for the child's. Frozen networks compute in float32, unless the environment
+    says otherwise, so that rows that were run on different processors can be compared.
     """
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES)
     }
+    environment.setdefault("DEOCC_BFLOAT16", "0")
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // parallel))
     return environment if device is None else {**environment, _GPUS: device}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deocc.commands.ablate import _start_process, hold_folder, main, run_jobs
+from deocc.commands.ablate import _child_environment, _start_process, hold_folder, main, run_jobs
 from deocc.commands.ablate_plan import Job, list_jobs, read_plan
 from tests.commands.ablate.conftest import write_plan
 from tests.commands.ablate.fake_deocc import FakeDeocc
@@ -276,6 +276,14 @@ def test_interrupt_terminates_children(program: FakeDeocc, monkeypatch: pytest.M
         run_jobs(list_jobs(plan), plan.jobs)
     assert interrupted.child is not None and interrupted.child.poll() is not None
     assert not Path("out/task-fold0-seed0/fit.done").exists()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "0"), ("1", "1")])
+def test_rows_compute_in_float32(given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEOCC_BFLOAT16")
+    if given is not None:
+        monkeypatch.setenv("DEOCC_BFLOAT16", given)
+    assert _child_environment(2, None)["DEOCC_BFLOAT16"] == expected
 
 
 def test_real_jobs_run_in_parallel(tmp_path: Path) -> None:
