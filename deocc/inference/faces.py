@@ -211,9 +211,8 @@ def find_rivals(found: Sequence[Detection]) -> dict[int, Detection]:
     """Return the faces among which a photo leaves the choice open, by number from 1; none if one stands out.
 
     A detector may read the lower edge of a mask, with chin and neck, as another face. Such a face is less certain,
-    overlaps the first one and is centred below it; it is left out. Of 299 photos of LFW with drawn surgical masks, 30
-    leave the choice open, as many as without masks, and 36 would if it were not left out
-    (`python -m bench.detectors --photos FOLDER`).
+    overlaps the first one and is centred below it; it is left out. `python -m bench.detectors --photos FOLDER` counts
+    the photos that leave the choice open.
 
     Args:
         found: at least one face, most prominent first.

@@ -178,18 +178,19 @@ class RecognitionModule(pl.LightningModule):
             return self._embed_probes(batch, predict_masks)
 
     def _embed_probes(self, batch: MaskedFaceBatch, predict_masks: bool) -> dict[str, Tensor]:
+        """Embed masked faces, completed by the given mask and, if wanted or there is none, by the predicted one."""
         masked_face, known = batch["masked_face"], "mask" in batch
         self.comparison.add("teacher_masked", self._embed_teacher(masked_face), batch)
         images: dict[str, Tensor] = {}
         if known or self.deoccluder is None:
             mask = batch["mask"] if known else self._predict_mask(masked_face)
-            images |= self._embed_probe(batch, mask, "given_mask", suffix="")
+            images |= self._embed_completed(batch, mask, "given_mask", suffix="")
         if self.deoccluder is not None and (predict_masks or not known):
             mask = self._predict_mask(masked_face)
             if known:
                 self.comparison.mask_prediction.update(mask, batch["mask"], batch["kind"])
             images["predicted_mask"] = mask
-            images |= self._embed_probe(batch, mask, "predicted_mask", suffix="_predicted_mask")
+            images |= self._embed_completed(batch, mask, "predicted_mask", suffix="_predicted_mask")
         return images
 
     def _embed_gallery(self, batch: MaskedFaceBatch, predict_masks: bool) -> None:
@@ -214,7 +215,7 @@ class RecognitionModule(pl.LightningModule):
         self.comparison.add("teacher_clean_predicted_mask", teacher, batch)
         self.comparison.add("student_clean_predicted_mask", student, batch)
 
-    def _embed_probe(self, batch: MaskedFaceBatch, mask: Tensor, source: str, suffix: str) -> dict[str, Tensor]:
+    def _embed_completed(self, batch: MaskedFaceBatch, mask: Tensor, source: str, suffix: str) -> dict[str, Tensor]:
         """Complete the masked faces and embed them by student and teacher; return the completed faces."""
         completed_face = self._complete(batch["masked_face"], mask)
         self.comparison.add(f"student{suffix}", self._embed_student(batch["masked_face"], completed_face, mask), batch)

@@ -1,8 +1,9 @@
 """Precision of networks within a LightningModule.
 
 Scores do not depend on the precision of the trainer. Frozen networks compute in bfloat16 on CPUs with instructions for
-it, 1.4 to 1.7 times as fast (`python -m bench.testing`); the environment variable DEOCC_BFLOAT16=0 turns that off.
-Predictions and what is calibrated on them, thresholds and gates, always use float32.
+it, where a test takes three quarters of the time (`python -m bench.testing`); the environment variable DEOCC_BFLOAT16=0
+turns that off. Predictions and the choice of thresholds and gates always use float32; the error rates of a threshold on
+test people are measured with the embeddings of the test.
 """
 
 import os
