@@ -1,8 +1,9 @@
 """Keep the de-occluder of a half: `python -m bench.lfw_deoccluder runs/lfw/b bench/lfw_half_b.ckpt`.
 
-`configs/lfw/ablation.yaml` uses the file as `inpainting_checkpoint`, so that the ablation trains students only. The
-file holds the averaged generator and the mask predictor of the runs `inpaint` and `segment` in float16, without what
-only a training needs.
+`configs/lfw/ablation.yaml` uses such files as `inpainting_checkpoint`, so that the ablation trains students only. They
+hold the averaged generator and the mask predictor of the runs `inpaint` and `segment`, kernels in float16, without what
+only a training needs. That of half a is from the released model:
+`python -m bench.lfw_deoccluder deocc/pretrained bench/lfw_half_a.ckpt`.
 """
 
 import argparse
@@ -14,20 +15,22 @@ import torch
 
 from deocc import runs
 from deocc.files import replace_file
+from deocc.inference.model_folder import WEIGHTS
 from deocc.networks.deoccluder import Deoccluder
 
 
-def pack(half: Path, file: Path) -> None:
-    """Write the de-occluder of a half's runs as a stage-1 checkpoint.
+def pack(source: Path, file: Path) -> None:
+    """Write the de-occluder of a half's runs, or of a model folder, as a stage-1 checkpoint.
 
     Raises:
         FileNotFoundError: a run has no checkpoint.
     """
-    paths = [runs.find_checkpoint(half / name) for name in ("inpaint", "segment")]
+    is_model = (source / WEIGHTS).is_file()
+    paths = [source] if is_model else [runs.find_checkpoint(source / name) for name in ("inpaint", "segment")]
     deoccluder = Deoccluder.from_checkpoint(*paths)
     state = {}
     for name, value in deoccluder.state_dict().items():
-        kept = value.half() if value.ndim > 0 else value  # the segmenter's gate stays as it is
+        kept = value.half() if value.ndim > 1 else value
         state[name.replace("generator.", "average.module.", 1)] = kept
     generator, segmenter = deoccluder.config["generator"], deoccluder.config["segmenter"]
     settings = {"width": generator["width"], "attention": generator["attention"], "segmenter_width": segmenter["width"]}
@@ -38,11 +41,11 @@ def pack(half: Path, file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.lfw_deoccluder", description="Keep a half's de-occluder.")
-    parser.add_argument("half", type=Path, help="the folder of a half, with the runs inpaint and segment")
+    parser.add_argument("source", type=Path, help="a model folder, or that of the runs inpaint and segment of a half")
     parser.add_argument("file", type=Path, help="the checkpoint to write")
     chosen = parser.parse_args(argv)
     try:
-        pack(chosen.half, chosen.file)
+        pack(chosen.source, chosen.file)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     print(f"{chosen.file}: {chosen.file.stat().st_size / 1e6:.1f} MB")

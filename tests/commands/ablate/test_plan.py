@@ -122,7 +122,7 @@ def test_lfw_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[s
     plan, jobs = prepare("lfw/ablation", tmp_path)
     assert len(jobs) == 2 * len(plan.variants) * len(plan.folds) * len(plan.seeds)
     assert {row.variant for row in plan.rows.values()} - {None} == set(plan.variants)
-    for name, folds in (("task-a-seed0", "- 0"), ("released-b-seed1", "- 9")):
+    for name, folds in (("task-a-seed0", "- 0"), ("both-b-seed1", "- 9")):
         job = next(job for job in jobs if job.name == f"{name} fit")
         text = shown(job, capsys)
         assert folds in text and f"folder: {plan.shared_folder(name.split('-')[1])}" in text
@@ -140,6 +140,14 @@ def test_choices_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert own.name == "inpaint-without_teacher-seed0 fit" and "perceptual_weight: 0.0" in shown(own, capsys)
     assert jobs["masked-seed0 fit"].after[0].name == "inpaint-seed0 fit"
     assert all("split: development" in shown(job, capsys) for job in listed)
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_lfw_choices_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, jobs = prepare("lfw/choices", tmp_path)
+    assert len(jobs) == len(plan.variants) and all(job.action == "fit" for job in jobs), "test people stay unused"
+    assert {row.variant for row in plan.rows.values()} - {None} == set(plan.variants)
+    assert all("student_input: both" in shown(job, capsys) for job in jobs)
 
 
 def test_large_plan_has_same_rows() -> None:
