@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import torch
 
@@ -31,12 +31,13 @@ _POLL_SECONDS = 0.2
 _TERMINATE_SECONDS = 10.0
 _MAX_LOG_LINE = 300
 _GPUS = "CUDA_VISIBLE_DEVICES"
-_LAUNCHER_PREFIXES = ("SLURM_", "TORCHELASTIC_", "MASTER_")
-_LAUNCHER_VARIABLES = {
-    f"{group}{name}" for group in ("", "LOCAL_", "GROUP_", "ROLE_") for name in ("RANK", "WORLD_SIZE")
-} | {"NODE_RANK", "ROLE_NAME"}
+_LAUNCHER_VARIABLES = re.compile(
+    r"(SLURM_|TORCHELASTIC_|MASTER_).*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|NODE_RANK|ROLE_NAME"
+)
 
 Process = subprocess.Popen[bytes]
+_Child = tuple[Process, float, str | None]
+"""A process, its start in seconds of `time.monotonic`, and its GPU."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,14 +93,6 @@ def hold_folder(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-class _Child(NamedTuple):
-    """A running job, its start in seconds of `time.monotonic`, and its GPU."""
-
-    process: Process
-    start: float
-    device: str | None
-
-
 def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()) -> dict[str, str]:
     """Run all jobs that are not done, each after those it needs. A failing job does not stop the others.
 
@@ -121,77 +114,47 @@ def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()
             print(f"{job.name} is run again: {names} in {job.folder} changed since it wrote them", flush=True)
     ended = len(jobs) - len(waiting)
     print(f"deocc ablate: {ended} of {len(jobs)} runs are done, {len(waiting)} to go", flush=True)
-    devices, start = _list_devices(parallel), time.monotonic()
-    failed: dict[str, str] = {}
+    count = torch.cuda.device_count() if parallel > 1 and _GPUS not in os.environ else 0
+    devices = [str(number) for number in range(count)] if count > 1 else []
+    begun, failed = time.monotonic(), dict[str, str]()
     running: dict[Job, _Child] = {}
     with _terminating(running) as check_interrupt:
         while waiting or running:
             check_interrupt()
-            _give_up(waiting, running, failed)
+            unfinished = {*waiting, *running}
             for job in list(waiting):
-                if len(running) < parallel and all(_is_done(other) for other in job.after):
+                # Another job may have failed, or its folder may have disappeared.
+                lost = [other for other in job.after if not (other in unfinished or _is_done(other))]
+                if lost:
                     waiting.remove(job)
-                    in_use = [child.device for child in running.values()]
+                    failed[job.name] = f"needs {lost[0].name}"
+                elif len(running) < parallel and all(_is_done(other) for other in job.after):
+                    waiting.remove(job)
+                    in_use = [device for _, _, device in running.values()]
                     device = min(devices, key=in_use.count, default=None)
-                    environment = _child_environment(parallel, device)
-                    process = _start_job(job, environment, keep_open)
-                    running[job] = _Child(process, time.monotonic(), device)
-            finished = [job for job, child in running.items() if child.process.poll() is not None]
+                    running[job] = (_start_job(job, parallel, device, keep_open), time.monotonic(), device)
+            finished = [job for job, (process, _, _) in running.items() if process.poll() is not None]
             if not finished:
                 time.sleep(_POLL_SECONDS)
             for job in finished:
-                child = running.pop(job)
+                process, start, _ = running.pop(job)
                 ended += 1
-                if reason := _finish(job, child.process.returncode):
+                if reason := _finish(job, process.returncode):
                     failed[job.name] = reason
-                outcome = f"FAILED ({reason})" if reason else "done"
-                now = time.monotonic()
-                times = f"after {_format_time(now - child.start)}, {_format_time(now - start)} in all"
+                outcome, now = f"FAILED ({reason})" if reason else "done", time.monotonic()
+                times = f"after {_format_time(now - start)}, {_format_time(now - begun)} in all"
                 print(f"[{ended}/{len(jobs)}] {job.name} {outcome} {times}", flush=True)
     return failed
 
 
-def _give_up(waiting: list[Job], running: Collection[Job], failed: dict[str, str]) -> None:
-    """Fail the jobs that need a failed one, or one whose folder has disappeared."""
-    unfinished = {*waiting, *running}
-    for job in list(waiting):
-        for other in job.after:
-            if other.name in failed or not (other in unfinished or _is_done(other)):
-                waiting.remove(job)
-                failed[job.name] = f"needs {other.name}"
-                break
-
-
-def _list_devices(parallel: int) -> list[str]:
-    """Return the GPUs to distribute; none for a single job, fewer than two GPUs, or a given CUDA_VISIBLE_DEVICES."""
-    count = torch.cuda.device_count() if parallel > 1 and _GPUS not in os.environ else 0
-    return [str(number) for number in range(count)] if count > 1 else []
-
-
-def _child_environment(parallel: int, device: str | None) -> dict[str, str]:
-    """Return the environment of a child: its share of the cores, its GPU, and no variables of srun or torchrun.
-
-    Lightning would take the launcher's rank for the child's. Frozen networks compute in float32, unless the environment
-    says otherwise, so that rows that were run on different processors can be compared.
-    """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES)
-    }
-    environment.setdefault("DEOCC_BFLOAT16", "0")
-    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // parallel))
-    return environment if device is None else {**environment, _GPUS: device}
-
-
-def _start_job(job: Job, environment: Mapping[str, str], keep_open: Collection[int]) -> Process:
+def _start_job(job: Job, parallel: int, device: str | None, keep_open: Collection[int]) -> Process:
     """Start a job, resuming a training from its checkpoint if it was started with the same fingerprint."""
-    resume = []
+    command = list(job.command)
     if job.action == "fit" and job.folder.exists():
         last = job.folder / runs.CHECKPOINTS / runs.LAST
         was_started = _read_marker(job, "started") == [job.fingerprint]
         if was_started and last.is_file():
-            resume = [f"--ckpt_path={last}"]
+            command.append(f"--ckpt_path={last}")
         else:
             reason = "it was interrupted before its first checkpoint" if was_started else "its plan or files changed"
             names = (job.folder.with_name(f"{job.folder.name}.replaced-{number}") for number in itertools.count(1))
@@ -199,9 +162,15 @@ def _start_job(job: Job, environment: Mapping[str, str], keep_open: Collection[i
             job.folder.rename(kept)
             print(f"{job.name} starts again, because {reason}; the earlier run is kept as {kept}", flush=True)
     job.folder.mkdir(parents=True, exist_ok=True)
-    _marker(job, "done").unlink(missing_ok=True)
-    _marker(job, "started").write_text(job.fingerprint)
-    return _start_process([*job.command, *resume], job.folder / f"{job.action}.log", environment, keep_open)
+    job.file("done").unlink(missing_ok=True)
+    job.file("started").write_text(job.fingerprint)
+    # Lightning would take the rank of a launcher, such as srun or torchrun, for the child's.
+    environment = {name: value for name, value in os.environ.items() if not _LAUNCHER_VARIABLES.fullmatch(name)}
+    environment.setdefault("DEOCC_BFLOAT16", "0")  # rows that were run on different processors can be compared
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // parallel))
+    if device is not None:
+        environment[_GPUS] = device
+    return _start_process(command, job.file("log"), environment, keep_open)
 
 
 def _start_process(argv: list[str], log: Path, environment: Mapping[str, str], keep_open: Collection[int]) -> Process:
@@ -220,11 +189,10 @@ def _start_process(argv: list[str], log: Path, environment: Mapping[str, str], k
 
 def _finish(job: Job, exit_code: int) -> str:
     """Mark a job as done, or return the reason of its failure."""
-    log = job.folder / f"{job.action}.log"
     if exit_code != 0:
-        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        lines = [line for line in lines if line]
-        last = f"{log}: {lines[-1][:_MAX_LOG_LINE]}" if lines else f"{log} is empty"
+        log = job.file("log")
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = f"{log}: {lines[-1].strip()[:_MAX_LOG_LINE]}" if lines else f"{log} is empty"
         return f"exit code {exit_code}, {last}"
     recorded = [job.fingerprint]
     if job.action == "test":
@@ -232,7 +200,7 @@ def _finish(job: Job, exit_code: int) -> str:
             return f"succeeded, but left no {runs.RESULTS} in {job.folder}"
         files = [job.folder / name for name in (runs.RESULTS, SCORES, CLEAN_SCORES)]
         recorded += [f"{checksum(file)} {file.name}" for file in files if file.is_file()]
-    _marker(job, "done").write_text("\n".join(recorded))
+    job.file("done").write_text("\n".join(recorded))
     return ""
 
 
@@ -256,14 +224,14 @@ def _terminating(running: Mapping[Job, _Child]) -> Iterator[Callable[[], None]]:
     try:
         yield check
     finally:
-        for child in running.values():
-            child.process.terminate()
-        for child in running.values():
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, _ in running.values():
             try:
-                child.process.wait(_TERMINATE_SECONDS)
+                process.wait(_TERMINATE_SECONDS)
             except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
+                process.kill()
+                process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -285,12 +253,8 @@ def _changed_files(job: Job) -> list[str]:
 
 
 def _read_marker(job: Job, state: str) -> list[str]:
-    file = _marker(job, state)
+    file = job.file(state)
     return file.read_text().splitlines() if file.is_file() else []
-
-
-def _marker(job: Job, state: str) -> Path:
-    return job.folder / f"{job.action}.{state}"
 
 
 def _format_time(seconds: float) -> str:

@@ -6,7 +6,7 @@ A run folder is `NAME-FOLD-seedS` below the ablation's folder, where NAME is a v
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +44,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table.
+    """A row of the table: its text, a row of a test's results, and the tested variant.
 
-    Attributes:
-        title: text in the table.
-        row: row of a test's results that it shows.
-        variant: the tested variant; None for a row that does not depend on the student, which shows the first variant.
+    A row that does not depend on the student has no variant, and shows the first one.
     """
 
     title: str
@@ -59,13 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A claim about two rows.
-
-    Attributes:
-        first: letter of the row that is claimed to be better.
-        second: letter of the other row.
-        claim: text in the table.
-    """
+    """The claim that the row with the first letter is better than that with the second."""
 
     first: str
     second: str
@@ -74,41 +65,35 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation.
+    """An ablation: the keys of its YAML file and the options of `deocc ablate`."""
 
-    Attributes:
-        run: output folder.
-        jobs: number of simultaneous trainings or tests.
-        seeds: each repeats everything.
-        folds: by name, changes to the configuration of both stages that test other people, such as a fold or a half of
-            the face set; empty for its own split.
-        people: "test", or "validation" to compare the last validation figures and leave the test people unused.
-        stage1: configuration of stage 1; without files, `stage2` or `folds` name an inpainting_checkpoint.
-        stage2: configuration of stage 2.
-        test: changes to a run's configuration for its test.
-        variants: overlay of stage 2 by variant.
-        own_stage1: overlay of stage 1 by variant, for variants that do not share the common stage 1.
-        rows: rows of the table by letter.
-        compare: claims about pairs of rows.
-        share_outputs: let runs of a fold share the outputs of their frozen networks
-            (`deocc.callbacks.SharedOutputsCallback`), in a folder that is deleted when all are done.
-        wandb: log the runs to Weights & Biases, in a group named after the output folder.
-    """
-
-    run: Path
-    jobs: int
-    seeds: list[int]
-    folds: dict[str, dict[str, Any]]
-    people: Literal["test", "validation"]
-    stage1: Stage
-    stage2: Stage
-    test: Stage
-    variants: dict[str, dict[str, Any]]
-    own_stage1: dict[str, dict[str, Any]]
-    rows: dict[str, Row]
-    compare: list[Comparison]
-    share_outputs: bool
-    wandb: bool
+    run: Path = Path("runs/ablation")
+    jobs: PositiveInt = 1
+    """Number of simultaneous trainings or tests."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Each repeats everything."""
+    folds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name, changes to the configuration of both stages that test other people, such as a fold or a half of the face
+    set; empty for its own split."""
+    people: Literal["test", "validation"] = "test"
+    """"validation" compares the last validation figures and leaves the test people unused."""
+    stage1: Stage = Stage()
+    """Without files, `stage2` or `folds` name an inpainting_checkpoint."""
+    stage2: Stage = Stage()
+    test: Stage = Stage()
+    """Changes to a run's configuration for its test."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Overlay of stage 2 by variant."""
+    own_stage1: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Overlay of stage 1 by variant, for variants that do not share the common stage 1."""
+    rows: dict[str, Row] = field(default_factory=dict)
+    """By letter."""
+    compare: list[Comparison] = field(default_factory=list)
+    share_outputs: bool = False
+    """Let runs of a fold share the outputs of their frozen networks (`deocc.callbacks.SharedOutputsCallback`), in a
+    folder that is deleted when all are done."""
+    wandb: bool = False
+    """Log the runs to Weights & Biases, in a group named after the output folder."""
 
     def variant_of(self, letter: str) -> str:
         """Return the variant whose tests a row shows."""
@@ -120,11 +105,11 @@ class Plan:
 
     def run_folder(self, name: str, fold: str | None, seed: int) -> Path:
         """Return the run folder of a variant or of stage 1."""
-        return self.run / "-".join([name, *([] if fold is None else [fold]), f"seed{seed}"])
+        return self.run / "-".join(filter(None, [name, fold, f"seed{seed}"]))
 
     def shared_folder(self, fold: str | None) -> Path:
         """Return the folder of the shared outputs of a fold."""
-        return self.run / "-".join([".shared-outputs", *([] if fold is None else [fold])])
+        return self.run / "-".join(filter(None, [".shared-outputs", fold]))
 
     def overlays(self) -> dict[str, dict[str, Any]]:
         """Return the overlays by the name of their file."""
@@ -149,48 +134,33 @@ def read_plan(argv: Sequence[str]) -> Plan:
         FileNotFoundError: a file does not exist.
         ValueError: unknown or missing key, wrong value, or unknown name.
     """
+    parser = ArgumentParser(prog="deocc ablate", exit_on_error=False)  # `deocc.commands.arguments` has the help
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Plan, skip={"run", "seeds", "wandb"})
+    parser.add_argument("--run", type=str, default=str(Plan.run))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--wandb", action="store_true")
     argv = list(argv)
     for place, argument in enumerate(argv[:-1]):
         if argument == "--config":
             argv[place + 1] = str(runs.find_config(argv[place + 1]))
     try:
-        values = _parser().parse_args(argv).as_dict()
+        values = parser.parse_args(argv).as_dict()
     except ArgumentError as error:
         raise ValueError(f"deocc ablate: {one_line(error)}; `deocc ablate --help` lists the keys") from error
-    missing = [key for key in ("stage2", "variants", "rows") if not values[key]]
+    missing = [key for key in ("stage2", "variants", "rows") if values[key] in ({}, asdict(Stage()))]
     if missing:
         raise ValueError(f"the plan has no {', '.join(missing)}: give one with --config, such as ablation/paper")
     values.pop("config", None)
     for name in ("stage1", "stage2", "test"):
-        stage = Stage(**values[name])
-        values[name] = Stage([str(_find_stage_config(config, name)) for config in stage.configs], stage.overlay)
+        files = [str(_find_stage_config(config, name)) for config in values[name]["configs"]]
+        values[name] = Stage(files, values[name]["overlay"])
     values["run"] = Path(values["run"])
     values["rows"] = {letter: Row(**dict(row)) for letter, row in values["rows"].items()}
     values["compare"] = [Comparison(**dict(pair)) for pair in values["compare"]]
     plan = Plan(**values)
     _check(plan)
     return plan
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="deocc ablate", exit_on_error=False)  # `deocc.commands.arguments` has the help
-    overlays = dict[str, dict[str, Any]]
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--run", type=str, default="runs/ablation")
-    parser.add_argument("--jobs", type=PositiveInt, default=1)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--folds", type=overlays, default={})
-    parser.add_argument("--people", type=Literal["test", "validation"], default="test")
-    parser.add_argument("--stage1", type=Stage, default=Stage())
-    parser.add_argument("--stage2", type=Stage)
-    parser.add_argument("--test", type=Stage, default=Stage())
-    parser.add_argument("--variants", type=overlays, default={})
-    parser.add_argument("--own_stage1", type=overlays, default={})
-    parser.add_argument("--rows", type=dict[str, Row], default={})
-    parser.add_argument("--compare", type=list[Comparison], default=[])
-    parser.add_argument("--share_outputs", type=bool, default=False)
-    parser.add_argument("--wandb", action="store_true")
-    return parser
 
 
 def _find_stage_config(name: str, stage: str) -> Path:
@@ -219,31 +189,23 @@ def _check(plan: Plan) -> None:
     if plan.own_stage1 and not plan.stage1.configs:
         raise ValueError("own_stage1 changes the configuration of stage 1, but stage1 has none: give stage1.configs")
     row_variants = [row.variant for row in plan.rows.values() if row.variant is not None]
+    letters = [letter for pair in plan.compare for letter in (pair.first, pair.second)]
     for problem, given, known in (
-        ("rows: unknown row", [row.row for row in plan.rows.values()], list(ROWS)),
-        ("rows: unknown variant", row_variants, list(plan.variants)),
-        ("own_stage1: unknown variant", list(plan.own_stage1), list(plan.variants)),
-        (
-            "compare: unknown letter",
-            [letter for pair in plan.compare for letter in (pair.first, pair.second)],
-            list(plan.rows),
-        ),
+        ("rows: unknown row", [row.row for row in plan.rows.values()], ROWS),
+        ("rows: unknown variant", row_variants, plan.variants),
+        ("own_stage1: unknown variant", plan.own_stage1, plan.variants),
+        ("compare: unknown letter", letters, plan.rows),
     ):
         for name in given:
             if name not in known:
                 raise ValueError(f"{problem} {name!r}: choose among {', '.join(known)}")
-    if plan.folds and _has_face_set(plan.test):
+    face_sets = [(content.get("data") or {}).get("face_set") for content in (plan.test.overlay, *plan.test.contents())]
+    if plan.folds and any(isinstance(given, str) or "class_path" in (given or {}) for given in face_sets):
         raise ValueError("test has another face set than folds, which would not split it: leave folds out")
     if plan.people == "validation" and plan.compare:
         raise ValueError("compare needs the pairs of a test, which people: validation does not have: leave it out")
     if len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0:
         raise ValueError(f"seeds are {plan.seeds}: give different whole numbers of at least 0")
-
-
-def _has_face_set(stage: Stage) -> bool:
-    """Return whether a stage's configuration names the class of a face set."""
-    face_sets = [(content.get("data") or {}).get("face_set") for content in (stage.overlay, *stage.contents())]
-    return any(isinstance(face_set, str) or "class_path" in (face_set or {}) for face_set in face_sets)
 
 
 @dataclass(frozen=True)
@@ -268,6 +230,10 @@ class Job:
     def name(self) -> str:
         """Name in messages."""
         return f"{self.folder.name} {self.action}"
+
+    def file(self, suffix: str) -> Path:
+        """Return the job's file in its folder with this suffix: log, started or done."""
+        return self.folder / f"{self.action}.{suffix}"
 
 
 def write_overlays(plan: Plan) -> None:
@@ -298,12 +264,12 @@ def _fit(
     plan: Plan, stage: Stage, name: str, overlays: list[str], fold: str | None, seed: int, stage1: Job | None = None
 ) -> Job:
     folder = plan.run_folder(name, fold, seed)
-    own_seed = seed  # otherwise all folds would share a lucky or unlucky initialisation
     if fold is not None:
-        overlays, own_seed = [*overlays, f"fold-{fold}"], seed + list(plan.folds).index(fold)
+        overlays = [*overlays, f"fold-{fold}"]
+        seed += list(plan.folds).index(fold)  # otherwise all folds would share a lucky or unlucky initialisation
     files = [*stage.configs, *(str(plan.overlay_file(overlay)) for overlay in overlays)]
     files += [str(runs.find_config("logger/wandb"))] if plan.wandb else []
-    settings = [f"--seed_everything={own_seed}", f"--data.seed={own_seed}"]
+    settings = [f"--seed_everything={seed}", f"--data.seed={seed}"]
     argv = [*(f"--config={file}" for file in files), f"--run={folder}", *settings]
     if plan.share_outputs and stage is plan.stage2:
         init_args = {"folder": str(plan.shared_folder(fold))}
@@ -311,11 +277,10 @@ def _fit(
         argv.append(f"--trainer.callbacks+={json.dumps(callback)}")
     if stage1 is not None:
         argv.append(f"--model.init_args.inpainting_checkpoint={stage1.folder}")
-    before = _checkpoint_contents([*stage.contents(), *(plan.overlays()[overlay] for overlay in overlays)])
-    before += [] if stage1 is None else [stage1.fingerprint]
-    changes = [plan.overlays()[overlay] for overlay in overlays]  # without W&B and shared outputs: the same results
-    fingerprint = _hash(["fit", stage.contents(), changes, settings, before])
-    return Job(_command("fit", argv), folder, "fit", fingerprint, () if stage1 is None else (stage1,))
+    # W&B and shared outputs change no result, so they are not part of the fingerprint.
+    contents, changes = stage.contents(), [plan.overlays()[overlay] for overlay in overlays]
+    before = _checkpoint_contents([*contents, *changes]) + ([] if stage1 is None else [stage1.fingerprint])
+    return _job("fit", argv, folder, [contents, changes, settings, before], () if stage1 is None else (stage1,))
 
 
 def _checkpoint_contents(configuration: Any) -> list[str]:
@@ -339,13 +304,10 @@ def _test(plan: Plan, fit: Job) -> Job:
     argv = ["--checkpoint", str(fit.folder), *(f"--config={file}" for file in files)]
     argv.append(f"--run={fit.folder}")  # a test on another face set would write to another folder
     changes = [stage.contents(), stage.overlay] if files else []
-    return Job(_command("test", argv), fit.folder, "test", _hash(["test", fit.fingerprint, *changes]), (fit,))
+    return _job("test", argv, fit.folder, [fit.fingerprint, *changes], (fit,))
 
 
-def _command(action: str, argv: Sequence[str]) -> tuple[str, ...]:
-    program = str(Path(sys.executable).with_name("deocc"))
-    return (program, action, *argv, "--trainer.enable_progress_bar=false")
-
-
-def _hash(content: list[Any]) -> str:
-    return checksum(json.dumps(content, default=str))[:16]
+def _job(action: str, argv: list[str], folder: Path, content: list[Any], after: tuple[Job, ...]) -> Job:
+    command = (str(Path(sys.executable).with_name("deocc")), action, *argv, "--trainer.enable_progress_bar=false")
+    fingerprint = checksum(json.dumps([action, *content], default=str))[:16]
+    return Job(command, folder, action, fingerprint, after)

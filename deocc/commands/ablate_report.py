@@ -24,10 +24,7 @@ _LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
-    """Write all files and print the table.
-
-    The numbers are written first, so that an error in a figure does not lose them.
-    """
+    """Write all files, the numbers first, so that an error in a figure does not lose them, and print the table."""
     write_json(plan.run / "ablation.json", {"plan": asdict(plan), **summary})
     table = f"{_introduction(summary)}\n\n{_row_table(summary)}\n"
     if summary["comparisons"]:
@@ -68,7 +65,10 @@ def _row_table(summary: Mapping[str, Any]) -> str:
             values = [figures.get(name + suffix) for name in columns]
             if any(values):
                 needs_mask = row["row"] not in CLEAN_ROWS and with_predicted_mask(row["row"]) != row["row"]
-                cells = [_figure_cell(value) for value in values]
+                cells = []
+                for value in values:
+                    deviation = f" ± {percent(value['deviation'])}" if value and value["deviation"] is not None else ""
+                    cells.append(percent(value["mean"]) + deviation if value else MISSING)
                 body.append([title, source if needs_mask or suffix else "none", *cells])
                 title = ""  # once for all lines of a row
     meaning = {
@@ -86,13 +86,6 @@ def _row_table(summary: Mapping[str, Any]) -> str:
     return f"{markdown_cells((['', 'mask', *columns.values()], body))}\n{note.rstrip()}"
 
 
-def _figure_cell(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return MISSING
-    deviation = "" if figure["deviation"] is None else f" ± {percent(figure['deviation'])}"
-    return percent(figure["mean"]) + deviation
-
-
 def _comparison_table(summary: Mapping[str, Any]) -> str:
     """Return the table of claims, with differences and their intervals, and its explanation."""
     known = [pair for pair in summary["comparisons"] if "masks" in pair]
@@ -106,7 +99,11 @@ def _comparison_table(summary: Mapping[str, Any]) -> str:
         if "masks" not in pair:
             body.append([name, *_unfinished_cells(pair, 2 + len(columns))])
         for mask, figures in pair.get("masks", {}).items():
-            cells = [_interval_cell(figures[column]) for column in columns]
+            cells = []
+            for column in columns:
+                estimate, low, high = (figures[column][key] for key in ("estimate", "low", "high"))
+                interval = f"{points(estimate)} ({points(low)} to {points(high)})"
+                cells.append(MISSING if math.isnan(estimate) else interval)
             body.append([name, mask, *cells, figures["verdict"]])
             count += 1
     header = ["claim", "mask", *columns.values(), "on EER, the claim"]
@@ -119,12 +116,6 @@ def _comparison_table(summary: Mapping[str, Any]) -> str:
         "interval of the EER lies below zero."
     )
     return f"{markdown_cells((header, body))}\n{note}"
-
-
-def _interval_cell(figure: Mapping[str, float]) -> str:
-    if math.isnan(figure["estimate"]):
-        return MISSING
-    return f"{points(figure['estimate'])} ({points(figure['low'])} to {points(figure['high'])})"
 
 
 def _part_tables(summary: Mapping[str, Any]) -> str:
@@ -144,20 +135,18 @@ def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
 
 
 def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> None:
-    """Write the figures for which there are data."""
+    """Write the figures for which there are data as SVG and PNG, on white, so that they can be read on a dark page."""
+    figures = {}
     if any("figures" in row for row in summary["rows"].values()):
-        _save(bar_figure(summary), plan.run / "bars")
+        figures["bars"] = bar_figure(summary)
     curves = {}
     for name in plan.variants:
         curves[name] = read_curves([plan.run_folder(name, fold, seed) for fold, seed in plan.fold_seeds()])
     if any(curves.values()):
-        _save(loss_figure(curves), plan.run / "losses")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG and as PNG, on white, so that it can be read on a dark page."""
-    for suffix in (".svg", ".png"):
-        figure.savefig(path.with_suffix(suffix), facecolor="white")
+        figures["losses"] = loss_figure(curves)
+    for name, figure in figures.items():
+        for suffix in ("svg", "png"):
+            figure.savefig(plan.run / f"{name}.{suffix}", facecolor="white")
 
 
 def bar_figure(summary: Mapping[str, Any]) -> Figure:

@@ -44,18 +44,15 @@ class Outcome(NamedTuple):
 def read_tests(plan: Plan, done: Sequence[Job]) -> dict[str, list[Outcome]]:
     """Return the outcomes of the finished jobs by variant, in the order of `Plan.fold_seeds`."""
     folders = {job.folder for job in done if job.action == ("test" if plan.people == "test" else "fit")}
-    tests: dict[str, list[Outcome]] = {}
-    for name in plan.variants:
-        tests[name] = []
+    tests: dict[str, list[Outcome]] = {name: [] for name in plan.variants}
+    for name, outcomes in tests.items():
         for fold, seed in plan.fold_seeds():
             folder = plan.run_folder(name, fold, seed)
-            if folder not in folders:
-                continue
-            if plan.people == "validation":
-                tests[name].append(Outcome(fold, seed, _read_validation(folder), lambda row: None))
-            else:
+            if folder in folders and plan.people == "validation":
+                outcomes.append(Outcome(fold, seed, _read_validation(folder), lambda row: None))
+            elif folder in folders:
                 results = json.loads((folder / runs.RESULTS).read_text(encoding="utf-8"))
-                tests[name].append(Outcome(fold, seed, results, partial(_read_pairs, folder)))
+                outcomes.append(Outcome(fold, seed, results, partial(_read_pairs, folder)))
     return tests
 
 
@@ -71,9 +68,9 @@ def read_metrics(run: Path) -> Iterator[tuple[int, str, float]]:
         return
     with path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            yield from (
-                (int(line["step"]), name, float(value)) for name, value in line.items() if "/" in name and value
-            )
+            for name, value in line.items():
+                if "/" in name and value:
+                    yield int(line["step"]), name, float(value)
 
 
 def _read_validation(run: Path) -> dict[str, Any]:
@@ -91,9 +88,19 @@ def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: in
 
     A row has `figures`, and a comparison `masks`, once all its `of` runs exist.
     """
-    known = {}
+    known: dict[str, list[Outcome]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    of = len(plan.fold_seeds())
     for letter, row in plan.rows.items():
-        known[letter] = [test for test in tests[plan.variant_of(letter)] if row.row in test.results["rows"]]
+        variant = plan.variant_of(letter)
+        known[letter] = [test for test in tests[variant] if row.row in test.results["rows"]]
+        count = len(known[letter])
+        rows[letter] = {"title": row.title, "row": row.row, "variant": variant, "runs": count, "of": of}
+        if count == of:
+            rows[letter]["figures"] = {}
+            for name, values in row_figures(known[letter], row.row).items():
+                mean, deviation = mean_and_deviation(values)
+                rows[letter]["figures"][name] = {"values": values, "mean": mean, "deviation": deviation}
     outcomes = [(name, test) for name, listed in tests.items() for test in listed]
     people = {test.fold: int(test.results.get("people", 0)) for _, test in outcomes}
     first = outcomes[0][1].results if outcomes else {}
@@ -103,27 +110,14 @@ def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: in
         "tested_on": plan.people,
         "people": sum(people.values()),
         **{key: first.get(key) for key in ("data", "credit", "kinds", "size")},
-        "rows": {letter: _summarise_row(plan, letter, known[letter]) for letter in plan.rows},
+        "rows": rows,
         "comparisons": compare_rows(plan, known, replicates),
-        "per_kind": _per_kind(plan, known),
-        "per_coverage": _per_coverage(plan, known),
+        **_summarise_parts(plan, known),
         "runs": {
             plan.run_folder(name, test.fold, test.seed).name: {key: test.results.get(key) for key in _ORIGIN}
             for name, test in outcomes
         },
     }
-
-
-def _summarise_row(plan: Plan, letter: str, tests: Sequence[Outcome]) -> dict[str, Any]:
-    row, of = plan.rows[letter], len(plan.fold_seeds())
-    summary: dict[str, Any] = {"title": row.title, "row": row.row, "variant": plan.variant_of(letter)}
-    summary |= {"runs": len(tests), "of": of}
-    if len(tests) == of:
-        summary["figures"] = {}
-        for name, values in row_figures(tests, row.row).items():
-            mean, deviation = mean_and_deviation(values)
-            summary["figures"][name] = {"values": values, "mean": mean, "deviation": deviation}
-    return summary
 
 
 def row_figures(tests: Sequence[Outcome], row: str) -> dict[str, list[float | None]]:
@@ -139,7 +133,8 @@ def row_figures(tests: Sequence[Outcome], row: str) -> dict[str, list[float | No
     figures: dict[str, list[float | None]] = {}
     for suffix, source in sources.items():
         for name in (*FIGURES, "rank1"):
-            values = [_figure(test.results["rows"].get(source, {}), name) for test in tests]
+            values = [test.results["rows"].get(source, {}).get(name) for test in tests]
+            values = [value["mean"] if isinstance(value, Mapping) else value for value in values]
             if any(value is not None for value in values):
                 figures[name + suffix] = values
     return figures
@@ -149,11 +144,6 @@ def with_predicted_mask(row: str) -> str:
     """Return the row that differs in its source of masks, if there is one."""
     predicted = f"{row}_predicted_mask"
     return predicted if predicted in ROWS else row
-
-
-def _figure(scores: Mapping[str, Any], name: str) -> float | None:
-    value = scores.get(name)
-    return value["mean"] if isinstance(value, Mapping) else value
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -241,40 +231,26 @@ def verdict(interval: Mapping[str, float]) -> str:
     return "refuted here" if interval["low"] > 0 else "cannot be told apart"
 
 
-def _per_kind(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, float | None]]:
-    """Return the mean EER of the tests by occluder and row; predicted masks where the row has them."""
-    kinds = dict.fromkeys(
-        kind for tests in known.values() for test in tests for kind in test.results.get("per_kind", {})
-    )
-    return {
-        kind: {
-            letter: _mean_eer(
-                [test.results["per_kind"].get(kind, {}) for test in tests], with_predicted_mask(plan.rows[letter].row)
-            )
-            for letter, tests in known.items()
-        }
-        for kind in kinds
-    }
+def _summarise_parts(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """Return the mean EER of each row by occluder and by tenth of the probes by coverage.
 
+    Predicted masks are used where the row has them. The edges of the tenths are averaged over the tests.
+    """
 
-def _per_coverage(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
-    """Return the edges, averaged over tests, and the mean EER of each row, for tenths of the probes by coverage."""
-    tests = [test for listed in known.values() for test in listed]
-    tenths = min((len(test.results.get("per_coverage", [])) for test in tests), default=0)
-    outcome = []
-    for number in range(tenths):
-        parts = [test.results["per_coverage"][number] for test in tests]
+    def mean_eer(part_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, float | None]:
+        means = {}
+        for letter, listed in known.items():
+            row = with_predicted_mask(plan.rows[letter].row)
+            values = [part_of(test.results).get("rows", {}).get(row, {}).get("eer") for test in listed]
+            means[letter] = mean_and_deviation(values)[0]
+        return means
+
+    tests = [test.results for listed in known.values() for test in listed]
+    kinds = dict.fromkeys(kind for results in tests for kind in results.get("per_kind", {}))
+    tenths = []
+    for number in range(min((len(results.get("per_coverage", [])) for results in tests), default=0)):
+        parts = [results["per_coverage"][number] for results in tests]
         edges = {name: statistics.fmean(part[name] for part in parts) for name in ("low", "high")}
-        rows = {
-            letter: _mean_eer(
-                [test.results["per_coverage"][number] for test in listed], with_predicted_mask(plan.rows[letter].row)
-            )
-            for letter, listed in known.items()
-        }
-        outcome.append({**edges, "rows": rows})
-    return outcome
-
-
-def _mean_eer(parts: Sequence[Mapping[str, Any]], row: str) -> float | None:
-    values = [part.get("rows", {}).get(row, {}).get("eer") for part in parts]
-    return mean_and_deviation(values)[0]
+        tenths.append({**edges, "rows": mean_eer(lambda results, number=number: results["per_coverage"][number])})
+    per_kind = {kind: mean_eer(lambda results, kind=kind: results["per_kind"].get(kind, {})) for kind in kinds}
+    return {"per_kind": per_kind, "per_coverage": tenths}

@@ -35,7 +35,6 @@ MAX_SEED: Final = 2**31 - 1
 _MAX_UPLOAD: Final = "10mb"
 _MAX_WAITING: Final = 20  # requests for the model; more are refused
 _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1", "[::1]")
-_LAST_PORT: Final = 65535
 _SHUTDOWN_SECONDS: Final = 2  # a page keeps a connection open as long as it is shown
 _SWEEP_SECONDS: Final = 30
 _KEEP_SECONDS: Final = 600
@@ -50,11 +49,7 @@ _GRADIO_ENVIRONMENT: Final = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve the page until Ctrl-C, without network access, and delete all photos at the end.
-
-    Returns:
-        0 after Ctrl-C.
-    """
+    """Serve the page until Ctrl-C, without network access, delete all photos at the end, and return 0."""
     arguments = demo_parser().parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('deocc demo needs the package gradio: pip install "deocc[web-demo]"')
@@ -68,13 +63,14 @@ def main(argv: Sequence[str]) -> int:
             say(f"no identification and no examples: {error}")
         forget_proxies()  # after a model on the hub was loaded; `private_folder` restores them
         page = build_page(Answers(Analyst(pipeline, gallery), finder, Path(uploads)), gallery)
-        is_local = is_loopback(listener.getsockname()[0])
+        host, port = listener.getsockname()[:2]
+        is_local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
         if not is_local:
             say(
                 f"warning: --host {arguments.host} lets other machines in; there is no password, "
                 "and photos travel unencrypted"
             )
-        print(f"deocc demo: {address_of(listener)} (Ctrl-C ends it)", flush=True)
+        print(f"deocc demo: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
         serve(make_app(page, local_only=is_local, hosts=arguments.allow_host), listener)
     return 0
 
@@ -89,9 +85,7 @@ class Answers:
     """
 
     def __init__(self, analyst: Analyst, finder: FaceFinder, uploads: Path) -> None:
-        self._analyst = analyst
-        self._finder = finder
-        self._uploads = uploads.resolve()
+        self._analyst, self._finder, self._uploads = analyst, finder, uploads.resolve()
 
     def answer(
         self, photo: Mapping[str, Any] | None, second: Mapping[str, Any] | None, kind: str, seed: float | None
@@ -133,10 +127,7 @@ class Answers:
 
 
 def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
-    """Return the page, not yet served: two photos, a mask kind and a seed as input, an analysis as output.
-
-    Without a gallery there are no example photos.
-    """
+    """Return the page, not yet served; without a gallery there are no example photos."""
     import gradio as gr
 
     kinds = list_kinds()
@@ -155,17 +146,16 @@ def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
                 )
                 for label in ("Photo", "Second photo (optional)")
             )
-        kind = gr.Radio(
-            [NO_MASK, *kinds], value=kinds[0], label="Mask to draw on the photo (none: it may be masked already)"
-        )
+        label = "Mask to draw on the photo (none: it may be masked already)"
+        kind = gr.Radio([NO_MASK, *kinds], value=kinds[0], label=label)
         with gr.Row(equal_height=True):
             seed = gr.Number(0, label="Seed: another one draws another mask", precision=0, minimum=0, maximum=MAX_SEED)
             button = gr.Button("Show", variant="primary", elem_id="show")
-        example_buttons = []
+        example_buttons = {}
         if gallery is not None:
             gr.HTML('<p class="deocc deocc-small">Examples: ORL faces of the validation people of the usual split.</p>')
             with gr.Row():
-                example_buttons = [gr.Button(example.title, size="sm") for example in EXAMPLES]
+                example_buttons = {title: gr.Button(title, size="sm") for title in EXAMPLES}
         result = gr.HTML("", elem_id="result")
 
         inputs = [photo, second, kind, seed]
@@ -182,8 +172,8 @@ def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
         }
         button.click(**show)
         if gallery is not None:
-            for example_button, example in zip(example_buttons, EXAMPLES, strict=True):
-                example_button.click(partial(gallery.example_inputs, example), None, inputs, **private).then(**show)
+            for title, example_button in example_buttons.items():
+                example_button.click(partial(gallery.example_inputs, title), None, inputs, **private).then(**show)
     page.queue(max_size=_MAX_WAITING, api_open=False)
     return page  # type: ignore[no-any-return]
 
@@ -221,8 +211,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: the port is out of range or in use, or this machine does not have the address.
     """
-    if not 0 <= port <= _LAST_PORT:
-        raise ValueError(f"--port {port} is not a port: choose one from 0 to {_LAST_PORT}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port {port} is not a port: choose one from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
@@ -233,17 +223,6 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise ValueError(f"cannot listen at {host}, port {port} ({reason}): choose another --port") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an IP address."""
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-
-
-def address_of(listener: socket.socket) -> str:
-    """Return the URL to open in a browser."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def make_app(page: "gr.Blocks", local_only: bool = True, hosts: Sequence[str] = ()) -> "fastapi.FastAPI":

@@ -28,47 +28,22 @@ from deocc.networks.generator import STRIDE
 NO_MASK: Final = "none"
 """Mask kind for a photo that is shown unchanged, for example because its face is masked already."""
 
+EXAMPLES: Final = {
+    "One person, surgical mask": ((21, 4), (21, 7), "surgical", 0),
+    "Two people, scarf": ((22, 2), (24, 5), "scarf", 1),
+    "One person, sunglasses": ((23, 3), (23, 9), "sunglasses", 2),
+}
+"""By title, two ORL photos as (person 1-40, image 1-10), and kind and seed of the mask drawn on the first one.
+
+Only validation people of the default split, because test people are reserved for `deocc test`; no gallery images."""
+
 _ENLARGEMENT: Final = 4  # of ORL photos, which have 92 x 112 pixels
 _MATCHES: Final = 5
 _DECISIONS: Final = {"same": "Same person", "different": "Different people", "not sure": "Not sure"}
 
 
-class Example(NamedTuple):
-    """Two ORL photos, given as (person 1-40, image 1-10), and the mask drawn on the first one."""
-
-    title: str
-    photo: tuple[int, int]
-    second: tuple[int, int]
-    kind: str
-    seed: int
-
-
-EXAMPLES: Final = (
-    Example("One person, surgical mask", (21, 4), (21, 7), "surgical", 0),
-    Example("Two people, scarf", (22, 2), (24, 5), "scarf", 1),
-    Example("One person, sunglasses", (23, 3), (23, 9), "sunglasses", 2),
-)
-"""Only validation people of the default split, because test people are reserved for `deocc test`; no gallery images."""
-
-
-class Match(NamedTuple):
-    """A person of the gallery.
-
-    Attributes:
-        name: for example "ORL person 7".
-        picture: (112, 92, 3) RGB.
-        similarity: cosine similarity to the query, in [-1, 1].
-        covered: covered share of the gallery face, measured on its predicted mask.
-    """
-
-    name: str
-    picture: NDArray[np.uint8]
-    similarity: float
-    covered: float
-
-
 class Panel(NamedTuple):
-    """A picture of one processing step; `picture` is (S, S, 3) RGB, or None if the caption explains its absence."""
+    """A picture of one processing step, (S, S, 3) RGB, or None if the caption explains its absence."""
 
     title: str
     caption: str
@@ -76,19 +51,12 @@ class Panel(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A cosine similarity and the decision; `verdict` is None if no calibrated threshold applies."""
+    """A cosine similarity, the decision, or None without a calibrated threshold, and the face of a gallery's person."""
 
     title: str
     similarity: float
     verdict: Verdict | None
-
-
-class Search(NamedTuple):
-    """The gallery's size and image credit, and the nearest people in descending order of similarity."""
-
-    people: int
-    credit: str
-    matches: tuple[tuple[Match, Comparison], ...]
+    picture: NDArray[np.uint8] | None = None
 
 
 class Analysis(NamedTuple):
@@ -97,12 +65,14 @@ class Analysis(NamedTuple):
     Attributes:
         panels: the processing steps.
         pair: comparisons of the two photos, empty without a second photo. The last one is the system's answer.
-        search: the gallery search, or None without a gallery.
+        matches: the most similar people of the gallery, in descending order of similarity.
+        gallery: the gallery, or None if there is none.
     """
 
-    panels: tuple[Panel, ...]
-    pair: tuple[Comparison, ...]
-    search: Search | None
+    panels: list[Panel]
+    pair: list[Comparison]
+    matches: list[Comparison]
+    gallery: "OrlGallery | None"
 
 
 class OrlGallery:
@@ -130,24 +100,29 @@ class OrlGallery:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def nearest(self, embedding: Tensor) -> list[Match]:
-        """Return the people most similar to a unit embedding (D,), in descending order of similarity."""
+    def nearest(self, embedding: Tensor) -> list[tuple[str, NDArray[np.uint8], float, float]]:
+        """Return the people most similar to a unit embedding (D,), in descending order of similarity.
+
+        Returns:
+            Name, face (112, 92, 3) RGB, similarity, and the covered share of the face by its predicted mask.
+        """
         similarities, order = (self._embeddings @ embedding.cpu()).topk(_MATCHES)
         matches = []
         for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
             index = self._indices[place]
             name = f"ORL person {int(self._faces.identity[index]) + 1}"
-            matches.append(Match(name, self._faces.image(index), similarity, self._covered[place]))
+            matches.append((name, self._faces.image(index), similarity, self._covered[place]))
         return matches
 
-    def example_inputs(self, example: Example) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str, int]:
-        """Return the values of the page's inputs: two photos (448, 368, 3) RGB, kind and seed."""
+    def example_inputs(self, title: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str, int]:
+        """Return the page's inputs for one of `EXAMPLES`: two photos (448, 368, 3) RGB, kind and seed."""
+        first, second, kind, seed = EXAMPLES[title]
         photos = []
-        for person, image in (example.photo, example.second):
+        for person, image in (first, second):
             picture = Image.fromarray(self._faces.image(self._faces.names.index(f"s{person}/{image}")))
             size = picture.width * _ENLARGEMENT, picture.height * _ENLARGEMENT
             photos.append(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)))
-        return photos[0], photos[1], example.kind, example.seed
+        return photos[0], photos[1], kind, seed
 
 
 class Analyst:
@@ -159,8 +134,7 @@ class Analyst:
     """
 
     def __init__(self, pipeline: Pipeline, gallery: OrlGallery | None) -> None:
-        self._pipeline = pipeline
-        self._gallery = gallery
+        self._pipeline, self._gallery = pipeline, gallery
 
     def analyse(self, face: PhotoFace, kind: str, seed: int, second: PhotoFace | None = None) -> Analysis:
         """Mask a face, complete it, compare it with a second one and search it in the gallery.
@@ -179,52 +153,42 @@ class Analyst:
             masked = render(face.face[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
         crops = [face.face, masked] if second is None else [face.face, masked, second.face]
         output = self._pipeline.process_faces(torch.stack(crops))
-        covered = output.covered.tolist()
+        found = [] if self._gallery is None else self._gallery.nearest(output.embedding[1])
+        matches = []
+        for name, picture, similarity, covered in found:
+            compared = self._compare(name, similarity, float(output.covered[1]), covered)
+            matches.append(compared._replace(picture=picture))
+        pair = [] if second is None else self._compare_pair(masked, output, kind != NO_MASK)
+        return Analysis(self._panels(face.face, masked, output, kind), pair, matches, self._gallery)
 
-        search = None
-        if self._gallery is not None:
-            matches = []
-            for match in self._gallery.nearest(output.embedding[1]):
-                matches.append((match, self._compare(match.name, match.similarity, covered[1], match.covered)))
-            search = Search(len(self._gallery), self._gallery.credit, tuple(matches))
-        pair = () if second is None else self._compare_pair(masked, output, covered, kind != NO_MASK)
-        return Analysis(self._panels(face.face, masked, output, kind), pair, search)
-
-    def _panels(self, clean: Tensor, masked: Tensor, output: FaceOutput, kind: str) -> tuple[Panel, ...]:
+    def _panels(self, clean: Tensor, masked: Tensor, output: FaceOutput, kind: str) -> list[Panel]:
         mask, completed_face = output.mask[1].cpu(), output.completed_face[1].cpu()
-        if kind == NO_MASK:
-            panels = [Panel("Photo", "the face, cut out and aligned", to_pixels(masked))]
-        else:
-            panels = [
-                Panel("Clean", "the face, cut out and aligned", to_pixels(clean)),
-                Panel("Masked", f"{kind}, drawn on it", to_pixels(masked)),
-            ]
+        panels = [Panel("Photo" if kind == NO_MASK else "Clean", "the face, cut out and aligned", to_pixels(clean))]
+        if kind != NO_MASK:
+            panels.append(Panel("Masked", f"{kind}, drawn on it", to_pixels(masked)))
         mask_picture = to_pixels((mask * 2 - 1).expand(3, -1, -1))
         panels.append(Panel("Predicted mask", f"white = covered: {output.covered[1]:.0%} of the face", mask_picture))
         panels.append(Panel("Completed", "what the model puts under the mask", to_pixels(completed_face)))
-        heat, caption = None, "this model has no attention branch"
+        picture, caption = None, "this model has no attention branch"
         deoccluder, device = self._pipeline.network.deoccluder, self._pipeline.device
         if deoccluder is not None and deoccluder.generator.attention_branch is not None:
             heat = attention_map(deoccluder, masked.to(device), mask.to(device))
-            caption = "bright = the generator looks here most"
-            if heat is None:
-                caption = "nothing is covered, or nothing is visible: nothing to draw from"
-        panels.append(Panel("Attention", caption, None if heat is None else _draw_heat(heat.cpu(), masked)))
-        return tuple(panels)
+            picture = None if heat is None else _draw_heat(heat.cpu(), masked)
+            caption = "nothing is covered, or nothing is visible: nothing to draw from"
+            caption = caption if heat is None else "bright = the generator looks here most"
+        return [*panels, Panel("Attention", caption, picture)]
 
-    def _compare_pair(
-        self, masked: Tensor, output: FaceOutput, covered: list[float], rendered: bool
-    ) -> tuple[Comparison, ...]:
+    def _compare_pair(self, masked: Tensor, output: FaceOutput, rendered: bool) -> list[Comparison]:
         """Compare the clean, the masked but not completed, and the completed first face with the second face."""
         clean, completed, second = output.embedding
+        covered = output.covered.tolist()
         bare = self._pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
+        pair = [self._compare("Clean", float(clean @ second), covered[0], covered[2])] if rendered else []
         title = "Masked, not completed" if rendered else "As it is, not completed"
-        pair = [Comparison(title, float(bare @ second), None)]
+        pair.append(Comparison(title, float(bare @ second), None))
         title = "Masked, completed" if rendered else "Completed"
         pair.append(self._compare(title, float(completed @ second), covered[1], covered[2]))
-        if rendered:
-            pair.insert(0, self._compare("Clean", float(clean @ second), covered[0], covered[2]))
-        return tuple(pair)
+        return pair
 
     def _compare(self, title: str, similarity: float, first_covered: float, second_covered: float) -> Comparison:
         verdict = None
@@ -240,7 +204,7 @@ def attention_map(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> 
     `Generator.attend` is summed over all patches that the mask touches. Not known from the paper; our choice.
 
     Args:
-        deoccluder: its generator may have no attention branch.
+        deoccluder: the de-occluder.
         masked_face: (3, S, S) in [-1, 1].
         mask: (1, S, S), 1 = covered.
 
@@ -278,23 +242,20 @@ def _draw_heat(heat: Tensor, face: Tensor) -> NDArray[np.uint8]:
 
 def render_html(template: str, **values: object) -> str:
     """Render a template of the page; pictures are embedded, so that none is written to disk."""
+
+    def uri(picture: NDArray[np.uint8]) -> str:
+        content = BytesIO()
+        Image.fromarray(picture).save(content, format="PNG")
+        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+    def position(similarity: float) -> str:  # on a bar from 0 to 1; negative similarities are at 0
+        return f"{min(max(similarity, 0.0), 1.0):.1%}"
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(uri=_data_uri, position=_position)
+    environment.filters.update(uri=uri, position=position)
     return environment.from_string(read_asset(template)).render(decisions=_DECISIONS, **values)
 
 
 def read_asset(name: str) -> str:
     """Return a packaged template or style sheet."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _data_uri(picture: NDArray[np.uint8]) -> str:
-    """Encode a picture (H, W, 3) RGB as a data URI."""
-    content = BytesIO()
-    Image.fromarray(picture).save(content, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _position(similarity: float) -> str:
-    """Return the CSS position of a similarity on a bar from 0 to 1; negative similarities are at 0."""
-    return f"{min(max(similarity, 0.0), 1.0):.1%}"

@@ -29,6 +29,7 @@ ROW = {"a": {"title": "x", "row": "student"}}
         ({"stage1": {"configs": ["one.yaml"], "overlays": 1}}, "'overlays'"),
         ({"stage2": {"configs": ["gone.yaml"]}}, "stage2.configs: no configuration gone.yaml"),
         ({"rows": {}}, "the plan has no rows: give one with --config"),
+        ({"stage2": {}}, "the plan has no stage2: give one with --config"),
         (
             {"rows": {"a": ROW["a"] | {"row": "pupil"}}, "compare": []},
             "unknown row 'pupil': choose among teacher_clean, ",

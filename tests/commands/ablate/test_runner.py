@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deocc.commands.ablate import _child_environment, _start_process, hold_folder, main, run_jobs
+from deocc.commands.ablate import _start_process, hold_folder, main, run_jobs
 from deocc.commands.ablate_plan import Job, list_jobs, read_plan
 from tests.commands.ablate.conftest import write_plan
 from tests.commands.ablate.fake_deocc import FakeDeocc
@@ -279,11 +279,14 @@ def test_interrupt_terminates_children(program: FakeDeocc, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "0"), ("1", "1")])
-def test_rows_compute_in_float32(given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_compute_in_float32(
+    given: str | None, expected: str, program: FakeDeocc, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DEOCC_BFLOAT16")
     if given is not None:
         monkeypatch.setenv("DEOCC_BFLOAT16", given)
-    assert _child_environment(2, None)["DEOCC_BFLOAT16"] == expected
+    main(write_plan())
+    assert {environment["DEOCC_BFLOAT16"] for environment in program.environments.values()} == {expected}
 
 
 def test_real_jobs_run_in_parallel(tmp_path: Path) -> None:

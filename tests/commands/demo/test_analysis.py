@@ -63,40 +63,36 @@ def test_masked_photo_is_not_changed(pipeline: Pipeline, faces: Faces) -> None:
     assert [panel.title for panel in analysis.panels] == ["Photo", "Predicted mask", "Completed", "Attention"]
     assert np.array_equal(np.asarray(analysis.panels[0].picture), as_picture(masked))
     assert [comparison.title for comparison in analysis.pair] == ["As it is, not completed", "Completed"]
-    assert analysis.search is None
+    assert analysis.matches == []
 
 
 def test_search_is_exhaustive(pipeline: Pipeline, gallery: OrlGallery, faces: Faces) -> None:
     embedding = pipeline.embed_faces(faces[0].face[None])[0]
-    search = Analyst(pipeline, gallery).analyse(faces[0], NO_MASK, 0).search
-    assert search is not None and search.people == 40 and "AT&T" in search.credit
+    analysis = Analyst(pipeline, gallery).analyse(faces[0], NO_MASK, 0)
+    assert analysis.gallery is gallery and len(gallery) == 40 and "AT&T" in gallery.credit
     one_by_one = [
         (float(pipeline.embed_faces(first_image(person)[None])[0] @ embedding), person) for person in range(1, 41)
     ]
     best = sorted(one_by_one, reverse=True)[:5]
-    assert [match.name for match, _ in search.matches] == [f"ORL person {person}" for _, person in best]
-    assert [match.similarity for match, _ in search.matches] == pytest.approx(
-        [similarity for similarity, _ in best], abs=5e-4
-    )
-    for (_, person), (match, comparison) in zip(best, search.matches, strict=True):
-        assert (
-            np.array_equal(match.picture, OrlFaces().image((person - 1) * 10))
-            and comparison.similarity == match.similarity
-        )
+    assert [match.title for match in analysis.matches] == [f"ORL person {person}" for _, person in best]
+    expected = [similarity for similarity, _ in best]
+    assert [match.similarity for match in analysis.matches] == pytest.approx(expected, abs=5e-4)
+    for (_, person), match in zip(best, analysis.matches, strict=True):
+        assert np.array_equal(np.asarray(match.picture), OrlFaces().image((person - 1) * 10))
 
 
 def test_gallery_face_finds_itself(pipeline: Pipeline, gallery: OrlGallery) -> None:
     for person in (1, 18, 40):
-        best = gallery.nearest(pipeline.embed_faces(first_image(person)[None])[0])[0]
-        assert best.name == f"ORL person {person}" and best.similarity == pytest.approx(1, abs=1e-4)
+        name, _, similarity, _ = gallery.nearest(pipeline.embed_faces(first_image(person)[None])[0])[0]
+        assert name == f"ORL person {person}" and similarity == pytest.approx(1, abs=1e-4)
 
 
 def test_examples_are_validation_people() -> None:
     splits = OrlFaces().split_of_identity
-    for example in EXAMPLES:
-        for person, image in (example.photo, example.second):
+    for first, second, kind, _ in EXAMPLES.values():
+        for person, image in (first, second):
             assert splits[person - 1] == "val" and 2 <= image <= 10
-        assert example.kind in list_kinds()
+        assert kind in list_kinds()
 
 
 def draw_face(size: int) -> torch.Tensor:
