@@ -61,10 +61,7 @@ TRAINER_DEFAULTS = {
 class DeoccCLI(LightningCLI):
     """LightningCLI in which one YAML names a module, the data and the trainer, and `--run` the folder of all outputs.
 
-    Args:
-        command: the subcommand to run.
-        locks: receives the lock of the run folder.
-        settings: passed on to `LightningCLI`.
+    `locks` receives the lock of the run folder; the other settings are those of `LightningCLI`.
     """
 
     def __init__(self, command: str, locks: contextlib.ExitStack, **settings: Any) -> None:
@@ -91,14 +88,23 @@ class DeoccCLI(LightningCLI):
         module_file, _, module_name = config.model.class_path.rpartition(".")
         module = getattr(importlib.import_module(module_file), module_name)
         _check_trainer(config.trainer, module)
-        if fitting:
-            _continue_requeued_run(config)
+        for run in runs.series(Path(config.run))[0] if fitting else ():
+            if processes.was_requeued(run):  # by SLURM with the job's first command
+                option, value = _resume_option(run)
+                config.run, config[option.removeprefix("--")] = str(run), value
         checkpoint = Path(config.ckpt_path) if config.get("ckpt_path") else None
         if checkpoint is not None:
             read_checkpoint(checkpoint)  # raises a clear error if it is damaged
         folder = _fit_folder(config, checkpoint) if fitting else _evaluation_folder(config, checkpoint, self._command)
         if processes.is_first() and not config.trainer.fast_dev_run:
-            _hold_run(self._locks, folder, self._command)
+            try:  # one command may test a run that another trains
+                lock = hold_lock(folder / f".{self._command}.lock", wait=False, required=False)
+                self._locks.enter_context(lock)
+            except TimeoutError:
+                raise ValueError(
+                    f"another `deocc {self._command}` writes to {folder}, or has just ended: wait for it, or give "
+                    "another --run"
+                ) from None
             if fitting:
                 processes.note_job(folder)
         config.run, config.resume, config.trainer.default_root_dir = str(folder), None, str(folder)
@@ -142,10 +148,7 @@ class DeoccCLI(LightningCLI):
 
 
 def run(argv: list[str]) -> int:
-    """Run one training command.
-
-    Args:
-        argv: such as `["fit", "--config", "inpaint"]`.
+    """Run one training command, such as `["fit", "--config", "inpaint"]`.
 
     Returns:
         The exit code: 0, or 128 plus the number of the signal that stopped a training.
@@ -208,42 +211,38 @@ def expand_arguments(argv: list[str]) -> list[str]:
     if command == "fit":
         rest = _expand_fit(rest)
     elif not any(argument.startswith("--ckpt_path") for argument in rest):
-        rest = _expand_evaluation(command, rest)
-    expanded, follows_config = [command], False
+        where, rest = _take_option(rest, "--checkpoint")
+        if where is None:
+            where = str(runs.newest_run("deocc.modules."))
+            say(f"no --checkpoint given, taking the newest run, {where}")
+        checkpoint = runs.find_checkpoint(where)
+        config = runs.run_folder_of(checkpoint) / runs.CONFIG
+        if not config.is_file():
+            raise FileNotFoundError(
+                f"{checkpoint} has no {runs.CONFIG} in its run folder {config.parent}: give a run that `deocc fit` "
+                "wrote"
+            )
+        rest = ["--config", str(config), "--run", FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *rest]
+    expanded = [command]
     for argument in rest:
-        if follows_config:
+        if expanded[-1] == "--config":
             argument = str(runs.find_config(argument))
         elif argument.startswith("--config="):
             argument = f"--config={runs.find_config(argument.partition('=')[2])}"
-        follows_config = argument == "--config"
         expanded.append(argument)
     return expanded
-
-
-def _expand_evaluation(command: str, argv: list[str]) -> list[str]:
-    where, argv = _take_option(argv, "--checkpoint")
-    if where is None:
-        where = str(runs.newest_run("deocc.modules."))
-        say(f"no --checkpoint given, taking the newest run, {where}")
-    checkpoint = runs.find_checkpoint(where)
-    config = runs.run_folder_of(checkpoint) / runs.CONFIG
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"{checkpoint} has no {runs.CONFIG} in its run folder {config.parent}: give a run that `deocc fit` wrote"
-        )
-    return ["--config", str(config), "--run", FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *argv]
 
 
 def _expand_fit(argv: list[str]) -> list[str]:
     where, rest = _take_option(argv, "--resume")
     if where is not None:
-        run = Path(where)
-        if not (run / runs.CONFIG).is_file():
+        config = Path(where) / runs.CONFIG
+        if not config.is_file():
             raise FileNotFoundError(
-                f"no run to resume at {run}: it has no {runs.CONFIG}; give the folder that `deocc fit` wrote to"
+                f"no run to resume at {where}: it has no {runs.CONFIG}; give the folder that `deocc fit` wrote to"
             )
         # The run's own configuration comes first, so that arguments override it; folder and checkpoint come last.
-        return ["--config", str(run / runs.CONFIG), *rest, "--run", str(run), *_resume_option(run)]
+        return ["--config", str(config), *rest, "--run", str(config.parent), *_resume_option(config.parent)]
     checkpoint = _take_option(argv, "--ckpt_path")[0]
     if checkpoint is not None and _take_option(argv, "--run")[0] is None:
         folder = runs.run_folder_of(Path(checkpoint))  # continue there, not in the run that the YAML names
@@ -272,20 +271,8 @@ def _take_option(argv: list[str], option: str) -> tuple[str | None, list[str]]:
     return None, argv
 
 
-def _continue_requeued_run(config: Any) -> None:
-    """Continue the run that this SLURM job trained before it was requeued, since its command is still the first one."""
-    for run in runs.series(Path(config.run))[0]:
-        if processes.was_requeued(run):
-            option, value = _resume_option(run)
-            config.run, config[option.removeprefix("--")] = str(run), value
-
-
 def _fit_folder(config: Any, checkpoint: Path | None) -> Path:
-    """Return the folder of a resumed run, or a folder without a run.
-
-    Raises:
-        OSError: it cannot be written to.
-    """
+    """Return the folder of a resumed run, or a folder without a run."""
     wanted = Path(config.run)
     same_run = checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve()
     folder = wanted if same_run or config.resume is not None else runs.series(wanted)[1]
@@ -294,20 +281,6 @@ def _fit_folder(config: Any, checkpoint: Path | None) -> Path:
     if not config.trainer.fast_dev_run:
         runs.check_writable(folder)
     return folder
-
-
-def _hold_run(locks: contextlib.ExitStack, folder: Path, command: str) -> None:
-    """Keep other processes from running the same command in a run folder; one may test a run that another trains.
-
-    Raises:
-        ValueError: another process does.
-    """
-    try:
-        locks.enter_context(hold_lock(folder / f".{command}.lock", wait=False, required=False))
-    except TimeoutError:
-        raise ValueError(
-            f"another `deocc {command}` writes to {folder}, or has just ended: wait for it, or give another --run"
-        ) from None
 
 
 def _check_trainer(trainer: Any, module: type) -> None:
@@ -341,7 +314,7 @@ def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Pa
         return Path(config.run)
     run = runs.run_folder_of(checkpoint)
     face_set = config.data.get("face_set")
-    name = "OrlFaces" if face_set is None else _class_name(face_set)
+    name = "OrlFaces" if face_set is None else face_set.class_path.rsplit(".", 1)[-1]
     settings = {} if face_set is None else dict(face_set.get("init_args") or {})
     own_name, own_settings = runs.face_set_of(run)
     same = all(settings[key] == value for key, value in own_settings.items() if key in settings)
@@ -351,19 +324,16 @@ def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Pa
     return run / f"{_OTHER_DATA}{'-'.join(words)}" if words else run
 
 
-def _class_name(component: Any) -> str:
-    return str(component.class_path).rsplit(".", 1)[-1]
-
-
 def _add_callbacks(trainer: Any, module: type) -> None:
     """Put the callbacks that write results before those of the configuration, which may hold some of them."""
-    names = _OUTPUTS + (_RECOGNITION_OUTPUTS if issubclass(module, DistillationModule) else [])
     configured = trainer.callbacks or []
     configured = configured if isinstance(configured, list) else [configured]
-    present = {_class_name(callback) for callback in configured}
+    present = {callback.class_path.rsplit(".", 1)[-1] for callback in configured}
     namespace: Any = jsonargparse.Namespace  # untyped
     trainer.callbacks = [
-        namespace(class_path=f"deocc.callbacks.{name}", init_args=namespace()) for name in names if name not in present
+        namespace(class_path=f"deocc.callbacks.{name}", init_args=namespace())
+        for name in _OUTPUTS + (_RECOGNITION_OUTPUTS if issubclass(module, DistillationModule) else [])
+        if name not in present
     ]
     trainer.callbacks += configured
 

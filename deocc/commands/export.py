@@ -1,8 +1,8 @@
 """`deocc export`: write the trained system into one file for other runtimes."""
 
+import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from deocc.commands.arguments import export_parser
 from deocc.commands.model import load_model
@@ -16,51 +16,42 @@ def main(argv: Sequence[str]) -> int:
 
     The file maps canonical crops to completed faces, masks, embeddings and covered shares. It is compared with torch on
     real faces before it is written.
-
-    Returns:
-        0.
     """
     chosen = export_parser().parse_args(argv)
     precision: Precision = "int8" if chosen.int8 else "fp16" if chosen.fp16 else "fp32"
-    out: Path = chosen.out
-    _check_arguments(chosen.to, precision, chosen.photos)
-    _check_out(out, chosen.to, chosen.force)
-    pipeline = load_model(chosen).to("cpu")
-    exported = export(pipeline, chosen.to, precision, chosen.photos)
+    _check_arguments(chosen, precision)
+    exported = export(load_model(chosen).to("cpu"), chosen.to, precision, chosen.photos)
     try:
-        write_file(out, exported.content)
+        write_file(chosen.out, exported.content)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"cannot write {out} ({reason}): free some space, or choose another folder") from error
+        raise OSError(f"cannot write {chosen.out} ({reason}): free some space, or choose another folder") from error
     print(f"parity:   on {exported.source}: {exported.parity}{'' if precision == 'fp32' else ' (in float32)'}")
     if exported.accuracy is not None:
         print(f"accuracy: {exported.accuracy}")
     opset = f", opset {OPSET}" if chosen.to == "onnx" else ""
-    print(f"exported: {out} ({chosen.to}{opset}, {precision}, {len(exported.content) / 2**20:.1f} MB)")
+    print(f"exported: {chosen.out} ({chosen.to}{opset}, {precision}, {len(exported.content) / 2**20:.1f} MB)")
     return 0
 
 
-def _check_arguments(to: str, precision: Precision, photos: Sequence[Path]) -> None:
-    """Raise early what would otherwise fail after the model is loaded."""
+def _check_arguments(chosen: argparse.Namespace, precision: Precision) -> None:
+    """Raise early what would otherwise fail after the model is loaded, and create the folder of the file."""
+    out, to = chosen.out, chosen.to
     if precision != "fp32" and to != "onnx":
         raise ValueError(
             f"--{precision} is for --to onnx alone, files of {to} are float32: leave it out, or take --to onnx"
         )
-    if precision != "fp32" and photos:
+    if precision != "fp32" and chosen.photos:
         raise ValueError(
             f"--{precision} measures accuracy on people with known identities, the embedded faces: leave --photos out"
         )
     if to == "onnx":
         require_onnx()
-
-
-def _check_out(out: Path, to: str, force: bool) -> None:
-    """Check that `out` may be written, and create its folder."""
     if out.suffix != SUFFIXES[to]:
         raise ValueError(f"--out {out}: the name of a {to} file ends with {SUFFIXES[to]}")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: give the name of a file")
-    if out.exists() and not force:
+    if out.exists() and not chosen.force:
         raise ValueError(f"--out {out} exists: give --force to replace it, or another name")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

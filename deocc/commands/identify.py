@@ -1,7 +1,7 @@
 """`deocc identify GALLERY PHOTOS`: find the people of a gallery in photos."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,7 +14,7 @@ from deocc.commands.arguments import identify_parser
 from deocc.commands.model import detection_of, finder_of, load_model, model_hash
 from deocc.evaluation.thresholds import Calibration
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
-from deocc.inference.faces import FaceFinder, PhotoFace
+from deocc.inference.faces import FaceFinder
 from deocc.inference.gallery import (
     GalleryCache,
     GalleryFace,
@@ -63,7 +63,12 @@ def main(argv: Sequence[str]) -> int:
             "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
         )
     finder = finder_of(chosen, pipeline.size)
-    gallery, problems = _read_gallery(chosen, pipeline, finder)
+    cache = None
+    if chosen.save_index is not None:
+        detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
+        cache = GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
+    gallery, problems = read_gallery(chosen.gallery, pipeline, finder, cache)
+    say(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")
     index.add(np.stack([face.embedding for face in gallery]), [face.person for face in gallery])
     problems += find_conflicts(gallery, index)
     identify = Identifier(pipeline, pipeline.thresholds, finder, gallery, index, chosen.top, chosen.false_accept_rate)
@@ -76,43 +81,21 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _read_gallery(
-    chosen: argparse.Namespace, pipeline: Pipeline, finder: FaceFinder
-) -> tuple[list[GalleryFace], list[Outcome]]:
-    cache = None
-    if chosen.save_index is not None:
-        detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
-        cache = GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
-    gallery, problems = read_gallery(chosen.gallery, pipeline, finder, cache)
-    say(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")
-    return gallery, problems
-
-
+@dataclass
 class Identifier:
-    """Identifies the faces of one photo per call.
+    """Identifies the faces of one photo per call, and keeps a table of the answers."""
 
-    Args:
-        pipeline: the model.
-        calibration: its thresholds.
-        finder: finds the faces.
-        gallery: the known faces.
-        index: index of the gallery's faces.
-        top: number of people listed for each face.
-        wanted: share of unknown faces that may be accepted as anyone of the gallery.
-    """
+    pipeline: Pipeline
+    calibration: Calibration
+    finder: FaceFinder
+    gallery: Sequence[GalleryFace]
+    index: PersonIndex
+    top: int
+    """Number of people listed for each face."""
+    wanted: float
+    """Share of unknown faces that may be accepted as anyone of the gallery."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        calibration: Calibration,
-        finder: FaceFinder,
-        gallery: Sequence[GalleryFace],
-        index: PersonIndex,
-        top: int,
-        wanted: float,
-    ) -> None:
-        self.pipeline, self.calibration, self.finder = pipeline, calibration, finder
-        self.gallery, self.index, self.top, self.wanted = gallery, index, top, wanted
+    def __post_init__(self) -> None:
         self._limits: dict[str, Limit] = {}
         self._table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
 
@@ -123,29 +106,26 @@ class Identifier:
             FileNotFoundError: the photo does not exist.
             ValueError: it cannot be read or shows no face, or no threshold was calibrated for its condition.
         """
-        faces = self.finder.find(read_photo(found.path), str(found.path))
+        photo = str(found.path)
+        faces = self.finder.find(read_photo(found.path), photo)
         output = self.pipeline.process_faces(torch.stack([face.face for face in faces]))
         matches = self.index.search(output.embedding.cpu().numpy(), self.top)
         outcomes, shown = [], []
-        rows = zip(faces, output.covered.tolist(), matches, strict=True)
-        for face, covered, candidates in rows:
-            details = self._details(face, covered, candidates)
-            outcomes.append(Outcome(str(found.path), "", face.number, "", details))
-            shown.append(
-                (
-                    str(found.path),
-                    f"{face.number} of {face.count}" if face.count > 1 else "1",
-                    str(details["person"] or f"({details['answer']})"),
-                    f"{details['similarity']:.3f}",
-                    f"{details['same_from']:.3f}",
-                    ", ".join(f"{match.person} {match.similarity:.3f}" for match in candidates),
-                )
-            )
+        for face, covered, candidates in zip(faces, output.covered.tolist(), matches, strict=True):
+            details = self._decide(covered, candidates) | face.details
+            for rank, match in enumerate(candidates, 1):
+                details |= {f"person_{rank}": match.person, f"similarity_{rank}": round(match.similarity, 4)}
+            outcomes.append(Outcome(photo, "", face.number, "", details))
+            number = f"{face.number} of {face.count}" if face.count > 1 else "1"
+            person = str(details["person"] or f"({details['answer']})")
+            similarities = f"{details['similarity']:.3f}", f"{details['same_from']:.3f}"
+            people = ", ".join(f"{match.person} {match.similarity:.3f}" for match in candidates)
+            shown.append((photo, number, person, *similarities, people))
         for cells in shown:
             self._table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
         return outcomes
 
-    def _details(self, face: PhotoFace, covered: float, matches: list[Match]) -> dict[str, object]:
+    def _decide(self, covered: float, matches: list[Match]) -> dict[str, object]:
         """Decide about one face and return the columns of its row."""
         best = matches[0]
         known = self.gallery[best.place]
@@ -153,7 +133,7 @@ class Identifier:
         limit = limit_for(self.calibration, condition, len(self.gallery), self.wanted)
         self._limits[condition] = limit
         decided = answer(self.calibration, limit, matches, max(covered, known.covered))
-        details: dict[str, object] = {
+        return {
             "answer": decided,
             "person": best.person if decided == "known" else "",
             "similarity": round(best.similarity, 4),
@@ -163,11 +143,7 @@ class Identifier:
             "condition": condition,
             "visible": round(1 - covered, 3),
             "gallery_photo": str(known.photo),
-            **face.details,
         }
-        for rank, match in enumerate(matches, 1):
-            details |= {f"person_{rank}": match.person, f"similarity_{rank}": round(match.similarity, 4)}
-        return details
 
     def print(self) -> None:
         """Print a table of all faces so far, and an explanation of the limits that were applied."""
@@ -176,14 +152,12 @@ class Identifier:
         console = Console()
         (console if console.is_terminal else Console(width=_WIDTH)).print(self._table)
         for condition, limit in self._limits.items():
-            print(self._explain(condition, limit))
-
-    def _explain(self, condition: str, limit: Limit) -> str:
-        tested = f" ({limit.rate:.2g} on test people)" if limit.rate > limit.target else ""
-        bound = f"at most {limit.gallery_rate:.2g}" if limit.gallery_rate < 1 else "any share"
-        missed = limit.gallery_rate > self.wanted * (1 + 1e-9)
-        excess = f", more than the {self.wanted:g} wanted: no stricter limit is known" if missed else ""
-        return (
-            f"{condition}: known from {limit.same_from:.3f}, calibrated for one false accept in {1 / limit.target:g} "
-            f"comparisons{tested}; against {len(self.gallery)} faces {bound} of unknown people may pass{excess}"
-        )
+            tested = f" ({limit.rate:.2g} on test people)" if limit.rate > limit.target else ""
+            bound = f"at most {limit.gallery_rate:.2g}" if limit.gallery_rate < 1 else "any share"
+            missed = limit.gallery_rate > self.wanted * (1 + 1e-9)
+            excess = f", more than the {self.wanted:g} wanted: no stricter limit is known" if missed else ""
+            print(
+                f"{condition}: known from {limit.same_from:.3f}, calibrated for one false accept in "
+                f"{1 / limit.target:g} comparisons{tested}; against {len(self.gallery)} faces {bound} of unknown "
+                f"people may pass{excess}"
+            )

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deocc.commands.arguments import ALL_KINDS, CROP_SIZE, RANDOM_KIND, mask_parser
 from deocc.commands.model import detection_of, finder_of, to_pixels
@@ -42,37 +41,28 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen = mask_parser().parse_args(argv)
     check_out(chosen.out, chosen.photos)
-    kinds = _read_kinds(chosen.kind or ["surgical"])
+    allowed, kinds = (*list_kinds(), ALL_KINDS, RANDOM_KIND), dict[str, None]()
+    for name in chosen.kind or ["surgical"]:
+        if name not in allowed:
+            raise ValueError(f"unknown kind of mask {name!r}: choose from {', '.join(allowed)}")
+        kinds |= dict.fromkeys(list_kinds() if name == ALL_KINDS else [name])
     finder = finder_of(chosen, CROP_SIZE)
     with lock_folder(chosen.out):
         table = OutcomeFile(chosen.out / TABLE)
-        masker = PhotoMasker(chosen, kinds, finder, table)
+        masker = PhotoMasker(chosen, list(kinds), finder, table)
         return process_photos("mask", find_photos(chosen.photos, outside=chosen.out), table, masker, chosen.json)
 
 
-def _read_kinds(names: Sequence[str]) -> tuple[str, ...]:
-    """Return each kind once, in the order given."""
-    allowed = (*list_kinds(), ALL_KINDS, RANDOM_KIND)
-    for name in names:
-        if name not in allowed:
-            raise ValueError(f"unknown kind of mask {name!r}: choose from {', '.join(allowed)}")
-    return tuple(dict.fromkeys(kind for name in names for kind in (list_kinds() if name == ALL_KINDS else (name,))))
-
-
 class MaskedPhoto(NamedTuple):
-    """A photo with covered faces.
+    """A photo with covered faces: (H, W, 3) RGB, unchanged wherever the mask is 0, and the mask (H, W), 1 = covered.
 
-    Attributes:
-        photo: (H, W, 3) RGB, unchanged wherever `mask` is 0.
-        mask: (H, W), 1 = covered.
-        kinds: occluder of each face.
-        covered: number of pixels that each occluder covers.
+    For each face, the occluder and the number of pixels that it covers.
     """
 
     photo: NDArray[np.uint8]
     mask: NDArray[np.uint8]
-    kinds: tuple[str, ...]
-    covered: tuple[int, ...]
+    kinds: list[str]
+    covered: list[int]
 
 
 def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, seeds: Sequence[int]) -> MaskedPhoto:
@@ -80,7 +70,7 @@ def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, 
 
     Args:
         photo: (H, W, 3) RGB.
-        faces: faces of this photo, from `FaceFinder.find`.
+        faces: faces of this photo.
         kind: a name of `deocc.masking.list_kinds()`, or "random": each face's seed chooses.
         seeds: one for each face, from which everything random follows.
 
@@ -92,8 +82,14 @@ def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, 
     kinds, covered = [], []
     for face, seed in zip(faces, seeds, strict=True):
         chosen = list_kinds()[int(draw_kinds(torch.tensor([seed])))] if kind == RANDOM_KIND else kind
-        landmarks, matrix, size = _wide_crop(face)
-        crop = cut(photo, matrix, size)[None]
+        # A crop around the canonical one, at the photo's resolution.
+        points = transform_points(face.landmarks, invert_transform(face.matrix))
+        scale = float(torch.linalg.det(face.matrix[:, :2]).abs().sqrt())
+        inner = round(min(max(face.face.shape[-1] / scale, _MIN_CROP), _MAX_CROP))
+        template = TEMPLATES["canonical"].tensor(inner) + inner * (_EXTENT - 1) / 2
+        matrix = similarity_transform(points, template)
+        crop = cut(photo, matrix, round(inner * _EXTENT))[None]
+        landmarks = transform_points(points, matrix)
         masked_face, face_mask = render(crop, landmarks[None], chosen, torch.tensor([seed]))
         added = weight_in_photo(face_mask[0], matrix, height, width) > 0
         if not added.any():
@@ -102,32 +98,13 @@ def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, 
         mask |= added.astype(np.uint8)
         kinds.append(chosen)
         covered.append(int(added.sum()))
-    return MaskedPhoto(photo, mask, tuple(kinds), tuple(covered))
-
-
-def _wide_crop(face: PhotoFace) -> tuple[Tensor, Tensor, int]:
-    """Return landmarks (5, 2), matrix (2, 3) and side of a crop around the canonical one, at the photo's resolution."""
-    points = transform_points(face.landmarks, invert_transform(face.matrix))
-    scale = float(torch.linalg.det(face.matrix[:, :2]).abs().sqrt())
-    inner = round(min(max(face.face.shape[-1] / scale, _MIN_CROP), _MAX_CROP))
-    template = TEMPLATES["canonical"].tensor(inner) + inner * (_EXTENT - 1) / 2
-    matrix = similarity_transform(points, template)
-    return transform_points(points, matrix), matrix, round(inner * _EXTENT)
+    return MaskedPhoto(photo, mask, kinds, covered)
 
 
 class PhotoMasker:
-    """Writes the masked copies of one photo per call.
+    """Writes a masked copy of one photo per call for each kind; the table contains the outcomes of earlier runs."""
 
-    Args:
-        chosen: arguments of the command.
-        kinds: names of occluders, possibly "random"; each gives a masked copy.
-        finder: finds the faces.
-        table: outcomes of earlier runs.
-    """
-
-    def __init__(
-        self, chosen: argparse.Namespace, kinds: Sequence[str], finder: FaceFinder, table: OutcomeFile
-    ) -> None:
+    def __init__(self, chosen: argparse.Namespace, kinds: list[str], finder: FaceFinder, table: OutcomeFile) -> None:
         self.out: Path = chosen.out
         self.seed, self.crops, self.detection = chosen.seed, chosen.crops, detection_of(chosen)
         self.kinds, self.finder, self.table = kinds, finder, table
@@ -155,8 +132,7 @@ class PhotoMasker:
             faces = self.finder.find(photo, str(found.path))
             for kind, mark in missing.items():
                 try:
-                    seeds = [item_seed(self.seed, digest, kind, face.number) for face in faces]
-                    outcomes += self._write(found, faces, seeds, mask_photo(photo, faces, kind, seeds), kind, mark)
+                    outcomes += self._mask(found, photo, faces, kind, digest, mark)
                 except ValueError as error:  # other kinds may still be possible
                     outcomes.append(Outcome(str(found.path), str(error), details={"kind": kind}))
         return outcomes
@@ -171,16 +147,12 @@ class PhotoMasker:
             files += [f"crops/{name}-{row.face}{end}.png" for row in rows for end in ("", "-mask")]
         return rows if all(read_mark(self.out / file) == mark for file in files) else []
 
-    def _write(
-        self,
-        found: FoundPhoto,
-        faces: Sequence[PhotoFace],
-        seeds: Sequence[int],
-        masked: MaskedPhoto,
-        kind: str,
-        mark: str,
+    def _mask(
+        self, found: FoundPhoto, photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, digest: str, mark: str
     ) -> list[Outcome]:
-        """Write all files of a masked photo, the photo itself last."""
+        """Mask a photo and write all files, the photo itself last."""
+        seeds = [item_seed(self.seed, digest, kind, face.number) for face in faces]
+        masked = mask_photo(photo, faces, kind, seeds)
         name = f"{found.name}-{kind}"
         output, mask_file = f"masked_photos/{name}.png", f"masks/{name}.png"
         images = {mask_file: masked.mask * 255}

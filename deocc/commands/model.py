@@ -3,7 +3,6 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ from deocc.inference.faces import FaceFinder
 from deocc.inference.model_folder import load, pretrained_folder, weight_bytes
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error, say, telling_warnings
-
-_STAGE_2: Final = "DistillationModule"
 
 
 def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
@@ -39,7 +36,15 @@ def load_model(chosen: argparse.Namespace) -> Pipeline:
         ValueError: the model is damaged or something else, or there is no such device.
         ImportError: a package that it needs is not installed.
     """
-    device = _device(chosen.device)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.device != AUTO:
+        try:
+            device = torch.device(chosen.device)
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = describe_error(error)
+            message = f"--device {chosen.device} cannot be used ({reason}): choose cpu, or leave it out"
+            raise ValueError(message) from error
     with telling_warnings():
         return load(_source(chosen.checkpoint), device)
 
@@ -68,19 +73,7 @@ def _source(checkpoint: str | None) -> str | Path:
         say(f"using the pretrained model, {folder}; --checkpoint takes another")
         return folder
     if checkpoint == NEWEST:
-        run = runs.newest_run(_STAGE_2)
+        run = runs.newest_run("DistillationModule")
         say(f"using the newest stage-2 run, {run}")
         return run
     return checkpoint
-
-
-def _device(name: str) -> torch.device:
-    try:
-        if name == AUTO:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = describe_error(error)
-        raise ValueError(f"--device {name} cannot be used ({reason}): choose cpu, or leave it out") from error
-    return device

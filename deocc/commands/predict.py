@@ -16,7 +16,7 @@ from deocc.data.images import read_image
 from deocc.evaluation.figures import panel_image
 from deocc.files import checksum
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
-from deocc.inference.faces import FaceFinder, PhotoFace, paste_back
+from deocc.inference.faces import FaceFinder, paste_back
 from deocc.inference.network import FaceOutput
 from deocc.inference.outputs import (
     EmbeddedFace,
@@ -87,19 +87,11 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class PhotoPredictor:
-    """Writes the results of one photo per call.
-
-    Attributes:
-        out: folder of the results.
-        settings: hash of the model, and the settings that determine which faces are found.
-        pipeline: the model.
-        finder: finds the faces.
-        table: outcomes of earlier runs.
-        embeddings: receives the embeddings, and contains those of earlier runs.
-    """
+    """Writes the results of one photo per call; table and embeddings contain those of earlier runs."""
 
     out: Path
     settings: tuple[str, tuple[object, ...]]
+    """Hash of the model, and the settings that determine which faces are found."""
     pipeline: Pipeline
     finder: FaceFinder
     table: OutcomeFile
@@ -117,59 +109,42 @@ class PhotoPredictor:
         mark = checksum(repr((checksum(data), *self.settings)))[:32]
         if earlier := self._earlier(found, mark):
             return earlier
-        photo = read_photo(data, str(found.path))
+        photo = completed_photo = read_photo(data, str(found.path))
         faces = self.finder.find(photo, str(found.path))
         parts = self.pipeline.process_faces(torch.stack([face.face for face in faces]))
         output = FaceOutput(*(part.cpu() for part in parts))
-        images = _images(found, photo, faces, output)
+        images: dict[str, NDArray[np.uint8]] = {}
+        for face, mask, completed_face in zip(faces, output.mask, output.completed_face, strict=True):
+            name = f"{found.name}-{face.number}"
+            images[f"{FACES}/{name}.png"] = to_pixels(face.face)
+            images[f"{MASKS}/{name}.png"] = (mask[0] * 255).round().byte().numpy()
+            images[f"{COMPLETED}/{name}.png"] = to_pixels(completed_face)
+            completed_photo = paste_back(completed_photo, completed_face, face.matrix, mask)
+        result = f"{PHOTOS}/{found.name}.png"
         try:
-            save_marked(self.out, images, mark, "from another photo, model or setting")
+            save_marked(self.out, {**images, result: completed_photo}, mark, "from another photo, model or setting")
         except ValueError as error:
             raise ValueError(f"{found.path}: {error}") from error
         outcomes = []
-        rows = zip(faces, output.covered.tolist(), output.embedding.numpy(), strict=True)
-        for face, covered, embedding in rows:
-            name = _face_name(found, face.number)
+        for face, covered, embedding in zip(faces, output.covered.tolist(), output.embedding.numpy(), strict=True):
+            name = f"{found.name}-{face.number}"
             self.embeddings.put(EmbeddedFace(name, str(found.path), face.number, mark, embedding))
-            details: dict[str, object] = {"mask": _png(MASKS, name), "completed_face": _png(COMPLETED, name)}
+            details: dict[str, object] = {"mask": f"{MASKS}/{name}.png", "completed_face": f"{COMPLETED}/{name}.png"}
             details |= {"embedding": name, "visible": round(1 - covered, 3)}
             if (thresholds := self.pipeline.thresholds) is not None:
                 details["masked"] = "yes" if covered >= thresholds.masked.limit else "no"
-            outcomes.append(Outcome(str(found.path), "", face.number, _png(PHOTOS, found.name), details | face.details))
+            outcomes.append(Outcome(str(found.path), "", face.number, result, details | face.details))
         self.embeddings.write_when_due()
         return outcomes
 
     def _earlier(self, found: FoundPhoto, mark: str) -> list[Outcome]:
         """Return the rows of an earlier run if all its files and embeddings still exist."""
-        output = _png(PHOTOS, found.name)
+        output = f"{PHOTOS}/{found.name}.png"
         rows = [row for row in self.table.rows(str(found.path)) if row.done and row.output == output]
-        names = [_face_name(found, row.face) for row in rows if row.face]
-        files = [output, *(_png(folder, name) for name in names for folder in _PANELS.values())]
+        names = [f"{found.name}-{row.face}" for row in rows if row.face]
+        files = [output, *(f"{folder}/{name}.png" for name in names for folder in _PANELS.values())]
         complete = all(read_mark(self.out / file) == mark for file in files)
         return rows if complete and all(self.embeddings.mark(name) == mark for name in names) else []
-
-
-def _face_name(found: FoundPhoto, number: int) -> str:
-    return f"{found.name}-{number}"
-
-
-def _png(folder: str, name: str) -> str:
-    return f"{folder}/{name}.png"
-
-
-def _images(
-    found: FoundPhoto, photo: NDArray[np.uint8], faces: list[PhotoFace], output: FaceOutput
-) -> dict[str, NDArray[np.uint8]]:
-    """Return all images of a photo by file name, the photo with completed faces last."""
-    images: dict[str, NDArray[np.uint8]] = {}
-    for face, mask, completed_face in zip(faces, output.mask, output.completed_face, strict=True):
-        name = _face_name(found, face.number)
-        images[_png(FACES, name)] = to_pixels(face.face)
-        images[_png(MASKS, name)] = (mask[0] * 255).round().byte().numpy()
-        images[_png(COMPLETED, name)] = to_pixels(completed_face)
-        photo = paste_back(photo, completed_face, face.matrix, mask)
-    images[_png(PHOTOS, found.name)] = photo
-    return images
 
 
 def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
@@ -185,34 +160,32 @@ def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
     Raises:
         OutputError: a page cannot be written, or another file has its name.
     """
-    shown = [face for face in faces if all((out / _png(folder, face.name)).is_file() for folder in _PANELS.values())]
+    folders = [out / folder for folder in _PANELS.values()]
+    shown = [face for face in faces if all((folder / f"{face.name}.png").is_file() for folder in folders)]
     pages = []
     for number, start in enumerate(range(0, len(shown), _SHEET_ROWS), 1):
-        pages.append(out / SHEETS / f"{number:03}.png")
-        _write_page(pages[-1], out, shown[start : start + _SHEET_ROWS])
+        rows = shown[start : start + _SHEET_ROWS]
+        path = out / SHEETS / f"{number:03}.png"
+        pages.append(path)
+        mark = _SHEET_MARK + checksum(repr([(face.name, face.mark) for face in rows]))[:32]
+        present = read_mark(path)
+        if path.exists() and not (present or "").startswith(_SHEET_MARK):
+            raise OutputError(f"{path} exists and is no contact sheet of an earlier run: choose another --out")
+        if present == mark:
+            continue
+        columns = {}
+        for title, folder in _PANELS.items():
+            pixels = [torch.from_numpy(np.array(read_image(out / folder / f"{face.name}.png"))) for face in rows]
+            columns[title] = torch.stack(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        labels = []
+        for face in rows:  # the end of a name tells faces apart; "$" would start a formula in matplotlib
+            text = printable(face.name)
+            text = text if len(text) <= _MAX_LABEL else f"…{text[1 - _MAX_LABEL :]}"
+            labels.append(text.replace("$", r"\$"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # characters that the font lacks are drawn as boxes
+            save_png(path, panel_image(columns, labels), mark)
     for path in (out / SHEETS).glob("*.png"):
         if path not in pages and (read_mark(path) or "").startswith(_SHEET_MARK):
             path.unlink()
     return pages
-
-
-def _write_page(path: Path, out: Path, faces: Sequence[EmbeddedFace]) -> None:
-    mark = _SHEET_MARK + checksum(repr([(face.name, face.mark) for face in faces]))[:32]
-    present = read_mark(path)
-    if path.exists() and not (present or "").startswith(_SHEET_MARK):
-        raise OutputError(f"{path} exists and is no contact sheet of an earlier run: choose another --out")
-    if present == mark:
-        return
-    columns = {}
-    for title, folder in _PANELS.items():
-        pixels = [torch.from_numpy(np.array(read_image(out / _png(folder, face.name)))) for face in faces]
-        columns[title] = torch.stack(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # characters that the font lacks are drawn as boxes
-        save_png(path, panel_image(columns, [_label(face.name) for face in faces]), mark)
-
-
-def _label(name: str) -> str:
-    """Return the end of a name, which tells faces apart; "$" would start a formula in matplotlib."""
-    text = printable(name)
-    return (text if len(text) <= _MAX_LABEL else f"…{text[1 - _MAX_LABEL :]}").replace("$", r"\$")

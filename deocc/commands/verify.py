@@ -20,11 +20,10 @@ _CODES: Final[dict[Decision, int]] = {"same": 0, "different": 1, "not sure": 3}
 def main(argv: Sequence[str]) -> int:
     """Run `deocc verify A B`; `deocc verify --help` lists the arguments.
 
-    Prints "same", "different" or "not sure" and the reason, the similarity and both limits, the false-accept rate they
-    were calibrated for, and whether each face is masked and how much of it is visible. With --all every face of A is
-    compared with every face of B; the rate holds for each comparison. With --json one object is printed, with --all a
-    list of them: the fields of `deocc.inference.pipeline.Verdict`, `photo_a` and `photo_b`, `face_a` and `face_b`
-    (numbers of the faces, from 1, most prominent first), and `found_a` and `found_b` (how they were found).
+    With --all every face of A is compared with every face of B; the false-accept rate holds for each comparison. With
+    --json one object is printed, with --all a list of them: the fields of `deocc.inference.pipeline.Verdict`, `photo_a`
+    and `photo_b`, `face_a` and `face_b` (numbers of the faces, from 1, most prominent first), and `found_a` and
+    `found_b` (how they were found).
 
     Returns:
         0 for "same", 1 for "different", 3 for "not sure"; with --all the lowest of these over the comparisons that is
@@ -34,7 +33,6 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
     faces_a, faces_b = (_find(finder, path) for path in (chosen.a, chosen.b))
-
     answers, texts, codes = [], [], []
     for a in faces_a:
         for b in faces_b:
@@ -58,12 +56,10 @@ def _find(finder: FaceFinder, path: Path) -> list[PhotoFace]:
 
 
 def _name(path: Path, face: PhotoFace) -> str:
-    """Return the photo's path, and which of several faces was used."""
     return printable(str(path)) + (f", face {face.number} of {face.count}" if face.count > 1 else "")
 
 
 def _describe(verdict: Verdict, name_a: str, name_b: str) -> str:
-    """Return the verdict as text."""
     rate = f"for a false-accept rate of {verdict.false_accept_rate:g} ({verdict.condition})"
     if verdict.tested_false_accept_rate is not None:
         rate += f", of test people's pairs it accepted {verdict.tested_false_accept_rate:.2g}"
