@@ -1,7 +1,6 @@
 """Files: atomic writes, checksums, locks, the cache folder, untrusted `.npz` files. Use these instead of other code.
 
-All functions raise plain OSErrors. Turn them into a message where the remedy is known, with
-`deocc.messages.describe_error`.
+All functions raise plain OSErrors. Turn them into a message where the remedy is known.
 """
 
 import contextlib
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
 _MOST_UNPACKED: Final = 2**31
 """Limit of the unpacked size of an `.npz` file in bytes, unless the file itself is larger; enough for a hundred million
 pairs of faces. Our choice."""
-
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
-
 _SYSTEM_NAMES: Final = re.compile(
     r"__macosx|icon\r|@eadir|[@#]recycle|#snapshot|\$recycle\.bin|system volume information|lost\+found"
     r"|(eh)?thumbs\.db|desktop\.ini",
@@ -56,8 +53,7 @@ def is_file(path: Path) -> bool:
 def package_folder(name: str) -> Path | None:
     """Return the folder of an installed package of which only files are used, without importing it; None if absent."""
     spec = importlib.util.find_spec(name)
-    places = spec.submodule_search_locations if spec is not None else None
-    return Path(places[0]) if places else None
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 @contextlib.contextmanager
@@ -74,19 +70,24 @@ def replace_file(path: Path, durable: bool = False, draft: Path | None = None) -
         durable: wait until the content and the new name are on the disk.
         draft: where to write, in the same folder; default: a new hidden name. With a fixed name, a process that is
             killed again and again leaves one draft. No two processes may then write `path` at the same time.
-
-    Raises:
-        OSError: the file cannot be written.
     """
+
+    def sync(place: Path) -> None:  # a file's content, or a folder's list of names
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
     draft = draft or path.with_name(f".{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
         if durable:
-            _sync(draft)
+            sync(draft)
         draft.replace(path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -96,9 +97,6 @@ def write_file(path: Path, content: bytes | str, durable: bool = False) -> None:
     """Write bytes or text completely or not at all; see `replace_file`.
 
     Text is encoded as UTF-8; surrogate escapes, as in file names of other encodings, become the original bytes.
-
-    Raises:
-        OSError: the file cannot be written; an earlier one is unchanged.
     """
     with replace_file(path, durable) as draft:
         draft.write_bytes(_encode(content))
@@ -122,8 +120,7 @@ def _json_value(value: Any) -> Any:
 def checksum(*parts: bytes | str | Path) -> str:
     """Return the SHA-256 of the concatenated parts as 64 hexadecimal digits.
 
-    Args:
-        parts: bytes; text, encoded as by `write_file`; or a `Path`, which stands for the content of that file.
+    A part is bytes, text, encoded as by `write_file`, or a `Path`, which stands for the content of that file.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -220,15 +217,6 @@ def _encode(content: bytes | str) -> bytes:
     return content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def read_npz(path: Path, wanted: Callable[[str], bool]) -> "dict[str, NDArray[Any]]":
     """Read the arrays of an untrusted `.npz` file whose names are wanted.
 
@@ -238,10 +226,9 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> "dict[str, NDArray[An
     import numpy as np  # here, so that importing this file is light
 
     try:
-        own_size = path.stat().st_size
         with zipfile.ZipFile(path) as content:
             entries = content.infolist()
-        total, most = sum(entry.file_size for entry in entries), max(_MOST_UNPACKED, own_size)
+        total, most = sum(entry.file_size for entry in entries), max(_MOST_UNPACKED, path.stat().st_size)
         if total > most:
             raise ValueError(f"it unpacks to {total:,} bytes, at most {most:,} are allowed")
         if any(entry.compress_type not in _COMPRESSIONS for entry in entries):

@@ -25,12 +25,7 @@ LARGEST_COORDINATE = float(1 << 24)
 
 @dataclass(frozen=True)
 class Template:
-    """Five points in a square crop.
-
-    Attributes:
-        size: side of the crop in pixels.
-        points: x, y in pixels.
-    """
+    """Five points, x and y in pixels, in a square crop of `size` pixels a side."""
 
     size: int
     points: Points
@@ -58,11 +53,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get_template(name: str) -> Template:
-    """Return the template with this name.
-
-    Raises:
-        ValueError: there is none; the message lists the templates.
-    """
+    """Return the template with this name; the ValueError for another one lists the templates."""
     if name not in TEMPLATES:
         raise ValueError(f"unknown face template {name!r}: choose one of {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[name]
@@ -85,9 +76,8 @@ def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes are not those of equally many points.
     """
     if source.shape[-1] != 2 or source.shape[-2:] != target.shape[-2:]:
-        raise ValueError(
-            f"expected points (..., P, 2) of equal count, got {tuple(source.shape)} and {tuple(target.shape)}"
-        )
+        shapes = f"{tuple(source.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"expected points (..., P, 2) of equal count, got {shapes}")
     source, target = torch.broadcast_tensors(source, target)
     source_mean, target_mean = source.mean(-2, keepdim=True), target.mean(-2, keepdim=True)
     p, q = source - source_mean, target - target_mean
@@ -134,7 +124,19 @@ def warp(image: Tensor, matrix: Tensor, size: int) -> Tensor:
         ValueError: a matrix is not finite or not invertible.
     """
     matrix = matrix.to(device=image.device, dtype=torch.float32).expand(image.shape[0], 2, 3)
-    image, matrix = _shrink(image, matrix)
+    scales = torch.linalg.det(matrix[:, :, :2]).abs().sqrt()  # crop pixels per image pixel
+    smallest, scale = torch.stack(scales.aminmax()).tolist()
+    if not 0 < smallest <= scale < math.inf:
+        found = f"scales from {smallest:g} to {scale:g}"
+        raise ValueError(f"expected matrices with an inverse, got {found}: are the landmarks those of a face?")
+    if scale < 1 / 1.5:
+        height, width = (max(2, round(side * scale)) for side in image.shape[-2:])
+        factor = torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=matrix.device)
+        # Pixel centres: old = factor * new + (factor - 1) / 2.
+        linear = matrix[:, :, :2]
+        shift = matrix[:, :, 2] + _apply_linear(linear, ((factor - 1) / 2)[None]).squeeze(-2)
+        image = F.interpolate(image, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        matrix = torch.cat([linear * factor, shift.unsqueeze(-1)], -1)
     axis = torch.arange(size, device=image.device, dtype=torch.float32)
     targets = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(1, -1, 2)
     sources = transform_points(targets, invert_transform(matrix))
@@ -159,16 +161,13 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) 
             beyond `LARGEST_COORDINATE`, or all in one place.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
-        raise ValueError(
-            f"expected an RGB image of shape (H, W, 3) with pixels and of type uint8, got {image.shape} of "
-            f"{image.dtype}"
-        )
+        found = f"{image.shape} of {image.dtype}"
+        raise ValueError(f"expected an RGB image of shape (H, W, 3) with pixels and of type uint8, got {found}")
     points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float32)
     usable = points.shape == (5, 2) and bool((points.abs() <= LARGEST_COORDINATE).all())
     if not usable or float(points.std(0).max()) < 1e-3:
-        raise ValueError(
-            f"expected five finite landmarks (5, 2) in pixels, not all in one place, got {points.tolist()}"
-        )
+        found = points.tolist()
+        raise ValueError(f"expected five finite landmarks (5, 2) in pixels, not all in one place, got {found}")
     matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(size))
     pixels = torch.tensor(image).permute(2, 0, 1).float()[None] / 127.5 - 1
     return warp(pixels, matrix, size)[0].clamp(-1, 1), transform_points(points, matrix)
@@ -177,23 +176,3 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) 
 def _apply_linear(linear: Tensor, points: Tensor) -> Tensor:
     """Apply (..., 2, 2) matrices to (..., P, 2) points without matmul, which autocast and TF32 would round."""
     return points[..., :1] * linear[..., None, :, 0] + points[..., 1:] * linear[..., None, :, 1]
-
-
-def _shrink(image: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return antialiased smaller copies and the matrices that fit them, if the crops are much coarser."""
-    scales = torch.linalg.det(matrix[:, :, :2]).abs().sqrt()  # crop pixels per image pixel
-    smallest, scale = torch.stack(scales.aminmax()).tolist()
-    if not 0 < smallest <= scale < math.inf:
-        raise ValueError(
-            f"expected matrices with an inverse, got scales from {smallest:g} to {scale:g}: "
-            "are the landmarks those of a face?"
-        )
-    if scale >= 1 / 1.5:
-        return image, matrix
-    height, width = (max(2, round(side * scale)) for side in image.shape[-2:])
-    factor = torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=matrix.device)
-    # Pixel centres: old = factor * new + (factor - 1) / 2.
-    linear = matrix[:, :, :2]
-    shift = matrix[:, :, 2] + _apply_linear(linear, ((factor - 1) / 2)[None]).squeeze(-2)
-    small = F.interpolate(image, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    return small, torch.cat([linear * factor, shift.unsqueeze(-1)], -1)

@@ -27,7 +27,7 @@ def name_some(names: Sequence[str]) -> str:
     >>> name_some(["a", "b"]), name_some(["a", "b", "c", "d"])
     ('a, b', 'a, b, c, ...')
     """
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+    return ", ".join([*names[:3], "..."] if len(names) > 3 else names)
 
 
 def say(line: str) -> None:

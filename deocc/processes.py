@@ -32,13 +32,10 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def end_with_parent(poll: float = 2.0) -> None:
-    """End this process soon after its parent, if it has a local rank above 0.
+    """End this process soon after its parent, if it has a local rank above 0; check every `poll` seconds.
 
     If the first process is killed, the others would wait in a collective operation until its timeout. A process of
     local rank 0 may outlive its parent, as a command in the background does.
-
-    Args:
-        poll: seconds between checks.
     """
 
     def watch(parent: int) -> None:

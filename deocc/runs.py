@@ -27,12 +27,9 @@ _MAX_DEPTH = 4  # of a run below the root; `**` would be unbounded and does not 
 def expand_paths(component: Any) -> None:
     """Make the existing paths of a face set or module absolute, since a run may be tested from any folder.
 
-    Args:
-        component: a dictionary or namespace of `class_path` and `init_args`; changed in place. None is allowed.
+    The component is a dictionary or namespace of `class_path` and `init_args`, or None; it is changed in place.
     """
-    if component is None:
-        return
-    settings: Any = component.get("init_args") or {}
+    settings: Any = (component or {}).get("init_args") or {}
     for key in _PATH_SETTINGS:
         value = settings.get(key)
         if key == "pairs" and str(component["class_path"]).endswith("LfwFaces"):
@@ -42,12 +39,9 @@ def expand_paths(component: Any) -> None:
 
 
 def find_config(name: str) -> Path:
-    """Find a configuration file by path or by name.
+    """Find a configuration file by path, or by a name such as `distill` or `trainer/gpu`, with or without `.yaml`.
 
     The first that exists: the path itself, `configs/NAME.yaml` in the working directory, the packaged NAME.yaml.
-
-    Args:
-        name: a path, or a name such as `distill` or `trainer/gpu`, with or without `.yaml`.
 
     Raises:
         FileNotFoundError: there is none; the message lists the packaged names beside it.
@@ -74,9 +68,11 @@ def part_of_data(trainer: Any, *splits: str) -> dict[str, float]:
         trainer: a `Trainer`, or its part of a configuration.
         splits: of "train", "val", "test" and "predict".
     """
-    names = [f"limit_{split}_batches" for split in splits]
-    limits = {name: getattr(trainer, name) for name in names if getattr(trainer, name, None) is not None}
-    found = {name: limit for name, limit in limits.items() if isinstance(limit, int) or limit < 1}  # 1.0 is a share
+    found = {}
+    for name in [f"limit_{split}_batches" for split in splits]:
+        limit = getattr(trainer, name, None)
+        if limit is not None and (isinstance(limit, int) or limit < 1):  # 1.0 is a share
+            found[name] = limit
     if fast := getattr(trainer, "fast_dev_run", False):
         found["fast_dev_run"] = fast
     return found
@@ -97,11 +93,7 @@ def series(wanted: Path) -> tuple[list[Path], Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Create the folder and check that files can be created in it.
-
-    Raises:
-        OSError: they cannot.
-    """
+    """Create the folder, and raise OSError if files cannot be created in it."""
     probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,12 +146,10 @@ def find_checkpoint(where: str | Path, resume: bool = False) -> Path:
             return file
         if number < len(candidates):
             say(f"{file} is damaged ({problem}): taking {candidates[number].name}, the one before")
-    message = f"{candidates[-1]} is damaged ({problem}), and no other checkpoint is there: train the run again"
-    if path.is_file():
-        intact = (other.name for other in path.parent.glob("*.ckpt") if other != path and damage(other) is None)
-        if other := next(intact, None):
-            message += f", or take {other} beside it"
-    raise ValueError(message)
+    beside = path.parent.glob("*.ckpt") if path.is_file() else ()
+    intact = next((other.name for other in beside if other != path and damage(other) is None), None)
+    remedy = "train the run again" + (f", or take {intact} beside it" if intact else "")
+    raise ValueError(f"{candidates[-1]} is damaged ({problem}), and no other checkpoint is there: {remedy}")
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -186,12 +176,12 @@ def newest_run(monitored: str, root: Path = ROOT) -> Path:
     """
     files = [path for depth in range(1, _MAX_DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
     files = [path for path in files if not any(map(is_stray, path.relative_to(root).parts))]
-    runs = [path.parent for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
-    if not runs:
+    files = [path for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
+    if not files:
         raise FileNotFoundError(
             f"no trained {monitored} below {root.absolute()}: train one first with `deocc fit`, or give a checkpoint"
         )
-    return max(runs, key=lambda run: (run / CONFIG).stat().st_mtime)
+    return max(files, key=lambda path: path.stat().st_mtime).parent
 
 
 def _checkpoints(run: Path, resume: bool = False) -> list[Path]:

@@ -14,8 +14,6 @@ ALL_KINDS, RANDOM_KIND = "all", "random"
 """Values of `deocc mask --kind` besides the names of kinds."""
 CROP_SIZE: Final = 256
 """Side in pixels of the crops that `deocc mask --crops` writes."""
-DEFAULT_FALSE_ACCEPT_RATE: Final = 0.01
-"""Share of unknown faces that `deocc identify` may accept as anyone of the gallery, unless another one is given."""
 DEMO_HOST, DEMO_PORT = "127.0.0.1", 7860
 
 # Copies of what the registries contain, since these import torch; a test compares them.
@@ -81,9 +79,15 @@ def print_training_help(command: str) -> None:
     print(TRAINING_HELP[command] + ("" if command == "ablate" else _KEYS_HELP), end="")
 
 
-def _photo_parser(command: str, description: str) -> ArgumentParser:
-    """Return a parser with the options that all commands for photos have; their photos are added after it."""
+def _parser(command: str, description: str, *parts: Callable[[ArgumentParser], None]) -> ArgumentParser:
     parser = ArgumentParser(prog=f"deocc {command}", description=description)
+    for add_part in parts:
+        add_part(parser)
+    return parser
+
+
+def _faces(parser: ArgumentParser) -> None:
+    """Add the options that all commands for photos have."""
     add = parser.add_argument
     add("--json", action="store_true", help="print the result, or the error, as JSON")
     add("--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent")
@@ -91,25 +95,24 @@ def _photo_parser(command: str, description: str) -> ArgumentParser:
     add("--face", type=int, dest="number", metavar="N", help=number)
     aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
     add("--aligned", choices=ALIGNMENTS, help=aligned)
-    _add_detector(parser)
-    return parser
+    _detector(parser)
 
 
-def _add_photos(parser: ArgumentParser) -> None:
-    accepted = "image files, and folders of them with their subfolders"
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
-
-
-def _add_detector(parser: ArgumentParser) -> None:
+def _detector(parser: ArgumentParser) -> None:
     parser.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
     parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
 
 
-def _add_out(parser: ArgumentParser) -> None:
+def _photos(parser: ArgumentParser) -> None:
+    accepted = "image files, and folders of them with their subfolders"
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
+
+
+def _out(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
 
 
-def _add_model(parser: ArgumentParser) -> None:
+def _model(parser: ArgumentParser) -> None:
     """Add --checkpoint and --device, for `deocc.commands.model.load_model`."""
     model = (
         f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest "
@@ -119,12 +122,9 @@ def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
 
 
-def mask_parser() -> ArgumentParser:
-    """Return the parser of `deocc mask`."""
+def _mask() -> ArgumentParser:
     description = "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
-    parser = _photo_parser("mask", description)
-    _add_photos(parser)
-    _add_out(parser)
+    parser = _parser("mask", description, _faces, _photos, _out)
     kinds = f"{', '.join(KINDS)}; {ALL_KINDS} = a copy with each; {RANDOM_KIND} = one at random for each face"
     kinds = f"default: surgical. {kinds}; may be given several times"
     parser.add_argument("--kind", action="append", metavar="KIND", help=kinds)
@@ -134,23 +134,19 @@ def mask_parser() -> ArgumentParser:
     return parser
 
 
-def predict_parser() -> ArgumentParser:
-    """Return the parser of `deocc predict PHOTOS`."""
+def _predict() -> ArgumentParser:
     description = (
         "Predict masks, complete the faces behind them and embed the faces of photos. Without PHOTOS, the validation "
         "faces of a run are predicted: `deocc predict --checkpoint RUN`; `--print_config` lists the keys of that form."
     )
-    parser = _photo_parser("predict PHOTOS", description)
-    _add_photos(parser)
-    _add_out(parser)
+    parser = _parser("predict PHOTOS", description, _faces, _photos, _out)
     parser.add_argument("--parquet", action="store_true", help="write embeddings.parquet beside embeddings.npz")
-    _add_model(parser)
+    _model(parser)
     return parser
 
 
-def verify_parser() -> ArgumentParser:
-    """Return the parser of `deocc verify`."""
-    parser = _photo_parser("verify", "Say whether two photos show the same person: same, different, or not sure.")
+def _verify() -> ArgumentParser:
+    parser = _parser("verify", "Say whether two photos show the same person: same, different, or not sure.", _faces)
     for name in ("a", "b"):
         parser.add_argument(name, type=Path, metavar=name.upper(), help="a photo")
     rate = (
@@ -158,22 +154,20 @@ def verify_parser() -> ArgumentParser:
         "(default: 0.01, or the strictest above it)"
     )
     parser.add_argument("--false-accept-rate", type=float, metavar="RATE", help=rate)
-    _add_model(parser)
+    _model(parser)
     return parser
 
 
-def identify_parser() -> ArgumentParser:
-    """Return the parser of `deocc identify`."""
-    parser = _photo_parser("identify", "Find people of a gallery in photos: the most similar ones, and who is unknown.")
+def _identify() -> ArgumentParser:
+    description = "Find people of a gallery in photos: the most similar ones, and who is unknown."
+    parser = _parser("identify", description, _faces)
     add = parser.add_argument
     layout = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
     add("gallery", type=Path, metavar="GALLERY", help=layout)
-    _add_photos(parser)
+    _photos(parser)
     add("--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)")
-    rate = (
-        f"share of unknown faces that may be taken for anyone of the gallery (default: {DEFAULT_FALSE_ACCEPT_RATE:g})"
-    )
-    add("--false-accept-rate", type=float, default=DEFAULT_FALSE_ACCEPT_RATE, metavar="RATE", help=rate)
+    rate = "share of unknown faces that may be taken for anyone of the gallery (default: 0.01)"
+    add("--false-accept-rate", type=float, default=0.01, metavar="RATE", help=rate)
     index = (
         "a string for faiss.index_factory; Flat compares with every face, others such as HNSW32 are faster and "
         "approximate (default: Flat)"
@@ -183,16 +177,13 @@ def identify_parser() -> ArgumentParser:
     add("--save-index", type=Path, metavar="FILE", help=kept)
     table = "the table (default: identified.csv)"
     add("--out", type=Path, default=Path("identified.csv"), metavar="FILE", help=table)
-    _add_model(parser)
+    _model(parser)
     return parser
 
 
-def export_parser() -> ArgumentParser:
-    """Return the parser of `deocc export`."""
-    description = (
-        "Write the trained system into one file: from canonical crops to completed faces, masks and embeddings."
-    )
-    parser = ArgumentParser(prog="deocc export", description=description)
+def _export() -> ArgumentParser:
+    what = "from canonical crops to completed faces, masks and embeddings"
+    parser = _parser("export", f"Write the trained system into one file: {what}.")
     parser.add_argument("--to", required=True, choices=list(EXPORT_SUFFIXES), help="the format")
     suffixes = ", ".join(f"{suffix} for {name}" for name, suffix in EXPORT_SUFFIXES.items())
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=f"where to write it: {suffixes}")
@@ -203,27 +194,23 @@ def export_parser() -> ArgumentParser:
     photos = "compare with torch on the faces of these photos (default: embedded faces of validation people)"
     parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-    _add_model(parser)
+    _model(parser)
     return parser
 
 
-def demo_parser() -> ArgumentParser:
-    """Return the parser of `deocc demo`."""
+def _demo() -> ArgumentParser:
     description = "Show on a local web page how a photo is masked, completed, compared and identified."
-    parser = ArgumentParser("deocc demo", description=description)
-    _add_model(parser)
+    parser = _parser("demo", description, _model)
     parser.add_argument("--host", default=DEMO_HOST, help=f"address to listen at; {DEMO_HOST} admits this machine only")
     proxy = "host name under which a reverse proxy serves the page; may be repeated"
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=proxy)
     parser.add_argument("--port", type=int, default=DEMO_PORT, help=f"default: {DEMO_PORT}; 0 = any free one")
-    _add_detector(parser)
+    _detector(parser)
     return parser
 
 
-def doctor_parser() -> ArgumentParser:
-    """Return the parser of `deocc doctor`."""
-    description = "Report what is installed and works, what is wrong, and how to fix it."
-    parser = ArgumentParser("deocc doctor", description=description)
+def _doctor() -> ArgumentParser:
+    parser = _parser("doctor", "Report what is installed and works, what is wrong, and how to fix it.")
     checkpoint = "a run folder, a checkpoint file or a model folder (default: the newest run)"
     parser.add_argument("--checkpoint", type=Path, metavar="RUN", help=checkpoint)
     data = "a folder of faces: CelebA, or aligned crops as PERSON/IMAGE, also compared with the checkpoint"
@@ -232,12 +219,12 @@ def doctor_parser() -> ArgumentParser:
 
 
 PARSERS: Final[dict[str, Callable[[], ArgumentParser]]] = {
-    "mask": mask_parser,
-    "predict": predict_parser,
-    "verify": verify_parser,
-    "identify": identify_parser,
-    "export": export_parser,
-    "demo": demo_parser,
-    "doctor": doctor_parser,
+    "mask": _mask,
+    "predict": _predict,
+    "verify": _verify,
+    "identify": _identify,
+    "export": _export,
+    "demo": _demo,
+    "doctor": _doctor,
 }
 """Parsers by command; the others have `TRAINING_HELP`."""

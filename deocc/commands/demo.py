@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deocc.commands.arguments import demo_parser
+from deocc.commands.arguments import PARSERS
 from deocc.commands.demo_analysis import EXAMPLES, NO_MASK, Analyst, OrlGallery, read_asset, render_html
 from deocc.commands.model import load_model
 from deocc.inference.batch import RECOVERABLE
@@ -50,7 +50,7 @@ _GRADIO_ENVIRONMENT: Final = {
 
 def main(argv: Sequence[str]) -> int:
     """Serve the page until Ctrl-C, without network access, delete all photos at the end, and return 0."""
-    arguments = demo_parser().parse_args(argv)
+    arguments = PARSERS["demo"]().parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('deocc demo needs the package gradio: pip install "deocc[web-demo]"')
     with private_folder() as uploads, listen(arguments.host, arguments.port) as listener:

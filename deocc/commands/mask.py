@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deocc.commands.arguments import ALL_KINDS, CROP_SIZE, RANDOM_KIND, mask_parser
+from deocc.commands.arguments import ALL_KINDS, CROP_SIZE, PARSERS, RANDOM_KIND
 from deocc.commands.model import detection_of, finder_of, to_pixels
 from deocc.data.loader import item_seed
 from deocc.files import checksum
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 if all photos were processed, 1 if one was left out.
     """
-    chosen = mask_parser().parse_args(argv)
+    chosen = PARSERS["mask"]().parse_args(argv)
     check_out(chosen.out, chosen.photos)
     allowed, kinds = (*list_kinds(), ALL_KINDS, RANDOM_KIND), dict[str, None]()
     for name in chosen.kind or ["surgical"]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deocc.commands.arguments import predict_parser
+from deocc.commands.arguments import PARSERS
 from deocc.commands.model import detection_of, finder_of, load_model, model_hash, to_pixels
 from deocc.data.images import read_image
 from deocc.evaluation.figures import panel_image
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 if all photos were processed, 1 if one was left out.
     """
-    chosen = predict_parser().parse_args(argv)
+    chosen = PARSERS["predict"]().parse_args(argv)
     out: Path = chosen.out
     check_out(out, chosen.photos)
     if chosen.parquet:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from deocc.commands.arguments import verify_parser
+from deocc.commands.arguments import PARSERS
 from deocc.commands.model import finder_of, load_model
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.photos import read_photo
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         0 for "same", 1 for "different", 3 for "not sure"; with --all the lowest of these over the comparisons that is
         not 1, else 1. Errors have code 2.
     """
-    chosen = verify_parser().parse_args(argv)
+    chosen = PARSERS["verify"]().parse_args(argv)
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
     faces_a, faces_b = (_find(finder, path) for path in (chosen.a, chosen.b))
