@@ -48,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: code 2 after one line about bad input, with --json also an object on the output; 130 after Ctrl-C.
             With DEOCC_TRACEBACK=1 the original error is raised instead.
     """
+    home = os.path.expanduser("~")  # noqa: PTH111
     try:
-        try:
-            _main([_expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)])
+        try:  # shells expand `~` in `~/x` only, not in `--option=~/x`, and not if it is quoted
+            given = sys.argv[1:] if argv is None else argv
+            _main([re.sub(r"^(--[\w.-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, text) for text in given])
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -81,7 +83,9 @@ def _main(argv: list[str]) -> None:
             raise
         say(str(error))
         if "--json" in argv:
-            print(json.dumps({"error": {"code": _code(error), "message": one_line(error)}}, indent=2))
+            # For example "several_faces" for SeveralFacesError, "value" for ValueError.
+            code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
+            print(json.dumps({"error": {"code": code, "message": one_line(error)}}, indent=2))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -94,17 +98,6 @@ def _reader_has_ended() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are reported in any case
     return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _code(error: BaseException) -> str:
-    """Return the error's type for programs: "several_faces" for `SeveralFacesError`, "value" for `ValueError`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
-
-
-def _expand_home(argument: str) -> str:
-    """Expand `~` in `~/x` and `--option=~/x`; shells do so in the first only, and not if it is quoted."""
-    home = os.path.expanduser("~")  # noqa: PTH111
-    return re.sub(r"^(--[\w.-]+=)?~(?=/|$)", lambda match: f"{match[1] or ''}{home}", argument)
 
 
 def _run(argv: list[str]) -> int:

@@ -46,7 +46,6 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         RuntimeError: some runs failed, after all others have ended and the results are written; or another
             `deocc ablate` uses the folder.
-        KeyboardInterrupt: after Ctrl-C, once all child processes have ended.
     """
     plan = read_plan(argv)
     with hold_folder(plan.run) as lock:
@@ -73,9 +72,6 @@ def hold_folder(folder: Path) -> Iterator[int]:
 
     Unlike `deocc.files.hold_lock`, the lock also belongs to children that inherit the descriptor: those that outlive a
     killed parent still protect the folder.
-
-    Raises:
-        RuntimeError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="ascii") as file:
@@ -83,9 +79,9 @@ def hold_folder(folder: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = f"process {file.read().strip() or 'unknown'}, or a run that it left behind"
             raise RuntimeError(
-                f"{folder} is in use by another `deocc ablate` ({holder}): wait for it, end it, or give another --run"
+                f"{folder} is in use by another `deocc ablate` (process {file.read().strip() or 'unknown'}, or a run "
+                "that it left behind): wait for it, end it, or give another --run"
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -114,8 +110,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()
             print(f"{job.name} is run again: {names} in {job.folder} changed since it wrote them", flush=True)
     ended = len(jobs) - len(waiting)
     print(f"deocc ablate: {ended} of {len(jobs)} runs are done, {len(waiting)} to go", flush=True)
-    count = torch.cuda.device_count() if parallel > 1 and _GPUS not in os.environ else 0
-    devices = [str(number) for number in range(count)] if count > 1 else []
+    gpus = torch.cuda.device_count() if parallel > 1 and _GPUS not in os.environ else 0
+    devices = [str(number) for number in range(gpus)] if gpus > 1 else []
     begun, failed = time.monotonic(), dict[str, str]()
     running: dict[Job, _Child] = {}
     with _terminating(running) as check_interrupt:
@@ -244,12 +240,12 @@ def _is_done(job: Job) -> bool:
 def _changed_files(job: Job) -> list[str]:
     """Return the result files of a successful test that are missing or changed."""
     fingerprint, *recorded = _read_marker(job, "done") or [""]
-    if fingerprint != job.fingerprint:
-        return []
-    files = [line.split(" ", 1) for line in recorded]
-    return [
-        name for digest, name in files if not (job.folder / name).is_file() or checksum(job.folder / name) != digest
-    ]
+    changed = []
+    for line in recorded if fingerprint == job.fingerprint else ():
+        digest, name = line.split(" ", 1)
+        if not (job.folder / name).is_file() or checksum(job.folder / name) != digest:
+            changed.append(name)
+    return changed
 
 
 def _read_marker(job: Job, state: str) -> list[str]:

@@ -26,19 +26,14 @@ _ORIGIN = ("command", "seed", "data_seed", "mask_seeds", "data_hash", "training_
 
 
 class Outcome(NamedTuple):
-    """The outcome of one fold and seed.
-
-    Attributes:
-        fold: name; None for the split of the face set.
-        seed: seed of the run.
-        results: content of `results.json`, or the last validation figures in the same form.
-        read_pairs: reads the pair scores of a row; None if there are none. They are large and not kept in memory.
-    """
+    """The outcome of one fold, or of the split of the face set, and seed."""
 
     fold: str | None
     seed: int
     results: Mapping[str, Any]
+    """Content of `results.json`, or the last validation figures in the same form."""
     read_pairs: Callable[[str], PairScores | None]
+    """Reads the pair scores of a row, if there are any. They are large and not kept in memory."""
 
 
 def read_tests(plan: Plan, done: Sequence[Job]) -> dict[str, list[Outcome]]:
@@ -163,14 +158,17 @@ def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates:
         For each of `plan.compare` its letters, claim and numbers of runs, and, if its pairs are known, `masks`: by
         "given" and "predicted", or "none" if both rows have one source of masks only, the estimate of first minus
         second with the interval of each figure, and the verdict.
-
-    Raises:
-        ValueError: two rows were scored on different pairs.
     """
 
     @cache
-    def replicates_of(letter: str, row: str) -> dict[str, torch.Tensor] | None:
-        return _bootstrap(known[letter], row, replicates)
+    def bootstrap(letter: str, row: str) -> dict[str, torch.Tensor] | None:  # the seeds of a fold averaged
+        parts: dict[str | None, list[PairScores]] = {}
+        for test in known[letter]:
+            pairs = test.read_pairs(row)
+            if pairs is None:
+                return None
+            parts.setdefault(test.fold, []).append(pairs)
+        return bootstrap_figures(list(parts.values()), replicates, names=FIGURES)
 
     of = len(plan.fold_seeds())
     comparisons: list[dict[str, Any]] = []
@@ -183,22 +181,20 @@ def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates:
         predicted = [row if row in CLEAN_ROWS else with_predicted_mask(row) for row in given]
         sources = {"none": given} if predicted == given else {"given": given, "predicted": predicted}
         for mask, rows in sources.items() if count == of else ():
-            one, other = (replicates_of(letter, row) for letter, row in zip(letters, rows, strict=True))
+            one, other = (bootstrap(letter, row) for letter, row in zip(letters, rows, strict=True))
             if one is not None and other is not None:
                 _check_pairs(pair, [known[letter] for letter in letters], rows)
                 differences[number, mask] = {name: one[name] - other[name] for name in FIGURES}
     if not differences:
         return comparisons
-    intervals = {
-        name: simultaneous_intervals(torch.stack([each[name] for each in differences.values()])) for name in FIGURES
-    }
-    for place, ((number, mask), each) in enumerate(differences.items()):
-        figures: dict[str, Any] = {}
-        for name in FIGURES:
-            low, high = intervals[name][place].tolist()
+    for name in FIGURES:
+        intervals = simultaneous_intervals(torch.stack([each[name] for each in differences.values()])).tolist()
+        for ((number, mask), each), (low, high) in zip(differences.items(), intervals, strict=True):
+            figures = comparisons[number].setdefault("masks", {}).setdefault(mask, {})
             figures[name] = {"estimate": float(each[name][0]), "low": low, "high": high}
+    for number, mask in differences:
+        figures = comparisons[number]["masks"][mask]
         figures["verdict"] = verdict(figures["eer"])
-        comparisons[number].setdefault("masks", {})[mask] = figures
     return comparisons
 
 
@@ -209,17 +205,6 @@ def _check_pairs(pair: Comparison, sides: Sequence[Sequence[Outcome]], rows: Seq
             check_same_pairs(cast(PairScores, one), cast(PairScores, other))
         except ValueError as error:
             raise ValueError(f"compare {pair.first} and {pair.second}: {error}") from error
-
-
-def _bootstrap(tests: Sequence[Outcome], row: str, replicates: int) -> dict[str, torch.Tensor] | None:
-    """Return the replicates of a row, the seeds of a fold averaged; None if the pairs of a test are unknown."""
-    parts: dict[str | None, list[PairScores]] = {}
-    for test in tests:
-        pairs = test.read_pairs(row)
-        if pairs is None:
-            return None
-        parts.setdefault(test.fold, []).append(pairs)
-    return bootstrap_figures(list(parts.values()), replicates, names=FIGURES)
 
 
 def verdict(interval: Mapping[str, float]) -> str:

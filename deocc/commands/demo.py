@@ -76,13 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Answers:
-    """Turns the page's inputs into HTML.
-
-    Args:
-        analyst: computes the content.
-        finder: finds the faces.
-        uploads: folder of uploaded files; no other file is read.
-    """
+    """Turns the page's inputs into HTML; only files below the folder of uploads are read."""
 
     def __init__(self, analyst: Analyst, finder: FaceFinder, uploads: Path) -> None:
         self._analyst, self._finder, self._uploads = analyst, finder, uploads.resolve()
@@ -206,11 +200,7 @@ def forget_proxies() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address; port 0 chooses a free one.
-
-    Raises:
-        ValueError: the port is out of range or in use, or this machine does not have the address.
-    """
+    """Return a socket that listens at an address; port 0 chooses a free one."""
     if not 0 <= port <= 65535:
         raise ValueError(f"--port {port} is not a port: choose one from 0 to 65535")
     try:

@@ -60,26 +60,16 @@ class Comparison(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """Everything the page shows for one request.
-
-    Attributes:
-        panels: the processing steps.
-        pair: comparisons of the two photos, empty without a second photo. The last one is the system's answer.
-        matches: the most similar people of the gallery, in descending order of similarity.
-        gallery: the gallery, or None if there is none.
-    """
+    """Everything the page shows for one request."""
 
     panels: list[Panel]
-    pair: list[Comparison]
-    matches: list[Comparison]
+    pair: list[Comparison]  # of the two photos; the last one is the system's answer
+    matches: list[Comparison]  # the most similar people of the gallery, in descending order of similarity
     gallery: "OrlGallery | None"
 
 
 class OrlGallery:
     """Gallery of the first image of each of the 40 ORL people, embedded once.
-
-    Args:
-        pipeline: the trained system.
 
     Raises:
         FileNotFoundError: the package that ships the faces is missing or incomplete.
@@ -126,12 +116,7 @@ class OrlGallery:
 
 
 class Analyst:
-    """Computes the content of the page.
-
-    Args:
-        pipeline: the trained system.
-        gallery: people to search; None disables the search.
-    """
+    """Computes the content of the page; without a gallery, no people are searched."""
 
     def __init__(self, pipeline: Pipeline, gallery: OrlGallery | None) -> None:
         self._pipeline, self._gallery = pipeline, gallery
@@ -139,14 +124,7 @@ class Analyst:
     def analyse(self, face: PhotoFace, kind: str, seed: int, second: PhotoFace | None = None) -> Analysis:
         """Mask a face, complete it, compare it with a second one and search it in the gallery.
 
-        Args:
-            face: face of the first photo, cropped at the pipeline's size.
-            kind: a name from `deocc.masking.list_kinds()`, or `NO_MASK`.
-            seed: seed of the rendered mask.
-            second: face of the second photo, which may be masked.
-
-        Raises:
-            ValueError: unknown kind.
+        Both faces are cropped at the pipeline's size. The kind is `NO_MASK` or a name from `deocc.masking.list_kinds`.
         """
         masked = face.face
         if kind != NO_MASK:

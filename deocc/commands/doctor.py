@@ -9,12 +9,9 @@ from deocc.commands.doctor_installation import Context, Finding, run_check
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `deocc doctor`, printing each finding as soon as it is known; `deocc doctor --help` lists the arguments.
+    """Run `deocc doctor`, printing each finding as soon as it is known; return 1 if something is wrong, else 0.
 
     Without the needed packages only the installation is checked.
-
-    Returns:
-        1 if something is wrong, else 0, even with warnings.
     """
     arguments = PARSERS["doctor"]().parse_args(argv)
     levels: Counter[str] = Counter()

@@ -152,12 +152,7 @@ CHECKS: Final = (
 
 
 def requirements() -> dict[str, list["Requirement"]]:
-    """Return the packages that deocc needs ("") and those of each user extra on this system.
-
-    Raises:
-        PackageNotFoundError: deocc is not installed.
-        ImportError: the package `packaging` is not installed.
-    """
+    """Return the packages that deocc needs ("") and those of each user extra on this system."""
     from packaging.requirements import Requirement
 
     extras = [name for name in metadata("deocc").get_all("Provides-Extra") or [] if name not in _DEVELOPER_EXTRAS]

@@ -34,7 +34,7 @@ _WIDTH: Final = 200  # of the printed table if the output is no terminal
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `deocc identify GALLERY PHOTOS...`; `deocc identify --help` lists the arguments.
+    """Run `deocc identify GALLERY PHOTOS...`; return 0 if all photos were processed, 1 if one was left out.
 
     The gallery is a folder of photos, each in a folder or in a file named after its person. Gallery photos of several
     faces are left out, and of several photos of a person the most similar one counts. The answer for a face is "known",
@@ -45,9 +45,6 @@ def main(argv: Sequence[str]) -> int:
     Prints a table, or with --json a list, and writes it to --out with more columns: a row for each face, and one for
     each photo that was left out, including gallery photos. With --save-index the embeddings of the gallery are cached
     and reused for photos of the same size and modification time, model and detector settings.
-
-    Returns:
-        0 if all photos were processed, 1 if one was left out, of the gallery or to identify.
     """
     chosen = PARSERS["identify"]().parse_args(argv)
     if chosen.top < 1:
@@ -100,12 +97,7 @@ class Identifier:
         self._table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
 
     def __call__(self, found: FoundPhoto) -> list[Outcome]:
-        """Return an outcome for each face of a photo.
-
-        Raises:
-            FileNotFoundError: the photo does not exist.
-            ValueError: it cannot be read or shows no face, or no threshold was calibrated for its condition.
-        """
+        """Return an outcome for each face of a photo."""
         photo = str(found.path)
         faces = self.finder.find(read_photo(found.path), photo)
         output = self.pipeline.process_faces(torch.stack([face.face for face in faces]))

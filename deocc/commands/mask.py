@@ -28,16 +28,13 @@ _EXTENT: Final = 1.6  # side of that crop in canonical crops: ear loops, arms an
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `deocc mask PHOTOS`; `deocc mask --help` lists the arguments.
+    """Run `deocc mask PHOTOS`; return 0 if all photos were processed, 1 if one was left out.
 
     Writes to --out: `masked_photos/NAME-KIND.png`, `masks/NAME-KIND.png` (255 = covered), with --crops
     `crops/NAME-KIND-FACE.png` and its mask, and `masks.csv` with a row for each face and kind, or one for each photo
     that was left out. NAME is the photo's path within the given folder. JPEG would change uncovered pixels, so all
     images are PNG. Existing files are never overwritten: results of the same photo and settings are not made again, and
     photos whose names are taken by others are left out.
-
-    Returns:
-        0 if all photos were processed, 1 if one was left out.
     """
     chosen = PARSERS["mask"]().parse_args(argv)
     check_out(chosen.out, chosen.photos)
@@ -110,13 +107,7 @@ class PhotoMasker:
         self.kinds, self.finder, self.table = kinds, finder, table
 
     def __call__(self, found: FoundPhoto) -> list[Outcome]:
-        """Write the missing results of a photo and return an outcome for each kind and face.
-
-        Raises:
-            FileNotFoundError: the photo does not exist.
-            ValueError: it cannot be read or shows no face.
-            OutputError: a result cannot be written.
-        """
+        """Write the missing results of a photo and return an outcome for each kind and face."""
         data = read_bytes(found.path)
         digest = checksum(data)
         outcomes: list[Outcome] = []

@@ -43,7 +43,7 @@ _MAX_LABEL: Final = 16  # characters
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `deocc predict PHOTOS`; `deocc predict PHOTOS --help` lists the arguments.
+    """Run `deocc predict PHOTOS`; return 0 if all photos were processed, 1 if one was left out.
 
     Writes to --out, for each face: `faces/NAME-FACE.png`, the canonical crop that the model sees,
     `masks/NAME-FACE.png`, the predicted mask (0 = visible, 255 = covered), and `completed/NAME-FACE.png`; for each
@@ -54,9 +54,6 @@ def main(argv: Sequence[str]) -> int:
     and model, a hash of the model. Existing files are never overwritten: results of the same photo, model and settings
     are not made again, and photos whose names are taken by others are left out. Table, embeddings and contact sheets
     are about the photos of this call only.
-
-    Returns:
-        0 if all photos were processed, 1 if one was left out.
     """
     chosen = PARSERS["predict"]().parse_args(argv)
     out: Path = chosen.out
@@ -98,13 +95,7 @@ class PhotoPredictor:
     embeddings: EmbeddingFile
 
     def __call__(self, found: FoundPhoto) -> list[Outcome]:
-        """Write the missing results of a photo and return an outcome for each face.
-
-        Raises:
-            FileNotFoundError: the photo does not exist.
-            ValueError: it cannot be read, shows no face, or files of another photo have the same names.
-            OutputError: a result cannot be written.
-        """
+        """Write the missing results of a photo and return an outcome for each face."""
         data = read_bytes(found.path)
         mark = checksum(repr((checksum(data), *self.settings)))[:32]
         if earlier := self._earlier(found, mark):
@@ -148,17 +139,9 @@ class PhotoPredictor:
 
 
 def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
-    """Write the contact sheets `contact_sheets/001.png`, ... of the faces and remove later ones; equal pages are kept.
+    """Write the contact sheets `contact_sheets/001.png`, ... of the faces and return them.
 
-    Args:
-        out: folder of the results.
-        faces: in the order of the sheets; those whose images are missing are left out.
-
-    Returns:
-        The pages.
-
-    Raises:
-        OutputError: a page cannot be written, or another file has its name.
+    Equal pages are kept, later ones removed, and faces whose images are missing left out.
     """
     folders = [out / folder for folder in _PANELS.values()]
     shown = [face for face in faces if all((folder / f"{face.name}.png").is_file() for folder in folders)]
