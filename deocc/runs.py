@@ -3,7 +3,6 @@
 A run is a folder with `config.yaml`, `metrics.csv`, `checkpoints/` and the files that `deocc test` writes.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,17 +89,6 @@ def series(wanted: Path) -> tuple[list[Path], Path]:
         found.append(folder)
         folder = wanted.with_name(f"{wanted.name}-{len(found) + 1}")
     return found, folder
-
-
-def check_writable(folder: Path) -> None:
-    """Create the folder, and raise OSError if files cannot be created in it."""
-    probe = folder / f".writable-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}): give another folder as --run") from error
 
 
 def run_folder_of(checkpoint: Path) -> Path:

@@ -7,6 +7,7 @@ import logging
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,10 @@ TRAINER_DEFAULTS = {
 
 
 class DeoccCLI(LightningCLI):
-    """LightningCLI in which one YAML names a module, the data and the trainer, and `--run` the folder of all outputs.
-
-    `locks` receives the lock of the run folder; the other settings are those of `LightningCLI`.
-    """
+    """LightningCLI in which one YAML names a module, the data and the trainer, and `--run` where to write."""
 
     def __init__(self, command: str, locks: contextlib.ExitStack, **settings: Any) -> None:
-        self._command, self._locks = command, locks
+        self._command, self._locks = command, locks  # the latter receive the lock of the run folder
         super().__init__(pl.LightningModule, MaskedFaceDataModule, **settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, called on the instance
@@ -200,10 +198,6 @@ def expand_arguments(argv: list[str]) -> list[str]:
     """Replace `--checkpoint RUN`, `--resume RUN` and configuration names by what LightningCLI understands.
 
     An evaluation without `--checkpoint` takes the newest run.
-
-    Raises:
-        FileNotFoundError: there is no such run or configuration.
-        ValueError: an option without its value, or all checkpoints are damaged.
     """
     command, *rest = argv
     if {"-h", "--help"} & set(rest):
@@ -279,7 +273,12 @@ def _fit_folder(config: Any, checkpoint: Path | None) -> Path:
     if folder != wanted and processes.is_first():
         print(f"deocc fit: {wanted} holds a run: this one is new; `deocc fit --resume {wanted}` continues that one")
     if not config.trainer.fast_dev_run:
-        runs.check_writable(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(f"cannot write to {folder} ({error.strerror}): give another folder as --run") from error
     return folder
 
 

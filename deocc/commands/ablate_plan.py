@@ -26,16 +26,10 @@ STAGE1 = "inpaint"
 
 @dataclass(frozen=True)
 class Stage:
-    """Configuration of a stage, or of all tests.
+    """Configuration of a stage, or what all tests add to that of the tested run."""
 
-    Attributes:
-        configs: files or names as `--config` of `deocc fit` takes them; later ones win. Tests add them to the
-            configuration of the tested run.
-        overlay: changes to the files.
-    """
-
-    configs: list[str] = field(default_factory=list)
-    overlay: dict[str, Any] = field(default_factory=dict)
+    configs: list[str] = field(default_factory=list)  # as `--config` of `deocc fit` takes them; later ones win
+    overlay: dict[str, Any] = field(default_factory=dict)  # changes to the files
 
     def contents(self) -> list[Any]:
         """Return the content of each file."""
@@ -68,32 +62,24 @@ class Plan:
     """An ablation: the keys of its YAML file and the options of `deocc ablate`."""
 
     run: Path = Path("runs/ablation")
-    jobs: PositiveInt = 1
-    """Number of simultaneous trainings or tests."""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    """Each repeats everything."""
+    jobs: PositiveInt = 1  # simultaneous trainings or tests
+    seeds: list[int] = field(default_factory=lambda: [0])  # each repeats everything
     folds: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name, changes to the configuration of both stages that test other people, such as a fold or a half of the face
     set; empty for its own split."""
-    people: Literal["test", "validation"] = "test"
-    """"validation" compares the last validation figures and leaves the test people unused."""
-    stage1: Stage = Stage()
-    """Without files, `stage2` or `folds` name an inpainting_checkpoint."""
+    people: Literal["test", "validation"] = "test"  # the latter: last validation figures, without a test
+    stage1: Stage = Stage()  # without files, `stage2` or `folds` name an inpainting_checkpoint
     stage2: Stage = Stage()
-    test: Stage = Stage()
-    """Changes to a run's configuration for its test."""
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Overlay of stage 2 by variant."""
+    test: Stage = Stage()  # changes to a run's configuration for its test
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # overlay of stage 2 by variant
     own_stage1: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overlay of stage 1 by variant, for variants that do not share the common stage 1."""
-    rows: dict[str, Row] = field(default_factory=dict)
-    """By letter."""
+    rows: dict[str, Row] = field(default_factory=dict)  # by letter
     compare: list[Comparison] = field(default_factory=list)
     share_outputs: bool = False
     """Let runs of a fold share the outputs of their frozen networks (`deocc.callbacks.SharedOutputsCallback`), in a
     folder that is deleted when all are done."""
-    wandb: bool = False
-    """Log the runs to Weights & Biases, in a group named after the output folder."""
+    wandb: bool = False  # log the runs to Weights & Biases, in a group named after the output folder
 
     def variant_of(self, letter: str) -> str:
         """Return the variant whose tests a row shows."""
@@ -210,21 +196,13 @@ def _check(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One `deocc fit` or `deocc test`.
+    """One `deocc fit` or `deocc test`."""
 
-    Attributes:
-        command: program and arguments, without those for resuming.
-        folder: run folder.
-        action: "fit" or "test"; jobs with the same folder differ in it.
-        fingerprint: hash of the arguments, the contents of the configuration files and the fingerprints of `after`.
-        after: jobs that must have succeeded before.
-    """
-
-    command: tuple[str, ...]
-    folder: Path
-    action: str
-    fingerprint: str
-    after: tuple["Job", ...] = ()
+    command: tuple[str, ...]  # program and arguments, without those for resuming
+    folder: Path  # the run folder
+    action: str  # "fit" or "test"
+    fingerprint: str  # hash of the arguments, the contents of the configuration files and the fingerprints of `after`
+    after: tuple["Job", ...] = ()  # jobs that must have succeeded before
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """`deocc identify GALLERY PHOTOS`: find the people of a gallery in photos."""
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,22 +12,10 @@ from rich.text import Text
 
 from deocc.commands.arguments import PARSERS
 from deocc.commands.model import detection_of, finder_of, load_model, model_hash
-from deocc.evaluation.thresholds import Calibration
+from deocc.inference import gallery
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
-from deocc.inference.faces import FaceFinder
-from deocc.inference.gallery import (
-    GalleryCache,
-    GalleryFace,
-    Limit,
-    Match,
-    PersonIndex,
-    answer,
-    find_conflicts,
-    limit_for,
-    read_gallery,
-)
 from deocc.inference.photos import read_photo
-from deocc.inference.pipeline import Pipeline, condition_of
+from deocc.inference.pipeline import condition_of
 from deocc.messages import printable, say
 
 _WIDTH: Final = 200  # of the printed table if the output is no terminal
@@ -53,47 +41,38 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--false-accept-rate {chosen.false_accept_rate:g}: give a share above 0 and at most 1")
     if any(row.done and "answer" not in row.details for row in OutcomeFile(chosen.out).all_rows()):
         raise ValueError(f"{chosen.out} is the table of another command: choose another --out")
-    pipeline = load_model(chosen)
-    index = PersonIndex(len(pipeline.network.center), chosen.index)
-    if pipeline.thresholds is None:
-        raise ValueError(
-            "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
-        )
-    finder = finder_of(chosen, pipeline.size)
-    cache = None
-    if chosen.save_index is not None:
-        detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
-        cache = GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
-    gallery, problems = read_gallery(chosen.gallery, pipeline, finder, cache)
-    say(f"gallery: {len({face.person for face in gallery})} people, {len(gallery)} faces")
-    index.add(np.stack([face.embedding for face in gallery]), [face.person for face in gallery])
-    problems += find_conflicts(gallery, index)
-    identify = Identifier(pipeline, pipeline.thresholds, finder, gallery, index, chosen.top, chosen.false_accept_rate)
-    photos, more_problems = find_photos(chosen.photos)
+    identify = Identifier(chosen)
+    photos, problems = find_photos(chosen.photos)
     chosen.out.unlink(missing_ok=True)  # earlier rows may be about another gallery
-    found = photos, problems + more_problems
+    found = photos, identify.problems + problems
     code = process_photos("identify", found, OutcomeFile(chosen.out), identify, chosen.json)
     if not chosen.json:
         identify.print()
     return code
 
 
-@dataclass
 class Identifier:
-    """Identifies the faces of one photo per call, and keeps a table of the answers."""
+    """Identifies the faces of one photo per call by the gallery, and keeps a table of the answers."""
 
-    pipeline: Pipeline
-    calibration: Calibration
-    finder: FaceFinder
-    gallery: Sequence[GalleryFace]
-    index: PersonIndex
-    top: int
-    """Number of people listed for each face."""
-    wanted: float
-    """Share of unknown faces that may be accepted as anyone of the gallery."""
-
-    def __post_init__(self) -> None:
-        self._limits: dict[str, Limit] = {}
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self.pipeline, self.top, self.wanted = load_model(chosen), chosen.top, chosen.false_accept_rate
+        self.index = gallery.PersonIndex(len(self.pipeline.network.center), chosen.index)
+        if self.pipeline.thresholds is None:
+            raise ValueError(
+                "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
+            )
+        self.calibration = self.pipeline.thresholds
+        self.finder = finder_of(chosen, self.pipeline.size)
+        cache = None
+        if chosen.save_index is not None:
+            detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
+            cache = gallery.GalleryCache(chosen.save_index, repr((model_hash(self.pipeline), detection)))
+        self.known, self.problems = gallery.read_gallery(chosen.gallery, self.pipeline, self.finder, cache)
+        people = [face.person for face in self.known]
+        say(f"gallery: {len(set(people))} people, {len(people)} faces")
+        self.index.add(np.stack([face.embedding for face in self.known]), people)
+        self.problems += gallery.find_conflicts(self.known, self.index)
+        self._limits: dict[str, gallery.Limit] = {}
         self._table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
 
     def __call__(self, found: FoundPhoto) -> list[Outcome]:
@@ -117,14 +96,14 @@ class Identifier:
             self._table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
         return outcomes
 
-    def _decide(self, covered: float, matches: list[Match]) -> dict[str, object]:
+    def _decide(self, covered: float, matches: list[gallery.Match]) -> dict[str, object]:
         """Decide about one face and return the columns of its row."""
         best = matches[0]
-        known = self.gallery[best.place]
+        known = self.known[best.place]
         condition = condition_of(self.calibration, (covered, known.covered))
-        limit = limit_for(self.calibration, condition, len(self.gallery), self.wanted)
+        limit = gallery.limit_for(self.calibration, condition, len(self.known), self.wanted)
         self._limits[condition] = limit
-        decided = answer(self.calibration, limit, matches, max(covered, known.covered))
+        decided = gallery.answer(self.calibration, limit, matches, max(covered, known.covered))
         return {
             "answer": decided,
             "person": best.person if decided == "known" else "",
@@ -150,6 +129,6 @@ class Identifier:
             excess = f", more than the {self.wanted:g} wanted: no stricter limit is known" if missed else ""
             print(
                 f"{condition}: known from {limit.same_from:.3f}, calibrated for one false accept in "
-                f"{1 / limit.target:g} comparisons{tested}; against {len(self.gallery)} faces {bound} of unknown "
+                f"{1 / limit.target:g} comparisons{tested}; against {len(self.known)} faces {bound} of unknown "
                 f"people may pass{excess}"
             )

@@ -15,20 +15,10 @@ from deocc.commands.model import detection_of, finder_of, load_model, model_hash
 from deocc.data.images import read_image
 from deocc.evaluation.figures import panel_image
 from deocc.files import checksum
+from deocc.inference import outputs
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.faces import FaceFinder, paste_back
 from deocc.inference.network import FaceOutput
-from deocc.inference.outputs import (
-    EmbeddedFace,
-    EmbeddingFile,
-    OutputError,
-    check_out,
-    import_arrow,
-    lock_folder,
-    read_mark,
-    save_marked,
-    save_png,
-)
 from deocc.inference.photos import read_bytes, read_photo
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import printable
@@ -57,14 +47,14 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen = PARSERS["predict"]().parse_args(argv)
     out: Path = chosen.out
-    check_out(out, chosen.photos)
+    outputs.check_out(out, chosen.photos)
     if chosen.parquet:
-        import_arrow()
+        outputs.import_arrow()
     pipeline = load_model(chosen)
     finder = finder_of(chosen, pipeline.size)
     model = model_hash(pipeline)
-    with lock_folder(out):
-        table, embeddings = OutcomeFile(out / TABLE), EmbeddingFile(out / EMBEDDINGS, model)
+    with outputs.lock_folder(out):
+        table, embeddings = OutcomeFile(out / TABLE), outputs.EmbeddingFile(out / EMBEDDINGS, model)
         predictor = PhotoPredictor(out, (model, detection_of(chosen)), pipeline, finder, table, embeddings)
         try:
             code = process_photos("predict", find_photos(chosen.photos, outside=out), table, predictor, chosen.json)
@@ -87,12 +77,11 @@ class PhotoPredictor:
     """Writes the results of one photo per call; table and embeddings contain those of earlier runs."""
 
     out: Path
-    settings: tuple[str, tuple[object, ...]]
-    """Hash of the model, and the settings that determine which faces are found."""
+    settings: tuple[str, tuple[object, ...]]  # hash of the model, and what determines which faces are found
     pipeline: Pipeline
     finder: FaceFinder
     table: OutcomeFile
-    embeddings: EmbeddingFile
+    embeddings: outputs.EmbeddingFile
 
     def __call__(self, found: FoundPhoto) -> list[Outcome]:
         """Write the missing results of a photo and return an outcome for each face."""
@@ -111,19 +100,20 @@ class PhotoPredictor:
             images[f"{MASKS}/{name}.png"] = (mask[0] * 255).round().byte().numpy()
             images[f"{COMPLETED}/{name}.png"] = to_pixels(completed_face)
             completed_photo = paste_back(completed_photo, completed_face, face.matrix, mask)
-        result = f"{PHOTOS}/{found.name}.png"
+        images[f"{PHOTOS}/{found.name}.png"] = completed_photo
         try:
-            save_marked(self.out, {**images, result: completed_photo}, mark, "from another photo, model or setting")
+            outputs.save_marked(self.out, images, mark, "from another photo, model or setting")
         except ValueError as error:
             raise ValueError(f"{found.path}: {error}") from error
         outcomes = []
         for face, covered, embedding in zip(faces, output.covered.tolist(), output.embedding.numpy(), strict=True):
             name = f"{found.name}-{face.number}"
-            self.embeddings.put(EmbeddedFace(name, str(found.path), face.number, mark, embedding))
+            self.embeddings.put(outputs.EmbeddedFace(name, str(found.path), face.number, mark, embedding))
             details: dict[str, object] = {"mask": f"{MASKS}/{name}.png", "completed_face": f"{COMPLETED}/{name}.png"}
             details |= {"embedding": name, "visible": round(1 - covered, 3)}
             if (thresholds := self.pipeline.thresholds) is not None:
                 details["masked"] = "yes" if covered >= thresholds.masked.limit else "no"
+            result = f"{PHOTOS}/{found.name}.png"
             outcomes.append(Outcome(str(found.path), "", face.number, result, details | face.details))
         self.embeddings.write_when_due()
         return outcomes
@@ -134,11 +124,11 @@ class PhotoPredictor:
         rows = [row for row in self.table.rows(str(found.path)) if row.done and row.output == output]
         names = [f"{found.name}-{row.face}" for row in rows if row.face]
         files = [output, *(f"{folder}/{name}.png" for name in names for folder in _PANELS.values())]
-        complete = all(read_mark(self.out / file) == mark for file in files)
+        complete = all(outputs.read_mark(self.out / file) == mark for file in files)
         return rows if complete and all(self.embeddings.mark(name) == mark for name in names) else []
 
 
-def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
+def write_sheets(out: Path, faces: Sequence[outputs.EmbeddedFace]) -> list[Path]:
     """Write the contact sheets `contact_sheets/001.png`, ... of the faces and return them.
 
     Equal pages are kept, later ones removed, and faces whose images are missing left out.
@@ -151,9 +141,9 @@ def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
         path = out / SHEETS / f"{number:03}.png"
         pages.append(path)
         mark = _SHEET_MARK + checksum(repr([(face.name, face.mark) for face in rows]))[:32]
-        present = read_mark(path)
+        present = outputs.read_mark(path)
         if path.exists() and not (present or "").startswith(_SHEET_MARK):
-            raise OutputError(f"{path} exists and is no contact sheet of an earlier run: choose another --out")
+            raise outputs.OutputError(f"{path} exists and is no contact sheet of an earlier run: choose another --out")
         if present == mark:
             continue
         columns = {}
@@ -167,8 +157,8 @@ def write_sheets(out: Path, faces: Sequence[EmbeddedFace]) -> list[Path]:
             labels.append(text.replace("$", r"\$"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph", UserWarning)  # characters that the font lacks are drawn as boxes
-            save_png(path, panel_image(columns, labels), mark)
+            outputs.save_png(path, panel_image(columns, labels), mark)
     for path in (out / SHEETS).glob("*.png"):
-        if path not in pages and (read_mark(path) or "").startswith(_SHEET_MARK):
+        if path not in pages and (outputs.read_mark(path) or "").startswith(_SHEET_MARK):
             path.unlink()
     return pages

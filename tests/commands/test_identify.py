@@ -113,7 +113,7 @@ def test_identify_by_covered_gallery_faces(model: Path, monkeypatch: pytest.Monk
         gallery, problems = read_gallery(*arguments)  # type: ignore[arg-type]
         return [replace(face, covered=0.95) for face in gallery], problems
 
-    monkeypatch.setattr(identify, "read_gallery", read_covered)
+    monkeypatch.setattr(identify.gallery, "read_gallery", read_covered)
     assert run(model) == 0
     assert {row["answer"] for row in read_rows()} == {"not sure"}
 
