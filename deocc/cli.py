@@ -84,8 +84,8 @@ def _main(argv: list[str]) -> None:
         say(str(error))
         if "--json" in argv:
             # For example "several_faces" for SeveralFacesError, "value" for ValueError.
-            code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
-            print(json.dumps({"error": {"code": code, "message": one_line(error)}}, indent=2))
+            name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
+            print(json.dumps({"error": {"code": name, "message": one_line(error)}}, indent=2))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -166,8 +166,8 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) 
     points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float32)
     usable = points.shape == (5, 2) and bool((points.abs() <= LARGEST_COORDINATE).all())
     if not usable or float(points.std(0).max()) < 1e-3:
-        found = points.tolist()
-        raise ValueError(f"expected five finite landmarks (5, 2) in pixels, not all in one place, got {found}")
+        given = points.tolist()
+        raise ValueError(f"expected five finite landmarks (5, 2) in pixels, not all in one place, got {given}")
     matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(size))
     pixels = torch.tensor(image).permute(2, 0, 1).float()[None] / 127.5 - 1
     return warp(pixels, matrix, size)[0].clamp(-1, 1), transform_points(points, matrix)

@@ -62,7 +62,7 @@ class Plan:
     """An ablation: the keys of its YAML file and the options of `deocc ablate`."""
 
     run: Path = Path("runs/ablation")
-    jobs: PositiveInt = 1  # simultaneous trainings or tests
+    jobs: int = 1  # simultaneous trainings or tests
     seeds: list[int] = field(default_factory=lambda: [0])  # each repeats everything
     folds: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name, changes to the configuration of both stages that test other people, such as a fold or a half of the face
@@ -122,8 +122,9 @@ def read_plan(argv: Sequence[str]) -> Plan:
     """
     parser = ArgumentParser(prog="deocc ablate", exit_on_error=False)  # `deocc.commands.arguments` has the help
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Plan, skip={"run", "seeds", "wandb"})
+    parser.add_class_arguments(Plan, skip={"run", "jobs", "seeds", "wandb"})
     parser.add_argument("--run", type=str, default=str(Plan.run))
+    parser.add_argument("--jobs", type=PositiveInt, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--wandb", action="store_true")
     argv = list(argv)

@@ -222,11 +222,13 @@ def _summarise_parts(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> dict
     Predicted masks are used where the row has them. The edges of the tenths are averaged over the tests.
     """
 
-    def mean_eer(part_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, float | None]:
+    def mean_eer(section: str, key: str | int) -> dict[str, float | None]:
         means = {}
         for letter, listed in known.items():
+            parts = [test.results[section] for test in listed]
+            parts = [dict(enumerate(part)) if isinstance(part, list) else part for part in parts]
             row = with_predicted_mask(plan.rows[letter].row)
-            values = [part_of(test.results).get("rows", {}).get(row, {}).get("eer") for test in listed]
+            values = [part.get(key, {}).get("rows", {}).get(row, {}).get("eer") for part in parts]
             means[letter] = mean_and_deviation(values)[0]
         return means
 
@@ -236,6 +238,5 @@ def _summarise_parts(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> dict
     for number in range(min((len(results.get("per_coverage", [])) for results in tests), default=0)):
         parts = [results["per_coverage"][number] for results in tests]
         edges = {name: statistics.fmean(part[name] for part in parts) for name in ("low", "high")}
-        tenths.append({**edges, "rows": mean_eer(lambda results, number=number: results["per_coverage"][number])})
-    per_kind = {kind: mean_eer(lambda results, kind=kind: results["per_kind"].get(kind, {})) for kind in kinds}
-    return {"per_kind": per_kind, "per_coverage": tenths}
+        tenths.append({**edges, "rows": mean_eer("per_coverage", number)})
+    return {"per_kind": {kind: mean_eer("per_kind", kind) for kind in kinds}, "per_coverage": tenths}
