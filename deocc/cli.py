@@ -41,9 +41,6 @@ If an error occurs, DEOCC_TRACEBACK=1 shows where."""
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `deocc`; if the reader of its output has ended, such as `head`, end with code 141 and without a word.
 
-    Args:
-        argv: the arguments; default: those of the process.
-
     Raises:
         SystemExit: code 2 after one line about bad input, with --json also an object on the output; 130 after Ctrl-C.
             With DEOCC_TRACEBACK=1 the original error is raised instead.
@@ -111,7 +108,7 @@ def _run(argv: list[str]) -> int:
     if command in arguments.PARSERS and (command != "predict" or photos):
         arguments.PARSERS[command]().parse_args(argv[1:])  # help and wrong arguments need no imports
     elif {"-h", "--help"} & set(argv):
-        arguments.print_training_help(command)
+        print(arguments.TRAINING_HELP[command] + ("" if command == "ablate" else arguments.KEYS_HELP), end="")
         return 0
     if command in {"fit", "validate", "test", "predict"} and not photos:
         return int(importlib.import_module("deocc.training").run(argv))

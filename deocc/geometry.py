@@ -71,13 +71,7 @@ def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         (..., 2, 3) matrix.
-
-    Raises:
-        ValueError: the shapes are not those of equally many points.
     """
-    if source.shape[-1] != 2 or source.shape[-2:] != target.shape[-2:]:
-        shapes = f"{tuple(source.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"expected points (..., P, 2) of equal count, got {shapes}")
     source, target = torch.broadcast_tensors(source, target)
     source_mean, target_mean = source.mean(-2, keepdim=True), target.mean(-2, keepdim=True)
     p, q = source - source_mean, target - target_mean

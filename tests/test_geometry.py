@@ -69,14 +69,6 @@ def test_similarity_never_mirrors() -> None:
     assert (torch.linalg.det(similarity_transform(source, mirrored)[..., :2]) > 0).all()
 
 
-@pytest.mark.parametrize(("source", "target"), [((5, 3), (5, 3)), ((4, 2), (5, 2)), ((2, 5), (2, 5))])
-def test_similarity_names_wrong_shapes(source: tuple[int, ...], target: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected points \(\.\.\., P, 2\)") as error:
-        similarity_transform(torch.zeros(source), torch.zeros(target))
-    assert str(source) in str(error.value)
-    assert str(target) in str(error.value)
-
-
 def test_inverse_maps_points_back() -> None:
     matrix = torch.stack([_similarity(2, 20, 3, 4), _similarity(0.5, -80, -30, 9)]).float()
     points = _points(2, 5).float()

@@ -90,12 +90,10 @@ def hold_folder(folder: Path) -> Iterator[int]:
 
 
 def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()) -> dict[str, str]:
-    """Run all jobs that are not done, each after those it needs. A failing job does not stop the others.
+    """Run all jobs that are not done, each after those it needs, which precede it in the list.
 
-    Args:
-        jobs: jobs in an order in which each follows those it needs.
-        parallel: number of simultaneous jobs; on a machine with several GPUs they are spread over them.
-        keep_open: file descriptors that child processes inherit, such as a lock's.
+    A failing job does not stop the others. On a machine with several GPUs, parallel jobs are spread over them. Children
+    inherit the file descriptors `keep_open`, such as a lock's.
 
     Returns:
         The reason of each failure in one line, by job name.

@@ -44,7 +44,13 @@ def read_tests(plan: Plan, done: Sequence[Job]) -> dict[str, list[Outcome]]:
         for fold, seed in plan.fold_seeds():
             folder = plan.run_folder(name, fold, seed)
             if folder in folders and plan.people == "validation":
-                outcomes.append(Outcome(fold, seed, _read_validation(folder), lambda row: None))
+                rows: dict[str, dict[str, float]] = {}
+                for _, key, value in read_metrics(folder):  # the last figures `val/ROW/FIGURE`
+                    split, row, *figure = key.split("/")
+                    if split == "val" and figure:
+                        rows.setdefault(row, {})["/".join(figure)] = value
+                results = {"rows": rows, "data": runs.face_set_of(folder)[0]}
+                outcomes.append(Outcome(fold, seed, results, lambda row: None))
             elif folder in folders:
                 results = json.loads((folder / runs.RESULTS).read_text(encoding="utf-8"))
                 outcomes.append(Outcome(fold, seed, results, partial(_read_pairs, folder)))
@@ -66,16 +72,6 @@ def read_metrics(run: Path) -> Iterator[tuple[int, str, float]]:
             for name, value in line.items():
                 if "/" in name and value:
                     yield int(line["step"]), name, float(value)
-
-
-def _read_validation(run: Path) -> dict[str, Any]:
-    """Return the last figures `val/ROW/FIGURE` of a run in the form of `results.json`."""
-    rows: dict[str, dict[str, float]] = {}
-    for _, key, value in read_metrics(run):
-        split, row, *figure = key.split("/")
-        if split == "val" and figure:
-            rows.setdefault(row, {})["/".join(figure)] = value
-    return {"rows": rows, "data": runs.face_set_of(run)[0]}
 
 
 def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: int = 2000) -> dict[str, Any]:

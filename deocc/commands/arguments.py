@@ -64,7 +64,7 @@ Train, test and compare the variants of a plan; the same command continues after
 }
 """Help of the commands whose arguments are the classes of a configuration."""
 
-_KEYS_HELP: Final = """
+KEYS_HELP: Final = """
 Keys:
   --model.init_args.NAME VALUE     of the module, such as learning_rate
   --data.NAME VALUE                of the data module, such as batch_size, face_set, kinds
@@ -72,11 +72,6 @@ Keys:
   --print_config                   print all keys and their values, with those of the given --config
   --model.help CLASS, --data.help  explain the keys of a class, such as deocc.modules.DistillationModule
 """
-
-
-def print_training_help(command: str) -> None:
-    """Print the help of fit, validate, test or ablate."""
-    print(TRAINING_HELP[command] + ("" if command == "ablate" else _KEYS_HELP), end="")
 
 
 def _parser(command: str, description: str, *parts: Callable[[ArgumentParser], None]) -> ArgumentParser:
@@ -108,10 +103,6 @@ def _photos(parser: ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
 
 
-def _out(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-
-
 def _model(parser: ArgumentParser) -> None:
     """Add --checkpoint and --device, for `deocc.commands.model.load_model`."""
     model = (
@@ -124,7 +115,8 @@ def _model(parser: ArgumentParser) -> None:
 
 def _mask() -> ArgumentParser:
     description = "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
-    parser = _parser("mask", description, _faces, _photos, _out)
+    parser = _parser("mask", description, _faces, _photos)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     kinds = f"{', '.join(KINDS)}; {ALL_KINDS} = a copy with each; {RANDOM_KIND} = one at random for each face"
     kinds = f"default: surgical. {kinds}; may be given several times"
     parser.add_argument("--kind", action="append", metavar="KIND", help=kinds)
@@ -139,7 +131,8 @@ def _predict() -> ArgumentParser:
         "Predict masks, complete the faces behind them and embed the faces of photos. Without PHOTOS, the validation "
         "faces of a run are predicted: `deocc predict --checkpoint RUN`; `--print_config` lists the keys of that form."
     )
-    parser = _parser("predict PHOTOS", description, _faces, _photos, _out)
+    parser = _parser("predict PHOTOS", description, _faces, _photos)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--parquet", action="store_true", help="write embeddings.parquet beside embeddings.npz")
     _model(parser)
     return parser

@@ -86,11 +86,7 @@ class Answers:
     ) -> str:
         """Return the result, or the message of an error, as HTML.
 
-        Args:
-            photo: `path` and `orig_name` of an uploaded file, as Gradio sends them; None = no photo.
-            second: the photo to compare with.
-            kind: a mask kind, or `NO_MASK`.
-            seed: seed of the mask, an integer from 0 to `MAX_SEED`.
+        Photos are given by `path` and `orig_name` of uploaded files, as Gradio sends them; the second is compared.
         """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -218,11 +214,9 @@ def listen(host: str, port: int) -> socket.socket:
 def make_app(page: "gr.Blocks", local_only: bool = True, hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
     """Mount the page in an application that limits uploads and loads nothing from other machines.
 
-    Args:
-        page: the page.
-        local_only: accept only requests to a loopback address or `localhost`. This stops DNS rebinding, where another
-            site's host name resolves to this machine so that its page can read this one.
-        hosts: further host names to accept, such as that of a reverse proxy.
+    With `local_only` it accepts only requests to a loopback address, `localhost` or one of `hosts`, such as that of a
+    reverse proxy. This stops DNS rebinding, where another site's host name resolves to this machine so that its page
+    can read this one.
     """
     import fastapi
     import gradio as gr

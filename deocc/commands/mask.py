@@ -72,7 +72,7 @@ def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, 
         seeds: one for each face, from which everything random follows.
 
     Raises:
-        ValueError: unknown kind, or an occluder is entirely outside the photo.
+        ValueError: an occluder is entirely outside the photo.
     """
     height, width = photo.shape[:2]
     mask = np.zeros((height, width), np.uint8)
