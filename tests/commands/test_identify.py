@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deocc.commands import identify
 from deocc.commands.identify import Identifier, main
 from deocc.inference.batch import Outcome
 from deocc.inference.faces import FaceFinder
@@ -113,7 +112,7 @@ def test_identify_by_covered_gallery_faces(model: Path, monkeypatch: pytest.Monk
         gallery, problems = read_gallery(*arguments)  # type: ignore[arg-type]
         return [replace(face, covered=0.95) for face in gallery], problems
 
-    monkeypatch.setattr(identify.gallery, "read_gallery", read_covered)
+    monkeypatch.setattr("deocc.inference.gallery.read_gallery", read_covered)
     assert run(model) == 0
     assert {row["answer"] for row in read_rows()} == {"not sure"}
 
