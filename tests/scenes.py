@@ -1,6 +1,7 @@
 """Photos with known faces: ORL images pasted on a larger, textured background."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -48,3 +49,8 @@ def draw_scene(faces: Sequence[Pasted], width: int = 640, height: int = 420) -> 
         rotated = layer.rotate(face.angle, Image.Resampling.BICUBIC, center=middle)
         scene.paste(rotated, (0, 0), rotated)
     return scene
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from deocc.commands.identify import Identifier, main
 from deocc.inference.batch import Outcome
 from deocc.inference.faces import FaceFinder
 from deocc.inference.gallery import GalleryFace, read_gallery
-from tests.fake_sets.faces import orl_face
+from tests.fake_sets.faces import save_face
 from tests.real_model import cover
 from tests.scenes import TWO, draw_scene
 
@@ -22,8 +21,7 @@ PHOTOS = ["in/20.png", "in/25.png", "in/35.png"]
 
 
 def save(path: str, person: int, image: int) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(orl_face(person, image, 230, 280)[0]).save(path)
+    save_face(Path(path), person, image, 230, 280)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from deocc.inference import faces
 from deocc.inference.faces import FaceFinder
 from deocc.inference.photos import read_photo
 from deocc.masking import list_kinds
-from tests.scenes import ONE, ROTATED, TWO, Pasted, draw_scene
+from tests.scenes import ONE, ROTATED, TWO, Pasted, draw_scene, read_pixels
 
 OUT = Path("out")
 
@@ -35,11 +35,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read_rows(out: Path = OUT) -> list[dict[str, str]]:
     with (out / "masks.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def read_pixels(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def read_files(out: Path = OUT) -> dict[str, bytes]:

@@ -4,10 +4,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.conftest import run_deocc
-from tests.fake_sets.faces import orl_face
+from tests.fake_sets.faces import save_face
 from tests.test_readme import COMMANDS
 
 _OUTPUTS = {
@@ -19,8 +18,7 @@ _NAMES = {*_OUTPUTS, "verify", "identify"}
 
 
 def save(path: str, person: int, image: int) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(orl_face(person, image, 240, 260)[0]).save(path)
+    save_face(Path(path), person, image, 240, 260)
 
 
 @pytest.mark.usefixtures("shared_detector")

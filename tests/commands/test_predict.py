@@ -18,7 +18,7 @@ from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
 from deocc.networks import Deoccluder
 from tests.real_model import SIZE, cover
-from tests.scenes import ONE, TWO, draw_scene
+from tests.scenes import ONE, TWO, draw_scene, read_pixels
 
 pytestmark = pytest.mark.usefixtures("shared_detector")
 OUT = Path("out")
@@ -41,11 +41,6 @@ def run(model: Path, *argv: str) -> int:
 def read_rows() -> list[dict[str, str]]:
     with (OUT / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def read_pixels(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def read_files() -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from deocc.commands.verify import main
 from deocc.inference import model_folder
 from deocc.inference.faces import SeveralFacesError
 from deocc.inference.pipeline import Pipeline
-from tests.fake_sets.faces import orl_face
+from tests.fake_sets.faces import save_face
 from tests.real_model import SAME, TESTED, cover
 from tests.scenes import TWO, Pasted, draw_scene
 
@@ -24,7 +24,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory with photos of person 20 (`a1`, `a2`), 25 (`b`), 0 and 4 (`two`), and without a face."""
     monkeypatch.chdir(tmp_path)
     for name, person, image in (("a1", 20, 0), ("a2", 20, 2), ("b", 25, 0)):
-        Image.fromarray(orl_face(person, image, 276, 336)[0]).save(f"{name}.png")
+        save_face(Path(f"{name}.png"), person, image, 276, 336)
     draw_scene(TWO).save("two.png")
     draw_scene(()).save("empty.png")
     Path("text.png").write_text("no image")
