@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -12,28 +12,15 @@ from torch import Tensor, nn
 
 from deocc import runs
 from deocc.callbacks.dashboards import continue_without
+from deocc.evaluation import thresholds
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.results import Results
-from deocc.evaluation.thresholds import (
-    CONDITIONS,
-    Calibration,
-    CountedPairs,
-    calibrate,
-    covered_share,
-    least_visible,
-    separate,
-    thresholds_path,
-    write_thresholds,
-)
 from deocc.files import checksum
 from deocc.inference.model_card import licences, model_card, training_facts
 from deocc.inference.model_folder import FOLDER, load, write_model
 
+# Maximum number of pairs of test identities per condition: all pairs of 4,400 images, about 2 GB of memory
 MEASURED_PAIRS: Final = 20_000_000
-"""Maximum number of pairs of test identities per condition: all pairs of 4,400 images, about 2 GB of memory."""
-
-_GALLERY, _PROBE = "gallery", "probe"
 _logger = logging.getLogger(__name__)
 
 
@@ -47,59 +34,65 @@ class CalibrationCallback(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.embeddings: dict[str, EmbeddingSet] = {}
-        self._calibration: Calibration | None = None
+        self.embeddings: list[EmbeddingSet] = []  # of clean and of masked validation faces
+        self._calibration: thresholds.Calibration | None = None
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Embed the validation faces; the module has embedded the test faces."""
-        self.embeddings, self._calibration = {}, None
+        self.embeddings, self._calibration = [], None
         if checkpoint_of_own_test(trainer) is None:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        loaders = dict(zip((_GALLERY, _PROBE), data.val_dataloader(), strict=True))
-        if min(len(loader.dataset) for loader in loaders.values()) < 2:
+        data, loaders = trainer.datamodule, trainer.datamodule.val_dataloader()
+        if min(len(loader.dataset) for loader in loaders) < 2:
             name = type(data.face_set).__name__
             _logger.warning("no thresholds: %s has no validation faces to calibrate them on", name)
             return
-        self.embeddings = {name: _embed(pl_module, data, loader) for name, loader in loaders.items()}
+        self.embeddings = [_embed(pl_module, data, loader) for loader in loaders]
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the thresholds."""
         checkpoint, calibration = checkpoint_of_own_test(trainer), self.calibration(trainer, pl_module)
         if checkpoint is None or calibration is None:
             return
-        path = thresholds_path(checkpoint)
+        path = thresholds.thresholds_path(checkpoint)
         with continue_without(path):
-            write_thresholds(checkpoint, calibration)
-            supported = ", ".join(f"{name} {len(calibration.thresholds[name])}" for name in CONDITIONS)
+            thresholds.write_thresholds(checkpoint, calibration)
+            supported = ", ".join(f"{name} {len(calibration.thresholds[name])}" for name in thresholds.CONDITIONS)
             print(f"thresholds: {path} (number of targets: {supported})", flush=True)
 
-    def calibration(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Calibration | None:
+    def calibration(self, trainer: Any, pl_module: Any) -> thresholds.Calibration | None:
         """Return the calibration once the test has ended; None on other ranks or if it is not possible.
 
         The first call computes it, so that it does not matter which callback comes first.
         """
         if self._calibration is None and self.embeddings and trainer.is_global_zero:
             try:
-                self._calibration = self._calibrate(trainer, cast(Results, pl_module.results).embeddings)
+                self._calibration = self._calibrate(trainer.datamodule, pl_module.results.embeddings)
             except ValueError as error:  # such as a student without a de-occluder, which predicts no masks
                 _logger.warning("no thresholds: %s", error)
-                self.embeddings = {}
+                self.embeddings = []
         return self._calibration
 
-    def _calibrate(self, trainer: pl.Trainer, tested: dict[str, EmbeddingSet]) -> Calibration:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        validation = AllPairs().narrow({name: self.embeddings[name] for name in (_GALLERY, _PROBE)})
-        measured = _test_pairs(tested)
-        pairs = _conditions(validation[_GALLERY], validation[_PROBE])
-        thresholds = {name: calibrate(counted, measured.get(name)) for name, counted in pairs.items()}
-        coverage = self.embeddings[_PROBE].coverage
-        masked = separate(self.embeddings[_GALLERY].coverage, coverage)
-        name, data_hash = type(data.face_set).__name__, data.face_set.fingerprint("val")
-        return Calibration(thresholds, masked, least_visible(coverage), data.size, name, data_hash)
+    def _calibrate(self, data: Any, tested: dict[str, EmbeddingSet]) -> thresholds.Calibration:
+        measured: dict[str, thresholds.CountedPairs] = {}
+        probe = tested.get("student_predicted_mask", tested.get("student"))
+        gallery = tested.get("student_clean_predicted_mask", tested.get("student_clean"))
+        if probe is not None and gallery is not None:
+            gallery = gallery.take(torch.isin(gallery.identity, probe.identity))  # a protocol may leave identities out
+            measured = _conditions(gallery, probe, MEASURED_PAIRS)
+        clean, masked = self.embeddings
+        pairs = _conditions(clean, masked)
+        return thresholds.Calibration(
+            thresholds={name: thresholds.calibrate(counted, measured.get(name)) for name, counted in pairs.items()},
+            masked=thresholds.separate(clean.coverage, masked.coverage),
+            least_visible=thresholds.least_visible(masked.coverage),
+            size=data.size,
+            data=type(data.face_set).__name__,
+            data_hash=data.face_set.fingerprint("val"),
+        )
 
 
-def checkpoint_of_own_test(trainer: pl.Trainer) -> Path | None:
+def checkpoint_of_own_test(trainer: Any) -> Path | None:
     """Return the checkpoint of a run that is tested on all of its own face set; None in any other test.
 
     Such a test writes to the run's folder or to one that contains it, as in `make demo`. A test on other faces writes
@@ -110,7 +103,7 @@ def checkpoint_of_own_test(trainer: pl.Trainer) -> Path | None:
     checkpoint = Path(trainer.ckpt_path)
     run, out = runs.run_folder_of(checkpoint).resolve(), Path(trainer.default_root_dir).resolve()
     trained_on = runs.face_set_of(run)[0]
-    same = trained_on in (None, type(trainer.datamodule.face_set).__name__)  # type: ignore[attr-defined]
+    same = trained_on in (None, type(trainer.datamodule.face_set).__name__)
     return checkpoint if same and out in (run, *run.parents) and checkpoint.is_file() else None
 
 
@@ -122,30 +115,22 @@ def _embed(module: Any, data: Any, loader: Iterable[Any]) -> EmbeddingSet:
         masked = data.on_after_batch_transfer(module.transfer_batch_to_device(batch, module.device, 0), 0)
         predicted: dict[str, Tensor] = module.predict_step(masked, 0)
         ids = {name: masked[name] for name in ("identity", "index", "kind", "seed")}
-        bank.update(predicted["embedding"], **ids, coverage=covered_share(predicted["mask"]))
+        bank.update(predicted["embedding"], **ids, coverage=thresholds.covered_share(predicted["mask"]))
     return bank.compute()
 
 
-def _conditions(gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, CountedPairs]:
-    """Return all pairs of each of `CONDITIONS`, from a clean gallery and masked probes."""
+def _conditions(
+    gallery: EmbeddingSet, probe: EmbeddingSet, most: int | None = None
+) -> dict[str, thresholds.CountedPairs]:
+    """Return all pairs of each of `CONDITIONS`, from a clean gallery and masked probes, see `AllPairs.narrow`."""
     protocol = AllPairs()
+    gallery, probe = protocol.narrow({"gallery": gallery, "probe": probe}, most).values()
     cross_repeats, within_repeats = protocol.repeats(probe)
     return {
-        "clean-clean": CountedPairs(protocol.within(gallery), protocol.repeats(gallery)[1]),
-        "clean-masked": CountedPairs(protocol.cross(gallery, probe), cross_repeats),
-        "masked-masked": CountedPairs(protocol.within(probe), within_repeats),
+        "clean-clean": thresholds.CountedPairs(protocol.within(gallery), protocol.repeats(gallery)[1]),
+        "clean-masked": thresholds.CountedPairs(protocol.cross(gallery, probe), cross_repeats),
+        "masked-masked": thresholds.CountedPairs(protocol.within(probe), within_repeats),
     }
-
-
-def _test_pairs(tested: Mapping[str, EmbeddingSet]) -> dict[str, CountedPairs]:
-    """Return all pairs of each condition among the test faces with predicted masks, whatever pairs the test listed."""
-    probe = tested.get("student_predicted_mask", tested.get("student"))
-    gallery = tested.get("student_clean_predicted_mask", tested.get("student_clean"))
-    if probe is None or gallery is None:
-        return {}
-    known = torch.isin(gallery.identity, probe.identity)  # a protocol may have left identities out
-    narrowed = AllPairs().narrow({_GALLERY: gallery.take(known), _PROBE: probe}, MEASURED_PAIRS)
-    return _conditions(narrowed[_GALLERY], narrowed[_PROBE])
 
 
 class ModelFolderCallback(pl.Callback):
@@ -175,8 +160,6 @@ class ModelFolderCallback(pl.Callback):
 
 def _hash_weights(network: nn.Module) -> str | None:
     """Return a hash of all weights; None for a network without any, such as one in an ONNX file."""
-    state: dict[str, Tensor] = network.state_dict()
-    parts: list[bytes | str] = []
-    for name in sorted(state):
-        parts += [name, state[name].detach().cpu().contiguous().numpy().tobytes()]
+    state = sorted(network.state_dict().items())
+    parts = [part for name, tensor in state for part in (name, tensor.detach().cpu().contiguous().numpy().tobytes())]
     return checksum(*parts)[:16] if parts else None

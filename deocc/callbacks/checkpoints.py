@@ -1,7 +1,6 @@
 """Checkpoints of a run, from which a training resumes bit for bit, and the signals that stop a training.
 
-A checkpoint is written after every epoch, after a number of minutes within an epoch, and when a signal stops the
-training. It is written to `next.ckpt`; then `last.ckpt` becomes `previous.ckpt`, and `next.ckpt` becomes `last.ckpt`. A
+A checkpoint is written to `next.ckpt`; then `last.ckpt` becomes `previous.ckpt`, and `next.ckpt` becomes `last.ckpt`. A
 kill at any time leaves at least one complete file.
 
 Resuming within an epoch uses Lightning's own state: the loops resume from their state at the end of a batch, and the
@@ -14,7 +13,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -30,49 +28,35 @@ from deocc.files import replace_file
 from deocc.messages import describe_error
 from deocc.networks.weights import read_checkpoint
 
+# Ctrl-C; the end of a machine or job; what SLURM sends before a time limit (`--signal=USR1@120`)
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; the end of a machine or job; what SLURM sends before a time limit (`--signal=USR1@120`)."""
 
 _SAVE: Final = 1  # requested action, smaller than the number of any signal in STOP_SIGNALS
 _ATTEMPTS, _PAUSE = 40, 15.0  # the final checkpoint is retried for ten minutes, in which the user can free space
 _logger = logging.getLogger(__name__)
 
-Handler = Callable[[int, FrameType | None], Any] | int | None
-
 
 class TrainingStopped(BaseException):
-    """A signal has stopped the training. Not an `Exception`, so that no handler of errors catches it.
-
-    Attributes:
-        signum: the signal.
-        run: the run folder.
-        saved: whether a checkpoint of the last step was written; False after a second signal.
-    """
+    """A signal has stopped the training. Not an `Exception`, so that no handler of errors catches it."""
 
     def __init__(self, signum: int, run: str, saved: bool) -> None:
         super().__init__(signum, run, saved)
-        self.signum, self.run, self.saved = signum, run, saved
+        self.signum, self.run = signum, run
+        self.saved = saved  # a checkpoint of the last step was written; False after a second signal
 
 
 class StopSignals:
-    """Record the first of `STOP_SIGNALS`; a second one raises `TrainingStopped` immediately.
-
-    Attributes:
-        received: number of the first signal; 0 before it.
-    """
+    """Record the first of `STOP_SIGNALS` in `received`; a second one raises `TrainingStopped` immediately."""
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = 0  # number of the first signal; 0 before it
         self._run, self._process, self._installed = "", os.getpid(), False
-        self._previous: dict[int, Handler] = {}
+        self._previous: dict[int, Any] = {}
 
     def install(self, run: str) -> None:
         """Install the handlers, if this is the main thread; a second call takes them back from Lightning.
 
         A signal that is ignored stays ignored: a shell starts background jobs that way.
-
-        Args:
-            run: the run folder, for the message.
         """
         self._run = run
         if threading.current_thread() is not threading.main_thread():
@@ -105,19 +89,11 @@ class StopSignals:
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints completely or not at all, and read only tensors and plain values.
+    """Write checkpoints completely or not at all, where an error is only logged and kept; read only plain values."""
 
-    An error while writing does not stop the training: it is logged and kept in `failure`.
+    failure: str | None = None  # why the last checkpoint could not be written; None if it was
 
-    Attributes:
-        failure: why the last checkpoint could not be written; None if it was.
-    """
-
-    failure: str | None = None
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file, wait until it is on the disk, and rename it."""
         target, self.failure = Path(path), None
         try:
@@ -130,27 +106,17 @@ class DurableCheckpointIO(TorchCheckpointIO):
             advice = "the training continues and tries again; free some space"
             _logger.warning("cannot write %s (%s): %s", target, self.failure, advice)
 
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Return the content on the CPU; never executes anything in the file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or no checkpoint.
-        """
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Return the content on the CPU; never executes anything in the file."""
         return read_checkpoint(Path(path))
 
 
 class CheckpointCallback(Checkpoint):
-    """Write checkpoints to `checkpoints/` in the run folder, and stop after the current step when a signal asks for it.
+    """Write a checkpoint after every epoch, at intervals, and after the current step when a signal stops the training.
 
     Args:
         every_minutes: write one after this time within an epoch; None: only after epochs.
         every_batches: also write one after this number of batches within an epoch.
-
-    Raises:
-        ValueError: an interval is not positive.
     """
 
     def __init__(self, every_minutes: float | None = 10.0, every_batches: int | None = None) -> None:
@@ -159,10 +125,8 @@ class CheckpointCallback(Checkpoint):
                 raise ValueError(f"checkpoints.{name} is {value}: choose a number above 0, or null")
         self.every_minutes, self.every_batches = every_minutes, every_batches
         self._signals, self._io = StopSignals(), DurableCheckpointIO()
-        self._last_save, self._saved = time.monotonic(), True
-        self._logs_truncated = False
-        self._stop_signal = 0
-        self._loops: dict[str, Any] | None = None
+        self._last_save, self._saved, self._stop_signal, self._logs_truncated = time.monotonic(), True, 0, False
+        self._loops: dict[str, Any] | None = None  # state at the end of the step to be saved
         self._loader_states: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -189,27 +153,21 @@ class CheckpointCallback(Checkpoint):
             loader.load_state_dict(self._loader_states[0])
         self._loader_states = []
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the state of the loops, if a checkpoint of this step is requested.
 
         Lightning resumes within an epoch from the state at this hook. The checkpoint is written in the next
         `on_train_batch_start`: only then the module's running average, the validation and the log include this step.
         """
-        action = self._requested_action(trainer, batch_idx + 1)
+        late = self.every_minutes is not None and time.monotonic() - self._last_save > 60 * self.every_minutes
+        due = self.every_batches is not None and (batch_idx + 1) % self.every_batches == 0
+        action = _max_over_ranks(trainer, self._signals.received or (_SAVE if late or due else 0))
         if action and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._loops = trainer.fit_loop.state_dict()
             self._stop_signal = action if action != _SAVE else 0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Write the requested checkpoint of the previous step, then stop if a signal asked for it.
-
-        Raises:
-            TrainingStopped: a signal stops the training.
-        """
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Write the requested checkpoint of the previous step; raise `TrainingStopped` if a signal asked for it."""
         if not self._logs_truncated:
             truncate_logs(trainer)
             self._logs_truncated = True
@@ -225,11 +183,7 @@ class CheckpointCallback(Checkpoint):
         self._stop_signal = _max_over_ranks(trainer, self._signals.received)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Retry the final checkpoint until it succeeds.
-
-        Raises:
-            OSError: it still failed after ten minutes.
-        """
+        """Retry the final checkpoint until it succeeds; raise OSError after ten minutes."""
         for _ in range(_ATTEMPTS):
             if self._saved:
                 return
@@ -238,26 +192,16 @@ class CheckpointCallback(Checkpoint):
         folder = Path(trainer.default_root_dir) / runs.CHECKPOINTS
         raise OSError(f"cannot write the trained weights to {folder} ({self._io.failure}): free some space and resume")
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Use the kept state of the loops, except that of a validation that has run since."""
         if self._loops is not None:
             kept = {key: value for key, value in self._loops.items() if ".val_loop." not in key}
             checkpoint["loops"]["fit_loop"].update(kept)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the data loader, which Lightning forgets if `estimated_stepping_batches` is used."""
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         self._loader_states = loop.get("state_dict", {}).get("combined_loader", [])
-
-    def _requested_action(self, trainer: pl.Trainer, batches_done: int) -> int:
-        """Return the maximum requested action over all ranks: a signal, `_SAVE` or 0."""
-        late = self.every_minutes is not None and time.monotonic() - self._last_save > 60 * self.every_minutes
-        due = self.every_batches is not None and batches_done % self.every_batches == 0
-        return _max_over_ranks(trainer, self._signals.received or (_SAVE if late or due else 0))
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Write a checkpoint, if possible; all ranks take part."""
@@ -270,19 +214,14 @@ class CheckpointCallback(Checkpoint):
             trainer.save_checkpoint(folder / runs.NEXT, weights_only=False)
             self._saved = trainer.strategy.broadcast(self._io.failure is None)
             if self._saved and trainer.is_global_zero:
-                _rotate(folder)
+                new, last = folder / runs.NEXT, folder / runs.LAST
+                try:
+                    if last.exists():
+                        last.replace(folder / runs.PREVIOUS)
+                    new.replace(last)
+                except OSError as error:
+                    _logger.warning("cannot rename %s (%s): it is the newest checkpoint", new, error.strerror)
         self._loops = None
-
-
-def _rotate(folder: Path) -> None:
-    """Turn `last.ckpt` into `previous.ckpt`, and `next.ckpt` into `last.ckpt`."""
-    last = folder / runs.LAST
-    try:
-        if last.exists():
-            last.replace(folder / runs.PREVIOUS)
-        (folder / runs.NEXT).replace(last)
-    except OSError as error:
-        _logger.warning("cannot rename %s (%s): it is the newest checkpoint", folder / runs.NEXT, error.strerror)
 
 
 def _max_over_ranks(trainer: pl.Trainer, value: int) -> int:

@@ -1,7 +1,4 @@
-"""Images, figures, tables and the configuration for W&B and TensorBoard; other loggers are skipped.
-
-Keys are `stage/name`: both dashboards group their panels by the first part.
-"""
+"""Images, figures, tables and the configuration for W&B and TensorBoard, under `stage/name`; other loggers get none."""
 
 import contextlib
 import io
@@ -26,9 +23,7 @@ from deocc.evaluation.figures import png_bytes
 from deocc.evaluation.report import MISSING, Cells, markdown_cells
 from deocc.messages import describe_error
 
-UNFINISHED_CONFIG = f".{runs.CONFIG}"
-"""The file that Lightning writes a run's configuration to; it is renamed once it is complete."""
-
+UNFINISHED_CONFIG = f".{runs.CONFIG}"  # Lightning writes a run's configuration to it; it is renamed once it is complete
 _SECRET = re.compile(r"(^|_)(api_?key|token|password|secret)$", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +78,10 @@ def log_table(trainer: pl.Trainer, key: str, cells: Cells) -> None:
     header, body = cells
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            columns = [_typed_column(column) for column in zip(*body, strict=True)]
+            columns: list[Any] = list(zip(*body, strict=True))
+            for place, column in enumerate(columns):
+                with contextlib.suppress(ValueError):  # a column of text stays as it is
+                    columns[place] = [None if cell == MISSING else float(cell) for cell in column]
             rows = [list(row) for row in zip(*columns, strict=True)]
             with continue_without(Path(trainer.default_root_dir) / "wandb"):
                 logger.log_table(key, [title or "row" for title in header], rows, step=logged_step(trainer))
@@ -98,8 +96,8 @@ def log_config(trainer: pl.Trainer, config: dict[str, Any]) -> None:
         if isinstance(logger, WandbLogger):
             logger.experiment.config.update(shown, allow_val_change=True)
         elif isinstance(logger, TensorBoardLogger):
-            text = yaml.safe_dump(shown, sort_keys=False)
-            logger.experiment.add_text("config", f"```yaml\n{text}```", logged_step(trainer))
+            text = f"```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```"
+            logger.experiment.add_text("config", text, logged_step(trainer))
 
 
 def without_secrets(value: Any) -> Any:
@@ -107,10 +105,3 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items() if not _SECRET.search(str(key))}
     return [without_secrets(item) for item in value] if isinstance(value, list) else value
-
-
-def _typed_column(cells: tuple[str, ...]) -> list[Any]:
-    try:
-        return [None if cell == MISSING else float(cell) for cell in cells]
-    except ValueError:
-        return list(cells)

@@ -15,12 +15,9 @@ from deocc.callbacks.loggers import logged_step
 from deocc.data.loader import Quarantine
 from deocc.files import write_file
 
-FOLDER: Final = "non_finite"
-"""The folder in a run folder with a file per step and process whose loss is not finite."""
-QUARANTINE: Final = "quarantine.csv"
-"""The file in a run folder with the images that cannot be read, and the reasons."""
+FOLDER: Final = "non_finite"  # in a run folder, with a file per step and process whose loss is not finite
+QUARANTINE: Final = "quarantine.csv"  # in a run folder, with the images that cannot be read, and the reasons
 
-_BATCH_IDS = ("index", "identity", "kind", "seed", "flipped")
 _MOST_IN_A_ROW = 20  # our choice: more than that is not an accident
 
 
@@ -34,22 +31,15 @@ class FiniteCallback(pl.Callback):
     Args:
         action: "stop" ends the training with an error. "skip" leaves the step out, with neither gradients nor changes
             of the running statistics of batch normalisation; 20 skipped steps in a row also end the training.
-
-    Raises:
-        ValueError: an unknown action.
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
-        if action not in ("stop", "skip"):
-            raise ValueError(f"non_finite.action is {action!r}: choose stop or skip")
         self.action, self.skipped = action, 0
         self._skipped_in_a_row, self._skipping = 0, False
         self._batch: Any = None
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch, and the running statistics that a skipped step must not change."""
         self._batch, self._skipping, self._statistics = batch, False, []
         if self.action == "skip":
@@ -57,36 +47,42 @@ class FiniteCallback(pl.Callback):
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
                     self._statistics += [(buffer, buffer.clone()) for buffer in layer.buffers()]
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Stop, or remove the gradients, if something is not finite.
-
-        Raises:
-            ValueError: something is not finite, and the training must stop.
-        """
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        """Raise ValueError, or remove the gradients, if something is not finite."""
         terms: dict[str, Tensor] = getattr(pl_module, "terms", {})
-        finite = _all_finite(terms, optimizer, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        values = [term.float() for term in terms.values()]
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            values.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+        finite = not values or bool(torch.stack([each.to(values[0].device) for each in values]).isfinite().all())
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
             return
         self._skipping = True
-        self._write(trainer, terms)
+        step, folder = logged_step(trainer), Path(trainer.default_root_dir) / FOLDER
+        shown = {name: value.item() for name, value in terms.items()}
+        ids = ("index", "identity", "kind", "seed", "flipped")
+        content = {
+            "step": step,
+            "epoch": trainer.current_epoch,
+            "terms": {name: str(value) for name, value in shown.items()},
+            **{name: self._batch[name].tolist() for name in ids if name in self._batch},
+        }
+        rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = folder / f"step-{step:07d}{rank}.json"
+        with continue_without(path):
+            write_file(path, json.dumps(content, indent=1))
         if self.action == "stop" or self._skipped_in_a_row >= _MOST_IN_A_ROW:
-            shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            folder = Path(trainer.default_root_dir) / FOLDER
+            values_shown = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
             raise ValueError(
-                f"a loss or its gradient is not finite at step {logged_step(trainer)} ({shown}): {folder} describes "
-                "the batch; lower the learning rate or the weight of a term, or resume with --non_finite.action skip"
+                f"a loss or its gradient is not finite at step {step} ({values_shown}): {folder} describes the batch; "
+                "lower the learning rate or the weight of a term, or resume with --non_finite.action skip"
             )
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        for parameter in parameters:
+            parameter.grad = None
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count a skipped step and restore the running statistics."""
         self._batch = None
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._skipping else 0
@@ -104,28 +100,6 @@ class FiniteCallback(pl.Callback):
         """Continue to count."""
         self.skipped, self._skipped_in_a_row = state_dict["skipped"], state_dict["row"]
 
-    def _write(self, trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
-        step, folder = logged_step(trainer), Path(trainer.default_root_dir) / FOLDER
-        content = {
-            "step": step,
-            "epoch": trainer.current_epoch,
-            "terms": {name: str(value.item()) for name, value in terms.items()},
-            **{name: self._batch[name].tolist() for name in _BATCH_IDS if name in self._batch},
-        }
-        rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = folder / f"step-{step:07d}{rank}.json"
-        with continue_without(path):
-            write_file(path, json.dumps(content, indent=1))
-
-
-def _all_finite(terms: dict[str, Tensor], optimizer: Optimizer, scaled: bool) -> bool:
-    """Check the loss terms and, unless a GradScaler has scaled them, the gradients."""
-    values = [term.float() for term in terms.values()]
-    if not scaled:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        values.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
-    return not values or bool(torch.stack([value.to(values[0].device) for value in values]).isfinite().all())
-
 
 class QuarantineCallback(pl.Callback):
     """Report the images that the training leaves out because they cannot be read.
@@ -137,20 +111,14 @@ class QuarantineCallback(pl.Callback):
     def __init__(self) -> None:
         self._reported = 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Report new images."""
         self._report(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Collect the images of all ranks.
-
-        Raises:
-            ValueError: together, too many images cannot be read.
-        """
-        quarantine = _quarantine(trainer)
-        if quarantine is not None and trainer.world_size > 1:
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+        """Collect the images of all ranks, which may together be too many (ValueError)."""
+        if trainer.world_size > 1:
+            quarantine: Quarantine = trainer.datamodule.quarantine
             found: list[dict[str, str]] = [{}] * trainer.world_size
             torch.distributed.all_gather_object(found, quarantine.state_dict())
             quarantine.merge({name: reason for reasons in found for name, reason in reasons.items()})
@@ -160,26 +128,22 @@ class QuarantineCallback(pl.Callback):
         """Write the images of a training that stops because there are too many."""
         self._report(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Print their number and the file."""
-        quarantine = _quarantine(trainer)
-        if quarantine is not None and quarantine.reasons and trainer.is_global_zero:
+        quarantine: Quarantine = trainer.datamodule.quarantine
+        if quarantine.reasons and trainer.is_global_zero:
             count = f"{len(quarantine.reasons):,} of {quarantine.number:,} images could not be read and were left out"
-            dry = getattr(trainer, "fast_dev_run", False)
-            print(f"deocc fit: {count}{'' if dry else f': {Path(trainer.default_root_dir) / QUARANTINE}'}", flush=True)
+            file = "" if trainer.fast_dev_run else f": {Path(trainer.default_root_dir) / QUARANTINE}"
+            print(f"deocc fit: {count}{file}", flush=True)
 
-    def _report(self, trainer: pl.Trainer) -> None:
-        quarantine = _quarantine(trainer)
-        if quarantine is None or len(quarantine.reasons) == self._reported or not trainer.is_global_zero:
+    def _report(self, trainer: Any) -> None:
+        quarantine: Quarantine = trainer.datamodule.quarantine
+        if len(quarantine.reasons) == self._reported or not trainer.is_global_zero:
             return
         self._reported = len(quarantine.reasons)
-        if not getattr(trainer, "fast_dev_run", False):
+        if not trainer.fast_dev_run:
             path = Path(trainer.default_root_dir) / QUARANTINE
             with continue_without(path):
                 quarantine.write(path)
         for logger in trainer.loggers:
             logger.log_metrics({"train/quarantined": self._reported}, step=logged_step(trainer))
-
-
-def _quarantine(trainer: pl.Trainer) -> Quarantine | None:
-    return getattr(getattr(trainer, "datamodule", None), "quarantine", None)

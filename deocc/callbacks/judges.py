@@ -5,21 +5,16 @@ from typing import Any, Final
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from deocc.evaluation.perceptual import FrechetDistance, KernelDistance, PerceptualDistance
 from deocc.networks import create_teacher
 from deocc.networks.embedders.registry import read_options
 
+# Source of the mask by the key of a step's output
 _SOURCES: Final = {"completed_face": "given_mask", "completed_face_predicted_mask": "predicted_mask"}
-"""Source of the mask by the key of a step's output."""
 
-_FACES = {
-    "judge_masked": "masked_face",
-    "judge_completed": "completed_face",
-    "judge_completed_predicted_mask": "completed_face_predicted_mask",
-}
-"""By row, the key of its faces in the batch or in the output of a test step."""
+# By row, the key of its faces in the batch or in the output of a test step
+_FACES: Final = {f"judge_{key.replace('_face', '')}": key for key in ("masked_face", *_SOURCES)}
 
 
 class PerceptualCallback(pl.Callback):
@@ -31,11 +26,7 @@ class PerceptualCallback(pl.Callback):
     Args:
         network: a name of `deocc.networks.list_embedders`.
         weights: its weights file; None: the weights that its package contains.
-        options: template, size, color, mean and std of its input, if they differ from those of `create_embedder`.
-
-    Raises:
-        ValueError: an unknown network, or one without trained weights.
-        FileNotFoundError: there is no weights file.
+        options: template, size, color, mean and std of its input, and mirror, if they differ from `create_embedder`'s.
     """
 
     def __init__(
@@ -58,7 +49,11 @@ class PerceptualCallback(pl.Callback):
             if "mask" not in batch or key not in (outputs or {}):
                 continue
             if source not in self._metrics:
-                self._metrics[source] = self._create_metrics(pl_module)
+                self._metrics[source] = (
+                    PerceptualDistance(lambda face: self.network.embed_with_features(face)[1]).to(pl_module.device),
+                    FrechetDistance(self.network, self.network.embedding_dim).to(pl_module.device),
+                    KernelDistance(self.network).to(pl_module.device),
+                )
             distance, frechet, kernel = self._metrics[source]
             distance.update(outputs[key], batch["face"], batch["mask"], batch["kind"])
             frechet.update(outputs[key], batch["face"])
@@ -70,30 +65,13 @@ class PerceptualCallback(pl.Callback):
             crowds = {"frechet": float(frechet.compute()), "kernel": float(kernel.compute())}
             self.scores[source] = {**distance.compute()["mean"], **crowds}
 
-    def _create_metrics(self, module: pl.LightningModule) -> tuple[PerceptualDistance, FrechetDistance, KernelDistance]:
-        def feature_maps(face: Tensor) -> list[Tensor]:
-            return self.network.embed_with_features(face)[1]
-
-        distance = PerceptualDistance(feature_maps).to(module.device)
-        frechet = FrechetDistance(self.network, self.network.embedding_dim).to(module.device)
-        return distance, frechet, KernelDistance(self.network).to(module.device)
-
 
 class JudgeCallback(pl.Callback):
     """Add the rows `judge_clean`, `judge_masked` and `judge_completed` to the results of stage 2's test.
 
     The teacher's own figures favour completions that were trained with its features. Another recogniser shows whether
-    completion restores the identity for others too. Its embeddings are not centred, which `dlib_resnet` would need.
-
-    Args:
-        network: a name of `deocc.networks.list_embedders`, not that of the teacher.
-        weights: its weights file; None: the weights that its package contains.
-        options: template, size, color, mean, std and mirror, if they differ from those of `create_embedder`.
-
-    Raises:
-        ValueError: an unknown network, or one without trained weights.
-        FileNotFoundError: there is no weights file.
-        ImportError: a required package is not installed.
+    completion restores the identity for others too. Its embeddings are not centred, which `dlib_resnet` would need. The
+    arguments are those of `PerceptualCallback`; the network is not that of the teacher.
     """
 
     def __init__(
@@ -102,11 +80,7 @@ class JudgeCallback(pl.Callback):
         self.network = create_teacher(network, weights, **read_options(options))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Move the network to the module's device.
-
-        Raises:
-            ValueError: the module embeds no faces.
-        """
+        """Move the network to the module's device; a module that embeds no faces is refused."""
         if not hasattr(pl_module, "teacher"):
             raise ValueError("JudgeCallback compares embeddings, and stage 1 computes none: test a stage-2 run")
         self.network.to(pl_module.device)

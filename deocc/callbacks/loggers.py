@@ -21,13 +21,13 @@ from deocc.evaluation.results import ROWS
 from deocc.files import write_file
 from deocc.messages import describe_error
 
+# The file in a run's `wandb/` with its W&B id, so that resuming and testing continue the same W&B run
 WANDB_ID: Final = "deocc_run_id"
-"""The file in a run's `wandb/` with its W&B id, so that resuming and testing continue the same W&B run."""
 
+# Validation scores whose best value is in the summary of a W&B run beside the last one, and which value is best
 BEST: Final = {f"val/{row}/{score}": best for row in ROWS for score, best in (("eer", "min"), ("rank1", "max"))} | {
     f"val/{source}/{score}": "max" for source in ("given_mask", "predicted_mask") for score in ("psnr", "ssim")
 }
-"""Validation scores whose best value is in the summary of a W&B run beside the last one, and which value is best."""
 
 _JOB_TYPES: Final = {"InpaintingModule": "inpaint", "DistillationModule": "distill"}
 _logger = logging.getLogger(__name__)
@@ -44,9 +44,7 @@ def truncate_logs(trainer: pl.Trainer) -> None:
     W&B rows cannot be removed: W&B shows a repeated step twice, with the same value.
     """
     step = logged_step(trainer)
-    if not trainer.is_global_zero:
-        return
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if trainer.is_global_zero else ():
         if isinstance(logger, MetricsLogger):
             logger.experiment.truncate(step)
         elif isinstance(logger, TensorBoardLogger) and step > 0:
@@ -80,7 +78,14 @@ class MetricsWriter(ExperimentWriter):
             if self._record_new_keys() or not file.is_file():
                 write_file(file, self._format([*_read_rows(file), *self.metrics], header=True))
             else:
-                _append(file, self._format(self.metrics).encode())
+                content, size = self._format(self.metrics).encode(), file.stat().st_size
+                try:
+                    with file.open("ab", buffering=0) as stream:
+                        while content:  # a full disk takes a part; the next write fails
+                            content = content[stream.write(content) :]
+                except OSError:
+                    os.truncate(file, size)
+                    raise
             self.metrics = []
         except OSError as error:
             _logger.warning("cannot write %s (%s): the training continues", file, error.strerror)
@@ -110,18 +115,6 @@ class MetricsWriter(ExperimentWriter):
         return text.getvalue()
 
 
-def _append(file: Path, content: bytes) -> None:
-    """Append all of the content or nothing."""
-    size = file.stat().st_size
-    try:
-        with file.open("ab", buffering=0) as stream:
-            while content:  # a full disk takes a part; the next write fails
-                content = content[stream.write(content) :]
-    except OSError:
-        os.truncate(file, size)
-        raise
-
-
 def _read_rows(file: Path) -> list[dict[str, str]]:
     """Return the complete rows of a `metrics.csv`; none if there is no such file."""
     if not file.is_file():
@@ -135,28 +128,19 @@ class WandbRunLogger(WandbLogger):
     """A WandbLogger that logs offline if W&B does not answer at the start, and keeps the best scores (`BEST`).
 
     wandb itself handles a connection that is lost later: it writes to the run folder first, tries again, and at the end
-    waits for WANDB_FINISH_TIMEOUT seconds (default here: 60). The arguments are explicit because the command line does
-    not find those that WandbLogger passes on.
-
-    Args:
-        project: the W&B project.
-        entity: the W&B user or team; None: that of the key.
-        name: of the W&B run.
-        group: under which the dashboard groups runs.
-        job_type: what the run does.
-        kwargs: of WandbLogger.
+    waits for WANDB_FINISH_TIMEOUT seconds (default here: 60). `entity` (the W&B user or team; None: that of the key),
+    `group` and `job_type` are explicit because the command line does not find arguments that WandbLogger passes on.
     """
 
     def __init__(
         self,
         project: str = "deocc",
         entity: str | None = None,
-        name: str | None = None,
         group: str | None = None,
         job_type: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(project=project, entity=entity, name=name, group=group, job_type=job_type, **kwargs)
+        super().__init__(project=project, entity=entity, group=group, job_type=job_type, **kwargs)
 
     @property
     @rank_zero_experiment
@@ -189,66 +173,46 @@ def place_loggers(trainer: Namespace, folder: Path, subfolder: str, home: Path, 
             its group like the parent folder.
         model: class path of the module, which determines the W&B job type; that of an untrained evaluation is the
             subfolder.
-
-    Raises:
-        ImportError: TensorBoard is configured but not installed.
     """
     if trainer.logger is False:
         return
-    configured = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    others = [
-        each
-        for each in configured
-        if isinstance(each, Namespace) and _class_name(each) not in ("CSVLogger", "MetricsLogger")
-    ]
+    others = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     metrics = Namespace(class_path=f"{__name__}.MetricsLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
-    trainer.logger = [metrics, *others]
-    for logger in trainer.logger:
-        if _class_name(logger) == "TensorBoardLogger" and importlib.util.find_spec("tensorboard") is None:
+    trainer.logger = []
+    for logger in [metrics, *(each for each in others if isinstance(each, Namespace))]:
+        name, settings = str(logger.class_path).rsplit(".", 1)[-1], logger.init_args
+        if logger is not metrics and name in ("CSVLogger", "MetricsLogger"):
+            continue
+        trainer.logger.append(logger)
+        if name == "TensorBoardLogger" and importlib.util.find_spec("tensorboard") is None:
             raise ImportError('the logger TensorBoardLogger needs tensorboard: pip install "deocc[tensorboard]"')
-        if _class_name(logger) in ("WandbLogger", "WandbRunLogger"):
+        if name in ("WandbLogger", "WandbRunLogger"):
             trained = not subfolder or (home / runs.CONFIG).is_file()
             module = model.rsplit(".", 1)[-1]
-            _name_wandb_run(logger.init_args, home, _JOB_TYPES.get(module, module) if trained else subfolder)
-            _go_offline_without_key(folder)
+            settings.job_type = _JOB_TYPES.get(module, module) if trained else subfolder
+            _continue_wandb_run(settings, home.absolute())
+            folder.mkdir(parents=True, exist_ok=True)  # wandb writes to a temporary folder if it is missing
+            configured = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE")
+            if not configured and not (Path.home() / ".netrc").is_file():
+                os.environ["WANDB_MODE"] = "offline"
+                advice = "`wandb login`, then `wandb sync` uploads it"
+                print(f"deocc: no W&B key, logging offline to {folder / 'wandb'}; {advice}", flush=True)
         else:
-            logger.init_args.name, logger.init_args.version = "", subfolder
-        logger.init_args.save_dir = str(folder)
+            settings.name, settings.version = "", subfolder
+        settings.save_dir = str(folder)
 
 
-def _class_name(logger: Namespace) -> str:
-    return str(logger.class_path).rsplit(".", 1)[-1]
-
-
-def _go_offline_without_key(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)  # wandb writes to a temporary folder if it is missing
-    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or (Path.home() / ".netrc").is_file()):
-        os.environ["WANDB_MODE"] = "offline"
-        advice = "`wandb login`, then `wandb sync` uploads it"
-        print(f"deocc: no W&B key, logging offline to {folder / 'wandb'}; {advice}", flush=True)
-
-
-def _name_wandb_run(settings: Namespace, home: Path, job_type: str) -> None:
-    """Set id, name, group and job type of the W&B run.
-
-    A saved configuration contains the name and group that follow from its own run folder; those are replaced.
-    """
-    saved, home = Path(settings.get("save_dir") or ".").absolute(), home.absolute()
+def _continue_wandb_run(settings: Namespace, home: Path) -> None:
+    """Set id, name and group; a saved configuration has those of its own run folder, which are replaced."""
+    saved = Path(settings.get("save_dir") or ".").absolute()
     if settings.get("name") in (None, saved.name):
         settings.name = home.name
     if settings.get("group") in (None, saved.parent.name):
         settings.group = home.parent.name
-    settings.id, settings.job_type = _wandb_id(home), job_type
+    file = home / "wandb" / WANDB_ID
+    # the letter keeps YAML from reading 269e7080 as a number
+    settings.id = file.read_text() if file.is_file() else f"r{secrets.token_hex(4)}"
+    if not file.is_file() and processes.is_first():
+        write_file(file, settings.id, durable=True)
     if "resume" in settings:
         settings.resume = "allow"  # the parser gives a plain WandbLogger None, which would replace the W&B run
-
-
-def _wandb_id(home: Path) -> str:
-    """Return the id of the W&B run of a run folder; the first process creates it if there is none."""
-    file = home / "wandb" / WANDB_ID
-    if file.is_file():
-        return file.read_text()
-    new = f"r{secrets.token_hex(4)}"  # the letter keeps YAML from reading 269e7080 as a number
-    if processes.is_first():
-        write_file(file, new, durable=True)
-    return new

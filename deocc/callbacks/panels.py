@@ -16,6 +16,7 @@ from deocc.evaluation.figures import panel_image
 from deocc.files import replace_file, write_file
 from deocc.masking import list_kinds
 
+# Keys of a batch or of a step's output, and the titles of their columns, in the order of a panel
 COLUMNS: Final = {
     "face": "clean",
     "masked_face": "masked",
@@ -24,26 +25,19 @@ COLUMNS: Final = {
     "predicted_mask": "predicted mask",
     "completed_face_predicted_mask": "completed by it",
 }
-"""Keys of a batch or of a step's output, and the titles of their columns, in the order of a panel."""
 
-PREDICTIONS: Final = "predictions"
-"""The folder in a run folder with the results of `deocc predict`."""
-
+PREDICTIONS: Final = "predictions"  # the folder in a run folder with the results of `deocc predict`
 _SHEET_ROWS = 16
 
 
 class PanelCallback(pl.Callback):
-    """Draw the first masked faces of every kind of occluder after each validation and test.
+    """Draw the first masked face of every kind of occluder after each validation and test.
 
     The images come from the batch and from the mapping that `validation_step` or `test_step` returns, in either stage.
     A validation writes `panels/` in the run folder and logs `val/panel` and, per kind, `val/face/KIND`.
-
-    Args:
-        per_kind: number of faces of each kind.
     """
 
-    def __init__(self, per_kind: int = 1) -> None:
-        self.per_kind = per_kind
+    def __init__(self) -> None:
         self.rows: list[dict[str, Tensor]] = []
         self.kinds: list[int] = []
 
@@ -57,7 +51,7 @@ class PanelCallback(pl.Callback):
         """Keep the images of the panel."""
         shown: dict[str, Any] = {**batch, **(outputs or {})}
         for position, kind in enumerate(batch["kind"].tolist()):
-            if kind >= 0 and self.kinds.count(kind) < self.per_kind:
+            if kind >= 0 and kind not in self.kinds:
                 self.kinds.append(kind)
                 self.rows.append({key: shown[key][position].float().cpu() for key in COLUMNS if key in shown})
 
@@ -76,10 +70,9 @@ class PanelCallback(pl.Callback):
             write_file(path, png.getvalue())
         if shows_images(trainer):
             log_image(trainer, "val/panel", image)
-            for kind in dict.fromkeys(labels):
-                chosen = torch.tensor([label == kind for label in labels])
-                faces = {title: images[chosen] for title, images in columns.items()}
-                log_image(trainer, f"val/face/{kind}", panel_image(faces, [kind] * int(chosen.sum())))
+            for row, kind in enumerate(labels):
+                face = {title: images[row : row + 1] for title, images in columns.items()}
+                log_image(trainer, f"val/face/{kind}", panel_image(face, [kind]))
 
     def panel(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return the images by column title, and the kind of each row."""
@@ -99,23 +92,15 @@ class PredictionCallback(pl.Callback):
         self.rows: list[dict[str, Tensor]] = []
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the sheet of a batch and keep its embeddings."""
-        columns = {
-            "masked": batch["masked_face"],
-            "predicted mask": outputs["mask"],
-            "completed": outputs["completed_face"],
-        }
-        labels = [list_kinds()[kind] for kind in batch["kind"][:_SHEET_ROWS].tolist()]
-        sheet = panel_image({title: images[:_SHEET_ROWS].float().cpu() for title, images in columns.items()}, labels)
-        folder = _prediction_folder(trainer)
+        titles = ("masked", "predicted mask", "completed")
+        images = (batch["masked_face"], outputs["mask"], outputs["completed_face"])
+        columns = {title: each[:_SHEET_ROWS].float().cpu() for title, each in zip(titles, images, strict=True)}
+        sheet = panel_image(columns, [list_kinds()[kind] for kind in batch["kind"][:_SHEET_ROWS].tolist()])
+        folder = Path(trainer.default_root_dir) / PREDICTIONS
+        folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sheet).save(folder / f"sheet-{trainer.global_rank}-{batch_idx:04d}.png")
         if "embedding" in outputs:
             ids = {name: batch[name].cpu() for name in ("identity", "index", "kind", "seed")}
@@ -123,18 +108,10 @@ class PredictionCallback(pl.Callback):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the embeddings and print the folder."""
-        folder = _prediction_folder(trainer)
+        folder = Path(trainer.default_root_dir) / PREDICTIONS
         if self.rows:
-            arrays: dict[str, Any] = {
-                name: torch.cat([row[name] for row in self.rows]).numpy() for name in self.rows[0]
-            }
+            arrays: Any = {name: torch.cat([row[name] for row in self.rows]).numpy() for name in self.rows[0]}
             path = folder / f"embeddings-{trainer.global_rank}.npz"
             with replace_file(path) as draft, draft.open("wb") as file:
                 np.savez(file, **arrays)
         print(f"predictions: {folder}", flush=True)
-
-
-def _prediction_folder(trainer: pl.Trainer) -> Path:
-    folder = Path(trainer.default_root_dir) / PREDICTIONS
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

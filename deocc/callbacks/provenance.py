@@ -1,12 +1,11 @@
 """Provenance of a checkpoint: what it was trained with, compared with the present state when it is loaded."""
 
+import contextlib
 import logging
 import os
 import platform
-import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,21 +26,19 @@ from deocc.geometry import TEMPLATES, Template
 from deocc.networks import Embedder
 from deocc.networks.embedders.registry import teacher_fingerprint
 
-FINGERPRINT: Final = "fingerprint"
-"""The key of the fingerprint (`build`) in a checkpoint and in `results.json`."""
-VERSION: Final = 1
-"""Format of the fingerprint: raised when a field changes its meaning."""
+FINGERPRINT: Final = "fingerprint"  # the key of the fingerprint (`build`) in a checkpoint and in `results.json`
+VERSION: Final = 1  # format of the fingerprint: raised when a field changes its meaning
+# Packages whose version can change results
 PACKAGES: Final = (
     *("torch", "torchvision", "pytorch-lightning", "torchmetrics"),
     *("albumentations", "timm", "numpy", "opencv-python-headless"),
 )
-"""Packages whose version can change results."""
-
 Severity = Literal["refuse", "warn"]
 
 _DIGITS: Final = 16  # hexadecimal digits of each hash
 _PACKAGE: Final = Path(deocc.__file__).parent
 _EMBEDDINGS: Final = "embeddings are not comparable with those of the training"
+# By field: severity of a difference for a resumed training and for an evaluation (None: none), and its meaning
 _RULES: Final[dict[str, tuple[Severity, Severity | None, str]]] = {
     "fingerprint": ("warn", "warn", "another deocc wrote it, so that it cannot be compared"),
     "code": ("warn", "warn", "another deocc may give other figures"),
@@ -53,19 +50,19 @@ _RULES: Final[dict[str, tuple[Severity, Severity | None, str]]] = {
     "masks": ("warn", "warn", "figures are not comparable with those under the run's masks"),
     "teacher": ("refuse", "refuse", f"{_EMBEDDINGS}: give the teacher that it was trained with"),
 }
-"""By field: severity of a difference for a resumed training and for an evaluation (None: none), and its meaning."""
 _logger = logging.getLogger(__name__)
 
 
 def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any]:
     """Return the fingerprint of the present state, as plain values.
 
-    Apart from `config` (None, filled in by the callback), it is equal on another machine with the same
-    code, data and packages. `face_set`, a credit line, distinguishes another set from a set that has changed. Hashes of
-    what does not exist, such as the teacher of a stage without one, are None. `resumed` contains the differences that
-    earlier resumed trainings have accepted, oldest first.
+    Apart from `config` (None, filled in by the callback), it is equal on another machine with the same code, data and
+    packages. `face_set`, a credit line, distinguishes another set from a set that has changed. Hashes of what does not
+    exist, such as the teacher of a stage without one, are None. `resumed` contains the differences that earlier resumed
+    trainings have accepted, oldest first.
     """
     probes: Any = data.test_dataloader()[1].dataset
+    templates = {"canonical": TEMPLATES["canonical"], "teacher": teacher.template if teacher else None}
     return {
         "version": VERSION,
         "config": None,
@@ -75,10 +72,7 @@ def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any
         "seeds": {"seed_everything": global_seed(), "data": data.seed},
         "face_set": data.face_set.credit,
         "training_data": training_data_hash(data.face_set),
-        "template": {
-            "canonical": template_hash(TEMPLATES["canonical"]),
-            "teacher": template_hash(teacher.template) if teacher else None,
-        },
+        "template": {name: template_hash(template) if template else None for name, template in templates.items()},
         "size": data.size,
         "masks": manifest_hash(probes) if len(probes) else None,
         "teacher": teacher_fingerprint(teacher)[:_DIGITS] if teacher else None,
@@ -86,19 +80,12 @@ def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any
     }
 
 
-def command_line() -> str:
-    """Return the command of this process, for a shell."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
 def package_versions() -> dict[str, str | None]:
     """Return the versions of Python and of `PACKAGES`; None for a package that is not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     return versions
 
 
@@ -140,16 +127,9 @@ def training_data_hash(face_set: FaceSet) -> str | None:
 
 
 class Difference(NamedTuple):
-    """A value that differs from the checkpoint's.
+    """A value that differs from the checkpoint's."""
 
-    Attributes:
-        field: key of the fingerprint, followed by a dot and the key within a field of several values: "packages.torch".
-        saved: the value in the checkpoint.
-        present: the present value.
-        severity: "refuse" or "warn".
-    """
-
-    field: str
+    field: str  # key of the fingerprint, with a dot and the key within a field of several values: "packages.torch"
     saved: Any
     present: Any
     severity: Severity
@@ -159,12 +139,7 @@ def compare(saved: Mapping[str, Any] | None, present: Mapping[str, Any], resumin
     """Return the differences that matter, in the order of the fields; command, configuration and commit may differ.
 
     An evaluation compares training data and masks only if the face set is the one trained on: a test on another set is
-    no mistake.
-
-    Args:
-        saved: the checkpoint's fingerprint; None if it has none.
-        present: fingerprint of the present state.
-        resuming: a training is resumed; otherwise the checkpoint is evaluated.
+    no mistake. `saved` is None if the checkpoint has no fingerprint.
     """
     saved = saved or {}
     if saved.get("version") != VERSION:
@@ -191,8 +166,7 @@ def describe(differences: Iterable[Difference]) -> list[str]:
     changes: dict[str, list[str]] = {}
     for each in differences:
         field, _, name = each.field.partition(".")
-        change = f"{name} {each.saved} -> {each.present}".lstrip()
-        changes.setdefault(field, []).append(change)
+        changes.setdefault(field, []).append(f"{name} {each.saved} -> {each.present}".lstrip())
     return [
         f"{field.replace('_', ' ')} {', '.join(found)} (saved -> present): {_RULES[field][2]}"
         for field, found in changes.items()
@@ -207,23 +181,19 @@ class FingerprintCallback(pl.Callback):
 
     Args:
         mismatch: "refuse", or "warn" to continue in any case.
-
-    Attributes:
-        saved: the loaded checkpoint's fingerprint; None if it has none, or no checkpoint was loaded.
-        differences: of the present state from it.
     """
 
     def __init__(self, mismatch: Literal["refuse", "warn"] = "refuse") -> None:
         self.mismatch = mismatch
-        self.saved: dict[str, Any] | None = None
-        self.differences: list[Difference] = []
+        self.saved: dict[str, Any] | None = None  # fingerprint of the loaded checkpoint, if it has one
+        self.differences: list[Difference] = []  # of the present state from it
         self._present: dict[str, Any] | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
         """Build a training's fingerprint, before a strategy converts or moves the teacher's weights."""
         self.saved, self.differences, self._present = None, [], None
         if stage == "fit" and trainer.is_global_zero:
-            self._present = _build_present(trainer, pl_module)
+            self._present = build(trainer.datamodule, getattr(pl_module, "teacher", None))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the configuration, which has been written by now; a training without one leaves None."""
@@ -232,26 +202,18 @@ class FingerprintCallback(pl.Callback):
             config = without_secrets(yaml.safe_load(path.read_text(encoding="utf-8")))
             self._present["config"] = yaml.safe_dump(config, sort_keys=False)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Store the fingerprint under `FINGERPRINT`."""
         if self._present is not None:
             checkpoint[FINGERPRINT] = self._present
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Compare the fingerprints on the first rank and report the same on all.
-
-        Raises:
-            ValueError: a difference must be refused, and `mismatch` is "refuse".
-        """
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Compare the fingerprints on the first rank; on all, warn or raise ValueError."""
         saved = checkpoint.get(FINGERPRINT)
         self.saved = saved if isinstance(saved, dict) else None
         found: list[Difference] = []
         if trainer.is_global_zero:
-            present = self._present or _build_present(trainer, pl_module)
+            present = self._present or build(trainer.datamodule, getattr(pl_module, "teacher", None))
             found = compare(self.saved, present, resuming=trainer.state.fn == TrainerFn.FITTING)
         self.differences = trainer.strategy.broadcast(found)
         refused = [each for each in self.differences if each.severity == "refuse" and self.mismatch == "refuse"]
@@ -260,9 +222,8 @@ class FingerprintCallback(pl.Callback):
                 _logger.warning("%s: %s", trainer.ckpt_path, line)
         if refused:
             reasons = "; ".join(describe(refused))
-            raise ValueError(
-                f"{trainer.ckpt_path} does not fit: {reasons}; --fingerprint.mismatch warn continues anyway"
-            )
+            advice = "--fingerprint.mismatch warn continues anyway"
+            raise ValueError(f"{trainer.ckpt_path} does not fit: {reasons}; {advice}")
         if self._present is not None:
             self._present["resumed"] = [*(self.saved or {}).get("resumed", []), *(each._asdict() for each in found)]
 
@@ -270,7 +231,3 @@ class FingerprintCallback(pl.Callback):
         """Return, for `results.json`, the loaded fingerprint without its configuration, and the differences."""
         saved = None if self.saved is None else {key: value for key, value in self.saved.items() if key != "config"}
         return {"checkpoint": saved, "differences": [each._asdict() for each in self.differences]}
-
-
-def _build_present(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-    return build(trainer.datamodule, getattr(pl_module, "teacher", None))  # type: ignore[attr-defined]

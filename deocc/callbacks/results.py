@@ -1,12 +1,10 @@
-"""Results of a test: files in the run folder, the table in the terminal, and the dashboards.
+"""Results of a test: files in the run folder, the table in the terminal, and the dashboards."""
 
-`ResultsCallback` runs when a test has ended. What other callbacks contribute (panel, perceptual distances, thresholds,
-fingerprint) is complete by then, so that their order in a configuration does not matter.
-"""
-
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
@@ -17,77 +15,61 @@ from deocc.callbacks.dashboards import log_figure, log_table
 from deocc.callbacks.judges import PerceptualCallback
 from deocc.callbacks.loggers import logged_step
 from deocc.callbacks.panels import PanelCallback
-from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, command_line, global_seed, package_versions
+from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, global_seed, package_versions
+from deocc.evaluation import report
 from deocc.evaluation.figures import cmc_figure, loss_figure, panel_figure, roc_figure, score_histogram
-from deocc.evaluation.report import (
-    difference_cells,
-    is_listed,
-    kind_cells,
-    restoration_cells,
-    row_cells,
-    setting_cells,
-    summary_table,
-    write_report,
-)
-from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, flat_scores
+from deocc.evaluation.results import CLEAN_ROWS, ROWS, flat_scores
 from deocc.evaluation.thresholds import THRESHOLDS
 from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, roc_curve, write_scores
 from deocc.files import write_json
 
-MANIFEST: Final = "masks.csv"
-"""The file in a run folder with the occluder and the seed of each test image."""
-
+# Captions of the report's figures and their keys on a dashboard
 _KEYS: Final = {
     "Test people: clean, masked, completed": "test/panel",
     "Verification: clean gallery against masked probes": "test/roc",
     "Similarities of the student": "test/scores",
     "Identification: the person is among the most similar": "test/cmc",
 }
-"""Captions of the report's figures and their keys on a dashboard."""
 _PANEL, _ROC, _HISTOGRAM, _RANKS = _KEYS
 
 C = TypeVar("C", bound=pl.Callback)
 
 
 class ResultsCallback(pl.Callback):
-    """Write and log the `results` of a tested module.
+    """Write and log the `results` of a tested module, and what other callbacks, in any order, contribute to them.
 
     The run folder gets `results.json`, `report.html`, `masks.csv`, `panel.png`, `scores.npz` and `clean_scores.npz`.
     """
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the files, log to the dashboards and print the table."""
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        folder = Path(trainer.default_root_dir)
-        tested = cast(Results, pl_module.results)
-        results = _collect_results(trainer, pl_module, tested)
+        folder, tested = Path(trainer.default_root_dir), pl_module.results
+        results = _collect_results(trainer, pl_module)
         clean = {row: pairs for row, pairs in tested.pairs.items() if row in CLEAN_ROWS}
         masked = {row: pairs for row, pairs in tested.pairs.items() if row not in CLEAN_ROWS}
         figures = _draw_figures(trainer, results, masked)
-
         write_json(folder / runs.RESULTS, results)
-        if masked:
-            write_scores(folder / SCORES, masked)
-        if clean:
-            write_scores(folder / CLEAN_SCORES, clean)
-        data.write_manifest(folder / MANIFEST)
-        write_report(folder / runs.REPORT, results, figures)
+        for name, pairs in ((SCORES, masked), (CLEAN_SCORES, clean)):
+            if pairs:
+                write_scores(folder / name, pairs)
+        trainer.datamodule.write_manifest(folder / "masks.csv")
+        report.write_report(folder / runs.REPORT, results, figures)
         if _PANEL in figures:
             figures[_PANEL].savefig(folder / "panel.png")
         _log(trainer, results, figures)
-        print(summary_table(results))
+        print(report.summary_table(results))
         if part := results.get("part_of_data"):
             print(f"computed on a part of the data: {runs.describe_part(part)}")
         print(f"results: {folder / runs.RESULTS}\nreport:  {folder / runs.REPORT}", flush=True)
 
 
-def _collect_results(trainer: pl.Trainer, pl_module: pl.LightningModule, tested: Results) -> dict[str, Any]:
+def _collect_results(trainer: Any, pl_module: Any) -> dict[str, Any]:
     """Return the content of `results.json`: the module's results and their provenance."""
     results: dict[str, Any] = {
-        **tested.content,
-        "command": command_line(),
+        **pl_module.results.content,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "module": type(pl_module).__name__,
         "settings": dict(pl_module.hparams),
         "seed": global_seed(),
@@ -110,9 +92,7 @@ def _collect_results(trainer: pl.Trainer, pl_module: pl.LightningModule, tested:
     return results
 
 
-def _draw_figures(
-    trainer: pl.Trainer, results: Mapping[str, Any], scores: Mapping[str, PairScores]
-) -> dict[str, Figure]:
+def _draw_figures(trainer: Any, results: dict[str, Any], scores: dict[str, PairScores]) -> dict[str, Figure]:
     """Return the figures of the report by caption, in their order."""
     figures: dict[str, Figure] = {}
     for panel in _callbacks(trainer, PanelCallback):
@@ -125,10 +105,9 @@ def _draw_figures(
         figures[_HISTOGRAM] = score_histogram(student.similarity, student.same)
     if ranks := {ROWS[name]: row["cmc"] for name, row in results["rows"].items() if "cmc" in row}:
         figures[_RANKS] = cmc_figure(ranks)
-    if trainer.ckpt_path:
-        metrics = runs.run_folder_of(Path(trainer.ckpt_path)) / "metrics.csv"
-        if metrics.is_file():
-            figures["Training"] = loss_figure(metrics)
+    metrics = runs.run_folder_of(Path(trainer.ckpt_path)) / "metrics.csv" if trainer.ckpt_path else None
+    if metrics is not None and metrics.is_file():
+        figures["Training"] = loss_figure(metrics)
     return figures
 
 
@@ -143,17 +122,17 @@ def _log(trainer: pl.Trainer, results: dict[str, Any], figures: Mapping[str, Fig
         if caption in figures:
             log_figure(trainer, key, figures[caption])
     tables = {
-        "recognition": setting_cells(results) if is_listed(results) else row_cells(results),
-        "differences": difference_cells(results),
-        "by_kind": kind_cells(results),
-        "restoration": restoration_cells(results),
+        "recognition": report.recognition_cells(results),
+        "differences": report.difference_cells(results),
+        "by_kind": report.kind_cells(results),
+        "restoration": report.restoration_cells(results),
     }
-    for name, (header, body) in tables.items():
-        if body:
-            log_table(trainer, f"test/{name}", (header, body))
+    for name, cells in tables.items():
+        if cells[1]:
+            log_table(trainer, f"test/{name}", cells)
     for logger in trainer.loggers:
         logger.save()
 
 
-def _callbacks(trainer: pl.Trainer, kind: type[C]) -> list[C]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+def _callbacks(trainer: Any, kind: type[C]) -> list[C]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]

@@ -26,38 +26,36 @@ class SharedOutputsCallback(pl.Callback):
     settings of a run.
 
     A training of 400 steps with 32 faces and a de-occluder of 112 pixels writes about 3 GB. On a GPU it is faster to
-    compute the outputs again.
-
-    Args:
-        folder: where the outputs are kept. If it does not exist, as when `deocc ablate` has ended and deleted it,
-            nothing is shared.
+    compute the outputs again. If the folder does not exist, as when `deocc ablate` has ended and deleted it, nothing is
+    shared.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Share the outputs of a training."""
-        self._share(trainer, pl_module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Share the outputs of a test, those of a judge included."""
-        self._share(trainer, pl_module)
-
-    def _share(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Share the outputs of a training or a test, those of a judge included."""
         if not self.folder.is_dir():
             return
         networks = [callback.network for callback in trainer.callbacks if isinstance(callback, JudgeCallback)]
-        networks += [module.teacher] if getattr(module, "teacher", None) is not None else []
-        if getattr(module, "deoccluder", None) is not None:
-            networks += [module.deoccluder.generator, module.deoccluder.segmenter]
+        networks += [pl_module.teacher] if getattr(pl_module, "teacher", None) is not None else []
+        if getattr(pl_module, "deoccluder", None) is not None:
+            networks += [pl_module.deoccluder.generator, pl_module.deoccluder.segmenter]
         for network in networks:
             network.forward = _remembering(network, self.folder)  # type: ignore[method-assign]
+
+    on_test_start = on_fit_start
 
 
 def _remembering(network: nn.Module, folder: Path) -> Callable[..., Tensor]:
     """Return the network's `forward` with its results kept in a folder."""
-    identity, compute = checksum(f"{_VERSION}", _fingerprint(network)), type(network).forward
+    if isinstance(network, Embedder):
+        fingerprint = teacher_fingerprint(network)
+    else:
+        described = repr((type(network).__name__, getattr(network, "config", None)))
+        parts = [part for name, tensor in network.state_dict().items() for part in (name, _content(tensor))]
+        fingerprint = checksum(described, *parts)
+    identity, compute = checksum(f"{_VERSION}", fingerprint), type(network).forward
 
     def forward(*inputs: Tensor) -> Tensor:
         device = inputs[0].device
@@ -82,14 +80,6 @@ def _remembering(network: nn.Module, folder: Path) -> Callable[..., Tensor]:
         return output
 
     return forward
-
-
-def _fingerprint(network: nn.Module) -> str:
-    if isinstance(network, Embedder):
-        return teacher_fingerprint(network)
-    described = repr((type(network).__name__, getattr(network, "config", None)))
-    parts = [part for name, tensor in network.state_dict().items() for part in (name, _content(tensor))]
-    return checksum(described, *parts)
 
 
 def _content(tensor: Tensor) -> bytes:

@@ -14,10 +14,10 @@ import torch
 
 from deocc import runs
 from deocc.commands.ablate_plan import Comparison, Job, Plan
-from deocc.evaluation.bootstrap import bootstrap_figures, check_same_pairs, simultaneous_intervals
+from deocc.evaluation.bootstrap import bootstrap_figures, simultaneous_intervals
 from deocc.evaluation.report import MISSING
 from deocc.evaluation.results import CLEAN_ROWS, ROWS
-from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, read_scores
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, check_same_pairs, read_scores
 
 FIGURES = ("accuracy", "eer", "tar@1e-2", "tar@1e-3")
 """Figures of a comparison."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from deocc.evaluation.verification import (
     FALSE_ACCEPT_RATES,
     PairScores,
+    check_same_pairs,
     curve_equal_error_rate,
     decisions,
     negatives_needed,
@@ -54,12 +55,7 @@ def wilson(successes: float, trials: float) -> Bounds:
 
     >>> [round(bound, 4) for bound in wilson(9, 10)]
     [0.5958, 0.9821]
-
-    Raises:
-        ValueError: `successes` is not from 0 to `trials`.
     """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials: choose from 0 to the number of trials")
     if trials == 0:
         return Bounds(math.nan, math.nan)
     z = NormalDist().inv_cdf(_HIGH)
@@ -75,16 +71,13 @@ class PeopleRate(NamedTuple):
     rate: float
     low: float
     high: float
-    effective: float
-    """Number of independent pairs that would estimate the rate with the same variance."""
+    effective: float  # number of independent pairs that would estimate the rate with the same variance
 
 
 class PairsOfPeople:
     """Pairs of images grouped by their identities, for rates with equal weight for each pair of identities.
 
-    Args:
-        first_identity: (N,) int64, identities, at least 0.
-        second_identity: (N,) int64, equal to `first_identity` for genuine pairs.
+    Identities are (N,) int64, at least 0; those of a genuine pair are equal.
     """
 
     def __init__(self, first_identity: Tensor, second_identity: Tensor) -> None:
@@ -104,15 +97,12 @@ class PairsOfPeople:
         return 1 / self._count[self._group].double()
 
     def rate(self, chosen: Tensor) -> PeopleRate:
-        """Compute the share of chosen pairs, averaged over pairs of identities, and its interval; NaN for no pairs.
+        """Compute the share of chosen pairs, (N,) bool, averaged over pairs of identities; NaN for no pairs.
 
         Pairs that share an identity are not independent. The variance v of the rate p is the sum over identities of the
         squared sum of residuals of all pairs with that identity: the cluster-robust variance of [1] without the
         correction for terms counted twice, so that the interval is rather too wide. The effective number of pairs in
         Wilson's interval is p (1 - p) / v; if all pairs agree, v is unknown and the number of identities is used.
-
-        Args:
-            chosen: (N,) bool.
         """
         number = len(self._known)
         if number == 0:
@@ -133,19 +123,12 @@ def tar_intervals(similarity: Tensor, same: Tensor, repeats: float = 1) -> dict[
     """Compute TAR at each of `FALSE_ACCEPT_RATES` with a 95 % Wilson interval over the genuine pairs.
 
     The interval takes the threshold as given and the pairs as independent. Since each identity occurs in many pairs it
-    is too narrow; a bootstrap over identities is better where identities can be resampled.
-
-    Args:
-        similarity: (N,).
-        same: (N,) bool, True for genuine pairs.
-        repeats: number of pairs that show the same two images with different masks. Each such group counts as one pair,
-            both for the rates that the pairs support and for the interval.
+    is too narrow; a bootstrap over identities is better where identities can be resampled. `repeats` is the number of
+    pairs that show the same two images with different masks. Each such group counts as one pair, both for the rates
+    that the pairs support and for the interval.
 
     Returns:
         By rate `tar`, `low` and `high`; or `tar` NaN and the `reason`, if the pairs do not support the rate.
-
-    Raises:
-        ValueError: as for `roc_curve`.
     """
     curve, positives = roc_curve(similarity, same), round(int(same.sum()) / repeats)
     impostors = int((~same).sum())
@@ -166,14 +149,10 @@ def tar_intervals(similarity: Tensor, same: Tensor, repeats: float = 1) -> dict[
 class Interval(NamedTuple):
     """A difference and the range that contains 95 % of its bootstrap replicates."""
 
-    estimate: float
-    """Difference on the original identities."""
-    mean: float
-    """Mean of the replicates."""
-    low: float
-    """2.5th percentile of the replicates."""
-    high: float
-    """97.5th percentile of the replicates."""
+    estimate: float  # on the original identities
+    mean: float  # of the replicates
+    low: float  # 2.5th percentile of the replicates
+    high: float  # 97.5th percentile
 
 
 def bootstrap_figures(
@@ -191,27 +170,26 @@ def bootstrap_figures(
     Accuracy is that over folds; its thresholds are those of the original pairs of a part
     (`deocc.evaluation.verification.decisions`), and genuine and impostor pairs each have half of the weight.
 
-    Args:
-        parts: for each part, the same pairs scored by one or more models, whose figures are averaged.
-        replicates: number of draws.
-        seed: of the draws.
-        names: figures to compute.
+    Each part consists of the same pairs, scored by one or more models, whose figures are averaged.
 
     Returns:
         By name (1 + replicates,) float64, the first on the original identities. NaN in replicates in which a part drew
         only one identity, and where the pairs do not support a figure.
 
     Raises:
-        ValueError: the models of a part scored different pairs, there are no parts, `replicates` is below 1, or a part
-            has fewer than two identities.
+        ValueError: the models of a part scored different pairs, or a part has fewer than two identities.
     """
-    if not parts or not all(parts):
-        raise ValueError("got no pairs, or none of some fold: give the pairs of one fold at least")
-    if replicates < 1:
-        raise ValueError(f"replicates is {replicates}: choose 1 or more, 1000 for an interval")
     generator, means = torch.Generator().manual_seed(seed), []
     for part in parts:
-        positions, counts = _draw_identities(part, replicates, generator)
+        for pairs in part[1:]:
+            check_same_pairs(part[0], pairs)
+        both = torch.stack([part[0].first_identity, part[0].second_identity])
+        people, positions = torch.unique(both, return_inverse=True)
+        if len(people) < 2:
+            raise ValueError(f"the pairs show {len(people)} people: a bootstrap over people needs at least two")
+        drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
+        counts = torch.zeros(replicates, len(people), dtype=torch.float64)
+        counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
         figures = [_figures_of_draws(pairs, positions, counts, names) for pairs in part]
         means.append(torch.stack(figures).mean(0))
     return dict(zip(names, torch.stack(means).mean(0), strict=True))
@@ -224,11 +202,8 @@ def simultaneous_intervals(differences: Tensor) -> Tensor:
     the replicates of the largest standardised deviation: the single-step "max T" method [2], which takes account of the
     correlation between comparisons, unlike Bonferroni's.
 
-    Args:
-        differences: (M, 1 + R) of `bootstrap_figures`, for M comparisons with the same draws.
-
-    Returns:
-        (M, 2), lower and upper end; NaN for a comparison that is NaN.
+    Differences (M, 1 + R) of `bootstrap_figures`, for M comparisons with the same draws, give lower and upper ends
+    (M, 2), NaN for a comparison that is NaN.
     """
     estimate, drawn = differences[:, :1], differences[:, 1:]
     known = ~estimate.isnan().squeeze(1)
@@ -242,40 +217,23 @@ def simultaneous_intervals(differences: Tensor) -> Tensor:
 def paired_bootstrap(
     name: str, firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
 ) -> Interval:
-    """Estimate a figure of one system minus that of another, averaged over parts.
+    """Estimate a figure of one system minus that of another, averaged over parts; see `bootstrap_figures`.
 
-    Args:
-        name: of the figure, as for `bootstrap_figures`.
-        firsts: pairs of each part, scored by one system.
-        seconds: the same pairs in the same order, scored by the other system.
-        replicates: number of draws; those in which a part drew only one identity are left out.
-        seed: of the draws.
-
-    Raises:
-        ValueError: the pairs or the numbers of parts differ, or as for `bootstrap_figures`.
+    `firsts` are the pairs of each part, scored by one system, `seconds` the same pairs in the same order, scored by the
+    other; ValueError if they differ. Replicates in which a part drew only one identity are left out.
     """
-    if not firsts or len(firsts) != len(seconds):
-        raise ValueError(
-            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: "
-            "give the same folds of both, one at least"
-        )
     for first, second in zip(firsts, seconds, strict=True):
         check_same_pairs(first, second)
     one, other = (
-        bootstrap_figures([[pairs] for pairs in system], replicates, seed, [name])[name] for system in (firsts, seconds)
+        bootstrap_figures([[pairs] for pairs in parts], replicates, seed, [name])[name] for parts in (firsts, seconds)
     )
     return paired_interval(one, other)
 
 
 def paired_interval(first: Tensor, second: Tensor) -> Interval:
-    """Estimate a figure of one system minus that of another.
+    """Estimate a figure of one system minus that of another, both (1 + R,) of `bootstrap_figures` with the same draws.
 
-    Args:
-        first: (1 + R,) of `bootstrap_figures`.
-        second: the same for the other system, which scored the same pairs with the same draws.
-
-    Returns:
-        The interval; NaN but for the estimate if no replicate is known.
+    All is NaN but for the estimate if no replicate is known.
     """
     difference = first - second
     estimate, drawn = float(difference[0]), difference[1:]
@@ -285,65 +243,35 @@ def paired_interval(first: Tensor, second: Tensor) -> Interval:
     return Interval(estimate, float(drawn.mean()), float(drawn.quantile(_LOW)), float(drawn.quantile(_HIGH)))
 
 
-def check_same_pairs(first: PairScores, second: PairScores) -> None:
-    """Check that two systems scored the same pairs in the same order.
-
-    Raises:
-        ValueError: they did not.
-    """
-    sides = [torch.stack([pairs.first_identity, pairs.second_identity, pairs.same]) for pairs in (first, second)]
-    if not torch.equal(*sides):
-        raise ValueError(
-            f"the two systems scored different pairs ({len(first.same)} and {len(second.same)}): "
-            "evaluate both on the same probes"
-        )
-
-
-def _draw_identities(part: Sequence[PairScores], replicates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return (2, N), the identities of each pair as columns of (R, P), how often each identity was drawn."""
-    for pairs in part:
-        check_same_pairs(part[0], pairs)
-    both = torch.stack([part[0].first_identity, part[0].second_identity])
-    people, positions = torch.unique(both, return_inverse=True)
-    if len(people) < 2:
-        raise ValueError(f"the pairs show {len(people)} people: a bootstrap over people needs at least two")
-    drawn = torch.randint(len(people), (replicates, len(people)), generator=generator)
-    counts = torch.zeros(replicates, len(people), dtype=torch.float64)
-    return positions, counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-
-
 def _figures_of_draws(pairs: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> Tensor:
     """Return (names, 1 + R), on the original identities and on those of each replicate."""
-    figures: dict[str, Tensor] = {}
-    if "accuracy" in names:
-        figures["accuracy"] = _accuracies(pairs, positions, counts)
-    if rates := [name for name in names if name != "accuracy"]:
-        curve, impostors = roc_curve(pairs.similarity, pairs.same), int((~pairs.same).sum())
-        drawn = _rates_of_draws(pairs, positions, counts, rates)
-        for name in rates:
-            if name == "eer":
-                exact = float(curve_equal_error_rate(curve.far, curve.tar))
-            else:
-                exact = operating_point(curve, impostors, FALSE_ACCEPT_RATES[name.removeprefix("tar@")])[0]
+    curve, impostors = roc_curve(pairs.similarity, pairs.same), int((~pairs.same).sum())
+    drawn = _rates_of_draws(pairs, positions, counts, [name for name in names if name != "accuracy"])
+    figures = {}
+    for name in names:
+        if name == "eer":
+            exact = float(curve_equal_error_rate(curve.far, curve.tar))
+        elif name != "accuracy":
+            exact = operating_point(curve, impostors, FALSE_ACCEPT_RATES[name.removeprefix("tar@")])[0]
+        elif pairs.fold is None or len(torch.unique(pairs.fold)) < 2:
+            figures[name] = torch.full((1 + len(counts),), math.nan, dtype=torch.float64)
+        else:  # at the thresholds of the original pairs
+            right, halves = decisions(pairs).double(), []
+            for chosen in (pairs.same, ~pairs.same):
+                one, other = positions[:, chosen]
+                weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
+                share = (weight * right[chosen]).sum(1) / weight.sum(1)
+                halves.append(F.pad(share, (1, 0), value=float(right[chosen].mean())))
+            figures[name] = torch.stack(halves).mean(0)
+        if name != "accuracy":
             figures[name] = F.pad(drawn[name] + 0 * exact, (1, 0), value=exact)  # NaN if the pairs do not support it
     return torch.stack([figures[name] for name in names])
 
 
-def _accuracies(pairs: PairScores, positions: Tensor, counts: Tensor) -> Tensor:
-    """Return (1 + R,) accuracies at the thresholds of the original pairs; NaN for fewer than two folds."""
-    if pairs.fold is None or len(torch.unique(pairs.fold)) < 2:
-        return torch.full((1 + len(counts),), math.nan, dtype=torch.float64)
-    right, halves = decisions(pairs).double(), []
-    for chosen in (pairs.same, ~pairs.same):
-        one, other = positions[:, chosen]
-        weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
-        drawn = (weight * right[chosen]).sum(1) / weight.sum(1)
-        halves.append(F.pad(drawn, (1, 0), value=float(right[chosen].mean())))
-    return torch.stack(halves).mean(0)
-
-
 def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Compute (R,) rates for counts (R, P) and pairs of identities (2, N) as columns of `counts`."""
+    if not names:
+        return {}
     people, same = counts.shape[1], scores.same
     cuts = []
     for chosen in (same, ~same):
@@ -353,12 +281,19 @@ def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names
     bins = len(edges) - torch.searchsorted(edges, scores.similarity, right=True)  # bin 0 has the most similar pairs
     low, high = positions.sort(0).values
     pairs, cell = torch.unique(low[~same] * people + high[~same], return_inverse=True)
-    genuine = _count_table(bins[same], low[same], len(edges), people)
-    impostor = _count_table(bins[~same], cell, len(edges), len(pairs))
+    tables = []  # numbers of genuine pairs by bin and identity, of impostor pairs by bin and pair of identities
+    for rows, columns, width in ((bins[same], low[same], people), (bins[~same], cell, len(pairs))):
+        places, size = torch.stack([rows, columns]), (len(edges), width)
+        ones = torch.ones(len(rows), dtype=torch.float64)
+        tables.append(torch.sparse_coo_tensor(places, ones, size, check_invariants=False).coalesce())
     rates = {name: list[Tensor]() for name in names}
     for part in counts.split(max(1, _CELLS // max(len(pairs), len(edges)))):
         weight = part.T[pairs // people] * part.T[pairs % people]
-        far, tar = _cumulative_share(impostor, weight), _cumulative_share(genuine, part.T)
+        shares = []  # (R, bins + 1) each, of the weighted pairs in the first 0, 1, 2, ... bins
+        for table, drawn_pairs in zip(tables, (part.T, weight), strict=True):
+            accepted = torch.sparse.mm(table, drawn_pairs).T.cumsum(1)
+            shares.append(F.pad(accepted, (1, 0)) / accepted[:, -1:])
+        tar, far = shares
         for name, drawn in rates.items():
             if name == "eer":
                 drawn.append(curve_equal_error_rate(far, tar))
@@ -367,16 +302,3 @@ def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names
                 place = (far <= rate * (1 + 1e-12)).sum(1, keepdim=True) - 1
                 drawn.append(tar.gather(1, place.clamp_min(0)).squeeze(1) + 0 * far[:, -1])  # NaN without impostors
     return {name: torch.cat(drawn) for name, drawn in rates.items()}
-
-
-def _cumulative_share(table: Tensor, weight: Tensor) -> Tensor:
-    """Return (R, bins + 1), the share of the weighted pairs in the first 0, 1, 2, ... bins."""
-    accepted: Tensor = torch.sparse.mm(table, weight).T.cumsum(1)
-    return F.pad(accepted, (1, 0)) / accepted[:, -1:]
-
-
-def _count_table(bins: Tensor, cell: Tensor, height: int, width: int) -> Tensor:
-    """Count the pairs in each bin and cell, as a sparse (height, width) table."""
-    ones = torch.ones(len(bins), dtype=torch.float64)
-    table = torch.sparse_coo_tensor(torch.stack([bins, cell]), ones, (height, width), check_invariants=False)
-    return table.coalesce()

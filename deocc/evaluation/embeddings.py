@@ -1,6 +1,6 @@
 """Embeddings of a split's images, with the labels that determine which of them may be compared."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -8,10 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-BARE = -1
-"""`EmbeddingSet.kind` of a face without occluder."""
-MIXED_KINDS = -1
-"""Second column of `EmbeddingSet.groups` where a group holds masks of several kinds."""
+BARE = -1  # `EmbeddingSet.kind` of a face without occluder
+MIXED_KINDS = -1  # second column of `EmbeddingSet.groups` where a group holds masks of several kinds
 
 _FIELDS = ("embedding", "identity", "index", "kind", "seed", "coverage")
 _UNIT_TOLERANCE = 1e-2  # a norm computed in bfloat16 is off by up to 2^-8
@@ -21,34 +19,23 @@ _UNIT_TOLERANCE = 1e-2  # a norm computed in bfloat16 is off by up to 2^-8
 class EmbeddingSet:
     """N embeddings. A gallery contains clean faces (kind -1), a probe set masked renderings of the same images.
 
-    Raises:
-        ValueError: the lengths differ, or an embedding is not a finite unit vector.
+    Raises ValueError if an embedding is not a finite unit vector.
     """
 
-    embedding: Tensor
-    """(N, D) unit vectors; the similarity of two faces is their dot product."""
-    identity: Tensor
-    """(N,) int64."""
-    index: Tensor
-    """(N,) int64, position of the image in its face set."""
-    kind: Tensor
-    """(N,) int64, position of the occluder in the list of kinds; `BARE` without one."""
-    seed: Tensor
-    """(N,) int64, seed of the mask."""
+    embedding: Tensor  # (N, D) unit vectors; the similarity of two faces is their dot product
+    identity: Tensor  # (N,) int64
+    index: Tensor  # (N,) int64, position of the image in its face set
+    kind: Tensor  # (N,) int64, position of the occluder in the list of kinds; `BARE` without one
+    seed: Tensor  # (N,) int64, seed of the mask
+    # (N,) float32 in [0, 1], share of the crop that the mask covers; NaN (default) where it is unknown
     coverage: Tensor = None  # type: ignore[assignment]  # replaced in __post_init__
-    """(N,) float32 in [0, 1], share of the crop that the mask covers; NaN (default) where it is unknown."""
 
     def __post_init__(self) -> None:
         if self.coverage is None:
             self.coverage = _unknown_coverage(self.embedding)
-        shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
-        if self.embedding.ndim != 2 or any(shapes[name] != shapes["embedding"][:1] for name in _FIELDS[1:]):
-            raise ValueError(f"expected embeddings (N, D) and {', '.join(_FIELDS[1:])} of shape (N,), got {shapes}")
         unit = (self.embedding.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE  # False for NaN
-        if not bool(unit.all()):
-            raise ValueError(
-                f"{int((~unit).sum())} of {len(self)} embeddings are not finite unit vectors: divide each by its norm"
-            )
+        if other := int((~unit).sum()):
+            raise ValueError(f"{other} of {len(self)} embeddings are not finite unit vectors: divide each by its norm")
 
     def __len__(self) -> int:
         return len(self.identity)
@@ -56,10 +43,6 @@ class EmbeddingSet:
     def take(self, which: Tensor) -> "EmbeddingSet":
         """Return the members at `which`: (N,) bool, or positions."""
         return EmbeddingSet(**{name: getattr(self, name)[which] for name in _FIELDS})
-
-    def select(self, kind: int) -> "EmbeddingSet":
-        """Return the members with this kind of occluder."""
-        return self.take(self.kind == kind)
 
     def groups(self) -> Tensor:
         """Return (N, 2), the group of masks of each member: (image, kind), or (image, `MIXED_KINDS`).
@@ -84,22 +67,9 @@ class EmbeddingBank(Metric):
     """Collects the embeddings of all batches and processes.
 
     Distributed samplers repeat images so that every process has the same number; each (index, kind, seed) is kept once.
-
-    >>> import torch
-    >>> bank = EmbeddingBank()
-    >>> ids = torch.tensor([0, 1, 1])
-    >>> bank.update(torch.eye(3)[[0, 1, 1]], identity=ids, index=ids, kind=ids, seed=ids)
-    >>> len(bank.compute())
-    2
     """
 
     full_state_update = False
-    embedding: list[Tensor]
-    identity: list[Tensor]
-    index: list[Tensor]
-    kind: list[Tensor]
-    seed: list[Tensor]
-    coverage: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -126,18 +96,14 @@ class EmbeddingBank(Metric):
         Raises:
             ValueError: there are fewer than two faces.
         """
-        too_few = "fewer than two faces were embedded: evaluate on at least two images"
-        if len(self.embedding) == 0:
-            raise ValueError(too_few)
         states = {name: dim_zero_cat(cast(list[Tensor], getattr(self, name))).cpu() for name in _FIELDS}
         members = EmbeddingSet(**states)
         key = torch.stack([members.index, members.kind, members.seed], 1)
         unique, group = torch.unique(key, dim=0, return_inverse=True)
         first = torch.full((len(unique),), len(key)).scatter_reduce(0, group, torch.arange(len(key)), "amin")
-        members = members.take(first)
-        if len(members) < 2:
-            raise ValueError(too_few)
-        return members
+        if len(first) < 2:
+            raise ValueError("fewer than two faces were embedded: evaluate on at least two images")
+        return members.take(first)
 
 
 def _unknown_coverage(embedding: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -24,16 +24,9 @@ _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _GAP = 4  # pixels between the faces of a contact sheet
 _DPI = 100
 
-Metrics = Sequence[Mapping[str, float | str | None]]
-"""Rows of logged values, each with `step`; values that were not logged are absent, None or an empty string."""
-
 
 def roc_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """Draw TAR over FAR, on a logarithmic axis from 1e-4.
-
-    Args:
-        curves: by title, far and tar (T,), both rising, see `deocc.evaluation.roc_curve`.
-    """
+    """Draw TAR over FAR, on a logarithmic axis from 1e-4: by title, far and tar (T,), both rising, of `roc_curve`."""
     figure, axes = _figure(7, 4.6)
     grid = np.geomspace(1e-4, 1, 400)
     for position, (title, (far, tar)) in enumerate(curves.items()):
@@ -66,22 +59,19 @@ def score_histogram(similarity: Tensor, same: Tensor) -> Figure:
     return figure
 
 
-def loss_figure(metrics: Path | str | Metrics) -> Figure:
-    """Draw all logged values over the steps. Values of one name in training, validation and test share a panel.
-
-    Args:
-        metrics: `metrics.csv` of a run, or its rows; keys have the form `stage/name`.
+def loss_figure(metrics: Path) -> Figure:
+    """Draw all values of a run's `metrics.csv` over the steps, those of one name in all stages in one panel.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: no value was logged.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # by name and stage
-    for row in _read(metrics) if isinstance(metrics, str | Path) else metrics:
-        for key, value in row.items():
-            if "/" in key and value not in (None, ""):
-                stage, _, name = key.partition("/")
-                series.setdefault(name, {}).setdefault(stage, []).append((float(row["step"] or 0), float(value or 0)))
+    with metrics.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for key, value in row.items():
+                if "/" in key and value:
+                    stage, _, name = key.partition("/")
+                    series.setdefault(name, {}).setdefault(stage, []).append((float(row["step"] or 0), float(value)))
     if not series:
         raise ValueError("no values of the form stage/name were logged: train for more steps, or log more often")
     columns = min(3, len(series))
@@ -104,19 +94,16 @@ def loss_figure(metrics: Path | str | Metrics) -> Figure:
 def panel_figure(columns: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
     """Draw a contact sheet with one row per face and one column per state, such as clean, masked, mask, completed.
 
-    Args:
-        columns: by title, images (B, 3, H, W) in [-1, 1] or masks (B, 1, H, W) in [0, 1], of equal B, H and W.
-        labels: B labels of the rows, such as the kind of occluder.
-
-    Raises:
-        ValueError: the shapes differ, or the number of labels is not B.
+    Columns are, by title, images (B, 3, H, W) in [-1, 1] or masks (B, 1, H, W) in [0, 1], of equal B, H and W; labels
+    are those of the rows, such as the kind of occluder.
     """
-    shapes = {title: (len(images), *images.shape[2:]) for title, images in columns.items()}
-    if len(set(shapes.values())) != 1 or any(shape[0] != len(labels) for shape in shapes.values()):
-        raise ValueError(
-            f"expected columns of equal B, H and W and a label a row, got {shapes} and {len(labels)} labels"
-        )
-    sheet = np.concatenate([_column(images) for images in columns.values()], 1)
+    strips = []  # of the images of a column below each other on white, (B (H + gap), W + gap, 3)
+    for images in columns.values():
+        images = images.detach().cpu().float()
+        unit = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else (images + 1) / 2
+        padded = F.pad((unit.clamp(0, 1) * 255).round(), (_GAP // 2,) * 4, value=255.0)
+        strips.append(padded.permute(0, 2, 3, 1).flatten(0, 1).byte().numpy())
+    sheet = np.concatenate(strips, 1)
     height, width = sheet.shape[0] + 24, sheet.shape[1] + 110
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
     # one pixel of the figure is one pixel of the sheet
@@ -151,19 +138,3 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _line(position: int) -> dict[str, Any]:
     return {"color": COLOURS[position % len(COLOURS)], "linestyle": _STYLES[position % len(_STYLES)]}
-
-
-def _column(images: Tensor) -> NDArray[np.uint8]:
-    """Return (B (H + gap), W + gap, 3), the images below each other on white."""
-    images = images.detach().cpu().float()
-    unit = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else (images + 1) / 2
-    pixels = (unit.clamp(0, 1) * 255).round()
-    padded = torch.nn.functional.pad(pixels, (_GAP // 2,) * 4, value=255.0)
-    return padded.permute(0, 2, 3, 1).flatten(0, 1).byte().numpy()
-
-
-def _read(path: str | Path) -> list[dict[str, str]]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no logged values at {path}: give the metrics.csv that a run writes")
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

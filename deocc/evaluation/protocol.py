@@ -4,7 +4,7 @@ A protocol refers to images by their position in the face set. `cross` compares 
 compares the members of one set: clean with clean for a gallery, masked with masked for probes.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,33 +15,36 @@ from torch import Tensor
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.verification import PairScores
 
-MAX_PAIRS = 5_000_000
-"""Largest number of pairs that `AllPairs` scores in a comparison, about 200 MB. Our choice."""
-
+MAX_PAIRS = 5_000_000  # that `AllPairs` scores in a comparison, about 200 MB. Our choice
 _MAX_RANK = 20  # of a CMC curve
 _CHUNK = 4096  # probes identified at a time
+_Numbers = NDArray[np.int64]
+_Flags = NDArray[np.bool_]
 
 
 class AllPairs:
-    """Every face against every other, except faces made from the same image.
+    """Every face against every other, except faces made from the same image; rank-1 with a clean image per identity."""
 
-    Rank-1 uses one clean image per identity.
-    """
-
-    images: NDArray[np.int64] | None = None
-    """Positions of the images to embed, ascending; None for the whole split."""
+    images: _Numbers | None = None  # positions of the images to embed, ascending; None for the whole split
 
     def narrow(self, embeddings: Mapping[str, EmbeddingSet], most: int | None = None) -> dict[str, EmbeddingSet]:
         """Restrict all sets to the same identities so that no comparison has more than `most` pairs.
 
-        The identities with the lowest numbers are kept, at least two.
-
-        Args:
-            embeddings: galleries and probes of a test, by any name.
-            most: number of pairs of the largest comparison; default `MAX_PAIRS`.
+        The identities with the lowest numbers are kept, at least two. The default of `most` is `MAX_PAIRS`.
         """
         identities = torch.unique(torch.cat([members.identity for members in embeddings.values()]))
-        pairs = _largest_comparison(embeddings.values(), identities)
+
+        def cumulative_counts(identity: Tensor) -> Tensor:  # number of images of the first 1, 2, ..., P identities
+            return torch.searchsorted(identity.sort().values, identities, right=True)
+
+        counts = torch.stack([cumulative_counts(members.identity) for members in embeddings.values()])
+        clean = torch.tensor([not bool((members.kind >= 0).any()) for members in embeddings.values()])
+        pairs = (counts * clean[:, None]).amax(0) * counts.amax(0)
+        for members in embeddings.values():
+            draw, within = members.draw(), torch.zeros_like(identities)
+            for number in torch.unique(draw):
+                within += cumulative_counts(members.identity[draw == number]).square()
+            pairs = torch.maximum(pairs, within // 2)
         kept = identities[: max(2, int((pairs <= (MAX_PAIRS if most is None else most)).sum()))]
         if len(kept) == len(identities):
             return dict(embeddings)
@@ -64,7 +67,8 @@ class AllPairs:
 
     def repeats(self, members: EmbeddingSet) -> tuple[float, float]:
         """Return how often `cross` and `within` compare the same two images with other masks, for given probes."""
-        masks, draws = _masks_per_image(members)
+        masks = max(1.0, len(members) / max(1, len(torch.unique(members.index))))
+        draws = max(1.0, len(members) / max(1, len(torch.unique(members.groups(), dim=0))))
         return masks, masks**2 / draws
 
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
@@ -85,19 +89,9 @@ class ListedPairs(AllPairs):
         second: (N,) positions of the second images.
         same: (N,) bool, True for genuine pairs.
         fold: (N,) fold numbers from 0; all 0 if the list has no folds.
-
-    Raises:
-        ValueError: the shapes are not all (N,), or N is 0.
     """
 
-    def __init__(
-        self, first: NDArray[np.int64], second: NDArray[np.int64], same: NDArray[np.bool_], fold: NDArray[np.int64]
-    ) -> None:
-        shapes = {array.shape for array in (first, second, same, fold)}
-        if len(shapes) != 1 or len(first.shape) != 1 or len(first) == 0:
-            raise ValueError(
-                f"expected first, second, same and fold of one shape (N,) with N above 0, got {sorted(shapes)}"
-            )
+    def __init__(self, first: _Numbers, second: _Numbers, same: _Flags, fold: _Numbers) -> None:
         self.first, self.second = torch.as_tensor(first), torch.as_tensor(second)
         self.same, self.fold = torch.as_tensor(same), torch.as_tensor(fold)
         self.images = np.unique(np.concatenate([first, second])).astype(np.int64)
@@ -111,58 +105,48 @@ class ListedPairs(AllPairs):
 
     def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
         """Compare the listed pairs with every mask of the second face; pairs with a missing face are left out."""
-        return self._listed((gallery, part) for part in _parts(probe))
+        return self._listed(gallery, probe)
 
     def within(self, members: EmbeddingSet) -> PairScores:
         """Compare the listed pairs, both faces masked with equal draw and, unless kinds are mixed, equal kind."""
-        return self._listed((part, part) for part in _parts(members))
+        return self._listed(None, members)
 
     def repeats(self, members: EmbeddingSet) -> tuple[float, float]:
         """See `AllPairs.repeats`; `within` compares a pair once for each mask of an image."""
-        masks, _ = _masks_per_image(members)
+        masks = super().repeats(members)[0]
         return masks, masks
 
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
         """Return nothing: a list of pairs has no gallery."""
         return {}
 
-    def _listed(self, sides: Iterable[tuple[EmbeddingSet, EmbeddingSet]]) -> PairScores:
-        """Compare the listed pairs between two sets that contain each image at most once."""
+    def _listed(self, gallery: EmbeddingSet | None, members: EmbeddingSet) -> PairScores:
+        """Compare the listed pairs of a gallery, or else of the members, with the members of each kind and draw."""
         empty = torch.zeros(0, dtype=torch.int64)
-        parts = [PairScores(torch.zeros(0), empty.bool(), empty, empty, empty)]
-        for first, second in sides:
+        scores = [PairScores(torch.zeros(0), empty.bool(), empty, empty, empty)]
+        keys = torch.stack([members.groups()[:, 1], members.draw()], 1)
+        for key in torch.unique(keys, dim=0):
+            second = members.take((keys == key).all(1))  # contains each image at most once
+            first = second if gallery is None else gallery
             size = int(torch.cat([first.index, second.index, self.first, self.second]).max()) + 1
             row, column = _rows_by_image(first, size)[self.first], _rows_by_image(second, size)[self.second]
             present = (row >= 0) & (column >= 0)
             row, column = row[present], column[present]
             similarity = (first.embedding[row].float() * second.embedding[column].float()).sum(1)
             identities = first.identity[row], second.identity[column]
-            parts.append(PairScores(similarity, self.same[present], *identities, self.fold[present]))
-        return PairScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            scores.append(PairScores(similarity, self.same[present], *identities, self.fold[present]))
+        return PairScores(*(torch.cat(column) for column in zip(*scores, strict=True)))
 
 
 class OccludedPairs(ListedPairs):
     """Listed pairs of images that are bare or really occluded, as on MFR2.
 
     `cross` compares a bare and an occluded image, in this order whatever the order in the list; `within` compares two
-    bare images of a gallery, or two occluded ones of the probes.
-
-    Args:
-        first: as for `ListedPairs`, like `second`, `same` and `fold`.
-        second: see `first`.
-        same: see `first`.
-        fold: see `first`.
-        occluded: (images of the face set,) bool, True with a real occluder.
+    bare images of a gallery, or two occluded ones of the probes. Besides the arguments of `ListedPairs` it takes
+    `occluded`, (images of the face set,) bool, True with a real occluder.
     """
 
-    def __init__(
-        self,
-        first: NDArray[np.int64],
-        second: NDArray[np.int64],
-        same: NDArray[np.bool_],
-        fold: NDArray[np.int64],
-        occluded: NDArray[np.bool_],
-    ) -> None:
+    def __init__(self, first: _Numbers, second: _Numbers, same: _Flags, fold: _Numbers, occluded: _Flags) -> None:
         swapped = occluded[first] & ~occluded[second]
         super().__init__(np.where(swapped, second, first), np.where(swapped, first, second), same, fold)
 
@@ -170,19 +154,11 @@ class OccludedPairs(ListedPairs):
 class Galleries(AllPairs):
     """Probes with real occluders against named galleries, as on AR.
 
-    Protocol 1 has several clean images per identity, protocol 2 one.
-
-    Args:
-        galleries: by protocol name, the positions of the gallery images in the face set. The first one gives `rank1`.
-
-    Raises:
-        ValueError: there is no gallery, or an empty one.
+    Protocol 1 has several clean images per identity, protocol 2 one. Galleries are, by protocol name, the positions of
+    the gallery images in the face set. The first one gives `rank1`.
     """
 
-    def __init__(self, galleries: Mapping[str, NDArray[np.int64]]) -> None:
-        if not galleries or any(len(positions) == 0 for positions in galleries.values()):
-            sizes = {name: len(positions) for name, positions in galleries.items()}
-            raise ValueError(f"expected galleries with images, got {sizes}")
+    def __init__(self, galleries: Mapping[str, _Numbers]) -> None:
         self.galleries = {name: torch.as_tensor(positions) for name, positions in galleries.items()}
 
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
@@ -201,29 +177,13 @@ def cmc(gallery: EmbeddingSet, probe: EmbeddingSet, k: int, images: Literal["fir
     """Compute the share of probes whose identity is among the 1, 2, ..., `k` most similar identities of the gallery.
 
     Probes made from a gallery image that is used are left out. Another identity with the same similarity counts as more
-    similar, so that a recogniser that maps all faces to one point identifies none.
-
-    Args:
-        gallery: known faces.
-        probe: faces to identify.
-        k: largest rank.
-        images: "first" represents an identity by its image with the lowest index, "all" by its most similar image.
-
-    Returns:
-        (k,) float64; NaN if no probe remains.
-
-    Raises:
-        ValueError: `k` is below 1, `images` is another word, or the identity of a probe is not in the gallery.
+    similar, so that a recogniser that maps all faces to one point identifies none. An identity is represented by its
+    image with the lowest index (`images` "first") or by its most similar image ("all"). The result is (k,) float64, NaN
+    if no probe remains. Raises ValueError if the identity of a probe is not in the gallery.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}: choose 1 or more")
-    if images not in ("first", "all"):
-        raise ValueError(f'images is "{images}": choose "first" (one gallery image per identity) or "all"')
     if missing := set(probe.identity.tolist()) - set(gallery.identity.tolist()):
-        raise ValueError(
-            f"{len(missing)} people of the probes (first: {min(missing)}) have no gallery face: "
-            "add one clean image of each"
-        )
+        lacking = f"{len(missing)} people of the probes (first: {min(missing)})"
+        raise ValueError(f"{lacking} have no gallery face: add one clean image of each")
     if images == "first":
         gallery = gallery.take(gallery.index.argsort(stable=True))
         people, person = torch.unique(gallery.identity, return_inverse=True)
@@ -242,41 +202,11 @@ def cmc(gallery: EmbeddingSet, probe: EmbeddingSet, k: int, images: Literal["fir
     return torch.stack([(rank <= place).double().mean() for place in range(1, k + 1)])
 
 
-def _parts(members: EmbeddingSet) -> Iterator[EmbeddingSet]:
-    """Split members by kind and draw (by draw if kinds are mixed), so that each part has an image at most once."""
-    keys = torch.stack([members.groups()[:, 1], members.draw()], 1)
-    for key in torch.unique(keys, dim=0):
-        yield members.take((keys == key).all(1))
-
-
 def _rows_by_image(members: EmbeddingSet, size: int) -> Tensor:
     """Return (size,) the row of each image in `members`, -1 for images that are not there."""
     rows = torch.full((size,), -1)
     rows[members.index] = torch.arange(len(members))
     return rows
-
-
-def _masks_per_image(members: EmbeddingSet) -> tuple[float, float]:
-    """Return the mean number of masks per image, and of draws per group (`EmbeddingSet.groups`)."""
-    images = max(1, len(torch.unique(members.index)))
-    groups = max(1, len(torch.unique(members.groups(), dim=0)))
-    return max(1.0, len(members) / images), max(1.0, len(members) / groups)
-
-
-def _largest_comparison(sets: Collection[EmbeddingSet], identities: Tensor) -> Tensor:
-    """Return (P,) the pairs of the largest comparison among the first 1, 2, ..., P identities, including self-pairs."""
-
-    def cumulative_counts(identity: Tensor) -> Tensor:
-        return torch.searchsorted(identity.sort().values, identities, right=True)
-
-    counts = torch.stack([cumulative_counts(members.identity) for members in sets])
-    clean = torch.tensor([not bool((members.kind >= 0).any()) for members in sets])
-    comparisons = [(counts * clean[:, None]).amax(0) * counts.amax(0)]
-    for members in sets:
-        draw = members.draw()
-        squares = [cumulative_counts(members.identity[draw == number]).square() for number in torch.unique(draw)]
-        comparisons.append(torch.stack([torch.zeros_like(identities), *squares]).sum(0) // 2)
-    return torch.stack(comparisons).amax(0)
 
 
 def _compare(first: EmbeddingSet, second: EmbeddingSet, allowed: Tensor) -> PairScores:

@@ -1,7 +1,4 @@
-"""Results as tables for the terminal and Markdown, and the report of a test: one self-contained HTML file.
-
-Rates are in percent.
-"""
+"""Results as tables for terminal and Markdown, in percent, and the report of a test: one self-contained HTML file."""
 
 import base64
 import io
@@ -22,23 +19,16 @@ from deocc.evaluation.results import CLEAN_ROWS, DIFFERENCES, KEYS, ROWS
 from deocc.evaluation.verification import FALSE_ACCEPT_RATES
 from deocc.files import write_file
 
-Cells = tuple[list[str], list[list[str]]]
-"""Header and rows of a table."""
+Cells = tuple[list[str], list[list[str]]]  # header and rows of a table
 
-MISSING = "n/a"
-"""Shown if a column does not apply, or there are too few pairs or images."""
-
+MISSING = "n/a"  # shown if a column does not apply, or there are too few pairs or images
 _COLUMNS = {"eer": "EER %", "auc": "AUC %", "rank1": "rank-1 %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
-_PERCEPTUAL = {
-    "perceptual": "LPIPS form",
-    "perceptual_covered": "LPIPS form covered",
-    "frechet": "FID form",
-    "kernel": "KID form",
-}
+_PERCEPTUAL = {"perceptual": "LPIPS form", "perceptual_covered": "LPIPS form covered"}
+_PERCEPTUAL |= {"frechet": "FID form", "kernel": "KID form"}
 _RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered dB", "ssim_covered": "SSIM covered"}
-_NO_PAIRS = {"same": 0, "different": 0}
 _TAR_TITLES = [f"TAR@{rate} %" for rate in FALSE_ACCEPT_RATES]
 
+# Limits of the figures of a data set, by the name in the provenance
 DATA_LIMITS = {
     "OrlFaces": "The ORL database contains 40 people, grey, frontal, photographed in one laboratory. It shows that the "
     "method works; it says nothing about faces in the wild, other cameras, or fairness.",
@@ -46,32 +36,13 @@ DATA_LIMITS = {
     "more men than women, and many groups hardly or not at all. The figures say nothing about children, poor light or "
     "extreme poses, nor about fairness.",
 }
-"""Limits of the figures of a data set, by the name in the provenance."""
-
-COMPARED = {
-    "AllPairs": "Each clean image is a gallery face. Each probe is one of these images with a synthetic occluder, "
-    "compared with all gallery faces except its own image.",
-    "ListedPairs": "The pairs of a list are compared, with the first face clean and the second with a synthetic "
-    "occluder, or both with occluders: of one kind, or, with mixed kinds, each with the kind that was drawn for it.",
-    "OccludedPairs": "The pairs of a list are compared. Occluders are real, and their masks are predicted.",
-    "Galleries": "Probes have real occluders, whose masks are predicted, and are compared with bare gallery faces. "
-    "Protocol 1 has several gallery images per person, protocol 2 one.",
-}
-"""What was compared, by the name of the protocol."""
-
 _OTHER_DATA = "The figures hold for this data set. They say nothing about other cameras, other people, or fairness."
 
 
 def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
-    """Write the report, readable in light and dark mode.
-
-    Args:
-        path: the HTML file.
-        results: result of `build_results`, in memory or read from its file.
-        figures: by caption, in the order in which they are shown.
-    """
+    """Write the report of `results`, in memory or read from their file, with figures by caption, in their order."""
     cells = {
-        "Recognition": setting_cells(results) if is_listed(results) else row_cells(results),
+        "Recognition": recognition_cells(results),
         "True accepts by false accept rate": tar_cells(results),
         "Differences in equal error rate": difference_cells(results),
         "Thresholds": threshold_cells(results),
@@ -79,8 +50,6 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
         "By coverage: equal error rate in %": coverage_cells(results),
         "Restoration": restoration_cells(results),
     }
-    trained, tested = results.get("trained_on"), results.get("data")
-    other_set = f"Trained on {trained}, tested on {tested}: people may be in both unless they were excluded."
     source = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(source).render(
@@ -88,11 +57,14 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
         tables={caption: table for caption, table in cells.items() if table[1]},
         figures={caption: base64.b64encode(png_bytes(figure)).decode() for caption, figure in figures.items()},
         provenance={key: value for key, value in results.items() if key not in KEYS},
-        compared=COMPARED.get(str(results.get("protocol")), ""),
-        trained_elsewhere=other_set if trained and trained != tested else "",
-        limit=DATA_LIMITS.get(str(tested), _OTHER_DATA),
+        limit=DATA_LIMITS.get(str(results.get("data")), _OTHER_DATA),
     )
     write_file(Path(path), text)
+
+
+def recognition_cells(results: Mapping[str, Any]) -> Cells:
+    """Build the table of rows, or of settings if the test compared listed pairs."""
+    return setting_cells(results) if is_listed(results) else row_cells(results)
 
 
 def row_cells(results: Mapping[str, Any]) -> Cells:
@@ -110,13 +82,12 @@ def setting_cells(results: Mapping[str, Any]) -> Cells:
     body = []
     for name, setting, scores in _settings(results):
         accuracy = scores.get("accuracy", {})
-        mean, error = accuracy.get("mean"), accuracy.get("standard_error")
-        cells = [ROWS[name], setting, MISSING if _unknown(mean) else f"{percent(mean)} ± {percent(error)}"]
+        mean, error = percent(accuracy.get("mean")), percent(accuracy.get("standard_error"))
+        cells = [ROWS[name], setting, mean if mean == MISSING else f"{mean} ± {error}"]
         cells += [percent(scores["eer"]), percent(scores["auc"])]
         for rate in FALSE_ACCEPT_RATES:
             interval = scores["tar_intervals"][rate]
-            lacking = _unknown(interval["tar"])
-            cells.append(str(interval["reason"]).partition(":")[0] if lacking else percent(interval["tar"]))
+            cells.append(interval["reason"].partition(":")[0] if "reason" in interval else percent(interval["tar"]))
         body.append(cells)
     return ["", "setting", "accuracy % ± standard error", "EER %", "AUC %", *_TAR_TITLES], body
 
@@ -128,10 +99,8 @@ def tar_cells(results: Mapping[str, Any]) -> Cells:
         cells = [ROWS[name], setting]
         for rate in FALSE_ACCEPT_RATES:
             interval = scores["tar_intervals"][rate]
-            if _unknown(interval["tar"]):
-                cells.append(str(interval["reason"]))
-            else:
-                cells.append(f"{percent(interval['tar'])} ({percent(interval['low'])} to {percent(interval['high'])})")
+            limits = f"({percent(interval.get('low'))} to {percent(interval.get('high'))})"
+            cells.append(interval["reason"] if "reason" in interval else f"{percent(interval['tar'])} {limits}")
         body.append(cells)
     return ["", "setting", *_TAR_TITLES], body
 
@@ -177,8 +146,14 @@ def restoration_cells(results: Mapping[str, Any]) -> Cells:
     body = []
     for kind, sources in groups.items():
         for source, scores in sources.items():
-            figures = [_restored(column, scores.get(column)) for column in columns]
-            body.append([f"{kind}, {source.replace('_', ' ')}", *figures])
+            cells = [f"{kind}, {source.replace('_', ' ')}"]
+            for column in columns:
+                value = scores.get(column)
+                if column in _PERCEPTUAL:  # features of a network may be of any magnitude
+                    cells.append(MISSING if _unknown(value) else f"{value:.4g}")
+                else:
+                    cells.append(number(value, 3 if "ssim" in column else 2))
+            body.append(cells)
     return ["", *columns.values()], body
 
 
@@ -190,16 +165,36 @@ def threshold_cells(results: Mapping[str, Any]) -> Cells:
     body = []
     for condition, row in results.get("thresholds", {}).get("thresholds", {}).items():
         for entry in row:
-            limits = [condition, f"{100 * entry['target']:g}", number(entry["same"], 3), number(entry["different"], 3)]
-            body.append([*limits, *_rate_cells(entry["validation"]), *_rate_cells(entry["test"])])
+            cells = [condition, f"{100 * entry['target']:g}", number(entry["same"], 3), number(entry["different"], 3)]
+            for rates in (entry["validation"], entry["test"]):
+                if rates is None:
+                    cells += [MISSING] * 4
+                    continue
+                accepted = f"{100 * rates['false_accept_rate']:.3g}"
+                if rates.get("interval"):
+                    low, high = rates["interval"]
+                    accepted += f" ({100 * low:.3g} to {100 * high:.3g})"
+                pairs = f"{rates['genuine']:,}, {rates['impostor']:,}"
+                cells += [accepted, percent(rates["false_reject_rate"]), pairs, str(rates["people"])]
+            body.append(cells)
     return header, body
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
     """Format rows, differences and restoration as aligned plain text, and the reasons for missing figures."""
-    recognition = setting_cells(results) if is_listed(results) else row_cells(results)
     restoration = restoration_cells({"restoration": results["restoration"], "per_kind": {}})
-    tables = [cells for cells in (recognition, difference_cells(results), restoration) if cells[1]]
+    lines = []
+    for header, body in (recognition_cells(results), difference_cells(results), restoration):
+        if not body:
+            continue
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for position, title in enumerate(header):
+            table.add_column(title, justify="left" if position == 0 else "right", no_wrap=True)
+        for row in body:
+            table.add_row(*row)
+        text = io.StringIO()
+        Console(file=text, width=500, color_system=None, markup=False).print(table)
+        lines += [*(line.rstrip() for line in text.getvalue().splitlines()), ""]
     reasons: dict[str, None] = {}  # in order, each once; the table of settings itself has those of the TAR
     for _, setting, scores in _settings(results):
         for name, people in {"same": "one person", "different": "two people"}.items():
@@ -210,7 +205,7 @@ def summary_table(results: Mapping[str, Any]) -> str:
         for rate, interval in scores["tar_intervals"].items():
             if f"tar@{rate}" in _COLUMNS and "reason" in interval:
                 reasons[f"{MISSING}: {setting}, TAR@{rate}: {interval['reason']}"] = None
-    return "\n".join([*(_aligned(cells) for cells in tables), *reasons])
+    return "\n".join([*lines, *reasons])
 
 
 def markdown_cells(cells: Cells) -> str:
@@ -244,17 +239,6 @@ def _unknown(value: float | None) -> bool:
     return value is None or not math.isfinite(value)  # NaN in memory, None in a file
 
 
-def _rate_cells(rates: Mapping[str, Any] | None) -> list[str]:
-    if rates is None:
-        return [MISSING] * 4
-    accepted = f"{100 * rates['false_accept_rate']:.3g}"
-    if rates.get("interval"):
-        low, high = rates["interval"]
-        accepted += f" ({100 * low:.3g} to {100 * high:.3g})"
-    pairs = f"{rates['genuine']:,}, {rates['impostor']:,}"
-    return [accepted, percent(rates["false_reject_rate"]), pairs, str(rates["people"])]
-
-
 def _gallery_titles(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the titles of the figures `rank1_NAME` of the galleries that the protocol names."""
     columns = sorted({column for row in results["rows"].values() for column in row if column.startswith("rank1_")})
@@ -268,23 +252,5 @@ def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[st
         settings = {"clean-clean" if name in CLEAN_ROWS else f"clean-{probe}": row}
         settings[f"{probe}-{probe}"] = row.get("masked_masked", {})
         for setting, scores in settings.items():
-            if scores and scores.get("pairs") != _NO_PAIRS:
+            if scores and scores.get("pairs") != {"same": 0, "different": 0}:
                 yield name, setting, scores
-
-
-def _restored(column: str, value: float | None) -> str:
-    if column in _PERCEPTUAL:  # features of a network may be of any magnitude
-        return MISSING if _unknown(value) else f"{value:.4g}"
-    return number(value, 3 if "ssim" in column else 2)
-
-
-def _aligned(cells: Cells) -> str:
-    header, body = cells
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for position, title in enumerate(header):
-        table.add_column(title, justify="left" if position == 0 else "right", no_wrap=True)
-    for row in body:
-        table.add_row(*row)
-    text = io.StringIO()
-    Console(file=text, width=500, color_system=None, markup=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

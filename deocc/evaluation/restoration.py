@@ -4,7 +4,6 @@
 [1] Everingham et al., "The Pascal Visual Object Classes Challenge", IJCV 2010 (intersection over union).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from torchmetrics import Metric
 
 from deocc.evaluation.embeddings import BARE
 
+# PSNR in dB of identical images, instead of infinity. Our choice; rounding to 8 bits alone limits PSNR to 59 dB.
 PSNR_CAP = 100.0
-"""PSNR in dB of identical images, instead of infinity. Our choice; rounding to 8 bits alone limits PSNR to 59 dB."""
-
 _C1, _C2 = 0.01**2, 0.03**2  # constants of SSIM for images in [0, 1] [0]
 _RADIUS = 5  # pixels of its window beside the centre [0]
 _KINDS = 64  # rows of the sums: bare faces and up to 63 kinds
@@ -25,37 +23,21 @@ _KINDS = 64  # rows of the sums: bare faces and up to 63 kinds
 class KindMeans(Metric):
     """Base class of metrics that average per-image scores over images and per kind, across processes.
 
-    A subclass implements `update`, which calls `add`.
-
-    Args:
-        names: names of the S scores.
-        kwargs: passed to `torchmetrics.Metric`.
+    A subclass names its S scores and implements `update`, which calls `add`.
     """
 
+    names: tuple[str, ...]
     full_state_update = False
     total: Tensor
     count: Tensor
 
-    def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.names = tuple(names)
         self.add_state("total", default=torch.zeros(_KINDS, len(self.names)), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros(_KINDS, len(self.names)), dist_reduce_fx="sum")
 
     def add(self, scores: Tensor, known: Tensor, kind: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            scores: (B, S).
-            known: (B, S) bool, True where an image has the score.
-            kind: (B,) int64, `BARE` for a bare face.
-
-        Raises:
-            ValueError: a kind is out of range, or there is not one per image.
-        """
-        if kind.shape != scores.shape[:1] or not bool(((kind >= BARE) & (kind < _KINDS + BARE)).all()):
-            last = _KINDS + BARE - 1
-            raise ValueError(f"expected kinds of shape ({len(scores)},) from {BARE} to {last}, got {kind.tolist()}")
+        """Add scores (B, S) of kinds (B,) int64, where `known` (B, S) is True; `BARE` is the kind of a bare face."""
         self.total.index_add_(0, kind - BARE, scores.where(known, 0.0))
         self.count.index_add_(0, kind - BARE, known.to(self.count.dtype))
 
@@ -71,58 +53,12 @@ class KindMeans(Metric):
         return dict(zip(self.names, (total / count).tolist(), strict=True))
 
 
-def check_images(restored: Tensor, face: Tensor, mask: Tensor | None) -> None:
-    """Check that images and masks fit each other.
-
-    Raises:
-        ValueError: the shapes are not (B, 3, H, W) twice and (B, 1, H, W).
-    """
-    fits = restored.ndim == 4 and face.shape == restored.shape
-    if not fits or (mask is not None and mask.shape != (restored.shape[0], 1, *restored.shape[2:])):
-        shapes = " and ".join(str(tuple(value.shape)) for value in (restored, face, mask) if value is not None)
-        raise ValueError(f"expected two images (B, 3, H, W) and a mask (B, 1, H, W), got {shapes}")
-
-
-def psnr(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute the peak signal-to-noise ratio per image, 10 log10(4 / mean squared error); values have a range of 2.
-
-    Args:
-        restored: (B, 3, H, W) in [-1, 1].
-        face: (B, 3, H, W) in [-1, 1].
-        mask: (B, 1, H, W), 1 = covered: only covered pixels count. None uses all pixels.
-
-    Returns:
-        (B,) in dB, at most `PSNR_CAP`; NaN where nothing is covered.
-
-    Raises:
-        ValueError: the shapes do not fit.
-    """
-    check_images(restored, face, mask)
-    error = (restored.float() - face.float()).square()
-    return (10 * torch.log10(4 / _image_mean(error, mask))).clamp_max(PSNR_CAP)
-
-
-def ssim(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute the structural similarity [0] per image, of images shifted to [0, 1] as its luminance term assumes.
-
-    Args:
-        restored: (B, 3, H, W) in [-1, 1], H and W at least 6.
-        face: (B, 3, H, W) in [-1, 1].
-        mask: (B, 1, H, W), 1 = covered: the similarity map, whose 11 x 11 windows extend further, is averaged over
-            covered pixels. None uses all pixels.
-
-    Returns:
-        (B,) at most 1; NaN where nothing is covered.
-
-    Raises:
-        ValueError: the shapes do not fit.
-    """
-    check_images(restored, face, mask)
-    return _image_mean(_ssim_map(restored, face), mask)
-
-
 class RestorationMetric(KindMeans):
-    """Mean PSNR and SSIM over whole images and covered pixels.
+    """Mean PSNR in dB and SSIM [0] over whole images and covered pixels.
+
+    PSNR is 10 log10(4 / mean squared error), since values have a range of 2, and at most `PSNR_CAP`. SSIM is that of
+    images shifted to [0, 1], as its luminance term assumes; over covered pixels, the similarity map is averaged, whose
+    11 x 11 windows extend further.
 
     >>> metric = RestorationMetric()
     >>> face = torch.zeros(2, 3, 16, 16)
@@ -132,23 +68,15 @@ class RestorationMetric(KindMeans):
     (20.0, [0, 3])
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(("psnr", "ssim", "psnr_covered", "ssim_covered"), **kwargs)
+    names = ("psnr", "ssim", "psnr_covered", "ssim_covered")
 
     def update(self, restored: Tensor, face: Tensor, mask: Tensor, kind: Tensor) -> None:
-        """Add a batch: images and masks as for `psnr`, kinds (B,) int64, `BARE` for a bare face.
-
-        Raises:
-            ValueError: the shapes do not fit, or a kind is out of range.
-        """
-        check_images(restored, face, mask)
-        similarity_map = _ssim_map(restored, face)  # computed once for both areas, since it is expensive
-        scores = [
-            psnr(restored, face),
-            _image_mean(similarity_map, None),
-            psnr(restored, face, mask),
-            _image_mean(similarity_map, mask),
-        ]
+        """Add images (B, 3, H, W) in [-1, 1], H and W at least 6, masks (B, 1, H, W), 1 = covered, and kinds (B,)."""
+        error, similarity_map = (restored.float() - face.float()).square(), _ssim_map(restored, face)
+        scores = []
+        for area in (None, mask):
+            scores.append((10 * torch.log10(4 / _image_mean(error, area))).clamp_max(PSNR_CAP))
+            scores.append(_image_mean(similarity_map, area))
         covered = mask.flatten(1).any(1)
         always = torch.ones_like(covered)
         self.add(torch.stack(scores, 1), torch.stack([always, always, covered, covered], 1), kind)
@@ -159,32 +87,12 @@ class MaskPredictionMetric(KindMeans):
 
     `iou` [1] and `recall` are those of covered pixels of masked faces, at confidence 0.5. `found` is the share of
     images with any predicted mask, which for bare faces is the false alarm rate.
-
-    >>> metric = MaskPredictionMetric()
-    >>> mask = torch.zeros(1, 1, 4, 4); mask[..., :2] = 1
-    >>> metric.update(mask.roll(1, 3), mask, torch.tensor([2]))
-    >>> round(metric.compute()["mean"]["iou"], 3)
-    0.333
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(("iou", "recall", "found"), **kwargs)
+    names = ("iou", "recall", "found")
 
     def update(self, predicted_mask: Tensor, mask: Tensor, kind: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            predicted_mask: (B, 1, H, W) in [0, 1].
-            mask: (B, 1, H, W), 1 = covered; all 0 for a bare face.
-            kind: (B,) int64, `BARE` for a bare face.
-
-        Raises:
-            ValueError: the shapes differ, or a kind is out of range.
-        """
-        if predicted_mask.shape != mask.shape:
-            raise ValueError(
-                f"expected masks of one shape (B, 1, H, W), got {tuple(predicted_mask.shape)} and {tuple(mask.shape)}"
-            )
+        """Add masks (B, 1, H, W) in [0, 1], 1 = covered, and kinds (B,) int64; a bare face has no mask and `BARE`."""
         predicted, covered = (predicted_mask > 0.5).flatten(1), (mask > 0.5).flatten(1)
         intersection, union = (predicted & covered).sum(1).float(), (predicted | covered).sum(1).float()
         found = (predicted_mask > 0).flatten(1).any(1)
@@ -196,32 +104,25 @@ class MaskPredictionMetric(KindMeans):
 def _ssim_map(restored: Tensor, face: Tensor) -> Tensor:
     """Return (B, 3, H, W), the structural similarity of every pixel, with the window and the constants of [0].
 
-    It is computed around the pixels that differ and 1 elsewhere.
+    It is computed around the pixels that differ and 1 elsewhere. Windows reach over the border into the mirrored image.
+    A product with a matrix per axis is three times as fast as the two-dimensional convolution of torchmetrics.
     """
     similarity = torch.ones_like(restored, dtype=torch.float32)
     with torch.autocast(restored.device.type, enabled=False):  # variances as differences of squares need float32
-        rows, columns = (_window_matrix(side, restored.device) for side in restored.shape[2:])
+        all_rows, all_columns = (_window_matrix(side, restored.device) for side in restored.shape[2:])
         for image, differs in enumerate((restored != face).any(1)):
-            if bool(differs.any()):
-                high, wide = _span(differs.any(1), _RADIUS), _span(differs.any(0), _RADIUS)
-                pair = torch.stack([restored[image], face[image]]).float()
-                similarity[image, :, high, wide] = _similarity(pair, rows[high], columns[wide])
-    return similarity
-
-
-def _similarity(pair: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return (3, h, w), the similarity of two images (2, 3, H, W) at the rows (h, H) and columns (w, W) of windows.
-
-    Windows reach over the border into the mirrored image. A product with a matrix per axis is three times as fast as
-    the two-dimensional convolution of torchmetrics.
-    """
-    high, wide = _span(rows.any(0)), _span(columns.any(0))  # the pixels under the windows
-    x, y = (pair[..., high, wide] + 1) / 2
-    means = rows[:, high] @ torch.stack([x, y, x * x, y * y, x * y]) @ columns[:, wide].T
-    mean_x, mean_y, square_x, square_y, product = means
-    variance = square_x - mean_x.square() + square_y - mean_y.square()
-    structure = (2 * (product - mean_x * mean_y) + _C2) / (variance + _C2)
-    similarity: Tensor = structure * (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
+            if not bool(differs.any()):
+                continue
+            high, wide = _span(differs.any(1), _RADIUS), _span(differs.any(0), _RADIUS)
+            rows, columns = all_rows[high], all_columns[wide]
+            under_rows, under_columns = _span(rows.any(0)), _span(columns.any(0))  # the pixels under the windows
+            x, y = (torch.stack([restored[image], face[image]]).float()[..., under_rows, under_columns] + 1) / 2
+            moments = torch.stack([x, y, x * x, y * y, x * y])
+            mean_x, mean_y, square_x, square_y, product = rows[:, under_rows] @ moments @ columns[:, under_columns].T
+            variance = square_x - mean_x.square() + square_y - mean_y.square()
+            structure = (2 * (product - mean_x * mean_y) + _C2) / (variance + _C2)
+            luminance = 2 * mean_x * mean_y + _C1
+            similarity[image, :, high, wide] = structure * luminance / (mean_x.square() + mean_y.square() + _C1)
     return similarity
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
-from deocc.evaluation.bootstrap import bootstrap_figures, check_same_pairs, paired_interval, tar_intervals
+from deocc.evaluation.bootstrap import bootstrap_figures, paired_interval, tar_intervals
 from deocc.evaluation.embeddings import BARE, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.verification import PairScores, equal_error_rate, fold_accuracy, verification_scores
+from deocc.evaluation.verification import PairScores, check_same_pairs, fold_accuracy, verification_scores
 
+# All rows that a test may have, in order, with their titles. The mask is the given one unless the title says otherwise.
+# The input of the student is a setting of the run. The judge is a recogniser that took no part in training
+# (`deocc.callbacks.JudgeCallback`).
 ROWS = {
     "teacher_clean": "teacher, clean",
     "teacher_masked": "teacher, masked",
@@ -27,79 +30,49 @@ ROWS = {
     "judge_completed": "judge, completed",
     "judge_completed_predicted_mask": "judge, completed, predicted mask",
 }
-"""All rows that a test may have, in order, with their titles.
 
-The mask is the given one unless the title says otherwise. The input of the student is a setting of the run. The judge
-is a recogniser that took no part in training (`deocc.callbacks.JudgeCallback`).
-"""
+# Rows that compare bare faces; those with a predicted mask are what a user gets, who does not know which faces are bare
+CLEAN_ROWS = tuple(row for row in ROWS if "_clean" in row)
 
-CLEAN_ROWS = (
-    "teacher_clean",
-    "teacher_clean_predicted_mask",
-    "student_clean",
-    "student_clean_predicted_mask",
-    "judge_clean",
-)
-"""Rows that compare bare faces.
-
-Rows with a predicted mask are what a user gets, who does not know which faces are bare.
-"""
-
+# Rows that are subtracted from each other, if a test has both
 DIFFERENCES = {
-    "student_clean_minus_teacher_clean": ("student_clean", "teacher_clean"),
-    "student_clean_predicted_mask_minus_teacher_clean": ("student_clean_predicted_mask", "teacher_clean"),
-    "teacher_completed_minus_teacher_masked": ("teacher_completed", "teacher_masked"),
-    "student_minus_teacher_masked": ("student", "teacher_masked"),
-    "student_minus_teacher_completed": ("student", "teacher_completed"),
-    "teacher_completed_predicted_mask_minus_teacher_masked": ("teacher_completed_predicted_mask", "teacher_masked"),
-    "student_predicted_mask_minus_teacher_masked": ("student_predicted_mask", "teacher_masked"),
-    "student_predicted_mask_minus_teacher_completed_predicted_mask": (
-        "student_predicted_mask",
-        "teacher_completed_predicted_mask",
-    ),
-    "judge_completed_minus_judge_masked": ("judge_completed", "judge_masked"),
-    "judge_completed_predicted_mask_minus_judge_masked": ("judge_completed_predicted_mask", "judge_masked"),
+    f"{first}_minus_{second}": (first, second)
+    for first, second in (
+        ("student_clean", "teacher_clean"),
+        ("student_clean_predicted_mask", "teacher_clean"),
+        ("teacher_completed", "teacher_masked"),
+        ("student", "teacher_masked"),
+        ("student", "teacher_completed"),
+        ("teacher_completed_predicted_mask", "teacher_masked"),
+        ("student_predicted_mask", "teacher_masked"),
+        ("student_predicted_mask", "teacher_completed_predicted_mask"),
+        ("judge_completed", "judge_masked"),
+        ("judge_completed_predicted_mask", "judge_masked"),
+    )
 }
-"""Rows that are subtracted from each other, if a test has both."""
 
+# Keys of a results file besides the provenance
 KEYS = (
-    "people",
-    "people_left_out",
-    "images",
-    "protocol",
-    "rows",
+    *("people", "people_left_out", "images", "protocol", "rows"),
     *DIFFERENCES,
-    "restoration",
-    "per_kind",
-    "per_coverage",
-    "thresholds",
+    *("restoration", "per_kind", "per_coverage", "thresholds"),
 )
-"""Keys of a results file besides the provenance."""
 
-_MASKED_ROWS = tuple(name for name in ROWS if name not in CLEAN_ROWS)
 _DECILES = 10
 _MASKED_MASKED = ("accuracy", "eer", "auc", "tar@1e-1", "tar@1e-2", "tar@1e-3", "tar@1e-4", "tar_intervals", "pairs")
 
-Restoration = Mapping[str, Mapping[str, Any]]
-"""By source of the mask ("given_mask", "predicted_mask"): result of `RestorationMetric.compute`."""
-
-_Compared = Mapping[str, tuple[EmbeddingSet, EmbeddingSet]]
-"""By row: gallery and probes."""
+Restoration = Mapping[str, Mapping[str, Any]]  # by source of the mask: result of `RestorationMetric.compute`
+_Compared = Mapping[str, tuple[EmbeddingSet, EmbeddingSet]]  # by row: gallery and probes
 
 
 @dataclass(frozen=True)
 class Results:
     """Results of a test, for which each comparison was scored once."""
 
-    content: dict[str, Any]
-    """Content of `results.json`, see `build_results`."""
+    content: dict[str, Any]  # of `results.json`, see `build_results`
+    # By row of `ROWS` that has any, the scored pairs: two clean faces in `CLEAN_ROWS`, else a clean and a masked one
     pairs: dict[str, PairScores] = field(default_factory=dict)
-    """By row of `ROWS`, the scored pairs: two clean faces in `CLEAN_ROWS`, else a clean and a masked one.
-
-    Rows without pairs are left out.
-    """
-    embeddings: dict[str, EmbeddingSet] = field(default_factory=dict)
-    """By row of `ROWS`, the embeddings that were compared."""
+    embeddings: dict[str, EmbeddingSet] = field(default_factory=dict)  # by row, those that were compared
 
 
 def build_results(
@@ -110,31 +83,23 @@ def build_results(
     protocol: AllPairs | None = None,
     mask_prediction: Mapping[str, Any] | None = None,
     replicates: int = 1000,
-    seed: int = 0,
 ) -> Results:
     """Score all comparisons of a test.
 
     Args:
         embeddings: by row of `ROWS`; clean faces in `CLEAN_ROWS`, masked ones in the others. None in a test of stage 1.
-        restoration: by source of the mask.
+        restoration: by source of the mask, "given_mask" or "predicted_mask".
         kinds: names of the occluders, in the order of `EmbeddingSet.kind`.
         provenance: command, seeds, versions, hashes; its keys are placed beside those of `KEYS`.
         protocol: comparisons; default all pairs.
         mask_prediction: result of `MaskPredictionMetric.compute`.
         replicates: of the bootstrap.
-        seed: of the bootstrap.
 
     Returns:
-        Results whose content is the provenance and `KEYS`: `people` and `images` among the clean faces,
-        `people_left_out` because of too many pairs, name of the `protocol`, `rows`, intervals of each of `DIFFERENCES`,
-        `restoration` by source of the mask, `per_kind`, `per_coverage`, rows by tenth of the probes in order of
-        coverage; and `mask_prediction`. Without embeddings they lack what needs some.
-
-    Raises:
-        ValueError: an unknown row, a row of the student without clean faces, a kind without name, provenance that would
-            overwrite a result, or rows to be subtracted that scored different probes.
+        Results whose content is the provenance and `KEYS`, of which `people_left_out` were left out because of too many
+        pairs, and `per_coverage` has rows by tenth of the probes in order of coverage; and `mask_prediction`. Without
+        embeddings they lack what needs some.
     """
-    _check(embeddings, provenance)
     protocol = protocol or AllPairs()
     means = {source: scores["mean"] for source, scores in restoration.items()}
     predicted = {} if mask_prediction is None else {"mask_prediction": _mask_prediction(mask_prediction, kinds)}
@@ -142,10 +107,13 @@ def build_results(
         per_kind = _per_kind({}, protocol, restoration, kinds)
         return Results({**provenance, "rows": {}, "restoration": means, "per_kind": per_kind, **predicted})
     if not any(name in embeddings for name in CLEAN_ROWS):  # a list of pairs that has only occluded images
-        no_faces = next(iter(embeddings.values())).take(torch.zeros(0, dtype=torch.int64))
-        embeddings = {**embeddings, "teacher_clean": no_faces, "student_clean": no_faces}
+        none = torch.zeros(0, dtype=torch.int64)
+        galleries = {f"{name.split('_')[0]}_clean": members.take(none) for name, members in embeddings.items()}
+        embeddings = {"teacher_clean": next(iter(galleries.values())), **embeddings, **galleries}
     narrowed = protocol.narrow(embeddings)
-    masked = {name: (gallery_of(name, narrowed), narrowed[name]) for name in _MASKED_ROWS if name in narrowed}
+    masked = {
+        row: (gallery_of(row, narrowed), narrowed[row]) for row in ROWS if row in narrowed and row not in CLEAN_ROWS
+    }
     pairs, rows = _score_rows(narrowed, masked, protocol)
     people = len(torch.unique(narrowed["teacher_clean"].identity))
     content = {
@@ -155,7 +123,7 @@ def build_results(
         "images": len(narrowed["teacher_clean"]),
         "protocol": type(protocol).__name__,
         "rows": rows,
-        **_differences(pairs, replicates, seed),
+        **_differences(pairs, replicates),
         "restoration": means,
         "per_kind": _per_kind(masked, protocol, restoration, kinds),
         "per_coverage": _per_coverage(masked, protocol),
@@ -167,43 +135,25 @@ def build_results(
 def score_row(
     gallery: EmbeddingSet, probe: EmbeddingSet, protocol: AllPairs | None = None, pairs: PairScores | None = None
 ) -> dict[str, Any]:
-    """Score the probes of a recogniser against its clean gallery.
-
-    Args:
-        gallery: clean faces.
-        probe: masked faces.
-        protocol: comparisons; default all pairs.
-        pairs: result of `protocol.cross`, if it is known.
+    """Score the masked faces of a recogniser against its clean gallery.
 
     Returns:
-        `eer`, `auc`, `tar@...` and thresholds of the pairs that the protocol compares clean with masked; `accuracy` if
-        it has folds; `tar_intervals`; identification scores; `pairs`, the numbers of genuine and impostor pairs;
-        `masked_masked`, the same for pairs of two masked faces.
+        `eer`, `auc`, `tar@...` and thresholds of the pairs that the protocol (default: all pairs) compares clean with
+        masked, or of `pairs`, if these are known; `accuracy` if it has folds; `tar_intervals`; identification scores;
+        `pairs`, the numbers of genuine and impostor pairs; `masked_masked`, the same for pairs of two masked faces.
     """
     protocol = protocol or AllPairs()
     cross_repeats, within_repeats = protocol.repeats(probe)
+    cross = _pair_figures(protocol.cross(gallery, probe) if pairs is None else pairs, cross_repeats)
     within = _pair_figures(protocol.within(probe), within_repeats)
-    return {
-        **_pair_figures(protocol.cross(gallery, probe) if pairs is None else pairs, cross_repeats),
-        **protocol.identify(gallery, probe),
-        "masked_masked": {name: within[name] for name in _MASKED_MASKED if name in within},
-    }
+    masked_masked = {name: within[name] for name in _MASKED_MASKED if name in within}
+    return {**cross, **protocol.identify(gallery, probe), "masked_masked": masked_masked}
 
 
 def flat_scores(scores: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """Return the numbers of a row as `prefix/name`, for a logger; an accuracy over folds is represented by its mean."""
     plain = {**scores, "accuracy": scores["accuracy"]["mean"]} if "accuracy" in scores else scores
     return {f"{prefix}/{name}": float(value) for name, value in plain.items() if isinstance(value, int | float)}
-
-
-def _check(embeddings: Mapping[str, EmbeddingSet], provenance: Mapping[str, Any]) -> None:
-    if unknown := [name for name in embeddings if name not in ROWS]:
-        raise ValueError(f"unknown rows {', '.join(unknown)}: choose among {', '.join(ROWS)}")
-    clean = [name for name in embeddings if name in CLEAN_ROWS]
-    if clean and "student_clean" not in clean and any(name.startswith("student") for name in embeddings):
-        raise ValueError("the student's probes came without its gallery: embed the clean faces with the student too")
-    if taken := set(provenance) & set(KEYS):
-        raise ValueError(f"provenance holds {', '.join(sorted(taken))}, which the results hold already: rename it")
 
 
 def gallery_of(row: str, embeddings: Mapping[str, EmbeddingSet]) -> EmbeddingSet:
@@ -218,19 +168,16 @@ def _score_rows(
 ) -> tuple[dict[str, PairScores], dict[str, dict[str, Any]]]:
     """Return the pairs of each row that has any, and the figures of all rows."""
     pairs, figures = {}, {}
-    for name in ROWS:
-        if name in masked:
-            scored = protocol.cross(*masked[name])
-            figures[name] = score_row(*masked[name], protocol, scored)
-        elif name in embeddings:
-            gallery = embeddings[name]
-            scored = protocol.within(gallery)
-            identified = protocol.identify(gallery, gallery)
-            figures[name] = {**_pair_figures(scored, protocol.repeats(gallery)[1]), **identified}
+    for row in (row for row in ROWS if row in embeddings):
+        if row in masked:
+            scored = protocol.cross(*masked[row])
+            figures[row] = score_row(*masked[row], protocol, scored)
         else:
-            continue
+            gallery = embeddings[row]
+            scored = protocol.within(gallery)
+            figures[row] = _pair_figures(scored, protocol.repeats(gallery)[1]) | protocol.identify(gallery, gallery)
         if len(scored.same):
-            pairs[name] = scored
+            pairs[row] = scored
     return pairs, figures
 
 
@@ -242,18 +189,16 @@ def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:
     figures |= {f"tar@{name}": interval["tar"] for name, interval in intervals.items()}
     if pairs.fold is not None:
         figures["accuracy"] = fold_accuracy(pairs)._asdict()
-    return {
-        **figures,
-        "tar_intervals": intervals,
-        "pairs": {"same": genuine, "different": len(pairs.same) - genuine},
-        "people": len(torch.unique(torch.cat([pairs.first_identity, pairs.second_identity]))),
-    }
+    figures |= {"tar_intervals": intervals, "pairs": {"same": genuine, "different": len(pairs.same) - genuine}}
+    return {**figures, "people": len(torch.unique(torch.cat([pairs.first_identity, pairs.second_identity])))}
 
 
-def _differences(pairs: Mapping[str, PairScores], replicates: int, seed: int) -> dict[str, Any]:
+def _differences(pairs: Mapping[str, PairScores], replicates: int) -> dict[str, Any]:
     @cache
-    def figures_of(row: str, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        return bootstrap_figures([[pairs[row]]], replicates, seed, names)
+    def figures_of(row: str) -> dict[str, torch.Tensor]:
+        fold = pairs[row].fold
+        names = ("eer",) if fold is None or len(torch.unique(fold)) < 2 else ("eer", "accuracy")
+        return bootstrap_figures([[pairs[row]]], replicates, names=names)
 
     differences: dict[str, Any] = {}
     for name, rows in DIFFERENCES.items():
@@ -263,25 +208,19 @@ def _differences(pairs: Mapping[str, PairScores], replicates: int, seed: int) ->
         check_same_pairs(first, second)
         if len(torch.unique(torch.cat([first.first_identity, first.second_identity]))) < 2:
             continue  # there are no impostor pairs
-        has_folds = first.fold is not None and len(torch.unique(first.fold)) > 1
-        names = ("eer", "accuracy") if has_folds else ("eer",)
-        one, other = (figures_of(row, names) for row in rows)
-        differences[name] = {figure: paired_interval(one[figure], other[figure])._asdict() for figure in names}
+        one, other = map(figures_of, rows)
+        differences[name] = {figure: paired_interval(one[figure], other[figure])._asdict() for figure in one}
     return differences
 
 
-def _per_kind(
-    rows: _Compared, protocol: AllPairs, restoration: Restoration, kinds: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def _per_kind(rows: _Compared, protocol: AllPairs, restoration: Restoration, kinds: Sequence[str]) -> dict[str, Any]:
     seen = {kind for _, probe in rows.values() for kind in probe.kind.tolist()}
     seen |= {kind for scores in restoration.values() for kind in scores["per_kind"]}
-    if max(seen, default=BARE) >= len(kinds):
-        raise ValueError(
-            f"kind {max(seen)} was evaluated but only {len(kinds)} kinds are named: give all names, in order"
-        )
-    parts: dict[str, dict[str, Any]] = {}
+    parts = {}
     for kind in sorted(seen - {BARE}):
-        scores = {name: score_row(gallery, probe.select(kind), protocol) for name, (gallery, probe) in rows.items()}
+        scores = {}
+        for name, (gallery, probe) in rows.items():
+            scores[name] = score_row(gallery, probe.take(probe.kind == kind), protocol)
         restored = {source: each["per_kind"][kind] for source, each in restoration.items() if kind in each["per_kind"]}
         parts[kinds[kind]] = {"rows": scores, "restoration": restored}
     return parts
@@ -291,8 +230,7 @@ def _per_coverage(rows: _Compared, protocol: AllPairs) -> list[dict[str, Any]]:
     """Return `low` and `high` coverage and the `eer` of each row, for each tenth of the probes by coverage.
 
     The first row determines the edges for all. A tenth contains its lower edge, the last one also its upper edge. Equal
-    coverages are never separated, so tenths may differ in size or be empty; empty ones and probes of unknown coverage
-    are left out.
+    coverages are never separated, so sizes may differ; empty tenths and probes of unknown coverage are left out.
     """
     coverage = next((probe.coverage.double() for _, probe in rows.values()), torch.zeros(0))
     known = coverage[~coverage.isnan()]
@@ -307,7 +245,7 @@ def _per_coverage(rows: _Compared, protocol: AllPairs) -> list[dict[str, Any]]:
             part = probe.take((decile == number) & ~probe.coverage.isnan())
             if len(part):
                 pairs = protocol.cross(gallery, part)
-                errors[name] = {"eer": equal_error_rate(pairs.similarity, pairs.same)}
+                errors[name] = {"eer": verification_scores(pairs.similarity, pairs.same)["eer"]}
         if errors:
             tenths.append({"low": float(edges[number]), "high": float(edges[number + 1]), "rows": errors})
     return tenths

@@ -11,7 +11,7 @@ faces. Not known from the paper; our choice.
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -25,24 +25,16 @@ from deocc.files import checksum, write_json
 from deocc.geometry import TEMPLATES
 from deocc.messages import describe_error
 
-CONDITIONS = ("clean-clean", "clean-masked", "masked-masked")
-"""Conditions of a pair, by the number of masked faces."""
+CONDITIONS = ("clean-clean", "clean-masked", "masked-masked")  # of a pair, by the number of masked faces
+USUAL_FALSE_ACCEPT_RATE = 1e-2  # the default target
+FALSE_REJECTS = 0.05  # largest share of genuine pairs that is called "different"
 
-USUAL_FALSE_ACCEPT_RATE = 1e-2
-"""The default target."""
-
-FALSE_REJECTS = 0.05
-"""Largest share of genuine pairs that is called "different"."""
-
+# Number of pairs that a target rate must amount to. With few people the rate on others may still be several times as
+# high, since pairs that share a person are not independent; the interval in `Rates` takes this into account.
 PAIRS_NEEDED = 5
-"""Number of pairs that a target rate must amount to.
 
-With few people the rate on others may still be several times as high, since pairs that share a person are not
-independent; the interval in `Rates` takes this into account.
-"""
-
+# The key of `Calibration.plain` in a thresholds file, in `results.json` and in a model folder's `config.json`
 THRESHOLDS: Final = "thresholds"
-"""The key of `Calibration.plain` in a thresholds file, in `results.json` and in a model folder's `config.json`."""
 
 _SHA256: Final = "checkpoint_sha256"
 _LEAST_SEEN: Final = 0.01  # share of the masked faces that are less visible than `least_visible`
@@ -54,37 +46,25 @@ _CENTRE_V, _HALF_WIDTH, _HALF_HEIGHT = 0.45, 1.05, 1.4
 class Rates:
     """Error rates of a pair of thresholds on a set of pairs."""
 
-    false_accept_rate: float
-    """Share of impostor pairs called "same", averaged over pairs of people."""
-    false_reject_rate: float
-    """Share of genuine pairs not called "same", averaged over people."""
-    called_different: float
-    """Share of genuine pairs called "different", averaged over people."""
-    genuine: int
-    """Number of genuine pairs of images; the same two images with several masks count once."""
-    impostor: int
-    """Number of impostor pairs of images, counted in the same way."""
+    false_accept_rate: float  # share of impostor pairs called "same", averaged over pairs of people
+    false_reject_rate: float  # share of genuine pairs not called "same", averaged over people
+    called_different: float  # share of genuine pairs called "different", averaged over people
+    genuine: int  # number of genuine pairs of images; the same two images with several masks count once
+    impostor: int  # number of impostor pairs of images, counted in the same way
     people: int
-    interval: Bounds | None = None
-    """95 % Wilson interval of `false_accept_rate`, see `PairsOfPeople.rate`; None in files of earlier versions."""
-    effective_impostor: float | None = None
-    """Effective number of impostor pairs of `interval`."""
+    interval: Bounds | None = None  # 95 %, of `false_accept_rate`, see `PairsOfPeople.rate`; None in earlier files
+    effective_impostor: float | None = None  # effective number of impostor pairs of `interval`
 
 
 @dataclass(frozen=True)
 class Threshold:
     """Thresholds for one condition and one target."""
 
-    target: float
-    """The target false-accept rate."""
-    same: float
-    """A pair of at least this similarity is "same"."""
-    different: float
-    """A pair of a lower similarity than this is "different"; at most `same`."""
-    validation: Rates
-    """Rates on the validation people, on which the thresholds were chosen."""
-    test: Rates | None = None
-    """Rates on the test people; None if not measured."""
+    target: float  # the target false-accept rate
+    same: float  # a pair of at least this similarity is "same"
+    different: float  # a pair of a lower similarity than this is "different"; at most `same`
+    validation: Rates  # on the validation people, on which the thresholds were chosen
+    test: Rates | None = None  # on the test people; None if not measured
 
 
 class Separation(NamedTuple):
@@ -97,33 +77,20 @@ class Separation(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a decision on two faces needs besides their embeddings.
+    """What a decision on two faces needs besides their embeddings."""
 
-    Attributes:
-        thresholds: by condition, in order of falling target; empty if the pairs support none.
-        masked: covered share at or above which a face counts as masked.
-        least_visible: visible share below which no decision is made.
-        size: side in pixels of the crops that were calibrated on.
-        data: name of their face set.
-        data_hash: fingerprint of the validation people.
-    """
-
-    thresholds: dict[str, tuple[Threshold, ...]]
-    masked: Separation
-    least_visible: float
-    size: int
-    data: str
-    data_hash: str
+    thresholds: dict[str, tuple[Threshold, ...]]  # by condition, in order of falling target; empty if none is supported
+    masked: Separation  # covered share at or above which a face counts as masked
+    least_visible: float  # visible share below which no decision is made
+    size: int  # side in pixels of the crops that were calibrated on
+    data: str  # name of their face set
+    data_hash: str  # fingerprint of the validation people
 
     def threshold(self, condition: str, target: float | None = None) -> Threshold:
-        """Return the thresholds of a condition for a target false-accept rate.
+        """Return the thresholds of one of `CONDITIONS` for a target false-accept rate.
 
-        Args:
-            condition: one of `CONDITIONS`.
-            target: None for `USUAL_FALSE_ACCEPT_RATE`, or the strictest calibrated target above it.
-
-        Raises:
-            ValueError: the target was not calibrated.
+        None stands for `USUAL_FALSE_ACCEPT_RATE`, or the strictest calibrated target above it. Raises ValueError if the
+        target was not calibrated.
         """
         known = {threshold.target: threshold for threshold in self.thresholds[condition]}
         if not known:
@@ -132,42 +99,31 @@ class Calibration:
         near = min(known, key=lambda rate: abs(math.log(rate / wanted))) if wanted > 0 else min(known)
         if not math.isclose(near, wanted, rel_tol=1e-6):
             listed = ", ".join(f"{rate:g}" for rate in known)
-            raise ValueError(
-                f"no threshold for a false-accept rate of {wanted:g} ({condition}): choose one of {listed}"
-            )
+            rate = f"false-accept rate of {wanted:g} ({condition})"
+            raise ValueError(f"no threshold for a {rate}: choose one of {listed}")
         return known[near]
 
     def plain(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
-        thresholds = {condition: [asdict(threshold) for threshold in row] for condition, row in self.thresholds.items()}
-        return {**asdict(self), "thresholds": thresholds, "masked": self.masked._asdict()}
+        return {**asdict(self), "masked": self.masked._asdict()}
 
     @classmethod
     def from_plain(cls, value: Any) -> Self:
-        """Create a calibration from the result of `plain`.
+        """Create a calibration from the result of `plain`; raise ValueError if `value` is no such result."""
 
-        Raises:
-            ValueError: `value` is not a calibration.
-        """
+        def rates(entry: Mapping[str, Any]) -> Rates:
+            interval = entry.get("interval")
+            return Rates(**{**entry, "interval": interval and Bounds(*interval)})
+
+        def threshold(entry: Mapping[str, Any]) -> Threshold:
+            test = None if entry["test"] is None else rates(entry["test"])
+            return Threshold(**{**entry, "validation": rates(entry["validation"]), "test": test})
+
         try:
-            rows = {
-                condition: tuple(_threshold(entry) for entry in value["thresholds"][condition])
-                for condition in CONDITIONS
-            }
+            rows = {condition: tuple(map(threshold, value["thresholds"][condition])) for condition in CONDITIONS}
             return cls(**{**value, "thresholds": rows, "masked": Separation(**value["masked"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the thresholds cannot be read ({error}): write them again with `deocc test`") from error
-
-
-def _threshold(entry: Mapping[str, Any]) -> Threshold:
-    return Threshold(
-        **{**entry, "validation": _rates(entry["validation"]), "test": entry["test"] and _rates(entry["test"])}
-    )
-
-
-def _rates(entry: Mapping[str, Any]) -> Rates:
-    interval = entry.get("interval")
-    return Rates(**{**entry, "interval": interval and Bounds(*interval)})
 
 
 class CountedPairs(NamedTuple):
@@ -180,18 +136,15 @@ class CountedPairs(NamedTuple):
 def calibrate(validation: CountedPairs, test: CountedPairs | None = None) -> tuple[Threshold, ...]:
     """Choose the thresholds of one condition for each of `FALSE_ACCEPT_RATES` that the pairs support (`PAIRS_NEEDED`).
 
-    Args:
-        validation: pairs by which thresholds are chosen.
-        test: pairs of other people on which thresholds are measured; ignored without genuine or without impostor pairs.
+    They are chosen on validation pairs and measured on those of `test`, unless these lack genuine or impostor pairs.
     """
     pairs, repeats = validation
     genuine, impostors = int(pairs.same.sum()) / repeats, int((~pairs.same).sum()) / repeats
     if round(genuine) * FALSE_REJECTS < PAIRS_NEEDED:
         return ()
-    measured = [validation]
+    measures = [_error_rates(validation)]
     if test is not None and len(torch.unique(test.pairs.same)) == 2:
-        measured.append(test)
-    measures = [_ErrorRates(counted) for counted in measured]
+        measures.append(_error_rates(test))
     weight = PairsOfPeople(pairs.first_identity, pairs.second_identity).weight
     curve = roc_curve(pairs.similarity, pairs.same, weight)
     reached = float(curve.threshold[int((curve.tar < 1 - FALSE_REJECTS - 1e-9).sum())])
@@ -200,50 +153,43 @@ def calibrate(validation: CountedPairs, test: CountedPairs | None = None) -> tup
         same = operating_point(curve, int((~pairs.same).sum()), target)[1]
         if impostors * target * (1 + 1e-9) >= PAIRS_NEEDED and math.isfinite(same):
             different = min(same, reached)
-            thresholds.append(Threshold(target, same, different, *(each.at(same, different) for each in measures)))
+            thresholds.append(Threshold(target, same, different, *(rates(same, different) for rates in measures)))
     return tuple(thresholds)
 
 
-class _ErrorRates:
-    """Error rates of any thresholds on a set of pairs."""
+def _error_rates(counted: CountedPairs) -> Callable[[float, float], Rates]:
+    """Return a function from the thresholds for "same" and "different" to their error rates on a set of pairs."""
+    (similarity, same, first, second, _), repeats = counted
+    genuine, impostor = similarity[same].double(), similarity[~same].double()
+    genuine_people = PairsOfPeople(first[same], second[same])
+    impostor_people = PairsOfPeople(first[~same], second[~same])
 
-    def __init__(self, counted: CountedPairs) -> None:
-        pairs, repeats = counted
-        same = pairs.same
-        self._genuine, self._impostor = pairs.similarity[same].double(), pairs.similarity[~same].double()
-        self._genuine_people = PairsOfPeople(pairs.first_identity[same], pairs.second_identity[same])
-        self._impostor_people = PairsOfPeople(pairs.first_identity[~same], pairs.second_identity[~same])
-        self._repeats = repeats
-
-    def at(self, same: float, different: float) -> Rates:
-        accepted = self._impostor_people.rate(self._impostor >= same)
+    def rates(same: float, different: float) -> Rates:
+        accepted = impostor_people.rate(impostor >= same)
         return Rates(
             false_accept_rate=accepted.rate,
-            false_reject_rate=self._genuine_people.rate(self._genuine < same).rate,
-            called_different=self._genuine_people.rate(self._genuine < different).rate,
-            genuine=round(len(self._genuine) / self._repeats),
-            impostor=round(len(self._impostor) / self._repeats),
-            people=max(self._genuine_people.people, self._impostor_people.people),
+            false_reject_rate=genuine_people.rate(genuine < same).rate,
+            called_different=genuine_people.rate(genuine < different).rate,
+            genuine=round(len(genuine) / repeats),
+            impostor=round(len(impostor) / repeats),
+            people=max(genuine_people.people, impostor_people.people),
             interval=Bounds(accepted.low, accepted.high),
             effective_impostor=accepted.effective,
         )
+
+    return rates
 
 
 def separate(clean: Tensor, masked: Tensor) -> Separation:
     """Find the limit between the covered shares of clean (N,) and masked faces (M,) with the fewest errors.
 
     It minimises the sum of both error rates and is halfway between two neighbouring shares. Of equally good limits, the
-    one between the two shares that differ most is chosen.
-
-    Raises:
-        ValueError: there are no clean or no masked faces, or all shares are equal.
+    one between the two shares that differ most is chosen. Raises ValueError if there are no two shares to separate.
     """
     values = torch.unique(torch.cat([clean, masked]).double())
     if min(len(clean), len(masked)) == 0 or len(values) < 2:
-        raise ValueError(
-            f"{len(clean)} clean and {len(masked)} masked faces with {len(values)} different shares: "
-            "nothing to separate"
-        )
+        faces = f"{len(clean)} clean and {len(masked)} masked faces"
+        raise ValueError(f"{faces} with {len(values)} different shares: nothing to separate")
     limits = (values[1:] + values[:-1]) / 2
     above = 1 - torch.searchsorted(clean.double().sort().values, limits).double() / len(clean)
     below = torch.searchsorted(masked.double().sort().values, limits).double() / len(masked)
@@ -264,20 +210,12 @@ def thresholds_path(checkpoint: Path) -> Path:
 
 
 def write_thresholds(checkpoint: Path, calibration: Calibration) -> None:
-    """Write the thresholds file of a checkpoint, with the hash of the checkpoint.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write the thresholds file of a checkpoint, with the hash of the checkpoint."""
     write_json(thresholds_path(checkpoint), {_SHA256: checksum(checkpoint), THRESHOLDS: calibration.plain()})
 
 
 def read_thresholds(checkpoint: Path) -> Calibration | None:
-    """Return the thresholds of a checkpoint; None if it was not tested or, with a warning, has changed since.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Return a checkpoint's thresholds; None if not tested or, with a warning, changed since; ValueError if damaged."""
     path = thresholds_path(checkpoint)
     if not path.is_file():
         return None
@@ -296,13 +234,7 @@ def covered_share(mask: Tensor) -> Tensor:
     """Compute the share of the face that a mask covers.
 
     The face is an ellipse in the canonical crop, from cheek to cheek and from forehead to chin; hair and background do
-    not count.
-
-    Args:
-        mask: (B, 1, S, S) in [0, 1], 1 = covered.
-
-    Returns:
-        (B,) in [0, 1].
+    not count. Masks (B, 1, S, S) in [0, 1], 1 = covered, give shares (B,) in [0, 1].
     """
     eyes = TEMPLATES["canonical"].tensor(mask.shape[-1])[:2]
     unit, middle = eyes[1, 0] - eyes[0, 0], eyes.mean(0)

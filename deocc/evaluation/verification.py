@@ -20,14 +20,9 @@ from torch import Tensor
 
 from deocc.files import read_npz
 
-FALSE_ACCEPT_RATES = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
-"""False accept rates at which TAR is reported. Our choice."""
-
-SCORES = "scores.npz"
-"""Name of the file of pair scores in a run folder, for comparisons of runs pair by pair."""
-
-CLEAN_SCORES = "clean_scores.npz"
-"""The same for rows that compare bare faces, whose pairs may differ."""
+FALSE_ACCEPT_RATES = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}  # at which TAR is reported. Our choice
+SCORES = "scores.npz"  # file of pair scores in a run folder, for comparisons of runs pair by pair
+CLEAN_SCORES = "clean_scores.npz"  # the same for rows that compare bare faces, whose pairs may differ
 
 _SHARED = ("same", "first_identity", "second_identity", "fold")
 
@@ -35,41 +30,35 @@ _SHARED = ("same", "first_identity", "second_identity", "fold")
 class RocCurve(NamedTuple):
     """T = distinct similarities + 1 operating points in order of falling threshold; the first accepts nothing."""
 
-    far: Tensor
-    """(T,) float64, false accept rate, rising from 0 to 1."""
-    tar: Tensor
-    """(T,) float64, true accept rate, rising from 0 to 1."""
-    threshold: Tensor
-    """(T,) float64, falling from infinity."""
+    far: Tensor  # (T,) float64, false accept rate, rising from 0 to 1
+    tar: Tensor  # (T,) float64, true accept rate, rising from 0 to 1
+    threshold: Tensor  # (T,) float64, falling from infinity
 
 
 class PairScores(NamedTuple):
     """N compared pairs of faces."""
 
-    similarity: Tensor
-    """(N,) float32."""
-    same: Tensor
-    """(N,) bool, True where both faces have the same identity."""
-    first_identity: Tensor
-    """(N,) int64, identity of the first face: the gallery face, or the first of two probes."""
-    second_identity: Tensor
-    """(N,) int64, identity of the second face."""
-    fold: Tensor | None = None
-    """(N,) int64, fold of each pair; None if the protocol has no folds."""
+    similarity: Tensor  # (N,) float32
+    same: Tensor  # (N,) bool, True where both faces have the same identity
+    first_identity: Tensor  # (N,) int64, identity of the first face: the gallery face, or the first of two probes
+    second_identity: Tensor  # (N,) int64, identity of the second face
+    fold: Tensor | None = None  # (N,) int64, fold of each pair; None if the protocol has no folds
+
+
+def check_same_pairs(first: PairScores, second: PairScores) -> None:
+    """Raise ValueError if two systems did not score the same pairs in the same order."""
+    sides = [torch.stack([pairs.first_identity, pairs.second_identity, pairs.same]) for pairs in (first, second)]
+    if not torch.equal(*sides):
+        numbers = f"{len(first.same)} and {len(second.same)}"
+        raise ValueError(f"the two systems scored different pairs ({numbers}): evaluate both on the same probes")
 
 
 def roc_curve(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> RocCurve:
-    """Compute the ROC curve in float64.
+    """Compute the ROC curve of similarities (N,) and bool `same` (N,) in float64.
 
-    Args:
-        similarity: (N,).
-        same: (N,) bool.
-        weight: (N,) weight of each pair; None weights all pairs equally.
-
-    Raises:
-        ValueError: the shapes are not all (N,), `same` is not bool, or a similarity is not finite.
+    `weight` (N,) is that of each pair; None weights all pairs equally. Raises ValueError if a similarity is not finite.
     """
-    _check_pairs(similarity, same, weight)
+    _check_pairs(similarity, same)
     score, order = similarity.detach().cpu().double().sort(descending=True)
     same = same.cpu()[order]
     weight = torch.ones_like(score) if weight is None else weight.cpu().double()[order]
@@ -123,15 +112,9 @@ def verification_scores(similarity: Tensor, same: Tensor) -> dict[str, float]:
 
 
 def operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float, float]:
-    """Return TAR and threshold at the lowest threshold whose FAR is at most `far`.
+    """Return TAR and threshold at the lowest threshold whose FAR is at most `far` in (0, 1].
 
-    Args:
-        curve: computed from `negatives` impostor pairs.
-        negatives: both values are NaN if `far` of them is less than one pair.
-        far: false accept rate in (0, 1].
-
-    Raises:
-        ValueError: `far` is not in (0, 1].
+    Both are NaN if `far` of the `negatives`, the impostor pairs that the curve is computed from, is less than a pair.
     """
     if negatives < negatives_needed(far):
         return math.nan, math.nan
@@ -140,27 +123,17 @@ def operating_point(curve: RocCurve, negatives: int, far: float) -> tuple[float,
 
 
 def negatives_needed(far: float) -> int:
-    """Return the number of impostor pairs of which `far` is one pair.
-
-    Raises:
-        ValueError: `far` is not in (0, 1].
-    """
-    if not 0 < far <= 1:
-        raise ValueError(f"a false accept rate of {far} was asked for: choose one above 0 and at most 1")
+    """Return the number of impostor pairs of which `far` in (0, 1] is one pair."""
     return math.ceil((1 - 1e-9) / far)
 
 
 class FoldAccuracy(NamedTuple):
     """Share of correct decisions; all NaN for fewer than two folds, where no other fold can provide a threshold."""
 
-    mean: float
-    """Mean over folds, equally weighted."""
-    standard_error: float
-    """Standard deviation over folds (with folds - 1 in the denominator), divided by the square root of folds [0]."""
-    accuracies: Tensor
-    """(folds,) float64, in order of fold number."""
-    thresholds: Tensor
-    """(folds,) float64; a pair of the fold is accepted if its similarity is at least the threshold."""
+    mean: float  # over folds, equally weighted
+    standard_error: float  # standard deviation over folds (folds - 1 in the denominator) / square root of folds [0]
+    accuracies: Tensor  # (folds,) float64, in order of fold number
+    thresholds: Tensor  # (folds,) float64; a pair is accepted if its similarity is at least that of its fold
 
 
 def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
@@ -171,60 +144,51 @@ def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
     >>> scores = fold_accuracy(pairs)
     >>> scores.mean, [round(threshold, 3) for threshold in scores.thresholds.tolist()]
     (1.0, [0.4, 0.5])
-
-    Raises:
-        ValueError: the shapes are not all (N,), or a similarity is not finite.
     """
-    fold, thresholds = _fold_thresholds(pairs)
-    if len(thresholds) < 2:
+    _check_pairs(pairs.similarity, pairs.same)
+    fold = torch.zeros_like(pairs.same, dtype=torch.int64) if pairs.fold is None else pairs.fold
+    folds, position = torch.unique(fold, return_inverse=True)
+    thresholds = torch.full((len(folds),), torch.nan, dtype=torch.float64)
+    if len(folds) < 2:
         return FoldAccuracy(math.nan, math.nan, thresholds, thresholds)
-    correct = ((pairs.similarity >= thresholds[fold]) == pairs.same).double()
-    accuracies = torch.zeros_like(thresholds).index_add_(0, fold, correct) / torch.bincount(fold)
+    score, order = pairs.similarity.double().sort(descending=True)
+    infinity = torch.full((1,), torch.inf, dtype=torch.float64)
+    for held_out in range(len(folds)):
+        others = position[order] != held_out
+        # gain[n]: correct decisions, up to a constant, if the n most similar pairs are accepted
+        gain = torch.cat([torch.zeros(1, dtype=torch.int64), (2 * pairs.same[order][others].long() - 1).cumsum(0)])
+        above, below = torch.cat([infinity, score[others]]), torch.cat([score[others], -infinity])
+        gain[above == below] = gain.min() - 1  # no threshold separates equal similarities
+        accepted = int(gain.argmax())  # the first, so that the threshold is the highest of the best ones
+        if 0 < accepted < len(gain) - 1:
+            thresholds[held_out] = above[accepted].lerp(below[accepted], 0.5)
+        else:
+            thresholds[held_out] = infinity if accepted == 0 else -infinity
+    correct = ((pairs.similarity >= thresholds[position]) == pairs.same).double()
+    accuracies = torch.zeros_like(thresholds).index_add_(0, position, correct) / torch.bincount(position)
     standard_error = float(accuracies.std()) / math.sqrt(len(thresholds))
     return FoldAccuracy(float(accuracies.mean()), standard_error, accuracies, thresholds)
 
 
 def decisions(pairs: PairScores) -> Tensor:
-    """Return (N,) bool, True for pairs that are decided correctly with the threshold of their fold.
-
-    Raises:
-        ValueError: as for `fold_accuracy`, or there are fewer than two folds.
-    """
-    fold, thresholds = _fold_thresholds(pairs)
-    if len(thresholds) < 2:
-        raise ValueError(
-            f"the pairs have {len(thresholds)} fold: two or more are needed to choose a threshold on other folds"
-        )
-    return (pairs.similarity >= thresholds[fold]) == pairs.same
+    """Return (N,) bool, True for pairs of two or more folds that the threshold of their fold decides correctly."""
+    _, position = torch.unique(pairs.fold, return_inverse=True)
+    return (pairs.similarity >= fold_accuracy(pairs).thresholds[position]) == pairs.same
 
 
 def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:
-    """Write the similarities (N,) of each row, and once the labels, identities and folds of the pairs.
-
-    Raises:
-        ValueError: the rows scored different pairs.
-    """
+    """Write the similarities (N,) of each row, and once the labels, identities and folds, which all rows share."""
     first = next(iter(scores.values()))
-    for row, pairs in scores.items():
-        if len(pairs.same) != len(first.same) or not bool((pairs.same == first.same).all()):
-            raise ValueError(f"row {row} scored other pairs than the first row: evaluate all rows on the same probes")
+    for pairs in scores.values():
+        check_same_pairs(first, pairs)
     fold = first.fold if first.fold is not None else torch.zeros_like(first.first_identity)
-    arrays = dict(zip(_SHARED, (first.same, first.first_identity, first.second_identity, fold), strict=True))
+    arrays = {name: getattr(first, name) for name in _SHARED} | {"fold": fold}
     arrays |= {f"row/{row}": pairs.similarity for row, pairs in scores.items()}
     np.savez_compressed(path, **cast(Any, {name: tensor.numpy() for name, tensor in arrays.items()}))
 
 
 def read_scores(path: str | Path, rows: Collection[str] | None = None) -> dict[str, PairScores]:
-    """Read the rows of a file of `write_scores`.
-
-    Args:
-        path: the file.
-        rows: rows to read, if present; None for all.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file.
-    """
+    """Read all rows of a file of `write_scores`, or those of `rows`; raise ValueError if it is no such file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no pair scores at {path}: `deocc test` writes them into its run folder")
     try:
@@ -246,48 +210,14 @@ def read_scores(path: str | Path, rows: Collection[str] | None = None) -> dict[s
     }
 
 
-def _fold_thresholds(pairs: PairScores) -> tuple[Tensor, Tensor]:
-    """Return the position (N,) of each pair's fold among the sorted folds, and the threshold of each fold (folds,).
-
-    It is the highest of the thresholds that are best on the other folds; NaN if there are none.
-    """
-    _check_pairs(pairs.similarity, pairs.same)
-    fold = torch.zeros_like(pairs.same, dtype=torch.int64) if pairs.fold is None else pairs.fold
-    if fold.shape != pairs.same.shape:
-        raise ValueError(f"expected a fold for each of {len(pairs.same)} pairs, got shape {tuple(fold.shape)}")
-    folds, position = torch.unique(fold, return_inverse=True)
-    thresholds = torch.full((len(folds),), torch.nan, dtype=torch.float64)
-    if len(folds) < 2:
-        return position, thresholds
-    score, order = pairs.similarity.double().sort(descending=True)
-    infinity = torch.full((1,), torch.inf, dtype=torch.float64)
-    for held_out in range(len(folds)):
-        others = position[order] != held_out
-        # gain[n]: correct decisions, up to a constant, if the n most similar pairs are accepted
-        gain = torch.cat([torch.zeros(1, dtype=torch.int64), (2 * pairs.same[order][others].long() - 1).cumsum(0)])
-        above, below = torch.cat([infinity, score[others]]), torch.cat([score[others], -infinity])
-        gain[above == below] = gain.min() - 1  # no threshold separates equal similarities
-        accepted = int(gain.argmax())
-        if accepted == 0:
-            thresholds[held_out] = above[0]
-        elif accepted == len(gain) - 1:
-            thresholds[held_out] = below[-1]
-        else:
-            thresholds[held_out] = above[accepted].lerp(below[accepted], 0.5)
-    return position, thresholds
-
-
 def _first_nonnegative(excess: Tensor) -> Tensor:
     """Return (..., 1), the first position along the last axis at which `excess` is not negative."""
     return (excess >= 0).int().argmax(-1, keepdim=True)
 
 
-def _check_pairs(similarity: Tensor, same: Tensor, weight: Tensor | None = None) -> None:
-    shapes = [tuple(value.shape) for value in (similarity, same, weight) if value is not None]
-    if similarity.ndim != 1 or len(set(shapes)) > 1 or same.dtype != torch.bool:
-        raise ValueError(
-            f"expected similarity, bool same and weight of one shape (N,), got {shapes} and same of {same.dtype}"
-        )
-    infinite = int((~similarity.isfinite()).sum())
-    if infinite:
+def _check_pairs(similarity: Tensor, same: Tensor) -> None:
+    if similarity.ndim != 1 or similarity.shape != same.shape or same.dtype != torch.bool:
+        shapes = f"{tuple(similarity.shape)} and {tuple(same.shape)} of {same.dtype}"
+        raise ValueError(f"expected similarity and bool same of one shape (N,), got {shapes}")
+    if infinite := int((~similarity.isfinite()).sum()):
         raise ValueError(f"{infinite} of {len(similarity)} similarities are not finite: check the embeddings")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.callbacks import calibration
 from deocc.callbacks.calibration import CalibrationCallback, _conditions, checkpoint_of_own_test
 from deocc.data import OrlFaces
 from deocc.evaluation.bootstrap import Bounds
@@ -220,7 +219,7 @@ def test_unwritable_thresholds_are_reported(
     def refused(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(calibration, "write_thresholds", refused)
+    monkeypatch.setattr("deocc.evaluation.thresholds.write_thresholds", refused)
     running = trainer(checkpoint, checkpoint.parents[1], datamodule=_Data(48))
     callback, module = CalibrationCallback(), _Module(4)
     callback.on_test_epoch_end(running, module)  # type: ignore[arg-type]

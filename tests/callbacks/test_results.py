@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,8 @@ def test_order_of_callbacks_does_not_matter(tested: Results, tmp_path: Path, mon
     monkeypatch.setattr(
         "deocc.callbacks.calibration.checkpoint_of_own_test", lambda trainer: tmp_path / "run" / "last.ckpt"
     )
-    monkeypatch.setattr("deocc.callbacks.calibration.write_thresholds", lambda *_: None)
+    monkeypatch.setattr("deocc.evaluation.thresholds.write_thresholds", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["/bin/deocc", "test", "--run", "my runs/a"])
     loaders = [SimpleNamespace(dataset=range(2))] * 2
     data = SimpleNamespace(
         write_manifest=lambda path: path.write_text("image,kind,seed"),
@@ -68,6 +70,7 @@ def test_order_of_callbacks_does_not_matter(tested: Results, tmp_path: Path, mon
                 found = read_scores(folder / file)
                 assert found.keys() == expected.keys()
                 assert all(torch.equal(pairs[0], expected[row][0]) for row, pairs in found.items())
-            monkeypatch.setattr("deocc.callbacks.results.write_report", lambda *_: None)
+            monkeypatch.setattr("deocc.evaluation.report.write_report", lambda *_: None)
             monkeypatch.setattr("deocc.callbacks.results._draw_figures", lambda *_: {})
     assert len(set(written)) == 1 and json.loads(written[0])[THRESHOLDS]
+    assert json.loads(written[0])["command"] == "deocc test --run 'my runs/a'"

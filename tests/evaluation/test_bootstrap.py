@@ -160,13 +160,10 @@ def test_bootstrap_rejects_bad_input(make_sets) -> None:
     for name in ("eer", "accuracy"):
         with pytest.raises(ValueError, match="different pairs"):
             paired_bootstrap(name, [pairs], [fewer])
-        with pytest.raises(ValueError, match="replicates is 0"):
-            paired_bootstrap(name, [pairs], [pairs], replicates=0)
         with pytest.raises(ValueError, match="1 people"):
             paired_bootstrap(name, [alone], [alone])
-        for firsts in ([], [pairs, pairs]):
-            with pytest.raises(ValueError, match=f"got {len(firsts)} folds of one system and 1 of the other"):
-                paired_bootstrap(name, firsts, [pairs])
+        with pytest.raises(ValueError, match="zip"):
+            paired_bootstrap(name, [pairs, pairs], [pairs])
 
 
 def _in_folds(pairs: PairScores, seed: int) -> PairScores:
@@ -223,11 +220,8 @@ def test_wilson_equals_scipy(successes: int, trials: int) -> None:
     assert wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_wilson_of_impossible_counts() -> None:
+def test_wilson_of_no_trials_is_nan() -> None:
     assert all(math.isnan(bound) for bound in wilson(0, 0))
-    for successes in (3, -1):
-        with pytest.raises(ValueError, match=f"{successes} successes in 2"):
-            wilson(successes, 2)
 
 
 def person_pairs(images: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

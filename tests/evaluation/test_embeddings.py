@@ -46,13 +46,6 @@ def test_bank_stores_float32() -> None:
     assert bank.compute().embedding.dtype == torch.float32
 
 
-def test_select_takes_one_kind(make_sets) -> None:
-    _, probe = make_sets(1.0)
-    chosen = probe.select(kind=1)
-    assert len(chosen) == int((probe.kind == 1).sum()) > 0
-    assert set(chosen.kind.tolist()) == {1}
-
-
 def test_coverage_defaults_to_nan() -> None:
     bank, ids = EmbeddingBank(), torch.tensor([3, 1])
     bank.update(torch.eye(2), ids, ids, ids, ids, coverage=torch.tensor([0.3, 0.1], dtype=torch.float64))
@@ -61,7 +54,7 @@ def test_coverage_defaults_to_nan() -> None:
     members = bank.compute()
     assert members.coverage.dtype == torch.float32
     torch.testing.assert_close(members.coverage, torch.tensor([0.1, 0.3, torch.nan, torch.nan]), equal_nan=True)
-    torch.testing.assert_close(members.select(kind=3).coverage, torch.tensor([0.3, torch.nan]), equal_nan=True)
+    torch.testing.assert_close(members.take(members.kind == 3).coverage, torch.tensor([0.3, torch.nan]), equal_nan=True)
 
 
 def _masks(index: list[int], kind: list[int], seed: list[int]) -> EmbeddingSet:
@@ -79,14 +72,8 @@ def test_draw_counts_mixed_kinds_by_image() -> None:
     members = _masks([7, 7, 7, 3, 3, 3], [0, 0, 1, 1, 1, 1], [50, 20, 30, 10, 40, 15])
     assert members.draw().tolist() == [2, 0, 1, 0, 2, 1]
     assert members.groups().tolist() == [[7, -1]] * 3 + [[3, -1]] * 3
-    assert members.select(kind=1).draw().tolist() == [0, 0, 2, 1]  # of one kind, but not equally often
+    assert members.take(members.kind == 1).draw().tolist() == [0, 0, 2, 1]  # of one kind, but not equally often
     assert _masks([1, 2, 3], [0, 4, 4], [9, 5, 7]).draw().tolist() == [0, 0, 0]
-
-
-def test_lengths_that_differ_are_refused() -> None:
-    two, three = torch.arange(2), torch.arange(3)
-    with pytest.raises(ValueError, match="shape"):
-        EmbeddingSet(torch.eye(3), three, two, three, three)
 
 
 @pytest.mark.parametrize("row", [[2.0, 0.0], [float("nan"), 0.0], [0.0, 0.0]])

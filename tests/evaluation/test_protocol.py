@@ -1,7 +1,5 @@
 """Protocols and ranks against loops over every pair of faces."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -122,7 +120,7 @@ def test_mixed_kinds_use_second_image(make_sets, listed: ListedPairs) -> None:
     embedded = [(a, b) for a, b in zip(FIRST.tolist(), SECOND.tolist(), strict=True) if {a, b} <= kind_of.keys()]
     assert len({kind_of[b] for _, b in embedded}) == 2
     for kind in range(2):
-        row = score_row(gallery, probe.select(kind), listed)
+        row = score_row(gallery, probe.take(probe.kind == kind), listed)
         assert sum(row["pairs"].values()) == sum(kind_of[b] == kind for _, b in embedded)
         both = sum(kind_of[a] == kind_of[b] == kind for a, b in embedded)
         assert sum(row["masked_masked"]["pairs"].values()) == both
@@ -132,14 +130,14 @@ def test_mixed_kinds_use_second_image(make_sets, listed: ListedPairs) -> None:
 def test_listed_pairs_skip_unlisted_faces(make_sets) -> None:
     gallery, probe = make_sets(3.0)
     low = ListedPairs(np.array([100]), np.array([105]), np.array([False]), np.array([0]))
-    assert len(low.cross(gallery, probe.select(1)).same) == 3
+    assert len(low.cross(gallery, probe.take(probe.kind == 1)).same) == 3
     found = low.cross(gallery.take(gallery.index < 103), probe)
     assert (found.first_identity.unique().tolist(), found.second_identity.unique().tolist()) == ([0], [1])
 
 
 def test_listed_pairs_give_accuracy(make_sets, listed: ListedPairs) -> None:
     gallery, masked = make_sets(3.0)
-    assert len(listed.cross(gallery, masked.select(9)).same) == 0
+    assert len(listed.cross(gallery, masked.take(masked.kind == 9)).same) == 0
     gallery_student, student = make_sets(0.5, dimension=12)
     rows = {"teacher_clean": gallery, "teacher_masked": masked, "student_clean": gallery_student, "student": student}
     built = build_results(rows, {}, ("cloth", "hand"), {}, listed, replicates=5)
@@ -149,16 +147,6 @@ def test_listed_pairs_give_accuracy(make_sets, listed: ListedPairs) -> None:
     assert [row[1] for row in body] == ["clean-clean", "clean-masked", "masked-masked"] * 2
     assert all("±" in row[2] for row in body)
     assert "not enough negatives" in summary_table(built.content) and header[2].startswith("accuracy")
-
-
-@pytest.mark.parametrize("lengths", [(2, 1, 1, 1), (0, 0, 0, 0)])
-def test_listed_pairs_reject_bad_columns(lengths: tuple[int, ...]) -> None:
-    columns: Any = [
-        np.zeros(length, dtype=kind)
-        for length, kind in zip(lengths, (np.int64, np.int64, np.bool_, np.int64), strict=True)
-    ]
-    with pytest.raises(ValueError, match="of one shape"):
-        ListedPairs(*columns)
 
 
 def test_galleries_keep_pairs(make_sets) -> None:
@@ -174,11 +162,6 @@ def test_galleries_keep_pairs(make_sets) -> None:
     assert scores["cmc_protocol1"] == cmc(chosen["1"], probe, 6, images="all").tolist()
     assert scores["rank1_protocol1"] >= scores["rank1_protocol2"] - 0.2 and len(scores["cmc"]) == 6
     assert torch.equal(protocol.cross(gallery, probe).similarity, AllPairs().cross(gallery, probe).similarity)
-
-
-def test_an_empty_gallery_is_refused() -> None:
-    with pytest.raises(ValueError, match="galleries with images"):
-        Galleries({"protocol2": np.zeros(0, dtype=np.int64)})
 
 
 def on_circle(angles: list[float], identity: list[int], index: list[int]) -> EmbeddingSet:
@@ -228,11 +211,6 @@ def test_rank1_of_constant_embeddings(make_sets) -> None:
     assert cmc(gallery, probe, 1).tolist() == [0.0]
 
 
-def test_cmc_refuses_bad_input(make_sets) -> None:
-    gallery, probe = make_sets(1.0)
-    with pytest.raises(ValueError, match='images is "mean"'):
-        cmc(gallery, probe, k=1, images="mean")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="k is 0"):
-        cmc(gallery, probe, k=0)
+def test_cmc_refuses_probes_without_gallery() -> None:
     with pytest.raises(ValueError, match="1 people of the probes \\(first: 9\\)"):
         cmc(on_circle([0], [0], [0]), on_circle([0], [9], [1]), 1)

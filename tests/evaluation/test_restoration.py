@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric, psnr, ssim
+from deocc.evaluation.restoration import MaskPredictionMetric, RestorationMetric
 
 SIDE = 24
 
@@ -21,6 +21,22 @@ def _images(seed: int = 0, number: int = 3) -> tuple[torch.Tensor, torch.Tensor,
     mask = torch.zeros(number, 1, SIDE, SIDE)
     mask[:, :, SIDE // 2 :] = 1
     return restored, face, mask
+
+
+def _scores(name: str, restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A score per image (B,), of the whole image or of the covered pixels; each image has its own kind."""
+    metric = RestorationMetric()
+    metric.update(restored, face, torch.ones_like(face[:, :1]) if mask is None else mask, torch.arange(len(face)))
+    key = name if mask is None else f"{name}_covered"
+    return torch.tensor([scores[key] for scores in metric.compute()["per_kind"].values()])
+
+
+def psnr(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
+    return _scores("psnr", restored, face, mask)
+
+
+def ssim(restored: Tensor, face: Tensor, mask: Tensor | None = None) -> Tensor:
+    return _scores("ssim", restored, face, mask)
 
 
 def _ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -122,20 +138,6 @@ def test_restoration_metric_keeps_nan() -> None:
     assert all(math.isnan(value) for value in metric.compute()["mean"].values())
 
 
-def test_psnr_and_ssim_reject_bad_shapes() -> None:
-    restored, face, mask = _images()
-    with pytest.raises(ValueError, match="two images"):
-        psnr(restored[:2], face)
-    with pytest.raises(ValueError, match="a mask"):
-        ssim(restored, face, mask[:, 0])
-
-
-@pytest.mark.parametrize("kind", [[0, 0], [0, 0, -2], [0, 0, 63]])
-def test_restoration_rejects_bad_kinds(kind: list[int]) -> None:
-    with pytest.raises(ValueError, match="kinds of shape"):
-        RestorationMetric().update(*_images(), torch.tensor(kind))
-
-
 def _batches() -> list[tuple[Tensor, Tensor, Tensor]]:
     """Predicted masks, masks and kinds:
 
@@ -179,8 +181,3 @@ def test_mask_prediction_equals_the_oracle() -> None:
         assert found == pytest.approx(_slow_scores(_batches(), kind), nan_ok=True)
     assert scores["per_kind"][-1]["found"] == pytest.approx(2 / 3)
     assert 0 < scores["per_kind"][0]["recall"] < 1
-
-
-def test_mask_prediction_refuses_other_shapes() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 1, 4, 4\) and \(1, 4, 4\)"):
-        MaskPredictionMetric().update(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), torch.tensor([0]))

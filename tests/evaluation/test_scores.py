@@ -49,7 +49,7 @@ def test_chosen_rows_without_folds(tmp_path: Path) -> None:
 def test_rows_of_other_pairs_refused(tmp_path: Path) -> None:
     shorter = PairScores(torch.zeros(2), SAME[:2], FIRST[:2], SECOND[:2])
     for other in (shorter, pairs(0.0, 0.0, 0.0)._replace(same=~SAME)):
-        with pytest.raises(ValueError, match="row b scored other pairs"):
+        with pytest.raises(ValueError, match="scored different pairs"):
             write_scores(tmp_path / "scores.npz", {"a": pairs(0.0, 0.0, 0.0), "b": other})
     assert not any(tmp_path.iterdir())
 

@@ -12,7 +12,6 @@ from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import (
     PairScores,
-    decisions,
     equal_error_rate,
     fold_accuracy,
     operating_point,
@@ -132,18 +131,6 @@ def test_eer_rejects_bad_pairs(similarity: torch.Tensor, same: torch.Tensor, mes
         equal_error_rate(similarity, same)
 
 
-@pytest.mark.parametrize("far", [0, -0.1, 1.1])
-def test_tar_rejects_bad_far(far: float) -> None:
-    with pytest.raises(ValueError, match="false accept rate"):
-        true_accept_rate(*_pairs()[:2], far=far)
-
-
-def test_roc_rejects_other_weight_shape() -> None:
-    similarity, same, weight = _pairs()
-    with pytest.raises(ValueError, match="of one shape"):
-        roc_curve(similarity, same, weight[:-1])
-
-
 def test_all_pairs_equal_loop(make_sets) -> None:
     gallery, probe = make_sets(1.0)
     scores = AllPairs().cross(gallery, probe)
@@ -176,7 +163,7 @@ def test_pairs_within_equal_loop(make_sets) -> None:
     found = AllPairs().within(probe)
     torch.testing.assert_close(found.similarity.sort().values, torch.tensor(expected).sort().values)
     assert len(AllPairs().within(gallery).same) == len(gallery) * (len(gallery) - 1) // 2
-    empty: EmbeddingSet = gallery.select(kind=9)
+    empty: EmbeddingSet = gallery.take(gallery.kind == 9)
     assert len(AllPairs().within(empty).same) == 0 and found.fold is None
 
 
@@ -251,10 +238,3 @@ def test_fold_accuracy_needs_two_folds(fold: torch.Tensor | None) -> None:
     pairs = _folded_pairs()._replace(fold=fold)
     scores = fold_accuracy(pairs)
     assert all(math.isnan(value) for value in (scores.mean, scores.standard_error, *scores.accuracies.tolist()))
-    with pytest.raises(ValueError, match="1 fold: two or more"):
-        decisions(pairs)
-
-
-def test_fold_accuracy_rejects_other_length() -> None:
-    with pytest.raises(ValueError, match="a fold for each of 200 pairs"):
-        fold_accuracy(_folded_pairs()._replace(fold=torch.zeros(3, dtype=torch.int64)))
