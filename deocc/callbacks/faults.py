@@ -120,7 +120,7 @@ class QuarantineCallback(pl.Callback):
         if trainer.world_size > 1:
             quarantine: Quarantine = trainer.datamodule.quarantine
             found: list[dict[str, str]] = [{}] * trainer.world_size
-            torch.distributed.all_gather_object(found, quarantine.state_dict())
+            torch.distributed.all_gather_object(found, quarantine.reasons)
             quarantine.merge({name: reason for reasons in found for name, reason in reasons.items()})
         self._report(trainer)
 

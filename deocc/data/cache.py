@@ -4,9 +4,9 @@ LMDB was chosen because the seeded order of an epoch needs random access, which 
 do not provide; because one file is mapped by all processes of a node and is in memory once; and because a complete file
 is read without a lock, so that many nodes can share it on a network drive.
 
-A value contains the landmarks and the raw pixels of a face; it is empty for an image that cannot be read. Lossless
-compression would save a third (PNG) to a half (WebP) of the disk space at 112 pixels, but takes 0.3-0.4 ms per face to
-decode instead of 3 microseconds, measured on one core.
+A key is the position of an image in the face set. A value contains the landmarks and the raw pixels of a face; it is
+empty for an image that cannot be read. Lossless compression would save a third (PNG) to a half (WebP) of the disk space
+at 112 pixels, but takes 0.3-0.4 ms per face to decode instead of 3 microseconds, measured on one core.
 """
 
 import mmap
@@ -33,6 +33,9 @@ from deocc.messages import one_line, say, show_progress
 
 AlignedFace = tuple[NDArray[np.uint8], NDArray[np.float32]]
 """A face, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop."""
+
+Align = Callable[[int], AlignedFace]
+"""Returns the aligned face of the image at an index of a face set, or raises UnreadableImageError."""
 
 _VERSION: Final = 2  # increase when `read_image` or `geometry.align` returns other pixels, so old files are not used
 _LANDMARK_BYTES: Final = 5 * 2 * 4
@@ -69,6 +72,15 @@ class AlignedCache:
         """Size of the complete file in 10^9 bytes."""
         return self.number * self._stored_bytes / 1e9
 
+    @property
+    def _value_bytes(self) -> int:
+        return _LANDMARK_BYTES + 3 * self.size**2
+
+    @property
+    def _stored_bytes(self) -> int:
+        """Size of a value with LMDB's header, in whole pages."""
+        return -(-(self._value_bytes + 16) // mmap.PAGESIZE) * mmap.PAGESIZE
+
     def __call__(self, index: int) -> AlignedFace:
         """Return the aligned face of the image at `index` of the face set.
 
@@ -103,18 +115,14 @@ class AlignedCache:
             return False
 
     def fill(
-        self,
-        align: Callable[[int], AlignedFace],
-        indices: NDArray[np.int64],
-        num_workers: int,
-        leave_out: Callable[[list[int]], None],
+        self, align: Align, indices: NDArray[np.int64], num_workers: int, leave_out: Callable[[list[int]], None]
     ) -> None:
         """Compute and store the missing faces. One process works, others with the same file wait.
 
         If the file cannot be written, a warning says so and nothing is stored.
 
         Args:
-            align: aligns the face of an image; must be picklable.
+            align: must be picklable.
             indices: (number,) the images, ascending.
             num_workers: processes that align faces; 0 for this process.
             leave_out: called in this process with the images that cannot be read (`Quarantine.add`). If it raises an
@@ -122,10 +130,9 @@ class AlignedCache:
         """
         if self.is_complete():
             return
-        waiting = "waiting for another process that aligns the same faces"
         try:
             lock = self.path.parents[1] / "locks" / f"{self.path.stem}.lock"
-            with hold_lock(lock, on_wait=lambda: say(waiting)):
+            with hold_lock(lock, on_wait=lambda: say("waiting for another process that aligns the same faces")):
                 if not self.is_complete():  # another process may have filled it meanwhile
                     self._write(align, indices, num_workers, leave_out)
         except (OSError, lmdb.Error) as error:  # images that cannot be read raise other errors
@@ -134,31 +141,26 @@ class AlignedCache:
             warnings.warn(f"{lost}, so they are aligned again in every epoch: {advice}", stacklevel=2)
 
     def _write(
-        self,
-        align: Callable[[int], AlignedFace],
-        indices: NDArray[np.int64],
-        num_workers: int,
-        leave_out: Callable[[list[int]], None],
+        self, align: Align, indices: NDArray[np.int64], num_workers: int, leave_out: Callable[[list[int]], None]
     ) -> None:
         part = self.path.with_suffix(".part")
         _close(self.path)
         part.parent.mkdir(parents=True, exist_ok=True)
         # 256 bytes per value and 16 MB for the tree of keys
         with closing(_open_to_append(part, self.number * (self._stored_bytes + 256) + 2**24)) as environment:
-            done = environment.stat()["entries"]
-            free, needed = shutil.disk_usage(part.parent).free, (self.number - done) * self._stored_bytes
+            values = _Values(align, indices[environment.stat()["entries"] :])
+            free, needed = shutil.disk_usage(part.parent).free, len(values) * self._stored_bytes
             if free < needed:
                 raise OSError(f"{free / 1e9:.1f} GB are free there and {needed / 1e9:.1f} GB are to be written")
-            blocks = _Blocks(align, indices[done:], max(1, _BLOCK_BYTES // self._value_bytes))
             loader = DataLoader(
-                blocks,
-                batch_size=None,
+                values,
+                batch_size=max(1, _BLOCK_BYTES // self._value_bytes),
                 num_workers=num_workers,
+                collate_fn=list,
                 worker_init_fn=ignore_stop_signals,
                 generator=torch.Generator(),
             )
-            title = f"aligning {self.number - done:,} faces, once"
-            for block in show_progress(loader, title, len(blocks)):
+            for block in show_progress(loader, f"aligning {len(values):,} faces, once", len(loader)):
                 leave_out([index for index, value in block if not value])
                 try:
                     with environment.begin(write=True) as transaction:
@@ -170,34 +172,23 @@ class AlignedCache:
                     raise
         part.replace(self.path)
 
-    @property
-    def _value_bytes(self) -> int:
-        return _LANDMARK_BYTES + 3 * self.size**2
 
-    @property
-    def _stored_bytes(self) -> int:
-        """Size of a value with LMDB's header, in whole pages."""
-        return -(-(self._value_bytes + 16) // mmap.PAGESIZE) * mmap.PAGESIZE
+class _Values(Dataset[tuple[int, bytes]]):
+    """Indices and values of images, aligned by the workers of a loader."""
 
-
-class _Blocks(Dataset[list[tuple[int, bytes]]]):
-    """Indices and values of blocks of images, aligned by the workers of a loader."""
-
-    def __init__(self, align: Callable[[int], AlignedFace], indices: NDArray[np.int64], block: int) -> None:
-        self.align, self.indices, self.block = align, indices, block
+    def __init__(self, align: Align, indices: NDArray[np.int64]) -> None:
+        self.align, self.indices = align, indices
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.block)
+        return len(self.indices)
 
-    def __getitem__(self, number: int) -> list[tuple[int, bytes]]:
-        values = []
-        for index in self.indices[number * self.block : (number + 1) * self.block].tolist():
-            try:
-                face, landmarks = self.align(index)
-                values.append((index, landmarks.tobytes() + face.tobytes()))
-            except UnreadableImageError:
-                values.append((index, b""))
-        return values
+    def __getitem__(self, number: int) -> tuple[int, bytes]:
+        index = int(self.indices[number])
+        try:
+            face, landmarks = self.align(index)
+        except UnreadableImageError:
+            return index, b""
+        return index, landmarks.tobytes() + face.tobytes()
 
 
 def _reader(path: Path) -> lmdb.Environment:

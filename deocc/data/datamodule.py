@@ -38,7 +38,7 @@ from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
 from deocc.masking.random import mix
 from deocc.masking.registry import kind_numbers
 
-_SIZE, _SEEDS = 64, 4  # size and number of the faces in the hash of the renderer
+_SIZE, _SEEDS = 64, 4  # size of the faces and number of seeds in the hash of the renderer
 FITTED: Final[tuple[Split, ...]] = ("train", "val")
 """Splits that a training reads in every epoch."""
 
@@ -106,25 +106,28 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         cache_gigabytes: float = 20.0,
     ) -> None:
         super().__init__()
-        _check_range("size", size, 32, 1024)
-        _check_range("batch_size", batch_size, 1, 65536)
-        _check_range("eval_batch_size", eval_batch_size, 1, 65536)
-        _check_range("masks_per_face", masks_per_face, 1, 64)
-        _check_range("clean_probability", clean_probability, 0, 1)
-        _check_range("blend_probability", blend_probability, 0, 1)
-        _check_range("cache_gigabytes", cache_gigabytes, 0, 1e6)
+        for name, value, low, high in (
+            ("size", size, 32, 1024),
+            ("batch_size", batch_size, 1, 65536),
+            ("eval_batch_size", eval_batch_size, 1, 65536),
+            ("masks_per_face", masks_per_face, 1, 64),
+            ("clean_probability", clean_probability, 0, 1),
+            ("blend_probability", blend_probability, 0, 1),
+            ("cache_gigabytes", cache_gigabytes, 0, 1e6),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"data.{name} is {value}: choose a value from {low} to {high}")
         self.kinds = _known_kinds("kinds", list_kinds() if kinds is None else kinds)
         self.eval_kinds = _known_kinds("eval_kinds", self.kinds if eval_kinds is None else eval_kinds)
-        self.mixed_kinds = mixed_kinds
         self.face_set = face_set if face_set is not None else OrlFaces()
         self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
-        self.clean_probability, self.seed, self.num_workers = clean_probability, seed, num_workers
+        self.mixed_kinds, self.masks_per_face, self.distractors = mixed_kinds, masks_per_face, distractors
+        self.clean_probability, self.blend_probability = clean_probability, blend_probability
+        self.seed, self.val_people = seed, val_people
+        self.num_workers, self.cache_gigabytes = num_workers, cache_gigabytes
         self.augmentation: Strength = augmentation
-        self.blend_probability, self.val_people = blend_probability, val_people
-        self.masks_per_face, self.distractors = masks_per_face, distractors
-        self.cache_gigabytes = cache_gigabytes
-        self._caches: dict[Split, AlignedCache] = {}
         self.eval_seeds: dict[Split, tuple[int, ...]] = {"val": tuple(val_seeds), "test": tuple(test_seeds)}
+        self._caches: dict[Split, AlignedCache] = {}
 
     @property
     def num_identities(self) -> int:
@@ -143,18 +146,18 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record of unreadable images for a checkpoint."""
-        return {"quarantine": self.quarantine.state_dict()}
+        return {"quarantine": dict(self.quarantine.reasons)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the record of a checkpoint."""
-        self.quarantine.load_state_dict(state_dict.get("quarantine", {}))
+        self.quarantine.reasons = dict(state_dict.get("quarantine", {}))
 
     def prepare_data(self) -> None:
         """Align and cache the faces of large splits before a training; one process per node works, others wait."""
         if self.trainer is not None and not self.trainer.training:
             return
         for split in FITTED:
-            cache, indices = self._cache(split), self._chosen(split, self.face_set.bare(split))
+            cache, indices = self._cache(split), self._bare(split)
             if cache is not None and cache.gigabytes <= self.cache_gigabytes:
                 cache.fill(AlignedFaces(self.face_set, self.size, 0), indices, self.num_workers, self.quarantine.add)
             elif cache is not None:
@@ -277,25 +280,25 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return [(kind, seed) for kind in kinds for seed in seeds]
 
     def _faces(self, split: Split, masks: list[tuple[int, int]]) -> FixedFaces:
-        indices = self._chosen(split, self.face_set.bare(split))
         cache, kinds = self._filled_cache(split), kind_numbers(self.eval_kinds)
-        return FixedFaces(self.face_set, split, self.size, masks, indices, cache, kinds)
+        return FixedFaces(self.face_set, split, self.size, masks, self._bare(split), cache, kinds)
 
     def _filled_cache(self, split: Split) -> AlignedCache | None:
-        """Return the complete cache of a split, or None."""
-        cache = self._cache(split) if split in FITTED else None
-        if cache is None or cache.gigabytes > self.cache_gigabytes or not cache.is_complete():
-            return None
-        return cache
+        cache = self._cache(split)
+        usable = cache is not None and cache.gigabytes <= self.cache_gigabytes and cache.is_complete()
+        return cache if usable else None
 
     def _cache(self, split: Split) -> AlignedCache | None:
-        """Return the cache of a split; None if it fits into memory or caching is off."""
-        indices = self._chosen(split, self.face_set.bare(split))
-        if len(indices) <= KEPT or self.cache_gigabytes == 0:
+        """Return the cache of a split; None for a test, if the faces fit into memory, or if caching is off."""
+        indices = self._bare(split)
+        if split not in FITTED or len(indices) <= KEPT or self.cache_gigabytes == 0:
             return None
         if split not in self._caches:
             self._caches[split] = AlignedCache.of(self.face_set, split, self.size, indices)
         return self._caches[split]
+
+    def _bare(self, split: Split) -> NDArray[np.int64]:
+        return self._chosen(split, self.face_set.bare(split))
 
     def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Restrict a test to the images of the protocol, and validation to the first `val_people` people."""
@@ -358,8 +361,3 @@ def _known_kinds(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
     if unknown or not kinds:
         raise ValueError(f"data.{name} has unknown occluder kinds {unknown}: choose some of {', '.join(list_kinds())}")
     return tuple(kinds)
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"data.{name} is {value}: choose a value from {low} to {high}")

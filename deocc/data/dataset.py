@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import albumentations as A
 import cv2
@@ -30,11 +30,13 @@ KEPT = 1000
 NOTED: Final = 8
 """Unreadable images that an item can report; with the 1 % that a run may have, no item has as many."""
 
+NODES, DEVIATION = 5, 0.015
+"""Nodes per side of the grid of the elastic warp, and standard deviation as a share of the crop's side. Our choice."""
 
 Strength = Literal["none", "flip", "light", "strong"]
 
-# Nodes per side of the grid of the elastic warp, and standard deviation as a share of the crop's side. Our choice.
-NODES, DEVIATION = 5, 0.015
+AugmentedFace = tuple[NDArray[np.uint8], NDArray[np.float32], bool]
+"""A crop (H, W, 3) RGB, its landmarks (5, 2) in pixels, and whether left and right were swapped."""
 
 
 class FaceItem(FaceBatch):
@@ -52,6 +54,10 @@ class AlignedFaces:
         self.face_set, self.size, self.kept, self.cache = face_set, size, kept, cache
         self._face: Callable[[int], AlignedFace] = lru_cache(maxsize=kept)(self._align) if cache is None else cache
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out the faces in memory, and the face set if a cache replaces it."""
+        return AlignedFaces, (self.face_set if self.cache is None else None, self.size, self.kept, self.cache)
+
     def __call__(self, index: int) -> AlignedFace:
         """Return the face at `index`, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop.
 
@@ -61,28 +67,12 @@ class AlignedFaces:
         """
         return self._face(index)
 
-    def __getstate__(self) -> dict[str, object]:
-        """Return the constructor arguments for a spawned worker, without the face set if a cache replaces it."""
-        face_set = self.face_set if self.cache is None else None
-        return {"face_set": face_set, "size": self.size, "kept": self.kept, "cache": self.cache}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
     def _align(self, index: int) -> AlignedFace:
         try:
             face, landmarks = align(self.face_set.image(index), self.face_set.landmarks[index], self.size)
         except (ValueError, OSError) as error:
             raise UnreadableImageError(f"{self.face_set.names[index]}: {error}") from error
         return face.add(1).mul(127.5).round().byte().permute(1, 2, 0).contiguous().numpy(), landmarks.numpy()
-
-
-class Augmented(NamedTuple):
-    """An augmented crop (H, W, 3) RGB, its landmarks (5, 2) in pixels, and whether left and right were swapped."""
-
-    image: NDArray[np.uint8]
-    landmarks: NDArray[np.float32]
-    flipped: bool
 
 
 class Augmentation:
@@ -98,17 +88,17 @@ class Augmentation:
         self._elastic = strength == "strong"
         self._compose = A.Compose(_transforms(strength), keypoint_params=A.KeypointParams("xy", remove_invisible=False))
 
-    def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int) -> Augmented:
+    def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int) -> AugmentedFace:
         """Augment a crop (H, W, 3) RGB and its landmarks (5, 2) in pixels; `seed` determines all random choices."""
         if self._elastic:
-            image, landmarks = warp_elastically(image, landmarks, np.random.default_rng(seed))
+            image, landmarks = _warp_elastically(image, landmarks, np.random.default_rng(seed))
         self._compose.set_random_seed(seed % 2**32)
         result = self._compose(image=image, keypoints=landmarks)
         points = np.asarray(result["keypoints"], dtype=np.float32)
         swapped = bool(points[0, 0] > points[1, 0])  # a flip exchanges the eyes
         if swapped:
             points = points[[1, 0, 2, 4, 3]]
-        return Augmented(result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0]))
+        return (result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0]))
 
 
 class TrainingFaces(Dataset[FaceItem]):
@@ -142,7 +132,7 @@ class TrainingFaces(Dataset[FaceItem]):
         """Return the item of an (epoch, position). Its kind is -1; the data module draws it from the seed.
 
         An image that cannot be read, of the item or of a blended face, is replaced by another one that depends on the
-        seed. If that fails several times, UnreadableImageError is raised.
+        seed; UnreadableImageError is raised if that fails several times.
         """
         epoch, position = key
         seed = item_seed(self.seed, epoch, int(self.indices[position]))
@@ -152,8 +142,11 @@ class TrainingFaces(Dataset[FaceItem]):
         faces = [face]
         if sum(shares) > 0:
             found = [self._readable(other, seed, unreadable) for other in others]
-            others, faces = [other for other, _ in found], [face, *(other_face for _, other_face in found)]
-        augmented = self.augmentation(*_blend(faces, (1 - sum(shares), *shares)), seed)
+            others, faces = [other for other, _ in found], [face, *(partner for _, partner in found)]
+        weighted = list(zip((1 - sum(shares), *shares), faces, strict=False))  # a single face has weight 1
+        image = np.sum([weight * pixels.astype(np.float32) for weight, (pixels, _) in weighted], axis=0)
+        landmarks = np.sum([weight * points for weight, (_, points) in weighted], axis=0, dtype=np.float32)
+        augmented = self.augmentation(image.round().astype(np.uint8), landmarks, seed)
         identities = self.identities[[position, *others]].tolist()
         return _item(augmented, int(self.indices[position]), identities, shares, -1, seed, unreadable)
 
@@ -201,12 +194,11 @@ class FixedFaces(Dataset[FaceItem]):
         cache: AlignedCache | None = None,
         kinds: Sequence[int] = (),
     ) -> None:
-        self.kinds = tuple(kinds)
-        self.aligned, self.masks, self.indices = AlignedFaces(face_set, size, KEPT, cache), masks, indices
+        self.aligned = AlignedFaces(face_set, size, KEPT, cache)
+        self.masks, self.indices, self.kinds, self.occluder = masks, indices, tuple(kinds), face_set.occluder
         self.fails = split == "test"
         people = np.unique(face_set.identity[face_set.indices(split)])
         self.identities = np.searchsorted(people, face_set.identity[indices]).astype(np.int64)
-        self.occluder = face_set.occluder
 
     def __len__(self) -> int:
         return len(self.indices) * len(self.masks)
@@ -223,7 +215,7 @@ class FixedFaces(Dataset[FaceItem]):
                 raise
             size, unreadable = self.aligned.size, [index]
             face, landmarks = np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)
-        return _item(Augmented(face, landmarks, False), index, [identity] * 3, (0.0, 0.0), kind, seed, unreadable)
+        return _item((face, landmarks, False), index, [identity] * 3, (0.0, 0.0), kind, seed, unreadable)
 
     def mask_of(self, number: int) -> tuple[int, int, int]:
         """Return the position in `indices`, and the kind and seed of the mask, of an item; no image is read."""
@@ -238,15 +230,8 @@ class FixedFaces(Dataset[FaceItem]):
         return position, kind, item_seed("evaluation", mask_seed, kind, index)
 
 
-def _blend(faces: Sequence[AlignedFace], weights: Sequence[float]) -> AlignedFace:
-    """Return the weighted mean of faces and of landmarks; a single face has weight 1."""
-    parts = list(zip(weights, faces, strict=False))
-    face = np.sum([weight * image.astype(np.float32) for weight, (image, _) in parts], axis=0).round().astype(np.uint8)
-    return face, np.sum([weight * points for weight, (_, points) in parts], axis=0, dtype=np.float32)
-
-
 def _item(
-    face: Augmented,
+    face: AugmentedFace,
     index: int,
     identities: Sequence[int],
     shares: tuple[float, float],
@@ -255,21 +240,22 @@ def _item(
     unreadable: Sequence[int],
 ) -> FaceItem:
     """Return an item; `identities` are that of the face and those of the two blended into it."""
+    image, landmarks, flipped = face
     return FaceItem(
-        face=torch.tensor(face.image).permute(2, 0, 1).float() / 127.5 - 1,
-        landmarks=torch.tensor(face.landmarks, dtype=torch.float32),
+        face=torch.tensor(image).permute(2, 0, 1).float() / 127.5 - 1,
+        landmarks=torch.tensor(landmarks, dtype=torch.float32),
         identity=torch.tensor(identities[0]),
         mixup_identity=torch.tensor(identities[1:]),
         mixup_weight=torch.tensor(shares, dtype=torch.float32),
         index=torch.tensor(index),
-        flipped=torch.tensor(face.flipped),
+        flipped=torch.tensor(flipped),
         kind=torch.tensor(kind),
         seed=torch.tensor(seed),
         unreadable=torch.tensor([*unreadable, *[-1] * (NOTED - len(unreadable))]),
     )
 
 
-def warp_elastically(
+def _warp_elastically(
     image: NDArray[np.uint8], landmarks: NDArray[np.float32], generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Shift the pixels of an image (H, W, 3) and landmarks (P, 2) by a smooth random field.

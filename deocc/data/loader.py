@@ -1,7 +1,4 @@
-"""Data loading: seeded samplers, and a loader that resumes within an epoch and leaves out unreadable images.
-
-Unreadable images are counted and listed (`Quarantine`); too many of them end the run.
-"""
+"""Data loading: seeded samplers, and a loader that resumes within an epoch and leaves out unreadable images."""
 
 import csv
 import io
@@ -38,27 +35,21 @@ def item_seed(*parts: int | str) -> int:
 
 
 class EpochSampler(Sampler[ItemKey]):
-    """Shuffle by seed and epoch and split the order between the processes.
+    """Shuffle `length` items by seed and epoch and split the order between the processes.
 
     Each item carries its epoch, because persistent workers do not notice `set_epoch`, which Lightning calls.
     Lightning's own distributed sampler must be off (`trainer.use_distributed_sampler: false`).
 
-    Args:
-        length: number of items in the data set.
-        seed: of the order.
+    Attributes:
+        skipped: number of items of each process that the next iteration leaves out at its beginning.
     """
 
     def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
-        self.epoch, self._skipped = 0, 0
+        self.length, self.seed, self.epoch, self.skipped = length, seed, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch of the next iteration."""
         self.epoch = epoch
-
-    def skip(self, items: int) -> None:
-        """Leave out the first items of the next iteration."""
-        self._skipped = items
 
     def __len__(self) -> int:
         """Return the items per process: equal on all ranks, since the order is padded from its beginning."""
@@ -67,7 +58,7 @@ class EpochSampler(Sampler[ItemKey]):
     def __iter__(self) -> Iterator[ItemKey]:
         """Yield this process's keys, without creating a list of millions of Python objects."""
         epoch, (rank, world_size) = self.epoch, rank_and_world_size()
-        first, self._skipped = self._skipped, 0
+        first, self.skipped = self.skipped, 0
         positions = torch.arange(rank, len(self) * world_size, world_size) % self.length
         generator = torch.Generator().manual_seed(item_seed(self.seed, "order", epoch))
         positions = torch.randperm(self.length, generator=generator)[positions]
@@ -75,14 +66,10 @@ class EpochSampler(Sampler[ItemKey]):
 
 
 class ShareSampler(Sampler[int]):
-    """All items in ascending order, split between the processes without repetition.
+    """All items in ascending order, split between the processes without repetition if `shared`.
 
     Shares may differ by one item. A process without items gets the first one again, because metrics cannot be gathered
     from a process that has seen nothing.
-
-    Args:
-        length: number of items in the data set.
-        shared: False gives all items to every process.
     """
 
     def __init__(self, length: int, shared: bool = True) -> None:
@@ -115,12 +102,11 @@ class Quarantine:
         number: number of images in the splits in use; at most the share `MOST` of them may be unreadable.
 
     Attributes:
-        reasons: reason by image name, in the order of discovery.
+        reasons: reason by image name, in the order of discovery; a checkpoint contains them.
     """
 
     def __init__(self, read: Callable[[int], object], names: Sequence[str], number: int) -> None:
-        self._read, self._names = read, names
-        self.number = number
+        self._read, self._names, self.number = read, names, number
         self.reasons: dict[str, str] = {}
 
     def add(self, indices: Iterable[int]) -> None:
@@ -154,14 +140,6 @@ class Quarantine:
         csv.writer(text).writerows([("name", "reason"), *self.reasons.items()])
         write_file(path, text.getvalue())
 
-    def state_dict(self) -> dict[str, str]:
-        """Return the reasons by name, for a checkpoint."""
-        return dict(self.reasons)
-
-    def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Continue the record of a checkpoint."""
-        self.reasons = dict(state)
-
     def _check(self) -> None:
         if len(self.reasons) <= MOST * self.number:
             return
@@ -183,14 +161,13 @@ class FaceLoader(DataLoader[T]):
 
     Args:
         dataset: the items.
-        quarantine: records unreadable images in the main process. It raises ValueError if there are too many.
+        quarantine: records unreadable images in the main process, and raises ValueError if there are too many.
         settings: of `DataLoader`, except `worker_init_fn` and `generator`.
     """
 
     def __init__(self, dataset: Dataset[T], quarantine: Quarantine, **settings: Any) -> None:
         super().__init__(dataset, worker_init_fn=ignore_stop_signals, generator=torch.Generator(), **settings)
-        self.quarantine = quarantine
-        self._batches_done = 0
+        self.quarantine, self._batches_done = quarantine, 0
         self._resumed: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -202,7 +179,7 @@ class FaceLoader(DataLoader[T]):
         resumed, self._resumed, self._batches_done = self._resumed, {}, 0
         if isinstance(self.sampler, EpochSampler) and resumed.get("epoch") == self.sampler.epoch:
             self._batches_done = resumed["batches"]
-            self.sampler.skip(self._batches_done * (self.batch_size or 1))
+            self.sampler.skipped = self._batches_done * (self.batch_size or 1)
         for batch in super().__iter__():
             self._batches_done += 1
             unreadable = batch.pop("unreadable")

@@ -147,7 +147,7 @@ def test_images_of_all_ranks_are_collected(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     monkeypatch.setattr(loading, "MOST", 0.2)
     module = data(TinyFaces())
-    module.quarantine.load_state_dict({"here": "empty"})
+    module.quarantine.reasons = {"here": "empty"}
     settings = {"datamodule": module, "world_size": 2, "is_global_zero": True, "loggers": [], "fast_dev_run": 0}
     trainer = cast(pl.Trainer, SimpleNamespace(**settings, default_root_dir=str(tmp_path)))
     callback, no_module = QuarantineCallback(), cast(pl.LightningModule, None)

@@ -62,7 +62,7 @@ def test_sampler_splits_the_padded_order(length: int, processes: int, monkeypatc
         sampler = EpochSampler(length, seed=3)
         keys = list(sampler)
         assert keys == [(0, position) for position in padded[rank::processes]] and len(keys) == len(sampler)
-        sampler.skip(2)
+        sampler.skipped = 2
         assert list(sampler) == keys[2:] and list(sampler) == keys
 
 
