@@ -1,7 +1,4 @@
-"""Base class of data sets, and what they share: names, lists, the split of people, cached metadata.
-
-Equal names do not prove that two people are the same, nor do different spellings prove that they differ.
-"""
+"""Base class of data sets, and what they share: names, lists, the split of people, cached metadata."""
 
 import hashlib
 import unicodedata
@@ -9,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +14,11 @@ from numpy.typing import NDArray
 from deocc.data.loader import item_seed
 from deocc.evaluation.protocol import AllPairs
 from deocc.files import cache_folder, replace_file
-from deocc.messages import name_some, one_line
+from deocc.messages import describe_error, name_some, one_line
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-_UNREADABLE: Final = b"an image that cannot be read"
 _CODING = ("utf-8", "surrogateescape")  # file names that are not UTF-8 are restored exactly
 
 # Letters that Unicode does not decompose into a plain letter and an accent; the last is the Turkish dotless i
@@ -95,13 +91,13 @@ class FaceSet(ABC):
         Two runs with equal hashes used the same data. An image that cannot be read counts as such.
         """
         digest, indices = hashlib.sha256(), self.indices(split)
-        landmarks = np.round(self.landmarks[indices], 2)
-        for index, points, identity in zip(indices.tolist(), landmarks, self.identity[indices], strict=True):
+        for index, points in zip(indices.tolist(), np.round(self.landmarks[indices], 2), strict=True):
             try:
                 content = self.content(index)
             except (ValueError, OSError):
-                content = _UNREADABLE
-            digest.update(b"".join([self.names[index].encode(), points.tobytes(), identity.tobytes(), content]))
+                content = b"an image that cannot be read"
+            parts = self.names[index].encode(), points.tobytes(), self.identity[index].tobytes(), content
+            digest.update(b"".join(parts))
         return digest.hexdigest()[:16]
 
     def quick_fingerprint(self, split: Split) -> str:
@@ -168,13 +164,21 @@ def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> ND
             return np.asarray(np.load(file, allow_pickle=False))
     except (OSError, ValueError, EOFError):  # missing or damaged
         array = compute()
+    try_to_store(path, lambda file: np.save(file, array, allow_pickle=False))
+    return array
+
+
+def try_to_store(path: Path, write: Callable[[BinaryIO], None]) -> bool:
+    """Write a file below the cache folder; return False, with a warning, if that is not possible."""
     try:
         with replace_file(path) as draft, draft.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            write(file)
     except OSError as error:
-        advice = "set DEOCC_CACHE to a folder that can be written to, or it is computed again next time"
-        warnings.warn(f"cannot keep {room} in {path.parent} ({error.strerror}): {advice}", stacklevel=3)
-    return array
+        lost = f"cannot keep {path.parent.name} in {path.parent} ({describe_error(error)})"
+        advice = "set DEOCC_CACHE to a folder that can be written to, or they are computed again next time"
+        warnings.warn(f"{lost}: {advice}", stacklevel=4)
+        return False
+    return True
 
 
 class NameTable(Sequence[str]):
@@ -182,27 +186,24 @@ class NameTable(Sequence[str]):
 
     Forked workers share the arrays with their parent, since reading changes no reference count.
 
-    Args:
-        names: the names in order.
+    Attributes:
+        text: the concatenated bytes of all names.
+        ends: (N + 1,) their boundaries.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode(*_CODING) for name in names]
-        self._text = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self.text = np.frombuffer(b"".join(encoded), np.uint8)
+        self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return [self[at] for at in range(*place.indices(len(self)))]
         at = range(len(self))[place]
-        return self._text[self._ends[at] : self._ends[at + 1]].tobytes().decode(*_CODING)
-
-    def buffers(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the concatenated bytes of all names, and (N + 1,) their boundaries, for hashing."""
-        return self._text, self._ends
+        return self.text[self.ends[at] : self.ends[at + 1]].tobytes().decode(*_CODING)
 
 
 def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
@@ -227,8 +228,8 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
 def read_people(path: Path) -> list[str]:
     """Read a list of people with one name per line, such as LFW's `people.txt` and `lfw-names.txt`.
 
-    The number of images after a name is dropped, as are lines that contain only numbers. Errors are those of
-    `read_lines`; a list without a name is a ValueError, too.
+    The number of images after a name is dropped, as are lines that contain only numbers. Raises the errors of
+    `read_lines`, and ValueError for a list without a name.
     """
     content = "one name a line, such as LFW's people.txt"
     lines = [line.split() for _, line in read_lines(path, content)]
@@ -250,6 +251,8 @@ def identity_name(folder: str) -> str:
 
 def name_key(name: str) -> str:
     """Return the letters and digits of a name without case, accents, spaces, underscores and punctuation.
+
+    Equal keys do not prove that two people are the same, nor do different keys prove that they differ.
 
     >>> name_key("Penélope_Cruz"), name_key("J.K. Rowling"), name_key("Lech WAŁĘSA")
     ('penelopecruz', 'jkrowling', 'lechwalesa')

@@ -5,7 +5,6 @@ on how they were written, bytes as Latin-1 text or NumPy arrays. The unpickler t
 bytes and nothing else, and `_check_opcodes` examines all opcodes before any is executed.
 """
 
-import hashlib
 import mmap
 import pickle  # nosec B403  # only with a find_class that returns stand-ins
 import pickletools  # nosec B403  # lists opcodes without executing them
@@ -38,74 +37,6 @@ _START = np.dtype([*_HEAD.descr, *_LABELS.descr, ("first", "<f4")])
 _CHUNK: Final = 1 << 16  # records whose labels are read at a time
 _EXACT: Final = 1 << 24  # float32 holds every integer up to here
 _ADVICE: Final = "get both files again from the dataset zoo of insightface and keep them side by side"
-
-
-class RecordFile:
-    """Random access to the records of a file, which each process maps into memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return the state for a spawned worker, without the mapped file."""
-        return {"path": self.path}
-
-    @cached_property
-    def data(self) -> NDArray[np.uint8]:
-        """All bytes of the file."""
-        return np.memmap(self.path, np.uint8, "r")
-
-    def image_bytes(self, offset: int) -> bytes:
-        """Return the encoded image in the record at `offset`, with its parts joined.
-
-        Raises:
-            ValueError: no record begins there, or the file is truncated.
-        """
-        parts: list[bytes] = []
-        flag = _FIRST
-        while flag not in (_WHOLE, _LAST):
-            head = self.data[offset : offset + _HEAD.itemsize].tobytes()
-            word = int.from_bytes(head[4:], "little")
-            flag, length = word >> _LENGTH_BITS, word & _LENGTH
-            begins = flag in (_WHOLE, _FIRST)
-            if int.from_bytes(head[:4], "little") != _MAGIC or flag > _LAST or begins != (not parts):
-                raise self._no_record(offset)
-            start = offset + _HEAD.itemsize
-            parts.append(self.data[start : start + length].tobytes())
-            if len(parts[-1]) < length:
-                raise self._cut(start + length)
-            offset = start + -(-length // 4) * 4
-        data = _MAGIC.to_bytes(4, "little").join(parts)
-        return data[_LABELS.itemsize + 4 * int.from_bytes(data[:4], "little") :]
-
-    def labels(self, offset: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return the first label of each record at (N,) offsets, and True for records with an image, both (N,).
-
-        Errors are those of `image_bytes`.
-        """
-        places = np.minimum(offset[:, None] + np.arange(_START.itemsize), len(self.data) - 1)
-        start: NDArray[Any] = np.asarray(self.data[places]).view(_START)[:, 0]
-        flag, length = start["word"] >> _LENGTH_BITS, (start["word"] & _LENGTH).astype(np.int64)
-        wrong = (start["magic"] != _MAGIC) | (flag > _FIRST)
-        if wrong.any():
-            raise self._no_record(int(offset[wrong][0]))
-        if (end := int((offset + _HEAD.itemsize + length).max())) > len(self.data):
-            raise self._cut(end)
-        count = start["count"].astype(np.int64)
-        image = (length > _LABELS.itemsize + 4 * count) | (flag == _FIRST)
-        return np.where(count > 0, start["first"], start["label"]), image
-
-    def _no_record(self, offset: int) -> ValueError:
-        return ValueError(
-            f"no record begins at byte {offset:,} of {self.path}: "
-            f"the file is damaged or the index belongs to another; {_ADVICE}"
-        )
-
-    def _cut(self, end: int) -> ValueError:
-        return ValueError(
-            f"{self.path} has {len(self.data):,} bytes, but a record reaches to byte {end:,}: "
-            f"the file is cut short; {_ADVICE}"
-        )
 
 
 class _Names(Sequence[str]):
@@ -159,35 +90,40 @@ class RecordFaces(FaceSet):
                 f"train={train} and val={val}: choose train above 0, val from 0, and a sum of 1 at most; "
                 "the rest is for tests"
             )
-        self._file = RecordFile(expand_user(rec))
-        own_name = f"{self._file.path.parent.resolve().name}/{self._file.path.name}"
+        self._path = expand_user(rec)
+        own_name = f"{self._path.parent.resolve().name}/{self._path.name}"
         self.credit = f"face crops of the record file {own_name}"  # their owner is not known
-        index_path = self._file.path.with_suffix(".idx") if idx is None else expand_user(idx)
-        missing = [path.name for path in (self._file.path, index_path) if not path.is_file()]
+        index_path = self._path.with_suffix(".idx") if idx is None else expand_user(idx)
+        missing = [path.name for path in (self._path, index_path) if not path.is_file()]
         if missing:
-            raise missing_set("record files", self._file.path.parent, missing, 2, _ADVICE)
-        key = checksum(f"{self._file.path.name} {self._file.path.stat().st_size}\n", index_path)[:32]
-        keys, self._offset, self.identity = cached_array("records", key, lambda: _scan(self._file, index_path))
+            raise missing_set("record files", self._path.parent, missing, 2, _ADVICE)
+        key = checksum(f"{self._path.name} {self._path.stat().st_size}\n", index_path)[:32]
+        keys, self._offset, self.identity = cached_array("records", key, lambda: _scan(self._path, index_path))
         self.names = _Names(self.identity, keys)
         people = np.unique(self.identity).tolist()
         needed: list[Split] = ["train", "val"] if val > 0 else ["train"]
         self.split_of_identity = dict(zip(people, split_people(people, train, val, seed, needed), strict=True))
         self._size = 0  # that of the first image
         self._size = len(self.image(0))
-        self._set_landmarks()
+
+    @cached_property
+    def landmarks(self) -> NDArray[np.float64]:  # type: ignore[override]
+        """(N, 5, 2), one row repeated without copying it. torch warns of the result of `broadcast_to`."""
+        points = self._template.tensor(self._size).double().numpy()
+        return as_strided(points, (len(self.names), 5, 2), (0, *points.strides))
+
+    @cached_property
+    def _data(self) -> NDArray[np.uint8]:
+        return np.memmap(self._path, np.uint8, "r")
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without the landmarks, one repeated row that pickling would copy for each image."""
-        return {name: value for name, value in self.__dict__.items() if name != "landmarks"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._set_landmarks()
+        """Return the state without what pickling would copy for each image: the file, and the repeated landmarks."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("landmarks", "_data")}
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the crop at `index`, (H, H, 3) RGB; see `FaceSet.image`."""
-        name = f"image {self.names[index]} of {self._file.path}"
-        image = read_image_bytes(self._file.image_bytes(int(self._offset[index])), name)
+        name = f"image {self.names[index]} of {self._path}"
+        image = read_image_bytes(_read_record(self._data, int(self._offset[index]), self._path), name)
         height, width, _ = image.shape
         side = self._size or width
         if (height, width) != (side, side):
@@ -202,24 +138,48 @@ class RecordFaces(FaceSet):
         improbable.
         """
         indices = self.indices(split)
-        digest = hashlib.sha256(str((len(self._file.data), self._size, self._template.points)).encode())
-        digest.update(self._offset[indices].tobytes())
-        digest.update(self.identity[indices].tobytes())
-        return digest.hexdigest()[:16]
-
-    def _set_landmarks(self) -> None:
-        """Repeat one row without copying it. torch warns of the result of `broadcast_to`."""
-        points = self._template.tensor(self._size).double().numpy()
-        self.landmarks = as_strided(points, (len(self.names), 5, 2), (0, *points.strides))
+        described = str((len(self._data), self._size, self._template.points))
+        return checksum(described, self._offset[indices].tobytes(), self.identity[indices].tobytes())[:16]
 
 
-def _scan(file: RecordFile, idx: Path) -> NDArray[np.int64]:
+def _read_record(data: NDArray[np.uint8], offset: int, path: Path) -> bytes:
+    """Return the encoded image in the record at `offset` of a file, with its parts joined."""
+    parts: list[bytes] = []
+    flag = _FIRST
+    while flag not in (_WHOLE, _LAST):
+        head = data[offset : offset + _HEAD.itemsize].tobytes()
+        word = int.from_bytes(head[4:], "little")
+        flag, length = word >> _LENGTH_BITS, word & _LENGTH
+        begins = flag in (_WHOLE, _FIRST)
+        if int.from_bytes(head[:4], "little") != _MAGIC or flag > _LAST or begins != (not parts):
+            raise _no_record(path, offset)
+        start = offset + _HEAD.itemsize
+        parts.append(data[start : start + length].tobytes())
+        if len(parts[-1]) < length:
+            raise _cut_short(path, len(data), start + length)
+        offset = start + -(-length // 4) * 4
+    joined = _MAGIC.to_bytes(4, "little").join(parts)
+    return joined[_LABELS.itemsize + 4 * int.from_bytes(joined[:4], "little") :]
+
+
+def _scan(path: Path, idx: Path) -> NDArray[np.int64]:
     """Return (3, N) keys, offsets and labels of the records with images, in the order of the index."""
-    key, offset = _read_idx(file, idx)
+    key, offset = _read_idx(idx, path)
+    data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+    labels, images = np.empty(len(key), np.float32), np.empty(len(key), np.bool_)
     chunks = [slice(start, start + _CHUNK) for start in range(0, len(key), _CHUNK)]
-    shown = show_progress(chunks, f"labels of {file.path.name}", hidden=len(chunks) < 8)
-    columns = [file.labels(offset[chunk]) for chunk in shown]
-    labels, images = (np.concatenate(column) for column in zip(*columns, strict=True))
+    for chunk in show_progress(chunks, f"labels of {path.name}", hidden=len(chunks) < 8):
+        places = np.minimum(offset[chunk, None] + np.arange(_START.itemsize), len(data) - 1)
+        start: NDArray[Any] = np.asarray(data[places]).view(_START)[:, 0]
+        flag, length = start["word"] >> _LENGTH_BITS, (start["word"] & _LENGTH).astype(np.int64)
+        wrong = (start["magic"] != _MAGIC) | (flag > _FIRST)
+        if wrong.any():
+            raise _no_record(path, int(offset[chunk][wrong][0]))
+        if (end := int((offset[chunk] + _HEAD.itemsize + length).max())) > len(data):
+            raise _cut_short(path, len(data), end)
+        count = start["count"].astype(np.int64)
+        labels[chunk] = np.where(count > 0, start["first"], start["label"])
+        images[chunk] = (length > _LABELS.itemsize + 4 * count) | (flag == _FIRST)
     announced = labels[(key == 0) & ~images] - 1
     if len(announced) and announced[0] < _EXACT:
         absent = np.setdiff1d(np.arange(1, announced[0] + 1), key[images])
@@ -229,13 +189,12 @@ def _scan(file: RecordFile, idx: Path) -> NDArray[np.int64]:
     labels = labels[images]
     if len(labels) == 0 or not ((labels >= 0) & (labels < _EXACT) & (labels == np.floor(labels))).all():
         raise ValueError(
-            f"{file.path} holds no images with people's numbers as labels: "
-            "choose a record file made for face recognition"
+            f"{path} holds no images with people's numbers as labels: choose a record file made for face recognition"
         )
     return np.stack([key[images], offset[images], labels.astype(np.int64)])
 
 
-def _read_idx(file: RecordFile, idx: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _read_idx(idx: Path, rec: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Read keys and offsets, and check that the offsets are inside the record file."""
     try:
         rows = np.loadtxt(idx, np.int64, comments=None, ndmin=2) if idx.stat().st_size else np.zeros((0, 2), np.int64)
@@ -244,15 +203,25 @@ def _read_idx(file: RecordFile, idx: Path) -> tuple[NDArray[np.int64], NDArray[n
     except ValueError as error:
         expected = "each line must be KEY tab OFFSET"
         raise ValueError(f"{idx} is no index of a record file ({error}): {expected}; {_ADVICE}") from error
-    size = file.path.stat().st_size
+    size = rec.stat().st_size
     outside = (rows[:, 1] < 0) | (rows[:, 1] > size - _HEAD.itemsize)
     if outside.any():
         key, offset = rows[outside][0].tolist()
-        found = f"{outside.sum():,} of {len(rows):,} records of {idx} lie outside {file.path} of {size:,} bytes"
+        found = f"{outside.sum():,} of {len(rows):,} records of {idx} lie outside {rec} of {size:,} bytes"
         raise ValueError(
             f"{found} (first: {key} at byte {offset:,}): the file is cut short or the index is another's; {_ADVICE}"
         )
     return rows[:, 0], rows[:, 1]
+
+
+def _no_record(path: Path, offset: int) -> ValueError:
+    reason = "the file is damaged or the index belongs to another"
+    return ValueError(f"no record begins at byte {offset:,} of {path}: {reason}; {_ADVICE}")
+
+
+def _cut_short(path: Path, size: int, end: int) -> ValueError:
+    found = f"{path} has {size:,} bytes, but a record reaches to byte {end:,}"
+    return ValueError(f"{found}: the file is cut short; {_ADVICE}")
 
 
 _SIZE: Final = 112  # side of the crops in a verification file
@@ -278,9 +247,6 @@ class BinFaces(FaceSet):
     Crops are aligned to the template "arcface". The file contains no identities: the images of a pair labelled same
     share one, every other image has its own, so that a bootstrap over identities is one over single pairs. All are test
     identities.
-
-    Args:
-        path: the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -326,7 +292,6 @@ def _read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
             file.seek(0)
             images, labels = _BytesUnpickler(file).load()
         images = [_plain(image) for image in images]
-        # NumPy's booleans are bytes by now.
         labels = [label[0] if isinstance(label, bytes) else label for label in map(_plain, _plain(labels))]
         if not all(isinstance(image, bytes) for image in images):
             raise ValueError("expected encoded images as bytes")
@@ -336,10 +301,8 @@ def _read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
         refused = f"{path} asks for {error}, which no verification file needs, so it was not run"
         raise ValueError(f"{refused}: the file may be malicious, get another copy") from error
     except Exception as error:  # a damaged pickle raises almost any error
-        reason = describe_error(error)
-        raise ValueError(
-            f"cannot read {path} as an insightface verification file ({reason}): get another copy"
-        ) from error
+        kind = f"an insightface verification file ({describe_error(error)})"
+        raise ValueError(f"cannot read {path} as {kind}: get another copy") from error
     if not images or len(images) != 2 * len(labels):
         raise ValueError(f"{path} holds {len(images)} images and {len(labels)} labels: expected two images a label")
     return images, np.array(labels, dtype=np.bool_)
@@ -362,7 +325,7 @@ class _ForbiddenError(ValueError):
 
 
 class _Type:
-    """Stand-in for numpy.dtype: its code. Byte order does not matter for single bytes."""
+    """Stand-in for numpy.dtype: its code. The byte order, which its state contains, does not matter for bytes."""
 
     __slots__ = ("code",)
 
@@ -370,7 +333,7 @@ class _Type:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Ignore the state."""
+        pass
 
 
 class _Data:
@@ -385,11 +348,11 @@ class _Data:
         self.data = data
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
-        """Set the state (version, shape, type, Fortran order, bytes) that NumPy pickles."""
-        self.__init__(state[2], state[4])  # type: ignore[misc]
+        self.__init__(state[2], state[4])  # type: ignore[misc]  # version, shape, type, Fortran order, bytes
 
 
 def _plain(value: Any) -> Any:
+    """Return the bytes of a stand-in; of NumPy's booleans they are one byte."""
     return value.data if isinstance(value, _Data) else value
 
 

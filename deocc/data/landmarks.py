@@ -12,12 +12,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deocc.data.face_set import try_to_store
 from deocc.data.images import read_image
 from deocc.detection import Detection, Detector, create_detector
 from deocc.detection.detector import given_file
-from deocc.files import cache_folder, checksum, hold_lock, read_npz, replace_file
+from deocc.files import cache_folder, checksum, hold_lock, read_npz
 from deocc.geometry import TEMPLATES
 from deocc.messages import describe_error, name_some, show_progress
+
+ReadImage = Callable[[Path], NDArray[np.uint8]]
 
 _VERSION: Final = 2  # increase when a detector's landmarks change, so that old files are not used
 _SAVE_EVERY: Final = 500  # images; an interruption loses seconds of work
@@ -38,11 +41,6 @@ class FoundLandmarks:
     names: Sequence[str]
     landmarks: NDArray[np.float64]
     size: NDArray[np.int64]
-
-    @property
-    def done(self) -> NDArray[np.bool_]:
-        """(N,) bool, True for images that have been read."""
-        return self.size[:, 0] > 0
 
     @property
     def found(self) -> NDArray[np.bool_]:
@@ -77,7 +75,7 @@ def find_landmarks(
     names: Sequence[str],
     detector: str = "dlib",
     weights: str | None = None,
-    read: Callable[[Path], NDArray[np.uint8]] = read_image,
+    read: ReadImage = read_image,
     skip_unreadable: bool = False,
 ) -> FoundLandmarks:
     """Detect the five landmarks of every image, or read them from the cache; interrupted work is resumed.
@@ -101,25 +99,16 @@ def find_landmarks(
         FileNotFoundError: there is no such weights file.
         ValueError: unknown detector, unusable weights, or an image that cannot be read.
     """
-
-    def photo(name: str) -> NDArray[np.uint8]:
-        try:
-            return read(root / name)
-        except (ValueError, OSError):
-            if not skip_unreadable:
-                raise
-            return np.zeros((1, 1, 3), np.uint8)
-
     listed = "".join(f"{name} {(root / name).stat().st_size}\n" for name in names)
     described = repr((_VERSION, checksum(listed), detector, list(names)))
     key = checksum(described, *([] if weights is None else [given_file(weights)]))[:32]
     path = cache_folder() / "landmarks" / f"{key}.npz"
     state = _read(path, names)
-    if not state.done.all():
+    if not state.size.all():
         with hold_lock(path.parents[1] / "locks" / f"{path.stem}.lock", required=False):
             state = _read(path, names)  # another process may have detected them meanwhile
-            if not state.done.all():
-                _complete(state, photo, create_detector(detector, weights), path)
+            if not state.size.all():
+                _complete(state, root, create_detector(detector, weights), read, skip_unreadable, path)
     return state
 
 
@@ -140,44 +129,37 @@ def _read(path: Path, names: Sequence[str]) -> FoundLandmarks:
     return state
 
 
-def _write(path: Path, state: FoundLandmarks) -> bool:
-    """Write the state; return False, with a warning, if that is not possible."""
-    try:
-        with replace_file(path) as draft, draft.open("wb") as file:
-            np.savez(file, landmarks=state.landmarks, size=state.size)
-    except OSError as error:
-        advice = "set DEOCC_CACHE to a folder that can be written to, or they are detected again next time"
-        warnings.warn(f"cannot keep landmarks in {path.parent} ({describe_error(error)}): {advice}", stacklevel=4)
-        return False
-    return True
-
-
-def _complete(state: FoundLandmarks, read: Callable[[str], NDArray[np.uint8]], detector: Detector, path: Path) -> None:
+def _complete(
+    state: FoundLandmarks, root: Path, detector: Detector, read: ReadImage, skip_unreadable: bool, path: Path
+) -> None:
     """Detect faces in the images that have not been read, and save the results, also when interrupted."""
-    writable = path.is_file() or _write(path, state)  # warns of an unusable folder before hours of work
-    pending = np.flatnonzero(~state.done).tolist()
+
+    def save() -> bool:
+        return try_to_store(path, lambda file: np.savez(file, landmarks=state.landmarks, size=state.size))
+
+    writable = path.is_file() or save()  # warns of an unusable folder before hours of work
+    pending = np.flatnonzero(~state.size.all(1)).tolist()
     try:
         for number, index in enumerate(show_progress(pending, "finding faces"), 1):
-            photo = read(state.names[index])
-            faces = detector.detect(photo)
-            height, width = photo.shape[:2]
+            try:
+                photo = read(root / state.names[index])
+            except (ValueError, OSError):
+                if not skip_unreadable:
+                    raise
+                photo = np.zeros((1, 1, 3), np.uint8)
+            faces, size = detector.detect(photo), np.array(photo.shape[1::-1])
             if faces:
-                state.landmarks[index] = _main_face(faces, width, height).landmarks
-            state.size[index] = width, height
+                state.landmarks[index] = max(faces, key=lambda face: _weight(face, size)).landmarks
+            state.size[index] = size
             if writable and number % _SAVE_EVERY == 0:
-                writable = _write(path, state)
+                writable = save()
     finally:
         if writable:
-            _write(path, state)
+            save()
 
 
-def _main_face(faces: list[Detection], width: int, height: int) -> Detection:
-    """Return the face with the largest weight, see `find_landmarks`."""
-    centre, half_diagonal = np.array([width - 1, height - 1]) / 2, np.hypot(width, height) / 2
-
-    def weight(face: Detection) -> float:
-        corners = face.box.reshape(2, 2)
-        distance = np.linalg.norm(corners.mean(0) - centre) / half_diagonal
-        return float(np.sqrt(np.prod(corners[1] - corners[0])) * (1 - distance))
-
-    return max(faces, key=weight)
+def _weight(face: Detection, size: NDArray[np.int64]) -> float:
+    """Return the weight of a face in an image of width and height `size`, see `find_landmarks`."""
+    corners = face.box.reshape(2, 2)
+    distance = np.linalg.norm(corners.mean(0) - (size - 1) / 2) / (np.hypot(*size) / 2)
+    return float(np.sqrt(np.prod(corners[1] - corners[0])) * (1 - distance))
