@@ -7,10 +7,10 @@
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,8 @@ from deocc.masking import list_kinds
 
 _SESSION: Final = 13
 SHOTS: Final = 2 * _SESSION
-"""Shots per person.
-
-A session has neutral, smile, anger, scream; light from left, right, both; sunglasses and scarf in three lights each.
-"""
+"""Shots per person: in each session neutral, smile, anger, scream, and the light from left, right, both; then
+sunglasses and a scarf in three lights each."""
 
 _OCCLUDERS: Final = dict.fromkeys((8, 9, 10), "sunglasses") | dict.fromkeys((11, 12, 13), "scarf")
 _NAME: Final = re.compile(r"([mwf])-(\d{1,3})-(\d{1,2})", re.IGNORECASE)
@@ -35,14 +33,6 @@ _RAW: Final = (3, 576, 768)  # planes of red, green and blue, rows from the top 
 _ADVICE: Final = (
     "ask for access on the AR Face Database's home page (A. M. Martinez, Ohio State University) and copy all of it"
 )
-
-
-class _Shot(NamedTuple):
-    """One file; sorts by person and number."""
-
-    person: str
-    number: int
-    path: Path
 
 
 class ArFaces(FaceSet):
@@ -56,8 +46,7 @@ class ArFaces(FaceSet):
     of session one in its four lights, as the second disguise experiment of [1]. If a person lacks a shot, the same shot
     of the other session replaces it. Only the neutral shots are required; `credit` reports the number of shots.
 
-    Landmarks are detected on the occluded image, since a test has nothing else; see `deocc.data.landmarks` for faces
-    that are not found.
+    Landmarks are detected on the occluded image, since a test has nothing else.
 
     Args:
         root: folder of the images.
@@ -79,20 +68,18 @@ class ArFaces(FaceSet):
     ) -> None:
         bare = [shot for shot in range(1, SHOTS + 1) if occluder_of(shot) < 0]
         if not protocol1_shots or not set(protocol1_shots) <= set(bare):
-            raise ValueError(
-                f"protocol1_shots is {list(protocol1_shots)}: choose bare shots, "
-                f"that is some of {', '.join(map(str, bare))}"
-            )
+            choices = f"choose bare shots, that is some of {', '.join(map(str, bare))}"
+            raise ValueError(f"protocol1_shots is {list(protocol1_shots)}: {choices}")
         folder = expand_user(root)
         shots = _find_shots(folder)
-        self._paths = [shot.path for shot in shots]
-        self.names = [f"{shot.person}-{shot.number:02d}" for shot in shots]
-        people, person = np.unique([shot.person for shot in shots], return_inverse=True)
-        self.identity, self.identity_names = person.astype(np.int64), people.tolist()
+        self._paths = [path for _, _, path in shots]
+        self.names = [f"{person}-{number:02d}" for person, number, _ in shots]
+        people, identity = np.unique([person for person, _, _ in shots], return_inverse=True)
+        self.identity, self.identity_names = identity.astype(np.int64), people.tolist()
         self.split_of_identity = dict.fromkeys(range(len(people)), "test")
         there = f"{len(shots):,} of {len(people) * SHOTS:,} shots of {len(people)} people"
         self.credit = f"AR Face Database, A. M. Martinez and R. Benavente, 1998 ({there})"
-        self.occluder = np.array([occluder_of(shot.number) for shot in shots], dtype=np.int64)
+        self.occluder = np.array([occluder_of(number) for _, number, _ in shots], dtype=np.int64)
         if not (self.occluder >= 0).any():
             occluded = [f"{people[0]}-{shot:02d}" for shot in range(1, SHOTS + 1) if occluder_of(shot) >= 0]
             raise missing_set("AR shots with sunglasses or scarf a person", folder, occluded, len(occluded), _ADVICE)
@@ -103,14 +90,6 @@ class ArFaces(FaceSet):
         found.warn()
         self.landmarks = found.filled()
 
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""
-        return _read_file(self._paths[index])
-
-    def content(self, index: int) -> bytes:
-        """Return name and file size instead of pixels: the original release has 4 GB."""
-        return f"{self.names[index]} {self._paths[index].stat().st_size}\n".encode()
-
     def _gallery(self, root: Path, shots: Sequence[int]) -> NDArray[np.int64]:
         """Return the positions of the gallery images of all people, ascending."""
         place = {name: index for index, name in enumerate(self.names)}
@@ -119,17 +98,23 @@ class ArFaces(FaceSet):
         chosen: set[int] = set()
         missing = []
         for person in people:
-            found = set()
-            for numbers in zip(shots, others, strict=True):
-                names = [f"{person}-{number:02d}" for number in numbers]
-                found.update([place[name] for name in names if name in place][:1])
+            pairs = [(f"{person}-{one:02d}", f"{person}-{two:02d}") for one, two in zip(shots, others, strict=True)]
+            found = {place[one if one in place else two] for one, two in pairs if one in place or two in place}
             chosen |= found
             if not found:
-                missing.append(f"{person}-{shots[0]:02d}")
+                missing.append(pairs[0][0])
         if missing:
             wanted = " or ".join(str(shot) for shot in sorted({*shots, *others}))
             raise missing_set(f"AR gallery images (shot {wanted} of a person)", root, missing, len(people), _ADVICE)
         return np.array(sorted(chosen), dtype=np.int64)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""
+        return _read_file(self._paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Return name and file size instead of pixels: the original release has 4 GB."""
+        return f"{self.names[index]} {self._paths[index].stat().st_size}\n".encode()
 
 
 def occluder_of(shot: int) -> int:
@@ -142,33 +127,24 @@ def occluder_of(shot: int) -> int:
     return -1 if kind is None else list_kinds().index(kind)
 
 
-def ar_files(root: Path) -> Iterator[Path]:
-    """Yield the image files below a folder, and the .raw files of the original release."""
-    for name, entry in walk_files(root):
-        if entry.is_file() and (name.lower().endswith(".raw") or is_image(entry.path)):
-            yield root / name
-
-
-def _find_shots(root: Path) -> list[_Shot]:
-    """Find all shots below the folder, sorted by person and number."""
+def _find_shots(root: Path) -> list[tuple[str, int, Path]]:
+    """Return person, number and file of all shots below the folder, sorted."""
     shots = []
-    for path in ar_files(root):
-        name = _NAME.fullmatch(path.stem)
-        if name is not None and 1 <= int(name[3]) <= SHOTS:
+    for file, entry in walk_files(root):
+        name = _NAME.fullmatch(Path(file).stem)
+        if name is None or not 1 <= int(name[3]) <= SHOTS or not entry.is_file():
+            continue
+        if file.lower().endswith(".raw") or is_image(entry.path):
             letter = name[1].lower().replace("f", "w")
-            shots.append(_Shot(f"{letter}-{int(name[2]):03d}", int(name[3]), path))
+            shots.append((f"{letter}-{int(name[2]):03d}", int(name[3]), root / file))
     if not shots:
-        looked = (
-            "looked for m-001-01.bmp and the like (m or w, person, shot from 1 to 26), unpacked, in all its folders"
-        )
-        raise FileNotFoundError(f"no AR image below {root.absolute()}: {looked}; {_ADVICE}")
+        looked = "m-001-01.bmp and the like (m or w, person, shot from 1 to 26), unpacked, in all its folders"
+        raise FileNotFoundError(f"no AR image below {root.absolute()}: looked for {looked}; {_ADVICE}")
     shots.sort()
-    for shot, other in pairwise(shots):
-        if shot[:2] == other[:2]:
-            raise ValueError(
-                f"shot {shot.number} of {shot.person} is there twice, {shot.path} and {other.path}: "
-                "keep one copy of the set"
-            )
+    for (person, number, path), other in pairwise(shots):
+        if (person, number) == other[:2]:
+            found = f"shot {number} of {person} is there twice, {path} and {other[2]}"
+            raise ValueError(f"{found}: keep one copy of the set")
     return shots
 
 
@@ -178,7 +154,6 @@ def _read_file(path: Path) -> NDArray[np.uint8]:
     data = np.fromfile(path, np.uint8)
     if data.size != np.prod(_RAW):
         expected = f"a .raw file of AR has {np.prod(_RAW):,}, three planes of 768 x 576"
-        raise ValueError(
-            f"{path} has {data.size:,} bytes, but {expected}: copy it again, or convert it to an image file"
-        )
+        advice = "copy it again, or convert it to an image file"
+        raise ValueError(f"{path} has {data.size:,} bytes, but {expected}: {advice}")
     return np.ascontiguousarray(data.reshape(_RAW).transpose(1, 2, 0))

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,23 +40,17 @@ _ADVICE: Final = (
 )
 _NAME: Final = "U32"  # names of the set have ten characters
 
-
-class _Rows(NamedTuple):
-    """Content of the lists, sorted by image name."""
-
-    names: NDArray[np.str_]
-    identity: NDArray[np.int64]  # the set's number of each person
-    landmarks: NDArray[np.float64]
-    partition: NDArray[np.int64]  # positions in `SPLITS`
+_Rows = tuple[NDArray[np.str_], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
+"""Names in ascending order, the set's number of each person, landmarks, and the positions of splits in `SPLITS`."""
 
 
 class CelebaFaces(FaceSet):
     """Images and landmarks of CelebA, split by its official partition into training, validation and test.
 
-    Lists are searched in `root` and its subfolders `Anno` and `Eval`, as `.txt` files of the release or `.csv` files of
-    widespread copies; images there or in `Img`, as a folder (also nested in one of the same name) or as the zip of the
-    release, as JPEG or PNG. Images that are in the lists only are counted in a warning and left out, so that a subset
-    can be used. The release does not define the origin of landmarks; our choice: pixel centres, counted from 0.
+    Lists and images are searched in `root` and its subfolders `Anno`, `Eval` and `Img`: `.txt` files of the release or
+    `.csv` files of widespread copies; a folder (also nested in one of the same name) or the zip of the release, JPEG or
+    PNG. Images that are in the lists only are counted in a warning and left out, so that a subset can be used. The
+    release does not define the origin of landmarks; our choice: pixel centres, counted from 0.
 
     If the partition assigns images of one person to several splits, the person belongs to the split with most of them
     (of equals the earlier one), and images in other splits are left out with a warning (our choice).
@@ -99,22 +93,22 @@ class CelebaFaces(FaceSet):
                 "exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME"
             )
         folder = expand_user(root)
-        self._store, rows = _find(folder, images, identities)
+        self._store, (image_names, number, landmarks, partition) = _find(folder, images, identities)
         self.has_identities = identities
-        numbers, person = np.unique(rows.identity, return_inverse=True)
-        split_of_identity, kept = _split_people(person, rows.partition)
-        known = {} if names is None else _read_names(expand_user(names), rows.names, person, numbers)
+        numbers, person = np.unique(number, return_inverse=True)
+        split_of_identity, kept = _split_people(person, partition)
+        known = {} if names is None else _read_names(expand_user(names), image_names, person, numbers)
         out = [] if exclude is None else _find_excluded(expand_user(exclude), known, split_of_identity)
         kept &= ~np.isin(person, out)
-        self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
+        self.names, self.landmarks = NameTable(image_names[kept].tolist()), landmarks[kept]
         self.identity = person[kept].astype(np.int64)
         self.split_of_identity = {int(at): SPLITS[split_of_identity[at]] for at in np.unique(self.identity)}
         empty = [split for split in SPLITS if split not in self.split_of_identity.values()]
         if empty:
             raise ValueError(
-                f"CelebA in {folder.absolute()} leaves no one for {' and '.join(empty)}: "
-                f"check {_PARTITION} and the excluded people; a subset needs images of all three splits, which are "
-                "numbered 1 to 162770, to 182637 and to 202599"
+                f"CelebA in {folder.absolute()} leaves no one for {' and '.join(empty)}: check {_PARTITION} and the "
+                "excluded people; a subset needs images of all three splits, which are numbered 1 to 162770, to 182637 "
+                "and to 202599"
             )
         self.excluded = [known[at] for at in out]
         if names is not None:
@@ -141,17 +135,17 @@ def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Ro
     missing += [] if store else [f"{_FOLDERS[images]}/ or {_FOLDERS[images]}.zip"]
     if missing or store is None:
         raise missing_set("parts of CelebA", root, missing, len(wanted) + 1, _ADVICE)
-    rows = _join([(path, _read_list(path)) for path in paths if path is not None])
+    listed, *columns = _join([(path, _read_list(path)) for path in paths if path is not None])
     stored = {name.rpartition(".")[0]: name for name in store.names()}
-    names = [stored.get(name.rpartition(".")[0], "") for name in rows.names.tolist()]
-    there = np.array([name != "" for name in names])
+    names = np.array([stored.get(name.rpartition(".")[0], "") for name in listed.tolist()], dtype=_NAME)
+    there = names != ""
     if not there.all():
-        missing_images = missing_set("CelebA images", store.path, rows.names[~there].tolist(), len(names), _ADVICE)
+        missing_images = missing_set("CelebA images", store.path, listed[~there].tolist(), len(names), _ADVICE)
         if not there.any():
             raise missing_images
         warnings.warn(f"{missing_images}; for a subset, nothing needs to be done", stacklevel=3)
-    rows = _Rows(*(column[there] for column in rows))
-    return store, rows._replace(names=np.array(names, dtype=_NAME)[there])
+    number, landmarks, partition = (column[there] for column in columns)
+    return store, (names[there], number, landmarks, partition)
 
 
 def _read_list(path: Path) -> NDArray[np.void]:
@@ -163,10 +157,8 @@ def _read_list(path: Path) -> NDArray[np.void]:
         if header is None:
             raise ValueError("no line begins with an image's name")
         layout = np.dtype([("name", _NAME), ("values", np.float64, (10 if "landmarks" in path.name else 1,))])
-        delimiter = "," if path.suffix == ".csv" else None
-        rows = np.loadtxt(
-            path, layout, comments=None, delimiter=delimiter, skiprows=header, encoding="utf-8-sig", ndmin=1
-        )
+        separator = "," if path.suffix == ".csv" else None
+        rows = np.loadtxt(path, layout, None, separator, skiprows=header, encoding="utf-8-sig", ndmin=1)
     except ValueError as error:
         raise ValueError(f"cannot read {path} ({error}): it may be half copied or altered, get it again") from error
     promised = int(first[0]) if first[0].isdigit() else 0
@@ -187,11 +179,10 @@ def _join(lists: Sequence[tuple[Path, NDArray[np.void]]]) -> _Rows:
             raise missing_set(f"rows of {path.name}", path.parent, absent.tolist(), len(names), _ADVICE)
     *given, landmarks, partition = (rows["values"] for _, rows in lists)
     if not np.isin(partition, range(len(SPLITS))).all():
-        raise ValueError(
-            f"{lists[-1][0]} holds other numbers than 0 (train), 1 (validation) and 2 (test): get it again"
-        )
+        values = "0 (train), 1 (validation) and 2 (test)"
+        raise ValueError(f"{lists[-1][0]} holds other numbers than {values}: get it again")
     identity = given[0][:, 0].astype(np.int64) if given else np.arange(len(names))
-    return _Rows(names, identity, landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64))
+    return names, identity, landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64)
 
 
 def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -201,10 +192,8 @@ def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tup
     kept = partition == split_of_identity[person]
     if not kept.all():
         found = f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits"
-        warnings.warn(
-            f"{found}: {np.sum(~kept):,} images outside the split with most of their person's are left out",
-            stacklevel=3,
-        )
+        lost = f"{np.sum(~kept):,} images outside the split with most of their person's are left out"
+        warnings.warn(f"{found}: {lost}", stacklevel=3)
     return split_of_identity, kept
 
 
@@ -212,19 +201,16 @@ def _read_names(
     path: Path, images: NDArray[np.str_], person: NDArray[np.intp], numbers: NDArray[np.int64]
 ) -> dict[int, str]:
     """Return the known names of people, by position in `numbers`."""
-    place = dict(zip(images.tolist(), person.tolist(), strict=True)) | {
-        str(number): at for at, number in enumerate(numbers)
-    }
+    place = dict(zip(images.tolist(), person.tolist(), strict=True))
+    place |= {str(number): at for at, number in enumerate(numbers)}
     known: dict[int, str] = {}
     for _, line in read_lines(path, "lines IMAGE NAME or IDENTITY NAME"):
         key, *name = re.split(r"[\s,]+", line, maxsplit=1)
         if key in place and name and name_key(name[0]):
             known.setdefault(place[key], name[0].strip())
     if not known:
-        raise ValueError(
-            f"{path} names no one in CelebA: its lines have to be IMAGE NAME or IDENTITY NAME, "
-            "such as '000001.jpg Jane Doe'"
-        )
+        expected = "its lines have to be IMAGE NAME or IDENTITY NAME, such as '000001.jpg Jane Doe'"
+        raise ValueError(f"{path} names no one in CelebA: {expected}")
     return known
 
 
@@ -233,9 +219,7 @@ def _find_excluded(path: Path, known: dict[int, str], split_of_identity: NDArray
     tested = SPLITS.index("test")
     unnamed = sum(split != tested and at not in known for at, split in enumerate(split_of_identity.tolist()))
     if unnamed:
-        warnings.warn(
-            f"{unnamed:,} training and validation people have no name: whether {path} holds them cannot be told",
-            stacklevel=3,
-        )
+        unknown = f"whether {path} holds them cannot be told"
+        warnings.warn(f"{unnamed:,} training and validation people have no name: {unknown}", stacklevel=3)
     shared = {name_key(name) for name in shared_people(known.values(), read_people(path))}
     return [at for at, name in sorted(known.items()) if split_of_identity[at] != tested and name_key(name) in shared]

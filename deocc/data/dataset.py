@@ -144,8 +144,8 @@ class TrainingFaces(Dataset[FaceItem]):
             found = [self._readable(other, seed, unreadable) for other in others]
             others, faces = [other for other, _ in found], [face, *(partner for _, partner in found)]
         weighted = list(zip((1 - sum(shares), *shares), faces, strict=False))  # a single face has weight 1
-        image = np.sum([weight * pixels.astype(np.float32) for weight, (pixels, _) in weighted], axis=0)
-        landmarks = np.sum([weight * points for weight, (_, points) in weighted], axis=0, dtype=np.float32)
+        image = np.stack([weight * pixels.astype(np.float32) for weight, (pixels, _) in weighted]).sum(0)
+        landmarks = np.stack([weight * points for weight, (_, points) in weighted]).sum(0, dtype=np.float32)
         augmented = self.augmentation(image.round().astype(np.uint8), landmarks, seed)
         identities = self.identities[[position, *others]].tolist()
         return _item(augmented, int(self.indices[position]), identities, shares, -1, seed, unreadable)

@@ -4,10 +4,9 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +19,12 @@ from deocc.geometry import get_template
 from deocc.masking.registry import kind_numbers
 from deocc.messages import name_some, show_progress
 
-_VERSION: Final = 2  # increase when `sides` returns other numbers, so that old files are not used
+_VERSION: Final = 2  # increase when `_sides` returns other numbers, so that old files are not used
 _PROGRESS_FROM: Final = 10_000  # images from which progress is shown
 _SPLIT_FOLDERS: Final = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
 
-@dataclass(frozen=True)
-class FolderListing:
+class FolderListing(NamedTuple):
     """Index of a `person/image` directory tree, in a few arrays.
 
     Attributes:
@@ -43,7 +41,7 @@ class FolderListing:
     people: list[str]
     identity: NDArray[np.int64]
     stamp: NDArray[np.int64]
-    unused: Sequence[str] = ()
+    unused: Sequence[str]
 
     def describe_unused(self) -> str:
         """Return a line that counts and names the files that are not used."""
@@ -51,42 +49,6 @@ class FolderListing:
             f"{len(self.unused):,} files in {self.root} are not used, since they are no images of the formats "
             f"{', '.join(FORMATS)} or in no person's folder ({name_some(self.unused)})"
         )
-
-    def digest(self, indices: NDArray[np.int64]) -> str:
-        """Return a hash of the location, names, sizes and times of these files; no file is read."""
-        text, ends = self.names.buffers()
-        chosen, lengths = np.isin(np.arange(len(self.names)), indices), np.diff(ends)
-        parts = (text[np.repeat(chosen, lengths)], lengths[indices], self.stamp[indices])
-        return checksum(str(self.root.resolve()), *(part.tobytes() for part in parts))
-
-    def take(self, indices: NDArray[np.int64]) -> "FolderListing":
-        """Return the images at ascending positions, and their people."""
-        names = NameTable(self.names[index] for index in indices.tolist())
-        people, person = np.unique(self.identity[indices], return_inverse=True)
-        kept = [self.people[at] for at in people]
-        return FolderListing(self.root, names, kept, person.astype(np.int64), self.stamp[indices], self.unused)
-
-    def sides(self) -> NDArray[np.int64]:
-        """Return (N,) the sides of the square images in pixels; cached, since opening a million files takes minutes.
-
-        Files that cannot be read get 1; training leaves them out, and a test names them.
-
-        Raises:
-            ValueError: an image is not square.
-        """
-
-        def read_sides() -> NDArray[np.int64]:
-            sides = []
-            for name in show_progress(self.names, "sizes of the images", hidden=len(self.names) < _PROGRESS_FROM):
-                try:
-                    size = read_size(self.root / name)
-                except (ValueError, OSError):
-                    size = (1, 1)
-                sides.append(square_side(self.root / name, size))
-            return np.array(sides, dtype=np.int64)
-
-        key = checksum(f"{_VERSION} {self.digest(np.arange(len(self.names)))}")[:32]
-        return cached_array("sides", key, read_sides)
 
 
 def list_folder(root: Path, identities: bool = True) -> FolderListing:
@@ -152,9 +114,6 @@ class FolderFaces(FaceSet):
     The split of a person follows from a hash of the folder name, so that adding people does not move others between
     splits. The shares are met on average.
 
-    Without identities, which stage 1 does not need, images may be anywhere below the folder, and the split is one of
-    images.
-
     Args:
         root: folder that contains a folder for each person.
         aligned: template of the crops, a name of `deocc.geometry.TEMPLATES`; not used with a `detector`.
@@ -164,7 +123,8 @@ class FolderFaces(FaceSet):
         detector: detector of the landmarks of photos, a name of `deocc.detection.list_detectors()`; None for aligned
             crops.
         detector_weights: weights file of the detector, if it needs one.
-        identities: False for a folder of images of unknown people.
+        identities: False for unknown people, for stage 1: images may be anywhere below the folder, and each is split
+            as a person of its own.
         occluded: pattern of the names of images that show real occluders, such as "*/masked/*" for
             PERSON/masked/IMAGE, with the wildcards of `fnmatch`. They are left out of training and validation, and
             a test compares the bare images with them without drawing masks. None: all images are bare.
@@ -175,6 +135,8 @@ class FolderFaces(FaceSet):
         ValueError: an unknown template, detector or kind, shares that leave nothing for a split, an empty split, a
             crop that is not square, or test people without bare or without occluded images.
     """
+
+    names: NameTable
 
     def __init__(
         self,
@@ -194,39 +156,54 @@ class FolderFaces(FaceSet):
             raise ValueError(
                 f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
             )
-        self.root = expand_user(root)
+        self.root, self.has_identities = expand_user(root), identities
         self.credit = f"faces of the folder {self.root.resolve().name}"  # their owner is not known
-        self._files, self.has_identities = list_folder(self.root, identities), identities
-        if self._files.unused:
-            warnings.warn(self._files.describe_unused(), stacklevel=2)
-        splits = split_people(self._files.people, train, val, seed)
+        listing = list_folder(self.root, identities)
+        if listing.unused:
+            warnings.warn(listing.describe_unused(), stacklevel=2)
+        self.names, self.identity, self._stamp = listing.names, listing.identity, listing.stamp
+        splits = split_people(listing.people, train, val, seed)
         if detector is None:
-            sides, of_image = np.unique(self._files.sides(), return_inverse=True)
+            key = checksum(f"{_VERSION} {self._digest(np.arange(len(self)))}")[:32]
+            sides, of_image = np.unique(cached_array("sides", key, self._sides), return_inverse=True)
             self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides.tolist()])[of_image]
         else:
-            found = find_landmarks(self.root, self._files.names, detector, detector_weights, skip_unreadable=True)
-            tested = np.array([split == "test" for split in splits])[self._files.identity]
+            found = find_landmarks(self.root, self.names, detector, detector_weights, skip_unreadable=True)
+            tested = np.array([split == "test" for split in splits])[self.identity]
             found.warn(~tested, LEFT_OUT)
             found.warn(tested, SUBSTITUTED)
             kept = np.flatnonzero(found.found | tested)
-            self._files, self.landmarks = self._files.take(kept), found.filled()[kept]
-            splits = split_people(self._files.people, train, val, seed)
-        self.names, self.identity = self._files.names, self._files.identity
+            self.landmarks, self._stamp = found.filled()[kept], self._stamp[kept]
+            self.names = NameTable(self.names[index] for index in kept.tolist())
+            people, self.identity = np.unique(self.identity[kept], return_inverse=True)
+            splits = split_people([listing.people[at] for at in people], train, val, seed)
         self.split_of_identity = dict(enumerate(splits))
         if occluded is not None:
-            self.occluder = self._find_occluders(occluded, kind_numbers([occluder])[0])
+            matches = [fnmatchcase(name, occluded) for name in self.names]
+            self.occluder = np.where(matches, kind_numbers([occluder])[0], -1)
+            tested = self.occluder[self.indices("test")] >= 0
+            if tested.all() or not tested.any():
+                raise ValueError(
+                    f"occluded={occluded!r} matches {int(tested.sum())} of the {len(tested)} images of test people, "
+                    f"but bare and occluded ones are compared: give a pattern for names such as {self.names[0]!r}"
+                )
 
-    def _find_occluders(self, pattern: str, kind: int) -> NDArray[np.int64]:
-        """Return (N,) the kind of the images whose names match the pattern, -1 for the others."""
-        matches = [fnmatchcase(name, pattern) for name in self.names]
-        occluder = np.where(matches, kind, -1).astype(np.int64)
-        tested = occluder[self.indices("test")] >= 0
-        if tested.all() or not tested.any():
-            raise ValueError(
-                f"occluded={pattern!r} matches {int(tested.sum())} of the {len(tested)} images of test people, but "
-                f"bare and occluded ones are compared: give a pattern for names such as {self.names[0]!r}"
-            )
-        return occluder
+    def _sides(self) -> NDArray[np.int64]:
+        """Return (N,) the sides of the square crops in pixels; 1 for files that cannot be read, which a test names."""
+        sides = []
+        for name in show_progress(self.names, "sizes of the images", hidden=len(self) < _PROGRESS_FROM):
+            try:
+                size = read_size(self.root / name)
+            except (ValueError, OSError):
+                size = (1, 1)
+            sides.append(square_side(self.root / name, size))
+        return np.array(sides, dtype=np.int64)
+
+    def _digest(self, indices: NDArray[np.int64]) -> str:
+        """Return a hash of the location, names, sizes and times of these files; no file is read."""
+        chosen, lengths = np.isin(np.arange(len(self)), indices), np.diff(self.names.ends)
+        parts = (self.names.text[np.repeat(chosen, lengths)], lengths[indices], self._stamp[indices])
+        return checksum(str(self.root.resolve()), *(part.tobytes() for part in parts))
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the image at `index`, (H, W, 3) RGB; see `FaceSet.image`."""
@@ -241,6 +218,4 @@ class FolderFaces(FaceSet):
     def quick_fingerprint(self, split: Split) -> str:
         """Return a hash of location, names, sizes, times and landmarks of the split's files; no file is read."""
         indices = self.indices(split)
-        return checksum(
-            self._files.digest(indices), self.identity[indices].tobytes(), self.landmarks[indices].tobytes()
-        )[:32]
+        return checksum(self._digest(indices), self.identity[indices].tobytes(), self.landmarks[indices].tobytes())[:32]

