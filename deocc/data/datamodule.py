@@ -61,10 +61,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         batch_size: training images per process and step.
         eval_batch_size: images per process and step in evaluation.
         kinds: occluders of training; default: all.
-        eval_kinds: occluders of validation and test; default: `kinds`. Kinds that are only here measure unseen
-            occluders.
-        mixed_kinds: evaluate each image with one of `eval_kinds` per seed, drawn by image and seed, instead of with
-            all.
+        eval_kinds: occluders of validation and test; default: `kinds`. Others measure unseen occluders.
+        mixed_kinds: evaluate each image with one of `eval_kinds` per seed, drawn by image and seed, not with all.
         clean_probability: share of training images without a mask.
         augmentation: strength of the augmentation of the clean face.
         blend_probability: share of training images that are blended with two others.
@@ -120,6 +118,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         self.kinds = _known_kinds("kinds", list_kinds() if kinds is None else kinds)
         self.eval_kinds = _known_kinds("eval_kinds", self.kinds if eval_kinds is None else eval_kinds)
         self.face_set = face_set if face_set is not None else OrlFaces()
+        self.protocol: AllPairs = self.face_set.protocol
         self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
         self.mixed_kinds, self.masks_per_face, self.distractors = mixed_kinds, masks_per_face, distractors
         self.clean_probability, self.blend_probability = clean_probability, blend_probability
@@ -133,9 +132,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     def num_identities(self) -> int:
         """The number of training identities; raises ValueError if the face set has none."""
         if not self.face_set.has_identities:
-            raise ValueError(
-                "the face set has no identities, which stage 2 learns: give them, and leave out identities: false"
-            )
+            advice = "give them, and leave out identities: false"
+            raise ValueError(f"the face set has no identities, which stage 2 learns: {advice}")
         return sum(split == "train" for split in self.face_set.split_of_identity.values())
 
     @cached_property
@@ -161,21 +159,18 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             if cache is not None and cache.gigabytes <= self.cache_gigabytes:
                 cache.fill(AlignedFaces(self.face_set, self.size, 0), indices, self.num_workers, self.quarantine.add)
             elif cache is not None:
-                warnings.warn(
-                    f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB, "
-                    f"data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept: raise it to at least that, "
-                    "or set it to 0 to go without",
-                    stacklevel=2,
-                )
+                found = f"the aligned faces of {len(indices):,} images would take {cache.gigabytes:,.1f} GB"
+                setting = f"data.cache_gigabytes is {self.cache_gigabytes:g}, so none is kept"
+                advice = "raise it to at least that, or set it to 0 to go without"
+                warnings.warn(f"{found}, {setting}: {advice}", stacklevel=2)
 
     def train_dataloader(self) -> FaceLoader[FaceItem]:
         """Return augmented training faces, shuffled by seed and epoch, or raise ValueError if there are none."""
-        if len(self.face_set.bare("train")) == 0:
-            raise ValueError(
-                f"{type(self.face_set).__name__} has no one to train on, it is for tests: choose another data.face_set"
-            )
         augmentation, cache = Augmentation(self.augmentation), self._filled_cache("train")
         faces = TrainingFaces(self.face_set, self.size, augmentation, self.seed, self.blend_probability, cache)
+        if len(faces) == 0:
+            name = type(self.face_set).__name__
+            raise ValueError(f"{name} has no one to train on, it is for tests: choose another data.face_set")
         sampler = EpochSampler(len(faces), self.seed)
         return FaceLoader(
             faces,
@@ -264,15 +259,10 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("image", "kind", "seed"), *manifest_rows(self._probes("test"))])
 
-    @property
-    def protocol(self) -> AllPairs:
-        """Comparisons of a test."""
-        return self.face_set.protocol
-
     def _probes(self, split: Split) -> FixedFaces:
         if split == "test" and self.face_set.occluder is not None:
-            occluded = self._chosen(split, self.face_set.occluded(split))
-            return FixedFaces(self.face_set, split, self.size, [REAL], occluded)
+            occluded = np.setdiff1d(self.face_set.indices(split), self.face_set.bare(split))
+            return FixedFaces(self.face_set, split, self.size, [REAL], self._chosen(split, occluded))
         return self._faces(split, self._masks(self.eval_seeds[split]))
 
     def _masks(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
@@ -311,10 +301,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         return indices
 
     def _loader(self, faces: FixedFaces, shared: bool = True) -> FaceLoader[FaceItem]:
-        share = ShareSampler(len(faces), shared)
-        return FaceLoader(
-            faces, self.quarantine, batch_size=self.eval_batch_size, sampler=share, num_workers=self.num_workers
-        )
+        settings = {"batch_size": self.eval_batch_size, "num_workers": self.num_workers}
+        return FaceLoader(faces, self.quarantine, sampler=ShareSampler(len(faces), shared), **settings)
 
 
 def manifest_rows(probes: FixedFaces) -> Iterator[tuple[str, str, int]]:
@@ -350,9 +338,8 @@ def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
         return batch
     repeated = cast(FaceBatch, {key: cast(Tensor, value).repeat_interleave(times, 0) for key, value in batch.items()})
     copy_number = torch.arange(times, device=repeated["seed"].device).repeat(len(batch["seed"]))
-    repeated["seed"] = torch.where(
-        copy_number > 0, mix(repeated["seed"] + copy_number) >> 1 & (2**62 - 1), repeated["seed"]
-    )
+    others = mix(repeated["seed"] + copy_number) >> 1 & (2**62 - 1)
+    repeated["seed"] = torch.where(copy_number > 0, others, repeated["seed"])
     return repeated
 
 

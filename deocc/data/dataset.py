@@ -23,13 +23,10 @@ CLEAN, REAL = (-1, 0), (-2, 0)
 
 MIXED: Final = -3
 """Instead of a kind: a kind drawn for each image and mask seed."""
-
 KEPT = 1000
 """Aligned faces that each loader worker keeps in memory, 200 MB at 256 pixels."""
-
 NOTED: Final = 8
 """Unreadable images that an item can report; with the 1 % that a run may have, no item has as many."""
-
 NODES, DEVIATION = 5, 0.015
 """Nodes per side of the grid of the elastic warp, and standard deviation as a share of the crop's side. Our choice."""
 
@@ -43,8 +40,8 @@ class FaceItem(FaceBatch):
     """One item of a batch, without the batch dimension, and `unreadable`, which the loader removes."""
 
     unreadable: Tensor
-    """(NOTED,) int64, the positions of images that could not be read for this item, padded with -1. An item whose
-    `index` is among them has no face and is left out."""
+    """(NOTED,) int64, the images that could not be read for this item, padded with -1. If `index` is among them, the
+    item has no face and is left out."""
 
 
 class AlignedFaces:
@@ -76,12 +73,11 @@ class AlignedFaces:
 
 
 class Augmentation:
-    """Augments a crop together with its landmarks.
+    """Augments a crop together with its landmarks. Not known from the paper; our choice.
 
     `flip` mirrors half of the crops. `light` adds brightness, contrast and a jitter of the alignment within the
     differences of landmark detectors. `strong` adds blur, noise, gamma, compression, more jitter, and an elastic warp
-    that changes the proportions of a face, and so its identity for a recogniser. Not known from the paper; our
-    choice.
+    that changes the proportions of a face, and so its identity for a recogniser.
     """
 
     def __init__(self, strength: Strength) -> None:
@@ -174,10 +170,9 @@ class TrainingFaces(Dataset[FaceItem]):
 class FixedFaces(Dataset[FaceItem]):
     """Unaugmented faces at `indices`, each with all of the given (kind, mask seed) pairs.
 
-    `CLEAN` leaves the face bare, `REAL` refers to the occluder in the image itself, and a kind of `MIXED` is replaced
-    by one of `kinds` that depends on image and mask seed; the mask equals that of this kind and seed in any other
-    evaluation. Identities are numbered within the split. Images that cannot be read are reported (`FaceItem`), but
-    raise an error in a test.
+    A kind of `MIXED` is replaced by one of `kinds` that depends on image and mask seed; the mask equals that of this
+    kind and seed in any other evaluation. Identities are numbered within the split. Images that cannot be read are
+    reported (`FaceItem`), but raise an error in a test.
 
     The order is image by image within a pair, so that batches have one kind where possible, in blocks of `KEPT` images,
     so that an image is read once and not once per mask. Mask seeds are hashed with the image and a word that training
@@ -206,7 +201,7 @@ class FixedFaces(Dataset[FaceItem]):
     def __getitem__(self, number: int) -> FaceItem:
         """Return the item at `number`, or raise UnreadableImageError for an image of a test that cannot be read."""
         position, kind, seed = self.mask_of(number)
-        index, identity = int(self.indices[position]), int(self.identities[position])
+        index, identities = int(self.indices[position]), [int(self.identities[position])] * 3
         unreadable: list[int] = []
         try:
             face, landmarks = self.aligned(index)
@@ -215,7 +210,7 @@ class FixedFaces(Dataset[FaceItem]):
                 raise
             size, unreadable = self.aligned.size, [index]
             face, landmarks = np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)
-        return _item((face, landmarks, False), index, [identity] * 3, (0.0, 0.0), kind, seed, unreadable)
+        return _item((face, landmarks, False), index, identities, (0.0, 0.0), kind, seed, unreadable)
 
     def mask_of(self, number: int) -> tuple[int, int, int]:
         """Return the position in `indices`, and the kind and seed of the mask, of an item; no image is read."""
@@ -258,10 +253,8 @@ def _item(
 def _warp_elastically(
     image: NDArray[np.uint8], landmarks: NDArray[np.float32], generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Shift the pixels of an image (H, W, 3) and landmarks (P, 2) by a smooth random field.
-
-    The transform of albumentations rounds key points to whole pixels and loses some.
-    """
+    """Shift the pixels of an image (H, W, 3) and landmarks (P, 2) by a smooth random field."""
+    # The transform of albumentations rounds key points to whole pixels and loses some
     height, width = image.shape[:2]
     nodes = generator.normal(0, DEVIATION * width, (NODES, NODES, 2)).astype(np.float32)
     field = cv2.resize(nodes, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -76,11 +76,6 @@ class FaceSet(ABC):
         indices = self.indices(split)
         return indices if self.occluder is None else indices[self.occluder[indices] < 0]
 
-    def occluded(self, split: Split) -> NDArray[np.int64]:
-        """Return the positions of the split's images with a real occluder."""
-        indices = self.indices(split)
-        return indices[:0] if self.occluder is None else indices[self.occluder[indices] >= 0]
-
     def content(self, index: int) -> bytes:
         """Return the part of an image that `fingerprint` uses: its pixels, or less for sets too large to be read."""
         return self.image(index).tobytes()
@@ -108,8 +103,6 @@ class FaceSet(ABC):
 def missing_set(title: str, root: Path, missing: Sequence[str], total: int, advice: str) -> FileNotFoundError:
     """Return the error for missing files of a data set.
 
-    >>> print(missing_set("LFW images", Path("/faces"), ["a", "b", "c", "d"], 9, "get them from LFW's home page"))
-    4 of 9 LFW images are missing in /faces (a, b, c, ...): get them from LFW's home page
     >>> print(missing_set("LFW images", Path("/faces"), ["a.jpg"], 9, "get it from LFW's home page"))
     1 of 9 LFW images is missing in /faces (a.jpg): get it from LFW's home page
     """

@@ -27,25 +27,22 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. It supports forty others, among them EPS, which starts Ghostscript."""
 
+# Limits, our choice
 MOST_PIXELS: Final = 100_000_000
-"""Largest number of pixels of an image, 300 MB as RGB. Our choice."""
-
+"""Largest number of pixels of an image, 300 MB as RGB."""
 MOST_BYTES: Final = 2**30
-"""Largest size of a file; `MOST_PIXELS` of four 16-bit numbers take 800 MB. Our choice."""
-
+"""Largest size of a file; `MOST_PIXELS` of four 16-bit numbers take 800 MB."""
 _MOST_SCANNED: Final = 3e10
 """Largest number of scans of a JPEG times its pixels, which takes 9 s to decode; photos have up to about ten scans, but
-10 MB can contain 80,000 empty ones. Our choice."""
+10 MB can contain 80,000 empty ones."""
 
 _PROFILE_MODES: Final = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 """Pillow's mode of the colours that a profile describes, by bytes 16 to 19 of its header (ICC.1:2010, 7.2.6)."""
-
 _GREY: Final = ("1", "L", "LA")
 _CONVERTIBLE: Final = {"RGB": (*_GREY, "P", "PA", "RGB", "RGBA", "RGBX"), "L": _GREY, "CMYK": ("CMYK",)}
 """Modes of images to which a profile of these colours applies."""
 
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
-
 _ORIENTATION = 0x0112  # tag number in EXIF 2.32, which lists its values from 1, upright, to 8
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,18 +84,26 @@ def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Read width and height in pixels, before any EXIF rotation, from the header of a file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file does not begin like an image, or exceeds the limits.
-    """
+    """Read width and height in pixels, before any EXIF rotation, from the header; errors as for `read_image`."""
     _check_file(path)
     try:
         with open_image(path) as image:
             return image.size
     except Exception as error:  # as above
         raise _unreadable(str(path), reason_of(error)) from error
+
+
+def _check_file(path: Path) -> None:
+    if not is_file(path):
+        raise FileNotFoundError(f"no image at {path}")
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise _unreadable(str(path), f"{size:,} bytes, at most {MOST_BYTES:,} are allowed")
+
+
+def _unreadable(name: str, reason: str) -> ValueError:
+    remedy = "make it smaller" if "pixels are allowed" in reason else "replace the file or remove it"
+    return ValueError(f"cannot read {name} as an image ({reason}): {remedy}")
 
 
 @contextmanager
@@ -120,11 +125,8 @@ def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS) -> Iter
 
 
 def is_image(path: str, suffixes: Collection[str] = IMAGE_SUFFIXES, formats: tuple[str, ...] = FORMATS) -> bool:
-    """Return whether a file is an image: by the ending of its name, or by its first bytes if the ending is another.
-
-    A file with one of the usual endings is not opened, since a million files take minutes.
-    """
-    if _has_suffix(path, suffixes):
+    """Return whether a file is an image: by the ending of its name, or by its first bytes if the ending is another."""
+    if _has_suffix(path, suffixes):  # such files are not opened, since a million files take minutes
         return True
     try:
         with Path(path).open("rb") as file:
@@ -151,10 +153,8 @@ def reason_of(error: Exception) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Rotate the image by its EXIF orientation.
-
-    Pillow's function also rewrites the EXIF data and fails on unusual ones.
-    """
+    """Rotate the image by its EXIF orientation."""
+    # Pillow's `exif_transpose` also rewrites the EXIF data and fails on unusual ones
     image.load()  # rotates a TIFF already, and removes the orientation from its EXIF data
     transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
     return image if transposition is None else image.transpose(transposition)
@@ -193,19 +193,6 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
         return None
     is_srgb = mode != "CMYK" and np.abs(converted - np.asarray(probe.convert("RGB"))).max() <= 1
     return None if is_srgb else transform
-
-
-def _check_file(path: Path) -> None:
-    if not is_file(path):
-        raise FileNotFoundError(f"no image at {path}")
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise _unreadable(str(path), f"{size:,} bytes, at most {MOST_BYTES:,} are allowed")
-
-
-def _unreadable(name: str, reason: str) -> ValueError:
-    remedy = "make it smaller" if "pixels are allowed" in reason else "replace the file or remove it"
-    return ValueError(f"cannot read {name} as an image ({reason}): {remedy}")
 
 
 class ImageStore:
@@ -251,36 +238,40 @@ class ImageStore:
             FileNotFoundError: there is no such image.
             ValueError: it is not a readable image, or the name leads out of the store.
         """
-        if not self._packed:
-            return read_image(self._file(name))
-        entry, shown = self._entry(name), f"{self.path}/{self.inside}{name}"
-        if entry.file_size > MOST_BYTES:
-            raise ValueError(
-                f"cannot read {shown} ({entry.file_size:,} bytes, at most {MOST_BYTES:,} allowed): it is not a photo"
-            )
-        if entry.compress_type not in _COMPRESSIONS:
-            raise ValueError(
-                f"cannot read {shown} (packed by method {entry.compress_type}): "
-                "pack the zip again, by deflate or not at all"
-            )
+        file = self._find(name)
+        if isinstance(file, Path):
+            return read_image(file)
+        shown = f"{self.path}/{self.inside}{name}"
+        if file.file_size > MOST_BYTES:
+            found = f"{file.file_size:,} bytes, at most {MOST_BYTES:,} allowed"
+            raise ValueError(f"cannot read {shown} ({found}): it is not a photo")
+        if file.compress_type not in _COMPRESSIONS:
+            found = f"packed by method {file.compress_type}"
+            raise ValueError(f"cannot read {shown} ({found}): pack the zip again, by deflate or not at all")
         try:
-            with self._zip().open(entry) as file:
-                data = file.read(entry.file_size)  # zipfile unpacks no more than this
+            with self._zip().open(file) as opened:
+                data = opened.read(file.file_size)  # zipfile unpacks no more than this
         except Exception as error:  # a damaged or encrypted zip makes zipfile fail in any way
             raise ValueError(f"cannot read {shown} ({describe_error(error)}): copy the zip again") from error
         return read_image_bytes(data, shown)
 
     def size(self, name: str) -> int:
         """Return the size of an image file in bytes, uncompressed; errors as for `read`."""
-        if self._packed:
-            return self._entry(name).file_size
-        _check_file(self._file(name))
-        return self._file(name).stat().st_size
+        file = self._find(name)
+        if isinstance(file, Path):
+            _check_file(file)
+            return file.stat().st_size
+        return file.file_size
 
-    def _file(self, name: str) -> Path:
+    def _find(self, name: str) -> Path | zipfile.ZipInfo:
         if leads_out(name):
             raise ValueError(f"image name {name!r} leads out of {self.path}: names are paths below it")
-        return self.path / name
+        if not self._packed:
+            return self.path / name
+        try:
+            return self._zip().getinfo(self.inside + name)
+        except KeyError:
+            raise FileNotFoundError(f"no image {self.inside}{name} in {self.path}") from None
 
     def _zip(self) -> zipfile.ZipFile:
         """Return the zip opened by this process: a forked process would share the file position of its parent."""
@@ -288,27 +279,16 @@ class ImageStore:
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
             except Exception as error:  # a damaged directory makes zipfile fail in any way
-                reason = describe_error(error)
-                raise ValueError(
-                    f"cannot read {self.path} as a zip ({reason}): it may be half copied, copy it again"
-                ) from error
+                found = f"cannot read {self.path} as a zip ({describe_error(error)})"
+                raise ValueError(f"{found}: it may be half copied, copy it again") from error
         return self._opened[1]
-
-    def _entry(self, name: str) -> zipfile.ZipInfo:
-        self._file(name)  # checks the name
-        try:
-            return self._zip().getinfo(self.inside + name)
-        except KeyError:
-            raise FileNotFoundError(f"no image {self.inside}{name} in {self.path}") from None
 
 
 def open_images(root: Path, folder_name: str, places: Sequence[str] = ("",)) -> ImageStore | None:
     """Open `folder_name/` or `folder_name.zip` in the first of the subfolders `places` of `root` that has one, or None.
 
-    A nested folder of the same name (`a/a/1.jpg`, as in some copies) is used, also in a zip.
-
-    Raises:
-        ValueError: there is a zip, but it cannot be read.
+    A nested folder of the same name (`a/a/1.jpg`, as in some copies) is used, also in a zip. Raises ValueError for a
+    zip that cannot be read.
     """
     for place in places:
         folder, packed = root / place / folder_name, root / place / f"{folder_name}.zip"
