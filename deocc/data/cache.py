@@ -15,7 +15,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -44,21 +43,20 @@ _BLOCK_BYTES: Final = 2**23  # written at a time; an interruption loses at most 
 _READERS: Final[dict[Path, tuple[int, lmdb.Environment]]] = {}  # a process may open a file only once
 
 
-@dataclass(frozen=True)
 class AlignedCache:
-    """A file of aligned faces. A complete file has the name `path`; an unfinished one ends in `.part` and is resumed.
+    """A file of `number` aligned faces of `size` pixels. An unfinished file ends in `.part` and is resumed.
 
     Copies in other processes open the file themselves.
 
     Attributes:
-        path: the complete file.
-        size: side of the faces in pixels.
-        number: number of faces of the complete file.
+        gigabytes: size of the complete file in 10^9 bytes.
     """
 
-    path: Path
-    size: int
-    number: int
+    def __init__(self, path: Path, size: int, number: int) -> None:
+        self.path, self.size, self.number = path, size, number
+        self._value_bytes = _LANDMARK_BYTES + 3 * size**2
+        self._stored_bytes = -(-(self._value_bytes + 16) // mmap.PAGESIZE) * mmap.PAGESIZE  # with header, whole pages
+        self.gigabytes = number * self._stored_bytes / 1e9
 
     @classmethod
     def of(cls, face_set: FaceSet, split: Split, size: int, indices: NDArray[np.int64]) -> "AlignedCache":
@@ -67,51 +65,32 @@ class AlignedCache:
         key = checksum(described, indices.tobytes())[:32]
         return cls((cache_folder() / "aligned" / f"{key}.lmdb").absolute(), size, len(indices))
 
-    @property
-    def gigabytes(self) -> float:
-        """Size of the complete file in 10^9 bytes."""
-        return self.number * self._stored_bytes / 1e9
-
-    @property
-    def _value_bytes(self) -> int:
-        return _LANDMARK_BYTES + 3 * self.size**2
-
-    @property
-    def _stored_bytes(self) -> int:
-        """Size of a value with LMDB's header, in whole pages."""
-        return -(-(self._value_bytes + 16) // mmap.PAGESIZE) * mmap.PAGESIZE
-
     def __call__(self, index: int) -> AlignedFace:
         """Return the aligned face of the image at `index` of the face set.
 
-        Raises:
-            UnreadableImageError: the image could not be read when the file was filled.
-            ValueError: the file was removed or changed.
+        Raises UnreadableImageError if it could not be read when the file was filled, and ValueError if the file was
+        removed or changed.
         """
         try:
             with _reader(self.path).begin(buffers=True) as transaction:
                 value = np.array(np.frombuffer(transaction.get(_key(index), _MISSING), np.uint8))
         except lmdb.Error as error:
-            raise ValueError(
-                f"cannot read aligned faces from {self.path} ({error}): start again, and they are computed again"
-            ) from error
+            advice = "start again, and they are computed again"
+            raise ValueError(f"cannot read aligned faces from {self.path} ({error}): {advice}") from error
         if len(value) == 0:
             raise UnreadableImageError(f"image {index} could not be read when the faces in {self.path} were aligned")
         if len(value) != self._value_bytes:
-            raise ValueError(
-                f"{self.path} lacks the face {index}: remove the file and start again, and it is computed again"
-            )
+            advice = "remove the file and start again, and it is computed again"
+            raise ValueError(f"{self.path} lacks the face {index}: {advice}")
         landmarks = value[:_LANDMARK_BYTES].view(np.float32).reshape(5, 2)
         return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), landmarks
 
     def is_complete(self) -> bool:
         """Return whether all faces can be read."""
         try:
-            if not self.path.is_file():
-                return False
             environment = _reader(self.path)
             return _is_whole(environment, self.path) and environment.stat()["entries"] == self.number
-        except (OSError, lmdb.Error):
+        except (OSError, lmdb.Error):  # missing or damaged
             return False
 
     def fill(
@@ -192,14 +171,12 @@ class _Values(Dataset[tuple[int, bytes]]):
 
 
 def _reader(path: Path) -> lmdb.Environment:
-    """Open a complete file, once per process, since a forked worker must not use its parent's environment.
-
-    Complete files are never written, so no lock is needed, which some network drives do not support.
-    """
+    """Open a complete file once per process, since a forked worker must not use its parent's environment."""
     if path in _READERS and _READERS[path][0] != os.getpid():
         _close(path)
     if path not in _READERS:
-        # no readahead, since access is random
+        # No lock, which some network drives do not support and files that are never written do not need; no readahead,
+        # since access is random
         _READERS[path] = os.getpid(), lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
     return _READERS[path][1]
 

@@ -61,12 +61,10 @@ class CelebaFaces(FaceSet):
         exclude: list of people (LFW's `people.txt` or `lfw-names.txt`) to exclude from training and validation; needs
             `names`.
         names: file of lines `IMAGE NAME` or `IDENTITY NAME`, which is not part of the release. The first name of a
-            person counts.
+            person counts; people without one are called `CelebA identity NUMBER`.
         identities: False to do without `identity_CelebA.txt`: each image is an identity of its own. For stage 1.
 
     Attributes:
-        identity: (N,) identities, numbered from 0 in the order of the set's numbers.
-        identity_names: name of each identity, `CelebA identity NUMBER` if unknown; None without `names`.
         excluded: names of the people that `exclude` removed.
 
     Raises:

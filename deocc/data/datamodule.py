@@ -1,7 +1,6 @@
 """The LightningDataModule: faces of any face set, masked on the fly on the device of the batch."""
 
 import csv
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,22 +15,12 @@ from torch import Tensor
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.data.cache import AlignedCache
-from deocc.data.dataset import (
-    CLEAN,
-    KEPT,
-    MIXED,
-    REAL,
-    AlignedFaces,
-    Augmentation,
-    FaceItem,
-    FixedFaces,
-    Strength,
-    TrainingFaces,
-)
+from deocc.data.dataset import CLEAN, KEPT, MIXED, REAL, AlignedFaces, Augmentation, FixedFaces, Strength, TrainingFaces
 from deocc.data.face_set import FaceSet, Split
-from deocc.data.loader import EpochSampler, FaceLoader, Quarantine, ShareSampler
+from deocc.data.loader import EpochSampler, FaceLoader, Quarantine, share_of_process
 from deocc.data.orl import OrlFaces
 from deocc.evaluation.protocol import AllPairs
+from deocc.files import checksum
 from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
 from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
@@ -115,8 +104,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         ):
             if not low <= value <= high:
                 raise ValueError(f"data.{name} is {value}: choose a value from {low} to {high}")
-        self.kinds = _known_kinds("kinds", list_kinds() if kinds is None else kinds)
-        self.eval_kinds = _known_kinds("eval_kinds", self.kinds if eval_kinds is None else eval_kinds)
+        self.kinds = tuple(list_kinds() if kinds is None else kinds)
+        self.eval_kinds = self.kinds if eval_kinds is None else tuple(eval_kinds)
+        for name, chosen in (("kinds", self.kinds), ("eval_kinds", self.eval_kinds)):
+            unknown = [kind for kind in chosen if kind not in list_kinds()]
+            if unknown or not chosen:
+                choices = f"choose some of {', '.join(list_kinds())}"
+                raise ValueError(f"data.{name} has unknown occluder kinds {unknown}: {choices}")
         self.face_set = face_set if face_set is not None else OrlFaces()
         self.protocol: AllPairs = self.face_set.protocol
         self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
@@ -164,7 +158,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
                 advice = "raise it to at least that, or set it to 0 to go without"
                 warnings.warn(f"{found}, {setting}: {advice}", stacklevel=2)
 
-    def train_dataloader(self) -> FaceLoader[FaceItem]:
+    def train_dataloader(self) -> FaceLoader:
         """Return augmented training faces, shuffled by seed and epoch, or raise ValueError if there are none."""
         augmentation, cache = Augmentation(self.augmentation), self._filled_cache("train")
         faces = TrainingFaces(self.face_set, self.size, augmentation, self.seed, self.blend_probability, cache)
@@ -203,21 +197,21 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     def training_fingerprint(self) -> str:
         """Return a hash of images, landmarks, template and size of the aligned training faces on this machine."""
         described = repr((self.face_set.quick_fingerprint("train"), TEMPLATES["canonical"], self.size))
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
+        return checksum(described)[:16]
 
-    def reference_dataloader(self, shared: bool = False) -> FaceLoader[FaceItem]:
+    def reference_dataloader(self, shared: bool = False) -> FaceLoader:
         """Return the readable clean training faces, not augmented, in order; `shared` splits them among processes."""
         return self._loader(self._faces("train", [CLEAN]), shared)
 
-    def val_dataloader(self) -> list[FaceLoader[FaceItem]]:
+    def val_dataloader(self) -> list[FaceLoader]:
         """Return clean, then masked faces of the validation people."""
         return [self._loader(self._faces("val", [CLEAN])), self._loader(self._probes("val"))]
 
-    def test_dataloader(self) -> list[FaceLoader[FaceItem]]:
+    def test_dataloader(self) -> list[FaceLoader]:
         """Return clean, then masked faces of the test people."""
         return [self._loader(self._faces("test", [CLEAN])), self._loader(self._probes("test"))]
 
-    def predict_dataloader(self) -> FaceLoader[FaceItem]:
+    def predict_dataloader(self) -> FaceLoader:
         """Return the masked faces of the validation people with the first evaluation seed."""
         return self._loader(self._faces("val", self._masks(self.eval_seeds["val"][:1])))
 
@@ -225,7 +219,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         """Render the masks on the device of the batch."""
         occluder = self.face_set.occluder
         if self.trainer is not None and self.trainer.training:
-            batch = _repeat(batch, self.masks_per_face)
+            if self.masks_per_face > 1:
+                batch = _repeat(batch, self.masks_per_face)
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
             if not self.distractors:
                 return mask_batch(batch)
@@ -300,9 +295,10 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             return indices[np.isin(self.face_set.identity[indices], people)]
         return indices
 
-    def _loader(self, faces: FixedFaces, shared: bool = True) -> FaceLoader[FaceItem]:
+    def _loader(self, faces: FixedFaces, shared: bool = True) -> FaceLoader:
+        sampler = share_of_process(len(faces)) if shared else range(len(faces))
         settings = {"batch_size": self.eval_batch_size, "num_workers": self.num_workers}
-        return FaceLoader(faces, self.quarantine, sampler=ShareSampler(len(faces), shared), **settings)
+        return FaceLoader(faces, self.quarantine, sampler=sampler, **settings)
 
 
 def manifest_rows(probes: FixedFaces) -> Iterator[tuple[str, str, int]]:
@@ -319,11 +315,8 @@ def manifest_hash(probes: FixedFaces) -> str:
     faces = torch.zeros(len(kinds), 3, _SIZE, _SIZE)
     landmarks = TEMPLATES["canonical"].tensor(_SIZE).expand(len(kinds), 5, 2)
     _, masks = render(faces, landmarks, kinds, torch.arange(len(kinds)))
-    renderer = hashlib.sha256(masks.bool().numpy().tobytes()).hexdigest()[:16]
-    digest = hashlib.sha256(renderer.encode())
-    for row in manifest_rows(probes):
-        digest.update("/".join(map(str, row)).encode())
-    return digest.hexdigest()[:16]
+    rows = ("/".join(map(str, row)) for row in manifest_rows(probes))
+    return checksum(checksum(masks.bool().numpy().tobytes())[:16], *rows)[:16]
 
 
 def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:
@@ -334,17 +327,8 @@ def mask_batch(batch: FaceBatch) -> MaskedFaceBatch:
 
 def _repeat(batch: FaceBatch, times: int) -> FaceBatch:
     """Repeat each row of the batch; all copies but the first get another seed."""
-    if times == 1:
-        return batch
     repeated = cast(FaceBatch, {key: cast(Tensor, value).repeat_interleave(times, 0) for key, value in batch.items()})
     copy_number = torch.arange(times, device=repeated["seed"].device).repeat(len(batch["seed"]))
     others = mix(repeated["seed"] + copy_number) >> 1 & (2**62 - 1)
     repeated["seed"] = torch.where(copy_number > 0, others, repeated["seed"])
     return repeated
-
-
-def _known_kinds(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
-    unknown = [kind for kind in kinds if kind not in list_kinds()]
-    if unknown or not kinds:
-        raise ValueError(f"data.{name} has unknown occluder kinds {unknown}: choose some of {', '.join(list_kinds())}")
-    return tuple(kinds)

@@ -58,9 +58,8 @@ class AlignedFaces:
     def __call__(self, index: int) -> AlignedFace:
         """Return the face at `index`, (size, size, 3) RGB, and its landmarks (5, 2) in pixels of the crop.
 
-        Raises:
-            UnreadableImageError: the image cannot be read or its landmarks are unusable; the message names the image.
-            ValueError: the cache file was removed or changed.
+        Raises UnreadableImageError, with the image's name, if the image or its landmarks are unusable, and ValueError
+        if the cache file was removed or changed.
         """
         return self._face(index)
 
@@ -94,7 +93,7 @@ class Augmentation:
         swapped = bool(points[0, 0] > points[1, 0])  # a flip exchanges the eyes
         if swapped:
             points = points[[1, 0, 2, 4, 3]]
-        return (result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0]))
+        return result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0])
 
 
 class TrainingFaces(Dataset[FaceItem]):

@@ -91,7 +91,7 @@ class FaceSet(ABC):
                 content = self.content(index)
             except (ValueError, OSError):
                 content = b"an image that cannot be read"
-            parts = self.names[index].encode(), points.tobytes(), self.identity[index].tobytes(), content
+            parts = self.names[index].encode(*_CODING), points.tobytes(), self.identity[index].tobytes(), content
             digest.update(b"".join(parts))
         return digest.hexdigest()[:16]
 
@@ -114,17 +114,12 @@ def missing_set(title: str, root: Path, missing: Sequence[str], total: int, advi
 def split_people(
     people: Sequence[str] | Sequence[int], train: float, val: float, seed: int, needed: Sequence[Split] = SPLITS
 ) -> list[Split]:
-    """Return the split of each person by a hash of the name, so that adding people does not move others.
+    """Return the split of each person by a hash of the name or number, so that adding people does not move others.
 
-    Args:
-        people: names or numbers.
-        train: share of people for training, met on average.
-        val: share of people for validation; the others are tested.
-        seed: seed of the split.
-        needed: splits that must not be empty.
+    The shares `train` and `val` are met on average; the others are tested.
 
     Raises:
-        ValueError: one of them is; the message names a seed that fills it, if there is one.
+        ValueError: one of the `needed` splits is empty; the message names a seed that fills it, if there is one.
     """
 
     def draw(seed: int) -> list[Split]:
@@ -144,12 +139,9 @@ def split_people(
 
 
 def cached_array(room: str, key: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """Disk cache for expensive dataset metadata: return the array stored under `key`, or compute and store it.
+    """Return the array stored in the subfolder `room` of the cache folder, or compute and store it.
 
-    Args:
-        room: subfolder of the cache folder.
-        key: hash of everything that determines the array.
-        compute: returns the array, of numbers or strings.
+    The `key` is a hash of everything that determines the array, which has numbers or strings.
     """
     path = cache_folder() / room / f"{key}.npy"
     try:
@@ -175,13 +167,9 @@ def try_to_store(path: Path, write: Callable[[BinaryIO], None]) -> bool:
 
 
 class NameTable(Sequence[str]):
-    """Names in two arrays, decoded on access.
+    """Names as the bytes `text` with the boundaries `ends` (N + 1,), decoded on access.
 
     Forked workers share the arrays with their parent, since reading changes no reference count.
-
-    Attributes:
-        text: the concatenated bytes of all names.
-        ends: (N + 1,) their boundaries.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -202,9 +190,8 @@ class NameTable(Sequence[str]):
 def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     """Read the lines of a list that are not blank, stripped, with their numbers from 1.
 
-    Raises:
-        FileNotFoundError: there is no such file; the message says that `content` is expected.
-        ValueError: the file is not UTF-8 text, or blank.
+    Raises FileNotFoundError without the file and ValueError if it is blank or not UTF-8 text; both name the expected
+    `content`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no list at {path.absolute()}: give a text file with {content}")
@@ -234,11 +221,7 @@ def read_people(path: Path) -> list[str]:
 
 
 def identity_name(folder: str) -> str:
-    r"""Return the name of a person from that of a folder, in Unicode's composed form, since systems store either form.
-
-    >>> identity_name("Jose\u0301") == "Jos\u00e9"
-    True
-    """
+    """Return a person's name from that of a folder, in Unicode's composed form, since systems store either form."""
     return unicodedata.normalize("NFC", folder)
 
 

@@ -45,10 +45,8 @@ class FolderListing(NamedTuple):
 
     def describe_unused(self) -> str:
         """Return a line that counts and names the files that are not used."""
-        return (
-            f"{len(self.unused):,} files in {self.root} are not used, since they are no images of the formats "
-            f"{', '.join(FORMATS)} or in no person's folder ({name_some(self.unused)})"
-        )
+        reason = f"they are no images of the formats {', '.join(FORMATS)} or in no person's folder"
+        return f"{len(self.unused):,} files in {self.root} are not used, since {reason} ({name_some(self.unused)})"
 
 
 def list_folder(root: Path, identities: bool = True) -> FolderListing:
@@ -61,9 +59,8 @@ def list_folder(root: Path, identities: bool = True) -> FolderListing:
         ValueError: its folders are splits instead of people.
     """
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"no folder at {root.absolute()}: give the folder that has one folder of faces for each person"
-        )
+        advice = "give the folder that has one folder of faces for each person"
+        raise FileNotFoundError(f"no folder at {root.absolute()}: {advice}")
     files, unused = [], []
 
     def skip(error: OSError) -> None:
@@ -153,9 +150,8 @@ class FolderFaces(FaceSet):
     ) -> None:
         template = get_template(aligned)
         if not (train > 0 and val > 0 and train + val < 1):
-            raise ValueError(
-                f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
-            )
+            choices = "choose shares above 0 whose sum is below 1, the rest is the test share"
+            raise ValueError(f"train={train} and val={val}: {choices}")
         self.root, self.has_identities = expand_user(root), identities
         self.credit = f"faces of the folder {self.root.resolve().name}"  # their owner is not known
         listing = list_folder(self.root, identities)
@@ -212,8 +208,7 @@ class FolderFaces(FaceSet):
     def fingerprint(self, split: Split) -> str:
         """See `FaceSet.fingerprint`; cached under `quick_fingerprint`, so that only the first run reads all images."""
         compute = super().fingerprint
-        key = self.quick_fingerprint(split)
-        return str(cached_array("fingerprints", key, lambda: np.array(compute(split))))
+        return str(cached_array("fingerprints", self.quick_fingerprint(split), lambda: np.array(compute(split))))
 
     def quick_fingerprint(self, split: Split) -> str:
         """Return a hash of location, names, sizes, times and landmarks of the split's files; no file is read."""

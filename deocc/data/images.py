@@ -108,11 +108,9 @@ def _unreadable(name: str, reason: str) -> ValueError:
 
 @contextmanager
 def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """Open an image within the limits without decoding it; warnings about metadata are suppressed.
+    """Open an image without decoding it; warnings about metadata are suppressed.
 
-    Raises:
-        ValueError: it exceeds the limits.
-        Exception: any error of Pillow; `reason_of` describes it.
+    Raises ValueError if it exceeds the limits, or any error of Pillow; `reason_of` describes both.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -161,11 +159,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert an image from the colour profile in its file, such as the Display P3 of phones, to sRGB.
+    """Convert an image from the colour profile in its file, such as the Display P3 of phones, to RGB or RGBA in sRGB.
 
-    Returns:
-        The image itself if it has no profile, one of sRGB, or one that cannot be used, which browsers ignore as well;
-        else an RGB or RGBA image. 16-bit and floating-point images are not converted.
+    An image without a profile, or with one of sRGB or one that cannot be used, is returned itself, as in browsers; so
+    are 16-bit and floating-point images.
     """
     profile = image.info.get("icc_profile")
     mode = _PROFILE_MODES.get(profile[16:20]) if isinstance(profile, bytes) else None
@@ -198,12 +195,8 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
 class ImageStore:
     """The images in a folder or a zip, by their POSIX paths relative to it, such as `person/1.png`.
 
-    Nothing is extracted. A store can be pickled and forked; each process opens the zip itself.
-
-    Args:
-        path: the folder or the zip.
-        folder_name: folder of the images in the zip, also nested in one of the same name; if there is none, all images
-            of the zip are used.
+    In a zip these are the images of its folder `folder_name`, also nested in one of the same name, or else all. Nothing
+    is extracted. A store can be pickled and forked; each process opens the zip itself.
 
     Raises:
         ValueError: the zip cannot be read, for example because it is truncated.
@@ -232,12 +225,7 @@ class ImageStore:
         return sorted(name for name in images if not any(map(is_stray, name.split("/"))))
 
     def read(self, name: str) -> NDArray[np.uint8]:
-        """Read an image as (H, W, 3) RGB.
-
-        Raises:
-            FileNotFoundError: there is no such image.
-            ValueError: it is not a readable image, or the name leads out of the store.
-        """
+        """Read an image as (H, W, 3) RGB, or raise FileNotFoundError or ValueError, also for a name that leads out."""
         file = self._find(name)
         if isinstance(file, Path):
             return read_image(file)

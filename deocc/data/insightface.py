@@ -86,19 +86,16 @@ class RecordFaces(FaceSet):
     ) -> None:
         self._template = get_template(aligned)
         if not (train > 0 and val >= 0 and train + val <= 1):
-            raise ValueError(
-                f"train={train} and val={val}: choose train above 0, val from 0, and a sum of 1 at most; "
-                "the rest is for tests"
-            )
-        self._path = expand_user(rec)
-        own_name = f"{self._path.parent.resolve().name}/{self._path.name}"
-        self.credit = f"face crops of the record file {own_name}"  # their owner is not known
-        index_path = self._path.with_suffix(".idx") if idx is None else expand_user(idx)
-        missing = [path.name for path in (self._path, index_path) if not path.is_file()]
+            choices = "choose train above 0, val from 0, and a sum of 1 at most; the rest is for tests"
+            raise ValueError(f"train={train} and val={val}: {choices}")
+        self._path = path = expand_user(rec)
+        self.credit = f"face crops of the record file {path.parent.resolve().name}/{path.name}"  # owner not known
+        index_path = path.with_suffix(".idx") if idx is None else expand_user(idx)
+        missing = [file.name for file in (path, index_path) if not file.is_file()]
         if missing:
-            raise missing_set("record files", self._path.parent, missing, 2, _ADVICE)
-        key = checksum(f"{self._path.name} {self._path.stat().st_size}\n", index_path)[:32]
-        keys, self._offset, self.identity = cached_array("records", key, lambda: _scan(self._path, index_path))
+            raise missing_set("record files", path.parent, missing, 2, _ADVICE)
+        key = checksum(f"{path.name} {path.stat().st_size}\n", index_path)[:32]
+        keys, self._offset, self.identity = cached_array("records", key, lambda: _scan(path, index_path))
         self.names = _Names(self.identity, keys)
         people = np.unique(self.identity).tolist()
         needed: list[Split] = ["train", "val"] if val > 0 else ["train"]
@@ -132,11 +129,8 @@ class RecordFaces(FaceSet):
         return image
 
     def fingerprint(self, split: Split) -> str:
-        """Return a hash of the split's identities, the positions of their images, and the template; no image is read.
-
-        Positions depend on the compressed sizes of all images before, so equal positions in another file are
-        improbable.
-        """
+        """Return a hash of the split's identities, the positions of their images and the template; see `FaceSet`."""
+        # Positions depend on the compressed sizes of all images before: equal ones in another file are improbable
         indices = self.indices(split)
         described = str((len(self._data), self._size, self._template.points))
         return checksum(described, self._offset[indices].tobytes(), self.identity[indices].tobytes())[:16]
@@ -188,9 +182,8 @@ def _scan(path: Path, idx: Path) -> NDArray[np.int64]:
             raise missing_set(f"images of {idx.name}", idx.parent, names, int(announced[0]), _ADVICE)
     labels = labels[images]
     if len(labels) == 0 or not ((labels >= 0) & (labels < _EXACT) & (labels == np.floor(labels))).all():
-        raise ValueError(
-            f"{path} holds no images with people's numbers as labels: choose a record file made for face recognition"
-        )
+        advice = "choose a record file made for face recognition"
+        raise ValueError(f"{path} holds no images with people's numbers as labels: {advice}")
     return np.stack([key[images], offset[images], labels.astype(np.int64)])
 
 
@@ -208,9 +201,8 @@ def _read_idx(idx: Path, rec: Path) -> tuple[NDArray[np.int64], NDArray[np.int64
     if outside.any():
         key, offset = rows[outside][0].tolist()
         found = f"{outside.sum():,} of {len(rows):,} records of {idx} lie outside {rec} of {size:,} bytes"
-        raise ValueError(
-            f"{found} (first: {key} at byte {offset:,}): the file is cut short or the index is another's; {_ADVICE}"
-        )
+        reason = "the file is cut short or the index is another's"
+        raise ValueError(f"{found} (first: {key} at byte {offset:,}): {reason}; {_ADVICE}")
     return rows[:, 0], rows[:, 1]
 
 
@@ -278,7 +270,7 @@ class BinFaces(FaceSet):
         return image
 
     def content(self, index: int) -> bytes:
-        """Return the encoded image."""
+        """Return the encoded image; see `FaceSet.content`."""
         return self._encoded[index]
 
 

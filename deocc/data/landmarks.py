@@ -58,8 +58,7 @@ class FoundLandmarks:
     def filled(self) -> NDArray[np.float64]:
         """Return (N, 5, 2) landmarks with a substitute where no face was found.
 
-        The substitute is the mean of the images of the same size, or else the canonical template in the middle of the
-        image (our choice).
+        It is the mean of the images of the same size, or else the canonical template in the middle (our choice).
         """
         landmarks, found, template = self.landmarks.copy(), self.found, TEMPLATES["canonical"]
         for size in np.unique(self.size[~found], axis=0):
@@ -122,11 +121,11 @@ def _read(path: Path, names: Sequence[str]) -> FoundLandmarks:
         state = FoundLandmarks(names, arrays["landmarks"], arrays["size"])
         if (state.landmarks.shape, state.size.shape) != (fresh.landmarks.shape, fresh.size.shape):
             raise ValueError(f"it holds {state.landmarks.shape} landmarks in place of {fresh.landmarks.shape}")
+        return state
     except (ValueError, KeyError) as error:
         reason = describe_error(error)
         warnings.warn(f"cannot read the landmarks in {path} ({reason}): faces are detected again", stacklevel=3)
         return fresh
-    return state
 
 
 def _complete(

@@ -84,10 +84,8 @@ class LfwFaces(PairedFiles):
         listed, fold = _read_folds(path, images)
         if test_folds is not None:
             if not test_folds or not {*test_folds} <= {*fold.tolist()}:
-                raise ValueError(
-                    f"test_folds {list(test_folds)}: choose one or more of 0 to {fold.max()}, the folds of {path}, "
-                    "or null to test on all"
-                )
+                choices = f"choose one or more of 0 to {fold.max()}, the folds of {path}, or null to test on all"
+                raise ValueError(f"test_folds {list(test_folds)}: {choices}")
             listed = [pair for pair, own_fold in zip(listed, fold, strict=True) if own_fold in test_folds]
             fold = fold[np.isin(fold, test_folds)]
         super().__init__("LFW images", images, listed, fold, _ADVICE)
@@ -110,18 +108,18 @@ class LfwFaces(PairedFiles):
 
 
 def _image_folder(root: Path) -> Path:
-    found = [root / folder for folder in _FOLDERS if any(True for _ in _photos(root / folder))]
+    found = [root / folder for folder in _FOLDERS if next(_photos(root / folder), None)]
     if not found:
         looked = f"looked for NAME/NAME_0001.jpg in it and below it in {', '.join(_FOLDERS[1:])}"
         raise FileNotFoundError(f"no LFW images in {root.absolute()}: {looked}; {_ADVICE}")
     if len(found) > 1:
-        copies = ", ".join(str(folder) for folder in found)
+        copies = ", ".join(map(str, found))
         raise ValueError(f"several copies of LFW ({copies}): give the folder of one of them as root")
     return found[0]
 
 
 def _photos(folder: Path) -> Iterator[Path]:
-    """Yield the files NAME/NAME_0001.jpg."""
+    """Return the files NAME/NAME_0001.jpg."""
     files = folder.glob("*/*_[0-9][0-9][0-9][0-9].jpg")
     return (file for file in files if file.name.startswith(f"{file.parent.name}_"))
 
@@ -139,13 +137,11 @@ def _split_people(names: Sequence[str], val_identities: int, seed: int) -> tuple
     pairable.sort(key=lambda person: item_seed(seed, "validation", person))
     if not 1 <= val_identities <= len(pairable):
         available = f"{len(pairable):,} people outside the test folds have two or more images to validate on"
-        raise ValueError(
-            f"val_identities is {val_identities}, but {available}: choose from 1 to that number, or fewer test_folds"
-        )
+        advice = "choose from 1 to that number, or fewer test_folds"
+        raise ValueError(f"val_identities is {val_identities}, but {available}: {advice}")
     if val_identities == len(photos):
-        raise ValueError(
-            f"test_folds and val_identities {val_identities} leave no one to train on: choose fewer of either"
-        )
+        found = f"test_folds and val_identities {val_identities} leave no one to train on"
+        raise ValueError(f"{found}: choose fewer of either")
     splits: dict[str, Split] = dict.fromkeys(photos, "train")
     splits.update(dict.fromkeys(pairable[:val_identities], "val"))
     unused = {name for person in pairable[:val_identities] for name in photos[person][_VALIDATION_PHOTOS:]}
@@ -172,9 +168,8 @@ def _read_folds(path: Path, images: Path) -> tuple[list[Pair], NDArray[np.int64]
     else:
         folds, half = ([1, *map(int, header)])[-2:]
     if len(pairs) != folds * 2 * half:
-        raise ValueError(
-            f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(pairs)} follow: get the whole file"
-        )
+        announced = f"its header announces {folds} x 2 x {half} pairs"
+        raise ValueError(f"{path}: {announced}, but {len(pairs)} follow: get the whole file")
     fold, within = np.divmod(np.arange(len(pairs)), 2 * half)
     first_fold: dict[str, int] = {}
     mixed: list[str] = []  # people in the pairs of two folds, as if lists of different copies were mixed

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -24,8 +24,6 @@ MOST: Final = 0.01
 
 _SHOWN: Final = 10  # unreadable images named in an error, and reported one by one when found
 _logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 def item_seed(*parts: int | str) -> int:
@@ -65,25 +63,14 @@ class EpochSampler(Sampler[ItemKey]):
         return ((epoch, int(position)) for position in positions[first:].numpy())
 
 
-class ShareSampler(Sampler[int]):
-    """All items in ascending order, split between the processes without repetition if `shared`.
+def share_of_process(length: int) -> range:
+    """Return the items of this process, ascending: all items are split between the processes without repetition.
 
     Shares may differ by one item. A process without items gets the first one again, because metrics cannot be gathered
     from a process that has seen nothing.
     """
-
-    def __init__(self, length: int, shared: bool = True) -> None:
-        self.length, self.shared = length, shared
-
-    def __len__(self) -> int:
-        return len(self._share())
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._share())
-
-    def _share(self) -> range:
-        rank, world_size = rank_and_world_size() if self.shared else (0, 1)
-        return range(rank, self.length, world_size) or range(min(1, self.length))
+    rank, world_size = rank_and_world_size()
+    return range(rank, length, world_size) or range(min(1, length))
 
 
 class UnreadableImageError(ValueError):
@@ -93,8 +80,8 @@ class UnreadableImageError(ValueError):
 class Quarantine:
     """Record of the images that the loaders of this process could not read.
 
-    It does not influence the batches: the substitute of an image follows from the data alone, so that a resumed run
-    gets the same batches.
+    The substitute of an image follows from the data and not from this record, so that a resumed run gets the same
+    batches.
 
     Args:
         read: reads and aligns the image with a given index in the face set, or raises `UnreadableImageError`.
@@ -119,20 +106,27 @@ class Quarantine:
             name = self._names[index]
             if name in self.reasons:
                 continue
-            reason = "it could not be read before, but can be now: if this repeats, remove DEOCC_CACHE/aligned"
+            self.reasons[name] = (
+                "it could not be read before, but can be now: if this repeats, remove DEOCC_CACHE/aligned"
+            )
             try:
                 self._read(index)
             except UnreadableImageError as error:
-                reason = one_line(str(error).removeprefix(f"{name}: "))
-            self.reasons[name] = reason
+                self.reasons[name] = one_line(str(error).removeprefix(f"{name}: "))
             if len(self.reasons) <= _SHOWN:
-                _logger.warning("%s is left out: %s", name, reason)
-        self._check()
+                _logger.warning("%s is left out: %s", name, self.reasons[name])
+        self.merge({})  # checks their number
 
     def merge(self, reasons: Mapping[str, str]) -> None:
         """Add the record of another process, with the error of `add`."""
-        self.reasons = {**self.reasons, **reasons}
-        self._check()
+        self.reasons |= reasons
+        if len(self.reasons) > MOST * self.number:
+            names, first = list(self.reasons), next(iter(self.reasons.values()))
+            further = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            raise ValueError(
+                f"{len(names):,} of {self.number:,} images cannot be read, more than {MOST:.0%}: "
+                f"{', '.join(names[:_SHOWN])}{further} (the first: {first}): replace or remove them, then start again"
+            )
 
     def write(self, path: Path) -> None:
         """Write the names and reasons as CSV, completely or not at all."""
@@ -140,42 +134,24 @@ class Quarantine:
         csv.writer(text).writerows([("name", "reason"), *self.reasons.items()])
         write_file(path, text.getvalue())
 
-    def _check(self) -> None:
-        if len(self.reasons) <= MOST * self.number:
-            return
-        names, first = list(self.reasons), next(iter(self.reasons.values()))
-        further = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-        raise ValueError(
-            f"{len(names):,} of {self.number:,} images cannot be read, more than {MOST:.0%}: "
-            f"{', '.join(names[:_SHOWN])}{further} (the first: {first}): replace or remove them, then start again"
-        )
 
-
-class FaceLoader(DataLoader[T]):
+class FaceLoader(DataLoader[Any]):
     """A DataLoader of `deocc.data.dataset.FaceItem` that resumes within an epoch and leaves out unreadable images.
 
     Lightning stores `state_dict` in each checkpoint and restores it before the first batch. With an `EpochSampler`, the
     loader then continues after the last batch of that epoch, without reading the images before it. Unreadable images
-    are recorded in the quarantine and removed from the batch; an empty batch is not returned. No global random numbers
-    are drawn.
-
-    Args:
-        dataset: the items.
-        quarantine: records unreadable images in the main process, and raises ValueError if there are too many.
-        settings: of `DataLoader`, except `worker_init_fn` and `generator`.
+    are recorded in the quarantine, which raises ValueError if there are too many, and removed from the batch; an empty
+    batch is not returned. No global random numbers are drawn.
     """
 
-    def __init__(self, dataset: Dataset[T], quarantine: Quarantine, **settings: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], quarantine: Quarantine, **settings: Any) -> None:
         super().__init__(dataset, worker_init_fn=ignore_stop_signals, generator=torch.Generator(), **settings)
         self.quarantine, self._batches_done = quarantine, 0
         self._resumed: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield the batches that are left of the epoch.
-
-        This is a generator, so that no worker starts before the first batch is requested: Lightning calls `iter` before
-        `set_epoch`.
-        """
+        """Yield the batches that are left of the epoch."""
+        # A generator, so that no worker starts before the first batch: Lightning calls `iter` before `set_epoch`
         resumed, self._resumed, self._batches_done = self._resumed, {}, 0
         if isinstance(self.sampler, EpochSampler) and resumed.get("epoch") == self.sampler.epoch:
             self._batches_done = resumed["batches"]
@@ -203,7 +179,7 @@ class FaceLoader(DataLoader[T]):
 def ignore_stop_signals(_worker: int) -> None:
     """Ignore, in a loader worker, the signals that a terminal or cluster sends to all processes of a job.
 
-    The main process stops its workers. Workers would otherwise run the signal handlers that they inherit from it.
+    The main process stops its workers, which would otherwise run the handlers that they inherit from it.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -159,9 +159,7 @@ class PairListFaces(PairedFiles):
 def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
     """Read the header's fields, if there is a header, and the pairs of images below `root` in any form of a list.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not text, has no pairs or a malformed line; the message begins with FILE:LINE.
+    Raises the errors of `read_lines`, and ValueError for a list without pairs or a malformed line, with FILE:LINE.
     """
     lines = [(number, _split_fields(line)) for number, line in read_lines(path, "one pair of images a line")]
     header = lines[0][1]
@@ -179,9 +177,8 @@ def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
     for pair in pairs:
         for name in ("fold", "occluded"):
             if (getattr(pair, name) is None) != (getattr(pairs[0], name) is None):
-                raise ValueError(
-                    f"{path}:{pair.line}: {name} on some lines and not on others: give it on every line or on none"
-                )
+                found = f"{path}:{pair.line}: {name} on some lines and not on others"
+                raise ValueError(f"{found}: give it on every line or on none")
     return header, pairs
 
 
@@ -202,11 +199,7 @@ def _folds(header: Sequence[str], pairs: Sequence[Pair]) -> NDArray[np.int64]:
 
 
 def _split_fields(line: str) -> list[str]:
-    """Split a line at commas or tabs, or else at spaces; empty fields at the end, as in Kaggle's lists, are dropped.
-
-    >>> _split_fields("Ada,1,4,"), _split_fields("a.jpg b.jpg 1")
-    (['Ada', '1', '4'], ['a.jpg', 'b.jpg', '1'])
-    """
+    """Split a line at commas or tabs, or else at spaces; empty fields at the end, as in Kaggle's lists, are dropped."""
     fields = re.split(r"\s*[,\t]\s*", line) if re.search(r"[,\t]", line) else line.split()
     while fields and not fields[-1]:
         fields.pop()
@@ -218,9 +211,8 @@ def _join_lines(path: Path, lines: Sequence[tuple[int, list[str]]]) -> list[tupl
     joined = []
     for (number, (first, label)), (_, (second, again)) in zip(lines[::2], lines[1::2], strict=False):
         if label != again:
-            raise ValueError(
-                f"{path}:{number}: the two lines of a pair have the labels {label} and {again}: make them equal"
-            )
+            found = f"the two lines of a pair have the labels {label} and {again}"
+            raise ValueError(f"{path}:{number}: {found}: make them equal")
         joined.append((number, [first, second, label]))
     if len(lines) % 2:
         raise ValueError(f"{path}:{lines[-1][0]}: the second line of the pair is missing: expected {_EXPECTED}")

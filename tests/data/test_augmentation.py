@@ -9,13 +9,8 @@ from deocc.geometry import TEMPLATES
 
 _SIZE = 112
 _LANDMARKS = TEMPLATES["canonical"].tensor(_SIZE).numpy()
-_COLOURS = (
-    (255, 40, 40),
-    (40, 255, 40),
-    (230, 230, 230),
-    (255, 40, 40),
-    (40, 255, 40),
-)  # red lies left, green lies right
+_RED, _GREEN = (255, 40, 40), (40, 255, 40)  # red lies left, green lies right
+_COLOURS = (_RED, _GREEN, (230, 230, 230), _RED, _GREEN)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +36,18 @@ def test_landmarks_follow_the_pixels(dotted: NDArray[np.uint8], strength: Streng
     augmentation = Augmentation(strength)
     for seed in range(20):
         image, points, _ = augmentation(dotted, _LANDMARKS, seed)
-        assert image.shape == dotted.shape
-        assert image.dtype == np.uint8
-        assert points.shape == (5, 2)
-        assert points.dtype == np.float32
+        assert (image.shape, image.dtype) == (dotted.shape, np.uint8)
+        assert (points.shape, points.dtype) == ((5, 2), np.float32)
         for point in points:
             assert np.linalg.norm(_dot_near(image, point) - point) < tolerance
 
 
 @pytest.mark.parametrize("strength", ["flip", "light", "strong"])
-def test_a_flip_swaps_eyes_and_mouth_corners_and_is_told(dotted: NDArray[np.uint8], strength: Strength) -> None:
+def test_flip_swaps_eyes_and_corners(dotted: NDArray[np.uint8], strength: Strength) -> None:
     augmentation, flips = Augmentation(strength), []
     for seed in range(20):
         image, points, flipped = augmentation(dotted, _LANDMARKS, seed)
-        assert points[0, 0] < points[1, 0]
-        assert points[3, 0] < points[4, 0]
+        assert points[0, 0] < points[1, 0] and points[3, 0] < points[4, 0]
         red_is_left = [
             bool(np.subtract(*image[round(y), round(x), :2].astype(int)) > 0) for x, y in points[[0, 3]].tolist()
         ]
@@ -66,9 +58,7 @@ def test_a_flip_swaps_eyes_and_mouth_corners_and_is_told(dotted: NDArray[np.uint
 
 
 @pytest.mark.parametrize("strength", ["light", "strong"])
-def test_the_same_seed_gives_the_same_face_whatever_was_augmented_before(
-    dotted: NDArray[np.uint8], strength: Strength
-) -> None:
+def test_equal_seeds_give_equal_faces(dotted: NDArray[np.uint8], strength: Strength) -> None:
     first, second = Augmentation(strength), Augmentation(strength)
     second(dotted, _LANDMARKS, 999)
     results = []
@@ -89,7 +79,7 @@ def test_no_augmentation_changes_nothing(dotted: NDArray[np.uint8]) -> None:
     assert flipped is False
 
 
-def test_flip_gives_the_crop_or_its_mirror_image_to_the_pixel(dotted: NDArray[np.uint8]) -> None:
+def test_flip_mirrors_to_the_pixel(dotted: NDArray[np.uint8]) -> None:
     augmentation, mirrored = Augmentation("flip"), _LANDMARKS[[1, 0, 2, 4, 3]] * [-1, 1] + [_SIZE - 1, 0]
     for seed in range(12):
         image, points, flipped = augmentation(dotted, _LANDMARKS, seed)
@@ -97,7 +87,7 @@ def test_flip_gives_the_crop_or_its_mirror_image_to_the_pixel(dotted: NDArray[np
         np.testing.assert_allclose(points, mirrored if flipped else _LANDMARKS, rtol=0, atol=1e-4)
 
 
-def test_landmarks_that_name_the_right_eye_first_are_no_flip(dotted: NDArray[np.uint8]) -> None:
+def test_right_eye_first_is_no_flip(dotted: NDArray[np.uint8]) -> None:
     _, points, flipped = Augmentation("none")(dotted, _LANDMARKS[[1, 0, 2, 4, 3]], 0)
     np.testing.assert_array_equal(points, _LANDMARKS)
     assert flipped is False

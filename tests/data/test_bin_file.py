@@ -89,12 +89,8 @@ def test_malicious_pickle_does_not_run(path: Path, protocol: int, place: str) ->
 def _global(module: str, name: str, *, stack: bool) -> bytes:
     """A pickle of nothing but a name, in the old or the new opcode."""
     if stack:
-        return (
-            pickle.PROTO
-            + b"\x04"
-            + b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name))
-            + b"\x93."
-        )
+        words = (b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name))
+        return pickle.PROTO + b"\x04" + b"".join(words) + b"\x93."
     return f"c{module}\n{name}\n.".encode()
 
 
@@ -157,25 +153,17 @@ def test_other_pickle_is_refused(path: Path, content: object, message: str) -> N
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"no pickle",
-        b"\x80\x04.",
-        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.",
-        b"\x80\x02r" + b"\xff" * 4 + b".",
-        None,
-    ],
-    ids=[
-        "empty",
-        "text",
-        "nothing on the stack",
-        "more bytes announced than memory has",
-        "a memo of four thousand million",
-        "cut short",
-    ],
-)
+_DAMAGED = {
+    "empty": b"",
+    "text": b"no pickle",
+    "nothing on the stack": b"\x80\x04.",
+    "more bytes announced than memory has": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.",
+    "a memo of four thousand million": b"\x80\x02r" + b"\xff" * 4 + b".",
+    "cut short": None,
+}
+
+
+@pytest.mark.parametrize("content", _DAMAGED.values(), ids=_DAMAGED)
 def test_damaged_file_is_refused(path: Path, content: bytes | None) -> None:
     write_bin_file(path, 3)
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)

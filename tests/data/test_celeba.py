@@ -61,9 +61,8 @@ def test_image_shows_its_identity(faces: CelebaFaces) -> None:
         candidates = [orl_face(person, image, 178, 218)[0] for image in range(4)]
         image = faces.image(index)
         assert image.shape == (218, 178, 3)
-        assert (
-            min(float(np.abs(image.astype(float) - candidate).mean()) for candidate in candidates) < 3
-        )  # what JPEG loses
+        lost = min(float(np.abs(image.astype(float) - candidate).mean()) for candidate in candidates)
+        assert lost < 3  # by JPEG
 
 
 @pytest.mark.parametrize("layout", ["zip", "csv"])
@@ -103,11 +102,8 @@ def test_landmarks_are_those_of_the_list(faces: CelebaFaces) -> None:
 def test_official_partition_is_the_split(faces: CelebaFaces) -> None:
     train, val, test = (_numbers(faces, split) for split in SPLITS)
     assert (train, val, test) == (set(_NUMBERS[:4]), set(_NUMBERS[4:6]), set(_NUMBERS[6:]))
-    assert [faces.indices(split).tolist() for split in SPLITS] == [
-        list(range(16)),
-        list(range(16, 24)),
-        list(range(24, 32)),
-    ]
+    expected = [[*range(16)], [*range(16, 24)], [*range(24, 32)]]
+    assert [faces.indices(split).tolist() for split in SPLITS] == expected
 
 
 def test_person_in_two_splits_loses_images(copied: Write) -> None:
@@ -201,39 +197,19 @@ def test_short_landmarks_are_named(copied: Write) -> None:
     assert "list_landmarks_align_celeba.txt announces 32 images and has 20: get " in _refusal(root)
 
 
+_IDENTITY, _PARTITION = "Anno/identity_CelebA.txt", "Eval/list_eval_partition.txt"
+_POINTS = "Anno/list_landmarks_align_celeba.txt"
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (
-            "Anno/identity_CelebA.txt",
-            lambda lines: [],
-            r"identity_CelebA.txt (no line begins with an image's name): it may be half copied",
-        ),
-        (
-            "Anno/identity_CelebA.txt",
-            lambda lines: [*lines[:-1], "000032.jpg"],
-            "it may be half copied or altered, get it again",
-        ),
-        (
-            "Anno/identity_CelebA.txt",
-            lambda lines: [*lines, lines[3]],
-            "identity_CelebA.txt names 1 images twice: get it again",
-        ),
-        (
-            "Anno/list_landmarks_align_celeba.txt",
-            lambda lines: [*lines[:9], lines[9][:20], *lines[10:]],
-            "it may be half copied or altered",
-        ),
-        (
-            "Eval/list_eval_partition.txt",
-            lambda lines: ["000001.jpg 3", *lines[1:]],
-            "other numbers than 0 (train), 1 (validation) and 2",
-        ),
-        (
-            "Eval/list_eval_partition.txt",
-            lambda lines: [line[:-1] + "0" for line in lines],
-            "leaves no one for val and test: check list_eval",
-        ),
+        (_IDENTITY, lambda lines: [], "CelebA.txt (no line begins with an image's name): it may be half copied"),
+        (_IDENTITY, lambda lines: [*lines[:-1], "000032.jpg"], "it may be half copied or altered, get it again"),
+        (_IDENTITY, lambda lines: [*lines, lines[3]], "identity_CelebA.txt names 1 images twice: get it again"),
+        (_POINTS, lambda lines: [*lines[:9], lines[9][:20], *lines[10:]], "it may be half copied or altered"),
+        (_PARTITION, lambda lines: ["000001.jpg 3", *lines[1:]], "other numbers than 0 (train), 1 (validation) and 2"),
+        (_PARTITION, lambda lines: [line[:-1] + "0" for line in lines], "no one for val and test: check list_eval"),
     ],
 )
 def test_damaged_list_is_refused(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deocc.data import FaceSet, MaskedFaceDataModule
-from deocc.data.loader import EpochSampler, FaceLoader, ItemKey, Quarantine, ShareSampler, item_seed
+from deocc.data.loader import EpochSampler, FaceLoader, ItemKey, Quarantine, item_seed, share_of_process
 
 Batch = dict[str, Tensor]
 QUIET: dict[str, Any] = {
@@ -80,14 +80,12 @@ def test_item_seed_is_blake2b() -> None:
 
 
 @pytest.mark.parametrize(("length", "processes"), [(7, 2), (10, 4), (6, 1), (2, 5)])
-def test_share_sampler_repeats_nothing(length: int, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_of_process_repeats_nothing(length: int, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Except the first item, for processes that would get none."""
     shares = []
     for rank in range(processes):
         use_process(monkeypatch, rank, processes)
-        shares.append(list(ShareSampler(length)))
-        assert len(ShareSampler(length)) == len(shares[-1])
-        assert list(ShareSampler(length, shared=False)) == list(range(length))
+        shares.append(share_of_process(length))
     seen = sorted(position for share in shares for position in share)
     assert seen == sorted([*range(length), *[0] * max(0, processes - length)])
 
@@ -97,7 +95,7 @@ def data(faces: FaceSet, workers: int = 0, **changes: Any) -> MaskedFaceDataModu
     return MaskedFaceDataModule(faces, **settings)
 
 
-def train_loader(faces: FaceSet, workers: int = 0, epoch: int = 0) -> FaceLoader[Any]:
+def train_loader(faces: FaceSet, workers: int = 0, epoch: int = 0) -> FaceLoader:
     loader = data(faces, workers).train_dataloader()
     cast(EpochSampler, loader.sampler).set_epoch(epoch)
     return loader
@@ -166,6 +164,7 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seeds.append(batch["seed"].tolist())
+        assert batch["mask"].shape == (len(batch["seed"]), 1, 48, 48)
         return self.weight * 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -185,6 +184,11 @@ def fit(module: Recorder, faces: FaceSet, workers: int, checkpoint: Path | None 
     trainer = pl.Trainer(max_epochs=3, **settings, **QUIET)
     trainer.fit(module, datamodule=data(faces, workers), ckpt_path=checkpoint, weights_only=True)
     return module.seeds
+
+
+def test_lightning_sets_the_epoch(tiny_faces: FaceSet) -> None:
+    epochs = [train_loader(tiny_faces, epoch=epoch) for epoch in range(3)]
+    assert fit(Recorder(), tiny_faces, 0) == [batch["seed"].tolist() for loader in epochs for batch in loader]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +235,6 @@ class Broken(Dataset[int]):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_passes_errors_of_the_data_on(workers: int) -> None:
-    loader = FaceLoader(Broken(), Quarantine(lambda _: None, [], 0), sampler=ShareSampler(6), num_workers=workers)
+    loader = FaceLoader(Broken(), Quarantine(lambda _: None, [], 0), sampler=range(6), num_workers=workers)
     with pytest.raises(OSError, match="no room for 0"):
         list(loader)
