@@ -14,16 +14,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.data.face_set import (
-    SPLITS,
-    FaceSet,
-    NameTable,
-    missing_set,
-    name_key,
-    read_lines,
-    read_people,
-    shared_people,
-)
+from deocc.data.face_set import SPLITS, FaceSet, NameTable, missing_set, name_key, read_lines, read_people
 from deocc.data.images import IMAGE_SUFFIXES, ImageStore, open_images
 from deocc.files import expand_user
 
@@ -219,5 +210,5 @@ def _find_excluded(path: Path, known: dict[int, str], split_of_identity: NDArray
     if unnamed:
         unknown = f"whether {path} holds them cannot be told"
         warnings.warn(f"{unnamed:,} training and validation people have no name: {unknown}", stacklevel=3)
-    shared = {name_key(name) for name in shared_people(known.values(), read_people(path))}
-    return [at for at, name in sorted(known.items()) if split_of_identity[at] != tested and name_key(name) in shared]
+    listed = {name_key(name) for name in read_people(path)}
+    return [at for at, name in sorted(known.items()) if split_of_identity[at] != tested and name_key(name) in listed]
