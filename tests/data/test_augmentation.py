@@ -36,8 +36,8 @@ def test_landmarks_follow_the_pixels(dotted: NDArray[np.uint8], strength: Streng
     augmentation = Augmentation(strength)
     for seed in range(20):
         image, points, _ = augmentation(dotted, _LANDMARKS, seed)
-        assert (image.shape, image.dtype) == (dotted.shape, np.uint8)
-        assert (points.shape, points.dtype) == ((5, 2), np.float32)
+        assert image.shape == dotted.shape and image.dtype == np.uint8
+        assert points.shape == (5, 2) and points.dtype == np.float32
         for point in points:
             assert np.linalg.norm(_dot_near(image, point) - point) < tolerance
 

@@ -31,7 +31,7 @@ def test_standard_split(faces: OrlFaces) -> None:
 
 def test_image_is_grey_in_three_channels(faces: OrlFaces) -> None:
     image = faces.image(123)
-    assert (image.shape, image.dtype) == ((112, 92, 3), np.uint8)
+    assert image.shape == (112, 92, 3) and image.dtype == np.uint8
     assert np.ptp(image) > 50
     assert (image == image[..., :1]).all()
 
