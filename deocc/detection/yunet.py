@@ -30,22 +30,18 @@ class YunetDetector(Detector):
 
     def __init__(self, weights: str | None = None, threshold: float = 0.6) -> None:
         if weights is None:
-            raise ValueError(
-                "face detector 'yunet' needs weights: give the path of a face_detection_yunet_*.onnx "
-                "of OpenCV's model zoo"
-            )
+            wanted = "the path of a face_detection_yunet_*.onnx of OpenCV's model zoo"
+            raise ValueError(f"face detector 'yunet' needs weights: give {wanted}")
         path = given_file(weights)
         try:
             self._detector = cv2.FaceDetectorYN.create(str(path), "", (_SIDE, _SIDE), score_threshold=threshold)
             self._run(np.zeros((_SIDE, _SIDE, 3), np.uint8))  # OpenCV only notices another network when it runs
         except cv2.error as error:
-            raise ValueError(
-                f"{path} is not a YuNet that OpenCV {cv2.__version__} can run ({describe_error(error)}): "
-                "get another release"
-            ) from None
+            runner, reason = f"OpenCV {cv2.__version__}", describe_error(error)
+            raise ValueError(f"{path} is not a YuNet that {runner} can run ({reason}): get another release") from None
 
     def smallest_face(self, height: int, width: int) -> int:
-        """Return the side of the smallest face: 10 pixels, more in photos that are shrunk."""
+        """Return 10 pixels, more in photos that are shrunk."""
         return round(_SMALLEST_FACE * max(1.0, max(height, width) / _SIDE))
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
