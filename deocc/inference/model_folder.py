@@ -25,7 +25,7 @@ from deocc.geometry import TEMPLATES
 from deocc.inference.network import MOST_SIDE, FaceNetwork, network_of, network_of_checkpoint
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error
-from deocc.networks.weights import MODEL_CONFIG, MODEL_FORMAT, MODEL_WEIGHTS, read_checkpoint, read_model_folder
+from deocc.networks.weights import MODEL_CONFIG, MODEL_FORMAT, MODEL_WEIGHTS, read_model_folder
 
 FOLDER: Final = "model"
 """Name of the model folder in a run folder."""
@@ -64,8 +64,7 @@ def weight_bytes(network: FaceNetwork) -> bytes:
 def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, card: str) -> int:
     """Write a model folder and return its size in bytes.
 
-    `config.json` is written last and contains the checksum of the weights, so that files of two versions are never
-    mixed.
+    `config.json` is written last and contains the checksum of the weights, so that no two versions are mixed.
     """
     weights = weight_bytes(network)
     described = json.dumps({**MODEL_FORMAT, **config, "weights_sha256": checksum(weights)}, indent=2, allow_nan=False)
@@ -76,11 +75,9 @@ def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, c
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
-    """Read the configuration and the network, in float32, of a model folder; errors as for `read_model_folder`.
+    """Read the configuration and the network, in float32, of a model folder.
 
-    Raises:
-        ValueError: also if the configuration does not fit the weights.
-        ImportError: the student needs a package that is not installed.
+    Raises what `read_model_folder` and `network_of` raise.
     """
     config, state = read_model_folder(folder)
     return config, network_of(config, state, str(folder))
@@ -112,17 +109,16 @@ def load(source: str | Path | None = None, device: str | torch.device = "cpu") -
     """
     source = pretrained_folder() if source is None else source
     path = Path(source).expanduser()
+    model, checkpoints = path / FOLDER / CONFIG, (path / runs.CHECKPOINTS).glob("*.ckpt")
     mistyped = path.parent.is_dir() or path.suffix == ".ckpt"
     if path.is_file():
         pipeline = _load_checkpoint(path)
+    elif (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
+        pipeline = _load_model(path)
+    elif model.is_file() and all(model.stat().st_mtime_ns >= each.stat().st_mtime_ns for each in checkpoints):
+        pipeline = _load_model(model.parent)
     elif path.is_dir():
-        model, checkpoints = path / FOLDER / CONFIG, (path / runs.CHECKPOINTS).glob("*.ckpt")
-        if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
-            pipeline = _load_model(path)
-        elif model.is_file() and all(model.stat().st_mtime_ns >= each.stat().st_mtime_ns for each in checkpoints):
-            pipeline = _load_model(model.parent)
-        else:
-            pipeline = _load_checkpoint(runs.find_checkpoint(path))
+        pipeline = _load_checkpoint(runs.find_checkpoint(path))
     elif isinstance(source, str) and _REPOSITORY.fullmatch(source) and not mistyped:
         pipeline = _load_model(_fetch(source))
     else:
@@ -143,7 +139,7 @@ def _load_model(folder: Path) -> Pipeline:
 
 
 def _load_checkpoint(path: Path) -> Pipeline:
-    config, network = network_of_checkpoint(read_checkpoint(path), str(path))
+    config, network = network_of_checkpoint(path)
     calibration, file = read_thresholds(path), runs.run_folder_of(path) / runs.CONFIG
     if calibration is not None:
         size = calibration.size
@@ -173,67 +169,46 @@ def _fetch(repository: str) -> Path:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
-        raise ImportError(
-            f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub"
-        ) from error
+        needed = "needs its package: pip install huggingface_hub"
+        raise ImportError(f"{repository} on the Hugging Face hub {needed}") from error
     try:
         patterns = [CONFIG, WEIGHTS, CARD]
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=patterns)  # nosec B615  # no code in them
         return Path(folder)
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"no folder {repository} here, and it cannot be got from the Hugging Face hub "
-            f"({describe_error(error, 160)})"
-        ) from error
+        problem = f"cannot be got from the Hugging Face hub ({describe_error(error, 160)})"
+        raise FileNotFoundError(f"no folder {repository} here, and it {problem}") from error
 
 
-def install_pretrained(run: Path, target: Path = PRETRAINED) -> dict[str, int]:
-    """Copy the model folder of a tested run, and return the size of each file in bytes.
-
-    Args:
-        run: a run folder with `model/`, or a model folder.
-        target: the folder to copy to.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Install the model folder of a tested run as the pretrained model; `argv` defaults to the command line.
 
     Raises:
         FileNotFoundError: there is no model folder, or a file is missing.
         ValueError: the model is damaged, lacks thresholds for a condition, or is larger than `MOST_BYTES`.
-        OSError: the target cannot be written to.
+        OSError: the package cannot be written to.
     """
+    description = "Install the model folder of a tested run as the pretrained model of the package."
+    parser = argparse.ArgumentParser(prog="python -m deocc.inference.model_folder", description=description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a stage-2 run that was tested on its own data")
+    run: Path = parser.parse_args(argv).run
     folder = run / FOLDER if (run / FOLDER).is_dir() else run
     names = (WEIGHTS, CARD, CONFIG)
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"no {missing[0]} in {folder}: write the model folder with `deocc test --checkpoint {run}`"
-        )
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        remedy = f"write the model folder with `deocc test --checkpoint {run}`"
+        raise FileNotFoundError(f"no {missing[0]} in {folder}: {remedy}")
     calibration = load(folder).thresholds
     lacking = [name for name, row in calibration.thresholds.items() if not row] if calibration else ["any condition"]
     if lacking:
         raise ValueError(f"{folder} has no thresholds for {', '.join(lacking)}: test the run on more validation people")
     sizes = {name: (folder / name).stat().st_size for name in names}
-    if (size := sum(sizes.values())) > MOST_BYTES:
-        raise ValueError(
-            f"{folder} has {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.0f} MB are allowed: train smaller networks"
-        )
+    size, most = f"{sum(sizes.values()) / 1e6:.1f} MB", f"{MOST_BYTES / 1e6:.0f}"
+    if sum(sizes.values()) > MOST_BYTES:
+        raise ValueError(f"{folder} has {size}, at most {most} MB are allowed: train smaller networks")
     for name in names:
-        write_file(target / name, (folder / name).read_bytes())
-    return sizes
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Install the model folder of a run as the pretrained model; `argv` defaults to the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deocc.inference.model_folder",
-        description="Install the model folder of a tested run as the pretrained model of the package.",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a stage-2 run that was tested on its own data")
-    parser.add_argument(
-        "--target", type=Path, default=PRETRAINED, help="folder to install it in (default: that of this package)"
-    )
-    chosen = parser.parse_args(argv)
-    sizes = install_pretrained(chosen.run, chosen.target)
+        write_file(PRETRAINED / name, (folder / name).read_bytes())
     listed = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items())
-    print(f"pretrained model: {chosen.target} ({listed}; {sum(sizes.values()) / 1e6:.1f} MB of {MOST_BYTES / 1e6:.0f})")
+    print(f"pretrained model: {PRETRAINED} ({listed}; {size} of {most})")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, cast
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +18,12 @@ from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.embedders.registry import read_options
 from deocc.networks.generator import compose
 from deocc.networks.student import embed_by_mask
-from deocc.networks.weights import sub_state
+from deocc.networks.weights import read_checkpoint, sub_state
 
 MOST_SIDE: Final = 1024
 """Maximum side of face crops in pixels that a file may ask for; published recognisers take 112 to 224 (our choice)."""
 
-_STAGE: Final = "distillation"
-_DEOCCLUDER: Final = "deoccluder."
-_TEACHER: Final = "teacher."
+_DEOCCLUDER, _TEACHER = "deoccluder.", "teacher."  # prefixes of weights
 _COARSE: Final = 1 / 1.5  # scale below which `deocc.geometry.warp` samples a smaller copy
 
 
@@ -71,7 +70,7 @@ class FaceNetwork(nn.Module):
         self.student = Student(embedder, student["embedding_dim"], student["student_input"], student["mask_channel"])
         self.deoccluder = Deoccluder(**config["deoccluder"]) if config["deoccluder"] is not None else None
         bare_faces = config["bare_faces"]
-        self.teacher = None
+        self.teacher, self._packaged = None, False
         if bare_faces is not None:
             options, self._packaged = read_options(bare_faces["options"]), bool(bare_faces["packaged"])
             self.teacher = create_embedder(bare_faces["name"], pretrained=self._packaged, **options)
@@ -80,24 +79,15 @@ class FaceNetwork(nn.Module):
         self.register_buffer("center", torch.zeros(student["embedding_dim"]))
         self.requires_grad_(False).eval()
 
-    def packaged_state(self) -> dict[str, Tensor]:
-        """Return the weights that an installed package has: those of the teacher, or none."""
-        packaged = self.teacher is not None and self._packaged
-        return {key: value for key, value in self.state_dict().items() if packaged and key.startswith(_TEACHER)}
-
     def own_state(self) -> dict[str, Tensor]:
-        """Return all other weights and buffers."""
-        packaged = self.packaged_state()
-        return {key: value for key, value in self.state_dict().items() if key not in packaged}
+        """Return the weights and buffers, except those of the teacher if an installed package has them."""
+        state = self.state_dict().items()
+        return {key: value for key, value in state if not (self._packaged and key.startswith(_TEACHER))}
 
     def forward(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
-        """Compute the results for faces.
+        """Compute the results for faces (B, 3, S, S) in [-1, 1] with the given masks, or with predicted ones.
 
         Without a de-occluder a mask that is not given is empty, and the completed face is the face.
-
-        Args:
-            face: (B, 3, S, S) in [-1, 1], masked or not.
-            mask: (B, 1, S, S), 1 = covered; None = predicted.
         """
         if mask is None:
             mask = self.deoccluder.predict_mask(face) if self.deoccluder is not None else torch.zeros_like(face[:, :1])
@@ -109,12 +99,8 @@ class FaceNetwork(nn.Module):
         return FaceOutput(completed_face, mask, centred(embedding, self.center), covered_share(mask))
 
 
-def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Any], FaceNetwork]:
-    """Build the network of a checkpoint, with the running average of the student.
-
-    Args:
-        checkpoint: the result of `deocc.networks.weights.read_checkpoint`.
-        name: name of the checkpoint in error messages.
+def network_of_checkpoint(path: Path) -> tuple[dict[str, Any], FaceNetwork]:
+    """Build the network of a stage-2 checkpoint, with the running average of the student.
 
     Returns:
         The configuration, as in a model folder, and the network.
@@ -123,39 +109,33 @@ def network_of_checkpoint(checkpoint: Mapping[str, Any], name: str) -> tuple[dic
         ValueError: it is no checkpoint of stage 2, or a damaged one.
         ImportError: a network needs a package that is not installed.
     """
-    stage = checkpoint.get("stage", "unknown")
-    if stage != _STAGE:
-        raise ValueError(f"{name} is a checkpoint of the stage {stage!r}, not of {_STAGE!r}: give a stage-2 run")
+    checkpoint = read_checkpoint(path, "distillation")
     try:
-        config, weights = _read_config(checkpoint), checkpoint["state_dict"]
-        stored = (_DEOCCLUDER,) if config["bare_faces"] is None else (_DEOCCLUDER, _TEACHER)
+        settings, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        copied = settings["student"] is None  # the student started as a copy of the teacher
+        own, teachers = settings["student_options"], settings["teacher_options"]
+        by_teacher, packaged = settings["bare_faces"] == "teacher", settings["teacher_weights"] is None
+        teacher = {"name": settings["teacher"], "options": dict(teachers or {}), "packaged": packaged}
+        config = {
+            "student": {
+                "name": settings["teacher"] if copied else settings["student"],
+                "options": dict(((own or teachers) if copied else own) or {}),
+                "student_input": settings["student_input"],
+                "mask_channel": settings["mask_channel"],
+                "embedding_dim": len(weights["center"]),
+            },
+            "teacher": settings["teacher"],
+            "bare_faces": teacher if by_teacher else None,
+            "deoccluder": checkpoint["deoccluder"],
+        }
+        stored = (_DEOCCLUDER, _TEACHER) if by_teacher else _DEOCCLUDER
         state = {key: value for key, value in weights.items() if key.startswith(stored)}
         state |= {f"student.{key}": value for key, value in sub_state(weights, "average.module.").items()}
-        return config, network_of(config, {**state, "center": weights["center"]}, name)
+        return config, network_of(config, {**state, "center": weights["center"]}, str(path))
     except KeyError as error:
-        raise ValueError(f"{name} lacks {error}: it is damaged or of another version of deocc") from error
+        raise ValueError(f"{path} lacks {error}: it is damaged or of another version of deocc") from error
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{name} holds other things than a stage 2 ({error}): it is damaged") from error
-
-
-def _read_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    settings = checkpoint["hyper_parameters"]
-    copied = settings["student"] is None  # the student started as a copy of the teacher
-    options = (settings["student_options"] or settings["teacher_options"]) if copied else settings["student_options"]
-    by_teacher = settings["bare_faces"] == "teacher"
-    teacher = {"name": settings["teacher"], "options": dict(settings["teacher_options"] or {})}
-    return {
-        "student": {
-            "name": settings["teacher"] if copied else settings["student"],
-            "options": dict(options or {}),
-            "student_input": settings["student_input"],
-            "mask_channel": settings["mask_channel"],
-            "embedding_dim": len(cast(Tensor, checkpoint["state_dict"]["center"])),
-        },
-        "teacher": settings["teacher"],
-        "bare_faces": {**teacher, "packaged": settings["teacher_weights"] is None} if by_teacher else None,
-        "deoccluder": checkpoint["deoccluder"],
-    }
+        raise ValueError(f"{path} holds other things than a stage 2 ({error}): it is damaged") from error
 
 
 def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> FaceNetwork:
@@ -177,7 +157,9 @@ def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str
         if config["deoccluder"] is not None:
             check_fit(config["deoccluder"], sub_state(state, _DEOCCLUDER))
         network = FaceNetwork(config)
-        network.load_state_dict({**network.packaged_state(), **state})
+        own = network.own_state()
+        packaged = {key: value for key, value in network.state_dict().items() if key not in own}
+        network.load_state_dict({**packaged, **state})
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = describe_error(error, 160)
         raise ValueError(f"the networks in {name} cannot be rebuilt ({reason}): it is damaged") from error
@@ -189,10 +171,6 @@ class FixedCrop(nn.Module):
 
     If the template is much coarser, the antialiased smaller copy is computed by two matrix products: resizing is linear
     along each axis, and not every runtime has an antialiased resize.
-
-    Args:
-        template: the template of the recogniser.
-        canonical_size: side of the canonical crops in pixels.
     """
 
     grid: Tensor
@@ -218,13 +196,9 @@ class FixedCrop(nn.Module):
 
 
 class ExportNetwork(nn.Module):
-    """`FaceNetwork` for faces of one size with predicted masks, without operations that cannot be traced.
+    """`FaceNetwork` for faces of `size` pixels with predicted masks, without operations that cannot be traced.
 
-    If the de-occluder works at a smaller size, images are resized by products with fixed matrices, as in `FixedCrop`.
-
-    Args:
-        network: the network, whose weights are shared.
-        size: side of the canonical crops in pixels.
+    It shares the weights. If the de-occluder works at a smaller size, images are resized as in `FixedCrop`.
     """
 
     center: Tensor
@@ -266,13 +240,11 @@ class ExportNetwork(nn.Module):
 
 def _embed(embedder: Embedder, crop: FixedCrop, image: Tensor) -> Tensor:
     """Compute what `Embedder.forward` does with a fixed crop."""
-
-    def embed(image: Tensor) -> Tensor:
-        channels = crop(image)
-        return embedder.embed_crop(channels[:, :3], channels[:, 3:] if embedder.extra_channels else None)
-
-    embedding = embed(image)
-    return (embedding + embed(image.flip(-1))) / 2 if embedder.spec.mirror else embedding
+    embeddings = []
+    for channels in map(crop, [image, image.flip(-1)] if embedder.spec.mirror else [image]):
+        extra = channels[:, 3:] if embedder.extra_channels else None
+        embeddings.append(embedder.embed_crop(channels[:, :3], extra))
+    return (embeddings[0] + embeddings[1]) / 2 if embedder.spec.mirror else embeddings[0]
 
 
 def _resize_matrix(before: int, after: int) -> Tensor:

@@ -16,7 +16,7 @@ from deocc.evaluation.thresholds import CONDITIONS, covered_share
 from deocc.inference import model_folder
 from deocc.inference.export import embedded_faces
 from deocc.inference.model_card import licences, model_card, training_facts
-from deocc.inference.model_folder import install_pretrained, write_model
+from deocc.inference.model_folder import write_model
 from deocc.modules import DistillationModule
 from tests.random_model import make_dlib_pipeline
 
@@ -173,11 +173,11 @@ def test_install_pretrained(
 ) -> None:
     shutil.copytree(model, tmp_path / "run" / inside, dirs_exist_ok=True)
     target = tmp_path / "package/pretrained"
-    model_folder.main([str(tmp_path / "run"), "--target", str(target)])
+    monkeypatch.setattr(model_folder, "PRETRAINED", target)
+    model_folder.main([str(tmp_path / "run")])
     assert sorted(path.name for path in target.iterdir()) == FILES
     size = (model / "model.safetensors").stat().st_size / 1e6
     assert f"pretrained model: {target} (model.safetensors {size:.2f} MB" in capsys.readouterr().out
-    monkeypatch.setattr(model_folder, "PRETRAINED", target)
     found, expected = deocc.load(device="cpu"), deocc.load(model)
     assert (found.config, found.thresholds) == (expected.config, expected.thresholds)
     assert found.thresholds is not None
@@ -186,13 +186,14 @@ def test_install_pretrained(
 def test_install_pretrained_refuses(
     model: Path, untested_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path / "out")
     with pytest.raises(ValueError, match="has no thresholds for any condition"):
-        install_pretrained(untested_model, tmp_path / "out")
+        model_folder.main([str(untested_model)])
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors in .*deocc test --checkpoint"):
-        install_pretrained(tmp_path, tmp_path / "out")
+        model_folder.main([str(tmp_path)])
     monkeypatch.setattr(model_folder, "MOST_BYTES", 11_000_000)
     with pytest.raises(ValueError, match=r"has 11\.\d MB, at most 11 MB are allowed"):
-        install_pretrained(model, tmp_path / "out")
+        model_folder.main([str(model)])
     assert not (tmp_path / "out").exists()
 
 
