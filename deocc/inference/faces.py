@@ -48,29 +48,17 @@ class SeveralFacesError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class PhotoFace:
-    """One face of a photo.
+    """One face of a photo."""
 
-    Attributes:
-        face: (3, S, S) canonical crop in [-1, 1].
-        landmarks: (5, 2) x, y in pixels of the crop.
-        matrix: (2, 3) photo pixels to crop pixels.
-        box: (4,) x0, y0, x1, y1 in pixels of the photo.
-        score: confidence of the detector in [0, 1]; 1 for aligned crops.
-        detector: name of the detector, or "aligned".
-        number: number of the face in the photo, from 1, most prominent first.
-        count: number of faces found in the photo.
-        turned: degrees counter-clockwise by which the photo was turned to find it: 0, 90, 180 or 270.
-    """
-
-    face: Tensor
-    landmarks: Tensor
-    matrix: Tensor
-    box: NDArray[np.float64]
-    score: float
-    detector: str
-    number: int = 1
-    count: int = 1
-    turned: int = 0
+    face: Tensor  # (3, S, S) canonical crop in [-1, 1]
+    landmarks: Tensor  # (5, 2) x, y in pixels of the crop
+    matrix: Tensor  # (2, 3) photo pixels to crop pixels
+    box: NDArray[np.float64]  # (4,) x0, y0, x1, y1 in pixels of the photo
+    score: float  # confidence of the detector in [0, 1]; 1 for aligned crops
+    detector: str  # its name, or "aligned"
+    number: int = 1  # of the face in the photo, from 1, most prominent first
+    count: int = 1  # number of faces found in the photo
+    turned: int = 0  # degrees counter-clockwise by which the photo was turned to find it: 0, 90, 180 or 270
 
     @property
     def details(self) -> dict[str, object]:
@@ -120,23 +108,16 @@ class FaceFinder:
         self._detector: Detector | None = create_detector(self._name, weights) if aligned is None else None
 
     def find(self, photo: NDArray[np.uint8], name: str = "the photo") -> list[PhotoFace]:
-        """Find the most prominent face, the chosen one or all (`deocc.detection.Detection.prominence`).
+        """Find the most prominent face, the chosen one or all, most prominent first, of a photo (H, W, 3) RGB.
 
-        Warns if the photo had to be turned.
-
-        Args:
-            photo: (H, W, 3) RGB, upright.
-            name: name of the photo in error messages.
-
-        Returns:
-            At least one face, most prominent first.
+        Warns if the photo had to be turned; `name` is the photo's name in messages.
 
         Raises:
             NoFaceError: there is no face, or none of the chosen number.
             ValueError: the photo does not have the shape of an aligned crop.
         """
         found, turned = self._detect(photo, name)
-        numbers = range(len(found)) if self.every else [self._chosen(len(found), name)]
+        numbers = range(1, len(found) + 1) if self.every else [self._choose(found, name)]
         return [self._cut(photo, found, number, turned) for number in numbers]
 
     def find_single(self, photo: NDArray[np.uint8], name: str = "the photo") -> PhotoFace:
@@ -147,24 +128,22 @@ class FaceFinder:
             NoFaceError, ValueError: as `find`.
         """
         found, turned = self._detect(photo, name)
-        rivals = find_rivals(found)
-        if self.number is None and rivals:
-            faces = [(number, face.box.round().astype(int).tolist()) for number, face in rivals.items()]
-            places = [(number, f"{x0}, {y0}, {x1 - x0} x {y1 - y0}") for number, (x0, y0, x1, y1) in faces]
-            listed = ", ".join(f"{number} at {place}" for number, place in places)
+        if self.number is None and (rivals := find_rivals(found)):
+            boxes = {number: face.box.round().astype(int).tolist() for number, face in rivals.items()}
+            listed = ", ".join(f"{n} at {x0}, {y0}, {x1 - x0} x {y1 - y0}" for n, (x0, y0, x1, y1) in boxes.items())
             raise SeveralFacesError(
                 f"{name} shows {len(rivals)} faces (left, top, width x height: {listed}): "
                 "choose one with --face N, or crop the photo"
             )
-        return self._cut(photo, found, self._chosen(len(found), name), turned)
+        return self._cut(photo, found, self._choose(found, name), turned)
 
-    def _chosen(self, count: int, name: str) -> int:
-        """Return the index of the chosen face; a single face needs no choice."""
-        if self.number is None or count == 1:
-            return 0
-        if self.number > count:
-            raise NoFaceError(f"{name} shows {count} faces: choose a lower --face than {self.number}")
-        return self.number - 1
+    def _choose(self, found: Sequence[Detection], name: str) -> int:
+        """Return the number of the chosen face; a single face needs no choice."""
+        if self.number is None or len(found) == 1:
+            return 1
+        if self.number > len(found):
+            raise NoFaceError(f"{name} shows {len(found)} faces: choose a lower --face than {self.number}")
+        return self.number
 
     def _detect(self, photo: NDArray[np.uint8], name: str) -> tuple[list[Detection], int]:
         """Return the plausible faces, most prominent first, and the degrees by which the photo was turned."""
@@ -181,15 +160,22 @@ class FaceFinder:
             return [Detection(np.array([0.0, 0.0, width - 1, height - 1]), points, 1.0)], 0
         if min(height, width) < _MIN_SIDE:
             raise NoFaceError(f"no face found in {name}: it is only {width} x {height} pixels")
-        faces, turned = _plausible(self._detector.detect(photo)), 0
-        if _best_score(faces) < self._detector.upright_score:
+        detector, upright_score = self._detector, self._detector.upright_score
+
+        def search(quarters: int) -> tuple[list[Detection], float]:
+            found = [face for face in detector.detect(np.rot90(photo, quarters)) if _is_plausible(face)]
+            return found, max((face.score for face in found), default=0.0)
+
+        (faces, best), turned = search(0), 0
+        if best < upright_score:
             for quarters in (1, 3, 2):
-                others = _plausible(self._detector.detect(np.ascontiguousarray(np.rot90(photo, quarters))))
-                needed = max(self._detector.upright_score, 1 - _TURNED_DOUBT * (1 - _best_score(faces)))
-                if _best_score(others) >= needed:  # lower ones are upright masked faces that the detector misreads
-                    faces, turned = [_turn_back(face, quarters, width, height) for face in others], 90 * quarters
+                others, score = search(quarters)
+                # Lower scores are upright masked faces that the detector misreads.
+                if score >= max(upright_score, 1 - _TURNED_DOUBT * (1 - best)):
+                    faces, best = [_turn_back(face, quarters, width, height) for face in others], score
+                    turned = 90 * quarters
         if not faces:
-            smallest = self._detector.smallest_face(height, width)
+            smallest = detector.smallest_face(height, width)
             raise NoFaceError(
                 f"no face found in {name} by {self._name}, which looks for faces from {smallest} pixels in upright and "
                 "turned photos: use a larger or more frontal face, or --aligned for crops"
@@ -198,24 +184,21 @@ class FaceFinder:
             warnings.warn(f"{name}: found the face after turning the photo by {turned} degrees", stacklevel=2)
         return faces, turned
 
-    def _cut(self, photo: NDArray[np.uint8], found: Sequence[Detection], index: int, turned: int) -> PhotoFace:
-        face = found[index]
+    def _cut(self, photo: NDArray[np.uint8], found: Sequence[Detection], number: int, turned: int) -> PhotoFace:
+        face = found[number - 1]
         points = torch.from_numpy(face.landmarks).float()
         matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(self.size))
         crop, landmarks = cut(photo, matrix, self.size), transform_points(points, matrix)
         detector = "aligned" if self._detector is None else self._name
-        return PhotoFace(crop, landmarks, matrix, face.box, face.score, detector, index + 1, len(found), turned)
+        return PhotoFace(crop, landmarks, matrix, face.box, face.score, detector, number, len(found), turned)
 
 
 def find_rivals(found: Sequence[Detection]) -> dict[int, Detection]:
     """Return the faces among which a photo leaves the choice open, by number from 1; none if one stands out.
 
-    A detector may read the lower edge of a mask, with chin and neck, as another face. Such a face is less certain,
-    overlaps the first one and is centred below it; it is left out. `python -m bench.detectors --photos FOLDER` counts
-    the photos that leave the choice open.
-
-    Args:
-        found: at least one face, most prominent first.
+    The faces are given most prominent first, at least one. A detector may read the lower edge of a mask, with chin and
+    neck, as another face. Such a face is less certain, overlaps the first one and is centred below it; it is left out.
+    `python -m bench.detectors --photos FOLDER` counts the photos that leave the choice open.
     """
     first = found[0]
     left, top, right, bottom = first.box.tolist()
@@ -227,22 +210,13 @@ def find_rivals(found: Sequence[Detection]) -> dict[int, Detection]:
     return rivals if len(rivals) > 1 else {}
 
 
-def _plausible(faces: Sequence[Detection]) -> list[Detection]:
-    """Keep faces whose five points have the shape of a face, up to rotation and scale."""
-    template = TEMPLATES["canonical"].tensor(1)
-    kept = []
-    for face in faces:
-        if not np.isfinite(face.landmarks).all() or face.landmarks.std(0).max() < 1:  # all in one pixel
-            continue
-        points = torch.from_numpy(face.landmarks).float()
-        fitted = transform_points(points, similarity_transform(points, template))
-        if float((fitted - template).norm(dim=1).max()) <= _MAX_DEVIATION:
-            kept.append(face)
-    return kept
-
-
-def _best_score(faces: Sequence[Detection]) -> float:
-    return max((face.score for face in faces), default=0.0)
+def _is_plausible(face: Detection) -> bool:
+    """Return whether the five points have the shape of a face, up to rotation and scale."""
+    if not np.isfinite(face.landmarks).all() or face.landmarks.std(0).max() < 1:  # all in one pixel
+        return False
+    points, template = torch.from_numpy(face.landmarks).float(), TEMPLATES["canonical"].tensor(1)
+    fitted = transform_points(points, similarity_transform(points, template))
+    return float((fitted - template).norm(dim=1).max()) <= _MAX_DEVIATION
 
 
 def _turn_back(face: Detection, quarters: int, width: int, height: int) -> Detection:
@@ -254,17 +228,10 @@ def _turn_back(face: Detection, quarters: int, width: int, height: int) -> Detec
 
 
 def cut(photo: NDArray[np.uint8], matrix: Tensor, size: int) -> Tensor:
-    """Cut a crop out of a photo; outside the photo its edge pixels are repeated.
+    """Cut a crop (3, size, size) in [-1, 1] out of a photo (H, W, 3); outside the photo its edge pixels are repeated.
 
-    To save memory, photos that are much finer than the crop are first averaged down to twice its resolution.
-
-    Args:
-        photo: (H, W, 3) RGB.
-        matrix: (2, 3) photo pixels to crop pixels.
-        size: side of the crop in pixels.
-
-    Returns:
-        (3, size, size) in [-1, 1].
+    The matrix (2, 3) maps photo pixels to crop pixels. To save memory, photos that are much finer than the crop are
+    first averaged down to twice its resolution.
     """
     rows, columns = _crop_window(matrix, size, photo.shape, _MARGIN)
     window, matrix = photo[rows, columns], _shift_origin(matrix, columns.start, rows.start)
@@ -288,9 +255,6 @@ def paste_back(photo: NDArray[np.uint8], crop: Tensor, matrix: Tensor, weight: T
         crop: (3, S, S) in [-1, 1].
         matrix: (2, 3) photo pixels to crop pixels.
         weight: (1, S, S) opacity of the crop in [0, 1], such as a mask.
-
-    Returns:
-        (H, W, 3) RGB.
     """
     rows, columns = _crop_window(matrix, crop.shape[-1], photo.shape)
     pasted = photo.copy()
@@ -316,12 +280,11 @@ def _crop_window(matrix: Tensor, size: int, shape: tuple[int, ...], margin: floa
     low, high = -1.0 - margin, size + margin
     corners = torch.tensor([(low, low), (high, low), (low, high), (high, high)])
     points = transform_points(corners, invert_transform(matrix))
-    window = []
-    first, last = points.amin(0).floor().tolist(), points.amax(0).ceil().tolist()
-    for axis, length in ((1, shape[0]), (0, shape[1])):
-        start = int(min(max(first[axis], 0), length - 1))
-        window.append(slice(start, int(max(min(last[axis] + 1, length), start + 1))))
-    return window[0], window[1]
+    lengths = torch.tensor([shape[1], shape[0]])
+    start = points.amin(0).floor().clamp(min=0).minimum(lengths - 1)
+    stop = (points.amax(0).ceil() + 1).minimum(lengths).maximum(start + 1)
+    (left, top), (right, bottom) = start.int().tolist(), stop.int().tolist()
+    return slice(top, bottom), slice(left, right)
 
 
 def _shift_origin(matrix: Tensor, left: int, top: int) -> Tensor:

@@ -1,6 +1,8 @@
 """Identification in a gallery: embed a folder of known people, find the most similar ones, apply a threshold."""
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -10,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deocc.data.face_set import identity_name
-from deocc.evaluation.thresholds import Calibration, Threshold
+from deocc.evaluation.thresholds import Calibration
 from deocc.inference.batch import RECOVERABLE, Outcome, find_photos
 from deocc.inference.faces import FaceFinder
 from deocc.inference.outputs import read_rows, write_rows
@@ -27,21 +29,13 @@ _CACHE_COLUMNS: Final = {"photo": ("U", 1), "stamp": ("i", 2), "embedding": ("f"
 Answer = Literal["known", "unknown", "not sure"]
 
 
-@dataclass(frozen=True)
-class Limit:
-    """The similarity from which a face is accepted as someone of the gallery.
+class Limit(NamedTuple):
+    """The similarity from which a face is accepted as someone of the gallery."""
 
-    Attributes:
-        same_from: the similarity, in [-1, 1].
-        target: false-accept rate of one comparison that it was calibrated for, on validation people.
-        rate: the same rate, or the one measured on the test people if that is higher.
-        gallery_rate: upper bound of the share of unknown faces that reach it with any gallery face.
-    """
-
-    same_from: float
-    target: float
-    rate: float
-    gallery_rate: float
+    same_from: float  # the similarity, in [-1, 1]
+    target: float  # false-accept rate of one comparison that it was calibrated for, on validation people
+    rate: float  # the same rate, or the one measured on the test people if that is higher
+    gallery_rate: float  # upper bound of the share of unknown faces that reach it with any gallery face
 
 
 def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float) -> Limit:
@@ -56,21 +50,17 @@ def limit_for(calibration: Calibration, condition: str, faces: int, wanted: floa
     Raises:
         ValueError: no threshold was calibrated for this condition.
     """
-
-    def rate_of(threshold: Threshold) -> float:
-        """Return the false-accept rate of one comparison: the target, or the measured rate if that is higher."""
-        return max(threshold.target, threshold.test.false_accept_rate if threshold.test is not None else 0.0)
-
-    thresholds = calibration.thresholds[condition]
-    if not thresholds:
+    limits = []
+    for threshold in calibration.thresholds[condition]:
+        measured = threshold.test.false_accept_rate if threshold.test is not None else 0.0
+        rate = max(threshold.target, measured)
+        limits.append(Limit(threshold.same, threshold.target, rate, min(1.0, rate * faces)))
+    if not limits:
         raise ValueError(f"no threshold for {condition}: too few validation people; test on more with `deocc test`")
-    fitting = [threshold for threshold in thresholds if rate_of(threshold) * faces <= wanted * _SLACK]
+    fitting = [limit for limit in limits if limit.rate * faces <= wanted * _SLACK]
     if fitting:
-        chosen = min(fitting, key=lambda threshold: threshold.same)
-    else:
-        chosen = max(thresholds, key=lambda threshold: threshold.same)
-    rate = rate_of(chosen)
-    return Limit(chosen.same, chosen.target, rate, min(1.0, rate * faces))
+        return min(fitting, key=lambda limit: limit.same_from)
+    return max(limits, key=lambda limit: limit.same_from)
 
 
 def answer(calibration: Calibration, limit: Limit, matches: Sequence["Match"], covered: float) -> Answer:
@@ -89,10 +79,8 @@ def answer(calibration: Calibration, limit: Limit, matches: Sequence["Match"], c
 class CachedFace(NamedTuple):
     """The cached embedding of a photo; `embedding` and `covered` are those of `GalleryFace`."""
 
-    photo: str
-    """Resolved path."""
-    stamp: list[int]
-    """Size of the file in bytes and its modification time in nanoseconds."""
+    photo: str  # resolved path
+    stamp: list[int]  # size of the file in bytes and its modification time in nanoseconds
     embedding: NDArray[np.float32]
     covered: float
 
@@ -111,22 +99,13 @@ class GalleryCache:
     def __init__(self, path: Path, key: str) -> None:
         self.path, self._key = path, key
         self.faces: dict[str, CachedFace] = {}
-        if not path.exists():
-            return
-        try:
-            rows, found = read_rows(path, _CACHE_COLUMNS, CachedFace, "key")
-        except ValueError as error:
-            raise ValueError(f"{path} exists and holds no gallery ({error}): choose another --save-index") from error
-        if found == key:
-            self.faces = {row.photo: row for row in rows}
-
-    def find(self, photo: Path) -> CachedFace | None:
-        """Return the entry of a photo that has not changed since; else None."""
-        face = self.faces.get(str(photo.resolve()))
-        try:
-            return face if face is not None and face.stamp == _stamp(photo) else None
-        except OSError:
-            return None
+        if path.exists():
+            try:
+                rows, found = read_rows(path, _CACHE_COLUMNS, CachedFace, "key")
+            except ValueError as error:
+                problem = f"exists and holds no gallery ({error})"
+                raise ValueError(f"{path} {problem}: choose another --save-index") from error
+            self.faces = {row.photo: row for row in rows if found == key}
 
     def update(self, faces: Sequence[CachedFace]) -> None:
         """Replace all entries by these, at least one, and write the file if that changes anything."""
@@ -136,26 +115,14 @@ class GalleryCache:
             write_rows(self.path, _CACHE_COLUMNS, faces, "key", self._key)
 
 
-def _stamp(photo: Path) -> list[int]:
-    status = photo.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 @dataclass(frozen=True, eq=False)
 class GalleryFace:
-    """The face of a gallery photo.
-
-    Attributes:
-        person: name of the person.
-        photo: path of the photo.
-        embedding: (D,) unit vector.
-        covered: covered share of the face, in [0, 1].
-    """
+    """The face of a gallery photo."""
 
     person: str
     photo: Path
-    embedding: NDArray[np.float32]
-    covered: float
+    embedding: NDArray[np.float32]  # (D,) unit vector
+    covered: float  # covered share of the face, in [0, 1]
 
 
 def person_of(photo: Path, folder: Path) -> str:
@@ -183,48 +150,40 @@ def read_gallery(
     """
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
-        raise kind(
-            f"no gallery at {folder}: give a folder of photos, each in a folder or a file called like its person"
-        )
+        layout = "each in a folder or a file called like its person"
+        raise kind(f"no gallery at {folder}: give a folder of photos, {layout}")
     found, problems = find_photos([folder])
-    photos = [photo.path for photo in found]
-    cached = {photo: face for photo in photos if cache is not None and (face := cache.find(photo)) is not None}
-    new, more_problems = _embed([photo for photo in photos if photo not in cached], pipeline, finder)
-    problems += more_problems
-    faces = {photo: face for photo in photos if (face := cached.get(photo) or new.get(photo)) is not None}
-    if not faces:
-        reason = problems[0].reason if problems else "it is empty"
-        raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
-    if cache is not None:
-        cache.update(list(faces.values()))
-    gallery = [
-        GalleryFace(person_of(photo, folder), photo, face.embedding, face.covered) for photo, face in faces.items()
-    ]
-    return gallery, problems
-
-
-def _embed(
-    photos: Sequence[Path], pipeline: Pipeline, finder: FaceFinder
-) -> tuple[dict[Path, CachedFace], list[Outcome]]:
-    """Embed the face of each photo, in batches; photos without a face, or with several, become outcomes."""
-    faces: dict[Path, CachedFace] = {}
-    problems: list[Outcome] = []
-    for start in show_progress(range(0, len(photos), _BATCH), "gallery"):
-        stamps, crops = {}, []
-        for photo in photos[start : start + _BATCH]:
+    cached = {} if cache is None else cache.faces
+    faces: dict[Path, CachedFace | None] = {}  # in the order of the photos; None until the face is embedded
+    stamps = {}
+    for photo in (each.path for each in found):
+        stamps[photo] = [0, 0]
+        with suppress(OSError):  # also reported when the photo is read
+            status = photo.stat()
+            stamps[photo] = [status.st_size, status.st_mtime_ns]
+        face = cached.get(str(photo.resolve()))
+        faces[photo] = face if face is not None and face.stamp == stamps[photo] else None
+    new = [photo for photo, face in faces.items() if face is None]
+    for start in show_progress(range(0, len(new), _BATCH), "gallery"):
+        crops = {}
+        for photo in new[start : start + _BATCH]:
             try:
                 with telling_warnings():
-                    stamp = _stamp(photo)
-                    crops.append(finder.find_single(read_photo(photo), str(photo)).face)
-                stamps[photo] = stamp
+                    crops[photo] = finder.find_single(read_photo(photo), str(photo)).face
             except RECOVERABLE as error:
                 problems.append(Outcome(str(photo), f"gallery: {one_line(error) or type(error).__name__}"))
         if crops:
-            output = pipeline.process_faces(torch.stack(crops))
-            rows = zip(stamps.items(), output.embedding.cpu().numpy(), output.covered.tolist(), strict=True)
-            for (photo, stamp), embedding, covered in rows:
-                faces[photo] = CachedFace(str(photo.resolve()), stamp, embedding, covered)
-    return faces, problems
+            output = pipeline.process_faces(torch.stack(list(crops.values())))
+            rows = zip(crops, output.embedding.cpu().numpy(), output.covered.tolist(), strict=True)
+            for photo, embedding, covered in rows:
+                faces[photo] = CachedFace(str(photo.resolve()), stamps[photo], embedding, covered)
+    known = [(photo, face) for photo, face in faces.items() if face is not None]
+    if not known:
+        reason = problems[0].reason if problems else "it is empty"
+        raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
+    if cache is not None:
+        cache.update([face for _, face in known])
+    return [GalleryFace(person_of(photo, folder), photo, *face[2:]) for photo, face in known], problems
 
 
 class Match(NamedTuple):
@@ -256,9 +215,8 @@ class PersonIndex:
         try:
             self._index = faiss.index_factory(dimension, description, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            raise ValueError(
-                f"unknown index {description!r}: give a string for faiss.index_factory, such as Flat or HNSW32"
-            ) from error
+            accepted = "give a string for faiss.index_factory, such as Flat or HNSW32"
+            raise ValueError(f"unknown index {description!r}: {accepted}") from error
         self._people: list[str] = []
         self._most_faces = 0
 
@@ -269,7 +227,7 @@ class PersonIndex:
             ValueError: the index cannot be trained on so few faces.
         """
         self._people = list(people)
-        self._most_faces = int(np.unique(self._people, return_counts=True)[1].max())
+        self._most_faces = Counter(people).most_common(1)[0][1]
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         try:
             self._index.train(embeddings)

@@ -2,8 +2,6 @@
 
 import stat
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,9 +65,12 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
     try:
         if isinstance(source, np.ndarray):
             photo = _convert_array(source, name, notes)
+        elif isinstance(source, Image.Image):
+            check_size(source.size)
+            photo = _convert_image(source, name, notes)
         else:
-            with _open(source, name) as image:
-                photo = _convert_image(_first_frame(image, notes), name, notes)
+            with open_image(source, _formats_of(source, name)) as image:
+                photo = _convert_image(image, name, notes)
     except (ImportError, _PhotoError):
         raise
     except UnidentifiedImageError:
@@ -120,46 +121,37 @@ def read_bytes(path: Path) -> bytes:
         raise ValueError(f"cannot read {path} ({error.strerror or error}): check its permissions") from error
 
 
-@contextmanager
-def _open(source: bytes | Image.Image, name: str) -> Iterator[Image.Image]:
-    """Open an image with the readers of `PHOTO_FORMATS`, or of pillow-heif for other ISO media files."""
-    if isinstance(source, Image.Image):
-        check_size(source.size)
-        yield source
-        return
+def _formats_of(data: bytes, name: str) -> tuple[str, ...]:
+    """Return Pillow's names of `PHOTO_FORMATS`, or that of pillow-heif for other ISO media files."""
     Image.init()  # registers all readers; that of AVIF is not in every version of Pillow
     formats: tuple[str, ...] = tuple(each for each in PHOTO_FORMATS if each in Image.OPEN)
-    if _is_iso_photo(source):  # AVIF or HEIC
+    if not _is_iso_photo(data):
+        return formats
+    try:
+        with open_image(data, formats):
+            return formats  # AVIF
+    except UnidentifiedImageError:
         try:
-            with open_image(source, formats):
-                pass
-        except UnidentifiedImageError:
-            try:
-                from pillow_heif import register_heif_opener
-            except ImportError:
-                hint = 'which needs the package pillow-heif: pip install "deocc[photos]"'
-                raise ImportError(f"{name} is HEIC, {hint}") from None
-            register_heif_opener()
-            formats = ("HEIF",)
-    with open_image(source, formats) as image:
-        yield image
-
-
-def _first_frame(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Go to the first frame or page that is not of one colour, since animations may begin with a black one."""
-    frames = getattr(image, "n_frames", 1)
-    for number in range(min(frames, _MOST_FRAMES)):
-        image.seek(number)
-        if frames == 1 or any(low < high for low, high in np.atleast_2d(image.getextrema())):
-            if frames > 1 and image.format != "MPO":  # the further images of MPO are other views of the same photo
-                notes.append(f"has {frames} frames or pages: using number {number + 1}")
-            return image
-    image.seek(0)
-    return image
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            hint = 'which needs the package pillow-heif: pip install "deocc[photos]"'
+            raise ImportError(f"{name} is HEIC, {hint}") from None
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode to (H, W, 3)."""
+    frames = getattr(image, "n_frames", 1)
+    for number in range(min(frames, _MOST_FRAMES)):
+        image.seek(number)
+        # An animation may begin with a frame of one colour.
+        if frames == 1 or any(low < high for low, high in np.atleast_2d(image.getextrema())):
+            if frames > 1 and image.format != "MPO":  # the further images of MPO are other views of the same photo
+                notes.append(f"has {frames} frames or pages: using number {number + 1}")
+            break
+    else:
+        image.seek(0)
     image = to_srgb(upright(image))
     if image.mode == "F":
         raise _PhotoError(f"{name} holds floating-point numbers of unknown range: save it with 8 or 16 bits")

@@ -71,10 +71,7 @@ def decide(
         calibration: calibration of the model.
         similarity: cosine of the embeddings, in [-1, 1].
         covered: covered share of each face, in [0, 1].
-        false_accept_rate: target rate; None = the default of `Calibration.threshold`.
-
-    Raises:
-        ValueError: this target was not calibrated for the faces' condition.
+        false_accept_rate: as for `Calibration.threshold`, which raises ValueError if it was not calibrated.
     """
     condition = condition_of(calibration, covered)
     threshold = calibration.threshold(condition, false_accept_rate)
@@ -84,19 +81,14 @@ def decide(
         reason = f"only {visible:.0%} of a face is visible, {calibration.least_visible:.0%} are needed"
     elif similarity >= threshold.same:
         decision = "same"
-        reason = (
-            f"similarity {similarity:.3f} is not below {threshold.same:.3f}, "
-            f"calibrated for a false-accept rate of {threshold.target:g}"
-        )
+        calibrated = f"calibrated for a false-accept rate of {threshold.target:g}"
+        reason = f"similarity {similarity:.3f} is not below {threshold.same:.3f}, {calibrated}"
         if test is not None:
             reason += f", which accepted {test.false_accept_rate:.2g} of test people's pairs"
     elif similarity < threshold.different:
         decision = "different"
-        share = 1 - threshold.validation.called_different
-        reason = (
-            f"similarity {similarity:.3f} is below {threshold.different:.3f}, "
-            f"which {share:.0%} of pairs of one person reach"
-        )
+        reached = f"which {1 - threshold.validation.called_different:.0%} of pairs of one person reach"
+        reason = f"similarity {similarity:.3f} is below {threshold.different:.3f}, {reached}"
     else:
         reason = f"similarity {similarity:.3f} is between {threshold.different:.3f} and {threshold.same:.3f}"
     return Verdict(
@@ -150,9 +142,8 @@ class Pipeline:
     @finder.setter
     def finder(self, finder: FaceFinder) -> None:
         if finder.size != self.size:
-            raise ValueError(
-                f"the finder cuts crops of {finder.size} pixels, this model takes {self.size}: make one of that size"
-            )
+            found = f"the finder cuts crops of {finder.size} pixels"
+            raise ValueError(f"{found}, this model takes {self.size}: make one of that size")
         self._finder = finder
 
     @torch.no_grad()
@@ -196,9 +187,8 @@ class Pipeline:
     def verify_faces(self, face_a: Tensor, face_b: Tensor, false_accept_rate: float | None = None) -> Verdict:
         """Decide whether two canonical crops, (3, S, S) each, show the same person; see `verify`."""
         if self.thresholds is None:
-            raise ValueError(
-                "this model has no thresholds: write them with `deocc test --checkpoint RUN` and load RUN again"
-            )
+            remedy = "write them with `deocc test --checkpoint RUN` and load RUN again"
+            raise ValueError(f"this model has no thresholds: {remedy}")
         output = self.process_faces(torch.stack([face_a, face_b]))
         similarity = float(output.embedding[0] @ output.embedding[1])
         covered = output.covered.tolist()
@@ -225,11 +215,10 @@ class Pipeline:
             SeveralFacesError: a photo shows several faces of similar prominence; `finder = FaceFinder(size, number=1)`
                 chooses one.
             ValueError: a photo cannot be read or shows no face; the model has no thresholds, or none for this rate.
-            ImportError: no package that finds faces is installed.
+            ImportError: as for `faces`.
         """
-        face_a, face_b = (
-            self.finder.find_single(photo, name).face for photo, name in (_read(a, "photo a"), _read(b, "photo b"))
-        )
+        face_a = self.finder.find_single(*_read(a, "photo a")).face
+        face_b = self.finder.find_single(*_read(b, "photo b")).face
         return self.verify_faces(face_a, face_b, false_accept_rate)
 
     def faces(self, images: Photo | Sequence[Photo]) -> Tensor:
@@ -238,7 +227,7 @@ class Pipeline:
         Raises:
             FileNotFoundError: a photo does not exist.
             ValueError: a photo cannot be read or shows no face.
-            ImportError: no package that finds faces is installed.
+            ImportError: the package pillow-heif, which reads HEIC, is not installed.
         """
         photos: Sequence[Photo] = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         if len(photos) == 0:
@@ -250,9 +239,8 @@ class Pipeline:
 def _read(photo: Photo, default_name: str) -> tuple[NDArray[np.uint8], str]:
     """Return the pixels of a photo and its name in messages."""
     if not isinstance(photo, str | Path | Image.Image | np.ndarray):
-        raise ValueError(
-            f"{default_name} is a {type(photo).__name__}: give a path, a Pillow image or an RGB array (H, W, 3)"
-        )
+        accepted = "a path, a Pillow image or an RGB array (H, W, 3)"
+        raise ValueError(f"{default_name} is a {type(photo).__name__}: give {accepted}")
     source = Path(photo) if isinstance(photo, str) else photo
     name = str(source) if isinstance(source, Path) else default_name
     return read_photo(source, name), name
