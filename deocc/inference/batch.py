@@ -26,12 +26,10 @@ _WRITE_INTERVAL: Final = 2.0  # seconds of outcomes that a killed process may lo
 
 @dataclass(frozen=True)
 class FoundPhoto:
-    """A photo to process.
+    """A photo to process, and the name of its results.
 
-    Attributes:
-        path: the file.
-        name: name of its results: the path within the given folder without suffix, separated by "/", or the name of a
-            file that was given directly. Repeated names are numbered: `x`, `x-2`, ...
+    The name is the path within the given folder without suffix, separated by "/", or the name of a file that was given
+    directly. Repeated names are numbered: `x`, `x-2`, ...
     """
 
     path: Path
@@ -40,21 +38,13 @@ class FoundPhoto:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row of the table: what was made of a photo or of one of its faces, or why it was left out.
+    """One row of the table: what was made of a photo or of one of its faces, or why it was left out."""
 
-    Attributes:
-        photo: path of the input.
-        reason: one line that explains why it was left out; empty if it was processed.
-        face: number of the face in the photo, from 1, most prominent first; None for the whole input.
-        output: the result file relative to the table's folder; empty if there is none.
-        details: further columns.
-    """
-
-    photo: str
-    reason: str = ""
-    face: int | None = None
-    output: str = ""
-    details: Mapping[str, object] = field(default_factory=dict)
+    photo: str  # path of the input
+    reason: str = ""  # one line that explains why it was left out; empty if it was processed
+    face: int | None = None  # its number in the photo, from 1, most prominent first; None for the whole input
+    output: str = ""  # the result file relative to the table's folder; empty if there is none
+    details: Mapping[str, object] = field(default_factory=dict)  # further columns
 
     @property
     def done(self) -> bool:
@@ -92,20 +82,17 @@ class OutcomeFile:
                 table = csv.DictReader(file)
                 if tuple(table.fieldnames or ())[: len(_COLUMNS)] != _COLUMNS:
                     raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
-                for written in table:
-                    row = {
-                        name: value[1:] if value.startswith("'") and _FORMULA.match(value) else value
-                        for name, value in written.items()
-                    }
+                for row in table:
+                    for name, value in row.items():
+                        row[name] = value[1:] if value.startswith("'") and _FORMULA.match(value) else value
                     details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
                     face = int(row["face"]) if row["face"] else None
                     outcome = Outcome(row["photo"], row["reason"], face, row["output"], details)
                     self._rows.setdefault(outcome.photo, []).append(outcome)
         except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
             # Rows with too many or too few cells contain lists or None: AttributeError, TypeError.
-            raise ValueError(
-                f"{path} exists and is no list of an earlier run ({error}): choose another --out"
-            ) from error
+            problem = f"exists and is no list of an earlier run ({error})"
+            raise ValueError(f"{path} {problem}: choose another --out") from error
 
     def rows(self, photo: str) -> list[Outcome]:
         """Return the rows of one input."""
@@ -140,23 +127,17 @@ class OutcomeFile:
         ):
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
-            for row in rows:
-                cells = row.row.items()
-                table.writerow(
-                    {key: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for key, cell in cells}
-                )
+            for row in (each.row for each in rows):
+                texts = {name: cell for name, cell in row.items() if isinstance(cell, str)}
+                table.writerow(row | {name: f"'{text}" for name, text in texts.items() if _FORMULA.match(text)})
         self._written = time.monotonic()
 
 
 def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[list[FoundPhoto], list[Outcome]]:
     """Find photos: the given files, and the images below the given folders, sorted by path.
 
-    Hidden and system files are skipped (`deocc.files.is_stray`). Symbolic links are followed. A file found twice counts
-    once.
-
-    Args:
-        paths: files and folders, in the order of the command line.
-        outside: a folder that is skipped, because results are written to it.
+    Hidden and system files are skipped (`deocc.files.is_stray`), and the folder `outside`, because results are written
+    to it. Symbolic links are followed. A file found twice counts once.
 
     Returns:
         The photos, and an outcome for each path that is missing or unreadable, each file that is no photo, and each
@@ -167,8 +148,8 @@ def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[lis
     seen: set[Path] = set()
     names: set[str] = set()
     for given in paths:
-        files, errors = _list_files(given, outside)
-        problems += errors
+        files, others = _list_files(given, outside)
+        problems += others
         for file in files:
             if (target := file.resolve()) in seen:
                 continue
@@ -190,27 +171,32 @@ def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Out
     files: list[Path] = []
     problems: list[Outcome] = []
 
-    def report(error: OSError) -> None:
-        path = error.filename or given
-        reason = f"cannot read {path} ({error.strerror or error}): check its permissions"
+    def leave_out(path: object, reason: str) -> None:
         problems.append(Outcome(str(path), reason))
 
+    def report(error: OSError) -> None:
+        path = error.filename or given
+        leave_out(path, f"cannot read {path} ({error.strerror or error}): check its permissions")
+
     try:
-        if not given.is_dir():
-            missing = Outcome(str(given), f"no photo or folder at {given}: check the path")
-            return ([given], []) if given.exists() else ([], [missing])
+        is_folder, exists = given.is_dir(), given.exists()
     except OSError as error:
         report(error)
         return files, problems
-    for name, entry in walk_files(given, report, outside):
-        path = given / name
-        if entry.is_file() and is_photo(path):
-            files.append(path)
-        else:
-            reason = f"{path} is no photo ({', '.join((*PHOTO_FORMATS, 'HEIC'))} are read): convert it or remove it"
-            problems.append(Outcome(str(path), reason))
-    if not files and not problems:
-        problems.append(Outcome(str(given), f"no photo in {given}: it holds no files, or only hidden ones"))
+    if not exists:
+        leave_out(given, f"no photo or folder at {given}: check the path")
+    elif not is_folder:
+        files.append(given)
+    else:
+        known = ", ".join((*PHOTO_FORMATS, "HEIC"))
+        for name, entry in walk_files(given, report, outside):
+            path = given / name
+            if entry.is_file() and is_photo(path):
+                files.append(path)
+            else:
+                leave_out(path, f"{path} is no photo ({known} are read): convert it or remove it")
+        if not files and not problems:
+            leave_out(given, f"no photo in {given}: it holds no files, or only hidden ones")
     return sorted(files), problems
 
 
@@ -221,17 +207,14 @@ def process_photos(
     work: Callable[[FoundPhoto], Sequence[Outcome]],
     as_json: bool = False,
 ) -> int:
-    """Process photos and record the outcomes in the table, also after Ctrl-C; rows of other photos are removed.
+    """Process the result of `find_photos` and record the outcomes in the table, also after Ctrl-C.
 
-    A photo that cannot be processed is reported, and the others are still processed. If a result cannot be written, for
-    example on a full disk, processing stops: finished results stay, and the others are recorded as not reached.
+    Rows of other photos are removed. A photo that cannot be processed is reported, and the others are still processed.
+    If a result cannot be written, for example on a full disk, processing stops: finished results stay, and the others
+    are recorded as not reached.
 
-    Args:
-        command: name of the command, for the summary.
-        found: the result of `find_photos`.
-        table: receives the outcomes.
-        work: returns at least one outcome of a photo, or raises one of `RECOVERABLE`.
-        as_json: print the outcomes as a JSON list instead of the summary.
+    `work` returns at least one outcome of a photo, or raises one of `RECOVERABLE`. At the end a summary is printed, or
+    the outcomes as a JSON list.
 
     Returns:
         The exit code: 0 if all photos were processed, else 1.
@@ -254,7 +237,14 @@ def process_photos(
         for problem in problems:
             record(problem.photo, [problem])
         for photo in show_progress(photos, "photos"):
-            record(str(photo.path), _process(photo, work))
+            with telling_warnings():
+                try:
+                    outcomes = work(photo)
+                except OutputError:
+                    raise
+                except RECOVERABLE as error:
+                    outcomes = [Outcome(str(photo.path), one_line(error) or f"{photo.path}: {type(error).__name__}")]
+            record(str(photo.path), outcomes)
         table.write()
     except OutputError as error:
         _record_unreached(error, photos, table)
@@ -268,17 +258,6 @@ def process_photos(
         skipped = f", {len(left_out)} left out" if left_out else ""
         print(f"deocc {command}: {len(inputs) - len(left_out)} of {len(inputs)} done{skipped}: see {table.path}")
     return int(bool(left_out))
-
-
-def _process(photo: FoundPhoto, work: Callable[[FoundPhoto], Sequence[Outcome]]) -> Sequence[Outcome]:
-    """Process one photo; a recoverable error becomes its outcome, warnings become messages."""
-    with telling_warnings():
-        try:
-            return work(photo)
-        except OutputError:
-            raise
-        except RECOVERABLE as error:
-            return [Outcome(str(photo.path), one_line(error) or f"{photo.path}: {type(error).__name__}")]
 
 
 def _record_unreached(error: OutputError, photos: Sequence[FoundPhoto], table: OutcomeFile) -> None:

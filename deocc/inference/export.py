@@ -47,23 +47,14 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 @dataclass(frozen=True)
 class Faces:
-    """Clean faces and masked copies; image i has occluder i, modulo the number of occluders.
+    """Clean faces and masked copies; image i has occluder i, modulo the number of occluders."""
 
-    Attributes:
-        source: description for reports.
-        face: (N, 3, S, S) in [-1, 1].
-        masked_face: (N, 3, S, S) in [-1, 1].
-        kind: (N,) int64, indices into `deocc.masking.list_kinds()`.
-        seed: (N,) int64, seeds of the masks.
-        identity: (N,) int64; of photos, whose people are unknown, one for each.
-    """
-
-    source: str
-    face: Tensor
-    masked_face: Tensor
-    kind: Tensor
-    seed: Tensor
-    identity: Tensor
+    source: str  # description for reports
+    face: Tensor  # (N, 3, S, S) in [-1, 1]
+    masked_face: Tensor  # (N, 3, S, S) in [-1, 1]
+    kind: Tensor  # (N,) int64, indices into `deocc.masking.list_kinds()`
+    seed: Tensor  # (N,) int64, seeds of the masks
+    identity: Tensor  # (N,) int64; of photos, whose people are unknown, one for each
 
 
 def embedded_faces(pipeline: Pipeline, split: Literal["train", "val"], every: int = 1) -> Faces:
@@ -88,12 +79,11 @@ def embedded_faces(pipeline: Pipeline, split: Literal["train", "val"], every: in
 
 
 def photo_faces(pipeline: Pipeline, photos: Sequence[Path]) -> Faces:
-    """Return the largest face of each photo; a folder stands for the photos in it.
+    """Return the most prominent face of each photo; a folder stands for the photos in it.
 
     Raises:
         FileNotFoundError: there is no photo at one of the paths.
-        ValueError: a photo cannot be read or shows no face.
-        ImportError: no package that finds faces is installed.
+        ValueError, ImportError: as `Pipeline.faces`.
     """
     found, problems = find_photos(photos)
     if problems:
@@ -113,22 +103,16 @@ def _add_masks(source: str, face: Tensor, landmarks: Tensor | None, identity: Te
 class Parity:
     """Differences between the outputs of a file and torch.
 
-    Attributes:
-        faces: number of faces compared.
-        equal_masks: number of faces whose masks agree in every pixel, to within `LIMIT`. A different mask changes all
-            that follows, so the largest differences below are over these faces only; NaN if there are none.
-        mask_agreement: share of the pixels of all masks that agree.
-        completed_face: largest difference, in the range [-1, 1] of pixels.
-        embedding: largest difference of the unit vectors' elements.
-        covered: largest difference of the covered shares.
+    A different mask changes all that follows, so the largest differences are over the faces with equal masks only; NaN
+    if there are none.
     """
 
-    faces: int
-    equal_masks: int
-    mask_agreement: float
-    completed_face: float
-    embedding: float
-    covered: float
+    faces: int  # number of faces compared
+    equal_masks: int  # number of faces whose masks agree in every pixel, to within `LIMIT`
+    mask_agreement: float  # share of the pixels of all masks that agree
+    completed_face: float  # largest difference, in the range [-1, 1] of pixels
+    embedding: float  # largest difference of the unit vectors' elements
+    covered: float  # largest difference of the covered shares
 
     @property
     def holds(self) -> bool:
@@ -145,23 +129,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Verification of clean against masked faces by a file in lower precision, beside torch in float32.
+    """Verification of clean against masked faces by a file in lower precision, beside torch in float32."""
 
-    Attributes:
-        pairs: number of pairs compared.
-        eer: equal error rate of the file, in [0, 1].
-        eer_fp32: equal error rate of torch.
-        similarity_mean: mean absolute difference of the similarities.
-        similarity_max: largest one.
-        mask_agreement: share of the masks' pixels that agree to within 0.1.
-    """
-
-    pairs: int
-    eer: float
-    eer_fp32: float
-    similarity_mean: float
-    similarity_max: float
-    mask_agreement: float
+    pairs: int  # number of pairs compared
+    eer: float  # equal error rate of the file, in [0, 1]
+    eer_fp32: float  # equal error rate of torch
+    similarity_mean: float  # mean absolute difference of the similarities
+    similarity_max: float  # largest one
+    mask_agreement: float  # share of the masks' pixels that agree to within 0.1
 
     def __str__(self) -> str:
         return (
@@ -249,19 +224,12 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Export:
-    """The content of a file.
-
-    Attributes:
-        content: bytes of the file.
-        source: description of the faces it was checked on.
-        parity: parity of the float32 file.
-        accuracy: accuracy of a file in lower precision; None for float32.
-    """
+    """The content of a file, and a description of the faces it was checked on."""
 
     content: bytes
     source: str
-    parity: Parity
-    accuracy: Accuracy | None = None
+    parity: Parity  # of the float32 file
+    accuracy: Accuracy | None = None  # of a file in lower precision
 
 
 def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos: Sequence[Path] = ()) -> Export:
@@ -280,7 +248,6 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
     """
     if precision != "fp32" and kind != "onnx":
         raise ValueError(f"{precision} is for onnx alone, {kind} files are float32: leave it out, or take --to onnx")
-
     faces = photo_faces(pipeline, photos) if photos else embedded_faces(pipeline, "val", _CHECK_EVERY)
     network = ExportNetwork(pipeline.network, pipeline.size)
     traced = trace(kind, network, faces.masked_face[:1].expand(2, -1, -1, -1))
@@ -290,10 +257,8 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
     shown = torch.cat([faces.masked_face, faces.face[:2]])
     parity = compare(run_all(pipeline.process_faces, shown), run_all(run, shown))
     if not parity.holds:
-        raise ValueError(
-            f"the {kind} file does not equal torch on {faces.source}, {parity}; allowed is {LIMIT:g}: "
-            "nothing was written"
-        )
+        problem = f"the {kind} file does not equal torch on {faces.source}, {parity}; allowed is {LIMIT:g}"
+        raise ValueError(f"{problem}: nothing was written")
     metadata["parity"] = {"faces_of": faces.source, **asdict(parity)}
 
     accuracy = None

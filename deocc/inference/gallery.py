@@ -183,7 +183,10 @@ def read_gallery(
         raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
     if cache is not None:
         cache.update([face for _, face in known])
-    return [GalleryFace(person_of(photo, folder), photo, *face[2:]) for photo, face in known], problems
+    gallery = []
+    for photo, face in known:
+        gallery.append(GalleryFace(person_of(photo, folder), photo, face.embedding, face.covered))
+    return gallery, problems
 
 
 class Match(NamedTuple):

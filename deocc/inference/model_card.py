@@ -6,18 +6,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 
-from deocc.evaluation.report import (
-    DATA_LIMITS,
-    difference_cells,
-    is_listed,
-    markdown_cells,
-    percent,
-    restoration_cells,
-    row_cells,
-    setting_cells,
-    tar_cells,
-    threshold_cells,
-)
+from deocc.evaluation import report
 from deocc.evaluation.thresholds import Calibration
 
 _TEACHERS: Final = {
@@ -39,17 +28,8 @@ _OTHER_LIMITS: Final = (
     "treated."
 )
 _FACTS: Final = (
-    "data",
-    "credit",
-    "training_data_hash",
-    "data_hash",
-    "data_seed",
-    "kinds",
-    "mask_seeds",
-    "manifest_hash",
-    "people",
-    "seed",
-    "versions",
+    *("data", "credit", "training_data_hash", "data_hash", "data_seed", "kinds", "mask_seeds", "manifest_hash"),
+    *("people", "seed", "versions"),
 )
 
 
@@ -75,20 +55,21 @@ def model_card(config: Mapping[str, Any], results: Mapping[str, Any], calibratio
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(undefined=StrictUndefined, **options)  # nosec B701  # Markdown: no HTML to escape
     restoration = {"restoration": results["restoration"], "per_kind": {}}
+    recognition = report.setting_cells if report.is_listed(results) else report.row_cells
     tables = {
-        "Recognition of test people": setting_cells(results) if is_listed(results) else row_cells(results),
-        "True accepts by false accept rate": tar_cells(results),
-        "Differences in EER, with the 95 % interval of a bootstrap over people": difference_cells(results),
-        "Restoration of what masks cover": restoration_cells(restoration),
+        "Recognition of test people": recognition(results),
+        "True accepts by false accept rate": report.tar_cells(results),
+        "Differences in EER, with the 95 % interval of a bootstrap over people": report.difference_cells(results),
+        "Restoration of what masks cover": report.restoration_cells(restoration),
     }
-    thresholds = threshold_cells({"thresholds": {} if calibration is None else calibration.plain()})
+    thresholds = report.threshold_cells({"thresholds": {} if calibration is None else calibration.plain()})
     return environment.from_string(source).render(
         config=config,
         training=config["training"],
         licences=config["licences"],
-        tables={title: markdown_cells(cells) for title, cells in tables.items() if cells[1]},
+        tables={title: report.markdown_cells(cells) for title, cells in tables.items() if cells[1]},
         calibration=calibration,
-        thresholds=markdown_cells(thresholds) if thresholds[1] else "",
-        limit=DATA_LIMITS.get(str(results.get("data")), _OTHER_LIMITS),
-        percent=percent,
+        thresholds=report.markdown_cells(thresholds) if thresholds[1] else "",
+        limit=report.DATA_LIMITS.get(str(results.get("data")), _OTHER_LIMITS),
+        percent=report.percent,
     )

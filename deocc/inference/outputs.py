@@ -44,9 +44,8 @@ def replace_output(path: Path, durable: bool = False) -> Iterator[Path]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(f"the name {path.name} is too long for this disk: rename the photo") from error
-        raise OutputError(
-            f"cannot write {path} ({error.strerror or error}): make room or choose another --out"
-        ) from error
+        reason = error.strerror or error
+        raise OutputError(f"cannot write {path} ({reason}): make room or choose another --out") from error
 
 
 def check_out(out: Path, photos: Collection[Path]) -> None:
@@ -73,12 +72,9 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def save_png(path: Path, image: NDArray[np.uint8], mark: str = "") -> None:
-    """Write an image as PNG, replacing an existing file.
+    """Write an image, (H, W, 3) in sRGB or (H, W) grey, as PNG, replacing an existing file.
 
-    Args:
-        path: the file; its folder is created.
-        image: (H, W, 3) in sRGB, or (H, W) grey.
-        mark: text stored in the file, which `read_mark` returns; it identifies what the image was made from.
+    The mark is a text in the file that identifies what the image was made from; `read_mark` returns it.
     """
     note = PngInfo()
     note.add_text(_MARK, mark)
@@ -99,10 +95,10 @@ def read_mark(path: Path) -> str | None:
 
 
 def save_marked(out: Path, images: Mapping[str, NDArray[np.uint8]], mark: str, conflict: str) -> None:
-    """Write images by file name below `out`, in this order; none if a file with another mark exists.
+    """Write images by file name below `out`, in this order.
 
     Raises:
-        ValueError: such a file exists; the message contains the text `conflict`.
+        ValueError: a file with another mark exists, and nothing is written; the message contains the text `conflict`.
     """
     for name in images:
         if (out / name).exists() and read_mark(out / name) != mark:
@@ -113,11 +109,9 @@ def save_marked(out: Path, images: Mapping[str, NDArray[np.uint8]], mark: str, c
 
 def write_rows(path: Path, columns: Collection[str], rows: Sequence[tuple[Any, ...]], key: str, value: str) -> None:
     """Write rows, at least one, to an .npz file with an array for each column, and the text `value` as `key`."""
-    arrays: dict[str, Any] = {
-        name: np.array(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)
-    }
+    arrays: dict[str, Any] = dict(zip(columns, map(np.array, zip(*rows, strict=True)), strict=True))
     with replace_output(path) as draft, draft.open("wb") as file:
-        np.savez(file, **arrays | {key: np.array(value)})
+        np.savez(file, **arrays, **{key: np.array(value)})
 
 
 def read_rows(
@@ -150,21 +144,13 @@ def read_rows(
 
 
 class EmbeddedFace(NamedTuple):
-    """One face of an `EmbeddingFile`.
+    """One face of an `EmbeddingFile`."""
 
-    Attributes:
-        name: name of its image files, without folder and suffix.
-        photo: path of the photo.
-        face: number of the face in the photo, from 1, the largest first.
-        mark: identifies the photo, the model and the detector settings it was made from.
-        embedding: (D,) unit vector.
-    """
-
-    name: str
-    photo: str
-    face: int
-    mark: str
-    embedding: NDArray[np.float32]
+    name: str  # of its image files, without folder and suffix
+    photo: str  # path of the photo
+    face: int  # its number in the photo, from 1, the largest first
+    mark: str  # identifies the photo, the model and the detector settings it was made from
+    embedding: NDArray[np.float32]  # (D,) unit vector
 
 
 class EmbeddingFile:
@@ -189,13 +175,11 @@ class EmbeddingFile:
         try:
             rows, found = read_rows(path, _COLUMNS, EmbeddedFace, "model")
         except ValueError as error:
-            raise ValueError(
-                f"{path} exists and holds no embeddings of an earlier run ({error}): choose another --out"
-            ) from error
+            problem = f"exists and holds no embeddings of an earlier run ({error})"
+            raise ValueError(f"{path} {problem}: choose another --out") from error
         if found != model:
-            raise ValueError(
-                f"{path} holds embeddings of another model, which cannot be compared: choose another --out"
-            )
+            problem = "holds embeddings of another model, which cannot be compared"
+            raise ValueError(f"{path} {problem}: choose another --out")
         self._faces = {row.name: row for row in rows}
 
     @property
@@ -235,16 +219,14 @@ class EmbeddingFile:
         """Write all faces to a Parquet file with the columns name, photo, face and embedding (fixed-size list)."""
         arrow, parquet = import_arrow()
         embedding = np.stack([face.embedding for face in self.faces])
-        table = arrow.table(
-            {
-                "name": [printable(face.name) for face in self.faces],
-                "photo": [printable(face.photo) for face in self.faces],
-                "face": [face.face for face in self.faces],
-                "embedding": arrow.FixedSizeListArray.from_arrays(arrow.array(embedding.ravel()), embedding.shape[1]),
-            }
-        )
+        columns = {
+            "name": [printable(face.name) for face in self.faces],
+            "photo": [printable(face.photo) for face in self.faces],
+            "face": [face.face for face in self.faces],
+            "embedding": arrow.FixedSizeListArray.from_arrays(arrow.array(embedding.ravel()), embedding.shape[1]),
+        }
         with replace_output(path) as draft:
-            parquet.write_table(table, draft)
+            parquet.write_table(arrow.table(columns), draft)
 
 
 def import_arrow() -> tuple[Any, Any]:
