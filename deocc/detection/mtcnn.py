@@ -32,7 +32,7 @@ _SHRINK: Final = 0.709  # ratio of neighbouring pyramid levels, half the area; v
 _SMALLEST_FACE: Final = 20  # smallest side of a face in pixels ...
 _SMALLEST_SHARE: Final = 0.01  # ... or as a share of the photo's longest side, if that is more
 _MARGIN: Final = 4  # black pixels around each pyramid level, so that faces cut by the border are proposed
-_PROPOSAL_SCORE, _REFINEMENT_SCORE = 0.5, 0.3  # the authors' 0.6 and 0.7 reject many masked faces
+_PROPOSAL_SCORE, _REFINEMENT_SCORE, _OUTPUT_SCORE = 0.5, 0.3, 0.5  # the authors' 0.6, 0.7 reject many masked faces
 _BATCH: Final = 512  # crops per batch, which bounds memory on photos with many candidates
 _SIDES: Final = {"refinement": 24, "output": 48}  # input sides of the second and third network in pixels
 
@@ -50,18 +50,15 @@ class MtcnnDetector(Detector):
     The score is the third network's probability of a face. Landmarks come from a second pass of that network over the
     box it found and over the mirror image, averaged; this is not in the paper, and halves their variation.
 
-    Args:
-        weights: path of a safetensors file in the layout of `bench/mtcnn_weights.py`; default the packaged one.
-        threshold: lowest score of a face. Faces below 0.7 are reported only if no other face is found.
+    The weights are a safetensors file in the layout of `bench/mtcnn_weights.py`, default the packaged one.
     """
 
     name = "mtcnn"
     upright_score = 0.99
+    _sure_score = 0.7
 
-    def __init__(self, weights: str | None = None, threshold: float = 0.5) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         self._weights = read_weights(WEIGHTS_FILE if weights is None else given_file(weights))
-        self._threshold = threshold
-        self._sure_score = max(threshold, 0.7)
 
     def smallest_face(self, height: int, width: int) -> int:
         """Return 20 pixels or 1 % of the photo's longest side."""
@@ -71,7 +68,7 @@ class MtcnnDetector(Detector):
         boxes = self._propose(image)
         boxes, scores = self._classify(image, boxes, "refinement", _REFINEMENT_SCORE)
         boxes = boxes[_suppress(boxes, scores, 0.7)]
-        boxes, scores = self._classify(image, boxes, "output", self._threshold)
+        boxes, scores = self._classify(image, boxes, "output", _OUTPUT_SCORE)
         for index in _suppress(boxes, scores, 0.7, of_smaller=True):
             square = _squares(boxes[index : index + 1])[0]
             crop = _crop(image, square, _SIDES["output"])

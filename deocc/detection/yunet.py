@@ -15,26 +15,25 @@ from deocc.detection.detector import Detection, Detector, enlarge, given_file, s
 from deocc.messages import describe_error
 
 _SIDE: Final = 640  # images are shrunk and padded to this square: some releases accept no other size
+_LOWEST_SCORE: Final = 0.6  # OpenCV's default of 0.9 is for bare faces; our choice
 _SMALLEST_FACE: Final = 10  # pixels, as stated by the model zoo
 
 
 class YunetDetector(Detector):
     """YuNet in any release of OpenCV's model zoo since 2023, which states a range of 10 to 300 pixels for faces.
 
-    Args:
-        weights: path of a `face_detection_yunet_*.onnx`; no package ships one.
-        threshold: lowest score of a face, in [0, 1]. OpenCV's default of 0.9 is for bare faces; 0.6 is our choice.
+    The weights are a `face_detection_yunet_*.onnx`; no package ships one.
     """
 
     name = "yunet"
 
-    def __init__(self, weights: str | None = None, threshold: float = 0.6) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         if weights is None:
             wanted = "the path of a face_detection_yunet_*.onnx of OpenCV's model zoo"
             raise ValueError(f"face detector 'yunet' needs weights: give {wanted}")
         path = given_file(weights)
         try:
-            self._detector = cv2.FaceDetectorYN.create(str(path), "", (_SIDE, _SIDE), score_threshold=threshold)
+            self._detector = cv2.FaceDetectorYN.create(str(path), "", (_SIDE, _SIDE), score_threshold=_LOWEST_SCORE)
             self._run(np.zeros((_SIDE, _SIDE, 3), np.uint8))  # OpenCV only notices another network when it runs
         except cv2.error as error:
             runner, reason = f"OpenCV {cv2.__version__}", describe_error(error)

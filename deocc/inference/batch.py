@@ -61,14 +61,9 @@ class Outcome:
 class OutcomeFile:
     """The table of outcomes in a CSV file. Rows of earlier runs stay until they are replaced or removed by `keep`.
 
-    Spreadsheets interpret a cell that begins with = + - @ as a formula, and file names are untrusted. Such text is
-    written with a leading apostrophe, which is removed on reading (our choice).
-
-    Args:
-        path: the file; an existing one is read.
-
-    Raises:
-        ValueError: the existing file is not such a table.
+    An existing file is read, ValueError if it is something else. Spreadsheets interpret a cell that begins with = + - @
+    as a formula, and file names are untrusted. Such text is written with a leading apostrophe, which is removed on
+    reading (our choice).
     """
 
     def __init__(self, path: Path) -> None:

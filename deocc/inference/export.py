@@ -16,8 +16,6 @@ from deocc.data import OrlFaces
 from deocc.data.dataset import AlignedFaces
 from deocc.data.loader import item_seed
 from deocc.data.orl import FOLDS
-from deocc.evaluation.embeddings import EmbeddingSet
-from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import equal_error_rate
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES
@@ -40,7 +38,6 @@ _MASK_TOLERANCE: Final = 0.1  # difference of soft masks that counts as agreemen
 _CHECK_EVERY: Final = 2  # of 40 validation faces
 _CALIBRATE_EVERY: Final = 8  # of 200 training faces, each masked and clean; twice as many give the same differences
 _BATCH: Final = 32
-_ALIGNMENTS: Final = {"arcface112": "arcface", "dlib150": "dlib"}  # names as for --aligned
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -52,8 +49,6 @@ class Faces:
     source: str  # description for reports
     face: Tensor  # (N, 3, S, S) in [-1, 1]
     masked_face: Tensor  # (N, 3, S, S) in [-1, 1]
-    kind: Tensor  # (N,) int64, indices into `deocc.masking.list_kinds()`
-    seed: Tensor  # (N,) int64, seeds of the masks
     identity: Tensor  # (N,) int64; of photos, whose people are unknown, one for each
 
 
@@ -61,9 +56,7 @@ def embedded_faces(pipeline: Pipeline, split: Literal["train", "val"], every: in
     """Return each `every`-th ORL face of the people that the model was trained (`train`) or validated (`val`) on.
 
     A model with thresholds from another data set, or without any, has seen no ORL face; the standard split is used.
-
-    Raises:
-        FileNotFoundError: the package that ships the images is not installed.
+    Raises FileNotFoundError if the package that ships the images is not installed.
     """
     face_set, thresholds = OrlFaces(), pipeline.thresholds
     if thresholds is not None and thresholds.data == OrlFaces.__name__:
@@ -79,12 +72,7 @@ def embedded_faces(pipeline: Pipeline, split: Literal["train", "val"], every: in
 
 
 def photo_faces(pipeline: Pipeline, photos: Sequence[Path]) -> Faces:
-    """Return the most prominent face of each photo; a folder stands for the photos in it.
-
-    Raises:
-        FileNotFoundError: there is no photo at one of the paths.
-        ValueError, ImportError: as `Pipeline.faces`.
-    """
+    """Return the most prominent face of each photo, or of those in a folder; raises what `Pipeline.faces` raises."""
     found, problems = find_photos(photos)
     if problems:
         raise FileNotFoundError(problems[0].reason)
@@ -96,7 +84,7 @@ def _add_masks(source: str, face: Tensor, landmarks: Tensor | None, identity: Te
     kind = torch.arange(len(face)) % len(list_kinds())
     # The word makes the seeds differ from those of training and tests.
     seed = torch.tensor([item_seed("export", number) for number in range(len(face))])
-    return Faces(source, face, render(face, landmarks, kind, seed)[0], kind, seed, identity)
+    return Faces(source, face, render(face, landmarks, kind, seed)[0], identity)
 
 
 @dataclass(frozen=True)
@@ -165,21 +153,18 @@ def compare(expected: FaceOutput, found: FaceOutput) -> Parity:
 
 def measure(faces: Faces, reference: Run, run: Run) -> Accuracy:
     """Compare each clean face with each masked face of another image, by torch and by a file."""
-    index = torch.arange(len(faces.kind))
-    clean_kind = torch.full_like(faces.kind, -1)
-    scores, masks = [], []
+    others = ~torch.eye(len(faces.identity), dtype=torch.bool)
+    same = (faces.identity[:, None] == faces.identity[None])[others]
+    similarities, masks = [], []
     for each in (reference, run):
         clean, masked = run_all(each, faces.face), run_all(each, faces.masked_face)
-        gallery = EmbeddingSet(clean.embedding, faces.identity, index, clean_kind, torch.zeros_like(clean_kind))
-        probe = EmbeddingSet(masked.embedding, faces.identity, index, faces.kind, faces.seed)
-        scores.append(AllPairs().cross(gallery, probe))
+        similarities.append((clean.embedding @ masked.embedding.T)[others])
         masks.append(masked.mask)
-    expected, found = scores
-    difference = (expected.similarity - found.similarity).abs()
+    difference = (similarities[0] - similarities[1]).abs()
     return Accuracy(
         pairs=len(difference),
-        eer=equal_error_rate(found.similarity, found.same),
-        eer_fp32=equal_error_rate(expected.similarity, expected.same),
+        eer=equal_error_rate(similarities[1], same),
+        eer_fp32=equal_error_rate(similarities[0], same),
         similarity_mean=float(difference.mean()),
         similarity_max=float(difference.max()),
         mask_agreement=float(((masks[0] - masks[1]).abs() <= _MASK_TOLERANCE).double().mean()),
@@ -195,17 +180,14 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
     both are None if it was never tested.
     """
     config, thresholds = pipeline.config, pipeline.thresholds
-    alignments = {
-        name: {"size": TEMPLATES[template].size, "template": [list(point) for point in TEMPLATES[template].points]}
-        for name, template in _ALIGNMENTS.items()
-    }
+    templates = {"arcface112": TEMPLATES["arcface"], "dlib150": TEMPLATES["dlib"]}  # names as for --aligned
     terms = config.get("licences") or licences(config["teacher"], None if thresholds is None else thresholds.data)
     return {
         "format": "deocc export",
         "format_version": FORMAT_VERSION,
         "deocc_version": __version__,
         "face": config["face"],
-        "alignments": alignments,
+        "alignments": {name: {"size": each.size, "template": each.points} for name, each in templates.items()},
         "outputs": {
             "completed_face": "(B, 3, S, S), range and colours as the input",
             "mask": "(B, 1, S, S), 1 = covered",
@@ -242,12 +224,10 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
         photos: photos to compare on; default: the embedded faces of validation people.
 
     Raises:
-        ValueError: contradicting arguments, or the float32 file differs from torch.
+        ValueError: the float32 file differs from torch.
         FileNotFoundError: there are no faces to compare on.
         ImportError: a required package is not installed.
     """
-    if precision != "fp32" and kind != "onnx":
-        raise ValueError(f"{precision} is for onnx alone, {kind} files are float32: leave it out, or take --to onnx")
     faces = photo_faces(pipeline, photos) if photos else embedded_faces(pipeline, "val", _CHECK_EVERY)
     network = ExportNetwork(pipeline.network, pipeline.size)
     traced = trace(kind, network, faces.masked_face[:1].expand(2, -1, -1, -1))

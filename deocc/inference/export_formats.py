@@ -25,7 +25,7 @@ OPSET: Final = 18
 """The lowest ONNX opset with all operations that are needed, so that most runtimes read the file (our choice)."""
 
 _INPUT: Final = "face"
-_QUANTISED: Final = ("Conv", "Gemm", "MatMul")
+_QUANTISED: Final = ["Conv", "Gemm", "MatMul"]
 _FLOAT32_MODULES: Final = ("/segmenter/", "/crop/")  # parts of node names, as the exporter derives them from modules
 _CALIBRATION_BATCH: Final = 8
 
@@ -67,7 +67,6 @@ def trace(kind: str, network: nn.Module, face: Tensor) -> Any:
             return torch.jit.trace(network, (face,), check_trace=False)  # parity is checked on other faces
         if kind == "torch-export":
             return torch.export.export(network, (face,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        require_onnx()
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -87,14 +86,13 @@ def trace(kind: str, network: nn.Module, face: Tensor) -> Any:
 
 def serialize(kind: str, traced: Any, metadata: str) -> bytes:
     """Return the content of the file for a traced network and its description."""
-    target = io.BytesIO()
-    if kind == "torchscript":
+    if kind != "onnx":
+        target = io.BytesIO()
         with _silence():
-            torch.jit.save(traced, target, _extra_files={METADATA: metadata.encode()})
-        return target.getvalue()
-    if kind == "torch-export":
-        with _silence():
-            torch.export.save(traced, target, extra_files={METADATA: metadata})
+            if kind == "torchscript":
+                torch.jit.save(traced, target, _extra_files={METADATA: metadata.encode()})
+            else:
+                torch.export.save(traced, target, extra_files={METADATA: metadata})
         return target.getvalue()
     import onnx
 
@@ -120,25 +118,17 @@ def open_content(kind: str, content: bytes) -> Run:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         names = list(FaceOutput._fields)
         return lambda face: FaceOutput(*map(torch.from_numpy, session.run(names, {_INPUT: face.numpy()})))
+    source = io.BytesIO(content)
     with _silence():
-        source = io.BytesIO(content)
-        module: Any = (
-            torch.jit.load(source, map_location="cpu") if kind == "torchscript" else torch.export.load(source).module()
-        )
-
-    @torch.no_grad()
-    def run(face: Tensor) -> FaceOutput:
-        return FaceOutput(*module(face))
-
-    return run
+        module: Any = torch.jit.load(source, "cpu") if kind == "torchscript" else torch.export.load(source).module()
+    forward = torch.no_grad()(module.__call__)
+    return lambda face: FaceOutput(*forward(face))
 
 
 def to_int8(model: "onnx.ModelProto", faces: Tensor) -> "onnx.ModelProto":
     """Quantise convolutions and matrix products statically, with one scale per weight channel.
 
-    Args:
-        model: model in float32.
-        faces: (N, 3, S, S) in [-1, 1], masked and clean, on which the ranges of activations are measured.
+    The ranges of activations are measured on faces (N, 3, S, S) in [-1, 1], masked and clean.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -152,19 +142,12 @@ def to_int8(model: "onnx.ModelProto", faces: Tensor) -> "onnx.ModelProto":
             batch = next(self.batches, None)
             return None if batch is None else {_INPUT: batch.numpy()}
 
+    settings: dict[str, Any] = {"quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8, "per_channel": True}
     with tempfile.TemporaryDirectory() as folder, _silence():
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         quant_pre_process(model, before, skip_symbolic_shape=True)
-        quantize_static(
-            before,
-            after,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=_float32_nodes(onnx.load(before)),
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
+        excluded = _float32_nodes(onnx.load(before))
+        quantize_static(before, after, Reader(), op_types_to_quantize=_QUANTISED, nodes_to_exclude=excluded, **settings)
         return onnx.load(after)
 
 

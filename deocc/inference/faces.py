@@ -80,9 +80,7 @@ class FaceFinder:
         number: return this face of photos that show several, counted from 1, most prominent first.
 
     Raises:
-        ImportError: a package that the detector needs is not installed.
-        FileNotFoundError: there is no such weights file.
-        ValueError: unknown detector or alignment, unusable weights, or contradicting arguments.
+        ValueError: unknown alignment, or contradicting arguments. Others as `create_detector`.
     """
 
     def __init__(
@@ -121,20 +119,17 @@ class FaceFinder:
         return [self._cut(photo, found, number, turned) for number in numbers]
 
     def find_single(self, photo: NDArray[np.uint8], name: str = "the photo") -> PhotoFace:
-        """Find the face of a photo that shows one person, or the chosen face.
+        """Find the face of a photo that shows one person, or the chosen face; errors as `find`.
 
         Raises:
             SeveralFacesError: no face was chosen, and others are at least half as prominent as the first one.
-            NoFaceError, ValueError: as `find`.
         """
         found, turned = self._detect(photo, name)
         if self.number is None and (rivals := find_rivals(found)):
             boxes = {number: face.box.round().astype(int).tolist() for number, face in rivals.items()}
             listed = ", ".join(f"{n} at {x0}, {y0}, {x1 - x0} x {y1 - y0}" for n, (x0, y0, x1, y1) in boxes.items())
-            raise SeveralFacesError(
-                f"{name} shows {len(rivals)} faces (left, top, width x height: {listed}): "
-                "choose one with --face N, or crop the photo"
-            )
+            shown = f"{len(rivals)} faces (left, top, width x height: {listed})"
+            raise SeveralFacesError(f"{name} shows {shown}: choose one with --face N, or crop the photo")
         return self._cut(photo, found, self._choose(found, name), turned)
 
     def _choose(self, found: Sequence[Detection], name: str) -> int:
@@ -151,10 +146,9 @@ class FaceFinder:
         if self._detector is None:
             full_width, full_height, template = ALIGNMENTS[str(self._aligned)]
             if abs(width * full_height / (height * full_width) - 1) > _ASPECT_TOLERANCE:
-                raise ValueError(
-                    f"{name} is {width} x {height} pixels, {self._aligned} crops have the shape "
-                    f"{full_width} x {full_height}: leave --aligned out for photos"
-                )
+                expected = f"{self._aligned} crops have the shape {full_width} x {full_height}"
+                remedy = "leave --aligned out for photos"
+                raise ValueError(f"{name} is {width} x {height} pixels, {expected}: {remedy}")
             scale = np.array([width / full_width, height / full_height])  # crops may be scaled
             points = (np.array(template) + 0.5) * scale - 0.5
             return [Detection(np.array([0.0, 0.0, width - 1, height - 1]), points, 1.0)], 0
@@ -176,10 +170,9 @@ class FaceFinder:
                     turned = 90 * quarters
         if not faces:
             smallest = detector.smallest_face(height, width)
-            raise NoFaceError(
-                f"no face found in {name} by {self._name}, which looks for faces from {smallest} pixels in upright and "
-                "turned photos: use a larger or more frontal face, or --aligned for crops"
-            )
+            searched = f"{self._name}, which looks for faces from {smallest} pixels in upright and turned photos"
+            remedy = "use a larger or more frontal face, or --aligned for crops"
+            raise NoFaceError(f"no face found in {name} by {searched}: {remedy}")
         if turned:
             warnings.warn(f"{name}: found the face after turning the photo by {turned} degrees", stacklevel=2)
         return faces, turned

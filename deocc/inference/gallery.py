@@ -43,17 +43,13 @@ def limit_for(calibration: Calibration, condition: str, faces: int, wanted: floa
 
     Args:
         calibration: calibration of the model.
-        condition: one of `deocc.evaluation.thresholds.CONDITIONS`.
+        condition: one of its `thresholds`; ValueError if it has none.
         faces: number of faces in the gallery.
         wanted: share of unknown faces that may be accepted.
-
-    Raises:
-        ValueError: no threshold was calibrated for this condition.
     """
     limits = []
     for threshold in calibration.thresholds[condition]:
-        measured = threshold.test.false_accept_rate if threshold.test is not None else 0.0
-        rate = max(threshold.target, measured)
+        rate = max(threshold.target, threshold.test.false_accept_rate if threshold.test is not None else 0.0)
         limits.append(Limit(threshold.same, threshold.target, rate, min(1.0, rate * faces)))
     if not limits:
         raise ValueError(f"no threshold for {condition}: too few validation people; test on more with `deocc test`")
@@ -86,14 +82,9 @@ class CachedFace(NamedTuple):
 
 
 class GalleryCache:
-    """Embeddings by photo in an .npz file.
+    """Embeddings by photo in an .npz file without pickles; an existing one is read, ValueError if it is something else.
 
-    Args:
-        path: the file; an existing one is read. It contains no pickles.
-        key: hash of the model and the detector settings; entries of another key are dropped.
-
-    Raises:
-        ValueError: the existing file is something else.
+    The key is a hash of the model and the detector settings; entries of another key are dropped.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -103,8 +94,9 @@ class GalleryCache:
             try:
                 rows, found = read_rows(path, _CACHE_COLUMNS, CachedFace, "key")
             except ValueError as error:
-                problem = f"exists and holds no gallery ({error})"
-                raise ValueError(f"{path} {problem}: choose another --save-index") from error
+                raise ValueError(
+                    f"{path} exists and holds no gallery ({error}): choose another --save-index"
+                ) from error
             self.faces = {row.photo: row for row in rows if found == key}
 
     def update(self, faces: Sequence[CachedFace]) -> None:
@@ -224,14 +216,9 @@ class PersonIndex:
         self._most_faces = 0
 
     def add(self, embeddings: NDArray[np.float32], people: Sequence[str]) -> None:
-        """Train the index on the faces of a gallery, (N, D) unit vectors, N at least 1, of N people, and add them.
-
-        Raises:
-            ValueError: the index cannot be trained on so few faces.
-        """
+        """Train the index on the faces of a gallery, (N, D) unit vectors, N at least 1, of N people, and add them."""
         self._people = list(people)
         self._most_faces = Counter(people).most_common(1)[0][1]
-        embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         try:
             self._index.train(embeddings)
             self._index.add(embeddings)
@@ -240,14 +227,10 @@ class PersonIndex:
             raise ValueError(f"cannot index {len(people)} faces ({reason}): choose --index Flat") from error
 
     def search(self, embeddings: NDArray[np.float32], top: int) -> list[list[Match]]:
-        """Return the `top` most similar people for each of (Q, D) unit vectors, or all if there are fewer.
-
-        Raises:
-            ValueError: an approximate index finds no face.
-        """
+        """Return the `top` most similar people for each of (Q, D) unit vectors, or all if there are fewer."""
         # So many faces belong to at least `top` people, even if each has as many as the one with the most.
         faces = min(top * self._most_faces, len(self._people))
-        similarities, places = self._index.search(np.ascontiguousarray(embeddings, dtype=np.float32), faces)
+        similarities, places = self._index.search(embeddings, faces)
         found = []
         for row in zip(similarities.tolist(), places.tolist(), strict=True):
             best: dict[str, Match] = {}
@@ -270,9 +253,7 @@ def find_conflicts(gallery: Sequence[GalleryFace], index: PersonIndex) -> list[O
     for face, matches in zip(gallery, found, strict=True):
         others = [match for match in matches if match.person != face.person and match.similarity >= _SAME_PHOTO]
         if others and max(face.covered, (other := gallery[others[0].place]).covered) < 0.5:
-            reason = (
-                f"gallery: {face.photo} ({face.person}) and {other.photo} ({other.person}) show nearly the same face "
-                f"(similarity {others[0].similarity:.3f}): remove one of them"
-            )
-            problems.append(Outcome(str(face.photo), reason))
+            both = f"{face.photo} ({face.person}) and {other.photo} ({other.person})"
+            reason = f"show nearly the same face (similarity {others[0].similarity:.3f}): remove one of them"
+            problems.append(Outcome(str(face.photo), f"gallery: {both} {reason}"))
     return problems

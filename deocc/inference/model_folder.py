@@ -75,10 +75,7 @@ def write_model(folder: Path, config: Mapping[str, Any], network: FaceNetwork, c
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
-    """Read the configuration and the network, in float32, of a model folder.
-
-    Raises what `read_model_folder` and `network_of` raise.
-    """
+    """Read configuration and network, in float32, of a model folder; errors as `read_model_folder` and `network_of`."""
     config, state = read_model_folder(folder)
     return config, network_of(config, state, str(folder))
 

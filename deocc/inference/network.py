@@ -28,19 +28,12 @@ _COARSE: Final = 1 / 1.5  # scale below which `deocc.geometry.warp` samples a sm
 
 
 class FaceOutput(NamedTuple):
-    """The results for B faces; an exported file has outputs of the same names.
+    """The results for B faces; an exported file has outputs of the same names."""
 
-    Attributes:
-        completed_face: (B, 3, S, S) in [-1, 1].
-        mask: (B, 1, S, S), 1 = covered.
-        embedding: (B, D) unit vectors.
-        covered: (B,) covered share of the face, in [0, 1], by which the threshold of a pair is chosen.
-    """
-
-    completed_face: Tensor
-    mask: Tensor
-    embedding: Tensor
-    covered: Tensor
+    completed_face: Tensor  # (B, 3, S, S) in [-1, 1]
+    mask: Tensor  # (B, 1, S, S), 1 = covered
+    embedding: Tensor  # (B, D) unit vectors
+    covered: Tensor  # (B,) covered share of the face, in [0, 1], by which the threshold of a pair is chosen
 
 
 class FaceNetwork(nn.Module):
@@ -52,16 +45,13 @@ class FaceNetwork(nn.Module):
             an empty mask, with `name`, `options` and `packaged`, True if its weights are those of an installed package;
             None for the student.
 
-    Attributes:
-        teacher: the embedder of faces with an empty mask; None for the student.
-
     Raises:
         ValueError: the configuration describes no such network.
         ImportError: a network needs a package that is not installed.
     """
 
     center: Tensor
-    teacher: Embedder | None
+    teacher: Embedder | None  # of faces with an empty mask; None for the student
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -100,14 +90,9 @@ class FaceNetwork(nn.Module):
 
 
 def network_of_checkpoint(path: Path) -> tuple[dict[str, Any], FaceNetwork]:
-    """Build the network of a stage-2 checkpoint, with the running average of the student.
+    """Return the configuration, as in a model folder, and the network of a stage-2 checkpoint.
 
-    Returns:
-        The configuration, as in a model folder, and the network.
-
-    Raises:
-        ValueError: it is no checkpoint of stage 2, or a damaged one.
-        ImportError: a network needs a package that is not installed.
+    The student is the running average. Raises what `read_checkpoint` and `network_of` raise.
     """
     checkpoint = read_checkpoint(path, "distillation")
     try:

@@ -154,16 +154,10 @@ class EmbeddedFace(NamedTuple):
 
 
 class EmbeddingFile:
-    """Embeddings by name, as `deocc predict` writes them.
+    """Embeddings by name in an .npz file without pickles, as `deocc predict` writes them.
 
-    Those of an earlier run stay until they are replaced or removed by `keep`.
-
-    Args:
-        path: the .npz file; an existing one is read. It contains no pickles.
-        model: hash of the model. Embeddings of two models cannot be compared, so they never share a file.
-
-    Raises:
-        ValueError: the existing file is something else, or belongs to another model.
+    Those of an earlier run stay until they are replaced or removed by `keep`. Embeddings of two models cannot be
+    compared: ValueError if the file belongs to a model with another hash, or is something else.
     """
 
     def __init__(self, path: Path, model: str) -> None:

@@ -101,12 +101,7 @@ def _is_iso_photo(head: bytes) -> bool:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read the file of a photo.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a folder or a device, is not readable, or has more than `MOST_BYTES` bytes.
-    """
+    """Read the file of a photo; ValueError if it is a folder or a device, or has more than `MOST_BYTES` bytes."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

@@ -26,35 +26,20 @@ _BATCH: Final = 32  # larger ones are slower on a CPU, where their memory is all
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision on two faces and its grounds.
-
-    Attributes:
-        decision: "same", "different" or "not sure".
-        similarity: cosine of the embeddings, in [-1, 1].
-        condition: one of `deocc.evaluation.thresholds.CONDITIONS`.
-        same_from: similarity from which a pair of this condition is "same".
-        different_below: similarity below which it is "different".
-        false_accept_rate: share of pairs of two people that `same_from` accepts, calibrated on validation people.
-        tested_false_accept_rate: share of the test people's pairs that it accepted; None if not measured.
-        masked_a: whether the first face counts as masked.
-        masked_b: whether the second face counts as masked.
-        visible_a: visible share of the first face, by the predicted mask.
-        visible_b: visible share of the second face.
-        reason: one line.
-    """
+    """The decision on two faces and its grounds."""
 
     decision: Decision
-    similarity: float
-    condition: str
-    same_from: float
-    different_below: float
-    false_accept_rate: float
-    tested_false_accept_rate: float | None
-    masked_a: bool
+    similarity: float  # cosine of the embeddings, in [-1, 1]
+    condition: str  # one of `deocc.evaluation.thresholds.CONDITIONS`
+    same_from: float  # similarity from which a pair of this condition is "same"
+    different_below: float  # similarity below which it is "different"
+    false_accept_rate: float  # share of pairs of two people that `same_from` accepts, calibrated on validation people
+    tested_false_accept_rate: float | None  # share of the test people's pairs that it accepted; None if not measured
+    masked_a: bool  # the first face counts as masked
     masked_b: bool
-    visible_a: float
+    visible_a: float  # visible share of the first face, by the predicted mask
     visible_b: float
-    reason: str
+    reason: str  # one line
 
 
 def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
@@ -65,13 +50,9 @@ def condition_of(calibration: Calibration, covered: tuple[float, float]) -> str:
 def decide(
     calibration: Calibration, similarity: float, covered: tuple[float, float], false_accept_rate: float | None = None
 ) -> Verdict:
-    """Decide whether two faces show the same person.
+    """Decide whether two faces show the same person, from the cosine of their embeddings and their covered shares.
 
-    Args:
-        calibration: calibration of the model.
-        similarity: cosine of the embeddings, in [-1, 1].
-        covered: covered share of each face, in [0, 1].
-        false_accept_rate: as for `Calibration.threshold`, which raises ValueError if it was not calibrated.
+    The false-accept rate is that of `Calibration.threshold`, which raises ValueError if it was not calibrated.
     """
     condition = condition_of(calibration, covered)
     threshold = calibration.threshold(condition, false_accept_rate)
@@ -98,7 +79,7 @@ def decide(
         same_from=threshold.same,
         different_below=threshold.different,
         false_accept_rate=threshold.target,
-        tested_false_accept_rate=test.false_accept_rate if test is not None else None,
+        tested_false_accept_rate=None if test is None else test.false_accept_rate,
         masked_a=covered[0] >= calibration.masked.limit,
         masked_b=covered[1] >= calibration.masked.limit,
         visible_a=1 - covered[0],
@@ -164,10 +145,9 @@ class Pipeline:
         for name, values, low in (("faces", face, -1.0), ("masks", mask, 0.0)):
             # Written so that NaN fails; a thousandth allows for rounding, as by resizing.
             if values is not None and not bool(((values >= low - 1e-3) & (values <= 1 + 1e-3)).all()):
-                raise ValueError(
-                    f"expected {name} in [{low:g}, 1], got values from {float(values.min()):g} to "
-                    f"{float(values.max()):g}: divide pixels of 0 to 255 by 127.5 and subtract 1"
-                )
+                found = f"got values from {float(values.min()):g} to {float(values.max()):g}"
+                remedy = "divide pixels of 0 to 255 by 127.5 and subtract 1"
+                raise ValueError(f"expected {name} in [{low:g}, 1], {found}: {remedy}")
         outputs = []
         for start in range(0, len(face), _BATCH):
             batch = slice(start, start + _BATCH)

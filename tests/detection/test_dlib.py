@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import math
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -45,14 +44,6 @@ def test_dlib_ranks_the_sharper_face_first(hog: Detector) -> None:
         assert len(faces) == 2
         assert faces[0].score > faces[1].score
         assert (faces[0].landmarks[:, 0] >= 200).all() == bool(sharper)
-
-
-def test_dlib_threshold_is_a_lower_bound(hog: Detector) -> None:
-    image, _ = orl_face(0, 0, 250, 250)
-    score = hog.detect(image)[0].score
-    margin = math.log(score / (1 - score))
-    assert len(create_detector("dlib", threshold=margin - 0.01).detect(image)) == 1
-    assert create_detector("dlib", threshold=margin + 0.01).detect(image) == []
 
 
 def test_dlib_reports_unsure_faces_only_alone(hog: Detector) -> None:
