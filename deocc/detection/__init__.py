@@ -1,14 +1,14 @@
 """Face detectors with five landmarks. NumPy arrays in and out; torch is only imported by the detector that needs it."""
 
 from deocc.detection.detector import Detection, Detector
-from deocc.detection.dlib import DlibCnnDetector, DlibHogDetector
+from deocc.detection.dlib import DlibCnnDetector, DlibDetector
 from deocc.detection.mtcnn import MtcnnDetector
 from deocc.detection.yunet import YunetDetector
 
 __all__ = ["Detection", "Detector", "create_detector", "list_detectors"]
 
 _DETECTORS: dict[str, type[Detector]] = {
-    detector.name: detector for detector in (DlibHogDetector, DlibCnnDetector, MtcnnDetector, YunetDetector)
+    detector.name: detector for detector in (DlibDetector, DlibCnnDetector, MtcnnDetector, YunetDetector)
 }
 
 

@@ -9,7 +9,6 @@
 
 import importlib
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -30,32 +29,33 @@ _LARGE: Final = 1600  # longer sides are shrunk to this, which bounds time and m
 
 
 class DlibDetector(Detector):
-    """Base class: boxes by a subclass, five landmarks by the 68-point predictor [2].
+    """Detector of frontal faces from 80 pixels by linear filters on gradient histograms [0]; fast on a CPU.
 
-    dlib's 5-point predictor is free of the terms of [3] but has no mouth.
+    It is part of dlib. The weights are those of the 68-point predictor [2], default the ones of
+    face-recognition-models; dlib's 5-point predictor is free of the terms of [3] but has no mouth.
     """
 
-    def __init__(self, predictor: Path | None = None) -> None:
+    name = "dlib"
+    upright_score = 0.5  # its filters are for upright faces
+    _sure_score = 0.5  # of a face at the decision boundary
+
+    def __init__(self, weights: str | None = None) -> None:
         try:
             self._dlib: Any = importlib.import_module("dlib")
         except ImportError as error:
-            raise ImportError(
-                f"dlib's face detectors need the package dlib-bin, which is not installed: {REMEDY}"
-            ) from error
-        path = predictor or packaged_file(_PREDICTOR_FILE)
+            package = "the package dlib-bin, which is not installed"
+            raise ImportError(f"dlib's face detectors need {package}: {REMEDY}") from error
+        path = packaged_file(_PREDICTOR_FILE) if weights is None else given_file(weights)
         self._predictor = _read_weights(self._dlib.shape_predictor, path)
         points = self._predictor(np.zeros((8, 8, 3), np.uint8), self._dlib.rectangle(0, 0, 7, 7)).num_parts
         if points != _PREDICTOR_POINTS:
             raise ValueError(f"{path} predicts {points} points, expected {_PREDICTOR_POINTS}: give a {_PREDICTOR_FILE}")
+        self._detector: Any = self._dlib.get_frontal_face_detector()
 
     def smallest_face(self, height: int, width: int) -> int:
         """Return 80 pixels, more in photos that are shrunk, 40 in very small ones."""
         scale = max(1.0, max(height, width) / _LARGE)
         return round(_SMALLEST_FACE * scale / (2 if min(height, width) / scale < _SMALL else 1))
-
-    @abstractmethod
-    def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
-        """Return dlib rectangles in pixels of `image` with their scores, after doubling it `upsamplings` times."""
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
         smaller, factors = shrink(image, _LARGE)
@@ -70,22 +70,8 @@ class DlibDetector(Detector):
             # The logistic function of the signed distance from the decision boundary; not calibrated.
             yield Detection(box, five, 1 / (1 + math.exp(-margin)))
 
-
-class DlibHogDetector(DlibDetector):
-    """Detector of frontal faces from 80 pixels by linear filters on gradient histograms [0]; fast on a CPU.
-
-    It is part of dlib; the weights are a 68-point predictor, default the one of face-recognition-models.
-    """
-
-    name = "dlib"
-    upright_score = 0.5  # its filters are for upright faces
-    _sure_score = 0.5  # of a face at the decision boundary
-
-    def __init__(self, weights: str | None = None) -> None:
-        super().__init__(None if weights is None else given_file(weights))
-        self._detector = self._dlib.get_frontal_face_detector()
-
     def _boxes(self, image: NDArray[np.uint8], upsamplings: int) -> Iterable[tuple[Any, float]]:
+        """Return dlib rectangles in pixels of `image` with their scores, after doubling it `upsamplings` times."""
         rectangles, margins, _ = self._detector.run(image, upsamplings, _LOWEST_MARGIN)
         return zip(rectangles, margins, strict=True)
 
@@ -97,7 +83,7 @@ class DlibCnnDetector(DlibDetector):
     """
 
     name = "dlib_cnn"
-    upright_score = 0.5
+    _sure_score = 0.0
 
     def __init__(self, weights: str | None = None) -> None:
         path = packaged_file(_CNN_FILE) if weights is None else given_file(weights)
@@ -112,7 +98,5 @@ def _read_weights(reader: Callable[[str], Any], path: Path) -> Any:
     try:
         return reader(str(path))
     except RuntimeError as error:
-        reason = describe_error(error)
-        raise ValueError(
-            f"{path} is damaged or not of this dlib detector ({reason}): get it again or give another file"
-        ) from None
+        problem = f"{path} is damaged or not of this dlib detector ({describe_error(error)})"
+        raise ValueError(f"{problem}: get it again or give another file") from None

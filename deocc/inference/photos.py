@@ -2,6 +2,7 @@
 
 import stat
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,23 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from deocc.data.images import (
-    FORMATS,
-    IMAGE_SUFFIXES,
-    MOST_BYTES,
-    ImageTooLargeError,
-    check_size,
-    is_image,
-    open_image,
-    reason_of,
-    to_srgb,
-    upright,
-)
+from deocc.data import images
 
-PHOTO_FORMATS: Final = (*FORMATS, "GIF", "AVIF")
+PHOTO_FORMATS: Final = (*images.FORMATS, "GIF", "AVIF")
 """Pillow's names of the formats; HEIC needs the package pillow-heif."""
 
-_SUFFIXES: Final = IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
+_SUFFIXES: Final = images.IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
 _BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())
 """Brands of HEIC and AVIF photos, in the first box of the file; videos such as MP4 begin alike with other brands."""
 
@@ -66,20 +56,23 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         if isinstance(source, np.ndarray):
             photo = _convert_array(source, name, notes)
         elif isinstance(source, Image.Image):
-            check_size(source.size)
+            images.check_size(source.size)
             photo = _convert_image(source, name, notes)
         else:
-            with open_image(source, _formats_of(source, name)) as image:
+            with images.open_image(source, _formats_of(source)) as image:
                 photo = _convert_image(image, name, notes)
-    except (ImportError, _PhotoError):
+    except _PhotoError:
         raise
     except UnidentifiedImageError:
+        if isinstance(source, bytes) and _is_iso_photo(source) and "HEIF" not in Image.OPEN:
+            hint = 'which needs the package pillow-heif: pip install "deocc[photos]"'
+            raise ImportError(f"{name} is HEIC, {hint}") from None
         known = ", ".join((*PHOTO_FORMATS, "HEIC"))
         raise ValueError(f"{name} is not an image, or a damaged one ({known} are read): {remedy}") from None
-    except ImageTooLargeError as error:
+    except images.ImageTooLargeError as error:
         raise ValueError(f"{name}: {error}, make it smaller") from None
     except Exception as error:  # Pillow raises almost anything for a damaged file
-        raise ValueError(f"cannot read {name} as a photo ({reason_of(error)}): {remedy}") from error
+        raise ValueError(f"cannot read {name} as a photo ({images.reason_of(error)}): {remedy}") from error
     for note in notes:
         warnings.warn(f"{name} {note}", stacklevel=2)
     return photo
@@ -87,7 +80,7 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
 
 def is_photo(path: Path) -> bool:
     """Return whether a file is a photo: by the ending of its name, or by its first bytes if the ending is another."""
-    if is_image(str(path), _SUFFIXES, PHOTO_FORMATS):
+    if images.is_image(str(path), _SUFFIXES, PHOTO_FORMATS):
         return True
     try:
         with path.open("rb") as file:
@@ -107,8 +100,9 @@ def read_bytes(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if path.is_dir() else "no plain file"
             raise ValueError(f"{path} is {kind}, not a photo: give an image file")
-        if status.st_size > MOST_BYTES:
-            raise ValueError(f"{path} has {status.st_size:,} bytes, a photo at most {MOST_BYTES:,}: make it smaller")
+        if status.st_size > images.MOST_BYTES:
+            size = f"{status.st_size:,} bytes, a photo at most {images.MOST_BYTES:,}"
+            raise ValueError(f"{path} has {size}: make it smaller")
         return path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"no photo at {path}: check the path") from None
@@ -116,23 +110,17 @@ def read_bytes(path: Path) -> bytes:
         raise ValueError(f"cannot read {path} ({error.strerror or error}): check its permissions") from error
 
 
-def _formats_of(data: bytes, name: str) -> tuple[str, ...]:
-    """Return Pillow's names of `PHOTO_FORMATS`, or that of pillow-heif for other ISO media files."""
+def _formats_of(data: bytes) -> tuple[str, ...]:
+    """Return Pillow's names of `PHOTO_FORMATS`, and for ISO media files that of pillow-heif, where it is installed."""
     Image.init()  # registers all readers; that of AVIF is not in every version of Pillow
-    formats: tuple[str, ...] = tuple(each for each in PHOTO_FORMATS if each in Image.OPEN)
-    if not _is_iso_photo(data):
-        return formats
-    try:
-        with open_image(data, formats):
-            return formats  # AVIF
-    except UnidentifiedImageError:
-        try:
+    names = PHOTO_FORMATS
+    if _is_iso_photo(data):
+        names = (*names, "HEIF")
+        with suppress(ImportError):
             from pillow_heif import register_heif_opener
-        except ImportError:
-            hint = 'which needs the package pillow-heif: pip install "deocc[photos]"'
-            raise ImportError(f"{name} is HEIC, {hint}") from None
-    register_heif_opener()
-    return ("HEIF",)
+
+            register_heif_opener()
+    return tuple(name for name in names if name in Image.OPEN)
 
 
 def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[np.uint8]:
@@ -147,7 +135,7 @@ def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[n
             break
     else:
         image.seek(0)
-    image = to_srgb(upright(image))
+    image = images.to_srgb(images.upright(image))
     if image.mode == "F":
         raise _PhotoError(f"{name} holds floating-point numbers of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -163,7 +151,7 @@ def _convert_array(array: NDArray[np.generic], name: str, notes: list[str]) -> N
     pixels: NDArray[Any] = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
         raise _PhotoError(f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    check_size((pixels.shape[1], pixels.shape[0]))
+    images.check_size((pixels.shape[1], pixels.shape[0]))
     if pixels.dtype != np.uint8:
         # Pillow's mode I holds 16-bit PGM and PNG in 32 bits.
         if pixels.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
