@@ -132,11 +132,8 @@ def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[lis
     """Find photos: the given files, and the images below the given folders, sorted by path.
 
     Hidden and system files are skipped (`deocc.files.is_stray`), and the folder `outside`, because results are written
-    to it. Symbolic links are followed. A file found twice counts once.
-
-    Returns:
-        The photos, and an outcome for each path that is missing or unreadable, each file that is no photo, and each
-        empty folder.
+    to it. Symbolic links are followed. A file found twice counts once. Returns also an outcome for each path that is
+    missing or unreadable, each file that is no photo, and each empty folder.
     """
     photos: list[FoundPhoto] = []
     problems: list[Outcome] = []
@@ -166,12 +163,9 @@ def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Out
     files: list[Path] = []
     problems: list[Outcome] = []
 
-    def leave_out(path: object, reason: str) -> None:
-        problems.append(Outcome(str(path), reason))
-
     def report(error: OSError) -> None:
-        path = error.filename or given
-        leave_out(path, f"cannot read {path} ({error.strerror or error}): check its permissions")
+        path, reason = error.filename or given, error.strerror or error
+        problems.append(Outcome(str(path), f"cannot read {path} ({reason}): check its permissions"))
 
     try:
         is_folder, exists = given.is_dir(), given.exists()
@@ -179,7 +173,7 @@ def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Out
         report(error)
         return files, problems
     if not exists:
-        leave_out(given, f"no photo or folder at {given}: check the path")
+        problems.append(Outcome(str(given), f"no photo or folder at {given}: check the path"))
     elif not is_folder:
         files.append(given)
     else:
@@ -189,9 +183,9 @@ def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Out
             if entry.is_file() and is_photo(path):
                 files.append(path)
             else:
-                leave_out(path, f"{path} is no photo ({known} are read): convert it or remove it")
+                problems.append(Outcome(str(path), f"{path} is no photo ({known} are read): convert it or remove it"))
         if not files and not problems:
-            leave_out(given, f"no photo in {given}: it holds no files, or only hidden ones")
+            problems.append(Outcome(str(given), f"no photo in {given}: it holds no files, or only hidden ones"))
     return sorted(files), problems
 
 
@@ -209,10 +203,7 @@ def process_photos(
     are recorded as not reached.
 
     `work` returns at least one outcome of a photo, or raises one of `RECOVERABLE`. At the end a summary is printed, or
-    the outcomes as a JSON list.
-
-    Returns:
-        The exit code: 0 if all photos were processed, else 1.
+    the outcomes as a JSON list. Returns the exit code: 0 if all photos were processed, else 1.
     """
     photos, problems = found
     inputs = {problem.photo for problem in problems} | {str(photo.path) for photo in photos}

@@ -225,8 +225,6 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
 
     Raises:
         ValueError: the float32 file differs from torch.
-        FileNotFoundError: there are no faces to compare on.
-        ImportError: a required package is not installed.
     """
     faces = photo_faces(pipeline, photos) if photos else embedded_faces(pipeline, "val", _CHECK_EVERY)
     network = ExportNetwork(pipeline.network, pipeline.size)

@@ -19,8 +19,7 @@ from deocc.messages import describe_error
 if TYPE_CHECKING:
     import onnx
 
-METADATA: Final = "deocc.json"
-"""Key of the JSON description: metadata of an ONNX file, extra file of torch's formats."""
+METADATA: Final = "deocc.json"  # key of the JSON description: metadata of an ONNX file, extra file of torch's formats
 OPSET: Final = 18
 """The lowest ONNX opset with all operations that are needed, so that most runtimes read the file (our choice)."""
 
@@ -29,8 +28,7 @@ _QUANTISED: Final = ["Conv", "Gemm", "MatMul"]
 _FLOAT32_MODULES: Final = ("/segmenter/", "/crop/")  # parts of node names, as the exporter derives them from modules
 _CALIBRATION_BATCH: Final = 8
 
-SUFFIXES: Final = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
-"""Endings of the file names by format."""
+SUFFIXES: Final = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}  # of the file names by format
 
 Run = Callable[[Tensor], FaceOutput]
 """Maps faces (B, 3, S, S) in [-1, 1], any B, to the outputs."""

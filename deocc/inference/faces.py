@@ -241,13 +241,9 @@ def cut(photo: NDArray[np.uint8], matrix: Tensor, size: int) -> Tensor:
 
 
 def paste_back(photo: NDArray[np.uint8], crop: Tensor, matrix: Tensor, weight: Tensor) -> NDArray[np.uint8]:
-    """Return a copy of the photo with the crop in its place, unchanged wherever `weight_in_photo` is 0.
+    """Return a copy of a photo (H, W, 3) with a crop (3, S, S) in its place, unchanged where `weight_in_photo` is 0.
 
-    Args:
-        photo: (H, W, 3) RGB.
-        crop: (3, S, S) in [-1, 1].
-        matrix: (2, 3) photo pixels to crop pixels.
-        weight: (1, S, S) opacity of the crop in [0, 1], such as a mask.
+    The matrix (2, 3) maps photo pixels to crop pixels; `weight`, (1, S, S) in [0, 1], is the opacity, such as a mask.
     """
     rows, columns = _crop_window(matrix, crop.shape[-1], photo.shape)
     pasted = photo.copy()

@@ -39,13 +39,9 @@ class Limit(NamedTuple):
 
 
 def limit_for(calibration: Calibration, condition: str, faces: int, wanted: float) -> Limit:
-    """Return the lowest calibrated limit that keeps to `wanted` over the whole gallery, or else the strictest one.
+    """Return the lowest calibrated limit of a condition that suits a gallery, or else the strictest one.
 
-    Args:
-        calibration: calibration of the model.
-        condition: one of its `thresholds`; ValueError if it has none.
-        faces: number of faces in the gallery.
-        wanted: share of unknown faces that may be accepted.
+    A limit suits a gallery with this number of faces if at most the share `wanted` of unknown faces is accepted.
     """
     limits = []
     for threshold in calibration.thresholds[condition]:
@@ -133,12 +129,7 @@ def read_gallery(
     """Embed the face of each photo of a gallery, and return an outcome for each photo without one.
 
     Photos of several similarly prominent faces are left out. The cache provides the embeddings of unchanged photos, and
-    is updated.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is a file, or no photo in it shows a face.
-        OutputError: the cache cannot be written.
+    is updated. Raises FileNotFoundError or ValueError if there is no such folder, or no face in it.
     """
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
@@ -196,10 +187,6 @@ class PersonIndex:
         dimension: length of the embeddings.
         description: string for `faiss.index_factory`; "Flat" compares with every face, others such as "HNSW32" are
             approximate.
-
-    Raises:
-        ValueError: FAISS does not know this description.
-        ImportError: faiss is not installed.
     """
 
     def __init__(self, dimension: int, description: str = "Flat") -> None:

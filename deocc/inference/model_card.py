@@ -46,10 +46,8 @@ def licences(teacher: str, data: str | None) -> dict[str, str]:
 def model_card(config: Mapping[str, Any], results: Mapping[str, Any], calibration: Calibration | None) -> str:
     """Return the card in Markdown, with the header that the Hugging Face hub reads.
 
-    Args:
-        config: configuration of the model, with `training` and `licences`.
-        results: results of its test, as read from `results.json`.
-        calibration: its thresholds; None if it has none.
+    It describes a model by its configuration, with `training` and `licences`, the `results.json` of its test, and its
+    thresholds, if it has any.
     """
     source = files(__package__).joinpath("model_card.md.j2").read_text(encoding="utf-8")
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}

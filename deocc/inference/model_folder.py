@@ -27,13 +27,10 @@ from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error
 from deocc.networks.weights import MODEL_CONFIG, MODEL_FORMAT, MODEL_WEIGHTS, read_model_folder
 
-FOLDER: Final = "model"
-"""Name of the model folder in a run folder."""
+FOLDER: Final = "model"  # name of the model folder in a run folder
 CONFIG, WEIGHTS, CARD = MODEL_CONFIG, MODEL_WEIGHTS, "README.md"
-PRETRAINED: Final = Path(deocc.__file__).with_name("pretrained")
-"""Model folder of the pretrained model in this package."""
-MOST_BYTES: Final = 16_000_000
-"""Maximum size of the pretrained model, which is part of every wheel."""
+PRETRAINED: Final = Path(deocc.__file__).with_name("pretrained")  # model folder in this package
+MOST_BYTES: Final = 16_000_000  # maximum size of the pretrained model, which is part of every wheel
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DEFAULT_SIZE: Final = 112  # of deocc.data.MaskedFaceDataModule
@@ -53,11 +50,9 @@ def weight_bytes(network: FaceNetwork) -> bytes:
     """Return the weights as safetensors: matrices and filters in half precision, vectors and scalars in their own."""
     tensors = {}
     for name, value in network.own_state().items():
-        value = value.detach().cpu()
-        if value.ndim > 1 and value.is_floating_point():
-            fits = bool((value.abs() <= torch.finfo(torch.float16).max).all())
-            value = value.half() if fits else value
-        tensors[name] = value.contiguous()
+        large = value.ndim > 1 and value.is_floating_point()
+        halved = large and bool((value.abs() <= torch.finfo(torch.float16).max).all())
+        tensors[name] = (value.half() if halved else value).cpu().contiguous()
     return safetensors.torch.save(tensors)
 
 
@@ -137,19 +132,17 @@ def _load_model(folder: Path) -> Pipeline:
 
 def _load_checkpoint(path: Path) -> Pipeline:
     config, network = network_of_checkpoint(path)
-    calibration, file = read_thresholds(path), runs.run_folder_of(path) / runs.CONFIG
+    calibration, file, size = read_thresholds(path), runs.run_folder_of(path) / runs.CONFIG, _DEFAULT_SIZE
     if calibration is not None:
         size = calibration.size
     elif file.is_file():
         try:
-            size = int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", _DEFAULT_SIZE))
+            size = int(yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("size", size))
         except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is damaged: get it again from the run that the checkpoint is of") from error
     else:
-        size = _DEFAULT_SIZE
-        warnings.warn(
-            f"{path} was never tested and has no {runs.CONFIG} beside it: taking crops of {size} pixels", stacklevel=3
-        )
+        problem = f"{path} was never tested and has no {runs.CONFIG} beside it"
+        warnings.warn(f"{problem}: taking crops of {size} pixels", stacklevel=3)
     _check_size(size, path)
     config |= {"face": face_contract(size), THRESHOLDS: calibration.plain() if calibration is not None else None}
     return Pipeline(config, network, calibration)
@@ -199,13 +192,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if lacking:
         raise ValueError(f"{folder} has no thresholds for {', '.join(lacking)}: test the run on more validation people")
     sizes = {name: (folder / name).stat().st_size for name in names}
-    size, most = f"{sum(sizes.values()) / 1e6:.1f} MB", f"{MOST_BYTES / 1e6:.0f}"
+    total, most = f"{sum(sizes.values()) / 1e6:.1f} MB", f"{MOST_BYTES / 1e6:.0f}"
     if sum(sizes.values()) > MOST_BYTES:
-        raise ValueError(f"{folder} has {size}, at most {most} MB are allowed: train smaller networks")
+        raise ValueError(f"{folder} has {total}, at most {most} MB are allowed: train smaller networks")
     for name in names:
         write_file(PRETRAINED / name, (folder / name).read_bytes())
     listed = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items())
-    print(f"pretrained model: {PRETRAINED} ({listed}; {size} of {most})")
+    print(f"pretrained model: {PRETRAINED} ({listed}; {total} of {most})")
 
 
 if __name__ == "__main__":

@@ -32,11 +32,9 @@ class OutputError(OSError):
 
 @contextmanager
 def replace_output(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Write a result completely or not at all, as `deocc.files.replace_file`.
+    """Write a result completely or not at all, as `deocc.files.replace_file`, or raise OutputError.
 
-    Raises:
-        OutputError: the file cannot be written.
-        ValueError: the file name is too long, which concerns one photo only.
+    A file name that is too long is a ValueError, since it concerns one photo only.
     """
     try:
         with replace_file(path, durable) as draft:
@@ -117,16 +115,11 @@ def write_rows(path: Path, columns: Collection[str], rows: Sequence[tuple[Any, .
 def read_rows(
     path: Path, columns: Mapping[str, tuple[str, int]], kind: Callable[..., _Row], key: str
 ) -> tuple[list[_Row], str]:
-    """Read what `write_rows` wrote: at least one row of finite numbers, and the text; pickles are refused.
+    """Read what `write_rows` wrote: at least one row of finite numbers, and the text `key`; pickles are refused.
 
-    Args:
-        path: the file.
-        columns: NumPy kind ("U", "i", "f") and number of dimensions of each array, by name.
-        kind: makes a row of its values; the embedding stays an array, others become plain values and lists.
-        key: name of the text.
-
-    Raises:
-        ValueError: the file cannot be read or holds something else; the message is the reason only.
+    The columns are given by NumPy kind ("U", "i", "f") and number of dimensions. `kind` makes a row of its values, of
+    which the embedding stays an array; others become plain values and lists. The message of a ValueError is only the
+    reason why the file cannot be read.
     """
     names = (*columns, key)
     arrays = read_npz(path, lambda name: name in names)
@@ -192,9 +185,8 @@ class EmbeddingFile:
 
     def keep(self, names: Collection[str]) -> None:
         """Remove all other faces."""
-        kept = {name: face for name, face in self._faces.items() if name in names}
-        self._changed |= len(kept) < len(self._faces)
-        self._faces = kept
+        before, self._faces = self._faces, {name: face for name, face in self._faces.items() if name in names}
+        self._changed |= len(self._faces) < len(before)
 
     def write_when_due(self) -> None:
         """Write the file if the last time was more than 30 seconds ago."""
