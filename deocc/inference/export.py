@@ -71,15 +71,6 @@ def embedded_faces(pipeline: Pipeline, split: Literal["train", "val"], every: in
     return _add_masks(f"{len(indices)} ORL faces of {people} people", pixels, points, identity)
 
 
-def photo_faces(pipeline: Pipeline, photos: Sequence[Path]) -> Faces:
-    """Return the most prominent face of each photo, or of those in a folder; raises what `Pipeline.faces` raises."""
-    found, problems = find_photos(photos)
-    if problems:
-        raise FileNotFoundError(problems[0].reason)
-    faces = pipeline.faces([photo.path for photo in found])
-    return _add_masks(f"{len(faces)} photos", faces, None, torch.arange(len(faces)))
-
-
 def _add_masks(source: str, face: Tensor, landmarks: Tensor | None, identity: Tensor) -> Faces:
     kind = torch.arange(len(face)) % len(list_kinds())
     # The word makes the seeds differ from those of training and tests.
@@ -221,12 +212,21 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
         pipeline: the model.
         kind: a format of `deocc.inference.export_formats.SUFFIXES`.
         precision: other than "fp32" for "onnx" only.
-        photos: photos to compare on; default: the embedded faces of validation people.
+        photos: photos, or folders of them, on whose most prominent faces to compare; default: the embedded faces of
+            validation people.
 
     Raises:
-        ValueError: the float32 file differs from torch.
+        FileNotFoundError: there is no photo at one of the paths.
+        ValueError: the float32 file differs from torch. Others as `Pipeline.faces`.
     """
-    faces = photo_faces(pipeline, photos) if photos else embedded_faces(pipeline, "val", _CHECK_EVERY)
+    if photos:
+        found, problems = find_photos(photos)
+        if problems:
+            raise FileNotFoundError(problems[0].reason)
+        crops = pipeline.faces([photo.path for photo in found])
+        faces = _add_masks(f"{len(crops)} photos", crops, None, torch.arange(len(crops)))
+    else:
+        faces = embedded_faces(pipeline, "val", _CHECK_EVERY)
     network = ExportNetwork(pipeline.network, pipeline.size)
     traced = trace(kind, network, faces.masked_face[:1].expand(2, -1, -1, -1))
     opset = {"opset": OPSET} if kind == "onnx" else {}

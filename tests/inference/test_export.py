@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deocc.data import OrlFaces
 from deocc.inference import export as export_module
-from deocc.inference.export import Faces, compare, describe, embedded_faces, export, measure, photo_faces, run_all
+from deocc.inference.export import Faces, compare, describe, embedded_faces, export, measure, run_all
 from deocc.inference.model_folder import load, write_model
 from deocc.inference.network import FaceOutput
 from deocc.inference.pipeline import Pipeline
@@ -113,9 +113,9 @@ def test_embedded_faces_of_a_missing_package(small: Pipeline, monkeypatch: pytes
         embedded_faces(small, "val")
 
 
-def test_photo_faces_of_a_missing_photo(small: Pipeline, tmp_path: Path) -> None:
+def test_export_of_a_missing_photo(small: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no photo or folder at"):
-        photo_faces(small, [tmp_path / "a.jpg"])
+        export(small, "torchscript", photos=[tmp_path / "a.jpg"])
 
 
 def test_describe_without_a_folder(small: Pipeline, tmp_path: Path) -> None:
