@@ -109,7 +109,7 @@ def write_rows(path: Path, columns: Collection[str], rows: Sequence[tuple[Any, .
     """Write rows, at least one, to an .npz file with an array for each column, and the text `value` as `key`."""
     arrays: dict[str, Any] = dict(zip(columns, map(np.array, zip(*rows, strict=True)), strict=True))
     with replace_output(path) as draft, draft.open("wb") as file:
-        np.savez(file, **arrays, **{key: np.array(value)})
+        np.savez(file, **arrays | {key: np.array(value)})
 
 
 def read_rows(

@@ -113,7 +113,7 @@ def read_bytes(path: Path) -> bytes:
 def _formats_of(data: bytes) -> tuple[str, ...]:
     """Return Pillow's names of `PHOTO_FORMATS`, and for ISO media files that of pillow-heif, where it is installed."""
     Image.init()  # registers all readers; that of AVIF is not in every version of Pillow
-    names = PHOTO_FORMATS
+    names: tuple[str, ...] = PHOTO_FORMATS
     if _is_iso_photo(data):
         names = (*names, "HEIF")
         with suppress(ImportError):
