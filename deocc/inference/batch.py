@@ -26,14 +26,12 @@ _WRITE_INTERVAL: Final = 2.0  # seconds of outcomes that a killed process may lo
 
 @dataclass(frozen=True)
 class FoundPhoto:
-    """A photo to process, and the name of its results.
-
-    The name is the path within the given folder without suffix, separated by "/", or the name of a file that was given
-    directly. Repeated names are numbered: `x`, `x-2`, ...
-    """
+    """A photo to process."""
 
     path: Path
     name: str
+    """Of its results: the path within the given folder without suffix, separated by "/", or the name of a file that was
+    given directly. Repeated names are numbered: `x`, `x-2`, ..."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from deocc.masking import list_kinds, render
 
 LIMIT: Final = 1e-4
 """Largest allowed difference between a float32 file and torch, of completed faces, embeddings and covered shares."""
-FORMAT_VERSION: Final = 1
-"""Increased when readers of earlier versions would misread the description or the outputs."""
+FORMAT_VERSION: Final = 1  # increased when readers of earlier versions would misread the description or the outputs
 
 # Not known from the paper; our choice.
 _MIN_MASK_AGREEMENT: Final = 0.999  # share of pixels: single ones may change sides at the segmenter's threshold

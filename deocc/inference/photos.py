@@ -12,9 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from deocc.data import images
 
-PHOTO_FORMATS: Final = (*images.FORMATS, "GIF", "AVIF")
-"""Pillow's names of the formats; HEIC needs the package pillow-heif."""
-
+PHOTO_FORMATS: Final = (*images.FORMATS, "GIF", "AVIF")  # Pillow's names; HEIC needs the package pillow-heif
 _SUFFIXES: Final = images.IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
 _BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())
 """Brands of HEIC and AVIF photos, in the first box of the file; videos such as MP4 begin alike with other brands."""

@@ -185,17 +185,12 @@ class Pipeline:
     def verify(self, a: Photo, b: Photo, false_accept_rate: float | None = None) -> Verdict:
         """Decide whether two photos show the same person.
 
-        Args:
-            a: a photo.
-            b: a photo.
-            false_accept_rate: a calibrated target; None = 0.01, or the strictest calibrated one above it.
+        The false-accept rate is a calibrated target; None = 0.01, or the strictest calibrated one above it.
 
         Raises:
-            FileNotFoundError: a photo does not exist.
             SeveralFacesError: a photo shows several faces of similar prominence; `finder = FaceFinder(size, number=1)`
                 chooses one.
-            ValueError: a photo cannot be read or shows no face; the model has no thresholds, or none for this rate.
-            ImportError: as for `faces`.
+            ValueError: the model has no thresholds, or none for this rate. Others as `faces`.
         """
         face_a = self.finder.find_single(*_read(a, "photo a")).face
         face_b = self.finder.find_single(*_read(b, "photo b")).face
