@@ -164,17 +164,20 @@ def bar_figure(summary: Mapping[str, Any]) -> Figure:
         lowest = 1.0
         for (suffix, source), colour, shift in zip(sources.items(), COLOURS, (-0.2, 0.2), strict=False):
             label: str | None = source
-            for place, figures in enumerate(rows.values()):
+            for row, figures in enumerate(rows.values()):
+                place = float(row)
                 known = figures.get(name + suffix)
                 if known is None or known["mean"] is None:
                     continue
+                if all(figures.get(name + other) is not None for other in sources):
+                    place += shift  # a single bar is centred on its label
                 values, deviation = [100 * value for value in known["values"]], known["deviation"]
                 lowest = min(lowest, *known["values"])
                 error = None if deviation is None else 100 * deviation
                 style: dict[str, Any] = {"color": colour, "alpha": 0.7, "label": label}
                 lines = {"ecolor": "black", "capsize": 2}
-                axes.barh(place + shift, 100 * known["mean"], 0.36, xerr=error, error_kw=lines, **style)
-                axes.plot(values, [place + shift] * len(values), ".", color="black", markersize=3)
+                axes.barh(place, 100 * known["mean"], 0.36, xerr=error, error_kw=lines, **style)
+                axes.plot(values, [place] * len(values), ".", color="black", markersize=3)
                 label = None  # one entry of the legend for each source
         if name == "accuracy":  # from below the lowest value, as in the paper's figure
             axes.set_xlim(max(0.0, math.floor(20 * lowest - 1) * 5), 100)
