@@ -5,8 +5,6 @@ from deocc.losses.distributed import gather_embeddings, gathered_pair_relation_l
 from deocc.losses.identity import IdentityLoss, identity_loss, margin_cosine, margin_logits
 from deocc.losses.reconstruction import feature_distance, masked_l1_loss
 from deocc.losses.relational import (
-    InstanceRelationLoss,
-    PredictionRelationLoss,
     instance_relation_loss,
     pair_relation_loss,
     prediction_relation_loss,
@@ -17,8 +15,6 @@ from deocc.losses.sharded_identity import ShardedIdentityLoss, sharded_identity_
 
 __all__ = [
     "IdentityLoss",
-    "InstanceRelationLoss",
-    "PredictionRelationLoss",
     "ShardedIdentityLoss",
     "discriminator_loss",
     "feature_distance",

@@ -32,9 +32,6 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: str) -> T
         fake_logits: logits of completed faces detached from the generator.
         kind: "hinge" [1] or "wgan" [2].
 
-    Returns:
-        Scalar loss.
-
     Raises:
         ValueError: `kind` is unknown.
     """
@@ -51,10 +48,8 @@ def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
     return -widen(fake_logits).mean()
 
 
-def gradient_penalty(
-    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor | None = None
-) -> Tensor:
-    """Gradient penalty of WGAN-GP between clean and completed faces [2].
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+    """Gradient penalty of WGAN-GP between clean and completed faces [2], for the discriminator's parameters.
 
     Runs outside autocast because squared gradient norms overflow half precision. The discriminator must not mix images
     (no batch normalisation), otherwise the penalty is not defined per image [2].
@@ -63,21 +58,9 @@ def gradient_penalty(
         discriminator: maps images (B, C, H, W) to logits of any shape.
         real: clean faces (B, C, H, W); detached.
         fake: completed faces (B, C, H, W); detached.
-        share: interpolation weights (B,) in [0, 1], 1 = clean; None draws them from torch's global generator.
-
-    Returns:
-        Scalar penalty, differentiable with respect to the discriminator's parameters.
-
-    Raises:
-        ValueError: the shapes of `real` and `fake` differ.
+        share: interpolation weights (B,) in [0, 1], 1 = clean.
     """
-    if real.shape != fake.shape:
-        raise ValueError(
-            f"expected clean and completed faces of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
-        )
     real, fake = real.detach(), fake.detach()
-    if share is None:
-        share = torch.rand(len(real), device=real.device)
     weight = share.to(real).view(-1, *[1] * (real.ndim - 1))
     interpolated = torch.lerp(fake.to(real), real, weight).requires_grad_()
     with torch.enable_grad(), torch.autocast(real.device.type, enabled=False):

@@ -42,17 +42,19 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.to(loss_dtype(tensor))
 
 
+def check_positive(**values: float) -> None:
+    """Raise ValueError unless all values are positive."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
 def squared_distances(embedding: Tensor) -> Tensor:
-    """Compute all pairwise squared distances of a batch; differentiable once.
+    """Compute the squared distances (B, B) of embeddings (B, D); differentiable once.
 
-    The Gram matrix needs float64: in float32 its rounding error hides the distance of two unit vectors with cosine
-    0.9999. The gradient has the dtype of the losses, since its error is that of rounding the embeddings.
-
-    Args:
-        embedding: (B, D) of any floating dtype.
-
-    Returns:
-        (B, B) in float64 (float32 on MPS), regardless of autocast; exactly 0 between coincident embeddings.
+    They are exactly 0 between coincident embeddings, and in float64 (float32 on MPS) regardless of autocast: in float32
+    the rounding error of the Gram matrix hides the distance of two unit vectors with cosine 0.9999. The gradient has
+    the dtype of the losses, since its error is that of rounding the embeddings.
     """
     squared: Tensor = _SquaredDistances.apply(embedding)  # type: ignore[no-untyped-call]
     return squared
@@ -65,8 +67,13 @@ class _SquaredDistances(torch.autograd.Function):
     def forward(ctx: Any, embedding: Tensor) -> Tensor:
         wide = embedding.to(_widest_dtype(embedding))
         centred = wide - wide.mean(0)  # smaller norms, hence smaller rounding errors; distances do not change
+        # gram = centred @ centred.T, whose lower left quarter is copied: this saves a quarter of the products.
+        half = len(centred) // 2
+        gram = centred.new_empty(len(centred), len(centred))
         with torch.autocast(embedding.device.type, enabled=False):
-            gram = _gram(centred)
+            torch.mm(centred[:half], centred.T, out=gram[:half])
+            torch.mm(centred[half:], centred[half:].T, out=gram[half:, half:])
+        gram[half:, :half] = gram[:half, half:].T
         norms = gram.diagonal()[:, None] + gram.diagonal()
         squared = torch.sub(norms, gram, alpha=2, out=gram)
         rounding = norms.mul_(64 * torch.finfo(gram.dtype).eps)
@@ -87,30 +94,14 @@ class _SquaredDistances(torch.autograd.Function):
         return gradient
 
 
-def _gram(centred: Tensor) -> Tensor:
-    """Return centred @ centred.T (B, B), whose lower left quarter is copied: this saves a quarter of the products."""
-    half = len(centred) // 2
-    gram = centred.new_empty(len(centred), len(centred))
-    torch.mm(centred[:half], centred.T, out=gram[:half])
-    torch.mm(centred[half:], centred[half:].T, out=gram[half:, half:])
-    gram[half:, :half] = gram[:half, half:].T
-    return gram
-
-
 class DistanceDifference(torch.autograd.Function):
     """Huber loss between the relative distances of two batches, with its gradient computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        """Average over pairs of different images; distances are divided by their mean over these pairs.
+        """Average over pairs of different images, given squared distances (B, B) of one dtype; 0 for a batch of one.
 
-        Args:
-            ctx: context of autograd.
-            student: squared distances (B, B); receives the gradient, which is 0 where the distance is 0.
-            teacher: squared distances (B, B) of the same dtype; without gradient.
-
-        Returns:
-            Scalar of the same dtype; 0 for a batch of one.
+        Distances are divided by their mean over these pairs. Only the student receives a gradient, 0 at distance 0.
         """
         pairs, tiny = max(1, len(student) * (len(student) - 1)), torch.finfo(student.dtype).tiny
         ours, theirs = student.sqrt(), teacher.sqrt()
@@ -137,16 +128,11 @@ class DistanceDifference(torch.autograd.Function):
 class Angles(NamedTuple):
     """Inputs of the angles at c anchors i between a first arms j and all B second arms k."""
 
-    first: Tensor
-    """S_ij (c, a, 1)."""
-    second: Tensor
-    """S_ik (c, 1, B)."""
-    opposite: Tensor
-    """S_jk (a, B)."""
-    first_inverse: Tensor
-    """1 / D_ij (c, a, 1), 0 where i and j coincide."""
-    second_inverse: Tensor
-    """1 / D_ik (c, 1, B), 0 where i and k coincide."""
+    first: Tensor  # S_ij (c, a, 1)
+    second: Tensor  # S_ik (c, 1, B)
+    opposite: Tensor  # S_jk (a, B)
+    first_inverse: Tensor  # 1 / D_ij (c, a, 1), 0 where i and j coincide
+    second_inverse: Tensor  # 1 / D_ik (c, 1, B), 0 where i and k coincide
 
     @classmethod
     def at(cls, squared: Tensor, inverse: Tensor, rows: slice, arms: slice) -> Self:
@@ -154,35 +140,21 @@ class Angles(NamedTuple):
         near, scale = squared[rows], inverse[rows]
         return cls(near[:, arms, None], near[:, None], squared[arms], scale[:, arms, None], scale[:, None])
 
-    def numel(self) -> int:
-        """Return the number of angles, c a B."""
-        return self.first.numel() * self.second.shape[-1]
-
     def cosines(self, out: Tensor) -> Tensor:
-        """Write the cosines (c, a, B) to `out`; 0 where no angle is defined.
-
-        Elementwise operations: products of such thin matrices take several times as long.
-        """
-        # (S_ik - S_jk + S_ij) / (2 D_ij) / D_ik
+        """Write the cosines (c, a, B) to `out`; 0 where no angle is defined."""
+        # (S_ik - S_jk + S_ij) / (2 D_ij) / D_ik, elementwise: products of such thin matrices take several times as long
         torch.sub(self.second, self.opposite, out=out)
         return out.add_(self.first).mul_(self.first_inverse / 2).mul_(self.second_inverse)
 
 
 def piece(student: Angles, teacher: Angles, gradient: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the Huber sum over the triples of one piece and its gradient with respect to S.
+    """Compute the Huber sum over the triples of one piece and its gradient (c, a) by S_ij, summed over k.
 
-    With h = Huber'(cos^s - cos^t), the gradient follows from dcos/dS_jk = -1 / (2 D_ij D_ik) and
+    The gradient (a, B) by S_jk, summed over i, is added to `gradient`; `buffers` (3, c a B) are overwritten.
+
+    With h = Huber'(cos^s - cos^t), both follow from dcos/dS_jk = -1 / (2 D_ij D_ik) and
     dcos/dS_ij = 1 / (2 D_ij D_ik) - cos / (2 S_ij). The derivative by S_ik is the same with j and k exchanged, so
     doubling the derivative by S_ij accounts for both.
-
-    Args:
-        student: angles of the student.
-        teacher: angles of the teacher at the same triples.
-        gradient: (a, B); the gradient with respect to S_jk, summed over i, is added in place.
-        buffers: (3, c a B); overwritten.
-
-    Returns:
-        Scalar sum, and the gradient (c, a) with respect to S_ij, summed over k.
     """
     c, a, _ = student.first.shape
     cosine, difference, slope = buffers.view(3, c, a, -1)
@@ -208,16 +180,10 @@ class AngleDifference(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, anchors: range) -> Tensor:
-        """Sum over triples of different images, divided by the number of all triples of the batch.
+        """Sum over triples of different images with these anchors, divided by the number of all triples of the batch.
 
-        Args:
-            ctx: context of autograd.
-            student: squared distances (B, B) divided by their mean; receives the gradient.
-            teacher: squared distances (B, B) divided by their mean, of the same dtype; without gradient.
-            anchors: images at which angles are compared.
-
-        Returns:
-            Scalar of the same dtype; 0 for fewer than three images.
+        `student` and `teacher` are squared distances (B, B) of one dtype, divided by their mean; only the student
+        receives a gradient. The sum is 0 for fewer than three images.
         """
         size = len(student)
         apart = (student > COINCIDENT) & (teacher > COINCIDENT)
@@ -236,7 +202,8 @@ class AngleDifference(torch.autograd.Function):
                 arms = slice(first, min(first + arms_at_once, size))
                 ours = Angles.at(student, student_inverse, rows, arms)
                 theirs = Angles.at(teacher, teacher_inverse, rows, arms)
-                loss, anchor_gradient = piece(ours, theirs, gradient[arms], buffers[:, : ours.numel()])
+                used = buffers[:, : ours.first.numel() * size]
+                loss, anchor_gradient = piece(ours, theirs, gradient[arms], used)
                 gradient[rows, arms] += anchor_gradient
                 total += loss
         triples = max(1, size * (size - 1) * (size - 2))

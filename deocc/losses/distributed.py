@@ -29,23 +29,10 @@ def rows_of(count: int, rank: int, processes: int) -> range:
     return range(rank * count // processes, (rank + 1) * count // processes)
 
 
-def join_targets(targets: Tensor) -> Tensor:
-    """Concatenate tensors (B, ...) of equal shape over processes to (W B, ...), in rank order and without gradient."""
-    return torch.cat(_all_gather(targets.detach()))
-
-
 def sum_over_processes(value: Tensor) -> Tensor:
-    """Sum tensors of equal shape over processes.
-
-    The gradient reaches the tensor of this process only and needs no communication.
-    """
+    """Sum tensors of equal shape over processes; the gradient reaches the tensor of this process only."""
     total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
     return total
-
-
-def max_over_processes(value: Tensor) -> Tensor:
-    """Return the elementwise maximum of tensors of equal shape over processes, without gradient."""
-    return _all_reduce(value.detach(), dist.ReduceOp.MAX)
 
 
 def gather_embeddings(embedding: Tensor) -> Tensor:
@@ -61,10 +48,9 @@ def gather_embeddings(embedding: Tensor) -> Tensor:
     Raises:
         ValueError: batch sizes differ; raised on every process, so that none waits for another.
     """
-    _, processes = rank_and_world_size()
-    if processes == 1:
+    if rank_and_world_size()[1] == 1:
         return embedding
-    sizes = torch.cat(_all_gather(torch.tensor([len(embedding)], device=embedding.device))).tolist()
+    sizes = all_gather(torch.tensor([len(embedding)], device=embedding.device)).tolist()
     if len(set(sizes)) > 1:
         listed = ", ".join(map(str, sizes))
         raise ValueError(f"relations across processes need equal batch sizes, got {listed}: pad or drop the last batch")
@@ -73,14 +59,11 @@ def gather_embeddings(embedding: Tensor) -> Tensor:
 
 
 def gathered_pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute `pair_relation_loss` over the images of all processes.
+    """Compute `pair_relation_loss` over the images of all processes, equal on every process.
 
     Args:
         student: embeddings (B, D) of this process.
         teacher: embeddings (B, D') of the same images.
-
-    Returns:
-        Scalar loss, equal on every process.
 
     Raises:
         ValueError: batch sizes differ between student and teacher or between processes.
@@ -117,20 +100,20 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, embedding: Tensor) -> Tensor:
-        return torch.cat(_all_gather(embedding))
+        return all_gather(embedding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         rank, processes = rank_and_world_size()
         # Unlike reduce-scatter, all-reduce is supported by every backend.
-        return _all_reduce(upstream, dist.ReduceOp.SUM).chunk(processes)[rank]
+        return all_reduce(upstream, dist.ReduceOp.SUM).chunk(processes)[rank]
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        return _all_reduce(value, dist.ReduceOp.SUM)
+        return all_reduce(value, dist.ReduceOp.SUM)
 
     @staticmethod
     @once_differentiable
@@ -138,20 +121,19 @@ class _Sum(torch.autograd.Function):
         return upstream
 
 
-def _all_reduce(value: Tensor, operation: Any) -> Tensor:
-    """Return a reduced copy of `value`."""
-    reduced = value.clone(memory_format=torch.contiguous_format)
+def all_reduce(value: Tensor, operation: Any) -> Tensor:
+    """Return a copy of `value` reduced over processes, without gradient."""
+    reduced = value.detach().clone(memory_format=torch.contiguous_format)
     if rank_and_world_size()[1] > 1:
         dist.all_reduce(reduced, operation)
     return reduced
 
 
-def _all_gather(value: Tensor) -> list[Tensor]:
-    """Return the tensors of all processes in rank order."""
-    _, processes = rank_and_world_size()
-    if processes == 1:
-        return [value]
-    own = value.contiguous()
-    parts = [torch.empty_like(own) for _ in range(processes)]
+def all_gather(value: Tensor) -> Tensor:
+    """Concatenate tensors (B, ...) of equal shape over processes to (W B, ...), in rank order and without gradient."""
+    own = value.detach().contiguous()
+    parts = [torch.empty_like(own) for _ in range(rank_and_world_size()[1])]
+    if len(parts) == 1:
+        return own
     dist.all_gather(parts, own)
-    return parts
+    return torch.cat(parts)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deocc.losses.distances import widen
+from deocc.losses.distances import check_positive, widen
 
 MARGIN_TYPES = ("softmax", "cosface", "arcface")
 _MIN_SQUARED_SINE = 1e-7  # float32 rounding of a cosine near 1; below it the derivative cos / sin is unbounded
@@ -76,7 +76,7 @@ def identity_loss(
     scale: float = 64.0,
     share: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of scaled cosine logits.
+    """Cross-entropy of scaled cosine logits, averaged over the batch.
 
     Args:
         cosine: (B, K) in [-1, 1].
@@ -86,13 +86,10 @@ def identity_loss(
         scale: gamma > 0; 64 as in ArcFace [2].
         share: mixture weights (B, T), by which the losses of the T identities are weighted; None for unmixed faces.
 
-    Returns:
-        Scalar loss, averaged over the batch.
-
     Raises:
         ValueError: as `margin_logits`, `share` and `identity` differ in shape, or `scale` is not positive.
     """
-    check_scale(scale)
+    check_positive(scale=scale)
     if share is None:
         return F.cross_entropy(scale * margin_logits(cosine, identity, margin_type, margin), identity)
     if identity.ndim != 2 or share.shape != identity.shape:
@@ -127,7 +124,7 @@ class IdentityLoss(nn.Module):
         if num_identities < 1 or dim < 1:
             raise ValueError(f"num_identities and dim must be positive, got {num_identities} and {dim}")
         check_margin(margin_type, margin)
-        check_scale(scale)
+        check_positive(scale=scale)
         self.margin_type, self.margin, self.scale = margin_type, margin, scale
         self.weight = nn.Parameter(torch.randn(num_identities, dim))  # only the direction of a row matters
 
@@ -162,9 +159,3 @@ def check_margin(margin_type: str, margin: float) -> None:
     largest = math.pi / 2 if margin_type == "arcface" else math.inf
     if not 0 <= margin < largest:
         raise ValueError(f"{margin_type} needs a margin in [0, {largest:.4g}), got {margin}")
-
-
-def check_scale(scale: float) -> None:
-    """Raise ValueError unless the scale is positive."""
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}")

@@ -25,15 +25,22 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from deocc.losses.distances import AngleDifference, DistanceDifference, loss_dtype, squared_distances, widen
+from deocc.losses.distances import (
+    AngleDifference,
+    DistanceDifference,
+    check_positive,
+    loss_dtype,
+    squared_distances,
+    widen,
+)
 
 
 def instance_relation_loss(
     student: Tensor, teacher: Tensor, centers: Tensor | None = None, beta: float = 0.0
 ) -> Tensor:
-    """Squared distance to the teacher's embedding, softened towards the identity centre.
+    """Squared distance to the teacher's embedding, softened towards the identity centre; averaged over the batch.
 
     Args:
         student: embeddings (B, D) of unit length.
@@ -41,13 +48,10 @@ def instance_relation_loss(
         centers: identity centre of each sample (B, D); required for `beta` > 0.
         beta: weight of the centre in the target, which is scaled to unit length; in [0, 1], 0 is the hard loss.
 
-    Returns:
-        Scalar loss, averaged over the batch.
-
     Raises:
         ValueError: shapes differ, `beta` is outside [0, 1], or centres are missing.
     """
-    _check_beta(beta)
+    check_beta(beta)
     _check_shapes(student, teacher, same_dimension=True)
     student, target = widen(student), widen(teacher.detach())
     if beta > 0:
@@ -130,7 +134,7 @@ def triplet_relation_loss(
 def prediction_relation_loss(
     student: Tensor, teacher: Tensor, centers: Tensor, scale: float, temperature: float
 ) -> Tensor:
-    """KL divergence [2] between the identity predictions of teacher and student.
+    """KL divergence [2] between the identity predictions of teacher and student, averaged over the batch.
 
     Predictions are softmax similarities to the identity centres.
 
@@ -141,54 +145,26 @@ def prediction_relation_loss(
         scale: factor gamma > 0 from similarity to logit.
         temperature: T > 0, which softens both predictions.
 
-    Returns:
-        Scalar loss, averaged over the batch.
-
     Raises:
         ValueError: shapes differ, or `scale` or `temperature` is not positive.
     """
     _check_shapes(student, teacher, same_dimension=True)
     if centers.ndim != 2 or centers.shape[1] != teacher.shape[1]:
         raise ValueError(f"expected identity centres of shape (K, {teacher.shape[1]}), got {tuple(centers.shape)}")
-    _check_positive(scale, temperature)
+    check_positive(scale=scale, temperature=temperature)
     centers = widen(centers.detach())
     with torch.autocast(student.device.type, enabled=False):
         student_logits, teacher_logits = (
             embedding.to(centers.dtype) @ centers.T * (scale / temperature) for embedding in (student, teacher.detach())
         )
-        divergence = F.kl_div(
-            F.log_softmax(student_logits, dim=1),
-            F.log_softmax(teacher_logits, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return divergence * temperature**2
+        ours, theirs = F.log_softmax(student_logits, dim=1), F.log_softmax(teacher_logits, dim=1)
+        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
-class InstanceRelationLoss(nn.Module):
-    """Module form of `instance_relation_loss`, with the same arguments and errors."""
-
-    def __init__(self, beta: float = 0.0) -> None:
-        super().__init__()
-        _check_beta(beta)
-        self.beta = beta
-
-    def forward(self, student: Tensor, teacher: Tensor, centers: Tensor | None = None) -> Tensor:
-        """See `instance_relation_loss`."""
-        return instance_relation_loss(student, teacher, centers, self.beta)
-
-
-class PredictionRelationLoss(nn.Module):
-    """Module form of `prediction_relation_loss`, with the same arguments and errors."""
-
-    def __init__(self, scale: float, temperature: float) -> None:
-        super().__init__()
-        _check_positive(scale, temperature)
-        self.scale, self.temperature = scale, temperature
-
-    def forward(self, student: Tensor, teacher: Tensor, centers: Tensor) -> Tensor:
-        """See `prediction_relation_loss`."""
-        return prediction_relation_loss(student, teacher, centers, self.scale, self.temperature)
+def check_beta(beta: float) -> None:
+    """Raise ValueError unless beta is in [0, 1]."""
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must be in [0, 1], got {beta}")
 
 
 def _check_shapes(student: Tensor, teacher: Tensor, same_dimension: bool = False) -> None:
@@ -198,14 +174,3 @@ def _check_shapes(student: Tensor, teacher: Tensor, same_dimension: bool = False
         raise ValueError(
             f"expected student and teacher embeddings {expected}, got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-
-
-def _check_beta(beta: float) -> None:
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must be in [0, 1], got {beta}")
-
-
-def _check_positive(scale: float, temperature: float) -> None:
-    for name, value in (("scale", scale), ("temperature", temperature)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")

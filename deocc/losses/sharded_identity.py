@@ -24,13 +24,14 @@ averaged over processes. The gradient of an embedding is multiplied by W, becaus
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from deocc.losses.distances import widen
-from deocc.losses.distributed import gather_embeddings, join_targets, max_over_processes, rows_of, sum_over_processes
-from deocc.losses.identity import check_margin, check_scale, margin_cosine
+from deocc.losses.distances import check_positive, widen
+from deocc.losses.distributed import all_gather, all_reduce, gather_embeddings, rows_of, sum_over_processes
+from deocc.losses.identity import check_margin, margin_cosine
 from deocc.processes import rank_and_world_size
 
 
@@ -44,7 +45,7 @@ def sharded_identity_loss(
     margin: float = 0.0,
     scale: float = 64.0,
 ) -> Tensor:
-    """Cross-entropy over the chosen identities of all processes.
+    """Cross-entropy over the chosen identities of all processes, averaged over N faces and equal on every process.
 
     Args:
         embedding: embeddings (N, D) of all processes, equal on every process.
@@ -57,13 +58,10 @@ def sharded_identity_loss(
         margin: size of the margin.
         scale: gamma > 0.
 
-    Returns:
-        Scalar loss, averaged over the N samples and equal on every process.
-
     Raises:
         ValueError: unknown margin type, or margin or scale out of range.
     """
-    check_scale(scale)
+    check_positive(scale=scale)
     weight = widen(weight)
     with torch.autocast(embedding.device.type, enabled=False):
         unit, directions = F.normalize(embedding.to(weight.dtype), dim=1), F.normalize(weight, dim=1)
@@ -79,7 +77,7 @@ def sharded_identity_loss(
         logits = (scale * unit) @ directions.T
         lowest = logits.new_tensor(torch.finfo(logits.dtype).min)
         own_rest: Tensor = _RowLogSumExp.apply(logits.index_put_((sample, row), lowest))  # type: ignore[no-untyped-call]
-        largest = max_over_processes(own_rest)
+        largest = all_reduce(own_rest, dist.ReduceOp.MAX)
         rest = largest + sum_over_processes((own_rest - largest).exp()).log()
         target, plain = scale * margin_cosine(cosine, margin_type, margin), scale * cosine
         # Log-sum-exp (N, T) over all identities, with the margin applied to one identity of the face at a time.
@@ -92,19 +90,9 @@ def sharded_identity_loss(
 
 
 def choose_identities(identity: Tensor, num_identities: int, rows: range, sample_share: float, seed: int) -> Tensor:
-    """Choose the identities of one process that take part in a step.
+    """Choose the identities `rows` of one process that take part in a step, (n,) int64, ascending.
 
-    Identities of the batch always take part, each other one with probability `sample_share`.
-
-    Args:
-        identity: int64 of any shape, the identities in the batches of all processes.
-        num_identities: K.
-        rows: identities held by the process.
-        sample_share: in (0, 1]; 1 chooses all.
-        seed: seed of the draw, equal on all processes.
-
-    Returns:
-        (n,) int64, ascending.
+    Identities of the batch, in `identity`, always take part, each other one with probability `sample_share`.
     """
     if sample_share == 1:
         return torch.arange(rows.start, rows.stop, device=identity.device)
@@ -151,7 +139,7 @@ class ShardedIdentityLoss(nn.Module):
         if not 0 < sample_share <= 1:
             raise ValueError(f"sample_share must be in (0, 1], got {sample_share}")
         check_margin(margin_type, margin)
-        check_scale(scale)
+        check_positive(scale=scale)
         self.margin_type, self.margin, self.scale = margin_type, margin, scale
         self.num_identities, self.sample_share = num_identities, sample_share
         self.rows = rows_of(num_identities, rank, self.processes)
@@ -171,16 +159,13 @@ class ShardedIdentityLoss(nn.Module):
         self.weight.copy_(centers[self.rows.start : self.rows.stop])
 
     def forward(self, embedding: Tensor, identity: Tensor, share: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Compute the loss of the global batch; every process must call it.
+        """Compute the loss of the global batch, equal on every process; every process must call it.
 
         Args:
             embedding: embeddings (B, D) of this process.
             identity: (B,) int64; with `share` (B, T), the identities mixed in each face.
             share: mixture weights (B, T); None for unmixed faces.
             seed: seed of the sampled identities, equal on all processes; for example the training step.
-
-        Returns:
-            Scalar loss, equal on every process.
 
         Raises:
             ValueError: shapes that do not match, an identity out of range, or batch sizes that differ between
@@ -199,7 +184,7 @@ class ShardedIdentityLoss(nn.Module):
         joined = gather_embeddings(embedding)
         if joined.requires_grad and self.processes > 1:
             joined.register_hook(lambda gradient: self.processes * gradient)  # DistributedDataParallel averages it
-        identity, share = join_targets(identity), join_targets(share)
+        identity, share = all_gather(identity), all_gather(share)
         lowest, highest = int(identity.min()), int(identity.max())
         if lowest < 0 or highest >= self.num_identities:
             raise ValueError(

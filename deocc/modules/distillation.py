@@ -19,15 +19,21 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from deocc.batch import MaskedFaceBatch
-from deocc.losses import InstanceRelationLoss, PredictionRelationLoss, ShardedIdentityLoss
-from deocc.losses.distributed import gathered_pair_relation_loss, gathered_triplet_relation_loss
-from deocc.masking.random import chosen_share
+from deocc.losses import (
+    IdentityLoss,
+    ShardedIdentityLoss,
+    gathered_pair_relation_loss,
+    gathered_triplet_relation_loss,
+    instance_relation_loss,
+    prediction_relation_loss,
+)
+from deocc.losses.distances import check_positive
+from deocc.losses.relational import check_beta
 from deocc.modules.evaluation import FROM_CHECKPOINT, Comparison, RecognitionModule, identity_centers
 from deocc.modules.identity_head import (
     HeadType,
     IdentityHead,
     blended_identity_loss,
-    build_identity_head,
     check_head,
     clip_gradients,
     exclude_from_ddp,
@@ -45,7 +51,7 @@ from deocc.modules.optimization import (
     restore_frozen,
     steps_left,
 )
-from deocc.modules.teacher_cache import TeacherCache, TrainingData
+from deocc.modules.teacher_cache import TeacherCache
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
@@ -204,6 +210,8 @@ class DistillationModule(RecognitionModule):
         self.hparams.update(inpainting_checkpoint=restored, segmenter_checkpoint=None)
         check_loss_weights(self.hparams, _TERMS)
         check_head(identity_head, identity_sample_share)
+        check_beta(beta)
+        check_positive(scale=scale, temperature=temperature)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
         self.student = Student(_student_embedder(self.hparams), self.teacher.embedding_dim, student_input, mask_channel)
         check_bare_faces(bare_faces, self.teacher)
@@ -216,8 +224,6 @@ class DistillationModule(RecognitionModule):
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
-        self.instance = InstanceRelationLoss(beta)
-        self.prediction = PredictionRelationLoss(scale, temperature)
         self.comparison = Comparison()
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -249,24 +255,26 @@ class DistillationModule(RecognitionModule):
             terms["identity"] = hp["identity_weight"] * blended_identity_loss(classifier, student, batch, step)
         if hp["instance_weight"] > 0:
             centers = own_centers(self.identity_centers, batch)
-            terms["instance"] = hp["instance_weight"] * self.instance(student, teacher, centers)
+            loss = instance_relation_loss(student, teacher, centers, hp["beta"])
+            terms["instance"] = hp["instance_weight"] * loss
         if hp["pair_weight"] > 0:
             terms["pair"] = hp["pair_weight"] * gathered_pair_relation_loss(student, teacher)
         if hp["triplet_weight"] > 0:
             loss = gathered_triplet_relation_loss(student, teacher, hp["triplet_anchors"], step)
             terms["triplet"] = hp["triplet_weight"] * loss
         if hp["prediction_weight"] > 0:
-            loss = self.prediction(student, teacher, self.identity_centers)
+            centers = self.identity_centers
+            loss = prediction_relation_loss(student, teacher, centers, hp["scale"], hp["temperature"])
             terms["prediction"] = hp["prediction_weight"] * loss
         return terms
 
     def _training_mask(self, batch: MaskedFaceBatch) -> Tensor:
-        """Return the given mask, replaced by the predicted one for a fraction of the images chosen by their seeds."""
+        """Return the given mask, replaced by the predicted one for a share of the images chosen by their seeds."""
         share = self.hparams["predicted_mask_share"]
         if share == 0:
             return batch["mask"]
-        chosen = chosen_share(batch["seed"], share)[:, None, None, None]
-        return torch.where(chosen, self._predict_mask(batch["masked_face"]), batch["mask"])
+        chosen = (batch["seed"] % 1000).float() < share * 1000
+        return torch.where(chosen[:, None, None, None], self._predict_mask(batch["masked_face"]), batch["mask"])
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Log the gradient norm of each term at the embedding, at the steps that are logged."""
@@ -322,7 +330,7 @@ class DistillationModule(RecognitionModule):
             ValueError: the de-occluder has not been restored, or `teacher_view` aligned is combined with blended faces.
         """
         self._check_deoccluder()
-        data: TrainingData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         aligned = self.hparams["teacher_view"] == "aligned"
         if aligned and data.blends:
             raise ValueError(
@@ -352,7 +360,7 @@ class DistillationModule(RecognitionModule):
         self._teacher_cache = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the stage and the de-occluder's configuration; drop the teacher and the student's start, its copy."""
+        """Record the stage and the de-occluder's configuration; drop the teacher and the student's start."""
         checkpoint["stage"] = STAGE
         checkpoint["deoccluder"] = self.deoccluder.config if self.deoccluder is not None else None
         if self.hparams["bare_faces"] == "student" or self.hparams["teacher_weights"] is None:
@@ -392,9 +400,10 @@ class DistillationModule(RecognitionModule):
         return Deoccluder.from_checkpoint(inpainting_checkpoint, segmenter_checkpoint)
 
     def _build_classifier(self, num_identities: int) -> None:
-        hp, dim = self.hparams, self.teacher.embedding_dim
-        margin = (hp["margin_type"], hp["margin"], hp["scale"])
-        head = build_identity_head(hp["identity_head"], hp["identity_sample_share"], num_identities, dim, *margin)
+        hp = self.hparams
+        settings = (num_identities, self.teacher.embedding_dim, hp["margin_type"], hp["margin"], hp["scale"])
+        sharded = hp["identity_head"] == "sharded"
+        head = ShardedIdentityLoss(*settings, hp["identity_sample_share"]) if sharded else IdentityLoss(*settings)
         self.classifier = head.to(self.device)
 
 

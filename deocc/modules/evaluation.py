@@ -162,7 +162,7 @@ class RecognitionModule(pl.LightningModule):
         """Build `results`, which `deocc.callbacks` writes."""
         embeddings, restoration, mask_prediction = self.comparison.collect()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        bfloat16 = uses_bfloat16(self.device, *self._embedder_names)
+        bfloat16 = uses_bfloat16(self.device, self.teacher.name, self.student.embedder.name)
         provenance = {**data.provenance(), "frozen_precision": "bfloat16" if bfloat16 else "float32"}
         self.results = build_results(
             embeddings, restoration, list_kinds(), provenance, data.protocol, mask_prediction=mask_prediction
@@ -227,12 +227,8 @@ class RecognitionModule(pl.LightningModule):
             metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
         return {f"completed_face{suffix}": completed_face}
 
-    @property
-    def _embedder_names(self) -> tuple[str, str]:
-        return self.teacher.name, self.student.embedder.name
-
     def _frozen_precision(self) -> AbstractContextManager[Any]:
-        return frozen_precision(self.device, *self._embedder_names)
+        return frozen_precision(self.device, self.teacher.name, self.student.embedder.name)
 
     @outside_autocast
     def _embed_teacher(self, face: Tensor) -> Tensor:

@@ -20,28 +20,13 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from deocc.batch import MaskedFaceBatch
-from deocc.losses import IdentityLoss
+from deocc.losses import IdentityLoss, ShardedIdentityLoss
 from deocc.losses.distributed import rows_of
-from deocc.losses.sharded_identity import ShardedIdentityLoss
 from deocc.processes import rank_and_world_size
 
 HeadType = Literal["full", "sharded"]
 IdentityHead = IdentityLoss | ShardedIdentityLoss
 _PIECE = 2**16  # rows sent at a time: 128 MiB at D = 512
-
-
-def build_identity_head(
-    head: HeadType, sample_share: float, num_identities: int, dim: int, margin_type: str, margin: float, scale: float
-) -> IdentityHead:
-    """Create a full or sharded classifier.
-
-    Raises:
-        ValueError: see `check_head` and the classifiers.
-    """
-    check_head(head, sample_share)
-    if head == "full":
-        return IdentityLoss(num_identities, dim, margin_type, margin, scale)
-    return ShardedIdentityLoss(num_identities, dim, margin_type, margin, scale, sample_share)
 
 
 def check_head(head: HeadType, sample_share: float) -> None:
@@ -70,16 +55,9 @@ def own_centers(identity_centers: Tensor, batch: MaskedFaceBatch) -> Tensor:
 
 
 def blended_identity_loss(classifier: IdentityHead, embedding: Tensor, batch: MaskedFaceBatch, step: int = 0) -> Tensor:
-    """Cross-entropy over the training identities; a blended face belongs to its identities by their weights.
+    """Cross-entropy of unit embeddings (B, D); a blended face belongs to its identities by their weights.
 
-    Args:
-        classifier: the identity head.
-        embedding: unit vectors (B, D).
-        batch: the embedded faces.
-        step: number of the training step, which seeds the sampling of a sharded classifier.
-
-    Returns:
-        Scalar loss.
+    The training step `step` seeds the sampling of a sharded classifier.
     """
     seed = (step,) if isinstance(classifier, ShardedIdentityLoss) else ()
     loss: Tensor = classifier(embedding, *blended_targets(batch), *seed)
@@ -87,11 +65,9 @@ def blended_identity_loss(classifier: IdentityHead, embedding: Tensor, batch: Ma
 
 
 def exclude_from_ddp(module: nn.Module, *names: str) -> None:
-    """Exclude submodules, parameters and buffers from DDP's broadcast and averaging; replaces an earlier exclusion.
+    """Exclude the submodules, parameters and buffers of these names from the broadcast and averaging of DDP.
 
-    Args:
-        module: module that DDP will wrap.
-        names: names within the module. Other buffers are sent from rank 0 to all others in every step.
+    Replaces an earlier exclusion. DDP sends other buffers from rank 0 to all others in every step.
     """
     tensors = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     chosen = [tensor for tensor in tensors if any(f"{tensor}.".startswith(f"{name}.") for name in names)]
@@ -104,11 +80,8 @@ def clip_gradients(
 ) -> None:
     """Clip like Lightning in a single process with the whole classifier: all ranks scale by the same norm.
 
-    Args:
-        head: classifier whose gradients are split over the ranks.
-        optimizer: optimiser of all parameters; gradients of the other parameters are already averaged.
-        limit: maximum norm or absolute value; None or 0 disables clipping.
-        algorithm: "norm" (or None) or "value".
+    The gradients of `head` are split over the ranks, those of the optimiser's other parameters already averaged.
+    `limit` is a maximum norm or, with the algorithm "value", an absolute value; None or 0 disables clipping.
     """
     if not limit:
         return

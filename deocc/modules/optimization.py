@@ -92,12 +92,9 @@ def check_loss_weights(hparams: Mapping[str, Any], terms: tuple[str, ...]) -> No
 
 
 def gradient_norms(terms: Terms, embedding: Tensor, world_size: int = 1) -> Terms:
-    """Compute the gradient norm of each term at the embedding, averaged over the batch.
+    """Compute the gradient norm of each term at the embedding (B, D) of this rank, averaged over the batch.
 
-    Args:
-        terms: scalars computed from `embedding`; their graph is kept for the backward pass.
-        embedding: (B, D) of this rank.
-        world_size: number of ranks over which the optimiser averages gradients.
+    The optimiser averages gradients over `world_size` ranks. The graph is kept for the backward pass.
     """
     gradients = {name: torch.autograd.grad(term, embedding, retain_graph=True)[0] for name, term in terms.items()}
     return {name: gradient.float().norm(dim=1).mean() / world_size for name, gradient in gradients.items()}
@@ -129,12 +126,9 @@ class MicroBatch(NamedTuple):
     """A part of a batch and its weights, scalars, in means over the global batch."""
 
     batch: MaskedFaceBatch
-    weight: Tensor
-    """In a mean over images."""
-    covered_weight: Tensor
-    """In a mean over images that have covered pixels."""
-    visible_weight: Tensor
-    """In a mean over images that have visible pixels."""
+    weight: Tensor  # in a mean over images
+    covered_weight: Tensor  # in a mean over images that have covered pixels
+    visible_weight: Tensor  # in a mean over images that have visible pixels
 
 
 def split_micro_batches(
@@ -142,10 +136,7 @@ def split_micro_batches(
 ) -> list[MicroBatch]:
     """Split a batch so that the weighted losses of all micro-batches and ranks sum to the loss of the global batch.
 
-    Args:
-        batch: every value has one row per image.
-        number: number of micro-batches, of equal size except the last; fewer if the batch is too short.
-        mean_over_ranks: mean of a tensor over all ranks; called once.
+    The parts have equal size except the last; there are fewer than `number` if the batch is too short.
     """
     chunks = {key: cast(Tensor, value).chunk(number) for key, value in batch.items()}
     parts = [dict(zip(chunks, values, strict=True)) for values in zip(*chunks.values(), strict=True)]

@@ -11,29 +11,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar, cast
 
-import pytorch_lightning as pl
 import torch
 
 _EXACT_EMBEDDERS: Final = ("dlib_resnet", "sface")  # cosines between the embeddings of both precisions exceed 0.9995
 
-_Module = TypeVar("_Module", bound=pl.LightningModule)
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def outside_autocast(
-    method: Callable[Concatenate[_Module, _Arguments], _Result],
-) -> Callable[Concatenate[_Module, _Arguments], _Result]:
+def outside_autocast(method: _Method) -> _Method:
     """Disable autocast while the decorated method of a LightningModule runs."""
 
     @wraps(method)
-    def in_float32(self: _Module, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+    def in_float32(self: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(self.device.type, enabled=False):
             return method(self, *args, **kwargs)
 
-    return in_float32
+    return cast(_Method, in_float32)
 
 
 @lru_cache
@@ -44,11 +39,9 @@ def has_bfloat16_instructions(cpu: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def uses_bfloat16(device: torch.device, *embedders: str) -> bool:
-    """Return whether frozen networks compute in bfloat16.
+    """Return whether frozen networks compute in bfloat16; on a GPU the trainer's precision decides.
 
-    Args:
-        device: device of the networks; on a GPU the trainer's precision decides.
-        embedders: names of the embedders among them; only those whose difference to float32 was measured use bfloat16.
+    Of embedders, given by their names, only those whose difference to float32 was measured use bfloat16.
     """
     wanted = os.environ.get("DEOCC_BFLOAT16", "1") != "0" and set(embedders) <= set(_EXACT_EMBEDDERS)
     return wanted and device.type == "cpu" and has_bfloat16_instructions()

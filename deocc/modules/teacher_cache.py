@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import BinaryIO, Final
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,7 +27,6 @@ import torch
 from numpy.lib.format import open_memmap, write_array_header_1_0
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch
 from deocc.files import cache_folder, checksum
@@ -38,28 +37,6 @@ from deocc.networks.embedders.registry import teacher_fingerprint
 Rows = NDArray[np.float32]
 _VERSION: Final = 1  # to be raised when the same teacher and faces give other embeddings
 _ABANDONED = 24 * 3600  # seconds without a write after which a draft is deleted
-
-
-class TrainingData(Protocol):
-    """What the cache needs from a data module."""
-
-    @property
-    def plain_views(self) -> tuple[bool, ...]:
-        """Possible values of `flipped` if training shows only aligned faces and mirror images; empty otherwise."""
-
-    @property
-    def blends(self) -> bool:
-        """Return whether training blends faces of several identities."""
-
-    @property
-    def training_identity(self) -> NDArray[np.int64]:
-        """(N,) class label of each image of the face set, -1 for images not used in training."""
-
-    def training_fingerprint(self) -> str:
-        """Return a hash of everything that the aligned training faces depend on."""
-
-    def reference_dataloader(self, shared: bool = False) -> DataLoader[Any]:
-        """Return a loader of the aligned training faces: all of them on every rank, or the share of this rank."""
 
 
 class TeacherCache:
@@ -79,12 +56,12 @@ class TeacherCache:
 
         Args:
             teacher: frozen, on the trainer's device.
-            trainer: has a data module that provides the training faces (`TrainingData`).
+            trainer: has a `deocc.data.MaskedFaceDataModule` with the training faces.
             wanted: views for `look_up`, False for the aligned faces and True for their mirror images. If only False is
                 wanted, it also stands for mirrored faces.
         """
         self._teacher, self._trainer, self._wanted = teacher, trainer, wanted
-        self._data: TrainingData = trainer.datamodule  # type: ignore[attr-defined]
+        self._data = trainer.datamodule  # type: ignore[attr-defined]
         used = self._data.training_identity >= 0
         self._shape, self._number = (len(used), teacher.embedding_dim), int(used.sum())
         key = f"{teacher_fingerprint(teacher)}/{self._data.training_fingerprint()}" if trainer.is_global_zero else ""
@@ -98,7 +75,9 @@ class TeacherCache:
             if mirrored is not None:
                 self._views[True] = mirrored
         else:
-            self.faces = self._compute_in_memory()
+            self.faces = np.zeros(self._shape, np.float32)
+            for position, embedding in self._compute(flipped=False):
+                self.faces[position[position >= 0]] = embedding[position >= 0]
             if wanted == (False,):
                 self._views[False] = self.faces
 
@@ -146,12 +125,6 @@ class TeacherCache:
                 stacklevel=2,
             )
         return None
-
-    def _compute_in_memory(self) -> Rows:
-        whole = np.zeros(self._shape, np.float32)
-        for position, embedding in self._compute(flipped=False):
-            whole[position[position >= 0]] = embedding[position >= 0]
-        return whole
 
     def _compute(self, flipped: bool) -> Iterator[tuple[NDArray[np.int64], Rows]]:
         """Yield positions (B,) in the face set, -1 for padding, and embeddings (B, D) gathered from all ranks."""
@@ -201,7 +174,10 @@ class Draft:
         self._file: BinaryIO | None = None
         with self._keeping_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(path.parent)
+            for old in path.parent.glob("*.tmp"):  # drafts of killed trainings, which can be gigabytes
+                with suppress(FileNotFoundError):  # another process was faster
+                    if time.time() - old.stat().st_mtime > _ABANDONED:
+                        old.unlink()
             with suppress(FileExistsError):
                 self._file = path.open("xb")
             if self._file is not None:
@@ -245,11 +221,3 @@ class Draft:
             yield
         except OSError as error:
             self.error = self.error or error
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete the drafts of killed trainings, which can be gigabytes."""
-    for draft in folder.glob("*.tmp"):
-        with suppress(FileNotFoundError):  # another process was faster
-            if time.time() - draft.stat().st_mtime > _ABANDONED:
-                draft.unlink()

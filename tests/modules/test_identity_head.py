@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from deocc.losses.sharded_identity import ShardedIdentityLoss
-from deocc.modules import identity_head
+from deocc.losses import IdentityLoss, ShardedIdentityLoss
+from deocc.modules import DistillationModule, identity_head
 from deocc.modules.identity_head import (
     HeadType,
     IdentityHead,
     blended_identity_loss,
     blended_targets,
-    build_identity_head,
     clip_gradients,
     exclude_from_ddp,
     gather_head,
@@ -61,8 +60,10 @@ class Recogniser(pl.LightningModule):
             self.student.bias.zero_()
 
     def setup(self, stage: str) -> None:
-        margin = ("cosface", 0.2, 16.0)
-        self.classifier = build_identity_head(self.head, self.sample_share, IDENTITIES, DIM, *margin).double()
+        settings: Any = (IDENTITIES, DIM, "cosface", 0.2, 16.0)
+        sharded = self.head == "sharded"
+        head = ShardedIdentityLoss(*settings, self.sample_share) if sharded else IdentityLoss(*settings)
+        self.classifier = head.double()
         self.classifier.initialise(CENTERS)
         if self.head == "sharded":
             exclude_from_ddp(self, "classifier")
@@ -203,7 +204,7 @@ def test_blended_faces() -> None:
     batch = faces(4)
     batch["mixup_identity"] = torch.tensor([[1, 2], [1, 0], [3, 3], [3, 4]])
     batch["mixup_weight"] = torch.tensor([[0.3, 0.2], [0.0, 0.0], [0.4, 0.2], [0.1, 0.5]])
-    full, sharded = (build_identity_head(head, 1.0, 5, 8, "arcface", 0.3, 16.0) for head in ("full", "sharded"))
+    full, sharded = (head(5, 8, "arcface", 0.3, 16.0) for head in (IdentityLoss, ShardedIdentityLoss))
     full.initialise(draw(5, 8, seed=10).float())
     sharded.initialise(full.weight.detach())
     embedding = draw(4, 8, seed=11).float()
@@ -248,4 +249,4 @@ def test_one_process_keeps_checkpoint() -> None:
 )
 def test_settings_refused(head: Any, sample_share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_identity_head(head, sample_share, 5, 4, "softmax", 0.0, 16.0)
+        DistillationModule(student_input="masked", identity_head=head, identity_sample_share=sample_share)
