@@ -37,12 +37,9 @@ def noise_windows(row: Tensor, column: Tensor, height: int, width: int) -> Tenso
 class Light(NamedTuple):
     """Low-frequency lighting of the faces, applied to occluders so that they do not look pasted."""
 
-    level: Tensor
-    """(N, 1, 1) mean brightness of the visible skin in [0, 1]."""
-    slope: Tensor
-    """(N, 1, 1) relative change of brightness per eye distance to the right."""
-    skin: Tensor
-    """(N, 3) colour of the skin in [0, 1]."""
+    level: Tensor  # (N, 1, 1) mean brightness of the visible skin in [0, 1]
+    slope: Tensor  # (N, 1, 1) relative change of brightness per eye distance to the right
+    skin: Tensor  # (N, 3) colour of the skin in [0, 1]
 
     def take(self, index: Tensor | slice) -> "Light":
         """Return the lighting of some of the faces."""
@@ -53,20 +50,16 @@ class Light(NamedTuple):
 class Layer:
     """A painted occluder, blended over the face."""
 
-    alpha: Tensor
-    """(N, h, w) in [0, 1]; 0 = not part of the mask."""
-    colour: Tensor
-    """(N, C, h, w) in [0, 1], ignored where alpha is 0."""
+    alpha: Tensor  # (N, h, w) in [0, 1]; 0 = not part of the mask
+    colour: Tensor  # (N, C, h, w) in [0, 1], ignored where alpha is 0
 
 
 @dataclass(frozen=True)
 class Canvas:
     """One window of N images: rows y, columns x, C colour channels (1 for grey faces, 3 otherwise)."""
 
-    x: Tensor
-    """(w,) float32, the window's columns in pixels."""
-    y: Tensor
-    """(h,) float32, the window's rows in pixels."""
+    x: Tensor  # (w,) float32, the window's columns in pixels
+    y: Tensor  # (h,) float32, the window's rows in pixels
     frame: FaceFrame
     draws: Draws
     light: Light
@@ -84,21 +77,14 @@ class Canvas:
 
     def affine(self, along_u: float | Tensor, along_v: float | Tensor, offset: float | Tensor) -> Tensor:
         """Return along_u * u + along_v * v + offset (N, h, w); each argument is (N, 1, 1) or a number."""
-        kx, ky, k0 = _weighted_sum(along_u, self._u_row, along_v, self._v_row).unbind(0)
-        return (kx * self.x + (k0 + offset)) + ky * self._y_column
+        kx, ky, k0 = (along_u * self._rows[0] + along_v * self._rows[1]).unbind(0)
+        return (kx * self.x + (k0 + offset)) + ky * self.y[:, None]
 
     @cached_property
-    def _u_row(self) -> Tensor:
-        """(3, N, 1, 1), the weights of x, y and 1 in u."""
-        return torch.stack([self.frame.ux, self.frame.uy, self.frame.u0])
-
-    @cached_property
-    def _v_row(self) -> Tensor:
-        return torch.stack([self.frame.vx, self.frame.vy, self.frame.v0])
-
-    @cached_property
-    def _y_column(self) -> Tensor:
-        return self.y[:, None]
+    def _rows(self) -> Tensor:
+        """(2, 3, N, 1, 1), the weights of x, y and 1 in u and in v."""
+        f = self.frame
+        return torch.stack([f.ux, f.uy, f.u0, f.vx, f.vy, f.v0]).unflatten(0, (2, 3))
 
     def posed_u(self, shift: float) -> Tensor:
         """Return u (N, h, w) on the frontal face, so that outlines follow the yaw of the head.
@@ -124,19 +110,13 @@ class Canvas:
         return -(self.frame.unit / self.draws.between(1.0, 1.8))
 
     def line(self, distance: Tensor, width: float, strength: float | Tensor = 1.0) -> Tensor:
-        """Draw a soft line of half-width `width` where `distance` is 0; below a pixel it gets fainter, not thinner.
+        """Draw a soft line of half-width `width` where `distance` is 0: (N, h, w), from 0 to `strength` in its middle.
 
-        Returns:
-            (N, h, w), from 0 beside the line to `strength` in its middle.
+        Lines below 0.75 pixels get fainter, not thinner.
         """
-        wide = self._pixel.clamp_min(width)
+        wide = (0.75 / self.frame.unit).clamp_min(width)
         peak = (width / wide) * strength
         return (peak - distance.abs().mul_(peak / wide)).clamp_min_(0)
-
-    @cached_property
-    def _pixel(self) -> Tensor:
-        """(N, 1, 1) smallest half-width of a line: 0.75 pixels, in eye distances."""
-        return 0.75 / self.frame.unit
 
     def paint(self, colour: Tensor) -> Tensor:
         """Return colours (N, 3) as (N, C, 1, 1), on grey faces their brightness."""
@@ -152,35 +132,15 @@ class Canvas:
         return noise_windows(row, column, len(self.y), len(self.x))
 
 
-def _weighted_sum(a: float | Tensor, p: Tensor, b: float | Tensor, q: Tensor) -> Tensor:
-    """Return a p + b q, without arithmetic for the frequent weights 0 and 1."""
-    if isinstance(a, float) and a == 0:
-        return q if isinstance(b, float) and b == 1 else b * q
-    first = p if isinstance(a, float) and a == 1 else a * p
-    return first if isinstance(b, float) and b == 0 else first + b * q
-
-
-_SIDE = (
-    (0.18, -0.35),
-    (0.42, -0.40),
-    (0.30, 0.42),
-    (0.50, 0.50),
-    (0.62, 0.62),
-    (0.50, 0.80),
-    (0.72, 0.75),
-    (0.62, 1.00),
-)
-"""Forehead and cheek in face coordinates, bare skin on most faces. Our choice."""
+# Forehead and cheek in face coordinates, bare skin on most faces. Our choice.
+_SIDE_U = (0.18, 0.42, 0.30, 0.50, 0.62, 0.50, 0.72, 0.62)
+_SIDE_V = (-0.35, -0.40, 0.42, 0.50, 0.62, 0.80, 0.75, 1.00)
 
 
 def read_light(faces: Tensor, frame: FaceFrame) -> Light:
-    """Estimate the lighting from skin samples on both halves of the faces.
-
-    Args:
-        faces: (N, 3, H, W) in [-1, 1].
-        frame: face coordinates of the N faces.
-    """
-    points = torch.tensor([(-u, v) for u, v in _SIDE] + list(_SIDE), device=faces.device)
+    """Estimate the lighting of faces (N, 3, H, W) in [-1, 1] from skin samples on both halves."""
+    side = [torch.tensor(values, device=faces.device) for values in (_SIDE_U, _SIDE_V)]
+    points = torch.cat([torch.stack([-side[0], side[1]], 1), torch.stack(side, 1)])
     x, y = frame.pixels(points)
     height, width = faces.shape[-2:]
     index = y.round().clamp(0, height - 1).long() * width + x.round().clamp(0, width - 1).long()
@@ -216,13 +176,9 @@ def wave(phase: Tensor) -> Tensor:
 
 
 def shading(canvas: Canvas, u: Tensor, bulge: float, rows: float = 0.0) -> Tensor:
-    """Return the brightness (N, h, w) of a matt surface wrapped around the face.
+    """Return the brightness (N, h, w) of a matt surface wrapped around the face at horizontal face coordinates `u`.
 
-    Args:
-        canvas: provides the lighting.
-        u: (N, h, w) horizontal face coordinate.
-        bulge: darkening at one eye distance from the middle.
-        rows: darkening per eye distance below the nose.
+    It darkens by `bulge` at one eye distance from the middle, and by `rows` per eye distance below the nose.
     """
     base = (0.72 + 0.5 * canvas.light.level).clamp(0.75, 1.12)  # half of the face's deviation from mid exposure
     column = (u * u).mul_(-bulge * base).add_(u.clamp(-1.5, 1.5).mul_(canvas.light.slope * base))
@@ -250,15 +206,11 @@ def print_pattern(canvas: Canvas) -> Tensor:
     second = wave(wave(p * 0.37).add_(first).mul_(bend).add_(q))
     spots = dots + blotches
     crossed = 0.5 * (checks + spots)
-    first = _sharpened(first, stripes + checks).mul_(stripes + crossed)
-    second = _sharpened(second, stripes + checks).mul_(crossed)
+    hard = stripes + checks  # these waves are six times steeper around their middle
+    first = first.mul_(1 + 5 * hard).sub_(2.5 * hard).clamp_(0, 1).mul_(stripes + crossed)
+    second = second.mul_(1 + 5 * hard).sub_(2.5 * hard).clamp_(0, 1).mul_(crossed)
     threshold = 0.72 * dots + 0.5 * blotches
     return first.add_(second).sub_(threshold).mul_(1 + 9 * spots).clamp_(0, 1)
-
-
-def _sharpened(ramp: Tensor, hard: Tensor) -> Tensor:
-    """Make a wave six times steeper around its middle where `hard` is 1, in place."""
-    return ramp.mul_(1 + 5 * hard).sub_(2.5 * hard).clamp_(0, 1)
 
 
 def tinted(canvas: Canvas, first: Tensor, second: Tensor, share: Tensor, shade: Tensor) -> Tensor:

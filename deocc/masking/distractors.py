@@ -21,16 +21,9 @@ _WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM = 1 << 41, 1 << 42, 1 << 43
 
 
 def add_worn(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.4) -> Tensor:
-    """Draw glasses frames or a beard on a share of the faces.
+    """Draw glasses frames or a beard on a share `probability` of the faces (B, 3, H, W) in [-1, 1].
 
-    Args:
-        faces: (B, 3, H, W) in [-1, 1].
-        landmarks: (B, 5, 2) in pixels.
-        seeds: (B,) int64.
-        probability: share of the faces that are changed.
-
-    Returns:
-        (B, 3, H, W) in [-1, 1].
+    Landmarks (B, 5, 2) are in pixels, seeds (B,) int64.
     """
     return _paint_some(_WORN, faces, landmarks, seeds, probability, _WORN_STREAM)
 
@@ -41,15 +34,7 @@ def add_cast(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float
 
 
 def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
-    """Give each image a tint, contrast, blur, noise and JPEG artefacts of random strength.
-
-    Args:
-        faces: (B, 3, H, W) in [-1, 1].
-        seeds: (B,) int64.
-
-    Returns:
-        (B, 3, H, W) in [-1, 1].
-    """
+    """Give each image (B, 3, H, W) in [-1, 1] a tint, contrast, blur, noise and JPEG artefacts of random strength."""
     draws = uniform(seeds, 12, _CAMERA_STREAM)[:, :, None, None, None]
     grey = (faces[:, :1] == faces[:, 1:]).all(1, keepdim=True).flatten(1).all(1)[:, None, None, None]
     tint = torch.where(grey, 0.0, (draws[:, 0:3, 0] - 0.5) * 0.3 * (draws[:, 3] < 0.5))

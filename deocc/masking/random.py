@@ -15,15 +15,9 @@ _BLOCK = 64
 
 
 def mix(values: Tensor) -> Tensor:
-    """Apply the finaliser of splitmix64 [0], a bijection of the 64-bit integers.
+    """Apply the finaliser of splitmix64 [0], a bijection of int64; arithmetic wraps around as in the unsigned original.
 
     [0] Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-
-    Args:
-        values: (...) int64; arithmetic wraps around as in the unsigned original.
-
-    Returns:
-        (...) int64.
     """
     values = (values ^ _shift_right(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     values = (values ^ _shift_right(values, 27)) * (0x94D049BB133111EB - 2**64)
@@ -36,24 +30,13 @@ def _shift_right(values: Tensor, bits: int) -> Tensor:
 
 
 def uniform(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
-    """Return uniform numbers in [0, 1), multiples of 2^-24.
+    """Return uniform numbers (B, count) float32 in [0, 1), multiples of 2^-24, for seeds (B,) int64.
 
-    Args:
-        seeds: (B,) int64.
-        count: numbers per seed.
-        stream: numbers of different streams are independent.
-
-    Returns:
-        (B, count) float32.
+    Numbers of different streams are independent.
     """
     keys = mix(mix(seeds + _GOLDEN) + stream)
     counters = torch.arange(1, count + 1, device=seeds.device)
     return _shift_right(mix(keys[:, None] + counters * _GOLDEN), 40).float() * 2.0**-24
-
-
-def chosen_share(seeds: Tensor, share: float) -> Tensor:
-    """Return (B,) bool that selects a `share` in [0, 1] of all seeds (B,) int64, to a thousandth."""
-    return (seeds % 1000).float() < share * 1000
 
 
 class Draws:

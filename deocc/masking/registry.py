@@ -51,15 +51,12 @@ def kind_numbers(names: Sequence[str]) -> list[int]:
 
 
 def draw_kinds(seeds: Tensor, kinds: Sequence[str] | None = None, clean_probability: float = 0.0) -> Tensor:
-    """Draw an occluder for each image from its seed.
+    """Draw an occluder for each image from its seed: (B,) int64 positions in `list_kinds()`, -1 for no occluder.
 
     Args:
         seeds: (B,) int64.
         kinds: names to choose from with equal probability; None for all of `list_kinds()`.
         clean_probability: probability of no occluder, in [0, 1].
-
-    Returns:
-        (B,) int64 positions in `list_kinds()`, -1 for no occluder.
 
     Raises:
         ValueError: an unknown or no kind, or a probability outside [0, 1].

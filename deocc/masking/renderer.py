@@ -6,13 +6,12 @@ rest of the batch.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from deocc.geometry import LARGEST_COORDINATE, TEMPLATES
-from deocc.masking.canvas import Canvas, Kind, Layer, Light, read_light
+from deocc.masking.canvas import Canvas, Kind, Light, read_light
 from deocc.masking.random import Draws
 from deocc.masking.registry import NO_OCCLUDER, get_kind, kind_numbers, list_kinds
 from deocc.masking.shapes import FaceFrame
@@ -20,18 +19,6 @@ from deocc.masking.shapes import FaceFrame
 _PIXELS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Pixels painted together: with more, the CPU's cache misses; with fewer, the overhead of operations dominates.
 Measured."""
-
-
-class RenderInputs(NamedTuple):
-    """Geometry, random numbers and lighting of the images to be painted."""
-
-    frame: FaceFrame
-    draws: Draws
-    light: Light
-
-    def take(self, index: slice) -> "RenderInputs":
-        """Return the inputs of some of the images."""
-        return RenderInputs(self.frame.take(index), self.draws.take(index), self.light.take(index))
 
 
 @torch.no_grad()
@@ -62,9 +49,18 @@ def render(
         raise ValueError(f"expected float faces (B, 3, H, W) in [-1, 1], got {faces.dtype} {tuple(faces.shape)}")
     if seeds.shape != faces.shape[:1] or seeds.dtype != torch.int64:
         raise ValueError(f"expected one int64 seed per face, ({len(faces)},), got {seeds.dtype} {tuple(seeds.shape)}")
-    numbers = _to_numbers(kinds, faces)
-    masked, masks = paint_kinds([get_kind(i) for i in range(len(list_kinds()))], faces, landmarks, numbers, seeds)
-    missing = (numbers != NO_OCCLUDER) & (masks.flatten(1).amax(1) == 0)
+    if not isinstance(kinds, Tensor):
+        numbers = kind_numbers([kinds] * len(faces) if isinstance(kinds, str) else list(kinds))
+        kinds = torch.tensor(numbers, dtype=torch.int64)
+    if kinds.shape != faces.shape[:1] or kinds.dtype != torch.int64:
+        got = f"got {kinds.dtype} {tuple(kinds.shape)}"
+        raise ValueError(f"expected one int64 kind or one name per face, ({len(faces)},), {got}")
+    count = len(list_kinds())
+    if bool(((kinds < NO_OCCLUDER) | (kinds >= count)).any()):
+        raise ValueError(f"expected kinds from -1 to {count - 1} ({', '.join(list_kinds())}), got {kinds.tolist()}")
+    kinds = kinds.to(faces.device)
+    masked, masks = paint_kinds([get_kind(i) for i in range(count)], faces, landmarks, kinds, seeds)
+    missing = (kinds != NO_OCCLUDER) & (masks.flatten(1).amax(1) == 0)
     if bool(missing.any()):
         raise ValueError(
             f"the occluder lies outside the crop on images {missing.nonzero()[:, 0].tolist()}: "
@@ -77,28 +73,19 @@ def render(
 def paint_kinds(
     table: Sequence[Kind], faces: Tensor, landmarks: Tensor | None, numbers: Tensor, seeds: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Paint kinds that need not be registered; results as for `render`.
-
-    Args:
-        table: the kinds to choose from.
-        faces: (B, 3, H, W) in [-1, 1].
-        landmarks: (B, 5, 2), (5, 2) or None.
-        numbers: (B,) int64 positions in `table`, -1 for no occluder.
-        seeds: (B,) int64.
-    """
+    """Paint kinds that need not be registered, given by positions (B,) int64 in `table`; otherwise as `render`."""
     points, seeds = _to_points(landmarks, faces), seeds.to(faces.device)
     code = torch.where(numbers >= 0, numbers * 2 + _is_grey(faces), -1)  # kind and colour; images are painted by code
     order = code.argsort(stable=True)
     masked, masks = faces.clone(), torch.zeros_like(faces[:, :1])
     frame = FaceFrame.from_landmarks(points)
-    inputs = RenderInputs(frame.take(order), Draws(seeds[order]), read_light(faces, frame).take(order))
+    light, frame, draws = read_light(faces, frame).take(order), frame.take(order), Draws(seeds[order])
     stop, *counts = torch.bincount(code + 1, minlength=1).tolist()  # the first count is of images without occluder
     for value, count in enumerate(counts):
-        start, stop = stop, stop + count
+        group, stop = slice(stop, stop + count), stop + count
         if count:
-            group = slice(start, stop)
-            channels = 1 if value % 2 else 3
-            _paint_group(table[value // 2], channels, inputs.take(group), masked, masks, order[group])
+            inputs = (frame.take(group), draws.take(group), light.take(group))
+            _paint_group(table[value // 2], 1 if value % 2 else 3, *inputs, masked, masks, order[group])
     return masked, masks
 
 
@@ -109,55 +96,42 @@ def _is_grey(faces: Tensor) -> Tensor:
     return (faces[:, :2] == faces[:, 1:]).flatten(1).all(1) if bool(grey.any()) else grey
 
 
-def _paint_group(kind: Kind, channels: int, inputs: RenderInputs, faces: Tensor, masks: Tensor, index: Tensor) -> None:
-    """Paint one kind on the faces at `index` and set their masks, in place."""
-    rows, columns = _window(kind, inputs.frame, faces.shape[-2], faces.shape[-1])
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    if height <= 0 or width <= 0:
+def _paint_group(
+    kind: Kind,
+    channels: int,
+    frame: FaceFrame,
+    draws: Draws,
+    light: Light,
+    faces: Tensor,
+    masks: Tensor,
+    index: Tensor,
+) -> None:
+    """Paint one kind on the faces at `index` and set their masks, in place; frame, draws and light are theirs."""
+    (height, width), device = faces.shape[-2:], faces.device
+    top, bottom, left, right = 0, height, 0, width  # the window that contains everything the kind can paint
+    if kind.extent is not None:
+        west, north, east, south = kind.extent
+        corners = torch.tensor([(west, north), (east, north), (west, south), (east, south)], device=device)
+        x, y = frame.pixels(corners)
+        low_x, low_y, high_x, high_y = torch.stack([x.amin(), y.amin(), x.amax(), y.amax()]).tolist()
+        top, bottom = max(0, int(low_y) - 1), min(height, int(high_y) + 3)
+        left, right = max(0, int(low_x) - 1), min(width, int(high_x) + 3)
+    if bottom <= top or right <= left:
         return
-    x = torch.arange(columns.start, columns.stop, device=faces.device, dtype=torch.float32)
-    y = torch.arange(rows.start, rows.stop, device=faces.device, dtype=torch.float32)
-    at_once = max(1, _PIXELS_AT_ONCE.get(faces.device.type, 1 << 20) // (height * width))
+    x = torch.arange(left, right, device=device, dtype=torch.float32)
+    y = torch.arange(top, bottom, device=device, dtype=torch.float32)
+    faces, masks = faces[:, :, top:bottom, left:right], masks[:, :, top:bottom, left:right]
+    at_once = max(1, _PIXELS_AT_ONCE.get(device.type, 1 << 20) // (len(x) * len(y)))
     for first in range(0, len(index), at_once):
         piece = slice(first, first + at_once)
-        layer = kind.paint(Canvas(x, y, *inputs.take(piece), channels))
-        _blend(layer, channels, faces[:, :, rows, columns], masks[:, :, rows, columns], index[piece])
-
-
-def _blend(layer: Layer, channels: int, faces: Tensor, masks: Tensor, index: Tensor) -> None:
-    """Blend in place: face (1 - alpha) + (2 colour - 1) alpha. Where alpha is 0 the face keeps every bit."""
-    alpha = layer.alpha.unsqueeze(1)
-    alpha = alpha.to(torch.promote_types(alpha.dtype, faces.dtype))  # 1 - alpha would be rounded in float32
-    subtracted = alpha - (layer.colour * (alpha * 2)).nan_to_num_()
-    blended = (faces[:, :channels].index_select(0, index) * (1 - alpha)).sub_(subtracted)
-    faces.index_copy_(0, index, blended.to(faces.dtype).expand(-1, 3, -1, -1))
-    masks.index_copy_(0, index, torch.gt(alpha, 0, out=torch.empty_like(alpha, dtype=masks.dtype)))
-
-
-def _window(kind: Kind, frame: FaceFrame, height: int, width: int) -> tuple[slice, slice]:
-    """Return the rows and columns that contain everything the kind can paint on these images."""
-    if kind.extent is None:
-        return slice(0, height), slice(0, width)
-    left, top, right, bottom = kind.extent
-    corners = torch.tensor([(left, top), (right, top), (left, bottom), (right, bottom)], device=frame.unit.device)
-    x, y = frame.pixels(corners)
-    low_x, low_y, high_x, high_y = torch.stack([x.amin(), y.amin(), x.amax(), y.amax()]).tolist()
-    rows = slice(max(0, int(low_y) - 1), min(height, int(high_y) + 3))
-    return rows, slice(max(0, int(low_x) - 1), min(width, int(high_x) + 3))
-
-
-def _to_numbers(kinds: Tensor | Sequence[str] | str, faces: Tensor) -> Tensor:
-    """Return (B,) int64 positions in `list_kinds()`."""
-    if not isinstance(kinds, Tensor):
-        names = [kinds] * len(faces) if isinstance(kinds, str) else list(kinds)
-        kinds = torch.tensor(kind_numbers(names), dtype=torch.int64, device=faces.device)
-    if kinds.shape != faces.shape[:1] or kinds.dtype != torch.int64:
-        got = f"got {kinds.dtype} {tuple(kinds.shape)}"
-        raise ValueError(f"expected one int64 kind or one name per face, ({len(faces)},), {got}")
-    count = len(list_kinds())
-    if bool(((kinds < NO_OCCLUDER) | (kinds >= count)).any()):
-        raise ValueError(f"expected kinds from -1 to {count - 1} ({', '.join(list_kinds())}), got {kinds.tolist()}")
-    return kinds.to(faces.device)
+        layer = kind.paint(Canvas(x, y, frame.take(piece), draws.take(piece), light.take(piece), channels))
+        # Blend: face (1 - alpha) + (2 colour - 1) alpha. Where alpha is 0 the face keeps every bit.
+        alpha = layer.alpha.unsqueeze(1)
+        alpha = alpha.to(torch.promote_types(alpha.dtype, faces.dtype))  # 1 - alpha would be rounded in float32
+        subtracted = alpha - (layer.colour * (alpha * 2)).nan_to_num_()
+        blended = (faces[:, :channels].index_select(0, index[piece]) * (1 - alpha)).sub_(subtracted)
+        faces.index_copy_(0, index[piece], blended.to(faces.dtype).expand(-1, 3, -1, -1))
+        masks.index_copy_(0, index[piece], torch.gt(alpha, 0, out=torch.empty_like(alpha, dtype=masks.dtype)))
 
 
 def _to_points(landmarks: Tensor | None, faces: Tensor) -> Tensor:

@@ -39,12 +39,6 @@ def rounded_box(
     return norm(dx.clamp_min_(0), dy.clamp_min_(0)).add_(inside).sub_(radius)
 
 
-def capsule(x: Tensor, y: Tensor, length: float | Tensor) -> Tensor:
-    """Return the distance to the segment from (0, 0) to (length, 0); subtract a radius for a capsule."""
-    along = x - torch.minimum(x.clamp_min(0), torch.as_tensor(length, dtype=x.dtype, device=x.device))
-    return norm(along, y)
-
-
 def superellipse(x: Tensor, y: Tensor, squareness: float | Tensor) -> Tensor:
     """Return a norm whose unit circle is a circle (squareness 0) to a rounded square (squareness 1)."""
     x2, y2 = x * x, y * y
@@ -57,8 +51,7 @@ def norm(x: Tensor, y: Tensor) -> Tensor:
     return (x * x).add_(y * y).sqrt_()
 
 
-MOUTH_V = 1.1
-"""v of the mouth on the canonical template of `deocc.geometry`."""
+_MOUTH_V = 1.1  # on the canonical template of `deocc.geometry`
 
 
 class FaceFrame(NamedTuple):
@@ -96,7 +89,7 @@ class FaceFrame(NamedTuple):
         eye_l, eye_r, nose, mouth_l, mouth_r = landmarks.float().unbind(1)
         origin, mouth = (eye_l + eye_r) / 2, (mouth_l + mouth_r) / 2
         ex, ey = (eye_r - eye_l).unbind(1)
-        mx, my = ((mouth - origin) / MOUTH_V).unbind(1)
+        mx, my = ((mouth - origin) / _MOUTH_V).unbind(1)
         eyes = (ex * ex + ey * ey).sqrt().clamp_min(1e-3)
         ex, ey = ex / eyes, ey / eyes
         down = my * ex - mx * ey

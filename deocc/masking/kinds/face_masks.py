@@ -39,23 +39,18 @@ def _paint_surgical(canvas: Canvas) -> Layer:
     loops = torch.maximum(band, torch.maximum(-0.12 - out, side - 1.24))
     height = (v - top).div_(bottom - top)
     colour, strap = canvas.paint(draws.pick(_SURGICAL_COLOURS)), canvas.paint(draws.pick(_LOOP_COLOURS))
-    shade = shading(canvas, u, 0.20, 0.10).add_(_pleats(canvas, height, sheet))
-    body = canvas.cover(sheet)
-    alpha = torch.maximum(body, canvas.cover(loops))
-    return Layer(alpha, tinted(canvas, strap, colour, body, shade))
-
-
-def _pleats(canvas: Canvas, height: Tensor, sheet: Tensor) -> Tensor:
-    """Return the shade of pleats with dark creases, the seam of the hem, and the rim."""
-    pitch, start, depth = canvas.draws.between_each((4.6, 5.6), (0.0, 0.3), (0.7, 1.3))
+    pitch, start, depth = draws.between_each((4.6, 5.6), (0.0, 0.3), (0.7, 1.3))
     phase = (height * pitch).sub_(start)
     ramp = phase.sub_(phase.floor())
     pleated = (height - 0.52).abs_().mul_(-5.2).add_(2).clamp_(0, 1)
     crease = torch.minimum(ramp, 1 - ramp).mul_(-8).add_(1).clamp_min_(0)
-    seam = canvas.line(sheet + 0.085, 0.014, 0.08)
-    rim = (sheet + 0.05).clamp_min_(0).mul_(1.2)
     pleats = ramp.sub_(0.5).mul_(0.10 * depth).sub_(crease.mul_(0.17 * depth)).mul_(pleated)
-    return pleats.sub_(seam).sub_(rim)
+    hem = canvas.line(sheet + 0.085, 0.014, 0.08)
+    rim = (sheet + 0.05).clamp_min_(0).mul_(1.2)
+    shade = shading(canvas, u, 0.20, 0.10).add_(pleats.sub_(hem).sub_(rim))
+    body = canvas.cover(sheet)
+    alpha = torch.maximum(body, canvas.cover(loops))
+    return Layer(alpha, tinted(canvas, strap, colour, body, shade))
 
 
 def _paint_cloth(canvas: Canvas) -> Layer:
@@ -74,15 +69,6 @@ def _paint_cloth(canvas: Canvas) -> Layer:
     band = canvas.affine(0.0, 1.0, -draws.between(0.62, 0.78)).add_(0.9 * out).abs_().mul_(0.75).sub_(0.035)
     strap = torch.maximum(band, torch.maximum(-out, side - 1.22))
     first, second = _random_colours(canvas)
-    shade = shading(canvas, u, 0.20, 0.12).add_(_seams(canvas, u, v, sheet))
-    body = canvas.cover(sheet)
-    share = print_pattern(canvas).mul_(body)
-    return Layer(torch.maximum(body, canvas.cover(strap)), tinted(canvas, first, second, share, shade))
-
-
-def _seams(canvas: Canvas, u: Tensor, v: Tensor, sheet: Tensor) -> Tensor:
-    """Return the shade of the middle seam, the hem, soft wrinkles and the threads."""
-    draws = canvas.draws
     seam = canvas.line(u - draws.between(-0.03, 0.03), 0.02, 0.14 * draws.chance(0.6))
     depth, steep, slant, phase, threads = draws.between_each(
         (0.06, 0.1), (2.2, 3.4), (-0.6, 0.6), (0.0, 1.0), (18.0, 26.0)
@@ -90,7 +76,11 @@ def _seams(canvas: Canvas, u: Tensor, v: Tensor, sheet: Tensor) -> Tensor:
     hem = canvas.line(sheet + depth, 0.014, 0.10)
     wrinkles = wave((v * steep).add_(u * slant).add_(phase)).mul_(u.abs().clamp_max_(1))
     rim = (sheet + 0.06).clamp_min_(0).mul_(1.4)
-    return wrinkles.add_(weave(canvas, u, v, threads)).mul_(0.12).sub_(seam).sub_(hem).sub_(rim)
+    wrinkles.add_(weave(canvas, u, v, threads)).mul_(0.12).sub_(seam).sub_(hem).sub_(rim)
+    shade = shading(canvas, u, 0.20, 0.12).add_(wrinkles)
+    body = canvas.cover(sheet)
+    share = print_pattern(canvas).mul_(body)
+    return Layer(torch.maximum(body, canvas.cover(strap)), tinted(canvas, first, second, share, shade))
 
 
 def _random_colours(canvas: Canvas) -> tuple[Tensor, Tensor]:
@@ -113,7 +103,14 @@ def _paint_n95(canvas: Canvas) -> Layer:
     top = (u2 / (u2 + 0.22)).mul_(fall).add_(nose).add_(leaning)
     bottom = (chin - (0.25 * u2).add_(0.42).mul_(u2)).add_(leaning)
     cup = smooth_max(smooth_max(top - v, v - bottom, 0.25), side - half, 0.3)
-    shade = shading(canvas, u, 0.30, 0.14).add_(_embossing(canvas, u, v, cup))
+    depth, height = draws.between_each((0.2, 0.26), (0.95, 1.15))
+    rim = canvas.line(cup + 0.07, 0.02, 0.16)
+    ring = canvas.line(cup + depth, 0.035, 0.10)
+    weld = canvas.line(canvas.affine(0.0, 1.0, -height).add_((u * u).mul_(0.28)), 0.035, 0.12 * draws.chance(0.6))
+    clip = canvas.line(cup + 0.13, 0.045, 0.5).mul_(u.abs().mul_(-2.6).add_(1).clamp_(0, 0.3)).mul_(v.clone().lt_(0.9))
+    dome = (cup + 0.6).clamp_(0, 0.6)
+    embossing = clip.sub_(weld).sub_(ring).sub_(rim).sub_(dome.mul_(dome).mul_(0.45))
+    shade = shading(canvas, u, 0.30, 0.14).add_(embossing)
     body = canvas.cover(cup)
     over, under = draws.between_each((0.85, 0.95), (1.26, 1.36))
     out = side - 0.72
@@ -122,18 +119,6 @@ def _paint_n95(canvas: Canvas) -> Layer:
     straps = torch.maximum(torch.minimum(upper, lower).sub_(0.032), torch.maximum(0.66 - side, side - 1.22))
     colours = canvas.paint(draws.pick(_STRAP_COLOURS)), canvas.paint(draws.pick(_N95_COLOURS))
     return Layer(torch.maximum(body, canvas.cover(straps)), tinted(canvas, *colours, body, shade))
-
-
-def _embossing(canvas: Canvas, u: Tensor, v: Tensor, cup: Tensor) -> Tensor:
-    """Return the shade of dome, embossed rings, welded cross seam, flat rim and metal clip."""
-    draws = canvas.draws
-    depth, height = draws.between_each((0.2, 0.26), (0.95, 1.15))
-    rim = canvas.line(cup + 0.07, 0.02, 0.16)
-    ring = canvas.line(cup + depth, 0.035, 0.10)
-    ridge = canvas.line(canvas.affine(0.0, 1.0, -height).add_((u * u).mul_(0.28)), 0.035, 0.12 * draws.chance(0.6))
-    clip = canvas.line(cup + 0.13, 0.045, 0.5).mul_(u.abs().mul_(-2.6).add_(1).clamp_(0, 0.3)).mul_(v.clone().lt_(0.9))
-    dome = (cup + 0.6).clamp_(0, 0.6)
-    return clip.sub_(ridge).sub_(ring).sub_(rim).sub_(dome.mul_(dome).mul_(0.45))
 
 
 def _paint_scarf(canvas: Canvas) -> Layer:
@@ -147,7 +132,15 @@ def _paint_scarf(canvas: Canvas) -> Layer:
     half = canvas.affine(0.0, 0.5, -0.5).clamp_min_(0).add_(draws.between(1.1, 1.25))
     depth = v - top
     sheet = smooth_max(top.sub_(v), u.abs().sub_(half), 0.25)
-    folds = _folds(canvas, u, u2, depth)
+    # Broad drapes that converge to one side, crossed by finer creases.
+    towards, slack, pitch, slant, phase = draws.between_each(
+        (-0.4, 0.4), (-0.5, 0.1), (1.1, 1.9), (-0.3, 0.3), (0.0, 1.0)
+    )
+    gather = (u * towards).add_(1).mul_(depth)
+    broad = wave((gather * pitch).add_(u2 * slack).add_(u * slant).add_(phase))
+    pitch, slant = draws.between_each((1.6, 2.6), (-1.1, 1.1))
+    fine = wave(gather.mul_(pitch).add_(u * slant).add_(broad * 0.5))
+    folds = broad.mul_(broad).mul_(0.65).add_(fine.mul_(0.35))
     rim = (sheet + 0.1).clamp_min_(0).mul_(1.5)
     fineness, relief, pitch, phase = draws.between_each((11.0, 20.0), (0.06, 0.22), (0.8, 2.2), (0.0, 1.0))
     threads = weave(canvas, u, depth, fineness).mul_(relief)
@@ -155,18 +148,6 @@ def _paint_scarf(canvas: Canvas) -> Layer:
     stripes = wave(depth.mul_(pitch).add_(phase)).sub_(0.45).mul_(9)
     share = stripes.clamp_(0, 1).mul_(draws.chance(0.4))
     return Layer(canvas.cover(sheet), tinted(canvas, *_random_colours(canvas), share, shade))
-
-
-def _folds(canvas: Canvas, u: Tensor, u2: Tensor, depth: Tensor) -> Tensor:
-    """Return (N, h, w) in [0, 1]: broad drapes that converge to one side, crossed by finer creases."""
-    towards, slack, pitch, slant, phase = canvas.draws.between_each(
-        (-0.4, 0.4), (-0.5, 0.1), (1.1, 1.9), (-0.3, 0.3), (0.0, 1.0)
-    )
-    gather = (u * towards).add_(1).mul_(depth)
-    broad = wave((gather * pitch).add_(u2 * slack).add_(u * slant).add_(phase))
-    pitch, slant = canvas.draws.between_each((1.6, 2.6), (-1.1, 1.1))
-    fine = wave(gather.mul_(pitch).add_(u * slant).add_(broad * 0.5))
-    return broad.mul_(broad).mul_(0.65).add_(fine.mul_(0.35))
 
 
 SURGICAL = Kind("surgical", (-2.4, 0.12, 2.4, 2.03), _paint_surgical)

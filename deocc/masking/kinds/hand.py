@@ -5,7 +5,7 @@ from torch import Tensor
 
 from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.random import Draws
-from deocc.masking.shapes import capsule, norm, rounded_box, smooth_min
+from deocc.masking.shapes import norm, rounded_box, smooth_min
 
 _PITCH = 0.228
 """Distance between the axes of neighbouring fingers. Lengths here are in units of the hand, whose palm is 0.88 wide.
@@ -59,7 +59,8 @@ def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
     turn = draws.between(0.1, 0.5)
     length = (1 + turn * turn).sqrt()
     x, y = p + 0.5, q - 0.33
-    thumb = capsule((x * turn).add_(y).div_(length), (x - y * turn).div_(length), 0.55).sub_(0.12)
+    along = (x * turn).add_(y).div_(length)
+    thumb = norm(along - along.clamp(0, 0.55), (x - y * turn).div_(length)).sub_(0.12)  # a capsule
     wrist = torch.maximum(q.abs().sub_(0.32), p + 0.7)
     return smooth_min(smooth_min(rounded_box(p + 0.42, q, 0.48, 0.44, 0.2), wrist, 0.2), thumb, 0.12)
 

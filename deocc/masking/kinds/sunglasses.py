@@ -1,19 +1,14 @@
 """Sunglasses: two lenses, tinted from top to bottom, with a reflection, a frame, a bridge and temples."""
 
 import torch
-from torch import Tensor
 
 from deocc.masking.canvas import Canvas, Kind, Layer
 from deocc.masking.shapes import superellipse
 
 _TINTS = ((0.05, 0.05, 0.06), (0.10, 0.07, 0.05), (0.05, 0.09, 0.07), (0.06, 0.08, 0.14), (0.16, 0.11, 0.08))
 _FRAMES = (
-    (0.06, 0.06, 0.07),
-    (0.06, 0.06, 0.07),
-    (0.30, 0.19, 0.10),
-    (0.75, 0.66, 0.42),
-    (0.70, 0.71, 0.73),
-    (0.55, 0.10, 0.12),
+    *((0.06, 0.06, 0.07), (0.06, 0.06, 0.07), (0.30, 0.19, 0.10)),
+    *((0.75, 0.66, 0.42), (0.70, 0.71, 0.73), (0.55, 0.10, 0.12)),
 )
 
 
@@ -37,22 +32,17 @@ def _paint(canvas: Canvas) -> Layer:
     seen = (0.5 + 0.5 * y).clamp_(0, 1).mul_(-clear).add_(1)
     glass = canvas.cover(lens).mul_(seen)
     rimmed = canvas.cover(frame)
-    gloss = _gloss(canvas, x, y)
+    # Reflection: sky from above, a slanted streak, and grain.
+    sky, slope, place, narrow, streak = draws.between_each(
+        (0.05, 0.30), (0.3, 0.9), (-0.5, 0.4), (2.5, 5.0), (0.05, 0.35)
+    )
+    light = 0.5 + canvas.light.level
+    gloss = (y * slope).add_(x).sub_(place).abs_().mul_(-narrow).add_(1).clamp_(0, 0.5).mul_(streak * light)
+    gloss.add_((0.25 - 0.35 * y).clamp_min_(0).mul_(sky * light)).add_(0.012 * canvas.grain)
     shine = y.abs().mul_(-0.3).add_(1).clamp_(0.6, 1.1).mul_(u.clamp(-1, 1).mul_(canvas.light.slope).add_(1))
     colour = metal * shine.mul_(rimmed).unsqueeze(1)
     colour += (tint + gloss.unsqueeze(1)).mul_((1 - rimmed).unsqueeze(1))
     return Layer(torch.maximum(glass, rimmed), colour.clamp_(0, 1))
-
-
-def _gloss(canvas: Canvas, x: Tensor, y: Tensor) -> Tensor:
-    """Return the reflection (N, h, w): sky from above, a slanted streak, and grain."""
-    sky, slope, place, narrow, streak = canvas.draws.between_each(
-        (0.05, 0.30), (0.3, 0.9), (-0.5, 0.4), (2.5, 5.0), (0.05, 0.35)
-    )
-    light = 0.5 + canvas.light.level
-    slant = (y * slope).add_(x).sub_(place).abs_()
-    streaks = slant.mul_(-narrow).add_(1).clamp_(0, 0.5).mul_(streak * light)
-    return streaks.add_((0.25 - 0.35 * y).clamp_min_(0).mul_(sky * light)).add_(0.012 * canvas.grain)
 
 
 SUNGLASSES = Kind("sunglasses", (-2.3, -0.54, 2.3, 0.66), _paint)
