@@ -31,9 +31,6 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: str) -> T
         real_logits: logits of clean faces, one per image or per patch.
         fake_logits: logits of completed faces detached from the generator.
         kind: "hinge" [1] or "wgan" [2].
-
-    Raises:
-        ValueError: `kind` is unknown.
     """
     _check_kind(kind)
     real, fake = widen(real_logits), widen(fake_logits)

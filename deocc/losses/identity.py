@@ -40,12 +40,8 @@ def margin_logits(cosine: Tensor, identity: Tensor, margin_type: str, margin: fl
         (B, K) logits before scaling.
 
     Raises:
-        ValueError: unknown margin type, margin out of range, or shapes that do not match.
+        ValueError: unknown margin type, or margin out of range.
     """
-    if cosine.ndim != 2 or identity.shape != cosine.shape[:1]:
-        raise ValueError(
-            f"expected cosines (B, K) and identities (B,), got {tuple(cosine.shape)} and {tuple(identity.shape)}"
-        )
     cosine = widen(cosine)
     index = identity[:, None]
     return cosine.scatter(1, index, margin_cosine(cosine.gather(1, index), margin_type, margin))
@@ -87,15 +83,11 @@ def identity_loss(
         share: mixture weights (B, T), by which the losses of the T identities are weighted; None for unmixed faces.
 
     Raises:
-        ValueError: as `margin_logits`, `share` and `identity` differ in shape, or `scale` is not positive.
+        ValueError: as `margin_logits`, or `scale` is not positive.
     """
     check_positive(scale=scale)
     if share is None:
         return F.cross_entropy(scale * margin_logits(cosine, identity, margin_type, margin), identity)
-    if identity.ndim != 2 or share.shape != identity.shape:
-        raise ValueError(
-            f"expected identities and shares of one shape (B, T), got {tuple(identity.shape)} and {tuple(share.shape)}"
-        )
     losses = [
         F.cross_entropy(scale * margin_logits(cosine, column, margin_type, margin), column, reduction="none")
         for column in identity.T
@@ -104,25 +96,12 @@ def identity_loss(
 
 
 class IdentityLoss(nn.Module):
-    """Cosine classifier with `identity_loss`.
-
-    Args:
-        num_identities: K, the number of training identities.
-        dim: D, the embedding dimension.
-        margin_type: see `margin_logits`, also for `margin`.
-        margin: size of the margin.
-        scale: gamma > 0.
-
-    Raises:
-        ValueError: as `identity_loss`, or a count is not positive.
-    """
+    """Cosine classifier of K identities by embeddings of D dimensions with `identity_loss`, whose errors it has."""
 
     def __init__(
         self, num_identities: int, dim: int, margin_type: str = "softmax", margin: float = 0.0, scale: float = 64.0
     ) -> None:
         super().__init__()
-        if num_identities < 1 or dim < 1:
-            raise ValueError(f"num_identities and dim must be positive, got {num_identities} and {dim}")
         check_margin(margin_type, margin)
         check_positive(scale=scale)
         self.margin_type, self.margin, self.scale = margin_type, margin, scale
@@ -130,15 +109,7 @@ class IdentityLoss(nn.Module):
 
     @torch.no_grad()
     def initialise(self, centers: Tensor) -> None:
-        """Copy the identity centres (K, D) into the classifier: near-optimal for a student near its teacher.
-
-        Raises:
-            ValueError: the shape of `centers` is not (K, D).
-        """
-        if centers.shape != self.weight.shape:
-            raise ValueError(
-                f"expected identity centres of shape {tuple(self.weight.shape)}, got {tuple(centers.shape)}"
-            )
+        """Copy the identity centres (K, D) into the classifier: near-optimal for a student near its teacher."""
         self.weight.copy_(centers)
 
     def cosine(self, embedding: Tensor) -> Tensor:

@@ -54,9 +54,6 @@ def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Te
 
     Returns:
         Scalar in [0, 4], averaged over positions and then over maps.
-
-    Raises:
-        ValueError: there are no maps.
     """
     if not completed:
         raise ValueError("expected feature maps of completed and clean faces, got none")

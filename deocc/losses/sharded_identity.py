@@ -57,9 +57,6 @@ def sharded_identity_loss(
         margin_type: see `IdentityLoss`, also for `margin` and `scale`.
         margin: size of the margin.
         scale: gamma > 0.
-
-    Raises:
-        ValueError: unknown margin type, or margin or scale out of range.
     """
     check_positive(scale=scale)
     weight = widen(weight)
@@ -108,13 +105,7 @@ class ShardedIdentityLoss(nn.Module):
     The weight differs between processes, so `DistributedDataParallel` must ignore it (see
     `deocc.modules.identity_head`). Create it after the process group.
 
-    Args:
-        num_identities: K, the number of training identities over all processes.
-        dim: D, the embedding dimension.
-        margin_type: see `IdentityLoss`, also for `margin` and `scale`.
-        margin: size of the margin.
-        scale: gamma > 0.
-        sample_share: fraction of the other identities that a step compares with; 1 takes all and is exact.
+    Each step compares with a fraction `sample_share` of the identities outside the batch; 1 takes all and is exact.
 
     Raises:
         ValueError: as `IdentityLoss`, fewer identities than processes, or `sample_share` outside (0, 1].
@@ -131,10 +122,9 @@ class ShardedIdentityLoss(nn.Module):
     ) -> None:
         super().__init__()
         rank, self.processes = rank_and_world_size()
-        if num_identities < self.processes or dim < 1:
+        if num_identities < self.processes:
             raise ValueError(
-                "a sharded head needs at least one identity per process and a positive dim, "
-                f"got num_identities {num_identities}, {self.processes} processes and dim {dim}"
+                f"a sharded head needs an identity per process, got {num_identities} for {self.processes} processes"
             )
         if not 0 < sample_share <= 1:
             raise ValueError(f"sample_share must be in (0, 1], got {sample_share}")
@@ -148,14 +138,7 @@ class ShardedIdentityLoss(nn.Module):
 
     @torch.no_grad()
     def initialise(self, centers: Tensor) -> None:
-        """Copy the rows of this process from the identity centres (K, D).
-
-        Raises:
-            ValueError: the shape of `centers` is not (K, D).
-        """
-        expected = (self.num_identities, self.weight.shape[1])
-        if centers.shape != expected:
-            raise ValueError(f"expected identity centres of shape {expected}, got {tuple(centers.shape)}")
+        """Copy the rows of this process from the identity centres (K, D)."""
         self.weight.copy_(centers[self.rows.start : self.rows.stop])
 
     def forward(self, embedding: Tensor, identity: Tensor, share: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -168,19 +151,11 @@ class ShardedIdentityLoss(nn.Module):
             seed: seed of the sampled identities, equal on all processes; for example the training step.
 
         Raises:
-            ValueError: shapes that do not match, an identity out of range, or batch sizes that differ between
-                processes.
+            ValueError: an identity out of range, or batch sizes that differ between processes.
         """
-        if share is None and identity.ndim == 1:
+        if share is None:
             identity = identity[:, None]
             share = torch.ones_like(identity, dtype=torch.float32)
-        matches = embedding.ndim == identity.ndim == 2 and len(embedding) == len(identity)
-        if share is None or not matches or share.shape != identity.shape:
-            given = None if share is None else tuple(share.shape)
-            raise ValueError(
-                "expected embeddings (B, D) with identities (B,), or with identities and shares (B, T), got "
-                f"{tuple(embedding.shape)}, {tuple(identity.shape)} and {given}"
-            )
         joined = gather_embeddings(embedding)
         if joined.requires_grad and self.processes > 1:
             joined.register_hook(lambda gradient: self.processes * gradient)  # DistributedDataParallel averages it

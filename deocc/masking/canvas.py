@@ -77,14 +77,15 @@ class Canvas:
 
     def affine(self, along_u: float | Tensor, along_v: float | Tensor, offset: float | Tensor) -> Tensor:
         """Return along_u * u + along_v * v + offset (N, h, w); each argument is (N, 1, 1) or a number."""
-        kx, ky, k0 = (along_u * self._rows[0] + along_v * self._rows[1]).unbind(0)
+        in_u, in_v = self._weights
+        kx, ky, k0 = (along_u * in_u + along_v * in_v).unbind(0)
         return (kx * self.x + (k0 + offset)) + ky * self.y[:, None]
 
     @cached_property
-    def _rows(self) -> Tensor:
-        """(2, 3, N, 1, 1), the weights of x, y and 1 in u and in v."""
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """The weights of x, y and 1 in u and in v, each (3, N, 1, 1)."""
         f = self.frame
-        return torch.stack([f.ux, f.uy, f.u0, f.vx, f.vy, f.v0]).unflatten(0, (2, 3))
+        return torch.stack([f.ux, f.uy, f.u0]), torch.stack([f.vx, f.vy, f.v0])
 
     def posed_u(self, shift: float) -> Tensor:
         """Return u (N, h, w) on the frontal face, so that outlines follow the yaw of the head.

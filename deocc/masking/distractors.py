@@ -40,7 +40,14 @@ def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
     tint = torch.where(grey, 0.0, (draws[:, 0:3, 0] - 0.5) * 0.3 * (draws[:, 3] < 0.5))
     gain = 0.75 + 0.5 * draws[:, 4]
     changed = (faces * gain + tint + (draws[:, 5] - 0.5) * 0.3).clamp(-1, 1)
-    changed = _blur(changed, 1.2 * draws[:, 6] * (draws[:, 7] < 0.4))
+    # Gaussian blur of at most 1.2 pixels; 0 leaves an image unchanged.
+    sigma = (1.2 * draws[:, 6] * (draws[:, 7] < 0.4)).flatten()[:, None]
+    weights = torch.exp(-torch.arange(-3.0, 4, device=faces.device).square() / (2 * sigma**2 + 1e-6))
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)
+    channels = changed.reshape(1, -1, *faces.shape[2:])
+    for shape, pad in (((-1, 1, 1, 7), (3, 3, 0, 0)), ((-1, 1, 7, 1), (0, 0, 3, 3))):
+        channels = F.conv2d(F.pad(channels, pad, mode="replicate"), weights.view(shape), groups=channels.shape[1])
+    changed = channels.view_as(faces)
     strength, place = 0.08 * draws[:, 8].square(), (draws[:, 11, 0, 0, 0] * NOISE_TILE * NOISE_TILE).long()
     noise = noise_windows(place // NOISE_TILE, place % NOISE_TILE, *faces.shape[2:])[:, None]
     changed = (changed + 1.7 * strength * noise).clamp(-1, 1)
@@ -112,17 +119,6 @@ def _glare(canvas: Canvas) -> Layer:
 
 _WORN = (Kind("glasses", None, _glasses), Kind("beard", None, _beard))
 _CAST = (Kind("shadow", None, _shadow), Kind("glare", None, _glare))
-
-
-def _blur(faces: Tensor, sigma: Tensor) -> Tensor:
-    """Blur by a Gaussian of (B, 1, 1, 1) `sigma` pixels, at most 1.5; 0 leaves an image unchanged."""
-    offsets = torch.arange(-3, 4, device=faces.device, dtype=faces.dtype)
-    weights = torch.exp(-offsets.square() / (2 * sigma.flatten()[:, None].square() + 1e-6))
-    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)
-    channels = faces.reshape(1, -1, *faces.shape[2:])
-    for shape, pad in (((-1, 1, 1, 7), (3, 3, 0, 0)), ((-1, 1, 7, 1), (0, 0, 3, 3))):
-        channels = F.conv2d(F.pad(channels, pad, mode="replicate"), weights.view(shape), groups=channels.shape[1])
-    return channels.view_as(faces)
 
 
 def _compress(faces: Tensor, quality: Tensor) -> Tensor:

@@ -42,10 +42,7 @@ def uniform(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
 class Draws:
     """A stream of random parameters, one value per image and call, each (N, 1, 1) so that it broadcasts over pixels.
 
-    Args:
-        seeds: (N,) int64.
-        stream: see `uniform`.
-        block: the first numbers of the stream, (64, N, 1, 1), if already computed.
+    Seeds are (N,) int64; `block` are the first numbers of the stream, (64, N, 1, 1), if already computed.
     """
 
     def __init__(self, seeds: Tensor, stream: int = 1, block: Tensor | None = None) -> None:

@@ -38,11 +38,7 @@ def get_kind(number: int) -> Kind:
 
 
 def kind_numbers(names: Sequence[str]) -> list[int]:
-    """Return the positions of the named kinds in `list_kinds()`.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
+    """Return the positions of the named kinds in `list_kinds()`; ValueError for an unknown name."""
     known = list_kinds()
     for name in names:
         if name not in known:

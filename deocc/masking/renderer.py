@@ -75,7 +75,11 @@ def paint_kinds(
 ) -> tuple[Tensor, Tensor]:
     """Paint kinds that need not be registered, given by positions (B,) int64 in `table`; otherwise as `render`."""
     points, seeds = _to_points(landmarks, faces), seeds.to(faces.device)
-    code = torch.where(numbers >= 0, numbers * 2 + _is_grey(faces), -1)  # kind and colour; images are painted by code
+    middle = faces[:, :, faces.shape[2] // 2]
+    grey = (middle[:, :2] == middle[:, 1:]).flatten(1).all(1)  # the middle row alone settles most colour batches
+    if bool(grey.any()):
+        grey = (faces[:, :2] == faces[:, 1:]).flatten(1).all(1)
+    code = torch.where(numbers >= 0, numbers * 2 + grey, -1)  # kind and colour; images are painted by code
     order = code.argsort(stable=True)
     masked, masks = faces.clone(), torch.zeros_like(faces[:, :1])
     frame = FaceFrame.from_landmarks(points)
@@ -87,13 +91,6 @@ def paint_kinds(
             inputs = (frame.take(group), draws.take(group), light.take(group))
             _paint_group(table[value // 2], 1 if value % 2 else 3, *inputs, masked, masks, order[group])
     return masked, masks
-
-
-def _is_grey(faces: Tensor) -> Tensor:
-    """Return (B,) bool, true where the three channels are equal; the middle row alone settles most colour batches."""
-    row = faces[:, :, faces.shape[2] // 2]
-    grey = (row[:, :2] == row[:, 1:]).flatten(1).all(1)
-    return (faces[:, :2] == faces[:, 1:]).flatten(1).all(1) if bool(grey.any()) else grey
 
 
 def _paint_group(

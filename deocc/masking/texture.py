@@ -38,12 +38,7 @@ def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
 
 
 class Texture:
-    """Painter of one picture, for `Kind.paint`.
-
-    Args:
-        picture: (4, h, w) RGBA in [0, 1].
-        anchors: see `register_texture`.
-    """
+    """Painter of one RGBA picture (4, h, w) in [0, 1], for `Kind.paint`; `anchors` as for `register_texture`."""
 
     def __init__(self, picture: Tensor, anchors: Tensor) -> None:
         self._frame = FaceFrame.from_landmarks(anchors[None])

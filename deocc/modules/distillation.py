@@ -18,15 +18,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from deocc import losses
 from deocc.batch import MaskedFaceBatch
-from deocc.losses import (
-    IdentityLoss,
-    ShardedIdentityLoss,
-    gathered_pair_relation_loss,
-    gathered_triplet_relation_loss,
-    instance_relation_loss,
-    prediction_relation_loss,
-)
 from deocc.losses.distances import check_positive
 from deocc.losses.relational import check_beta
 from deocc.modules.evaluation import FROM_CHECKPOINT, Comparison, RecognitionModule, identity_centers
@@ -70,9 +63,6 @@ class StudentAverage(AveragedModel):
     With interpolation below 1, it keeps more of what the pretrained start knew about identities that the training set
     lacks [1]. The decay of step t is min(decay, t / (t + 9)), so that the start does not linger. Buffers, such as
     running statistics, are interpolated but not averaged. The average stays in evaluation mode.
-
-    Raises:
-        ValueError: decay outside [0, 1) or interpolation outside (0, 1].
     """
 
     def __init__(self, student: nn.Module, decay: float, interpolation: float = 1.0) -> None:
@@ -255,16 +245,16 @@ class DistillationModule(RecognitionModule):
             terms["identity"] = hp["identity_weight"] * blended_identity_loss(classifier, student, batch, step)
         if hp["instance_weight"] > 0:
             centers = own_centers(self.identity_centers, batch)
-            loss = instance_relation_loss(student, teacher, centers, hp["beta"])
+            loss = losses.instance_relation_loss(student, teacher, centers, hp["beta"])
             terms["instance"] = hp["instance_weight"] * loss
         if hp["pair_weight"] > 0:
-            terms["pair"] = hp["pair_weight"] * gathered_pair_relation_loss(student, teacher)
+            terms["pair"] = hp["pair_weight"] * losses.gathered_pair_relation_loss(student, teacher)
         if hp["triplet_weight"] > 0:
-            loss = gathered_triplet_relation_loss(student, teacher, hp["triplet_anchors"], step)
+            loss = losses.gathered_triplet_relation_loss(student, teacher, hp["triplet_anchors"], step)
             terms["triplet"] = hp["triplet_weight"] * loss
         if hp["prediction_weight"] > 0:
             centers = self.identity_centers
-            loss = prediction_relation_loss(student, teacher, centers, hp["scale"], hp["temperature"])
+            loss = losses.prediction_relation_loss(student, teacher, centers, hp["scale"], hp["temperature"])
             terms["prediction"] = hp["prediction_weight"] * loss
         return terms
 
@@ -310,7 +300,7 @@ class DistillationModule(RecognitionModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients; with a sharded classifier by their norm over all ranks."""
-        if isinstance(self.classifier, ShardedIdentityLoss):
+        if isinstance(self.classifier, losses.ShardedIdentityLoss):
             clip_gradients(self.classifier, optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -320,15 +310,11 @@ class DistillationModule(RecognitionModule):
         if stage == "fit" and self.hparams["identity_weight"] > 0 and self.classifier is None:
             self._build_classifier(self.trainer.datamodule.num_identities)  # type: ignore[attr-defined]
         # Every rank computes equal centres: sending them in each step would be 2 GB for a million identities.
-        sharded = isinstance(self.classifier, ShardedIdentityLoss)
+        sharded = isinstance(self.classifier, losses.ShardedIdentityLoss)
         exclude_from_ddp(self, "identity_centers", *(["classifier"] if sharded else []))
 
     def on_fit_start(self) -> None:
-        """Open or compute the teacher's embeddings of clean faces, and compute the identity centres of a new run.
-
-        Raises:
-            ValueError: the de-occluder has not been restored, or `teacher_view` aligned is combined with blended faces.
-        """
+        """Open or compute the teacher's embeddings of clean faces, and compute the identity centres of a new run."""
         self._check_deoccluder()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         aligned = self.hparams["teacher_view"] == "aligned"
@@ -366,15 +352,11 @@ class DistillationModule(RecognitionModule):
         if self.hparams["bare_faces"] == "student" or self.hparams["teacher_weights"] is None:
             drop_frozen(checkpoint, "teacher")
         drop_frozen(checkpoint, "average.start")
-        if isinstance(self.classifier, ShardedIdentityLoss):
+        if isinstance(self.classifier, losses.ShardedIdentityLoss):
             gather_head(checkpoint, "classifier", self.classifier)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the frozen networks and build the de-occluder and the classifier that the checkpoint contains.
-
-        Raises:
-            ValueError: the checkpoint is of another stage.
-        """
+        """Restore the frozen networks and build the de-occluder and the classifier that the checkpoint contains."""
         check_stage(checkpoint, STAGE)
         restore_frozen(checkpoint, "teacher", self.teacher)
         restore_frozen(checkpoint, "average.start", self.average.start)
@@ -384,7 +366,7 @@ class DistillationModule(RecognitionModule):
         self.identity_centers = torch.zeros_like(state["identity_centers"], device=self.device)
         if "classifier.weight" in state:
             self._build_classifier(len(state["classifier.weight"]))
-        if isinstance(self.classifier, ShardedIdentityLoss):
+        if isinstance(self.classifier, losses.ShardedIdentityLoss):
             split_head(checkpoint, "classifier", self.classifier)
 
     def _load_deoccluder(
@@ -402,8 +384,10 @@ class DistillationModule(RecognitionModule):
     def _build_classifier(self, num_identities: int) -> None:
         hp = self.hparams
         settings = (num_identities, self.teacher.embedding_dim, hp["margin_type"], hp["margin"], hp["scale"])
-        sharded = hp["identity_head"] == "sharded"
-        head = ShardedIdentityLoss(*settings, hp["identity_sample_share"]) if sharded else IdentityLoss(*settings)
+        if hp["identity_head"] == "sharded":
+            head: IdentityHead = losses.ShardedIdentityLoss(*settings, hp["identity_sample_share"])
+        else:
+            head = losses.IdentityLoss(*settings)
         self.classifier = head.to(self.device)
 
 

@@ -102,29 +102,21 @@ class RecognitionModule(pl.LightningModule):
 
     teacher: Embedder
     student: Student
-    average: AveragedModel
-    """Running average of the student."""
+    average: AveragedModel  # running average of the student
     deoccluder: Deoccluder | None
-    awaits_deoccluder: bool
-    """The de-occluder will be restored from a stage-2 checkpoint that has not been loaded yet."""
-    center: Tensor
-    """(D,), subtracted from every raw embedding."""
+    awaits_deoccluder: bool  # it will be restored from a stage-2 checkpoint that has not been loaded yet
+    center: Tensor  # (D,), subtracted from every raw embedding
     comparison: Comparison
     results: Results
 
     @outside_autocast
     def forward(self, masked_face: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embed masked faces.
+        """Embed masked faces (B, 3, H, W) in [-1, 1] as unit vectors (B, D).
 
-        Args:
-            masked_face: (B, 3, H, W) in [-1, 1].
-            mask: (B, 1, H, W), 1 = covered; None predicts it if the student depends on it.
-
-        Returns:
-            Unit embeddings (B, D).
+        The mask is (B, 1, H, W), 1 = covered; None predicts it if the student depends on it.
         """
         if mask is None:
-            mask = self._predict_mask(masked_face) if self.student.needs_mask else _empty_mask(masked_face)
+            mask = self._predict_mask(masked_face) if self.student.needs_mask else torch.zeros_like(masked_face[:, :1])
         return self._embed_student(masked_face, self._student_input(masked_face, mask), mask)
 
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -198,7 +190,7 @@ class RecognitionModule(pl.LightningModule):
         face = batch["face"]
         teacher = self._embed_teacher(face)
         keeps_teacher = self.hparams["bare_faces"] == "teacher"
-        empty = _empty_mask(face)
+        empty = torch.zeros_like(face[:, :1])
         student = teacher if keeps_teacher else self._embed_student(face, self._student_input(face, empty), empty)
         self.comparison.add("teacher_clean", teacher, batch)
         self.comparison.add("student_clean", student, batch)
@@ -261,7 +253,7 @@ class RecognitionModule(pl.LightningModule):
             raise ValueError(
                 "no mask given, and no de-occluder to predict it: train with model.init_args.inpainting_checkpoint"
             )
-        return _empty_mask(masked_face)
+        return torch.zeros_like(masked_face[:, :1])
 
     def _check_deoccluder(self) -> None:
         if self.awaits_deoccluder:
@@ -274,13 +266,11 @@ class RecognitionModule(pl.LightningModule):
 class RestorationModule(pl.LightningModule):
     """Inference and evaluation of stage 1; `InpaintingModule` builds the networks and trains them."""
 
-    average: AveragedModel
-    """Running average of the generator."""
+    average: AveragedModel  # running average of the generator
     segmenter: MaskSegmenter | None
     comparison: Comparison
     results: Results
-    bare_shares: list[Tensor]
-    """Predicted mask areas of bare validation faces, from which the gate of the segmenter is calibrated."""
+    bare_shares: list[Tensor]  # predicted mask areas of bare validation faces, to calibrate the segmenter's gate
 
     @outside_autocast
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
@@ -345,7 +335,3 @@ class RestorationModule(pl.LightningModule):
             metric = self.comparison.restoration[source]
             metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
         return images
-
-
-def _empty_mask(face: Tensor) -> Tensor:
-    return torch.zeros_like(face[:, :1])

@@ -8,6 +8,7 @@ our choice: weights of the losses, optimiser, sizes, the two terms through a tea
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -17,16 +18,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from deocc import losses
 from deocc.batch import MaskedFaceBatch
-from deocc.losses import (
-    discriminator_loss,
-    feature_distance,
-    generator_loss,
-    gradient_penalty,
-    instance_relation_loss,
-    mask_segmentation_loss,
-    masked_l1_loss,
-)
 from deocc.masking.random import uniform
 from deocc.modules.evaluation import Comparison, RestorationModule
 from deocc.modules.optimization import (
@@ -138,9 +131,10 @@ class InpaintingModule(RestorationModule):
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> None:
         """Take one step of the discriminators, then one of generator and segmenter."""
+        mean_over_ranks = partial(self.trainer.strategy.reduce, reduce_op="mean")
         if self.hparams["mask_noise"]:
             batch = {**batch, "mask": noisy_mask(batch["mask"], batch["seed"])}
-        *others, last = split_micro_batches(batch, self.hparams["accumulate"], self._mean_over_ranks)
+        *others, last = split_micro_batches(batch, self.hparams["accumulate"], mean_over_ranks)
         last_generated = self._generate(last)  # with a graph for both steps; more graphs would fill the memory
 
         def generate(micro_batch: MicroBatch) -> Tensor:
@@ -148,8 +142,9 @@ class InpaintingModule(RestorationModule):
 
         def discriminator_terms(micro_batch: MicroBatch) -> Terms:
             with torch.no_grad():
-                completed_face = _compose(micro_batch, generate(micro_batch))
-            return {"discriminator": micro_batch.weight * self._discriminator_loss(micro_batch.batch, completed_face)}
+                batch, generated = micro_batch.batch, generate(micro_batch)
+                completed_face = compose(batch["masked_face"], generated, batch["mask"])
+            return {"discriminator": micro_batch.weight * self._discriminator_loss(batch, completed_face)}
 
         def generator_terms(micro_batch: MicroBatch) -> Terms:
             return self._generator_terms(micro_batch, generate(micro_batch))
@@ -198,7 +193,7 @@ class InpaintingModule(RestorationModule):
         discriminator, face, mask = cast(nn.Module, self.discriminator), batch["face"], batch["mask"]
         kind = self.hparams["adversarial"]
         real, fake = discriminator(face, mask), discriminator(completed_face, mask)
-        loss = torch.stack([discriminator_loss(r, f, kind) for r, f in zip(real, fake, strict=True)]).sum()
+        loss = torch.stack([losses.discriminator_loss(r, f, kind) for r, f in zip(real, fake, strict=True)]).sum()
         if kind == "wgan":
 
             def logits(face: Tensor) -> Tensor:
@@ -206,28 +201,28 @@ class InpaintingModule(RestorationModule):
 
             # From each image's seed, so that micro-batches and ranks draw the same numbers as the whole batch.
             position = uniform(batch["seed"], 1, _PENALTY_STREAM)[:, 0]
-            loss = loss + _PENALTY_WEIGHT * gradient_penalty(logits, face, completed_face, position)
+            loss = loss + _PENALTY_WEIGHT * losses.gradient_penalty(logits, face, completed_face, position)
         return loss
 
     def _generator_terms(self, micro_batch: MicroBatch, generated: Tensor) -> Terms:
         """Return the weighted losses of weight above 0 of generator and segmenter."""
         hp, batch, weight = self.hparams, micro_batch.batch, micro_batch.weight
         face, mask = batch["face"], batch["mask"]
-        completed_face = _compose(micro_batch, generated)
+        completed_face = compose(batch["masked_face"], generated, mask)
         terms: Terms = {}
         if hp["reconstruction_weight"] > 0:
-            covered = masked_l1_loss(generated, face, mask, visible_weight=0)
-            visible = masked_l1_loss(generated, face, mask, covered_weight=0)
+            covered = losses.masked_l1_loss(generated, face, mask, visible_weight=0)
+            visible = losses.masked_l1_loss(generated, face, mask, covered_weight=0)
             loss = micro_batch.covered_weight * covered + micro_batch.visible_weight * visible
             terms["reconstruction"] = hp["reconstruction_weight"] * loss
         if self.discriminator is not None:
             logits = self.discriminator(completed_face, mask)
-            loss = torch.stack([generator_loss(scale, hp["adversarial"]) for scale in logits]).sum()
+            loss = torch.stack([losses.generator_loss(scale, hp["adversarial"]) for scale in logits]).sum()
             terms["adversarial"] = hp["adversarial_weight"] * weight * loss
         if self.teacher is not None:
             terms |= {name: weight * term for name, term in self._teacher_terms(face, completed_face).items()}
         if self.segmenter is not None:
-            terms["segmentation"] = weight * mask_segmentation_loss(self.segmenter(batch["masked_face"]), mask)
+            terms["segmentation"] = weight * losses.mask_segmentation_loss(self.segmenter(batch["masked_face"]), mask)
         return terms
 
     @outside_autocast
@@ -243,9 +238,9 @@ class InpaintingModule(RestorationModule):
         completed, completed_maps = teacher.embed_with_features(shifted)
         terms: Terms = {}
         if hp["identity_weight"] > 0:
-            terms["identity"] = hp["identity_weight"] * instance_relation_loss(completed, clean)
+            terms["identity"] = hp["identity_weight"] * losses.instance_relation_loss(completed, clean)
         if hp["perceptual_weight"] > 0:
-            terms["perceptual"] = hp["perceptual_weight"] * feature_distance(completed_maps, clean_maps)
+            terms["perceptual"] = hp["perceptual_weight"] * losses.feature_distance(completed_maps, clean_maps)
         return terms
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
@@ -271,20 +266,9 @@ class InpaintingModule(RestorationModule):
         drop_frozen(checkpoint, "teacher")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the teacher.
-
-        Raises:
-            ValueError: the checkpoint is of another stage.
-        """
+        """Check the stage and restore the teacher."""
         check_stage(checkpoint, STAGE)
         restore_frozen(checkpoint, "teacher", self.teacher)
-
-    def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
-        return cast(Tensor, self.trainer.strategy.reduce(tensor, reduce_op="mean"))
-
-
-def _compose(micro_batch: MicroBatch, generated: Tensor) -> Tensor:
-    return compose(micro_batch.batch["masked_face"], generated, micro_batch.batch["mask"])
 
 
 def _as_list(one_or_many: Any) -> list[Any]:

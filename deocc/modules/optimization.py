@@ -19,13 +19,11 @@ Terms = dict[str, Tensor]
 class WarmupCosine(LRScheduler):
     """Linear warm-up and cosine decay to 0, to be stepped after every training step.
 
+    The learning rates of the optimiser are the peak values; `steps_left` returns the number of steps that the training
+    will still take, of which `warmup` is the fraction for the warm-up.
+
     A resumed training may be longer or shorter than the interrupted one, or have another number of steps per epoch or
     other settings of the optimiser. All of these are then as configured now: only the number of steps taken is loaded.
-
-    Args:
-        optimizer: its learning rates are the peak values.
-        steps_left: returns the number of steps that the training will still take.
-        warmup: fraction of the steps for the warm-up.
     """
 
     def __init__(self, optimizer: Optimizer, steps_left: Callable[[], int], warmup: float = 0.05) -> None:
@@ -59,11 +57,7 @@ class WarmupCosine(LRScheduler):
 
 
 def steps_left(trainer: pl.Trainer) -> int:
-    """Return the number of optimiser steps from the present position of the trainer's loops to the end of the training.
-
-    Raises:
-        ValueError: the training has no end that is counted in epochs or steps.
-    """
+    """Return the number of optimiser steps from the present position of the trainer to the end of the training."""
     if trainer.estimated_stepping_batches == math.inf:  # loads the training data, too
         raise ValueError(
             "the learning rate falls to 0 at the end of the training, but trainer.max_epochs and trainer.max_steps are "

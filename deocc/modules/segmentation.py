@@ -81,13 +81,24 @@ class SegmentationModule(pl.LightningModule):
         """Update the running average."""
         self.average.update_parameters(self.segmenter)
 
+    @outside_autocast
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Collect mask areas predicted on bare faces (loader 0); score the masks of masked faces (loader 1)."""
-        return self._evaluation_step(batch, calibrate=dataloader_idx == 0)
+        if dataloader_idx == 1:
+            return self.test_step(batch, batch_idx)
+        self._bare_shares.append(predicted_share(self.averaged_segmenter(batch["face"]).sigmoid()))
+        return {}
 
+    @outside_autocast
     def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Score the predicted masks of bare and of masked faces."""
-        return self._evaluation_step(batch, calibrate=False)
+        if "mask" not in batch:
+            raise ValueError(
+                "these faces have real occluders without masks: mask prediction cannot be measured on them"
+            )
+        predicted_mask = self(batch["masked_face"])
+        self.mask_prediction.update(predicted_mask, batch["mask"], batch["kind"])
+        return {"predicted_mask": predicted_mask}
 
     def predict_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Predict masks."""
@@ -127,22 +138,5 @@ class SegmentationModule(pl.LightningModule):
         checkpoint["stage"] = STAGE
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the stage.
-
-        Raises:
-            ValueError: the checkpoint is of another stage.
-        """
+        """Check the stage."""
         check_stage(checkpoint, STAGE)
-
-    @outside_autocast
-    def _evaluation_step(self, batch: MaskedFaceBatch, calibrate: bool) -> dict[str, Tensor]:
-        if "mask" not in batch:
-            raise ValueError(
-                "these faces have real occluders without masks: mask prediction cannot be measured on them"
-            )
-        if calibrate:
-            self._bare_shares.append(predicted_share(self.averaged_segmenter(batch["face"]).sigmoid()))
-            return {}
-        predicted_mask = self(batch["masked_face"])
-        self.mask_prediction.update(predicted_mask, batch["mask"], batch["kind"])
-        return {"predicted_mask": predicted_mask}

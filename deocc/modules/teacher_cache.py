@@ -44,21 +44,16 @@ class TeacherCache:
 
     If the file cannot be written, a warning says why. Every rank then holds the embeddings of the aligned faces in
     memory, and mirror images are unknown.
-
-    Attributes:
-        faces: (N, D) embeddings of the aligned faces by position in the face set; 0 for unused or unreadable images.
     """
 
     faces: Rows
+    """(N, D) embeddings of the aligned faces by position in the face set; 0 for unused or unreadable images."""
 
     def __init__(self, teacher: Embedder, trainer: pl.Trainer, wanted: tuple[bool, ...] = ()) -> None:
-        """Read or compute the embeddings; call it on every rank.
+        """Read or compute the embeddings by a teacher on the trainer's device; call it on every rank.
 
-        Args:
-            teacher: frozen, on the trainer's device.
-            trainer: has a `deocc.data.MaskedFaceDataModule` with the training faces.
-            wanted: views for `look_up`, False for the aligned faces and True for their mirror images. If only False is
-                wanted, it also stands for mirrored faces.
+        `wanted` are the views for `look_up`, False for the aligned faces and True for their mirror images. A single
+        False also stands for mirrored faces. The trainer has a `deocc.data.MaskedFaceDataModule`.
         """
         self._teacher, self._trainer, self._wanted = teacher, trainer, wanted
         self._data = trainer.datamodule  # type: ignore[attr-defined]
@@ -87,10 +82,7 @@ class TeacherCache:
         return len(self._wanted) > 0 and set(self._wanted) <= self._views.keys()
 
     def look_up(self, batch: FaceBatch) -> Tensor | None:
-        """Return the raw embeddings (B, D) of the clean faces of a training batch on the CPU.
-
-        Returns None if one of them is unknown: an image that was unreadable when the file was made.
-        """
+        """Return raw embeddings (B, D) of a training batch on the CPU, or None if an image was once unreadable."""
         index, flipped = batch["index"].numpy(), batch["flipped"].numpy() & (True in self._wanted)
         rows = np.empty((len(index), self._shape[1]), np.float32)
         for value, view in self._views.items():

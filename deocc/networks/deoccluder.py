@@ -95,14 +95,7 @@ class Deoccluder(nn.Module):
         return super().train(False)
 
     def predict_mask(self, masked_face: Tensor) -> Tensor:
-        """Predict masks; see `MaskSegmenter.predict_mask`.
-
-        Args:
-            masked_face: (B, 3, H, W) in [-1, 1].
-
-        Returns:
-            Confidence (B, 1, H, W) in [0, 1] that a pixel is covered; exactly 0 where it is surely visible.
-        """
+        """Predict masks (B, 1, H, W) of faces (B, 3, H, W); see `MaskSegmenter.predict_mask`."""
         with torch.inference_mode():
             mask = self.segmenter.predict_mask(self._reduce(masked_face))
             if mask.shape[2:] != masked_face.shape[2:]:
@@ -110,14 +103,9 @@ class Deoccluder(nn.Module):
         return mask.clone(memory_format=torch.contiguous_format)  # outside inference mode: an ordinary tensor
 
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """Complete faces; unmasked faces are not processed.
+        """Complete faces (B, 3, H, W) in [-1, 1] where the mask (B, 1, H, W) in [0, 1] is not 0.
 
-        Args:
-            masked_face: (B, 3, H, W) in [-1, 1].
-            mask: (B, 1, H, W) in [0, 1], 1 = covered.
-
-        Returns:
-            (B, 3, H, W) in [-1, 1], equal to `masked_face` where the mask is 0.
+        Faces without a mask are not processed.
         """
         completed_face = masked_face.clone(memory_format=torch.contiguous_format)
         masked = mask.flatten(1).any(1)
@@ -145,16 +133,11 @@ def whole_mask(mask: Tensor) -> Tensor:
 
 
 def check_fit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Check that weights fit a configuration without allocating the network, whose size a file could exaggerate.
-
-    Args:
-        config: as `Deoccluder.config`.
-        state: state dict.
+    """Check that a state dict fits a `Deoccluder.config` without allocating the network, whose size may be exaggerated.
 
     Raises:
         ValueError: names or shapes differ.
-        KeyError: an entry of `config` is missing.
-        TypeError, RuntimeError: an entry of `config` has the wrong type.
+        KeyError, TypeError, RuntimeError: an entry of `config` is missing or has the wrong type.
     """
     if config["generator"].get("depth", 1) > len(state):  # every block has weights
         raise ValueError(f"a depth of {config['generator']['depth']} for {len(state)} weights")

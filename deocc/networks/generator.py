@@ -27,9 +27,8 @@ from deocc.networks.layers import (
 STRIDE = 8
 """Inputs are padded to a multiple of it: features have a quarter of the resolution, attention patches an eighth."""
 
-POSITION_CELLS = 14
-"""Side of the position map; the canonical crop is 3.5 eye distances wide, so a cell is a quarter of the eye
-distance."""
+_CELLS = 14
+"""Side of the position map; the canonical crop is 3.5 eye distances wide, so a cell is a quarter of that distance."""
 
 
 class Generator(nn.Module):
@@ -40,9 +39,6 @@ class Generator(nn.Module):
             pixels.
         depth: number of dilated blocks before the branches and again in the feature branch, with dilations 1, 2, 4, ...
         attention: use the attention branch.
-
-    Raises:
-        ValueError: `width` or `depth` is out of range.
     """
 
     def __init__(self, width: int = 48, depth: int = 3, attention: bool = True) -> None:
@@ -56,7 +52,7 @@ class Generator(nn.Module):
         self.encoder_half = nn.Sequential(nn.PixelUnshuffle(2), GatedConv2d(16, width))
         self.encoder_quarter = GatedConv2d(width, features, stride=2)
         # Faces are aligned, so the content under a mask depends on its position, which convolutions do not encode.
-        self.position = nn.Parameter(torch.empty(1, features, POSITION_CELLS, POSITION_CELLS))
+        self.position = nn.Parameter(torch.empty(1, features, _CELLS, _CELLS))
         draw_normal(self.position, 0.1)
         gain = 1 / math.sqrt(2 * depth)  # with unit gain, each residual block would double the mean square
         dilations = [2**i for i in range(depth)]
@@ -71,20 +67,12 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(width // 2 + 4, 3, 3, padding=1)
 
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """Generate faces; covered pixels of the input are ignored.
+        """Generate faces (B, 3, H, W) in [-1, 1] from masked faces of H, W >= 16 and masks (B, 1, H, W), 1 = covered.
 
-        Args:
-            masked_face: (B, 3, H, W) in [-1, 1], H, W >= 16 (padded by reflection to multiples of 8).
-            mask: (B, 1, H, W), 1 = covered.
-
-        Returns:
-            (B, 3, H, W) in [-1, 1]; grey for images whose visible pixels are grey.
-
-        Raises:
-            ValueError: the shapes do not match.
+        Covered pixels of the input are ignored. Sides are padded by reflection to multiples of 8. Images whose visible
+        pixels are grey are completed in grey.
         """
-        visible, padded_mask = self._input(masked_face, mask)
-        half, features = self._encode(visible)
+        visible, padded_mask, half, features = self._encode(masked_face, mask)
         branches = [self.feature_branch(features)]
         if self.attention_branch is not None:
             branches.append(self.attention_branch(features, padded_mask))
@@ -94,7 +82,7 @@ class Generator(nn.Module):
         # A 2 x 2 mean removes the checkerboard artifacts of the pixel shuffle [0].
         full = F.avg_pool2d(F.pad(full, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
         image = torch.tanh(self.to_image(torch.cat([full, visible], 1))[..., : mask.shape[-2], : mask.shape[-1]])
-        # Grey photographs are completed in grey, as `deocc.masking.render` paints on them.
+        # As `deocc.masking.render` paints on grey photographs.
         grey = (visible[:, :1] == visible[:, 1:3]).flatten(1).all(1)[:, None, None, None]
         return torch.where(grey, image.mean(1, keepdim=True), image)
 
@@ -104,29 +92,23 @@ class Generator(nn.Module):
         Returns:
             (B, h, w, h, w) with h = ceil(H / 8) and w = ceil(W / 8). Entry [b, i, j] contains the weights of all
             patches for the patch (i, j) of 8 x 8 pixels; it sums to 1, or is 0 without any completely visible patch.
-
-        Raises:
-            ValueError: the shapes do not match, or the generator has no attention branch.
         """
         if self.attention_branch is None:
             raise ValueError("this generator has no attention branch: build it with attention=True")
-        visible, padded_mask = self._input(masked_face, mask)
-        weights: Tensor = self.attention_branch.weights(self._encode(visible)[1], padded_mask)
+        _, padded_mask, _, features = self._encode(masked_face, mask)
+        weights: Tensor = self.attention_branch.weights(features, padded_mask)
         rows, columns = (side // STRIDE for side in padded_mask.shape[-2:])
         return weights.reshape(-1, rows, columns, rows, columns)
 
-    def _input(self, masked_face: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the padded network input (B, 4, H', W'), visible pixels and mask, and the padded mask."""
+    def _encode(self, masked_face: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return padded input (B, 4, H', W'), padded mask, and features at half and at a quarter of the resolution."""
         check_face_and_mask(masked_face, mask)
         mask = pad_to_multiple(mask.to(masked_face.dtype), STRIDE)
-        return torch.cat([pad_to_multiple(masked_face, STRIDE) * (1 - mask), mask], 1), mask
-
-    def _encode(self, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features at half the resolution, for the skip connection, and at a quarter, before the branches."""
-        half: Tensor = self.encoder_half(visible)
-        quarter: Tensor = self.encoder_quarter(half)
+        visible = torch.cat([pad_to_multiple(masked_face, STRIDE) * (1 - mask), mask], 1)
+        half = self.encoder_half(visible)  # for the skip connection
+        quarter = self.encoder_quarter(half)
         position = F.interpolate(self.position, quarter.shape[-2:], mode="bilinear", align_corners=False)
-        return half, self.fill(quarter + position)
+        return visible, mask, half, self.fill(quarter + position)
 
 
 def compose(masked_face: Tensor, generated: Tensor, mask: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_SIDE = 16
-"""Smallest side in pixels that supports reflection padding to a multiple of 8 and four halvings."""
+MIN_SIDE = 16  # smallest side in pixels that supports reflection padding to a multiple of 8 and four halvings
 
 # Preserves the mean square of activations: for unit normal u, ELU(2.7 u) * 0.5 (untrained gate) has mean square 1.
-GATED_GAIN = 2.7
+_GATED_GAIN = 2.7
 
 
 def check_face(face: Tensor) -> None:
@@ -34,9 +33,7 @@ def check_face_and_mask(face: Tensor, mask: Tensor) -> None:
     check_face(face)
     expected = (face.shape[0], 1, *face.shape[2:])
     if mask.shape != expected:
-        raise ValueError(
-            f"expected a mask of shape {expected} beside a face of {tuple(face.shape)}, got {tuple(mask.shape)}"
-        )
+        raise ValueError(f"expected a mask of shape {expected} beside the faces, got {tuple(mask.shape)}")
 
 
 def check_width(width: int) -> None:
@@ -52,11 +49,8 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 
 def draw_normal(weight: Tensor, std: float) -> None:
-    """Initialise a weight from a normal distribution of mean 0; on the device "meta", which has no values, do nothing.
-
-    A draw on that device would import torch's compiler, which takes two seconds.
-    """
-    if not weight.is_meta:
+    """Initialise a weight from a normal distribution of mean 0."""
+    if not weight.is_meta:  # without values, a draw would only import torch's compiler, which takes two seconds
         nn.init.normal_(weight, std=std)
 
 
@@ -71,18 +65,12 @@ class GatedConv2d(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int = 3,
-        stride: int = 1,
-        dilation: int = 1,
-        gain: float = 1.0,
+        self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, dilation: int = 1, gain: float = 1
     ) -> None:
         super().__init__()
         self.feature = nn.Conv2d(in_channels, out_channels, kernel, stride, dilation * (kernel // 2), dilation)
         self.gate = nn.Conv2d(in_channels, out_channels, stride, stride)
-        draw_normal(self.feature.weight, gain * GATED_GAIN / math.sqrt(in_channels * kernel**2))
+        draw_normal(self.feature.weight, gain * _GATED_GAIN / math.sqrt(in_channels * kernel**2))
         for conv in (self.feature, self.gate):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
@@ -120,15 +108,10 @@ class VisibleAttention(nn.Module):
         nn.init.zeros_(self.embed.bias)  # type: ignore[arg-type]
 
     def weights(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Compute the attention weights between patches.
+        """Compute the weights (B, N, N) between N = hw / 4 patches, given features (B, C, h, w) with even h and w.
 
-        Args:
-            features: (B, C, h, w) with even h and w.
-            mask: (B, 1, H, W), 1 = covered; H and W are multiples of h / 2 and w / 2.
-
-        Returns:
-            (B, N, N) with N = hw / 4. Rows (queries) sum to 1; columns (keys) that contain a covered pixel are 0. All
-            weights of an image without a completely visible patch are 0.
+        Sides of the mask (B, 1, H, W), 1 = covered, are multiples of h / 2 and w / 2. Rows (queries) sum to 1; columns
+        (keys) that contain a covered pixel are 0. All weights of an image without a completely visible patch are 0.
         """
         embedding = F.normalize(self.embed(features).flatten(2), dim=1)
         scores = torch.einsum("beq,bek->bqk", embedding, embedding).float() * self.log_scale.exp()

@@ -18,16 +18,7 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
     """Extend the first convolution, in place, to accept channels after red, green and blue, such as a mask.
 
     The new weights are zero, so an embedding does not depend on the new channels before training. Returns the embedder.
-
-    Raises:
-        ValueError: `extra_channels` < 1, the embedder is already widened, or it has no plain convolution of three
-            channels.
     """
-    if extra_channels < 1 or embedder.extra_channels:
-        raise ValueError(
-            f"{embedder.name} can be widened once, by at least 1 channel: "
-            f"it has {embedder.extra_channels}, got {extra_channels}"
-        )
     convolutions = [(name, m) for name, m in embedder.network.named_modules() if isinstance(m, nn.Conv2d)]
     name, stem = next(((name, conv) for name, conv in convolutions if conv.in_channels == 3), ("", None))
     if stem is None or stem.groups != 1:
@@ -40,11 +31,7 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
 
 
 class Projection(nn.Module):
-    """Linear map without bias between embedding dimensions; the identity if they are equal.
-
-    Raises:
-        ValueError: a dimension is < 1.
-    """
+    """Linear map without bias between embedding dimensions; the identity if they are equal."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -100,16 +87,7 @@ class Student(nn.Module):
         return self.needs_completion or self.mask_channel
 
     def forward(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
-        """Embed faces.
-
-        Args:
-            masked_face: (B, 3, S, S) in [-1, 1].
-            completed_face: (B, 3, S, S) in [-1, 1].
-            mask: (B, 1, S, S), 1 = covered.
-
-        Returns:
-            Embeddings (B, out_dim), not normalised.
-        """
+        """Embed faces (B, 3, S, S) in [-1, 1] with masks (B, 1, S, S), 1 = covered, as (B, D), not normalised."""
         extra = []
         if self.student_input == "both":
             extra.append(masked_face)
@@ -120,14 +98,7 @@ class Student(nn.Module):
         return embedding
 
     def trainable(self, blocks: int | None) -> list[nn.Parameter]:
-        """Select the parameters to train, without duplicates.
-
-        Args:
-            blocks: number of last sections to train beside head, widened stem and projection; None trains all.
-
-        Raises:
-            ValueError: the embedder has fewer sections.
-        """
+        """Select head, widened stem, projection and the `blocks` last sections for training; None selects all."""
         if blocks is None:
             return list(self.parameters())
         chosen = self.embedder.trainable_tail(blocks)
@@ -139,23 +110,14 @@ class Student(nn.Module):
 
 
 def load_student(student: Student, path: str | Path) -> None:
-    """Copy into a student the weights of the averaged student of a stage-2 checkpoint, or of a model folder.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is neither, is damaged, belongs to another stage, or has a student of other settings.
-    """
+    """Copy into a student the weights of the averaged student of a stage-2 checkpoint, or of a model folder."""
     load_weights(student, read_averaged(path, "distillation", "student."), Path(path))
 
 
 def embed_by_mask(
     student: nn.Module, teacher: nn.Module, masked_face: Tensor, completed_face: Tensor, mask: Tensor
 ) -> Tensor:
-    """Embed faces with an empty mask by the teacher and all others by the student.
-
-    The student and the other arguments are as in `Student.forward`; the teacher maps faces (B, 3, S, S) to embeddings
-    (B, D). Returns embeddings (B, D), not normalised.
-    """
+    """Embed faces with an empty mask by the teacher, all others by the student, as `Student.forward`."""
     masked = mask.flatten(1).amax(1) > 0
     if bool(masked.all()):
         return cast(Tensor, student(masked_face, completed_face, mask))
@@ -168,11 +130,7 @@ def embed_by_mask(
 
 
 def check_bare_faces(bare_faces: BareFaces, teacher: Embedder) -> None:
-    """Check that a teacher that embeds bare faces can be stored with the student.
-
-    Raises:
-        ValueError: its weights are in a file of another format, such as ONNX.
-    """
+    """Raise ValueError if a teacher that embeds bare faces cannot be stored: its weights are in an ONNX file."""
     if bare_faces == "teacher" and not teacher.state_dict():
         raise ValueError(
             f"bare_faces teacher stores the teacher, but {teacher.name!r} has its weights in a file of "
@@ -181,11 +139,7 @@ def check_bare_faces(bare_faces: BareFaces, teacher: Embedder) -> None:
 
 
 def check_start(student: Student, out_dim: int, interpolation: float) -> None:
-    """Check that the average (see `deocc.modules.distillation.StudentAverage`) starts from pretrained weights.
-
-    Raises:
-        ValueError: `interpolation` < 1 with random weights in the embedder or in the projection to `out_dim`.
-    """
+    """Raise ValueError for an interpolation < 1 from random weights, also of the projection to `out_dim`."""
     embedder = student.embedder
     if interpolation < 1 and not (embedder.pretrained and embedder.embedding_dim == out_dim):
         raise ValueError(

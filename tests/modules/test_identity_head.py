@@ -60,10 +60,11 @@ class Recogniser(pl.LightningModule):
             self.student.bias.zero_()
 
     def setup(self, stage: str) -> None:
-        settings: Any = (IDENTITIES, DIM, "cosface", 0.2, 16.0)
-        sharded = self.head == "sharded"
-        head = ShardedIdentityLoss(*settings, self.sample_share) if sharded else IdentityLoss(*settings)
-        self.classifier = head.double()
+        settings: Any = {"margin_type": "cosface", "margin": 0.2, "scale": 16.0}
+        if self.head == "sharded":
+            settings["sample_share"] = self.sample_share
+        head = ShardedIdentityLoss if self.head == "sharded" else IdentityLoss
+        self.classifier = head(IDENTITIES, DIM, **settings).double()
         self.classifier.initialise(CENTERS)
         if self.head == "sharded":
             exclude_from_ddp(self, "classifier")
@@ -242,7 +243,6 @@ def test_one_process_keeps_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("head", "sample_share", "message"),
     [
-        ("split", 1.0, "unknown identity_head 'split': choose one of full, sharded"),
         ("full", 0.5, "identity_sample_share 0.5 needs identity_head sharded"),
         ("sharded", 0.0, r"identity_sample_share must be in \(0, 1\], got 0.0"),
     ],

@@ -28,7 +28,13 @@ def _paint(canvas: Canvas) -> Layer:
     q = canvas.affine(-sin, -cos, sin * cu + cos * cv)
     q.add_((p * p).mul_(draws.between(-0.08, 0.08)))
     fingers, across, tip = _fingers(p, q, draws)
-    back = _back(p, q, draws)
+    turn = draws.between(0.1, 0.5)
+    length = (1 + turn * turn).sqrt()
+    x, y = p + 0.5, q - 0.33
+    along = (x * turn).add_(y).div_(length)
+    thumb = norm(along - along.clamp(0, 0.55), (x - y * turn).div_(length)).sub_(0.12)  # a capsule
+    wrist = torch.maximum(q.abs().sub_(0.32), p + 0.7)
+    back = smooth_min(smooth_min(rounded_box(p + 0.42, q, 0.48, 0.44, 0.2), wrist, 0.2), thumb, 0.12)
     hand = smooth_min(fingers, back, 0.05)
     shade = _relief(canvas, (fingers, across, tip), p, back, hand)
     tone = canvas.paint(canvas.light.skin) * draws.between(0.88, 1.10).unsqueeze(1)
@@ -52,17 +58,6 @@ def _fingers(p: Tensor, q: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor
     tip = p - length
     distance = norm((tip + radius).clamp_min_(0), across).sub_(radius)
     return distance, across.div_(radius), tip
-
-
-def _back(p: Tensor, q: Tensor, draws: Draws) -> Tensor:
-    """Return the signed distance to palm, wrist and thumb."""
-    turn = draws.between(0.1, 0.5)
-    length = (1 + turn * turn).sqrt()
-    x, y = p + 0.5, q - 0.33
-    along = (x * turn).add_(y).div_(length)
-    thumb = norm(along - along.clamp(0, 0.55), (x - y * turn).div_(length)).sub_(0.12)  # a capsule
-    wrist = torch.maximum(q.abs().sub_(0.32), p + 0.7)
-    return smooth_min(smooth_min(rounded_box(p + 0.42, q, 0.48, 0.44, 0.2), wrist, 0.2), thumb, 0.12)
 
 
 def _relief(canvas: Canvas, fingers: tuple[Tensor, ...], p: Tensor, back: Tensor, hand: Tensor) -> Tensor:

@@ -112,11 +112,7 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
 
 
 def packaged_weights() -> Path:
-    """Return the weights file in the package face-recognition-models.
-
-    Raises:
-        FileNotFoundError: the package is not installed, or lacks the file.
-    """
+    """Return the weights file in the package face-recognition-models, or raise FileNotFoundError."""
     remedy = "pip install face-recognition-models==0.3.0, or give weights= the path of dlib's .dat file"
     # Located without importing: the package needs pkg_resources, which new setuptools no longer have.
     package = package_folder(PACKAGE)
@@ -129,11 +125,7 @@ def packaged_weights() -> Path:
 
 @torch.no_grad()
 def load_dlib_file(network: DlibResNet, path: Path) -> None:
-    """Copy the weights of a `.dat` file of dlib into `network`.
-
-    Raises:
-        ValueError: the file is truncated, damaged or of another architecture.
-    """
+    """Copy the weights of a `.dat` file of dlib into `network`; ValueError for a damaged file or other architecture."""
     layers = [layer for layer in read_layers(path) if layer.weights.size]
     modules = [module for module in network.modules() if isinstance(module, (nn.Conv2d, Affine, nn.Linear))]
     if len(layers) != len(modules):
@@ -154,10 +146,8 @@ def load_dlib_file(network: DlibResNet, path: Path) -> None:
             parameter.copy_(values.view(parameter.shape))
 
 
-WRAPPERS = 130
-"""Version numbers of the nested layer, tag and skip templates in a `.dat` file, outermost first."""
-
-LAYERS = 108
+_WRAPPERS = 130  # version numbers of the nested layer, tag and skip templates in a `.dat` file, outermost first
+_LAYERS = 108
 _MAX_BYTES = 2**27  # the published file has 22,466,066
 
 # Per kind of layer: integers before its weights, has weights, integers after them (a float scalar counts as two).
@@ -180,23 +170,19 @@ class Layer(NamedTuple):
 
 
 def read_layers(path: Path) -> list[Layer]:
-    """Read the layers of a face network in forward order.
-
-    Raises:
-        ValueError: the file is truncated, damaged or not a face network of dlib.
-    """
+    """Read the layers of a face network in forward order; ValueError for a damaged or other file."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise _FormatError(f"it has {path.stat().st_size:,} bytes, at most {_MAX_BYTES:,} are read")
         reader = _Reader(path.read_bytes())
         reader.integers(1)
         reader.expect("loss_metric_2")
-        reader.integers(4 + WRAPPERS)
+        reader.integers(4 + _WRAPPERS)
         reader.expect("input_rgb_image_sized")
         reader.integers(3 * 2 + 2)
         layers = [reader.layer()]
         reader.integers(1)  # the layer next to the input also stores the number of samples per image
-        layers += [reader.layer() for _ in range(LAYERS - 1)]
+        layers += [reader.layer() for _ in range(_LAYERS - 1)]
         if reader.position != len(reader.data):
             raise _FormatError(f"{len(reader.data) - reader.position} bytes follow the last layer")
         return layers
@@ -205,7 +191,7 @@ def read_layers(path: Path) -> list[Layer]:
 
 
 class _FormatError(Exception):
-    """Deviation from the format, and its position."""
+    pass
 
 
 class _Reader:

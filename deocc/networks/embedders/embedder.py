@@ -5,7 +5,7 @@ crop by a constant, differentiable warp, so that gradients reach the generator t
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -56,25 +56,13 @@ class EmbedderSpec:
 class Backbone:
     """Result of a `build` function.
 
-    Args:
-        network: maps images (B, 3, size, size), normalised according to `spec`, to embeddings (B, D).
-        spec: input of the network.
-        pretrained: weights were loaded; otherwise they are random.
-        differentiable: gradients pass through the network.
+    A network may declare its sections by `parts() -> list[nn.Module]`, in forward order; the last one is the head.
     """
 
-    network: nn.Module
+    network: nn.Module  # maps images (B, 3, size, size), normalised according to `spec`, to embeddings (B, D)
     spec: EmbedderSpec
-    pretrained: bool
-    differentiable: bool = True
-
-
-@runtime_checkable
-class HasParts(Protocol):
-    """Network that declares its sections."""
-
-    def parts(self) -> list[nn.Module]:
-        """Return the sections in forward order, the last of which is the head, possibly without parameters."""
+    pretrained: bool  # weights were loaded; otherwise they are random
+    differentiable: bool = True  # gradients pass through the network
 
 
 class Embedder(nn.Module):
@@ -82,13 +70,6 @@ class Embedder(nn.Module):
 
     Under autocast, the linear layers of the head run in the precision of their weights: embeddings of different people
     have cosines up to 0.86, and bfloat16 would round their difference away.
-
-    Args:
-        name: name known to `create_embedder`.
-        backbone: network and its input.
-
-    Raises:
-        ValueError: the network does not accept images of the declared size, or does not return (B, D).
     """
 
     mean: Tensor
@@ -120,18 +101,10 @@ class Embedder(nn.Module):
             self.freeze()
 
     def forward(self, face: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Embed faces.
+        """Map canonical RGB crops (B, 3, S, S) in [-1, 1] of any side to embeddings (B, D), not normalised.
 
-        Args:
-            face: canonical RGB crops (B, 3, S, S) in [-1, 1] of any side.
-            extra: further channels (B, E, S, S), such as a mask, passed on unchanged; required if and only if
-                `widen_stem` added E channels.
-
-        Returns:
-            Embeddings (B, D), not normalised.
-
-        Raises:
-            ValueError: the shapes do not match.
+        `extra` are further channels (B, E, S, S), such as a mask, passed on unchanged; required if and only if
+        `widen_stem` added E channels.
         """
         embedding = self.embed_crop(*self.crop(face, extra))
         if self.spec.mirror and not self.training:
@@ -140,22 +113,9 @@ class Embedder(nn.Module):
         return embedding
 
     def crop(self, face: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Warp canonical crops to the backbone's template; arguments and errors as for `forward`.
-
-        Returns:
-            Face (B, 3, input_size, input_size) and extra channels (B, E, input_size, input_size) in unchanged ranges.
-        """
+        """Warp canonical crops and extra channels to the backbone's template and size; arguments as for `forward`."""
         if face.ndim != 4 or face.shape[1] != 3 or face.shape[2] != face.shape[3]:
             raise ValueError(f"expected canonical face crops of shape (B, 3, S, S), got {tuple(face.shape)}")
-        expected = (face.shape[0], self.extra_channels, *face.shape[2:])
-        if extra is None and self.extra_channels:
-            raise ValueError(
-                f"{self.name} was widened by {self.extra_channels} channels: pass extra of shape {expected}"
-            )
-        if extra is not None and extra.shape != expected:
-            raise ValueError(
-                f"{self.name} takes extra channels of shape {expected}, got {tuple(extra.shape)}: see widen_stem"
-            )
         # float32: half precision cannot represent the coordinates of individual pixels.
         channels = face.float() if extra is None else torch.cat([face.float(), extra.float()], 1)
         cropped = warp(channels, canonical_to(self.template, face.shape[-1]), self.input_size)
@@ -173,16 +133,13 @@ class Embedder(nn.Module):
         return embedding
 
     def embed_with_features(self, face: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Embed faces (B, 3, S, S) and return the intermediate features.
-
-        Returns:
-            Embeddings (B, D), and the feature maps (B, C, h, w) after each section before the head, in forward order.
-        """
+        """Return embeddings (B, D) and the feature maps (B, C, h, w) after each section before the head, in order."""
         maps: list[Tensor] = []
-        hooks = [
-            section.register_forward_hook(lambda _module, _input, output: maps.append(output))
-            for section in self._sections()[:-1]
-        ]
+
+        def record(_section: nn.Module, _inputs: Any, output: Tensor) -> None:
+            maps.append(output)
+
+        hooks = [section.register_forward_hook(record) for section in self._sections()[:-1]]
         try:
             embedding = self(face)
         finally:
@@ -201,11 +158,7 @@ class Embedder(nn.Module):
         return super().train(mode and not self.frozen)
 
     def trainable_tail(self, blocks: int) -> list[nn.Parameter]:
-        """Return the parameters of the head and of the last `blocks` sections before it.
-
-        Raises:
-            ValueError: the network has fewer sections.
-        """
+        """Return the parameters of the head and of the last `blocks` sections; ValueError if there are fewer."""
         sections = self._sections()
         if not 0 <= blocks < len(sections):
             raise ValueError(f"{self.name} has {len(sections) - 1} blocks before its head, got blocks={blocks}")
@@ -213,8 +166,9 @@ class Embedder(nn.Module):
 
     def _sections(self) -> list[nn.Module]:
         """Return the declared sections, or the children with parameters, members of a Sequential, and an empty head."""
-        if isinstance(self.network, HasParts):
-            return self.network.parts()
+        network: Any = self.network
+        if hasattr(network, "parts"):
+            return list(network.parts())
         sections: list[nn.Module] = []
         for child in self.network.children():
             sections += child if isinstance(child, nn.Sequential) else [child]
@@ -242,9 +196,7 @@ def _embedding_dim(name: str, network: nn.Module, size: int) -> int:
     finally:
         network.train(training)
     if not isinstance(output, Tensor) or output.ndim != 2:
-        raise ValueError(
-            f"{name} must map (1, 3, {size}, {size}) to one embedding (1, D): give a network without further outputs"
-        )
+        raise ValueError(f"{name} must return one embedding (1, D): give a network without further outputs")
     return output.shape[1]
 
 

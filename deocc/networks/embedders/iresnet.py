@@ -53,11 +53,9 @@ class IBasicBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Stem, four stages of blocks, and a linear layer over all 7 x 7 positions between two normalisations.
+    """Stem, four stages of `blocks`, and a linear layer over all 7 x 7 positions between two normalisations.
 
-    Args:
-        blocks: number of blocks per stage.
-        pooled_shortcut: let the first shortcut subsample as in AdaFace [2] instead of convolving [1].
+    With `pooled_shortcut`, the first shortcut subsamples as in AdaFace [2] instead of convolving [1].
     """
 
     def __init__(self, blocks: tuple[int, int, int, int], pooled_shortcut: bool = False) -> None:

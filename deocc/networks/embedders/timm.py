@@ -3,14 +3,11 @@
 from typing import Any
 
 import deocc._torchvision  # noqa: F401  # before timm
-from deocc.networks.embedders.embedder import Backbone, EmbedderSpec, Triple
+from deocc.networks.embedders.embedder import Backbone, EmbedderSpec
 from deocc.networks.weights import find_weights, load_weights, read_state_dict
 
-# Faces are cropped as for ArcFace, except for networks of a fixed size; our choice.
-TEMPLATE, SIZE = "arcface", 112
-
-ONLINE = "timm"
-"""Value of `weights` that makes timm download them."""
+TEMPLATE, SIZE = "arcface", 112  # faces are cropped as for ArcFace, except for networks of a fixed size; our choice
+ONLINE = "timm"  # value of `weights` that makes timm download them
 
 
 def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
@@ -35,7 +32,8 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
         load_weights(network, read_state_dict(path), path, ignored=tuple(f"{name}." for name in classifiers))
     size = config["input_size"][-1] if config.get("fixed_input_size") else SIZE
-    spec = EmbedderSpec(TEMPLATE, size, mean=_to_bytes(config["mean"]), std=_to_bytes(config["std"]))
+    mean, std = (tuple(255 * fraction for fraction in config[name]) for name in ("mean", "std"))
+    spec = EmbedderSpec(TEMPLATE, size, mean=mean, std=std)
     return Backbone(network, spec, pretrained=weights is not None)
 
 
@@ -45,8 +43,3 @@ def _download_advice(model: str) -> str:
     config = timm.get_pretrained_cfg(model)
     page = f"https://huggingface.co/{config.hf_hub_id}" if config and config.hf_hub_id else "timm's documentation"
     return f"download model.safetensors from {page} and give weights= its path"
-
-
-def _to_bytes(fractions: tuple[float, ...]) -> Triple:
-    red, green, blue = (255 * fraction for fraction in fractions)
-    return red, green, blue
