@@ -10,7 +10,6 @@ A global and a local discriminator are inferred from the paper's figure. The net
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -72,9 +71,15 @@ def crop_to_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:
     # Keep the square inside the image, or the image inside the square where the square is larger.
     near, far = side / 2, extent - side / 2
     centre = ((low + high) / 2).clamp(torch.minimum(near, far), torch.maximum(near, far))
-    theta = torch.cat([torch.diag_embed(side / extent), (2 * centre / extent - 1).unsqueeze(-1)], -1)
-    grid = F.affine_grid(theta, [image.shape[0], image.shape[1], size, size], align_corners=False)
-    return F.grid_sample(image, grid.to(image.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+    # Bilinear samples by products with weights, of which every supported torch knows the second derivative.
+    steps = (torch.arange(size, device=mask.device) + 0.5) / size - 0.5
+    places = ((centre - 0.5)[..., None] + side[..., None] * steps).minimum(extent[:, None] - 1).clamp_min(0)
+    columns, rows = (
+        (1 - (places[:, axis, :, None] - torch.arange(length, device=mask.device)).abs()).clamp_min(0).to(image.dtype)
+        for axis, length in enumerate((width, height))
+    )
+    with torch.autocast(image.device.type, enabled=False):
+        return rows[:, None] @ image @ columns.mT[:, None]
 
 
 def _covered_range(mask: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
