@@ -28,10 +28,11 @@ def expand_paths(component: Any) -> None:
 
     The component is a dictionary or namespace of `class_path` and `init_args`, or None; it is changed in place.
     """
-    settings: Any = (component or {}).get("init_args") or {}
+    component = component or {}
+    settings: Any = component.get("init_args") or {}
     for key in _PATH_SETTINGS:
         value = settings.get(key)
-        if key == "pairs" and str(component["class_path"]).endswith("LfwFaces"):
+        if key == "pairs" and str(component.get("class_path")).endswith("LfwFaces"):
             continue  # a name that is searched in several folders
         if isinstance(value, str) and (path := expand_user(value)).exists():
             settings[key] = str(path.absolute())
