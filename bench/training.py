@@ -54,7 +54,8 @@ class CachedBatches(pl.LightningDataModule):
     def __init__(self, data: MaskedFaceDataModule, steps: int) -> None:
         super().__init__()
         self.num_identities, self.training_identity = data.num_identities, data.training_identity
-        self.plain_views, self.training_fingerprint = data.plain_views, data.training_fingerprint
+        self.plain_views, self.blends = data.plain_views, data.blends
+        self.training_fingerprint = data.training_fingerprint
         self.reference_dataloader = data.reference_dataloader
         batches = [masked(batch, data) for batch in islice(data.train_dataloader(), min(CACHED, steps))]
         self.batches = [batches[step % len(batches)] for step in range(steps)]

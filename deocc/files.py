@@ -71,26 +71,27 @@ def replace_file(path: Path, durable: bool = False, draft: Path | None = None) -
         draft: where to write, in the same folder; default: a new hidden name. With a fixed name, a process that is
             killed again and again leaves one draft. No two processes may then write `path` at the same time.
     """
-
-    def sync(place: Path) -> None:  # a file's content, or a folder's list of names
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
     draft = draft or path.with_name(f".{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
         if durable:
-            sync(draft)
+            _sync(draft)
         draft.replace(path)
         if durable:
-            sync(path.parent)
+            _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_file(path: Path, content: bytes | str, durable: bool = False) -> None:

@@ -61,8 +61,10 @@ def main(argv: Sequence[str]) -> int:
     if failed:
         name, reason = next(iter(failed.items()))
         others = f"; missing too: {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""
-        message = f"{len(failed)} of {len(jobs)} runs are missing, first {name} ({reason}){others}"
-        raise RuntimeError(f"{message}; the same command runs what is missing")
+        raise RuntimeError(
+            f"{len(failed)} of {len(jobs)} runs are missing, first {name} ({reason}){others}; "
+            "the same command runs what is missing"
+        )
     return 0
 
 

@@ -130,16 +130,24 @@ def read_plan(argv: Sequence[str]) -> Plan:
     argv = list(argv)
     for place, argument in enumerate(argv[:-1]):
         if argument == "--config":
-            argv[place + 1] = str(runs.find_config(argv[place + 1]))
+            file = runs.find_config(argv[place + 1])
+            _check_stages(file)
+            argv[place + 1] = str(file)
     try:
         values = parser.parse_args(argv).as_dict()
     except ArgumentError as error:
         raise ValueError(f"deocc ablate: {one_line(error)}; `deocc ablate --help` lists the keys") from error
-    missing = [key for key in ("stage2", "variants", "rows") if values[key] in ({}, asdict(Stage()))]
+    missing = [key for key in ("stage2", "variants", "rows") if not values[key] or values[key] == asdict(Stage())]
     if missing:
         raise ValueError(f"the plan has no {', '.join(missing)}: give one with --config, such as ablation/paper")
     values.pop("config", None)
+    empty = [key for key, value in values.items() if value is None]
+    if empty:
+        raise ValueError(f"the plan has no value for {', '.join(empty)}: give one, or remove the key")
     for name in ("stage1", "stage2", "test"):
+        value = values[name]
+        if not isinstance(value, dict) or value.keys() != {"configs", "overlay"} or None in value.values():
+            raise ValueError(f"{name} is {value}: write {name}: {{configs: [FILE, ...], overlay: {{...}}}}")
         files = [str(_find_stage_config(config, name)) for config in values[name]["configs"]]
         values[name] = Stage(files, values[name]["overlay"])
     values["run"] = Path(values["run"])
@@ -148,6 +156,17 @@ def read_plan(argv: Sequence[str]) -> Plan:
     plan = Plan(**values)
     _check(plan)
     return plan
+
+
+def _check_stages(file: Path) -> None:
+    """Raise ValueError if a stage of a plan is a file name: jsonargparse would read a stage from that file."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # the parser reports it
+    for name in ("stage1", "stage2", "test"):
+        if isinstance(content, dict) and isinstance(content.get(name), str):
+            raise ValueError(f"{name} is a file name: write {name}: {{configs: [{content[name]}]}}")
 
 
 def _find_stage_config(name: str, stage: str) -> Path:

@@ -136,17 +136,18 @@ def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
 
 def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> None:
     """Write the figures for which there are data as SVG and PNG, on white, so that they can be read on a dark page."""
-    figures = {}
     if any("figures" in row for row in summary["rows"].values()):
-        figures["bars"] = bar_figure(summary)
+        _save(bar_figure(summary), plan.run / "bars")
     curves = {}
     for name in plan.variants:
         curves[name] = read_curves([plan.run_folder(name, fold, seed) for fold, seed in plan.fold_seeds()])
     if any(curves.values()):
-        figures["losses"] = loss_figure(curves)
-    for name, figure in figures.items():
-        for suffix in ("svg", "png"):
-            figure.savefig(plan.run / f"{name}.{suffix}", facecolor="white")
+        _save(loss_figure(curves), plan.run / "losses")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for suffix in ("svg", "png"):
+        figure.savefig(path.with_suffix(f".{suffix}"), facecolor="white")
 
 
 def bar_figure(summary: Mapping[str, Any]) -> Figure:

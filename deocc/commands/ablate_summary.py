@@ -218,21 +218,25 @@ def _summarise_parts(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> dict
     Predicted masks are used where the row has them. The edges of the tenths are averaged over the tests.
     """
 
-    def mean_eer(section: str, key: str | int) -> dict[str, float | None]:
+    def mean_eer(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:  # the tests' by letter
         means = {}
-        for letter, listed in known.items():
-            parts = [test.results[section] for test in listed]
-            parts = [dict(enumerate(part)) if isinstance(part, list) else part for part in parts]
+        for letter, listed in parts.items():
             row = with_predicted_mask(plan.rows[letter].row)
-            values = [part.get(key, {}).get("rows", {}).get(row, {}).get("eer") for part in parts]
-            means[letter] = mean_and_deviation(values)[0]
+            means[letter] = mean_and_deviation([part.get("rows", {}).get(row, {}).get("eer") for part in listed])[0]
         return means
 
     tests = [test.results for listed in known.values() for test in listed]
-    kinds = dict.fromkeys(kind for results in tests for kind in results.get("per_kind", {}))
+    per_kind = {}
+    for kind in dict.fromkeys(kind for results in tests for kind in results.get("per_kind", {})):
+        parts = {
+            letter: [test.results["per_kind"].get(kind, {}) for test in listed] for letter, listed in known.items()
+        }
+        per_kind[kind] = mean_eer(parts)
     tenths = []
     for number in range(min((len(results.get("per_coverage", [])) for results in tests), default=0)):
-        parts = [results["per_coverage"][number] for results in tests]
-        edges = {name: statistics.fmean(part[name] for part in parts) for name in ("low", "high")}
-        tenths.append({**edges, "rows": mean_eer("per_coverage", number)})
-    return {"per_kind": {kind: mean_eer("per_kind", kind) for kind in kinds}, "per_coverage": tenths}
+        parts = {letter: [test.results["per_coverage"][number] for test in listed] for letter, listed in known.items()}
+        edges = {}
+        for name in ("low", "high"):
+            edges[name] = statistics.fmean(results["per_coverage"][number][name] for results in tests)
+        tenths.append({**edges, "rows": mean_eer(parts)})
+    return {"per_kind": per_kind, "per_coverage": tenths}

@@ -51,12 +51,21 @@ class Panel(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A cosine similarity, the decision, or None without a calibrated threshold, and the face of a gallery's person."""
+    """The comparison of a face with the second photo or with a person of the gallery."""
 
-    title: str
-    similarity: float
-    verdict: Verdict | None
-    picture: NDArray[np.uint8] | None = None
+    title: str  # what is compared, or the name of the person
+    similarity: float  # cosine, in [-1, 1]
+    verdict: Verdict | None  # None if no calibrated threshold applies
+    picture: NDArray[np.uint8] | None = None  # (112, 92, 3) RGB, face of the person; None for the second photo
+
+
+class Match(NamedTuple):
+    """A person of the gallery."""
+
+    name: str
+    picture: NDArray[np.uint8]  # (112, 92, 3) RGB
+    similarity: float  # cosine to the query, in [-1, 1]
+    covered: float  # covered share of the face by its predicted mask, in [0, 1]
 
 
 class Analysis(NamedTuple):
@@ -90,18 +99,14 @@ class OrlGallery:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def nearest(self, embedding: Tensor) -> list[tuple[str, NDArray[np.uint8], float, float]]:
-        """Return the people most similar to a unit embedding (D,), in descending order of similarity.
-
-        Returns:
-            Name, face (112, 92, 3) RGB, similarity, and the covered share of the face by its predicted mask.
-        """
+    def nearest(self, embedding: Tensor) -> list[Match]:
+        """Return the people most similar to a unit embedding (D,), in descending order of similarity."""
         similarities, order = (self._embeddings @ embedding.cpu()).topk(_MATCHES)
         matches = []
         for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
             index = self._indices[place]
             name = f"ORL person {int(self._faces.identity[index]) + 1}"
-            matches.append((name, self._faces.image(index), similarity, self._covered[place]))
+            matches.append(Match(name, self._faces.image(index), similarity, self._covered[place]))
         return matches
 
     def example_inputs(self, title: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str, int]:
@@ -133,9 +138,9 @@ class Analyst:
         output = self._pipeline.process_faces(torch.stack(crops))
         found = [] if self._gallery is None else self._gallery.nearest(output.embedding[1])
         matches = []
-        for name, picture, similarity, covered in found:
-            compared = self._compare(name, similarity, float(output.covered[1]), covered)
-            matches.append(compared._replace(picture=picture))
+        for match in found:
+            compared = self._compare(match.name, match.similarity, float(output.covered[1]), match.covered)
+            matches.append(compared._replace(picture=match.picture))
         pair = [] if second is None else self._compare_pair(masked, output, kind != NO_MASK)
         return Analysis(self._panels(face.face, masked, output, kind), pair, matches, self._gallery)
 

@@ -125,7 +125,8 @@ def check_given(context: Context) -> Iterator[Finding]:
     yield Finding("OK", f"{folder}: {len(listing.names):,} images of {len(listing.people):,} people")
     if listing.unused:
         yield Finding("warning", listing.describe_unused(), "convert them, or remove them")
-    run, expected = context.checkpoint or _newest_run(), None
+    run = context.checkpoint or _newest_run()
+    expected = None
     if run is not None and not (run / CONFIG).is_file():
         with suppress(FileNotFoundError, ValueError):  # which `check_run` reports
             expected = runs.face_set_of(runs.run_folder_of(runs.find_checkpoint(run)))[1].get("aligned")

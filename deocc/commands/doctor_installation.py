@@ -109,7 +109,7 @@ def check_imports(context: Context) -> Iterator[Finding]:
     """Import every installed package; sets `context.broken` and `context.usable`."""
     groups = requirements()
     installed = [each.name for group in groups.values() for each in group if _version(each.name) is not None]
-    modules = {name: _MODULES.get(name, name.replace("-", "_")) for name in installed if name not in _DATA_PACKAGES}
+    modules = {name: module_name(name) for name in installed if name not in _DATA_PACKAGES}
     context.broken |= import_failures(list(modules.values()))
     for name, module in modules.items():
         if module in context.broken:
@@ -168,6 +168,11 @@ def requirements() -> dict[str, list["Requirement"]]:
                 if not extra:  # needed by all
                     break
     return groups
+
+
+def module_name(package: str) -> str:
+    """Return the name of the module that a distribution installs."""
+    return _MODULES.get(package, package.replace("-", "_"))
 
 
 def import_failures(names: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """`deocc identify GALLERY PHOTOS`: find the people of a gallery in photos."""
 
-import argparse
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,10 +11,12 @@ from rich.text import Text
 
 from deocc.commands.arguments import PARSERS
 from deocc.commands.model import detection_of, finder_of, load_model, model_hash
+from deocc.evaluation.thresholds import Calibration
 from deocc.inference import gallery
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
+from deocc.inference.faces import FaceFinder
 from deocc.inference.photos import read_photo
-from deocc.inference.pipeline import condition_of
+from deocc.inference.pipeline import Pipeline, condition_of
 from deocc.messages import printable, say
 
 _WIDTH: Final = 200  # of the printed table if the output is no terminal
@@ -41,10 +42,26 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--false-accept-rate {chosen.false_accept_rate:g}: give a share above 0 and at most 1")
     if any(row.done and "answer" not in row.details for row in OutcomeFile(chosen.out).all_rows()):
         raise ValueError(f"{chosen.out} is the table of another command: choose another --out")
-    identify = Identifier(chosen)
-    photos, problems = find_photos(chosen.photos)
+    pipeline = load_model(chosen)
+    index = gallery.PersonIndex(len(pipeline.network.center), chosen.index)
+    if pipeline.thresholds is None:
+        raise ValueError(
+            "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
+        )
+    finder = finder_of(chosen, pipeline.size)
+    cache = None
+    if chosen.save_index is not None:
+        detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
+        cache = gallery.GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
+    known, problems = gallery.read_gallery(chosen.gallery, pipeline, finder, cache)
+    people = [face.person for face in known]
+    say(f"gallery: {len(set(people))} people, {len(people)} faces")
+    index.add(np.stack([face.embedding for face in known]), people)
+    problems += gallery.find_conflicts(known, index)
+    identify = Identifier(pipeline, pipeline.thresholds, finder, known, index, chosen.top, chosen.false_accept_rate)
+    photos, more_problems = find_photos(chosen.photos)
     chosen.out.unlink(missing_ok=True)  # earlier rows may be about another gallery
-    found = photos, identify.problems + problems
+    found = photos, problems + more_problems
     code = process_photos("identify", found, OutcomeFile(chosen.out), identify, chosen.json)
     if not chosen.json:
         identify.print()
@@ -52,26 +69,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Identifier:
-    """Identifies the faces of one photo per call by the gallery, and keeps a table of the answers."""
+    """Identifies the faces of one photo per call by the gallery, and keeps a table of the answers.
 
-    def __init__(self, chosen: argparse.Namespace) -> None:
-        self.pipeline, self.top, self.wanted = load_model(chosen), chosen.top, chosen.false_accept_rate
-        self.index = gallery.PersonIndex(len(self.pipeline.network.center), chosen.index)
-        if self.pipeline.thresholds is None:
-            raise ValueError(
-                "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
-            )
-        self.calibration = self.pipeline.thresholds
-        self.finder = finder_of(chosen, self.pipeline.size)
-        cache = None
-        if chosen.save_index is not None:
-            detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
-            cache = gallery.GalleryCache(chosen.save_index, repr((model_hash(self.pipeline), detection)))
-        self.known, self.problems = gallery.read_gallery(chosen.gallery, self.pipeline, self.finder, cache)
-        people = [face.person for face in self.known]
-        say(f"gallery: {len(set(people))} people, {len(people)} faces")
-        self.index.add(np.stack([face.embedding for face in self.known]), people)
-        self.problems += gallery.find_conflicts(self.known, self.index)
+    Args:
+        pipeline: the model.
+        calibration: its thresholds.
+        finder: finds the faces.
+        known: the faces of the gallery.
+        index: index of these faces.
+        top: number of people listed for each face.
+        wanted: share of unknown faces that may be accepted as anyone of the gallery.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        calibration: Calibration,
+        finder: FaceFinder,
+        known: Sequence[gallery.GalleryFace],
+        index: gallery.PersonIndex,
+        top: int,
+        wanted: float,
+    ) -> None:
+        self.pipeline, self.calibration, self.finder = pipeline, calibration, finder
+        self.known, self.index, self.top, self.wanted = known, index, top, wanted
         self._limits: dict[str, gallery.Limit] = {}
         self._table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
 

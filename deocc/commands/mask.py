@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen = PARSERS["mask"]().parse_args(argv)
     check_out(chosen.out, chosen.photos)
-    allowed, kinds = (*list_kinds(), ALL_KINDS, RANDOM_KIND), dict[str, None]()
+    allowed = (*list_kinds(), ALL_KINDS, RANDOM_KIND)
+    kinds: dict[str, None] = {}  # an ordered set
     for name in chosen.kind or ["surgical"]:
         if name not in allowed:
             raise ValueError(f"unknown kind of mask {name!r}: choose from {', '.join(allowed)}")

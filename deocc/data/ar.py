@@ -68,8 +68,10 @@ class ArFaces(FaceSet):
     ) -> None:
         bare = [shot for shot in range(1, SHOTS + 1) if occluder_of(shot) < 0]
         if not protocol1_shots or not set(protocol1_shots) <= set(bare):
-            choices = f"choose bare shots, that is some of {', '.join(map(str, bare))}"
-            raise ValueError(f"protocol1_shots is {list(protocol1_shots)}: {choices}")
+            raise ValueError(
+                f"protocol1_shots is {list(protocol1_shots)}: "
+                f"choose bare shots, that is some of {', '.join(map(str, bare))}"
+            )
         folder = expand_user(root)
         shots = _find_shots(folder)
         self._paths = [path for _, _, path in shots]
@@ -138,13 +140,16 @@ def _find_shots(root: Path) -> list[tuple[str, int, Path]]:
             letter = name[1].lower().replace("f", "w")
             shots.append((f"{letter}-{int(name[2]):03d}", int(name[3]), root / file))
     if not shots:
-        looked = "m-001-01.bmp and the like (m or w, person, shot from 1 to 26), unpacked, in all its folders"
-        raise FileNotFoundError(f"no AR image below {root.absolute()}: looked for {looked}; {_ADVICE}")
+        raise FileNotFoundError(
+            f"no AR image below {root.absolute()}: looked for m-001-01.bmp and the like "
+            f"(m or w, person, shot from 1 to 26), unpacked, in all its folders; {_ADVICE}"
+        )
     shots.sort()
     for (person, number, path), other in pairwise(shots):
         if (person, number) == other[:2]:
-            found = f"shot {number} of {person} is there twice, {path} and {other[2]}"
-            raise ValueError(f"{found}: keep one copy of the set")
+            raise ValueError(
+                f"shot {number} of {person} is there twice, {path} and {other[2]}: keep one copy of the set"
+            )
     return shots
 
 
@@ -153,7 +158,8 @@ def _read_file(path: Path) -> NDArray[np.uint8]:
         return read_image(path)
     data = np.fromfile(path, np.uint8)
     if data.size != np.prod(_RAW):
-        expected = f"a .raw file of AR has {np.prod(_RAW):,}, three planes of 768 x 576"
-        advice = "copy it again, or convert it to an image file"
-        raise ValueError(f"{path} has {data.size:,} bytes, but {expected}: {advice}")
+        raise ValueError(
+            f"{path} has {data.size:,} bytes, but a .raw file of AR has {np.prod(_RAW):,}, three planes of 768 x 576: "
+            "copy it again, or convert it to an image file"
+        )
     return np.ascontiguousarray(data.reshape(_RAW).transpose(1, 2, 0))

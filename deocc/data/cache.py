@@ -115,9 +115,12 @@ class AlignedCache:
                 if not self.is_complete():  # another process may have filled it meanwhile
                     self._write(align, indices, num_workers, leave_out)
         except (OSError, lmdb.Error) as error:  # images that cannot be read raise other errors
-            advice = "set DEOCC_CACHE to a folder with room that can be written to, or data.cache_gigabytes to 0"
-            lost = f"cannot keep {self.gigabytes:.1f} GB of aligned faces in {self.path.parent} ({one_line(error)})"
-            warnings.warn(f"{lost}, so they are aligned again in every epoch: {advice}", stacklevel=2)
+            warnings.warn(
+                f"cannot keep {self.gigabytes:.1f} GB of aligned faces in {self.path.parent} ({one_line(error)}), "
+                "so they are aligned again in every epoch: set DEOCC_CACHE to a folder with room that can be written "
+                "to, or data.cache_gigabytes to 0",
+                stacklevel=2,
+            )
 
     def _write(
         self, align: Align, indices: NDArray[np.int64], num_workers: int, leave_out: Callable[[list[int]], None]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,14 @@ _ADVICE: Final = (
 )
 _NAME: Final = "U32"  # names of the set have ten characters
 
-_Rows = tuple[NDArray[np.str_], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
-"""Names in ascending order, the set's number of each person, landmarks, and the positions of splits in `SPLITS`."""
+
+class _Rows(NamedTuple):
+    """Content of the lists, sorted by image name."""
+
+    names: NDArray[np.str_]
+    identity: NDArray[np.int64]  # the set's number of each person
+    landmarks: NDArray[np.float64]  # (N, 5, 2)
+    partition: NDArray[np.int64]  # positions in `SPLITS`
 
 
 class CelebaFaces(FaceSet):
@@ -82,14 +88,14 @@ class CelebaFaces(FaceSet):
                 "exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME"
             )
         folder = expand_user(root)
-        self._store, (image_names, number, landmarks, partition) = _find(folder, images, identities)
+        self._store, rows = _find(folder, images, identities)
         self.has_identities = identities
-        numbers, person = np.unique(number, return_inverse=True)
-        split_of_identity, kept = _split_people(person, partition)
-        known = {} if names is None else _read_names(expand_user(names), image_names, person, numbers)
+        numbers, person = np.unique(rows.identity, return_inverse=True)
+        split_of_identity, kept = _split_people(person, rows.partition)
+        known = {} if names is None else _read_names(expand_user(names), rows.names, person, numbers)
         out = [] if exclude is None else _find_excluded(expand_user(exclude), known, split_of_identity)
         kept &= ~np.isin(person, out)
-        self.names, self.landmarks = NameTable(image_names[kept].tolist()), landmarks[kept]
+        self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
         self.identity = person[kept].astype(np.int64)
         self.split_of_identity = {int(at): SPLITS[split_of_identity[at]] for at in np.unique(self.identity)}
         empty = [split for split in SPLITS if split not in self.split_of_identity.values()]
@@ -124,17 +130,16 @@ def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Ro
     missing += [] if store else [f"{_FOLDERS[images]}/ or {_FOLDERS[images]}.zip"]
     if missing or store is None:
         raise missing_set("parts of CelebA", root, missing, len(wanted) + 1, _ADVICE)
-    listed, *columns = _join([(path, _read_list(path)) for path in paths if path is not None])
+    rows = _join([(path, _read_list(path)) for path in paths if path is not None])
     stored = {name.rpartition(".")[0]: name for name in store.names()}
-    names = np.array([stored.get(name.rpartition(".")[0], "") for name in listed.tolist()], dtype=_NAME)
+    names = np.array([stored.get(name.rpartition(".")[0], "") for name in rows.names.tolist()], dtype=_NAME)
     there = names != ""
     if not there.all():
-        missing_images = missing_set("CelebA images", store.path, listed[~there].tolist(), len(names), _ADVICE)
+        missing_images = missing_set("CelebA images", store.path, rows.names[~there].tolist(), len(names), _ADVICE)
         if not there.any():
             raise missing_images
         warnings.warn(f"{missing_images}; for a subset, nothing needs to be done", stacklevel=3)
-    number, landmarks, partition = (column[there] for column in columns)
-    return store, (names[there], number, landmarks, partition)
+    return store, _Rows(*(column[there] for column in rows._replace(names=names)))
 
 
 def _read_list(path: Path) -> NDArray[np.void]:
@@ -168,10 +173,11 @@ def _join(lists: Sequence[tuple[Path, NDArray[np.void]]]) -> _Rows:
             raise missing_set(f"rows of {path.name}", path.parent, absent.tolist(), len(names), _ADVICE)
     *given, landmarks, partition = (rows["values"] for _, rows in lists)
     if not np.isin(partition, range(len(SPLITS))).all():
-        values = "0 (train), 1 (validation) and 2 (test)"
-        raise ValueError(f"{lists[-1][0]} holds other numbers than {values}: get it again")
+        raise ValueError(
+            f"{lists[-1][0]} holds other numbers than 0 (train), 1 (validation) and 2 (test): get it again"
+        )
     identity = given[0][:, 0].astype(np.int64) if given else np.arange(len(names))
-    return names, identity, landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64)
+    return _Rows(names, identity, landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64))
 
 
 def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -180,9 +186,11 @@ def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tup
     split_of_identity = counts.reshape(-1, len(SPLITS)).argmax(1)
     kept = partition == split_of_identity[person]
     if not kept.all():
-        found = f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits"
-        lost = f"{np.sum(~kept):,} images outside the split with most of their person's are left out"
-        warnings.warn(f"{found}: {lost}", stacklevel=3)
+        warnings.warn(
+            f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits: "
+            f"{np.sum(~kept):,} images outside the split with most of their person's are left out",
+            stacklevel=3,
+        )
     return split_of_identity, kept
 
 
@@ -198,8 +206,10 @@ def _read_names(
         if key in place and name and name_key(name[0]):
             known.setdefault(place[key], name[0].strip())
     if not known:
-        expected = "its lines have to be IMAGE NAME or IDENTITY NAME, such as '000001.jpg Jane Doe'"
-        raise ValueError(f"{path} names no one in CelebA: {expected}")
+        raise ValueError(
+            f"{path} names no one in CelebA: "
+            "its lines have to be IMAGE NAME or IDENTITY NAME, such as '000001.jpg Jane Doe'"
+        )
     return known
 
 
@@ -208,7 +218,9 @@ def _find_excluded(path: Path, known: dict[int, str], split_of_identity: NDArray
     tested = SPLITS.index("test")
     unnamed = sum(split != tested and at not in known for at, split in enumerate(split_of_identity.tolist()))
     if unnamed:
-        unknown = f"whether {path} holds them cannot be told"
-        warnings.warn(f"{unnamed:,} training and validation people have no name: {unknown}", stacklevel=3)
+        warnings.warn(
+            f"{unnamed:,} training and validation people have no name: whether {path} holds them cannot be told",
+            stacklevel=3,
+        )
     listed = {name_key(name) for name in read_people(path)}
     return [at for at, name in sorted(known.items()) if split_of_identity[at] != tested and name_key(name) in listed]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import albumentations as A
 import cv2
@@ -32,8 +32,13 @@ NODES, DEVIATION = 5, 0.015
 
 Strength = Literal["none", "flip", "light", "strong"]
 
-AugmentedFace = tuple[NDArray[np.uint8], NDArray[np.float32], bool]
-"""A crop (H, W, 3) RGB, its landmarks (5, 2) in pixels, and whether left and right were swapped."""
+
+class Augmented(NamedTuple):
+    """An augmented crop with its landmarks."""
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    landmarks: NDArray[np.float32]  # (5, 2) in pixels
+    flipped: bool  # True if left and right were swapped
 
 
 class FaceItem(FaceBatch):
@@ -83,7 +88,7 @@ class Augmentation:
         self._elastic = strength == "strong"
         self._compose = A.Compose(_transforms(strength), keypoint_params=A.KeypointParams("xy", remove_invisible=False))
 
-    def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int) -> AugmentedFace:
+    def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32], seed: int) -> Augmented:
         """Augment a crop (H, W, 3) RGB and its landmarks (5, 2) in pixels; `seed` determines all random choices."""
         if self._elastic:
             image, landmarks = _warp_elastically(image, landmarks, np.random.default_rng(seed))
@@ -93,7 +98,7 @@ class Augmentation:
         swapped = bool(points[0, 0] > points[1, 0])  # a flip exchanges the eyes
         if swapped:
             points = points[[1, 0, 2, 4, 3]]
-        return result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0])
+        return Augmented(result["image"], points, swapped != bool(landmarks[0, 0] > landmarks[1, 0]))
 
 
 class TrainingFaces(Dataset[FaceItem]):
@@ -209,7 +214,7 @@ class FixedFaces(Dataset[FaceItem]):
                 raise
             size, unreadable = self.aligned.size, [index]
             face, landmarks = np.zeros((size, size, 3), np.uint8), np.zeros((5, 2), np.float32)
-        return _item((face, landmarks, False), index, identities, (0.0, 0.0), kind, seed, unreadable)
+        return _item(Augmented(face, landmarks, False), index, identities, (0.0, 0.0), kind, seed, unreadable)
 
     def mask_of(self, number: int) -> tuple[int, int, int]:
         """Return the position in `indices`, and the kind and seed of the mask, of an item; no image is read."""
@@ -225,7 +230,7 @@ class FixedFaces(Dataset[FaceItem]):
 
 
 def _item(
-    face: AugmentedFace,
+    face: Augmented,
     index: int,
     identities: Sequence[int],
     shares: tuple[float, float],
@@ -234,15 +239,14 @@ def _item(
     unreadable: Sequence[int],
 ) -> FaceItem:
     """Return an item; `identities` are that of the face and those of the two blended into it."""
-    image, landmarks, flipped = face
     return FaceItem(
-        face=torch.tensor(image).permute(2, 0, 1).float() / 127.5 - 1,
-        landmarks=torch.tensor(landmarks, dtype=torch.float32),
+        face=torch.tensor(face.image).permute(2, 0, 1).float() / 127.5 - 1,
+        landmarks=torch.tensor(face.landmarks, dtype=torch.float32),
         identity=torch.tensor(identities[0]),
         mixup_identity=torch.tensor(identities[1:]),
         mixup_weight=torch.tensor(shares, dtype=torch.float32),
         index=torch.tensor(index),
-        flipped=torch.tensor(flipped),
+        flipped=torch.tensor(face.flipped),
         kind=torch.tensor(kind),
         seed=torch.tensor(seed),
         unreadable=torch.tensor([*unreadable, *[-1] * (NOTED - len(unreadable))]),

@@ -107,8 +107,8 @@ def missing_set(title: str, root: Path, missing: Sequence[str], total: int, advi
     1 of 9 LFW images is missing in /faces (a.jpg): get it from LFW's home page
     """
     verb = "is" if len(missing) == 1 else "are"
-    lack = f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({name_some(missing)})"
-    return FileNotFoundError(one_line(f"{lack}: {advice}"))
+    found = f"{len(missing):,} of {total:,} {title} {verb} missing in {root.absolute()} ({name_some(missing)})"
+    return FileNotFoundError(one_line(f"{found}: {advice}"))
 
 
 def split_people(
@@ -159,9 +159,11 @@ def try_to_store(path: Path, write: Callable[[BinaryIO], None]) -> bool:
         with replace_file(path) as draft, draft.open("wb") as file:
             write(file)
     except OSError as error:
-        lost = f"cannot keep {path.parent.name} in {path.parent} ({describe_error(error)})"
-        advice = "set DEOCC_CACHE to a folder that can be written to, or they are computed again next time"
-        warnings.warn(f"{lost}: {advice}", stacklevel=4)
+        warnings.warn(
+            f"cannot keep {path.parent.name} in {path.parent} ({describe_error(error)}): "
+            "set DEOCC_CACHE to a folder that can be written to, or they are computed again next time",
+            stacklevel=4,
+        )
         return False
     return True
 

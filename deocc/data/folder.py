@@ -59,8 +59,9 @@ def list_folder(root: Path, identities: bool = True) -> FolderListing:
         ValueError: its folders are splits instead of people.
     """
     if not root.is_dir():
-        advice = "give the folder that has one folder of faces for each person"
-        raise FileNotFoundError(f"no folder at {root.absolute()}: {advice}")
+        raise FileNotFoundError(
+            f"no folder at {root.absolute()}: give the folder that has one folder of faces for each person"
+        )
     files, unused = [], []
 
     def skip(error: OSError) -> None:
@@ -150,8 +151,9 @@ class FolderFaces(FaceSet):
     ) -> None:
         template = get_template(aligned)
         if not (train > 0 and val > 0 and train + val < 1):
-            choices = "choose shares above 0 whose sum is below 1, the rest is the test share"
-            raise ValueError(f"train={train} and val={val}: {choices}")
+            raise ValueError(
+                f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
+            )
         self.root, self.has_identities = expand_user(root), identities
         self.credit = f"faces of the folder {self.root.resolve().name}"  # their owner is not known
         listing = list_folder(self.root, identities)

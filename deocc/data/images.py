@@ -139,8 +139,9 @@ def check_size(size: tuple[int, int]) -> None:
     """Raise ImageTooLargeError if width and height give more than `MOST_PIXELS`."""
     width, height = size
     if width * height > MOST_PIXELS:
-        most = f"at most {MOST_PIXELS // 1_000_000} million pixels are allowed"
-        raise ImageTooLargeError(f"it is {width} x {height} pixels, {most}")
+        raise ImageTooLargeError(
+            f"it is {width} x {height} pixels, at most {MOST_PIXELS // 1_000_000} million pixels are allowed"
+        )
 
 
 def reason_of(error: Exception) -> str:
@@ -231,11 +232,14 @@ class ImageStore:
             return read_image(file)
         shown = f"{self.path}/{self.inside}{name}"
         if file.file_size > MOST_BYTES:
-            found = f"{file.file_size:,} bytes, at most {MOST_BYTES:,} allowed"
-            raise ValueError(f"cannot read {shown} ({found}): it is not a photo")
+            raise ValueError(
+                f"cannot read {shown} ({file.file_size:,} bytes, at most {MOST_BYTES:,} allowed): it is not a photo"
+            )
         if file.compress_type not in _COMPRESSIONS:
-            found = f"packed by method {file.compress_type}"
-            raise ValueError(f"cannot read {shown} ({found}): pack the zip again, by deflate or not at all")
+            raise ValueError(
+                f"cannot read {shown} (packed by method {file.compress_type}): "
+                "pack the zip again, by deflate or not at all"
+            )
         try:
             with self._zip().open(file) as opened:
                 data = opened.read(file.file_size)  # zipfile unpacks no more than this
@@ -267,8 +271,9 @@ class ImageStore:
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
             except Exception as error:  # a damaged directory makes zipfile fail in any way
-                found = f"cannot read {self.path} as a zip ({describe_error(error)})"
-                raise ValueError(f"{found}: it may be half copied, copy it again") from error
+                raise ValueError(
+                    f"cannot read {self.path} as a zip ({describe_error(error)}): it may be half copied, copy it again"
+                ) from error
         return self._opened[1]
 
 

@@ -86,8 +86,10 @@ class RecordFaces(FaceSet):
     ) -> None:
         self._template = get_template(aligned)
         if not (train > 0 and val >= 0 and train + val <= 1):
-            choices = "choose train above 0, val from 0, and a sum of 1 at most; the rest is for tests"
-            raise ValueError(f"train={train} and val={val}: {choices}")
+            raise ValueError(
+                f"train={train} and val={val}: "
+                "choose train above 0, val from 0, and a sum of 1 at most; the rest is for tests"
+            )
         self._path = path = expand_user(rec)
         self.credit = f"face crops of the record file {path.parent.resolve().name}/{path.name}"  # owner not known
         index_path = path.with_suffix(".idx") if idx is None else expand_user(idx)
@@ -124,8 +126,10 @@ class RecordFaces(FaceSet):
         height, width, _ = image.shape
         side = self._size or width
         if (height, width) != (side, side):
-            expected = f"expected {side} x {side}, since all crops of a record file are square and of one size"
-            raise ValueError(f"{name} has {width} x {height} pixels: {expected}")
+            raise ValueError(
+                f"{name} has {width} x {height} pixels: "
+                f"expected {side} x {side}, since all crops of a record file are square and of one size"
+            )
         return image
 
     def fingerprint(self, split: Split) -> str:
@@ -182,8 +186,9 @@ def _scan(path: Path, idx: Path) -> NDArray[np.int64]:
             raise missing_set(f"images of {idx.name}", idx.parent, names, int(announced[0]), _ADVICE)
     labels = labels[images]
     if len(labels) == 0 or not ((labels >= 0) & (labels < _EXACT) & (labels == np.floor(labels))).all():
-        advice = "choose a record file made for face recognition"
-        raise ValueError(f"{path} holds no images with people's numbers as labels: {advice}")
+        raise ValueError(
+            f"{path} holds no images with people's numbers as labels: choose a record file made for face recognition"
+        )
     return np.stack([key[images], offset[images], labels.astype(np.int64)])
 
 
@@ -194,26 +199,30 @@ def _read_idx(idx: Path, rec: Path) -> tuple[NDArray[np.int64], NDArray[np.int64
         if rows.size == 0 or rows.shape[1] != 2:
             raise ValueError(f"it has {rows.shape} numbers")
     except ValueError as error:
-        expected = "each line must be KEY tab OFFSET"
-        raise ValueError(f"{idx} is no index of a record file ({error}): {expected}; {_ADVICE}") from error
+        raise ValueError(
+            f"{idx} is no index of a record file ({error}): each line must be KEY tab OFFSET; {_ADVICE}"
+        ) from error
     size = rec.stat().st_size
     outside = (rows[:, 1] < 0) | (rows[:, 1] > size - _HEAD.itemsize)
     if outside.any():
         key, offset = rows[outside][0].tolist()
-        found = f"{outside.sum():,} of {len(rows):,} records of {idx} lie outside {rec} of {size:,} bytes"
-        reason = "the file is cut short or the index is another's"
-        raise ValueError(f"{found} (first: {key} at byte {offset:,}): {reason}; {_ADVICE}")
+        raise ValueError(
+            f"{outside.sum():,} of {len(rows):,} records of {idx} lie outside {rec} of {size:,} bytes "
+            f"(first: {key} at byte {offset:,}): the file is cut short or the index is another's; {_ADVICE}"
+        )
     return rows[:, 0], rows[:, 1]
 
 
 def _no_record(path: Path, offset: int) -> ValueError:
-    reason = "the file is damaged or the index belongs to another"
-    return ValueError(f"no record begins at byte {offset:,} of {path}: {reason}; {_ADVICE}")
+    return ValueError(
+        f"no record begins at byte {offset:,} of {path}: the file is damaged or the index belongs to another; {_ADVICE}"
+    )
 
 
 def _cut_short(path: Path, size: int, end: int) -> ValueError:
-    found = f"{path} has {size:,} bytes, but a record reaches to byte {end:,}"
-    return ValueError(f"{found}: the file is cut short; {_ADVICE}")
+    return ValueError(
+        f"{path} has {size:,} bytes, but a record reaches to byte {end:,}: the file is cut short; {_ADVICE}"
+    )
 
 
 _SIZE: Final = 112  # side of the crops in a verification file
@@ -290,11 +299,14 @@ def _read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
         if any(label not in (0, 1) for label in labels):
             raise ValueError("labels other than true and false")
     except _ForbiddenError as error:
-        refused = f"{path} asks for {error}, which no verification file needs, so it was not run"
-        raise ValueError(f"{refused}: the file may be malicious, get another copy") from error
+        raise ValueError(
+            f"{path} asks for {error}, which no verification file needs, so it was not run: "
+            "the file may be malicious, get another copy"
+        ) from error
     except Exception as error:  # a damaged pickle raises almost any error
-        kind = f"an insightface verification file ({describe_error(error)})"
-        raise ValueError(f"cannot read {path} as {kind}: get another copy") from error
+        raise ValueError(
+            f"cannot read {path} as an insightface verification file ({describe_error(error)}): get another copy"
+        ) from error
     if not images or len(images) != 2 * len(labels):
         raise ValueError(f"{path} holds {len(images)} images and {len(labels)} labels: expected two images a label")
     return images, np.array(labels, dtype=np.bool_)

@@ -52,8 +52,10 @@ class FoundLandmarks:
         chosen = np.ones(len(self.names), np.bool_) if chosen is None else chosen
         lost = [self.names[index] for index in np.flatnonzero(chosen & ~self.found).tolist()]
         if lost:
-            found = f"no face found in {len(lost):,} of {int(chosen.sum()):,} images ({name_some(lost)})"
-            warnings.warn(f"{found}: {consequence}", stacklevel=3)
+            warnings.warn(
+                f"no face found in {len(lost):,} of {int(chosen.sum()):,} images ({name_some(lost)}): {consequence}",
+                stacklevel=3,
+            )
 
     def filled(self) -> NDArray[np.float64]:
         """Return (N, 5, 2) landmarks with a substitute where no face was found.

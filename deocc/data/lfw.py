@@ -84,8 +84,10 @@ class LfwFaces(PairedFiles):
         listed, fold = _read_folds(path, images)
         if test_folds is not None:
             if not test_folds or not {*test_folds} <= {*fold.tolist()}:
-                choices = f"choose one or more of 0 to {fold.max()}, the folds of {path}, or null to test on all"
-                raise ValueError(f"test_folds {list(test_folds)}: {choices}")
+                raise ValueError(
+                    f"test_folds {list(test_folds)}: "
+                    f"choose one or more of 0 to {fold.max()}, the folds of {path}, or null to test on all"
+                )
             listed = [pair for pair, own_fold in zip(listed, fold, strict=True) if own_fold in test_folds]
             fold = fold[np.isin(fold, test_folds)]
         super().__init__("LFW images", images, listed, fold, _ADVICE)
@@ -110,8 +112,10 @@ class LfwFaces(PairedFiles):
 def _image_folder(root: Path) -> Path:
     found = [root / folder for folder in _FOLDERS if next(_photos(root / folder), None)]
     if not found:
-        looked = f"looked for NAME/NAME_0001.jpg in it and below it in {', '.join(_FOLDERS[1:])}"
-        raise FileNotFoundError(f"no LFW images in {root.absolute()}: {looked}; {_ADVICE}")
+        raise FileNotFoundError(
+            f"no LFW images in {root.absolute()}: "
+            f"looked for NAME/NAME_0001.jpg in it and below it in {', '.join(_FOLDERS[1:])}; {_ADVICE}"
+        )
     if len(found) > 1:
         copies = ", ".join(map(str, found))
         raise ValueError(f"several copies of LFW ({copies}): give the folder of one of them as root")
@@ -136,12 +140,14 @@ def _split_people(names: Sequence[str], val_identities: int, seed: int) -> tuple
     pairable = [person for person, own in photos.items() if len(own) > 1]
     pairable.sort(key=lambda person: item_seed(seed, "validation", person))
     if not 1 <= val_identities <= len(pairable):
-        available = f"{len(pairable):,} people outside the test folds have two or more images to validate on"
-        advice = "choose from 1 to that number, or fewer test_folds"
-        raise ValueError(f"val_identities is {val_identities}, but {available}: {advice}")
+        raise ValueError(
+            f"val_identities is {val_identities}, but {len(pairable):,} people outside the test folds have two or more "
+            "images to validate on: choose from 1 to that number, or fewer test_folds"
+        )
     if val_identities == len(photos):
-        found = f"test_folds and val_identities {val_identities} leave no one to train on"
-        raise ValueError(f"{found}: choose fewer of either")
+        raise ValueError(
+            f"test_folds and val_identities {val_identities} leave no one to train on: choose fewer of either"
+        )
     splits: dict[str, Split] = dict.fromkeys(photos, "train")
     splits.update(dict.fromkeys(pairable[:val_identities], "val"))
     unused = {name for person in pairable[:val_identities] for name in photos[person][_VALIDATION_PHOTOS:]}
@@ -168,8 +174,9 @@ def _read_folds(path: Path, images: Path) -> tuple[list[Pair], NDArray[np.int64]
     else:
         folds, half = ([1, *map(int, header)])[-2:]
     if len(pairs) != folds * 2 * half:
-        announced = f"its header announces {folds} x 2 x {half} pairs"
-        raise ValueError(f"{path}: {announced}, but {len(pairs)} follow: get the whole file")
+        raise ValueError(
+            f"{path}: its header announces {folds} x 2 x {half} pairs, but {len(pairs)} follow: get the whole file"
+        )
     fold, within = np.divmod(np.arange(len(pairs)), 2 * half)
     first_fold: dict[str, int] = {}
     mixed: list[str] = []  # people in the pairs of two folds, as if lists of different copies were mixed

@@ -106,20 +106,22 @@ class Quarantine:
             name = self._names[index]
             if name in self.reasons:
                 continue
-            self.reasons[name] = (
-                "it could not be read before, but can be now: if this repeats, remove DEOCC_CACHE/aligned"
-            )
+            reason = "it could not be read before, but can be now: if this repeats, remove DEOCC_CACHE/aligned"
             try:
                 self._read(index)
             except UnreadableImageError as error:
-                self.reasons[name] = one_line(str(error).removeprefix(f"{name}: "))
+                reason = one_line(str(error).removeprefix(f"{name}: "))
+            self.reasons[name] = reason
             if len(self.reasons) <= _SHOWN:
-                _logger.warning("%s is left out: %s", name, self.reasons[name])
-        self.merge({})  # checks their number
+                _logger.warning("%s is left out: %s", name, reason)
+        self._check()
 
     def merge(self, reasons: Mapping[str, str]) -> None:
         """Add the record of another process, with the error of `add`."""
         self.reasons |= reasons
+        self._check()
+
+    def _check(self) -> None:
         if len(self.reasons) > MOST * self.number:
             names, first = list(self.reasons), next(iter(self.reasons.values()))
             further = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""

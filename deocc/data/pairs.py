@@ -177,8 +177,9 @@ def read_pairs(path: Path, root: Path) -> tuple[list[str], list[Pair]]:
     for pair in pairs:
         for name in ("fold", "occluded"):
             if (getattr(pair, name) is None) != (getattr(pairs[0], name) is None):
-                found = f"{path}:{pair.line}: {name} on some lines and not on others"
-                raise ValueError(f"{found}: give it on every line or on none")
+                raise ValueError(
+                    f"{path}:{pair.line}: {name} on some lines and not on others: give it on every line or on none"
+                )
     return header, pairs
 
 
@@ -211,8 +212,9 @@ def _join_lines(path: Path, lines: Sequence[tuple[int, list[str]]]) -> list[tupl
     joined = []
     for (number, (first, label)), (_, (second, again)) in zip(lines[::2], lines[1::2], strict=False):
         if label != again:
-            found = f"the two lines of a pair have the labels {label} and {again}"
-            raise ValueError(f"{path}:{number}: {found}: make them equal")
+            raise ValueError(
+                f"{path}:{number}: the two lines of a pair have the labels {label} and {again}: make them equal"
+            )
         joined.append((number, [first, second, label]))
     if len(lines) % 2:
         raise ValueError(f"{path}:{lines[-1][0]}: the second line of the pair is missing: expected {_EXPECTED}")

@@ -43,8 +43,9 @@ class DlibDetector(Detector):
         try:
             self._dlib: Any = importlib.import_module("dlib")
         except ImportError as error:
-            package = "the package dlib-bin, which is not installed"
-            raise ImportError(f"dlib's face detectors need {package}: {REMEDY}") from error
+            raise ImportError(
+                f"dlib's face detectors need the package dlib-bin, which is not installed: {REMEDY}"
+            ) from error
         path = packaged_file(_PREDICTOR_FILE) if weights is None else given_file(weights)
         self._predictor = _read_weights(self._dlib.shape_predictor, path)
         points = self._predictor(np.zeros((8, 8, 3), np.uint8), self._dlib.rectangle(0, 0, 7, 7)).num_parts
@@ -98,5 +99,7 @@ def _read_weights(reader: Callable[[str], Any], path: Path) -> Any:
     try:
         return reader(str(path))
     except RuntimeError as error:
-        problem = f"{path} is damaged or not of this dlib detector ({describe_error(error)})"
-        raise ValueError(f"{problem}: get it again or give another file") from None
+        raise ValueError(
+            f"{path} is damaged or not of this dlib detector ({describe_error(error)}): "
+            "get it again or give another file"
+        ) from None

@@ -22,8 +22,8 @@ from deocc.messages import describe_error
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Boxes are (N, 4) x0, y0, x1, y1 of pixel edges: in this module the top-left pixel spans 0 to 1.
 Floats = NDArray[np.float64]
-"""Boxes are (N, 4) x0, y0, x1, y1 of pixel edges: in this module the top-left pixel spans 0 to 1."""
 
 WEIGHTS_FILE: Final = Path(__file__).with_name("mtcnn.safetensors")
 
@@ -120,11 +120,14 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
         for network, side in {"proposal": _CELL, **_SIDES}.items():
             _run(weights, network, np.zeros((1, side, side, 3), np.uint8))
     except SafetensorError as error:
-        problem, remedy = "is damaged or no safetensors file", "get it again or give another file"
-        raise ValueError(f"{path} {problem} ({describe_error(error)}): {remedy}") from None
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({describe_error(error)}): get it again or give another file"
+        ) from None
     except (KeyError, RuntimeError) as error:
-        problem, remedy = "does not hold the weights of MTCNN", "convert them by bench/mtcnn_weights.py"
-        raise ValueError(f"{path} {problem} ({describe_error(error)}): {remedy}") from None
+        raise ValueError(
+            f"{path} does not hold the weights of MTCNN ({describe_error(error)}): "
+            "convert them by bench/mtcnn_weights.py"
+        ) from None
     return weights
 
 

@@ -29,15 +29,19 @@ class YunetDetector(Detector):
 
     def __init__(self, weights: str | None = None) -> None:
         if weights is None:
-            wanted = "the path of a face_detection_yunet_*.onnx of OpenCV's model zoo"
-            raise ValueError(f"face detector 'yunet' needs weights: give {wanted}")
+            raise ValueError(
+                "face detector 'yunet' needs weights: "
+                "give the path of a face_detection_yunet_*.onnx of OpenCV's model zoo"
+            )
         path = given_file(weights)
         try:
             self._detector = cv2.FaceDetectorYN.create(str(path), "", (_SIDE, _SIDE), score_threshold=_LOWEST_SCORE)
             self._run(np.zeros((_SIDE, _SIDE, 3), np.uint8))  # OpenCV only notices another network when it runs
         except cv2.error as error:
-            runner, reason = f"OpenCV {cv2.__version__}", describe_error(error)
-            raise ValueError(f"{path} is not a YuNet that {runner} can run ({reason}): get another release") from None
+            raise ValueError(
+                f"{path} is not a YuNet that OpenCV {cv2.__version__} can run ({describe_error(error)}): "
+                "get another release"
+            ) from None
 
     def smallest_face(self, height: int, width: int) -> int:
         """Return 10 pixels, more in photos that are shrunk."""

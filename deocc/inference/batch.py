@@ -84,8 +84,9 @@ class OutcomeFile:
                     self._rows.setdefault(outcome.photo, []).append(outcome)
         except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
             # Rows with too many or too few cells contain lists or None: AttributeError, TypeError.
-            problem = f"exists and is no list of an earlier run ({error})"
-            raise ValueError(f"{path} {problem}: choose another --out") from error
+            raise ValueError(
+                f"{path} exists and is no list of an earlier run ({error}): choose another --out"
+            ) from error
 
     def rows(self, photo: str) -> list[Outcome]:
         """Return the rows of one input."""

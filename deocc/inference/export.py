@@ -142,7 +142,10 @@ def compare(expected: FaceOutput, found: FaceOutput) -> Parity:
 
 
 def measure(faces: Faces, reference: Run, run: Run) -> Accuracy:
-    """Compare each clean face with each masked face of another image, by torch and by a file."""
+    """Compare each clean face with each masked face of another image, by torch and by a file.
+
+    Raises ValueError if embeddings of the file are not finite.
+    """
     others = ~torch.eye(len(faces.identity), dtype=torch.bool)
     same = (faces.identity[:, None] == faces.identity[None])[others]
     similarities, masks = [], []
@@ -150,6 +153,10 @@ def measure(faces: Faces, reference: Run, run: Run) -> Accuracy:
         clean, masked = run_all(each, faces.face), run_all(each, faces.masked_face)
         similarities.append((clean.embedding @ masked.embedding.T)[others])
         masks.append(masked.mask)
+    if not similarities[1].isfinite().all():
+        raise ValueError(
+            f"the file's embeddings of {faces.source} are not finite: choose another precision; nothing was written"
+        )
     difference = (similarities[0] - similarities[1]).abs()
     return Accuracy(
         pairs=len(difference),
@@ -216,7 +223,8 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
 
     Raises:
         FileNotFoundError: there is no photo at one of the paths.
-        ValueError: the float32 file differs from torch. Others as `Pipeline.faces`.
+        ValueError: the float32 file differs from torch, or embeddings in lower precision are not finite. Others as
+            `Pipeline.faces`.
     """
     if photos:
         found, problems = find_photos(photos)
@@ -234,8 +242,10 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
     shown = torch.cat([faces.masked_face, faces.face[:2]])
     parity = compare(run_all(pipeline.process_faces, shown), run_all(run, shown))
     if not parity.holds:
-        problem = f"the {kind} file does not equal torch on {faces.source}, {parity}; allowed is {LIMIT:g}"
-        raise ValueError(f"{problem}: nothing was written")
+        raise ValueError(
+            f"the {kind} file does not equal torch on {faces.source}, {parity}; allowed is {LIMIT:g}: "
+            "nothing was written"
+        )
     metadata["parity"] = {"faces_of": faces.source, **asdict(parity)}
 
     accuracy = None

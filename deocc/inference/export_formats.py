@@ -119,8 +119,12 @@ def open_content(kind: str, content: bytes) -> Run:
     source = io.BytesIO(content)
     with _silence():
         module: Any = torch.jit.load(source, "cpu") if kind == "torchscript" else torch.export.load(source).module()
-    forward = torch.no_grad()(module.__call__)
-    return lambda face: FaceOutput(*forward(face))
+
+    @torch.no_grad()
+    def run(face: Tensor) -> FaceOutput:
+        return FaceOutput(*module(face))
+
+    return run
 
 
 def to_int8(model: "onnx.ModelProto", faces: Tensor) -> "onnx.ModelProto":

@@ -128,8 +128,10 @@ class FaceFinder:
         if self.number is None and (rivals := find_rivals(found)):
             boxes = {number: face.box.round().astype(int).tolist() for number, face in rivals.items()}
             listed = ", ".join(f"{n} at {x0}, {y0}, {x1 - x0} x {y1 - y0}" for n, (x0, y0, x1, y1) in boxes.items())
-            shown = f"{len(rivals)} faces (left, top, width x height: {listed})"
-            raise SeveralFacesError(f"{name} shows {shown}: choose one with --face N, or crop the photo")
+            raise SeveralFacesError(
+                f"{name} shows {len(rivals)} faces (left, top, width x height: {listed}): "
+                "choose one with --face N, or crop the photo"
+            )
         return self._cut(photo, found, self._choose(found, name), turned)
 
     def _choose(self, found: Sequence[Detection], name: str) -> int:
@@ -146,9 +148,10 @@ class FaceFinder:
         if self._detector is None:
             full_width, full_height, template = ALIGNMENTS[str(self._aligned)]
             if abs(width * full_height / (height * full_width) - 1) > _ASPECT_TOLERANCE:
-                expected = f"{self._aligned} crops have the shape {full_width} x {full_height}"
-                remedy = "leave --aligned out for photos"
-                raise ValueError(f"{name} is {width} x {height} pixels, {expected}: {remedy}")
+                raise ValueError(
+                    f"{name} is {width} x {height} pixels, {self._aligned} crops have the shape "
+                    f"{full_width} x {full_height}: leave --aligned out for photos"
+                )
             scale = np.array([width / full_width, height / full_height])  # crops may be scaled
             points = (np.array(template) + 0.5) * scale - 0.5
             return [Detection(np.array([0.0, 0.0, width - 1, height - 1]), points, 1.0)], 0
@@ -160,7 +163,8 @@ class FaceFinder:
             found = [face for face in detector.detect(np.rot90(photo, quarters)) if _is_plausible(face)]
             return found, max((face.score for face in found), default=0.0)
 
-        (faces, best), turned = search(0), 0
+        faces, best = search(0)
+        turned = 0
         if best < upright_score:
             for quarters in (1, 3, 2):
                 others, score = search(quarters)
@@ -170,9 +174,10 @@ class FaceFinder:
                     turned = 90 * quarters
         if not faces:
             smallest = detector.smallest_face(height, width)
-            searched = f"{self._name}, which looks for faces from {smallest} pixels in upright and turned photos"
-            remedy = "use a larger or more frontal face, or --aligned for crops"
-            raise NoFaceError(f"no face found in {name} by {searched}: {remedy}")
+            raise NoFaceError(
+                f"no face found in {name} by {self._name}, which looks for faces from {smallest} pixels in upright "
+                "and turned photos: use a larger or more frontal face, or --aligned for crops"
+            )
         if turned:
             warnings.warn(f"{name}: found the face after turning the photo by {turned} degrees", stacklevel=2)
         return faces, turned

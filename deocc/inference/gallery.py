@@ -133,8 +133,9 @@ def read_gallery(
     """
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
-        layout = "each in a folder or a file called like its person"
-        raise kind(f"no gallery at {folder}: give a folder of photos, {layout}")
+        raise kind(
+            f"no gallery at {folder}: give a folder of photos, each in a folder or a file called like its person"
+        )
     found, problems = find_photos([folder])
     cached = {} if cache is None else cache.faces
     faces: dict[Path, CachedFace | None] = {}  # in the order of the photos; None until the face is embedded
@@ -197,8 +198,9 @@ class PersonIndex:
         try:
             self._index = faiss.index_factory(dimension, description, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            accepted = "give a string for faiss.index_factory, such as Flat or HNSW32"
-            raise ValueError(f"unknown index {description!r}: {accepted}") from error
+            raise ValueError(
+                f"unknown index {description!r}: give a string for faiss.index_factory, such as Flat or HNSW32"
+            ) from error
         self._people: list[str] = []
         self._most_faces = 0
 
@@ -240,7 +242,9 @@ def find_conflicts(gallery: Sequence[GalleryFace], index: PersonIndex) -> list[O
     for face, matches in zip(gallery, found, strict=True):
         others = [match for match in matches if match.person != face.person and match.similarity >= _SAME_PHOTO]
         if others and max(face.covered, (other := gallery[others[0].place]).covered) < 0.5:
-            both = f"{face.photo} ({face.person}) and {other.photo} ({other.person})"
-            reason = f"show nearly the same face (similarity {others[0].similarity:.3f}): remove one of them"
-            problems.append(Outcome(str(face.photo), f"gallery: {both} {reason}"))
+            reason = (
+                f"gallery: {face.photo} ({face.person}) and {other.photo} ({other.person}) show nearly the same face "
+                f"(similarity {others[0].similarity:.3f}): remove one of them"
+            )
+            problems.append(Outcome(str(face.photo), reason))
     return problems

@@ -28,8 +28,17 @@ _OTHER_LIMITS: Final = (
     "treated."
 )
 _FACTS: Final = (
-    *("data", "credit", "training_data_hash", "data_hash", "data_seed", "kinds", "mask_seeds", "manifest_hash"),
-    *("people", "seed", "versions"),
+    "data",
+    "credit",
+    "training_data_hash",
+    "data_hash",
+    "data_seed",
+    "kinds",
+    "mask_seeds",
+    "manifest_hash",
+    "people",
+    "seed",
+    "versions",
 )
 
 

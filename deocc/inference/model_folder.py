@@ -78,8 +78,10 @@ def read_model(folder: Path) -> tuple[dict[str, Any], FaceNetwork]:
 def pretrained_folder() -> Path:
     """Return the folder of the pretrained model in this package, or raise FileNotFoundError if it has none."""
     if not (PRETRAINED / CONFIG).is_file():
-        train = "name another one (a run, a checkpoint or a model folder), or train one, see `deocc fit --help`"
-        raise FileNotFoundError(f"this copy of deocc has no pretrained model (no {CONFIG} in {PRETRAINED}): {train}")
+        raise FileNotFoundError(
+            f"this copy of deocc has no pretrained model (no {CONFIG} in {PRETRAINED}): "
+            "name another one (a run, a checkpoint or a model folder), or train one, see `deocc fit --help`"
+        )
     return PRETRAINED
 
 
@@ -114,8 +116,10 @@ def load(source: str | Path | None = None, device: str | torch.device = "cpu") -
     elif isinstance(source, str) and _REPOSITORY.fullmatch(source) and not mistyped:
         pipeline = _load_model(_fetch(source))
     else:
-        accepted = "a model folder, a run folder, a .ckpt file, or owner/name on the Hugging Face hub"
-        raise FileNotFoundError(f"no model at {path}: give {accepted}")
+        raise FileNotFoundError(
+            f"no model at {path}: "
+            "give a model folder, a run folder, a .ckpt file, or owner/name on the Hugging Face hub"
+        )
     return pipeline.to(device)
 
 
@@ -132,7 +136,9 @@ def _load_model(folder: Path) -> Pipeline:
 
 def _load_checkpoint(path: Path) -> Pipeline:
     config, network = network_of_checkpoint(path)
-    calibration, file, size = read_thresholds(path), runs.run_folder_of(path) / runs.CONFIG, _DEFAULT_SIZE
+    calibration = read_thresholds(path)
+    file = runs.run_folder_of(path) / runs.CONFIG
+    size = _DEFAULT_SIZE
     if calibration is not None:
         size = calibration.size
     elif file.is_file():
@@ -141,8 +147,9 @@ def _load_checkpoint(path: Path) -> Pipeline:
         except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is damaged: get it again from the run that the checkpoint is of") from error
     else:
-        problem = f"{path} was never tested and has no {runs.CONFIG} beside it"
-        warnings.warn(f"{problem}: taking crops of {size} pixels", stacklevel=3)
+        warnings.warn(
+            f"{path} was never tested and has no {runs.CONFIG} beside it: taking crops of {size} pixels", stacklevel=3
+        )
     _check_size(size, path)
     config |= {"face": face_contract(size), THRESHOLDS: calibration.plain() if calibration is not None else None}
     return Pipeline(config, network, calibration)
@@ -159,15 +166,18 @@ def _fetch(repository: str) -> Path:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
-        needed = "needs its package: pip install huggingface_hub"
-        raise ImportError(f"{repository} on the Hugging Face hub {needed}") from error
+        raise ImportError(
+            f"{repository} on the Hugging Face hub needs its package: pip install huggingface_hub"
+        ) from error
     try:
         patterns = [CONFIG, WEIGHTS, CARD]
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=patterns)  # nosec B615  # no code in them
         return Path(folder)
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        problem = f"cannot be got from the Hugging Face hub ({describe_error(error, 160)})"
-        raise FileNotFoundError(f"no folder {repository} here, and it {problem}") from error
+        raise FileNotFoundError(
+            f"no folder {repository} here, "
+            f"and it cannot be got from the Hugging Face hub ({describe_error(error, 160)})"
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -185,8 +195,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = run / FOLDER if (run / FOLDER).is_dir() else run
     names = (WEIGHTS, CARD, CONFIG)
     if missing := [name for name in names if not (folder / name).is_file()]:
-        remedy = f"write the model folder with `deocc test --checkpoint {run}`"
-        raise FileNotFoundError(f"no {missing[0]} in {folder}: {remedy}")
+        raise FileNotFoundError(
+            f"no {missing[0]} in {folder}: write the model folder with `deocc test --checkpoint {run}`"
+        )
     calibration = load(folder).thresholds
     lacking = [name for name, row in calibration.thresholds.items() if not row] if calibration else ["any condition"]
     if lacking:

@@ -98,13 +98,15 @@ def network_of_checkpoint(path: Path) -> tuple[dict[str, Any], FaceNetwork]:
     try:
         settings, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
         copied = settings["student"] is None  # the student started as a copy of the teacher
-        own, teachers = settings["student_options"], settings["teacher_options"]
+        options, teacher_options = settings["student_options"], settings["teacher_options"] or {}
+        if copied:
+            options = options or teacher_options
         by_teacher, packaged = settings["bare_faces"] == "teacher", settings["teacher_weights"] is None
-        teacher = {"name": settings["teacher"], "options": dict(teachers or {}), "packaged": packaged}
+        teacher = {"name": settings["teacher"], "options": dict(teacher_options), "packaged": packaged}
         config = {
             "student": {
                 "name": settings["teacher"] if copied else settings["student"],
-                "options": dict(((own or teachers) if copied else own) or {}),
+                "options": dict(options or {}),
                 "student_input": settings["student_input"],
                 "mask_channel": settings["mask_channel"],
                 "embedding_dim": len(weights["center"]),

@@ -162,11 +162,13 @@ class EmbeddingFile:
         try:
             rows, found = read_rows(path, _COLUMNS, EmbeddedFace, "model")
         except ValueError as error:
-            problem = f"exists and holds no embeddings of an earlier run ({error})"
-            raise ValueError(f"{path} {problem}: choose another --out") from error
+            raise ValueError(
+                f"{path} exists and holds no embeddings of an earlier run ({error}): choose another --out"
+            ) from error
         if found != model:
-            problem = "holds embeddings of another model, which cannot be compared"
-            raise ValueError(f"{path} {problem}: choose another --out")
+            raise ValueError(
+                f"{path} holds embeddings of another model, which cannot be compared: choose another --out"
+            )
         self._faces = {row.name: row for row in rows}
 
     @property

@@ -63,8 +63,9 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         raise
     except UnidentifiedImageError:
         if isinstance(source, bytes) and _is_iso_photo(source) and "HEIF" not in Image.OPEN:
-            hint = 'which needs the package pillow-heif: pip install "deocc[photos]"'
-            raise ImportError(f"{name} is HEIC, {hint}") from None
+            raise ImportError(
+                f'{name} is HEIC, which needs the package pillow-heif: pip install "deocc[photos]"'
+            ) from None
         known = ", ".join((*PHOTO_FORMATS, "HEIC"))
         raise ValueError(f"{name} is not an image, or a damaged one ({known} are read): {remedy}") from None
     except images.ImageTooLargeError as error:
@@ -99,8 +100,9 @@ def read_bytes(path: Path) -> bytes:
             kind = "a folder" if path.is_dir() else "no plain file"
             raise ValueError(f"{path} is {kind}, not a photo: give an image file")
         if status.st_size > images.MOST_BYTES:
-            size = f"{status.st_size:,} bytes, a photo at most {images.MOST_BYTES:,}"
-            raise ValueError(f"{path} has {size}: make it smaller")
+            raise ValueError(
+                f"{path} has {status.st_size:,} bytes, a photo at most {images.MOST_BYTES:,}: make it smaller"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"no photo at {path}: check the path") from None

@@ -123,8 +123,9 @@ class Pipeline:
     @finder.setter
     def finder(self, finder: FaceFinder) -> None:
         if finder.size != self.size:
-            found = f"the finder cuts crops of {finder.size} pixels"
-            raise ValueError(f"{found}, this model takes {self.size}: make one of that size")
+            raise ValueError(
+                f"the finder cuts crops of {finder.size} pixels, this model takes {self.size}: make one of that size"
+            )
         self._finder = finder
 
     @torch.no_grad()
@@ -145,9 +146,10 @@ class Pipeline:
         for name, values, low in (("faces", face, -1.0), ("masks", mask, 0.0)):
             # Written so that NaN fails; a thousandth allows for rounding, as by resizing.
             if values is not None and not bool(((values >= low - 1e-3) & (values <= 1 + 1e-3)).all()):
-                found = f"got values from {float(values.min()):g} to {float(values.max()):g}"
-                remedy = "divide pixels of 0 to 255 by 127.5 and subtract 1"
-                raise ValueError(f"expected {name} in [{low:g}, 1], {found}: {remedy}")
+                raise ValueError(
+                    f"expected {name} in [{low:g}, 1], got values from {float(values.min()):g} to "
+                    f"{float(values.max()):g}: divide pixels of 0 to 255 by 127.5 and subtract 1"
+                )
         outputs = []
         for start in range(0, len(face), _BATCH):
             batch = slice(start, start + _BATCH)
@@ -167,8 +169,9 @@ class Pipeline:
     def verify_faces(self, face_a: Tensor, face_b: Tensor, false_accept_rate: float | None = None) -> Verdict:
         """Decide whether two canonical crops, (3, S, S) each, show the same person; see `verify`."""
         if self.thresholds is None:
-            remedy = "write them with `deocc test --checkpoint RUN` and load RUN again"
-            raise ValueError(f"this model has no thresholds: {remedy}")
+            raise ValueError(
+                "this model has no thresholds: write them with `deocc test --checkpoint RUN` and load RUN again"
+            )
         output = self.process_faces(torch.stack([face_a, face_b]))
         similarity = float(output.embedding[0] @ output.embedding[1])
         covered = output.covered.tolist()
@@ -214,8 +217,9 @@ class Pipeline:
 def _read(photo: Photo, default_name: str) -> tuple[NDArray[np.uint8], str]:
     """Return the pixels of a photo and its name in messages."""
     if not isinstance(photo, str | Path | Image.Image | np.ndarray):
-        accepted = "a path, a Pillow image or an RGB array (H, W, 3)"
-        raise ValueError(f"{default_name} is a {type(photo).__name__}: give {accepted}")
+        raise ValueError(
+            f"{default_name} is a {type(photo).__name__}: give a path, a Pillow image or an RGB array (H, W, 3)"
+        )
     source = Path(photo) if isinstance(photo, str) else photo
     name = str(source) if isinstance(source, Path) else default_name
     return read_photo(source, name), name

@@ -121,7 +121,7 @@ class TeacherCache:
     def _compute(self, flipped: bool) -> Iterator[tuple[NDArray[np.int64], Rows]]:
         """Yield positions (B,) in the face set, -1 for padding, and embeddings (B, D) gathered from all ranks."""
         strategy, device = self._trainer.strategy, self._trainer.strategy.root_device
-        loader = self._data.reference_dataloader(shared=True)
+        loader = self._data.reference_dataloader()
         batches, size = iter(loader), loader.batch_size or 1
         rounds = math.ceil(math.ceil(self._number / self._trainer.world_size) / size)
         hidden = not self._trainer.is_global_zero

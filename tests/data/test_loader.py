@@ -160,12 +160,16 @@ class Recorder(pl.LightningModule):
     def __init__(self, stop: tuple[int, Path] | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self.stop, self.seeds = stop, cast(list[list[int]], [])
+        self.stop, self.seeds, self.validated = stop, cast(list[list[int]], []), set[int]()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seeds.append(batch["seed"].tolist())
-        assert batch["mask"].shape == (len(batch["seed"]), 1, 48, 48)
+        assert batch["mask"].shape == (len(batch["seed"]), 1, 48, 48) and batch["mask"].any()
         return self.weight * 0
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
+        self.validated.add(dataloader_idx)
+        assert (dataloader_idx > 0) == bool(batch["mask"].any())
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.stop is not None and len(self.seeds) == self.stop[0]:
@@ -179,16 +183,21 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(module: Recorder, faces: FaceSet, workers: int, checkpoint: Path | None = None) -> list[list[int]]:
-    settings: dict[str, Any] = {"limit_val_batches": 0, "use_distributed_sampler": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(max_epochs=3, **settings, **QUIET)
-    trainer.fit(module, datamodule=data(faces, workers), ckpt_path=checkpoint, weights_only=True)
+def fit(
+    module: Recorder, faces: FaceSet, workers: int, checkpoint: Path | None = None, validated: int = 0
+) -> list[list[int]]:
+    settings: dict[str, Any] = {"use_distributed_sampler": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_epochs=3, limit_val_batches=validated, **settings, **QUIET)
+    masked = data(faces, workers, clean_probability=0)
+    trainer.fit(module, datamodule=masked, ckpt_path=checkpoint, weights_only=True)
     return module.seeds
 
 
 def test_lightning_sets_the_epoch(tiny_faces: FaceSet) -> None:
     epochs = [train_loader(tiny_faces, epoch=epoch) for epoch in range(3)]
-    assert fit(Recorder(), tiny_faces, 0) == [batch["seed"].tolist() for loader in epochs for batch in loader]
+    module = Recorder()
+    assert fit(module, tiny_faces, 0, validated=3) == [batch["seed"].tolist() for loader in epochs for batch in loader]
+    assert module.validated == {0, 1}
 
 
 @pytest.mark.parametrize(

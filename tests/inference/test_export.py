@@ -92,6 +92,18 @@ def test_measure_of_known_similarities() -> None:
     assert other.similarity_mean == pytest.approx(8 / 12)
 
 
+def test_measure_refuses_embeddings_that_are_not_finite() -> None:
+    face = torch.zeros(2, 3, 1, 2)
+
+    def run(face: Tensor) -> FaceOutput:
+        return FaceOutput(face, face[:, :1], face[:, 0, 0] * math.nan, face[:, 0, 0, 0])
+
+    with pytest.raises(ValueError, match="the file's embeddings of drawn faces are not finite"):
+        measure(
+            Faces("drawn faces", face, face.clone(), torch.tensor([0, 1])), lambda face: run(face.nan_to_num()), run
+        )
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_embedded_faces_are_masked(small: Pipeline, split: Any) -> None:
     standard = OrlFaces()

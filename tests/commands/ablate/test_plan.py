@@ -28,8 +28,17 @@ ROW = {"a": {"title": "x", "row": "student"}}
         ({"seeds": [1, 1]}, r"seeds are \[1, 1\]: give different whole numbers"),
         ({"stage1": {"configs": ["one.yaml"], "overlays": 1}}, "'overlays'"),
         ({"stage2": {"configs": ["gone.yaml"]}}, "stage2.configs: no configuration gone.yaml"),
-        ({"rows": {}}, "the plan has no rows: give one with --config"),
-        ({"stage2": {}}, "the plan has no stage2: give one with --config"),
+        *(
+            ({key: empty}, f"the plan has no {key}: give one with --config")
+            for key in ("rows", "stage2", "variants")
+            for empty in ({}, None)
+        ),
+        *(({key: None}, f"the plan has no value for {key}: give one") for key in ("folds", "stage1", "test", "seeds")),
+        ({"stage1": {"configs": None}}, "stage1 is {'configs': None, 'overlay': {}}: write stage1: {configs: "),
+        ({"stage2": ["two.yaml"]}, r"stage2 is \['two.yaml'\]: write stage2: {configs: "),
+        ({"stage1": "one.yaml"}, r"stage1 is a file name: write stage1: {configs: \[one.yaml\]}"),
+        ({"stage2": "two.yaml"}, r"stage2 is a file name: write stage2: {configs: \[two.yaml\]}"),
+        ({"test": "three.yaml"}, r"test is a file name: write test: {configs: \[three.yaml\]}"),
         (
             {"rows": {"a": ROW["a"] | {"row": "pupil"}}, "compare": []},
             "unknown row 'pupil': choose among teacher_clean, ",
@@ -56,6 +65,11 @@ def test_read_plan_invalid(program: FakeDeocc, changes: dict[str, Any], message:
         read_plan(write_plan(**changes))
     assert "\n" not in str(error.value)
     assert program.started == []
+
+
+def test_read_plan_empty_run(program: FakeDeocc) -> None:
+    with pytest.raises(ValueError, match="the plan has no value for run: give one"):
+        read_plan(write_plan(run=None)[:2])
 
 
 def test_read_plan_missing(program: FakeDeocc) -> None:

@@ -83,8 +83,8 @@ def test_search_is_exhaustive(pipeline: Pipeline, gallery: OrlGallery, faces: Fa
 
 def test_gallery_face_finds_itself(pipeline: Pipeline, gallery: OrlGallery) -> None:
     for person in (1, 18, 40):
-        name, _, similarity, _ = gallery.nearest(pipeline.embed_faces(first_image(person)[None])[0])[0]
-        assert name == f"ORL person {person}" and similarity == pytest.approx(1, abs=1e-4)
+        match = gallery.nearest(pipeline.embed_faces(first_image(person)[None])[0])[0]
+        assert match.name == f"ORL person {person}" and match.similarity == pytest.approx(1, abs=1e-4)
 
 
 def test_examples_are_validation_people() -> None:

@@ -64,7 +64,7 @@ def test_required_modules_exist() -> None:
     for group in doctor_installation.requirements().values():
         for name in {each.name for each in group} - set(doctor_installation._DATA_PACKAGES):
             if doctor_installation._version(name) is not None:
-                assert find_spec(doctor_installation._MODULES.get(name, name.replace("-", "_"))) is not None, name
+                assert find_spec(doctor_installation.module_name(name)) is not None, name
 
 
 @pytest.fixture
