@@ -112,7 +112,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()
     print(f"deocc ablate: {ended} of {len(jobs)} runs are done, {len(waiting)} to go", flush=True)
     gpus = torch.cuda.device_count() if parallel > 1 and _GPUS not in os.environ else 0
     devices = [str(number) for number in range(gpus)] if gpus > 1 else []
-    begun, failed = time.monotonic(), dict[str, str]()
+    begun = time.monotonic()
+    failed: dict[str, str] = {}
     running: dict[Job, _Child] = {}
     with _terminating(running) as check_interrupt:
         while waiting or running:
@@ -137,7 +138,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()
                 ended += 1
                 if reason := _finish(job, process.returncode):
                     failed[job.name] = reason
-                outcome, now = f"FAILED ({reason})" if reason else "done", time.monotonic()
+                outcome = f"FAILED ({reason})" if reason else "done"
+                now = time.monotonic()
                 times = f"after {_format_time(now - start)}, {_format_time(now - begun)} in all"
                 print(f"[{ended}/{len(jobs)}] {job.name} {outcome} {times}", flush=True)
     return failed

@@ -22,6 +22,8 @@ from deocc.messages import one_line
 
 STAGE1 = "inpaint"
 """Name of the stage-1 runs; stage-2 runs are named after their variant."""
+_STAGES = ("stage1", "stage2", "test")
+"""Keys of a plan whose value is a `Stage`."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,12 @@ def read_plan(argv: Sequence[str]) -> Plan:
     empty = [key for key, value in values.items() if value is None]
     if empty:
         raise ValueError(f"the plan has no value for {', '.join(empty)}: give one, or remove the key")
-    for name in ("stage1", "stage2", "test"):
+    for name in _STAGES:
         value = values[name]
         if not isinstance(value, dict) or value.keys() != {"configs", "overlay"} or None in value.values():
             raise ValueError(f"{name} is {value}: write {name}: {{configs: [FILE, ...], overlay: {{...}}}}")
-        files = [str(_find_stage_config(config, name)) for config in values[name]["configs"]]
-        values[name] = Stage(files, values[name]["overlay"])
+        files = [str(_find_stage_config(config, name)) for config in value["configs"]]
+        values[name] = Stage(files, value["overlay"])
     values["run"] = Path(values["run"])
     values["rows"] = {letter: Row(**dict(row)) for letter, row in values["rows"].items()}
     values["compare"] = [Comparison(**dict(pair)) for pair in values["compare"]]
@@ -164,7 +166,7 @@ def _check_stages(file: Path) -> None:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         return  # the parser reports it
-    for name in ("stage1", "stage2", "test"):
+    for name in _STAGES:
         if isinstance(content, dict) and isinstance(content.get(name), str):
             raise ValueError(f"{name} is a file name: write {name}: {{configs: [{content[name]}]}}")
 

@@ -58,7 +58,8 @@ def _row_table(summary: Mapping[str, Any]) -> str:
     columns = {name: title for name, title in {**_TITLES, "rank1": "rank-1 %"}.items() if name in known}
     body = []
     for letter, row in rows.items():
-        title, figures = f"({letter}) {row['title']}", row.get("figures")
+        title = f"({letter}) {row['title']}"
+        figures = row.get("figures")
         if figures is None:
             body.append([title, *_unfinished_cells(row, 1 + len(columns))])
         for suffix, source in _SOURCES.items() if figures is not None else ():

@@ -156,9 +156,10 @@ class Analyst:
         deoccluder, device = self._pipeline.network.deoccluder, self._pipeline.device
         if deoccluder is not None and deoccluder.generator.attention_branch is not None:
             heat = attention_map(deoccluder, masked.to(device), mask.to(device))
-            picture = None if heat is None else _draw_heat(heat.cpu(), masked)
-            caption = "nothing is covered, or nothing is visible: nothing to draw from"
-            caption = caption if heat is None else "bright = the generator looks here most"
+            if heat is None:
+                caption = "nothing is covered, or nothing is visible: nothing to draw from"
+            else:
+                picture, caption = _draw_heat(heat.cpu(), masked), "bright = the generator looks here most"
         return [*panels, Panel("Attention", caption, picture)]
 
     def _compare_pair(self, masked: Tensor, output: FaceOutput, rendered: bool) -> list[Comparison]:

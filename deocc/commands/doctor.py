@@ -14,7 +14,8 @@ def main(argv: Sequence[str]) -> int:
     Without the needed packages only the installation is checked.
     """
     arguments = PARSERS["doctor"]().parse_args(argv)
-    context, levels = Context(arguments.checkpoint, arguments.data), Counter[str]()
+    context = Context(arguments.checkpoint, arguments.data)
+    levels = Counter[str]()
 
     def report(findings: Iterable[Finding]) -> None:
         for finding in findings:

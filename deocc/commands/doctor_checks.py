@@ -135,7 +135,8 @@ def check_given(context: Context) -> Iterator[Finding]:
 
 def _check_alignment(folder: Path, names: Sequence[str], expected: str | None) -> Finding:
     """Compare the landmarks of some crops with each alignment template, scaled to the crop's width."""
-    detector, rows = create_detector("dlib"), []
+    detector = create_detector("dlib")
+    rows = []
     places = np.unique(np.linspace(0, len(names) - 1, _MAX_CROPS).round().astype(int)).tolist()
     for place in places:
         crop = read_image(folder / names[place])
@@ -178,7 +179,8 @@ def check_run(context: Context) -> Iterator[Finding]:
     checkpoint = runs.find_checkpoint(place)
     run = runs.run_folder_of(checkpoint)
     content: dict[str, Any] = read_checkpoint(checkpoint)
-    stage, size = content.get("stage", "unknown"), checkpoint.stat().st_size / 1e6
+    stage = content.get("stage", "unknown")
+    size = checkpoint.stat().st_size / 1e6
     text = f"{checkpoint}: stage {stage}, epoch {content.get('epoch', 'unknown')}, {size:.0f} MB"
     if stage not in ("segmentation", "inpainting", "distillation"):
         yield Finding("wrong", f"{text}: not a stage of deocc", _TRAIN)

@@ -42,9 +42,9 @@ def load_model(chosen: argparse.Namespace) -> Pipeline:
             device = torch.device(chosen.device)
             torch.zeros(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = describe_error(error)
-            message = f"--device {chosen.device} cannot be used ({reason}): choose cpu, or leave it out"
-            raise ValueError(message) from error
+            raise ValueError(
+                f"--device {chosen.device} cannot be used ({describe_error(error)}): choose cpu, or leave it out"
+            ) from error
     with telling_warnings():
         return load(_source(chosen.checkpoint), device)
 

@@ -75,13 +75,15 @@ class AlignedCache:
             with _reader(self.path).begin(buffers=True) as transaction:
                 value = np.array(np.frombuffer(transaction.get(_key(index), _MISSING), np.uint8))
         except lmdb.Error as error:
-            advice = "start again, and they are computed again"
-            raise ValueError(f"cannot read aligned faces from {self.path} ({error}): {advice}") from error
+            raise ValueError(
+                f"cannot read aligned faces from {self.path} ({error}): start again, and they are computed again"
+            ) from error
         if len(value) == 0:
             raise UnreadableImageError(f"image {index} could not be read when the faces in {self.path} were aligned")
         if len(value) != self._value_bytes:
-            advice = "remove the file and start again, and it is computed again"
-            raise ValueError(f"{self.path} lacks the face {index}: {advice}")
+            raise ValueError(
+                f"{self.path} lacks the face {index}: remove the file and start again, and it is computed again"
+            )
         landmarks = value[:_LANDMARK_BYTES].view(np.float32).reshape(5, 2)
         return value[_LANDMARK_BYTES:].reshape(self.size, self.size, 3), landmarks
 

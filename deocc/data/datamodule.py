@@ -165,7 +165,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> FaceLoader:
         """Return augmented training faces, shuffled by seed and epoch, or raise ValueError if there are none."""
-        augmentation, cache = Augmentation(self.augmentation), self._filled_cache("train")
+        augmentation = Augmentation(self.augmentation)
+        cache = self._filled_cache("train")
         faces = TrainingFaces(self.face_set, self.size, augmentation, self.seed, self.blend_probability, cache)
         if len(faces) == 0:
             name = type(self.face_set).__name__
@@ -195,7 +196,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     @property
     def training_identity(self) -> NDArray[np.int64]:
         """(N,) identity of each image of the face set, numbered as in training; -1 for images not used in training."""
-        indices, identity = self.face_set.bare("train"), np.full(len(self.face_set), -1, np.int64)
+        indices = self.face_set.bare("train")
+        identity = np.full(len(self.face_set), -1, np.int64)
         identity[indices] = np.unique(self.face_set.identity[indices], return_inverse=True)[1]
         return identity
 

@@ -154,7 +154,8 @@ class FolderFaces(FaceSet):
             raise ValueError(
                 f"train={train} and val={val}: choose shares above 0 whose sum is below 1, the rest is the test share"
             )
-        self.root, self.has_identities = expand_user(root), identities
+        self.root = expand_user(root)
+        self.has_identities = identities
         self.credit = f"faces of the folder {self.root.resolve().name}"  # their owner is not known
         listing = list_folder(self.root, identities)
         if listing.unused:
@@ -199,7 +200,8 @@ class FolderFaces(FaceSet):
 
     def _digest(self, indices: NDArray[np.int64]) -> str:
         """Return a hash of the location, names, sizes and times of these files; no file is read."""
-        chosen, lengths = np.isin(np.arange(len(self)), indices), np.diff(self.names.ends)
+        chosen = np.isin(np.arange(len(self)), indices)
+        lengths = np.diff(self.names.ends)
         parts = (self.names.text[np.repeat(chosen, lengths)], lengths[indices], self._stamp[indices])
         return checksum(str(self.root.resolve()), *(part.tobytes() for part in parts))
 

@@ -148,7 +148,8 @@ def _complete(
                 if not skip_unreadable:
                     raise
                 photo = np.zeros((1, 1, 3), np.uint8)
-            faces, size = detector.detect(photo), np.array(photo.shape[1::-1])
+            faces = detector.detect(photo)
+            size = np.array(photo.shape[1::-1])
             if faces:
                 state.landmarks[index] = max(faces, key=lambda face: _weight(face, size)).landmarks
             state.size[index] = size

@@ -62,9 +62,10 @@ class OrlFaces(FaceSet):
             rows = {row[0]: [float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]}
         self.landmarks = np.array([rows[name] for name in self.names]).reshape(-1, 5, 2)
         self.identity = np.repeat(np.arange(_PEOPLE), _IMAGES).astype(np.int64)
+        splits: list[Split]
         if fold is None:
             last = _LAST_TRAIN[split]
-            splits: list[Split] = ["train"] * last + ["val"] * (_LAST_VAL - last) + ["test"] * (_PEOPLE - _LAST_VAL)
+            splits = ["train"] * last + ["val"] * (_LAST_VAL - last) + ["test"] * (_PEOPLE - _LAST_VAL)
         else:
             splits = ["test" if person % FOLDS == fold else "train" for person in range(_PEOPLE)]
             following = (fold + 1) % FOLDS

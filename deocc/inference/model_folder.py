@@ -203,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if lacking:
         raise ValueError(f"{folder} has no thresholds for {', '.join(lacking)}: test the run on more validation people")
     sizes = {name: (folder / name).stat().st_size for name in names}
-    total, most = f"{sum(sizes.values()) / 1e6:.1f} MB", f"{MOST_BYTES / 1e6:.0f}"
+    total = f"{sum(sizes.values()) / 1e6:.1f} MB"
+    most = f"{MOST_BYTES / 1e6:.0f}"
     if sum(sizes.values()) > MOST_BYTES:
         raise ValueError(f"{folder} has {total}, at most {most} MB are allowed: train smaller networks")
     for name in names:

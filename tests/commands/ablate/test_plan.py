@@ -31,7 +31,7 @@ ROW = {"a": {"title": "x", "row": "student"}}
         *(
             ({key: empty}, f"the plan has no {key}: give one with --config")
             for key in ("rows", "stage2", "variants")
-            for empty in ({}, None)
+            for empty in (dict[str, Any](), None)
         ),
         *(({key: None}, f"the plan has no value for {key}: give one") for key in ("folds", "stage1", "test", "seeds")),
         ({"stage1": {"configs": None}}, "stage1 is {'configs': None, 'overlay': {}}: write stage1: {configs: "),
