@@ -65,7 +65,8 @@ class OrlFaces(FaceSet):
         splits: list[Split]
         if fold is None:
             last = _LAST_TRAIN[split]
-            splits = ["train"] * last + ["val"] * (_LAST_VAL - last) + ["test"] * (_PEOPLE - _LAST_VAL)
+            splits = ["train" if person < last else "val" for person in range(_LAST_VAL)]
+            splits += ["test"] * (_PEOPLE - _LAST_VAL)
         else:
             splits = ["test" if person % FOLDS == fold else "train" for person in range(_PEOPLE)]
             following = (fold + 1) % FOLDS
