@@ -31,6 +31,12 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: str) -> T
         real_logits: logits of clean faces, one per image or per patch.
         fake_logits: logits of completed faces detached from the generator.
         kind: "hinge" [1] or "wgan" [2].
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        ValueError: `kind` is unknown.
     """
     _check_kind(kind)
     real, fake = widen(real_logits), widen(fake_logits)
@@ -46,7 +52,7 @@ def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
-    """Gradient penalty of WGAN-GP between clean and completed faces [2], for the discriminator's parameters.
+    """Gradient penalty of WGAN-GP between clean and completed faces [2].
 
     Runs outside autocast because squared gradient norms overflow half precision. The discriminator must not mix images
     (no batch normalisation), otherwise the penalty is not defined per image [2].
@@ -55,8 +61,17 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fa
         discriminator: maps images (B, C, H, W) to logits of any shape.
         real: clean faces (B, C, H, W); detached.
         fake: completed faces (B, C, H, W); detached.
-        share: interpolation weights (B,) in [0, 1], 1 = clean.
+        share: interpolation weights (B,), drawn uniformly in [0, 1] [2]; 1 = clean.
+
+    Returns:
+        Scalar penalty, differentiable with respect to the discriminator's parameters.
+
+    Raises:
+        ValueError: the shapes do not match.
     """
+    if real.shape != fake.shape or share.shape != real.shape[:1]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (real, fake, share))
+        raise ValueError(f"expected clean and completed faces (B, C, H, W) of one shape and shares (B,), got {shapes}")
     real, fake = real.detach(), fake.detach()
     weight = share.to(real).view(-1, *[1] * (real.ndim - 1))
     interpolated = torch.lerp(fake.to(real), real, weight).requires_grad_()

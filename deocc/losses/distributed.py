@@ -59,7 +59,14 @@ def gather_embeddings(embedding: Tensor) -> Tensor:
 
 
 def gathered_pair_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute `pair_relation_loss` over the images of all processes, given those of this one; equal on every process.
+    """Compute `pair_relation_loss` over the images of all processes.
+
+    Args:
+        student: embeddings (B, D) of this process.
+        teacher: embeddings (B, D') of the same images.
+
+    Returns:
+        Scalar loss, equal on every process.
 
     Raises:
         ValueError: batch sizes differ between student and teacher or between processes.
@@ -72,8 +79,14 @@ def gathered_triplet_relation_loss(
 ) -> Tensor:
     """Compute `triplet_relation_loss` over the images of all processes; each handles the angles at its own images.
 
-    `max_anchors` limits the anchors among the images of this process; `step` may differ between processes. The result
-    is W times the part of this process: the mean over processes is the loss, or its estimate.
+    Args:
+        student: embeddings (B, D) of this process.
+        teacher: embeddings (B, D') of the same images.
+        max_anchors: largest number of images of this process at which angles are compared; None uses all.
+        step: index of the subset of anchors, see `triplet_relation_loss`; may differ between processes.
+
+    Returns:
+        Scalar: W times the part of this process. The mean over processes is the loss, or its estimate.
 
     Raises:
         ValueError: batch sizes differ, or `max_anchors` is not positive.

@@ -40,8 +40,12 @@ def margin_logits(cosine: Tensor, identity: Tensor, margin_type: str, margin: fl
         (B, K) logits before scaling.
 
     Raises:
-        ValueError: unknown margin type, or margin out of range.
+        ValueError: unknown margin type, margin out of range, or shapes that do not match.
     """
+    if cosine.ndim != 2 or identity.shape != cosine.shape[:1]:
+        raise ValueError(
+            f"expected cosines (B, K) and identities (B,), got {tuple(cosine.shape)} and {tuple(identity.shape)}"
+        )
     cosine = widen(cosine)
     index = identity[:, None]
     return cosine.scatter(1, index, margin_cosine(cosine.gather(1, index), margin_type, margin))
@@ -72,7 +76,7 @@ def identity_loss(
     scale: float = 64.0,
     share: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of scaled cosine logits, averaged over the batch.
+    """Cross-entropy of scaled cosine logits.
 
     Args:
         cosine: (B, K) in [-1, 1].
@@ -82,12 +86,19 @@ def identity_loss(
         scale: gamma > 0; 64 as in ArcFace [2].
         share: mixture weights (B, T), by which the losses of the T identities are weighted; None for unmixed faces.
 
+    Returns:
+        Scalar loss, averaged over the batch.
+
     Raises:
-        ValueError: as `margin_logits`, or `scale` is not positive.
+        ValueError: as `margin_logits`, `share` and `identity` differ in shape, or `scale` is not positive.
     """
     check_positive(scale=scale)
     if share is None:
         return F.cross_entropy(scale * margin_logits(cosine, identity, margin_type, margin), identity)
+    if identity.ndim != 2 or share.shape != identity.shape:
+        raise ValueError(
+            f"expected identities and shares of one shape (B, T), got {tuple(identity.shape)} and {tuple(share.shape)}"
+        )
     losses = [
         F.cross_entropy(scale * margin_logits(cosine, column, margin_type, margin), column, reduction="none")
         for column in identity.T
@@ -96,20 +107,36 @@ def identity_loss(
 
 
 class IdentityLoss(nn.Module):
-    """Cosine classifier of K identities by embeddings of D dimensions with `identity_loss`, whose errors it has."""
+    """Cosine classifier with `identity_loss`.
+
+    Args:
+        num_identities: K, the number of training identities.
+        dim: D, the embedding dimension.
+        margin_type: see `margin_logits`, also for `margin`.
+        margin: size of the margin.
+        scale: gamma > 0.
+
+    Raises:
+        ValueError: as `identity_loss`, or `num_identities` or `dim` is not positive.
+    """
 
     def __init__(
         self, num_identities: int, dim: int, margin_type: str = "softmax", margin: float = 0.0, scale: float = 64.0
     ) -> None:
         super().__init__()
+        check_positive(num_identities=num_identities, dim=dim, scale=scale)
         check_margin(margin_type, margin)
-        check_positive(scale=scale)
         self.margin_type, self.margin, self.scale = margin_type, margin, scale
         self.weight = nn.Parameter(torch.randn(num_identities, dim))  # only the direction of a row matters
 
     @torch.no_grad()
     def initialise(self, centers: Tensor) -> None:
-        """Copy the identity centres (K, D) into the classifier: near-optimal for a student near its teacher."""
+        """Copy the identity centres (K, D) into the classifier: near-optimal for a student near its teacher.
+
+        Raises:
+            ValueError: the shape of `centers` is not (K, D).
+        """
+        check_centers(centers, self.weight.shape)
         self.weight.copy_(centers)
 
     def cosine(self, embedding: Tensor) -> Tensor:
@@ -121,6 +148,12 @@ class IdentityLoss(nn.Module):
     def forward(self, embedding: Tensor, identity: Tensor, share: Tensor | None = None) -> Tensor:
         """Return the scalar loss of embeddings (B, D); see `identity_loss` for `identity` and `share`."""
         return identity_loss(self.cosine(embedding), identity, self.margin_type, self.margin, self.scale, share)
+
+
+def check_centers(centers: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless identity centres have the shape (K, D) of the classifier."""
+    if centers.shape != shape:
+        raise ValueError(f"expected identity centres of shape {tuple(shape)}, got {tuple(centers.shape)}")
 
 
 def check_margin(margin_type: str, margin: float) -> None:

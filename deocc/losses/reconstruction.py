@@ -39,7 +39,13 @@ def masked_l1_loss(
 
     Returns:
         Scalar loss; the term of an empty region is 0.
+
+    Raises:
+        ValueError: the shapes do not match.
     """
+    if generated_face.shape != face.shape or mask.shape != (len(face), 1, *face.shape[2:]):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (generated_face, face, mask))
+        raise ValueError(f"expected faces (B, C, H, W) of one shape and a mask (B, 1, H, W), got {shapes}")
     error = (widen(generated_face) - widen(face)).abs().mean(1, keepdim=True)
     mask = mask.to(error.dtype)
     return covered_weight * _mean_where(error, mask) + visible_weight * _mean_where(error, 1 - mask)
@@ -54,9 +60,16 @@ def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Te
 
     Returns:
         Scalar in [0, 4], averaged over positions and then over maps.
+
+    Raises:
+        ValueError: there are no maps, or shapes differ.
     """
-    if not completed:
-        raise ValueError("expected feature maps of completed and clean faces, got none")
+    completed_shapes, clean_shapes = ([tuple(item.shape) for item in maps] for maps in (completed, clean))
+    if not completed or completed_shapes != clean_shapes:
+        raise ValueError(
+            "expected feature maps of equal shapes of completed and clean faces, "
+            f"got {completed_shapes} and {clean_shapes}"
+        )
     terms = []
     for ours, theirs in zip(completed, clean, strict=True):
         difference = F.normalize(widen(ours), dim=1) - F.normalize(widen(theirs.detach()), dim=1)

@@ -29,7 +29,14 @@ def mask_segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
     Returns:
         Scalar loss, averaged over images.
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    if logits.shape != mask.shape:
+        raise ValueError(
+            f"expected logits and mask of one shape (B, 1, H, W), got {tuple(logits.shape)} and {tuple(mask.shape)}"
+        )
     logits = widen(logits).flatten(1)
     mask = mask.to(logits.dtype).flatten(1)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from deocc.losses.distances import check_positive, widen
 from deocc.losses.distributed import all_gather, all_reduce, gather_embeddings, rows_of, sum_over_processes
-from deocc.losses.identity import check_margin, margin_cosine
+from deocc.losses.identity import check_centers, check_margin, margin_cosine
 from deocc.processes import rank_and_world_size
 
 
@@ -45,7 +45,7 @@ def sharded_identity_loss(
     margin: float = 0.0,
     scale: float = 64.0,
 ) -> Tensor:
-    """Cross-entropy over the chosen identities of all processes, averaged over N faces and equal on every process.
+    """Cross-entropy over the chosen identities of all processes.
 
     Args:
         embedding: embeddings (N, D) of all processes, equal on every process.
@@ -57,6 +57,12 @@ def sharded_identity_loss(
         margin_type: see `IdentityLoss`, also for `margin` and `scale`.
         margin: size of the margin.
         scale: gamma > 0.
+
+    Returns:
+        Scalar loss, averaged over the N faces and equal on every process.
+
+    Raises:
+        ValueError: unknown margin type, or margin or scale out of range.
     """
     check_positive(scale=scale)
     weight = widen(weight)
@@ -87,9 +93,19 @@ def sharded_identity_loss(
 
 
 def choose_identities(identity: Tensor, num_identities: int, rows: range, sample_share: float, seed: int) -> Tensor:
-    """Choose the identities `rows` of one process that take part in a step, (n,) int64, ascending.
+    """Choose the identities of one process that take part in a step.
 
-    Identities of the batch, in `identity`, always take part, each other one with probability `sample_share`.
+    Identities of the batch always take part, each other one with probability `sample_share`.
+
+    Args:
+        identity: int64 of any shape, the identities in the batches of all processes.
+        num_identities: K.
+        rows: identities held by the process.
+        sample_share: in (0, 1]; 1 chooses all.
+        seed: seed of the draw, equal on all processes.
+
+    Returns:
+        (n,) int64, ascending.
     """
     if sample_share == 1:
         return torch.arange(rows.start, rows.stop, device=identity.device)
@@ -105,7 +121,13 @@ class ShardedIdentityLoss(nn.Module):
     The weight differs between processes, so `DistributedDataParallel` must ignore it (see
     `deocc.modules.identity_head`). Create it after the process group.
 
-    Each step compares with a fraction `sample_share` of the identities outside the batch; 1 takes all and is exact.
+    Args:
+        num_identities: K, the number of training identities over all processes.
+        dim: D, the embedding dimension.
+        margin_type: see `IdentityLoss`, also for `margin` and `scale`.
+        margin: size of the margin.
+        scale: gamma > 0.
+        sample_share: fraction of the identities outside the batch that a step compares with; 1 takes all and is exact.
 
     Raises:
         ValueError: as `IdentityLoss`, fewer identities than processes, or `sample_share` outside (0, 1].
@@ -128,8 +150,8 @@ class ShardedIdentityLoss(nn.Module):
             )
         if not 0 < sample_share <= 1:
             raise ValueError(f"sample_share must be in (0, 1], got {sample_share}")
+        check_positive(dim=dim, scale=scale)
         check_margin(margin_type, margin)
-        check_positive(scale=scale)
         self.margin_type, self.margin, self.scale = margin_type, margin, scale
         self.num_identities, self.sample_share = num_identities, sample_share
         self.rows = rows_of(num_identities, rank, self.processes)
@@ -138,11 +160,16 @@ class ShardedIdentityLoss(nn.Module):
 
     @torch.no_grad()
     def initialise(self, centers: Tensor) -> None:
-        """Copy the rows of this process from the identity centres (K, D)."""
+        """Copy the rows of this process from the identity centres (K, D).
+
+        Raises:
+            ValueError: the shape of `centers` is not (K, D).
+        """
+        check_centers(centers, (self.num_identities, self.weight.shape[1]))
         self.weight.copy_(centers[self.rows.start : self.rows.stop])
 
     def forward(self, embedding: Tensor, identity: Tensor, share: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Compute the loss of the global batch, equal on every process; every process must call it.
+        """Compute the loss of the global batch; every process must call it.
 
         Args:
             embedding: embeddings (B, D) of this process.
@@ -150,12 +177,23 @@ class ShardedIdentityLoss(nn.Module):
             share: mixture weights (B, T); None for unmixed faces.
             seed: seed of the sampled identities, equal on all processes; for example the training step.
 
+        Returns:
+            Scalar loss, equal on every process.
+
         Raises:
-            ValueError: an identity out of range, or batch sizes that differ between processes.
+            ValueError: shapes that do not match, an identity out of range, or batch sizes that differ between
+                processes.
         """
-        if share is None:
+        if share is None and identity.ndim == 1:
             identity = identity[:, None]
             share = torch.ones_like(identity, dtype=torch.float32)
+        matches = embedding.ndim == identity.ndim == 2 and len(embedding) == len(identity)
+        if share is None or not matches or share.shape != identity.shape:
+            given = None if share is None else tuple(share.shape)
+            raise ValueError(
+                "expected embeddings (B, D) with identities (B,), or with identities and shares (B, T), got "
+                f"{tuple(embedding.shape)}, {tuple(identity.shape)} and {given}"
+            )
         joined = gather_embeddings(embedding)
         if joined.requires_grad and self.processes > 1:
             joined.register_hook(lambda gradient: self.processes * gradient)  # DistributedDataParallel averages it

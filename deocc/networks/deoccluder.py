@@ -95,7 +95,14 @@ class Deoccluder(nn.Module):
         return super().train(False)
 
     def predict_mask(self, masked_face: Tensor) -> Tensor:
-        """Predict masks (B, 1, H, W) of faces (B, 3, H, W); see `MaskSegmenter.predict_mask`."""
+        """Predict masks; see `MaskSegmenter.predict_mask`.
+
+        Args:
+            masked_face: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            Confidence (B, 1, H, W) in [0, 1] that a pixel is covered; exactly 0 where it is surely visible.
+        """
         with torch.inference_mode():
             mask = self.segmenter.predict_mask(self._reduce(masked_face))
             if mask.shape[2:] != masked_face.shape[2:]:
@@ -103,9 +110,14 @@ class Deoccluder(nn.Module):
         return mask.clone(memory_format=torch.contiguous_format)  # outside inference mode: an ordinary tensor
 
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """Complete faces (B, 3, H, W) in [-1, 1] where the mask (B, 1, H, W) in [0, 1] is not 0.
+        """Complete faces; unmasked faces are not processed.
 
-        Faces without a mask are not processed.
+        Args:
+            masked_face: (B, 3, H, W) in [-1, 1].
+            mask: (B, 1, H, W) in [0, 1], 1 = covered.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1], equal to `masked_face` where the mask is 0.
         """
         completed_face = masked_face.clone(memory_format=torch.contiguous_format)
         masked = mask.flatten(1).any(1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from deocc.networks.layers import MIN_SIDE, check_width
+from deocc.networks.layers import MIN_SIDE, check_face_and_mask, check_width
 
 LOCAL_MARGIN = 1.25  # enlargement of the mask's bounding box, to include seams at the mask's edge
 _LOCAL_MIN_SIDE = 0.25  # of the local crop, of the shorter image side; smaller crops would be magnified over twice
@@ -22,7 +22,11 @@ _LOCAL_MIN_SIDE = 0.25  # of the local crop, of the shorter image side; smaller 
 class PatchDiscriminator(nn.Module):
     """Spectrally normalised [0] convolutions over face and mask with one logit per patch [2], without batch statistics.
 
-    `width`, a multiple of 4, is the number of channels of the first layer; the last layers have 4 * width.
+    Args:
+        width: channels of the first layer, a multiple of 4; the last layers have 4 * width.
+
+    Raises:
+        ValueError: `width` is out of range.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -35,13 +39,28 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1)))
 
     def forward(self, face: Tensor, mask: Tensor) -> Tensor:
-        """Map faces (B, 3, H, W) and masks (B, 1, H, W), H, W >= 16, to logits (B, 1, H // 16, W // 16)."""
+        """Compute the logits.
+
+        Args:
+            face: (B, 3, H, W) in [-1, 1], H, W >= 16.
+            mask: (B, 1, H, W), 1 = covered.
+
+        Returns:
+            (B, 1, H // 16, W // 16), positive = real.
+
+        Raises:
+            ValueError: the shapes do not match.
+        """
+        check_face_and_mask(face, mask)
         logits: Tensor = self.layers(torch.cat([face, mask.to(face.dtype)], 1))
         return logits
 
 
 class GlobalLocalDiscriminator(nn.Module):
-    """One patch discriminator for the whole crop and one for the magnified area around the mask [1]."""
+    """One patch discriminator for the whole crop and one for the magnified area around the mask [1].
+
+    Arguments and errors as for `PatchDiscriminator`.
+    """
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -49,17 +68,29 @@ class GlobalLocalDiscriminator(nn.Module):
         self.local = PatchDiscriminator(width)
 
     def forward(self, face: Tensor, mask: Tensor) -> list[Tensor]:
-        """Compute global and local logits, each (B, 1, h, w); arguments as for `PatchDiscriminator.forward`."""
+        """Compute global and local logits; arguments and errors as for `PatchDiscriminator.forward`.
+
+        Returns:
+            Two tensors (B, 1, h, w), positive = real.
+        """
+        check_face_and_mask(face, mask)
         crop = crop_to_mask(torch.cat([face, mask.to(face.dtype)], 1), mask, max(MIN_SIDE, min(face.shape[2:]) // 2))
         return [self.whole(face, mask), self.local(crop[:, :3], crop[:, 3:])]
 
 
 def crop_to_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:
-    """Crop a square around each mask from images (B, C, H, W) and resize it to (B, C, size, size); differentiable.
+    """Crop a square around each mask and resize it; differentiable with respect to the image.
 
-    The square is the bounding box of the mask (B, 1, H, W) enlarged by `LOCAL_MARGIN` and moved into the image; it is
-    the whole image where the mask is empty. Images are independent, unlike in `deocc.geometry.warp`, whose antialiasing
-    depends on the whole batch.
+    Images are independent, unlike in `deocc.geometry.warp`, whose antialiasing depends on the whole batch.
+
+    Args:
+        image: (B, C, H, W).
+        mask: (B, 1, H, W), 1 = covered.
+        size: side of the crop in pixels.
+
+    Returns:
+        (B, C, size, size): the bounding box of the mask, made square, enlarged by `LOCAL_MARGIN` and moved into the
+        image; the whole image where the mask is empty.
     """
     height, width = mask.shape[-2:]
     extent = torch.tensor([width, height], device=mask.device, dtype=torch.float32)

@@ -39,6 +39,9 @@ class Generator(nn.Module):
             pixels.
         depth: number of dilated blocks before the branches and again in the feature branch, with dilations 1, 2, 4, ...
         attention: use the attention branch.
+
+    Raises:
+        ValueError: `width` or `depth` is out of range.
     """
 
     def __init__(self, width: int = 48, depth: int = 3, attention: bool = True) -> None:
@@ -67,10 +70,17 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(width // 2 + 4, 3, 3, padding=1)
 
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """Generate faces (B, 3, H, W) in [-1, 1] from masked faces of H, W >= 16 and masks (B, 1, H, W), 1 = covered.
+        """Generate faces; covered pixels of the input are ignored.
 
-        Covered pixels of the input are ignored. Sides are padded by reflection to multiples of 8. Images whose visible
-        pixels are grey are completed in grey.
+        Args:
+            masked_face: (B, 3, H, W) in [-1, 1], H, W >= 16 (padded by reflection to multiples of 8).
+            mask: (B, 1, H, W), 1 = covered.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1]; grey for images whose visible pixels are grey.
+
+        Raises:
+            ValueError: the shapes do not match.
         """
         visible, padded_mask, half, features = self._encode(masked_face, mask)
         branches = [self.feature_branch(features)]
@@ -92,6 +102,9 @@ class Generator(nn.Module):
         Returns:
             (B, h, w, h, w) with h = ceil(H / 8) and w = ceil(W / 8). Entry [b, i, j] contains the weights of all
             patches for the patch (i, j) of 8 x 8 pixels; it sums to 1, or is 0 without any completely visible patch.
+
+        Raises:
+            ValueError: the shapes do not match, or the generator has no attention branch.
         """
         if self.attention_branch is None:
             raise ValueError("this generator has no attention branch: build it with attention=True")

@@ -22,9 +22,15 @@ _FALSE_ALARMS = 0.005  # largest fraction of unmasked faces that get a mask
 class MaskSegmenter(nn.Module):
     """Predicts a logit per pixel that it is covered.
 
-    `width`, a multiple of 4, is the number of channels at half the resolution, doubled at each of the three following
-    levels. `gate`, in [0, 1], is the covered fraction of the crop below which `predict_mask` considers a face unmasked;
-    0 until `calibrate_gate`.
+    Args:
+        width: channels at half the resolution, a multiple of 4; doubled at each of the three following levels.
+
+    Attributes:
+        gate: scalar in [0, 1], the covered fraction of the crop below which `predict_mask` considers a face unmasked;
+            0 until `calibrate_gate`.
+
+    Raises:
+        ValueError: `width` is out of range.
     """
 
     gate: Tensor
@@ -47,7 +53,17 @@ class MaskSegmenter(nn.Module):
         self.to_logits = nn.Sequential(nn.Conv2d(width, 4, 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, face: Tensor) -> Tensor:
-        """Map faces (B, 3, H, W) in [-1, 1], H, W >= 16, to logits (B, 1, H, W), positive = covered."""
+        """Compute the logits of masked or unmasked faces.
+
+        Args:
+            face: (B, 3, H, W) in [-1, 1], H, W >= 16.
+
+        Returns:
+            (B, 1, H, W), positive = covered.
+
+        Raises:
+            ValueError: the shape does not match.
+        """
         check_face(face)
         half = self.down_half(pad_to_multiple(face, STRIDE))
         quarter = self.down_quarter(half)
@@ -59,10 +75,14 @@ class MaskSegmenter(nn.Module):
 
     @torch.no_grad()
     def predict_mask(self, face: Tensor) -> Tensor:
-        """Predict the mask of faces, as for `forward`, grown by a pixel; not differentiable.
+        """Predict the mask for the generator and the student, grown by a pixel; not differentiable.
 
-        The confidence (B, 1, H, W) in [0, 1] that a pixel is covered is 0 where it is below 0.1, and everywhere on
-        faces whose covered fraction is below `gate`.
+        Args:
+            face: as for `forward`.
+
+        Returns:
+            Confidence (B, 1, H, W) in [0, 1] that a pixel is covered: 0 where it is below 0.1, and everywhere on faces
+            whose covered fraction is below `gate`.
         """
         confidence = self(face).float().sigmoid()
         masked = predicted_share(confidence) >= self.gate
@@ -70,7 +90,14 @@ class MaskSegmenter(nn.Module):
         return torch.where(mask >= _MIN_CONFIDENCE, mask, 0.0).to(face.dtype)
 
     def calibrate_gate(self, bare_shares: Tensor) -> None:
-        """Set `gate` by `predicted_share` (N,) of validation faces, so that at most 0.5 % of bare faces get a mask."""
+        """Set `gate` so that at most 0.5 % of bare faces get a mask.
+
+        Args:
+            bare_shares: `predicted_share` (N,) of bare validation faces, N >= 1.
+
+        Raises:
+            ValueError: N is 0.
+        """
         if len(bare_shares) == 0:
             raise ValueError("no bare faces to calibrate the segmenter's gate on: give a validation set with faces")
         highest = bare_shares.sort(descending=True).values[int(_FALSE_ALARMS * len(bare_shares))]
@@ -84,7 +111,12 @@ def predicted_share(confidence: Tensor) -> Tensor:
 
 
 def load_segmenter(path: str | Path) -> MaskSegmenter:
-    """Load the averaged segmenter from a checkpoint of `SegmentationModule`, or the segmenter of a model folder."""
+    """Load the averaged segmenter from a checkpoint of `SegmentationModule`, or the segmenter of a model folder.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is neither, is damaged, belongs to another stage, or has no segmenter.
+    """
     state = read_averaged(path, "segmentation", "deoccluder.segmenter.")
     if "to_logits.0.weight" not in state:
         raise ValueError(f"{path} has no segmenter: give the folder of a model that completes faces")

@@ -17,8 +17,24 @@ BareFaces = Literal["student", "teacher"]
 def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
     """Extend the first convolution, in place, to accept channels after red, green and blue, such as a mask.
 
-    The new weights are zero, so an embedding does not depend on the new channels before training. Returns the embedder.
+    The new weights are zero, so an embedding does not depend on the new channels before training.
+
+    Args:
+        embedder: not yet widened.
+        extra_channels: number of new channels, at least 1.
+
+    Returns:
+        The embedder.
+
+    Raises:
+        ValueError: `extra_channels` < 1, the embedder is already widened, or it has no plain convolution of three
+            channels.
     """
+    if extra_channels < 1 or embedder.extra_channels:
+        raise ValueError(
+            f"{embedder.name} can be widened once, by at least 1 channel: "
+            f"it has {embedder.extra_channels}, got {extra_channels}"
+        )
     convolutions = [(name, m) for name, m in embedder.network.named_modules() if isinstance(m, nn.Conv2d)]
     name, stem = next(((name, conv) for name, conv in convolutions if conv.in_channels == 3), ("", None))
     if stem is None or stem.groups != 1:
@@ -87,7 +103,16 @@ class Student(nn.Module):
         return self.needs_completion or self.mask_channel
 
     def forward(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
-        """Embed faces (B, 3, S, S) in [-1, 1] with masks (B, 1, S, S), 1 = covered, as (B, D), not normalised."""
+        """Embed faces.
+
+        Args:
+            masked_face: (B, 3, S, S) in [-1, 1].
+            completed_face: (B, 3, S, S) in [-1, 1].
+            mask: (B, 1, S, S), 1 = covered.
+
+        Returns:
+            Embeddings (B, out_dim), not normalised.
+        """
         extra = []
         if self.student_input == "both":
             extra.append(masked_face)
@@ -110,14 +135,30 @@ class Student(nn.Module):
 
 
 def load_student(student: Student, path: str | Path) -> None:
-    """Copy into a student the weights of the averaged student of a stage-2 checkpoint, or of a model folder."""
+    """Copy into a student the weights of the averaged student of a stage-2 checkpoint, or of a model folder.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is neither, is damaged, belongs to another stage, or has a student of other settings.
+    """
     load_weights(student, read_averaged(path, "distillation", "student."), Path(path))
 
 
 def embed_by_mask(
     student: nn.Module, teacher: nn.Module, masked_face: Tensor, completed_face: Tensor, mask: Tensor
 ) -> Tensor:
-    """Embed faces with an empty mask by the teacher, all others by the student, as `Student.forward`."""
+    """Embed faces with an empty mask by the teacher and all others by the student.
+
+    Args:
+        student: maps masked faces, completed faces and masks to embeddings (B, D), as `Student.forward`.
+        teacher: maps faces (B, 3, S, S) to embeddings (B, D).
+        masked_face: as for `Student.forward`.
+        completed_face: as for `Student.forward`.
+        mask: as for `Student.forward`.
+
+    Returns:
+        Embeddings (B, D), not normalised.
+    """
     masked = mask.flatten(1).amax(1) > 0
     if bool(masked.all()):
         return cast(Tensor, student(masked_face, completed_face, mask))

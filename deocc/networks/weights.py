@@ -40,6 +40,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the named tensors of a `.safetensors` or `torch.save` file, also from within known containers.
 
     Only plain tensors are read, because unpickling anything else may execute code.
+
+    Raises:
+        ValueError: the file is damaged or contains no named tensors.
     """
     try:
         content: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
@@ -60,7 +63,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path) -> Any:
-    """Load a `torch.save` file to the CPU without executing its content."""
+    """Load a `torch.save` file to the CPU without executing its content.
+
+    Raises:
+        ValueError: the file is a decompression bomb.
+        Exception: errors of `torch.load` for other files or for content beyond tensors and plain values.
+    """
     if zipfile.is_zipfile(path):  # not before PyTorch 1.6; `torch.save` never compresses, a decompression bomb does
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

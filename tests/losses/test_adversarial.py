@@ -91,3 +91,8 @@ def test_adversarial_bad_input() -> None:
         generator_loss(FAKE, "lsgan")
     with pytest.raises(ValueError, match="choose one of hinge, wgan"):
         discriminator_loss(REAL, FAKE, "Hinge")
+    one, two = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\), \(2, 3, 4, 4\), \(1,\)"):
+        gradient_penalty(torch.sum, one, two, torch.zeros(1))
+    with pytest.raises(ValueError, match=r"shares \(B,\), got .*, \(1,\)"):
+        gradient_penalty(torch.sum, two, two, torch.zeros(1))

@@ -114,6 +114,7 @@ def test_classifier_and_embedding_get_gradients() -> None:
 
 
 def test_identity_bad_input() -> None:
+    long = torch.zeros(4, dtype=torch.long)
     with pytest.raises(ValueError, match="'sphereface': choose one of softmax, cosface, arcface"):
         IdentityLoss(3, 4, "sphereface")
     with pytest.raises(ValueError, match="choose one of"):
@@ -122,3 +123,11 @@ def test_identity_bad_input() -> None:
         IdentityLoss(3, 4, "arcface", 2.0)
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         IdentityLoss(3, 4, scale=0.0)
+    with pytest.raises(ValueError, match="num_identities must be positive, got 0"):
+        IdentityLoss(0, 4)
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(4,\)"):
+        margin_logits(torch.zeros(2, 3), long, "softmax", 0.0)
+    with pytest.raises(ValueError, match=r"\(3, 4\), got \(3, 5\)"):
+        IdentityLoss(3, 4).initialise(torch.zeros(3, 5))
+    with pytest.raises(ValueError, match=r"one shape \(B, T\), got \(2, 2\) and \(2, 3\)"):
+        identity_loss(torch.zeros(2, 4), long.view(2, 2), share=torch.zeros(2, 3))

@@ -50,6 +50,14 @@ def test_masked_l1_of_completed_face() -> None:
     torch.testing.assert_close(masked_l1_loss(completed, face, mask), masked_l1_loss(generated, face, mask, 1.0, 0.0))
 
 
+def test_masked_l1_bad_shapes() -> None:
+    face = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\), \(2, 3, 4, 4\), \(2, 4, 4\)"):
+        masked_l1_loss(face, face, face[:, 0])
+    with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\), \(2, 3, 4, 4\)"):
+        masked_l1_loss(face[:1], face, face[:, :1])
+
+
 def test_feature_distance_value_and_gradient() -> None:
     clean, completed = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
     clean[:, 0], completed[:, 1] = 5, 0.1  # orthogonal unit vectors: squared distance 2
@@ -62,6 +70,8 @@ def test_feature_distance_value_and_gradient() -> None:
     assert torch.autograd.gradcheck(lambda maps: feature_distance([maps], [theirs]), ours)
 
 
-def test_feature_distance_needs_maps() -> None:
-    with pytest.raises(ValueError, match="expected feature maps of completed and clean faces, got none"):
-        feature_distance([], [])
+def test_feature_distance_bad_maps() -> None:
+    one, other = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)
+    for completed, clean in (([], []), ([one], [other]), ([one, one], [one])):
+        with pytest.raises(ValueError, match="feature maps of equal shapes"):
+            feature_distance(completed, clean)

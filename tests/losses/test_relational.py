@@ -190,7 +190,6 @@ def test_angles_equal_cosines_of_directions() -> None:
     directions = F.normalize(batch[None] - batch[:, None], dim=2)[rows]
     expected = directions[:, arms] @ directions.mT
     torch.testing.assert_close(angles.cosines(out=torch.empty_like(expected)), expected)
-    assert expected.numel() == 3 * 5 * 9
 
 
 @pytest.mark.parametrize("elements", [1, 30, 99, 100, 250, 399, 400])

@@ -65,7 +65,9 @@ def test_segmentation_of_perfect_mask() -> None:
     assert float(mask_segmentation_loss(100 - 200 * mask, mask)) > 50
 
 
-def test_segmentation_gradcheck() -> None:
+def test_segmentation_gradcheck_and_bad_shapes() -> None:
     logits, mask = logits_and_masks(2, 3, 11)
     mask[1] = 0
     assert torch.autograd.gradcheck(lambda x: mask_segmentation_loss(x, mask), logits.double().requires_grad_())
+    with pytest.raises(ValueError, match=r"\(2, 1, 3, 3\) and \(2, 3, 3\)"):
+        mask_segmentation_loss(logits, mask[:, 0])

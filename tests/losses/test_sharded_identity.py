@@ -198,6 +198,7 @@ def test_sharded_loss_precision() -> None:
     ("settings", "message"),
     [
         ({"num_identities": 0}, "needs an identity per process, got 0 for 1 processes"),
+        ({"dim": 0}, "dim must be positive, got 0"),
         ({"sample_share": 0.0}, r"sample_share must be in \(0, 1\], got 0.0"),
         ({"sample_share": 1.5}, "got 1.5"),
         ({"margin_type": "sphereface"}, "choose one of softmax"),
@@ -207,6 +208,18 @@ def test_sharded_loss_precision() -> None:
 def test_sharded_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ShardedIdentityLoss(**{"num_identities": 5, "dim": 4, **settings})
+
+
+def test_sharded_bad_shapes() -> None:
+    head, mixed = ShardedIdentityLoss(5, 4), torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"\(5, 4\), got \(5, 3\)"):
+        head.initialise(torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"got \(2, 4\), \(2, 3\) and None"):
+        head(torch.zeros(2, 4), mixed)
+    with pytest.raises(ValueError, match=r"got \(2, 4\), \(2, 3\) and \(2, 2\)"):
+        head(torch.zeros(2, 4), mixed, torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"got \(2,\), \(2, 1\) and"):
+        head(torch.zeros(2), mixed[:, 0])
 
 
 def test_sharded_identity_out_of_range() -> None:

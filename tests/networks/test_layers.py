@@ -118,6 +118,8 @@ NO_MASK = torch.zeros(2, 1, 40, 40)
         (lambda: Generator(8)(random_faces(1, 12, 40), torch.zeros(1, 1, 12, 40)), "at least 16"),
         (lambda: Generator(8)(random_faces(2), NO_MASK[:1]), "expected a mask of shape"),
         (lambda: Generator(8, attention=False).attend(random_faces(), NO_MASK), "attention=True"),
+        (lambda: GlobalLocalDiscriminator(8)(random_faces(), NO_MASK[:, 0]), "expected a mask of shape"),
+        (lambda: PatchDiscriminator(8)(random_faces(1, 12, 40), torch.zeros(1, 1, 12, 40)), "at least 16"),
         (lambda: MaskSegmenter(8)(torch.zeros(3, 40, 40)), "expected faces"),
     ],
 )

@@ -48,8 +48,20 @@ def test_extra_channels_cropped_not_normalised() -> None:
     torch.testing.assert_close(seen[0][:, 3], seen[0][:, 0], atol=1e-5, rtol=0)
 
 
-def test_stem_widened_once() -> None:
-    embedder = widen_stem(create_embedder("timm/resnet18"), 1)
+def test_extra_channels_bad_input() -> None:
+    embedder, face = create_embedder("timm/resnet18"), torch.zeros(1, 3, 64, 64)
+    with pytest.raises(ValueError, match="see widen_stem"):
+        embedder(face, face[:, :1])
+    with pytest.raises(ValueError, match="at least 1 channel: it has 0, got 0"):
+        widen_stem(embedder, 0)
+    widen_stem(embedder, 1)
+    with pytest.raises(ValueError, match="widened by 1 channels: pass extra"):
+        embedder(face)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 64, 64\), got \(1, 2, 64, 64\)"):
+        embedder(face, face[:, :2])
+    with pytest.raises(ValueError, match="widened once"):
+        widen_stem(embedder, 1)
+    embedder.extra_channels = 0
     with pytest.raises(ValueError, match="no convolution of three channels"):
         widen_stem(embedder, 1)
 

@@ -70,6 +70,13 @@ class Embedder(nn.Module):
 
     Under autocast, the linear layers of the head run in the precision of their weights: embeddings of different people
     have cosines up to 0.86, and bfloat16 would round their difference away.
+
+    Args:
+        name: name known to `create_embedder`.
+        backbone: network and its input.
+
+    Raises:
+        ValueError: the network does not accept images of the declared size, or does not return (B, D).
     """
 
     mean: Tensor
@@ -101,10 +108,18 @@ class Embedder(nn.Module):
             self.freeze()
 
     def forward(self, face: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Map canonical RGB crops (B, 3, S, S) in [-1, 1] of any side to embeddings (B, D), not normalised.
+        """Embed faces.
 
-        `extra` are further channels (B, E, S, S), such as a mask, passed on unchanged; required if and only if
-        `widen_stem` added E channels.
+        Args:
+            face: canonical RGB crops (B, 3, S, S) in [-1, 1] of any side.
+            extra: further channels (B, E, S, S), such as a mask, passed on unchanged; required if and only if
+                `widen_stem` added E channels.
+
+        Returns:
+            Embeddings (B, D), not normalised.
+
+        Raises:
+            ValueError: the shapes do not match.
         """
         embedding = self.embed_crop(*self.crop(face, extra))
         if self.spec.mirror and not self.training:
@@ -113,9 +128,22 @@ class Embedder(nn.Module):
         return embedding
 
     def crop(self, face: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Warp canonical crops and extra channels to the backbone's template and size; arguments as for `forward`."""
+        """Warp canonical crops to the backbone's template; arguments and errors as for `forward`.
+
+        Returns:
+            Face (B, 3, input_size, input_size) and extra channels (B, E, input_size, input_size) in unchanged ranges.
+        """
         if face.ndim != 4 or face.shape[1] != 3 or face.shape[2] != face.shape[3]:
             raise ValueError(f"expected canonical face crops of shape (B, 3, S, S), got {tuple(face.shape)}")
+        expected = (face.shape[0], self.extra_channels, *face.shape[2:])
+        if extra is None and self.extra_channels:
+            raise ValueError(
+                f"{self.name} was widened by {self.extra_channels} channels: pass extra of shape {expected}"
+            )
+        if extra is not None and extra.shape != expected:
+            raise ValueError(
+                f"{self.name} takes extra channels of shape {expected}, got {tuple(extra.shape)}: see widen_stem"
+            )
         # float32: half precision cannot represent the coordinates of individual pixels.
         channels = face.float() if extra is None else torch.cat([face.float(), extra.float()], 1)
         cropped = warp(channels, canonical_to(self.template, face.shape[-1]), self.input_size)
