@@ -49,9 +49,14 @@ class Bounds(NamedTuple):
 
 
 def wilson(successes: float, trials: float) -> Bounds:
-    """Compute Wilson's 95 % score interval [0] of a binomial proportion; NaN for no trials.
+    """Compute Wilson's 95 % score interval [0] of a binomial proportion.
 
-    Effective numbers of trials are fractional, which `scipy.stats` does not accept.
+    Args:
+        successes: from 0 to `trials`.
+        trials: effective numbers are fractional, which `scipy.stats` does not accept.
+
+    Returns:
+        Bounds in [0, 1]; NaN for no trials.
 
     >>> [round(bound, 4) for bound in wilson(9, 10)]
     [0.5958, 0.9821]
@@ -219,9 +224,23 @@ def paired_bootstrap(
 ) -> Interval:
     """Estimate a figure of one system minus that of another, averaged over parts; see `bootstrap_figures`.
 
-    `firsts` are the pairs of each part, scored by one system, `seconds` the same pairs in the same order, scored by the
-    other; ValueError if they differ. Replicates in which a part drew only one identity are left out.
+    Replicates in which a part drew only one identity are left out.
+
+    Args:
+        name: name of the figure.
+        firsts: pairs of each part, scored by one system.
+        seconds: the same pairs in the same order, scored by the other system.
+        replicates: number of draws.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: the pairs or the numbers of parts differ, or as for `bootstrap_figures`.
     """
+    if not firsts or len(firsts) != len(seconds):
+        raise ValueError(
+            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: "
+            "give the same folds of both, one at least"
+        )
     for first, second in zip(firsts, seconds, strict=True):
         check_same_pairs(first, second)
     one, other = (
@@ -245,33 +264,36 @@ def paired_interval(first: Tensor, second: Tensor) -> Interval:
 
 def _figures_of_draws(pairs: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> Tensor:
     """Return (names, 1 + R), on the original identities and on those of each replicate."""
-    curve, impostors = roc_curve(pairs.similarity, pairs.same), int((~pairs.same).sum())
-    drawn = _rates_of_draws(pairs, positions, counts, [name for name in names if name != "accuracy"])
-    figures = {}
-    for name in names:
-        if name == "eer":
-            exact = float(curve_equal_error_rate(curve.far, curve.tar))
-        elif name != "accuracy":
-            exact = operating_point(curve, impostors, FALSE_ACCEPT_RATES[name.removeprefix("tar@")])[0]
-        elif pairs.fold is None or len(torch.unique(pairs.fold)) < 2:
-            figures[name] = torch.full((1 + len(counts),), math.nan, dtype=torch.float64)
-        else:  # at the thresholds of the original pairs
-            right, halves = decisions(pairs).double(), []
-            for chosen in (pairs.same, ~pairs.same):
-                one, other = positions[:, chosen]
-                weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
-                share = (weight * right[chosen]).sum(1) / weight.sum(1)
-                halves.append(F.pad(share, (1, 0), value=float(right[chosen].mean())))
-            figures[name] = torch.stack(halves).mean(0)
-        if name != "accuracy":
+    figures: dict[str, Tensor] = {}
+    if "accuracy" in names:
+        figures["accuracy"] = _accuracies(pairs, positions, counts)
+    if rates := [name for name in names if name != "accuracy"]:
+        curve, impostors = roc_curve(pairs.similarity, pairs.same), int((~pairs.same).sum())
+        drawn = _rates_of_draws(pairs, positions, counts, rates)
+        for name in rates:
+            if name == "eer":
+                exact = float(curve_equal_error_rate(curve.far, curve.tar))
+            else:
+                exact = operating_point(curve, impostors, FALSE_ACCEPT_RATES[name.removeprefix("tar@")])[0]
             figures[name] = F.pad(drawn[name] + 0 * exact, (1, 0), value=exact)  # NaN if the pairs do not support it
     return torch.stack([figures[name] for name in names])
 
 
+def _accuracies(pairs: PairScores, positions: Tensor, counts: Tensor) -> Tensor:
+    """Return (1 + R,) accuracies at the thresholds of the original pairs; NaN for fewer than two folds."""
+    if pairs.fold is None or len(torch.unique(pairs.fold)) < 2:
+        return torch.full((1 + len(counts),), math.nan, dtype=torch.float64)
+    right, halves = decisions(pairs).double(), []
+    for chosen in (pairs.same, ~pairs.same):
+        one, other = positions[:, chosen]
+        weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
+        drawn = (weight * right[chosen]).sum(1) / weight.sum(1)
+        halves.append(F.pad(drawn, (1, 0), value=float(right[chosen].mean())))
+    return torch.stack(halves).mean(0)
+
+
 def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Compute (R,) rates for counts (R, P) and pairs of identities (2, N) as columns of `counts`."""
-    if not names:
-        return {}
     people, same = counts.shape[1], scores.same
     cuts = []
     for chosen in (same, ~same):
@@ -281,19 +303,12 @@ def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names
     bins = len(edges) - torch.searchsorted(edges, scores.similarity, right=True)  # bin 0 has the most similar pairs
     low, high = positions.sort(0).values
     pairs, cell = torch.unique(low[~same] * people + high[~same], return_inverse=True)
-    tables = []  # numbers of genuine pairs by bin and identity, of impostor pairs by bin and pair of identities
-    for rows, columns, width in ((bins[same], low[same], people), (bins[~same], cell, len(pairs))):
-        places, size = torch.stack([rows, columns]), (len(edges), width)
-        ones = torch.ones(len(rows), dtype=torch.float64)
-        tables.append(torch.sparse_coo_tensor(places, ones, size, check_invariants=False).coalesce())
+    genuine = _count_table(bins[same], low[same], len(edges), people)
+    impostor = _count_table(bins[~same], cell, len(edges), len(pairs))
     rates = {name: list[Tensor]() for name in names}
     for part in counts.split(max(1, _CELLS // max(len(pairs), len(edges)))):
         weight = part.T[pairs // people] * part.T[pairs % people]
-        shares = []  # (R, bins + 1) each, of the weighted pairs in the first 0, 1, 2, ... bins
-        for table, drawn_pairs in zip(tables, (part.T, weight), strict=True):
-            accepted = torch.sparse.mm(table, drawn_pairs).T.cumsum(1)
-            shares.append(F.pad(accepted, (1, 0)) / accepted[:, -1:])
-        tar, far = shares
+        far, tar = _cumulative_share(impostor, weight), _cumulative_share(genuine, part.T)
         for name, drawn in rates.items():
             if name == "eer":
                 drawn.append(curve_equal_error_rate(far, tar))
@@ -302,3 +317,16 @@ def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names
                 place = (far <= rate * (1 + 1e-12)).sum(1, keepdim=True) - 1
                 drawn.append(tar.gather(1, place.clamp_min(0)).squeeze(1) + 0 * far[:, -1])  # NaN without impostors
     return {name: torch.cat(drawn) for name, drawn in rates.items()}
+
+
+def _count_table(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Return (height, width) sparse, the number of pairs in each row and column."""
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    table = torch.sparse_coo_tensor(torch.stack([rows, columns]), ones, (height, width), check_invariants=False)
+    return table.coalesce()
+
+
+def _cumulative_share(table: Tensor, weight: Tensor) -> Tensor:
+    """Return (R, bins + 1), the share of the weighted pairs in the first 0, 1, 2, ... bins."""
+    accepted: Tensor = torch.sparse.mm(table, weight).T.cumsum(1)
+    return F.pad(accepted, (1, 0)) / accepted[:, -1:]

@@ -73,6 +73,15 @@ class FrechetDistance(FrechetInceptionDistance):
         super().update(restored, real=False)
         super().update(face, real=True)
 
+    def compute(self) -> Tensor:
+        """Return a float64 scalar, at least 0.
+
+        Raises:
+            ValueError: a set has fewer than two images.
+        """
+        _check_counts(int(self.fake_features_num_samples), int(self.real_features_num_samples))
+        return super().compute()
+
 
 class _DoubleFeatures(nn.Module):
     """Adapter for torchmetrics: features in float64 and their number."""
@@ -110,9 +119,21 @@ class KernelDistance(Metric):
         self.face.append(self.network(face).double())
 
     def compute(self) -> Tensor:
-        """Return a float64 scalar; NaN if a set has fewer than two images."""
-        restored, face = dim_zero_cat(self.restored), dim_zero_cat(self.face)
+        """Return a float64 scalar.
+
+        Raises:
+            ValueError: a set has fewer than two images.
+        """
+        restored, face = (
+            dim_zero_cat(features) if len(features) else torch.empty(0, 1) for features in (self.restored, self.face)
+        )
+        _check_counts(len(restored), len(face))
         return _mean_kernel(restored, restored) + _mean_kernel(face, face) - 2 * _mean_kernel(restored, face)
+
+
+def _check_counts(restored: int, face: int) -> None:
+    if min(restored, face) < 2:
+        raise ValueError("fewer than two faces were embedded: evaluate on at least two images")
 
 
 def _mean_kernel(first: Tensor, second: Tensor) -> Tensor:

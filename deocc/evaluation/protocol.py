@@ -85,7 +85,7 @@ class ListedPairs(AllPairs):
     say which face is masked; our choice.
 
     Args:
-        first: (N,) positions of the first images in the face set.
+        first: (N,) positions of the first images in the face set, N at least 1.
         second: (N,) positions of the second images.
         same: (N,) bool, True for genuine pairs.
         fold: (N,) fold numbers from 0; all 0 if the list has no folds.
@@ -154,8 +154,11 @@ class OccludedPairs(ListedPairs):
 class Galleries(AllPairs):
     """Probes with real occluders against named galleries, as on AR.
 
-    Protocol 1 has several clean images per identity, protocol 2 one. Galleries are, by protocol name, the positions of
-    the gallery images in the face set. The first one gives `rank1`.
+    Protocol 1 has several clean images per identity, protocol 2 one.
+
+    Args:
+        galleries: by protocol name, the positions of the gallery images in the face set, at least one gallery with one
+            image each. The first one gives `rank1`.
     """
 
     def __init__(self, galleries: Mapping[str, _Numbers]) -> None:

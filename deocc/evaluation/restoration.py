@@ -87,12 +87,24 @@ class MaskPredictionMetric(KindMeans):
 
     `iou` [1] and `recall` are those of covered pixels of masked faces, at confidence 0.5. `found` is the share of
     images with any predicted mask, which for bare faces is the false alarm rate.
+
+    >>> metric = MaskPredictionMetric()
+    >>> mask = torch.zeros(1, 1, 4, 4); mask[..., :2] = 1
+    >>> metric.update(mask.roll(1, 3), mask, torch.tensor([2]))
+    >>> round(metric.compute()["mean"]["iou"], 3)
+    0.333
     """
 
     names = ("iou", "recall", "found")
 
     def update(self, predicted_mask: Tensor, mask: Tensor, kind: Tensor) -> None:
-        """Add masks (B, 1, H, W) in [0, 1], 1 = covered, and kinds (B,) int64; a bare face has no mask and `BARE`."""
+        """Add a batch.
+
+        Args:
+            predicted_mask: (B, 1, H, W) in [0, 1].
+            mask: (B, 1, H, W), 1 = covered; all 0 for a bare face.
+            kind: (B,) int64, `BARE` for a bare face.
+        """
         predicted, covered = (predicted_mask > 0.5).flatten(1), (mask > 0.5).flatten(1)
         intersection, union = (predicted & covered).sum(1).float(), (predicted | covered).sum(1).float()
         found = (predicted_mask > 0).flatten(1).any(1)

@@ -144,6 +144,9 @@ def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
     >>> scores = fold_accuracy(pairs)
     >>> scores.mean, [round(threshold, 3) for threshold in scores.thresholds.tolist()]
     (1.0, [0.4, 0.5])
+
+    Raises:
+        ValueError: the shapes are not all (N,), or a similarity is not finite.
     """
     _check_pairs(pairs.similarity, pairs.same)
     fold = torch.zeros_like(pairs.same, dtype=torch.int64) if pairs.fold is None else pairs.fold
@@ -171,9 +174,18 @@ def fold_accuracy(pairs: PairScores) -> FoldAccuracy:
 
 
 def decisions(pairs: PairScores) -> Tensor:
-    """Return (N,) bool, True for pairs of two or more folds that the threshold of their fold decides correctly."""
+    """Return (N,) bool, True for pairs that the threshold of their fold decides correctly.
+
+    Raises:
+        ValueError: as for `fold_accuracy`, or there are fewer than two folds.
+    """
+    thresholds = fold_accuracy(pairs).thresholds
+    if pairs.fold is None or len(thresholds) < 2:
+        raise ValueError(
+            f"the pairs have {len(thresholds)} fold: two or more are needed to choose a threshold on other folds"
+        )
     _, position = torch.unique(pairs.fold, return_inverse=True)
-    return (pairs.similarity >= fold_accuracy(pairs).thresholds[position]) == pairs.same
+    return (pairs.similarity >= thresholds[position]) == pairs.same
 
 
 def write_scores(path: str | Path, scores: Mapping[str, PairScores]) -> None:

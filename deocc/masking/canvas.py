@@ -134,14 +134,21 @@ class Canvas:
 
 
 # Forehead and cheek in face coordinates, bare skin on most faces. Our choice.
-_SIDE_U = (0.18, 0.42, 0.30, 0.50, 0.62, 0.50, 0.72, 0.62)
-_SIDE_V = (-0.35, -0.40, 0.42, 0.50, 0.62, 0.80, 0.75, 1.00)
+_SIDE = (
+    (0.18, -0.35),
+    (0.42, -0.40),
+    (0.30, 0.42),
+    (0.50, 0.50),
+    (0.62, 0.62),
+    (0.50, 0.80),
+    (0.72, 0.75),
+    (0.62, 1.00),
+)
 
 
 def read_light(faces: Tensor, frame: FaceFrame) -> Light:
     """Estimate the lighting of faces (N, 3, H, W) in [-1, 1] from skin samples on both halves."""
-    side = [torch.tensor(values, device=faces.device) for values in (_SIDE_U, _SIDE_V)]
-    points = torch.cat([torch.stack([-side[0], side[1]], 1), torch.stack(side, 1)])
+    points = torch.tensor([(-u, v) for u, v in _SIDE] + list(_SIDE), device=faces.device)
     x, y = frame.pixels(points)
     height, width = faces.shape[-2:]
     index = y.round().clamp(0, height - 1).long() * width + x.round().clamp(0, width - 1).long()

@@ -21,9 +21,16 @@ _WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM = 1 << 41, 1 << 42, 1 << 43
 
 
 def add_worn(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.4) -> Tensor:
-    """Draw glasses frames or a beard on a share `probability` of the faces (B, 3, H, W) in [-1, 1].
+    """Draw glasses frames or a beard on a share of the faces.
 
-    Landmarks (B, 5, 2) are in pixels, seeds (B,) int64.
+    Args:
+        faces: (B, 3, H, W) in [-1, 1].
+        landmarks: (B, 5, 2) in pixels.
+        seeds: (B,) int64.
+        probability: share of the faces that are changed.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
     """
     return _paint_some(_WORN, faces, landmarks, seeds, probability, _WORN_STREAM)
 
@@ -34,7 +41,15 @@ def add_cast(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float
 
 
 def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
-    """Give each image (B, 3, H, W) in [-1, 1] a tint, contrast, blur, noise and JPEG artefacts of random strength."""
+    """Give each image a tint, contrast, blur, noise and JPEG artefacts of random strength.
+
+    Args:
+        faces: (B, 3, H, W) in [-1, 1].
+        seeds: (B,) int64.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+    """
     draws = uniform(seeds, 12, _CAMERA_STREAM)[:, :, None, None, None]
     grey = (faces[:, :1] == faces[:, 1:]).all(1, keepdim=True).flatten(1).all(1)[:, None, None, None]
     tint = torch.where(grey, 0.0, (draws[:, 0:3, 0] - 0.5) * 0.3 * (draws[:, 3] < 0.5))
@@ -42,7 +57,8 @@ def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
     changed = (faces * gain + tint + (draws[:, 5] - 0.5) * 0.3).clamp(-1, 1)
     # Gaussian blur of at most 1.2 pixels; 0 leaves an image unchanged.
     sigma = (1.2 * draws[:, 6] * (draws[:, 7] < 0.4)).flatten()[:, None]
-    weights = torch.exp(-torch.arange(-3.0, 4, device=faces.device).square() / (2 * sigma**2 + 1e-6))
+    offsets = torch.arange(-3, 4, device=faces.device, dtype=faces.dtype)
+    weights = torch.exp(-offsets.square() / (2 * sigma**2 + 1e-6))
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)
     channels = changed.reshape(1, -1, *faces.shape[2:])
     for shape, pad in (((-1, 1, 1, 7), (3, 3, 0, 0)), ((-1, 1, 7, 1), (0, 0, 3, 3))):

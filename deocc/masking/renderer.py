@@ -6,6 +6,7 @@ rest of the batch.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,18 @@ from deocc.masking.shapes import FaceFrame
 _PIXELS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Pixels painted together: with more, the CPU's cache misses; with fewer, the overhead of operations dominates.
 Measured."""
+
+
+class RenderInputs(NamedTuple):
+    """Geometry, random numbers and lighting of the images to be painted."""
+
+    frame: FaceFrame
+    draws: Draws
+    light: Light
+
+    def take(self, index: slice) -> "RenderInputs":
+        """Return the inputs of some of the images."""
+        return RenderInputs(self.frame.take(index), self.draws.take(index), self.light.take(index))
 
 
 @torch.no_grad()
@@ -83,33 +96,24 @@ def paint_kinds(
     order = code.argsort(stable=True)
     masked, masks = faces.clone(), torch.zeros_like(faces[:, :1])
     frame = FaceFrame.from_landmarks(points)
-    light, frame, draws = read_light(faces, frame).take(order), frame.take(order), Draws(seeds[order])
+    inputs = RenderInputs(frame.take(order), Draws(seeds[order]), read_light(faces, frame).take(order))
     stop, *counts = torch.bincount(code + 1, minlength=1).tolist()  # the first count is of images without occluder
     for value, count in enumerate(counts):
         group, stop = slice(stop, stop + count), stop + count
         if count:
-            inputs = (frame.take(group), draws.take(group), light.take(group))
-            _paint_group(table[value // 2], 1 if value % 2 else 3, *inputs, masked, masks, order[group])
+            channels = 1 if value % 2 else 3
+            _paint_group(table[value // 2], channels, inputs.take(group), masked, masks, order[group])
     return masked, masks
 
 
-def _paint_group(
-    kind: Kind,
-    channels: int,
-    frame: FaceFrame,
-    draws: Draws,
-    light: Light,
-    faces: Tensor,
-    masks: Tensor,
-    index: Tensor,
-) -> None:
-    """Paint one kind on the faces at `index` and set their masks, in place; frame, draws and light are theirs."""
+def _paint_group(kind: Kind, channels: int, inputs: RenderInputs, faces: Tensor, masks: Tensor, index: Tensor) -> None:
+    """Paint one kind on the faces at `index`, whose inputs are given, and set their masks, in place."""
     (height, width), device = faces.shape[-2:], faces.device
     top, bottom, left, right = 0, height, 0, width  # the window that contains everything the kind can paint
     if kind.extent is not None:
         west, north, east, south = kind.extent
         corners = torch.tensor([(west, north), (east, north), (west, south), (east, south)], device=device)
-        x, y = frame.pixels(corners)
+        x, y = inputs.frame.pixels(corners)
         low_x, low_y, high_x, high_y = torch.stack([x.amin(), y.amin(), x.amax(), y.amax()]).tolist()
         top, bottom = max(0, int(low_y) - 1), min(height, int(high_y) + 3)
         left, right = max(0, int(low_x) - 1), min(width, int(high_x) + 3)
@@ -121,7 +125,7 @@ def _paint_group(
     at_once = max(1, _PIXELS_AT_ONCE.get(device.type, 1 << 20) // (len(x) * len(y)))
     for first in range(0, len(index), at_once):
         piece = slice(first, first + at_once)
-        layer = kind.paint(Canvas(x, y, frame.take(piece), draws.take(piece), light.take(piece), channels))
+        layer = kind.paint(Canvas(x, y, *inputs.take(piece), channels))
         # Blend: face (1 - alpha) + (2 colour - 1) alpha. Where alpha is 0 the face keeps every bit.
         alpha = layer.alpha.unsqueeze(1)
         alpha = alpha.to(torch.promote_types(alpha.dtype, faces.dtype))  # 1 - alpha would be rounded in float32

@@ -63,6 +63,14 @@ class StudentAverage(AveragedModel):
     With interpolation below 1, it keeps more of what the pretrained start knew about identities that the training set
     lacks [1]. The decay of step t is min(decay, t / (t + 9)), so that the start does not linger. Buffers, such as
     running statistics, are interpolated but not averaged. The average stays in evaluation mode.
+
+    Args:
+        student: network to average; its present weights are the start.
+        decay: in [0, 1), largest decay of a step.
+        interpolation: in (0, 1]; 1 averages the student itself.
+
+    Raises:
+        ValueError: `decay` or `interpolation` is out of range.
     """
 
     def __init__(self, student: nn.Module, decay: float, interpolation: float = 1.0) -> None:

@@ -30,7 +30,9 @@ _PIECE = 2**16  # rows sent at a time: 128 MiB at D = 512
 
 
 def check_head(head: HeadType, sample_share: float) -> None:
-    """Raise ValueError for a share outside (0, 1], or sampling with a full head."""
+    """Raise ValueError for an unknown head, a share outside (0, 1], or sampling with a full head."""
+    if head not in ("full", "sharded"):
+        raise ValueError(f"unknown identity_head {head!r}: choose one of full, sharded")
     if not 0 < sample_share <= 1:
         raise ValueError(f"identity_sample_share must be in (0, 1], got {sample_share}")
     if head == "full" and sample_share < 1:

@@ -11,24 +11,29 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
+import pytorch_lightning as pl
 import torch
 
 _EXACT_EMBEDDERS: Final = ("dlib_resnet", "sface")  # cosines between the embeddings of both precisions exceed 0.9995
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_Module = TypeVar("_Module", bound=pl.LightningModule)
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
-def outside_autocast(method: _Method) -> _Method:
+def outside_autocast(
+    method: Callable[Concatenate[_Module, _Arguments], _Result],
+) -> Callable[Concatenate[_Module, _Arguments], _Result]:
     """Disable autocast while the decorated method of a LightningModule runs."""
 
     @wraps(method)
-    def in_float32(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def in_float32(self: _Module, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         with torch.autocast(self.device.type, enabled=False):
             return method(self, *args, **kwargs)
 
-    return cast(_Method, in_float32)
+    return in_float32
 
 
 @lru_cache

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,6 +27,7 @@ import torch
 from numpy.lib.format import open_memmap, write_array_header_1_0
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch
 from deocc.files import cache_folder, checksum
@@ -37,6 +38,20 @@ from deocc.networks.embedders.registry import teacher_fingerprint
 Rows = NDArray[np.float32]
 _VERSION: Final = 1  # to be raised when the same teacher and faces give other embeddings
 _ABANDONED = 24 * 3600  # seconds without a write after which a draft is deleted
+
+
+class TrainingData(Protocol):
+    """Data module that provides the training faces."""
+
+    @property
+    def training_identity(self) -> NDArray[np.int64]:
+        """(N,) class label of each image of the face set, -1 for images not used in training."""
+
+    def training_fingerprint(self) -> str:
+        """Return a hash of everything that the aligned training faces depend on."""
+
+    def reference_dataloader(self, shared: bool = False) -> DataLoader[Any]:
+        """Return a loader of the aligned training faces: all of them on every rank, or the share of this rank."""
 
 
 class TeacherCache:
@@ -50,13 +65,16 @@ class TeacherCache:
     """(N, D) embeddings of the aligned faces by position in the face set; 0 for unused or unreadable images."""
 
     def __init__(self, teacher: Embedder, trainer: pl.Trainer, wanted: tuple[bool, ...] = ()) -> None:
-        """Read or compute the embeddings by a teacher on the trainer's device; call it on every rank.
+        """Read or compute the embeddings; call it on every rank.
 
-        `wanted` are the views for `look_up`, False for the aligned faces and True for their mirror images. A single
-        False also stands for mirrored faces. The trainer has a `deocc.data.MaskedFaceDataModule`.
+        Args:
+            teacher: frozen, on the trainer's device.
+            trainer: has a data module that provides the training faces (`TrainingData`).
+            wanted: views for `look_up`, False for the aligned faces and True for their mirror images. If only False is
+                wanted, it also stands for mirrored faces.
         """
         self._teacher, self._trainer, self._wanted = teacher, trainer, wanted
-        self._data = trainer.datamodule  # type: ignore[attr-defined]
+        self._data: TrainingData = trainer.datamodule  # type: ignore[attr-defined]
         used = self._data.training_identity >= 0
         self._shape, self._number = (len(used), teacher.embedding_dim), int(used.sum())
         key = f"{teacher_fingerprint(teacher)}/{self._data.training_fingerprint()}" if trainer.is_global_zero else ""

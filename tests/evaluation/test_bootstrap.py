@@ -162,8 +162,9 @@ def test_bootstrap_rejects_bad_input(make_sets) -> None:
             paired_bootstrap(name, [pairs], [fewer])
         with pytest.raises(ValueError, match="1 people"):
             paired_bootstrap(name, [alone], [alone])
-        with pytest.raises(ValueError, match="zip"):
-            paired_bootstrap(name, [pairs, pairs], [pairs])
+        for firsts in ([], [pairs, pairs]):
+            with pytest.raises(ValueError, match=f"got {len(firsts)} folds of one system and 1 of the other"):
+                paired_bootstrap(name, firsts, [pairs])
 
 
 def _in_folds(pairs: PairScores, seed: int) -> PairScores:

@@ -12,6 +12,7 @@ from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import (
     PairScores,
+    decisions,
     equal_error_rate,
     fold_accuracy,
     operating_point,
@@ -238,3 +239,5 @@ def test_fold_accuracy_needs_two_folds(fold: torch.Tensor | None) -> None:
     pairs = _folded_pairs()._replace(fold=fold)
     scores = fold_accuracy(pairs)
     assert all(math.isnan(value) for value in (scores.mean, scores.standard_error, *scores.accuracies.tolist()))
+    with pytest.raises(ValueError, match="1 fold: two or more"):
+        decisions(pairs)

@@ -62,6 +62,14 @@ def test_distractors_change_share_of_faces(
     assert (add(faces, landmarks, seeds, 1.0) != faces).flatten(1).any(1).float().mean() > 0.95
 
 
+def test_camera_defects_of_float64(make_faces: MakeFaces) -> None:
+    faces, seeds = make_faces(8), torch.arange(8)
+    changed = add_camera_defects(faces.double(), seeds)
+    assert changed.dtype == torch.float64
+    # JPEG rounds to 8 bits, where rounding errors may decide.
+    assert (changed - add_camera_defects(faces, seeds)).abs().mean() < 1e-3
+
+
 def test_camera_defects_differ_in_strength(make_faces: MakeFaces) -> None:
     faces = make_faces(1).expand(40, -1, -1, -1)
     distance = (add_camera_defects(faces, torch.arange(40)) - faces).abs().mean((1, 2, 3))

@@ -243,6 +243,7 @@ def test_one_process_keeps_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("head", "sample_share", "message"),
     [
+        ("split", 1.0, "unknown identity_head 'split': choose one of full, sharded"),
         ("full", 0.5, "identity_sample_share 0.5 needs identity_head sharded"),
         ("sharded", 0.0, r"identity_sample_share must be in \(0, 1\], got 0.0"),
     ],
