@@ -89,7 +89,10 @@ class StopSignals:
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints completely or not at all, where an error is only logged and kept; read only plain values."""
+    """Write checkpoints atomically and read only tensors and plain values.
+
+    A failed write is logged and kept in `failure`.
+    """
 
     failure: str | None = None  # why the last checkpoint could not be written; None if it was
 
@@ -125,7 +128,9 @@ class CheckpointCallback(Checkpoint):
                 raise ValueError(f"checkpoints.{name} is {value}: choose a number above 0, or null")
         self.every_minutes, self.every_batches = every_minutes, every_batches
         self._signals, self._io = StopSignals(), DurableCheckpointIO()
-        self._last_save, self._saved, self._stop_signal, self._logs_truncated = time.monotonic(), True, 0, False
+        self._last_save, self._saved = time.monotonic(), True
+        self._logs_truncated = False
+        self._stop_signal = 0
         self._loops: dict[str, Any] | None = None  # state at the end of the step to be saved
         self._loader_states: list[dict[str, Any]] = []
 

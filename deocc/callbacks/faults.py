@@ -18,6 +18,7 @@ from deocc.files import write_file
 FOLDER: Final = "non_finite"  # in a run folder, with a file per step and process whose loss is not finite
 QUARANTINE: Final = "quarantine.csv"  # in a run folder, with the images that cannot be read, and the reasons
 
+_BATCH_IDS = ("index", "identity", "kind", "seed", "flipped")  # from which a batch can be recreated
 _MOST_IN_A_ROW = 20  # our choice: more than that is not an accident
 
 
@@ -31,9 +32,14 @@ class FiniteCallback(pl.Callback):
     Args:
         action: "stop" ends the training with an error. "skip" leaves the step out, with neither gradients nor changes
             of the running statistics of batch normalisation; 20 skipped steps in a row also end the training.
+
+    Raises:
+        ValueError: `action` is unknown.
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
+        if action not in ("stop", "skip"):
+            raise ValueError(f"non_finite.action is {action!r}: choose stop or skip")
         self.action, self.skipped = action, 0
         self._skipped_in_a_row, self._skipping = 0, False
         self._batch: Any = None
@@ -50,37 +56,23 @@ class FiniteCallback(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Raise ValueError, or remove the gradients, if something is not finite."""
         terms: dict[str, Tensor] = getattr(pl_module, "terms", {})
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        values = [term.float() for term in terms.values()]
-        if getattr(trainer.precision_plugin, "scaler", None) is None:
-            values.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
-        finite = not values or bool(torch.stack([each.to(values[0].device) for each in values]).isfinite().all())
+        finite = _all_finite(terms, optimizer, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
             return
         self._skipping = True
         step, folder = logged_step(trainer), Path(trainer.default_root_dir) / FOLDER
-        shown = {name: value.item() for name, value in terms.items()}
-        ids = ("index", "identity", "kind", "seed", "flipped")
-        content = {
-            "step": step,
-            "epoch": trainer.current_epoch,
-            "terms": {name: str(value) for name, value in shown.items()},
-            **{name: self._batch[name].tolist() for name in ids if name in self._batch},
-        }
-        rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = folder / f"step-{step:07d}{rank}.json"
-        with continue_without(path):
-            write_file(path, json.dumps(content, indent=1))
+        self._write(trainer, folder, terms)
         if self.action == "stop" or self._skipped_in_a_row >= _MOST_IN_A_ROW:
-            values_shown = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
             raise ValueError(
-                f"a loss or its gradient is not finite at step {step} ({values_shown}): {folder} describes the batch; "
+                f"a loss or its gradient is not finite at step {step} ({shown}): {folder} describes the batch; "
                 "lower the learning rate or the weight of a term, or resume with --non_finite.action skip"
             )
-        for parameter in parameters:
-            parameter.grad = None
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count a skipped step and restore the running statistics."""
@@ -99,6 +91,29 @@ class FiniteCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue to count."""
         self.skipped, self._skipped_in_a_row = state_dict["skipped"], state_dict["row"]
+
+    def _write(self, trainer: pl.Trainer, folder: Path, terms: dict[str, Tensor]) -> None:
+        """Describe the batch of this step in a file, if possible."""
+        step = logged_step(trainer)
+        content = {
+            "step": step,
+            "epoch": trainer.current_epoch,
+            "terms": {name: str(value.item()) for name, value in terms.items()},
+            **{name: self._batch[name].tolist() for name in _BATCH_IDS if name in self._batch},
+        }
+        rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = folder / f"step-{step:07d}{rank}.json"
+        with continue_without(path):
+            write_file(path, json.dumps(content, indent=1))
+
+
+def _all_finite(terms: dict[str, Tensor], optimizer: Optimizer, scaled: bool) -> bool:
+    """Check the loss terms and, unless a GradScaler has scaled them, the gradients."""
+    values = [term.float() for term in terms.values()]
+    if not scaled:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        values.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+    return not values or bool(torch.stack([value.to(values[0].device) for value in values]).isfinite().all())
 
 
 class QuarantineCallback(pl.Callback):

@@ -14,7 +14,11 @@ from deocc.networks.embedders.registry import read_options
 _SOURCES: Final = {"completed_face": "given_mask", "completed_face_predicted_mask": "predicted_mask"}
 
 # By row, the key of its faces in the batch or in the output of a test step
-_FACES: Final = {f"judge_{key.replace('_face', '')}": key for key in ("masked_face", *_SOURCES)}
+_FACES: Final = {
+    "judge_masked": "masked_face",
+    "judge_completed": "completed_face",
+    "judge_completed_predicted_mask": "completed_face_predicted_mask",
+}
 
 
 class PerceptualCallback(pl.Callback):

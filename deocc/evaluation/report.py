@@ -23,8 +23,12 @@ Cells = tuple[list[str], list[list[str]]]  # header and rows of a table
 
 MISSING = "n/a"  # shown if a column does not apply, or there are too few pairs or images
 _COLUMNS = {"eer": "EER %", "auc": "AUC %", "rank1": "rank-1 %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
-_PERCEPTUAL = {"perceptual": "LPIPS form", "perceptual_covered": "LPIPS form covered"}
-_PERCEPTUAL |= {"frechet": "FID form", "kernel": "KID form"}
+_PERCEPTUAL = {
+    "perceptual": "LPIPS form",
+    "perceptual_covered": "LPIPS form covered",
+    "frechet": "FID form",
+    "kernel": "KID form",
+}
 _RESTORATION = {"psnr": "PSNR dB", "ssim": "SSIM", "psnr_covered": "PSNR covered dB", "ssim_covered": "SSIM covered"}
 _TAR_TITLES = [f"TAR@{rate} %" for rate in FALSE_ACCEPT_RATES]
 

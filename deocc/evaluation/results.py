@@ -32,7 +32,13 @@ ROWS = {
 }
 
 # Rows that compare bare faces; those with a predicted mask are what a user gets, who does not know which faces are bare
-CLEAN_ROWS = tuple(row for row in ROWS if "_clean" in row)
+CLEAN_ROWS = (
+    "teacher_clean",
+    "teacher_clean_predicted_mask",
+    "student_clean",
+    "student_clean_predicted_mask",
+    "judge_clean",
+)
 
 # Rows that are subtracted from each other, if a test has both
 DIFFERENCES = {
@@ -53,9 +59,16 @@ DIFFERENCES = {
 
 # Keys of a results file besides the provenance
 KEYS = (
-    *("people", "people_left_out", "images", "protocol", "rows"),
+    "people",
+    "people_left_out",
+    "images",
+    "protocol",
+    "rows",
     *DIFFERENCES,
-    *("restoration", "per_kind", "per_coverage", "thresholds"),
+    "restoration",
+    "per_kind",
+    "per_coverage",
+    "thresholds",
 )
 
 _DECILES = 10

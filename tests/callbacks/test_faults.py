@@ -81,6 +81,11 @@ def test_unwritable_folder_does_not_hide_error(tmp_path: Path, caplog: pytest.Lo
     assert f"cannot write {tmp_path / FOLDER}" in caplog.text
 
 
+def test_unknown_action_is_refused() -> None:
+    with pytest.raises(ValueError, match="'ignore': choose stop or skip"):
+        FiniteCallback("ignore")  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def faces(tmp_path: Path) -> FolderFaces:
     return FolderFaces(str(draw(tmp_path / "faces")), aligned="canonical", seed=1)
