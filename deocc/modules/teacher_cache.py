@@ -50,8 +50,8 @@ class TrainingData(Protocol):
     def training_fingerprint(self) -> str:
         """Return a hash of everything that the aligned training faces depend on."""
 
-    def reference_dataloader(self, shared: bool = False) -> DataLoader[Any]:
-        """Return a loader of the aligned training faces: all of them on every rank, or the share of this rank."""
+    def reference_dataloader(self) -> DataLoader[Any]:
+        """Return a loader of the aligned training faces of this rank's share."""
 
 
 class TeacherCache:
