@@ -284,7 +284,10 @@ def _fit(
 
 
 def _checkpoint_contents(configuration: Any) -> list[str]:
-    """Return hashes of the checkpoints and weights files that a configuration names; those that exist."""
+    """Return hashes of the checkpoints and weights files that a configuration names.
+
+    Raises ValueError for a missing .ckpt file, before each training of the plan fails for it.
+    """
     if isinstance(configuration, list):
         return [content for part in configuration for content in _checkpoint_contents(part)]
     found: list[str] = []
@@ -292,6 +295,8 @@ def _checkpoint_contents(configuration: Any) -> list[str]:
         if key.endswith(("_checkpoint", "_weights")) and isinstance(value, str):
             path = pretrained_folder() if value == "pretrained" else Path(value)
             file = path / WEIGHTS if (path / WEIGHTS).is_file() else path
+            if path.suffix == ".ckpt" and not path.is_file():
+                raise ValueError(f"no file {value}, the {key} of the plan: train it, or give the path of another")
             found += [checksum(file)] if file.is_file() else []
         else:
             found += _checkpoint_contents(value)

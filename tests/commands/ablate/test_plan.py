@@ -157,6 +157,13 @@ def test_choices_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all("split: development" in shown(job, capsys) for job in listed)
 
 
+def test_missing_checkpoint_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a clone, instead of one failed training after the other."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no file bench/lfw_half_a.ckpt, the inpainting_checkpoint of the plan"):
+        prepare("lfw/ablation", tmp_path)
+
+
 @pytest.mark.usefixtures("_in_root")
 def test_lfw_choices_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, jobs = prepare("lfw/choices", tmp_path)
