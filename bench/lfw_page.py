@@ -22,6 +22,7 @@ from deocc import runs
 from deocc.evaluation.bootstrap import paired_bootstrap, wilson
 from deocc.evaluation.report import MISSING, markdown_cells, number, percent, points
 from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, read_scores
+from deocc.inference.model_folder import FOLDER
 
 PAGES = Path(__file__).parent.parent / "docs/pages"
 TITLES = {
@@ -141,6 +142,12 @@ def length_sentence(halves: Sequence[Half]) -> str:
         listed = ", ".join(f"{names[stage]} {count}" for stage, count in half.epochs.items())
         lengths += [f"half {half.name}: {listed}"] if listed else []
     return f"Epochs of training (`--trainer.max_epochs`), {'; '.join(lengths)}. " if lengths else ""
+
+
+def precision_sentence(halves: Sequence[Half]) -> str:
+    """Return in which precision the tests computed their networks; empty for float32."""
+    reduced = [half.name for half in halves if half.results.get("frozen_precision") == "bfloat16"]
+    return f"The networks were tested in bfloat16 (half {' and '.join(reduced)}). " if reduced else ""
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -304,7 +311,7 @@ def page(halves: Sequence[Half], replicates: int, panel: bool) -> str:
         number_of_kinds=len(kinds),
         kinds=", ".join(kinds),
         by_teacher=BY_TEACHER if routed else "",
-        lengths=length_sentence(halves),
+        lengths=length_sentence(halves) + precision_sentence(halves),
         recognition=recognition_table(halves),
         ratios=ratio_lines(halves),
         replicates=replicates,
@@ -343,7 +350,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         halves = read_halves(chosen.runs)
         (chosen.pages / "lfw").mkdir(parents=True, exist_ok=True)
-        lfw_figures.write_panel(chosen.pages / "lfw/panel.jpg", chosen.runs / halves[0].name / "distill", chosen.data)
+        run = chosen.runs / halves[0].name / "distill"
+        if (run / FOLDER).is_dir():  # `bench/lfw_runs.tar.xz` has none
+            lfw_figures.write_panel(chosen.pages / "lfw/panel.jpg", run, chosen.data)
+        else:
+            print(f"panel: not drawn, since there is no {run / FOLDER}")
         print(f"page: {write_page(halves, chosen.pages)}")
     except (FileNotFoundError, ValueError) as error:
         print(f"bench.lfw_page: {error}", file=sys.stderr)

@@ -180,6 +180,14 @@ def test_missing_runs_and_equal_folds(tmp_path: Path, capsys: pytest.CaptureFixt
         lfw_page.read_halves(tmp_path)
 
 
+def test_kept_scores_are_enough(
+    both: tuple[Path, list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a model folder, the page is written and the panel of before stays."""
+    assert lfw_page.main(["--runs", str(both[0]), "--pages", str(tmp_path)]) == 0
+    assert "panel: not drawn" in capsys.readouterr().out and (tmp_path / "lfw.md").is_file()
+
+
 def test_mean_roc(both: tuple[Path, list[dict[str, Any]]]) -> None:
     pairs = [half.pairs["teacher_masked"] for half in lfw_page.read_halves(both[0])]
     far, tar = lfw_figures.mean_roc(pairs)
@@ -236,3 +244,9 @@ def test_page_states_the_lengths_of_the_trainings(tmp_path: Path) -> None:
     )
     assert lfw_page.length_sentence([half]) == expected
     assert lfw_page.length_sentence([lfw_page.Half("b", {}, {}, {}, {})]) == ""
+
+
+def test_page_states_the_precision() -> None:
+    halves = [lfw_page.Half(name, {"frozen_precision": "bfloat16"}, {}, {}, {}) for name in "ab"]
+    assert lfw_page.precision_sentence(halves) == "The networks were tested in bfloat16 (half a and b). "
+    assert lfw_page.precision_sentence([lfw_page.Half("a", {"frozen_precision": "float32"}, {}, {}, {})]) == ""
