@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.lfw_deoccluder import main
+from deocc.inference.model_folder import pretrained_folder
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.generator import Generator
 from deocc.networks.segmenter import MaskSegmenter
@@ -41,6 +42,15 @@ def test_pack(half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     face, mask = torch.rand(2, 3, 64, 64) * 2 - 1, torch.ones(2, 1, 64, 64)
     torch.testing.assert_close(kept(face, mask), expected(face, mask), atol=0.02, rtol=0)
     assert not torch.equal(kept(face, mask), expected(face, mask))
+
+
+def test_pack_of_model_folder(tmp_path: Path) -> None:
+    file = tmp_path / "kept.ckpt"
+    assert main([str(pretrained_folder()), str(file)]) == 0
+    expected, kept = Deoccluder.from_checkpoint(pretrained_folder()), Deoccluder.from_checkpoint(file)
+    assert kept.config == expected.config
+    for name, value in expected.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], value), "a model folder holds kernels in half precision already"
 
 
 def test_missing_run(half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
