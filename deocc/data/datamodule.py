@@ -24,7 +24,7 @@ from deocc.evaluation.protocol import AllPairs
 from deocc.files import checksum
 from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
-from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
+from deocc.masking.distractors import add_camera_defects, add_cast, add_worn, displace, expose
 from deocc.masking.random import mix
 from deocc.masking.registry import kind_numbers
 
@@ -57,9 +57,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         augmentation: strength of the augmentation of the clean face.
         blend_probability: share of training images that are blended with two others.
         masks_per_face: number of masks of each training face; a batch has that many rows per face.
-        distractors: add what a mask predictor must ignore to training images (`deocc.masking.distractors`): glasses
-            frames and beards on the clean face, shadows, glare and camera defects on the masked one, which then differs
-            from `face` everywhere.
+        distractors: add what a mask predictor must ignore to training images (`deocc.masking.distractors`): inaccurate
+            alignment, glasses frames and beards on the clean face; under- and overexposed occluders, shadows, glare and
+            camera defects on the masked one, which then differs from `face` everywhere.
         seed: seed of the order, the augmentation and the masks of training.
         val_people: largest number of people to validate on, those with the lowest numbers; None: all of the split.
         val_seeds: seeds of the evaluation masks in validation.
@@ -231,9 +231,14 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
             if not self.distractors:
                 return mask_batch(batch)
-            batch["face"] = add_worn(batch["face"], batch["landmarks"], batch["seed"])  # below the occluder
+            face, landmarks = displace(batch["face"], batch["landmarks"], batch["seed"])
+            batch["face"], batch["landmarks"] = (
+                add_worn(face, landmarks, batch["seed"]),
+                landmarks,
+            )  # below the occluder
             masked = mask_batch(batch)
-            lit = add_cast(masked["masked_face"], batch["landmarks"], batch["seed"])  # above it
+            exposed = expose(masked["masked_face"], masked["mask"], batch["seed"])
+            lit = add_cast(exposed, landmarks, batch["seed"])  # above it
             masked["masked_face"] = add_camera_defects(lit, batch["seed"])
             return masked
         if occluder is not None and (occluder[batch["index"].cpu().numpy()] >= 0).any():

@@ -1,8 +1,9 @@
 """Label-preserving changes for training a mask predictor.
 
 Glasses frames, beards, shadows, glare and camera defects are no occluders: none of them changes the mask (as in the
-training of XSeg of DeepFaceLab and of FaceOcc of OFIQ). Not known from the paper; our choice. All randomness follows
-from an image's seed.
+training of XSeg of DeepFaceLab and of FaceOcc of OFIQ). Faces are displaced, because the landmarks of a masked face are
+guessed and its crop is aligned less well; occluders are darkened and overexposed. Not known from the paper; our choice.
+All randomness follows from an image's seed.
 """
 
 import cv2
@@ -11,13 +12,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deocc.geometry import transform_points, warp
 from deocc.masking.canvas import NOISE_TILE, Canvas, Kind, Layer, noise_windows, wave
-from deocc.masking.random import uniform
+from deocc.masking.random import Draws, uniform
 from deocc.masking.renderer import paint_kinds
 from deocc.masking.shapes import norm, superellipse
 
-_WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM = 1 << 41, 1 << 42, 1 << 43
+_WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM, _PLACE_STREAM, _EXPOSURE_STREAM = (1 << bit for bit in range(41, 46))
 """Streams of an image's random numbers; the occluders use lower ones."""
+
+
+def displace(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Scale, stretch, turn and shift a share of the faces, as if aligned by inaccurate landmarks.
+
+    Args:
+        faces: (B, 3, S, S) in [-1, 1].
+        landmarks: (B, 5, 2) in pixels.
+        seeds: (B,) int64.
+        probability: share of the faces that are moved.
+
+    Returns:
+        Faces (B, 3, S, S) and their landmarks (B, 5, 2).
+    """
+    size = faces.shape[-1]
+    draws = Draws(seeds, _PLACE_STREAM)
+    moved = draws.chance(probability)
+    zoom, stretch, turn, right, down = (
+        draw * moved for draw in draws.between_each((-0.22, 0.22), (-0.1, 0.1), (-0.25, 0.25), (-0.1, 0.1), (-0.1, 0.1))
+    )
+    scale_x, scale_y = (zoom - stretch).exp(), (zoom + stretch).exp()
+    upper = torch.cat([scale_x * turn.cos(), -scale_y * turn.sin()], 2)
+    lower = torch.cat([scale_x * turn.sin(), scale_y * turn.cos()], 2)
+    linear = torch.cat([upper, lower], 1)
+    centre = torch.full((len(faces), 2, 1), (size - 1) / 2, device=faces.device)
+    offset = centre - linear @ centre + torch.cat([right, down], 1) * size
+    matrix = torch.cat([linear, offset], 2)
+    return warp(faces, matrix, size), transform_points(landmarks, matrix)
 
 
 def add_worn(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.4) -> Tensor:
@@ -40,8 +70,26 @@ def add_cast(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float
     return _paint_some(_CAST, faces, landmarks, seeds, probability, _CAST_STREAM)
 
 
+def expose(masked_faces: Tensor, mask: Tensor, seeds: Tensor, probability: float = 0.4) -> Tensor:
+    """Darken or overexpose what covers a share of the faces: black cloth and white paper lose their texture in photos.
+
+    Args:
+        masked_faces: (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W) in [0, 1], 1 = covered.
+        seeds: (B,) int64.
+        probability: share of the faces whose occluder is changed.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+    """
+    draws = Draws(seeds, _EXPOSURE_STREAM)
+    gain = (draws.between(-2.3, 1.0) * draws.chance(probability)).exp()[:, None]
+    exposed = ((masked_faces + 1) * gain - 1).clamp(-1, 1)
+    return masked_faces + (exposed - masked_faces) * mask
+
+
 def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
-    """Give each image a tint, contrast, blur, noise and JPEG artefacts of random strength.
+    """Give each image a tint, contrast, coarser pixels, blur, noise and JPEG artefacts of random strength.
 
     Args:
         faces: (B, 3, H, W) in [-1, 1].
@@ -50,11 +98,13 @@ def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) in [-1, 1].
     """
-    draws = uniform(seeds, 12, _CAMERA_STREAM)[:, :, None, None, None]
+    draws = uniform(seeds, 14, _CAMERA_STREAM)[:, :, None, None, None]
     grey = (faces[:, :1] == faces[:, 1:]).all(1, keepdim=True).flatten(1).all(1)[:, None, None, None]
     tint = torch.where(grey, 0.0, (draws[:, 0:3, 0] - 0.5) * 0.3 * (draws[:, 3] < 0.5))
-    gain = 0.75 + 0.5 * draws[:, 4]
-    changed = (faces * gain + tint + (draws[:, 5] - 0.5) * 0.3).clamp(-1, 1)
+    gain = 0.75 + 0.65 * draws[:, 4]
+    changed = (faces * gain + tint + (draws[:, 5] - 0.5) * 0.4).clamp(-1, 1)
+    share = torch.where(draws[:, 12] < 0.25, 0.15 + 0.6 * draws[:, 13], 1.0).flatten()
+    changed = _coarsen(changed, share)
     # Gaussian blur of at most 1.2 pixels; 0 leaves an image unchanged.
     sigma = (1.2 * draws[:, 6] * (draws[:, 7] < 0.4)).flatten()[:, None]
     offsets = torch.arange(-3, 4, device=faces.device, dtype=faces.dtype)
@@ -97,7 +147,7 @@ def _glasses(canvas: Canvas) -> Layer:
 def _beard(canvas: Canvas) -> Layer:
     """Draw hair around the mouth and along the jaw, from stubble to a full beard, without the lips."""
     draws, u, v = canvas.draws, canvas.posed_u(0.3), canvas.v
-    top, width, bottom, density = draws.between_each((0.72, 1.0), (0.5, 1.1), (1.7, 2.1), (0.3, 0.9))
+    top, width, bottom, density = draws.between_each((0.72, 1.0), (0.5, 1.1), (1.7, 2.1), (0.2, 0.65))
     centre, half = (top + bottom) / 2, (bottom - top) / 2
     area = superellipse(u / width, (v - centre) / half, 0.5).sub_(1).mul_(0.5)
     lips = norm(u / 0.36, (v - 1.12) / 0.13).sub_(1).mul_(-0.15)
@@ -135,6 +185,16 @@ def _glare(canvas: Canvas) -> Layer:
 
 _WORN = (Kind("glasses", None, _glasses), Kind("beard", None, _beard))
 _CAST = (Kind("shadow", None, _shadow), Kind("glare", None, _glare))
+
+
+def _coarsen(faces: Tensor, share: Tensor) -> Tensor:
+    """Reduce the resolution to (B,) shares in (0, 1] of the sides and enlarge the images again."""
+    coarse = faces.clone()
+    for number in (share < 1).nonzero()[:, 0].tolist():
+        image, size = faces[number : number + 1], faces.shape[2:]
+        small = F.interpolate(image, [max(2, round(side * float(share[number]))) for side in size], mode="area")
+        coarse[number : number + 1] = F.interpolate(small, size, mode="bilinear", align_corners=False)
+    return coarse
 
 
 def _compress(faces: Tensor, quality: Tensor) -> Tensor:

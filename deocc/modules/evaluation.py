@@ -25,7 +25,7 @@ from deocc.modules.precision import frozen_precision, outside_autocast, uses_bfl
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, centred
 from deocc.networks.generator import compose
-from deocc.networks.segmenter import MaskSegmenter, predicted_share
+from deocc.networks.segmenter import MaskSegmenter, mask_evidence
 from deocc.networks.student import Student, embed_by_mask
 
 FROM_CHECKPOINT = "from_checkpoint"
@@ -270,7 +270,7 @@ class RestorationModule(pl.LightningModule):
     segmenter: MaskSegmenter | None
     comparison: Comparison
     results: Results
-    bare_shares: list[Tensor]  # predicted mask areas of bare validation faces, to calibrate the segmenter's gate
+    bare_evidence: list[Tensor]  # of masks on bare validation faces, to calibrate the segmenter's gate
 
     @outside_autocast
     def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
@@ -279,11 +279,11 @@ class RestorationModule(pl.LightningModule):
 
     @outside_autocast
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Collect mask areas predicted on bare faces (loader 0); restore masked faces (loader 1)."""
+        """Collect the evidence of masks on bare faces (loader 0); restore masked faces (loader 1)."""
         if dataloader_idx == 1:
             return self._restore(batch)
         if self.segmenter is not None:
-            self.bare_shares.append(predicted_share(self.segmenter(batch["face"]).sigmoid()))
+            self.bare_evidence.append(mask_evidence(self.segmenter(batch["face"])))
         return {}
 
     @outside_autocast
@@ -305,9 +305,9 @@ class RestorationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate the gate of the segmenter and log the restoration scores."""
-        if self.segmenter is not None and self.bare_shares:
-            self.segmenter.calibrate_gate(cast(Tensor, self.all_gather(torch.cat(self.bare_shares))).flatten())
-        self.bare_shares = []
+        if self.segmenter is not None and self.bare_evidence:
+            self.segmenter.calibrate_gate(cast(Tensor, self.all_gather(torch.cat(self.bare_evidence))).flatten())
+        self.bare_evidence = []
         _, restoration, _ = self.comparison.collect()
         for source, scores in restoration.items():
             self.log_dict(flat_scores(scores["mean"], f"val/{source}"))

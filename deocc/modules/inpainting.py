@@ -127,7 +127,7 @@ class InpaintingModule(RestorationModule):
                     "or identity_weight and perceptual_weight 0"
                 )
         self.comparison = Comparison()
-        self.bare_shares = []
+        self.bare_evidence = []
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> None:
         """Take one step of the discriminators, then one of generator and segmenter."""

@@ -22,7 +22,7 @@ from deocc.masking import list_kinds
 from deocc.modules.evaluation import FROM_CHECKPOINT
 from deocc.modules.optimization import Terms, WarmupCosine, check_stage, steps_left
 from deocc.modules.precision import outside_autocast
-from deocc.networks.segmenter import MaskSegmenter, load_segmenter, predicted_share
+from deocc.networks.segmenter import MaskSegmenter, load_segmenter, mask_evidence
 from deocc.networks.weights import load_weights
 
 STAGE = "segmentation"
@@ -58,7 +58,7 @@ class SegmentationModule(pl.LightningModule):
             load_weights(self.segmenter, load_segmenter(initial_weights).state_dict(), Path(initial_weights))
         self.average = AveragedModel(self.segmenter, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.mask_prediction = MaskPredictionMetric()
-        self._bare_shares: list[Tensor] = []
+        self._bare_evidence: list[Tensor] = []
 
     @property
     def averaged_segmenter(self) -> MaskSegmenter:
@@ -83,10 +83,10 @@ class SegmentationModule(pl.LightningModule):
 
     @outside_autocast
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Collect mask areas predicted on bare faces (loader 0); score the masks of masked faces (loader 1)."""
+        """Collect the evidence of masks on bare faces (loader 0); score the masks of masked faces (loader 1)."""
         if dataloader_idx == 1:
             return self.test_step(batch, batch_idx)
-        self._bare_shares.append(predicted_share(self.averaged_segmenter(batch["face"]).sigmoid()))
+        self._bare_evidence.append(mask_evidence(self.averaged_segmenter(batch["face"])))
         return {}
 
     @outside_autocast
@@ -106,12 +106,12 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate the gate on the bare faces of all ranks, and log the scores."""
-        if self._bare_shares:
-            shares = cast(Tensor, self.all_gather(torch.cat(self._bare_shares))).flatten()
-            self.segmenter.calibrate_gate(shares)  # too, since the average copies its buffers
-            self.averaged_segmenter.calibrate_gate(shares)
+        if self._bare_evidence:
+            evidence = cast(Tensor, self.all_gather(torch.cat(self._bare_evidence))).flatten()
+            self.segmenter.calibrate_gate(evidence)  # too, since the average copies its buffers
+            self.averaged_segmenter.calibrate_gate(evidence)
             self.log("val/gate", self.averaged_segmenter.gate.clone())
-        self._bare_shares = []
+        self._bare_evidence = []
         scores = self.mask_prediction.compute()
         self.mask_prediction.reset()
         if not self.trainer.sanity_checking:

@@ -26,8 +26,8 @@ class MaskSegmenter(nn.Module):
         width: channels at half the resolution, a multiple of 4; doubled at each of the three following levels.
 
     Attributes:
-        gate: scalar in [0, 1], the covered fraction of the crop below which `predict_mask` considers a face unmasked;
-            0 until `calibrate_gate`.
+        gate: scalar, the `mask_evidence` below which `predict_mask` considers a face unmasked; 0 until
+            `calibrate_gate`.
 
     Raises:
         ValueError: `width` is out of range.
@@ -82,32 +82,39 @@ class MaskSegmenter(nn.Module):
 
         Returns:
             Confidence (B, 1, H, W) in [0, 1] that a pixel is covered: 0 where it is below 0.1, and everywhere on faces
-            whose covered fraction is below `gate`.
+            whose `mask_evidence` is below `gate`.
         """
-        confidence = self(face).float().sigmoid()
-        masked = predicted_share(confidence) >= self.gate
-        mask = F.max_pool2d(confidence, 2 * _DILATION + 1, stride=1, padding=_DILATION) * masked[:, None, None, None]
+        logits = self(face)
+        masked = mask_evidence(logits) >= self.gate
+        mask = (
+            F.max_pool2d(logits.float().sigmoid(), 2 * _DILATION + 1, stride=1, padding=_DILATION)
+            * masked[:, None, None, None]
+        )
         return torch.where(mask >= _MIN_CONFIDENCE, mask, 0.0).to(face.dtype)
 
-    def calibrate_gate(self, bare_shares: Tensor) -> None:
+    def calibrate_gate(self, bare_evidence: Tensor) -> None:
         """Set `gate` so that at most 0.5 % of bare faces get a mask.
 
         Args:
-            bare_shares: `predicted_share` (N,) of bare validation faces, N >= 1.
+            bare_evidence: `mask_evidence` (N,) of bare validation faces, N >= 1.
 
         Raises:
             ValueError: N is 0.
         """
-        if len(bare_shares) == 0:
+        if len(bare_evidence) == 0:
             raise ValueError("no bare faces to calibrate the segmenter's gate on: give a validation set with faces")
-        highest = bare_shares.sort(descending=True).values[int(_FALSE_ALARMS * len(bare_shares))]
-        # Just above the highest fraction to reject; the absolute term keeps an empty prediction below the gate.
+        highest = bare_evidence.sort(descending=True).values[int(_FALSE_ALARMS * len(bare_evidence))]
+        # Just above the highest evidence to reject; the absolute term keeps an empty prediction below the gate.
         self.gate.copy_((highest * (1 + 1e-4) + 1e-6).to(self.gate))
 
 
-def predicted_share(confidence: Tensor) -> Tensor:
-    """Return the fraction (B,) of the crop with a confidence (B, 1, H, W) above one half."""
-    return (confidence > 0.5).float().mean((1, 2, 3))
+def mask_evidence(logits: Tensor) -> Tensor:
+    """Return the cross-entropy (B,) of the empty mask, mean over pixels, for logits (B, 1, H, W).
+
+    On validation people it told masked from bare faces better than the covered area: small occluders that are certain
+    count more than large uncertain regions.
+    """
+    return F.softplus(logits.float()).mean((1, 2, 3))
 
 
 def load_segmenter(path: str | Path) -> MaskSegmenter:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deocc.geometry import TEMPLATES
-from deocc.masking.distractors import add_camera_defects, add_cast, add_worn
+from deocc.masking.distractors import add_camera_defects, add_cast, add_worn, displace, expose
 
 MakeFaces = Callable[..., Tensor]
 Add = Callable[[Tensor, Tensor], Tensor]
@@ -23,7 +23,19 @@ def _cast(faces: Tensor, seeds: Tensor) -> Tensor:
     return add_cast(faces, LANDMARKS.expand(len(faces), 5, 2), seeds)
 
 
-each = pytest.mark.parametrize("add", [_worn, _cast, add_camera_defects], ids=["worn", "cast", "camera"])
+def _displaced(faces: Tensor, seeds: Tensor) -> Tensor:
+    return displace(faces, LANDMARKS.expand(len(faces), 5, 2), seeds)[0]
+
+
+def _exposed(faces: Tensor, seeds: Tensor) -> Tensor:
+    return expose(faces, torch.ones_like(faces[:, :1]), seeds)
+
+
+each = pytest.mark.parametrize(
+    "add",
+    [_worn, _cast, add_camera_defects, _displaced, _exposed],
+    ids=["worn", "cast", "camera", "displaced", "exposed"],
+)
 
 
 @each
@@ -75,3 +87,28 @@ def test_camera_defects_differ_in_strength(make_faces: MakeFaces) -> None:
     distance = (add_camera_defects(faces, torch.arange(40)) - faces).abs().mean((1, 2, 3))
     assert distance.min() < 0.1 < distance.max()
     assert (distance > 0).all()
+
+
+def test_displaced_landmarks_follow_face() -> None:
+    """The brightest point of each face is its nose, before and after."""
+    seeds, landmarks = torch.arange(40) * 7919, LANDMARKS.expand(40, 5, 2)
+    rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    distance = (columns - LANDMARKS[2, 0]).square() + (rows - LANDMARKS[2, 1]).square()
+    faces = (2 * torch.exp(-distance / 8) - 1).expand(40, 3, -1, -1)
+    moved, points = displace(faces, landmarks, seeds, probability=1.0)
+    brightest = moved[:, 0].flatten(1).argmax(1)
+    found = torch.stack([brightest % SIZE, brightest // SIZE], 1)
+    assert (found - points[:, 2]).abs().max() <= 1.0
+    assert (points[:, 2] - landmarks[:, 2]).norm(dim=1).max() > 4
+    unmoved, same = displace(faces, landmarks, seeds, probability=0.0)
+    torch.testing.assert_close((unmoved, same), (faces, landmarks), rtol=0, atol=1e-4)
+
+
+def test_expose_changes_covered_pixels_only(make_faces: MakeFaces) -> None:
+    faces, mask = make_faces(40), torch.zeros(40, 1, SIZE, SIZE)
+    mask[:, :, 20:50, 10:50] = 1
+    exposed = expose(faces, mask, torch.arange(40), probability=1.0)
+    visible = (mask == 0).expand_as(faces)
+    assert torch.equal(exposed[visible], faces[visible])
+    brighter = ((exposed - faces) * mask).mean((1, 2, 3))
+    assert brighter.min() < 0 < brighter.max()

@@ -10,7 +10,7 @@ from deocc.data import MaskedFaceDataModule
 from deocc.inference.model_folder import PRETRAINED
 from deocc.losses import mask_segmentation_loss
 from deocc.modules import InpaintingModule, SegmentationModule
-from deocc.networks.segmenter import load_segmenter, predicted_share
+from deocc.networks.segmenter import load_segmenter, mask_evidence
 from tests.data.conftest import TinyFaces
 from tests.modules.training import GENERATOR_ONLY, faces, fit, moved, snapshot, trainer_for
 
@@ -64,7 +64,7 @@ def test_average_is_evaluated() -> None:
     assert torch.equal(module.test_step(batch, 0, 1)["predicted_mask"], expected)
     assert torch.equal(module.predict_step(batch, 0)["mask"], expected)
     module.validation_step(batch, 0, 0)
-    assert module._bare_shares[0].tolist() == [1.0] * len(batch["face"])
+    assert module._bare_evidence[0].tolist() == pytest.approx([30.0] * len(batch["face"]), rel=0.01)
 
 
 def test_gate_calibrated_and_saved(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_gate_calibrated_and_saved(tmp_path: Path) -> None:
     assert segmenter.gate == module.segmenter.gate == trainer.callback_metrics["val/gate"] > 0
     bare = torch.cat([batch["face"] for batch in Data().val_dataloader()[0]])
     with torch.no_grad():
-        assert segmenter.gate > predicted_share(segmenter(bare).sigmoid()).max()
+        assert segmenter.gate > mask_evidence(segmenter(bare)).max()
     assert not segmenter.predict_mask(bare).any()
     trainer.save_checkpoint(path)
     assert load_segmenter(path).gate == segmenter.gate

@@ -1,5 +1,6 @@
 """Segmenter: training, predicted masks, the gate, and checkpoints."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deocc.networks.segmenter import MaskSegmenter, load_segmenter, predicted_share
+from deocc.networks.segmenter import MaskSegmenter, load_segmenter, mask_evidence
 from tests.networks.images import box_mask, random_faces
 
 
@@ -59,8 +60,10 @@ def test_predict_mask_empty_below_gate() -> None:
     logits = torch.full((2, 1, 20, 20), -1.0)
     logits[0, 0, :4], logits[1, 0, :6] = 2.0, 2.0
     segmenter = segmenter_of(logits)
-    assert predicted_share(logits.sigmoid()).tolist() == pytest.approx([0.2, 0.3])
-    segmenter.gate.fill_(0.25)
+    covered, visible = math.log1p(math.exp(2.0)), math.log1p(math.exp(-1.0))
+    expected = [0.2 * covered + 0.8 * visible, 0.3 * covered + 0.7 * visible]
+    assert mask_evidence(logits).tolist() == pytest.approx(expected)
+    segmenter.gate.fill_(sum(expected) / 2)
     below, above = segmenter.predict_mask(random_faces(2, 20, 20))
     assert not below.any()
     assert torch.equal(above[:, :6], logits[1, :, :6].sigmoid())
@@ -69,9 +72,9 @@ def test_predict_mask_empty_below_gate() -> None:
 def test_calibrate_gate_false_alarms() -> None:
     segmenter = MaskSegmenter(8)
     for count, allowed in ((100, 0), (1000, 5)):
-        shares = torch.arange(count)[torch.randperm(count)] / count
-        segmenter.calibrate_gate(shares)
-        assert int((shares >= segmenter.gate).sum()) == allowed
+        evidence = torch.arange(count)[torch.randperm(count)] / count
+        segmenter.calibrate_gate(evidence)
+        assert int((evidence >= segmenter.gate).sum()) == allowed
     segmenter.calibrate_gate(torch.zeros(10))
     assert segmenter.gate > 0  # a face without covered pixels is unmasked
     with pytest.raises(ValueError, match="no bare faces"):
