@@ -57,9 +57,11 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         augmentation: strength of the augmentation of the clean face.
         blend_probability: share of training images that are blended with two others.
         masks_per_face: number of masks of each training face; a batch has that many rows per face.
-        distractors: add what a mask predictor must ignore to training images (`deocc.masking.distractors`): inaccurate
-            alignment, glasses frames and beards on the clean face; under- and overexposed occluders, shadows, glare and
-            camera defects on the masked one, which then differs from `face` everywhere.
+        distractors: add what a mask predictor must ignore to training images (`deocc.masking.distractors`): glasses
+            frames and beards on the clean face; under- and overexposed occluders, shadows, glare and camera defects on
+            the masked one, which then differs from `face` everywhere.
+        misalignment: strength by which half of the training faces are displaced before they are masked, as if aligned
+            by the landmarks that a detector guesses under a mask; 1 is 10 % of the crop at most.
         seed: seed of the order, the augmentation and the masks of training.
         val_people: largest number of people to validate on, those with the lowest numbers; None: all of the split.
         val_seeds: seeds of the evaluation masks in validation.
@@ -86,6 +88,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         blend_probability: float = 0.0,
         masks_per_face: int = 1,
         distractors: bool = False,
+        misalignment: float = 0.0,
         seed: int = 0,
         val_people: int | None = None,
         val_seeds: Sequence[int] = (100,),
@@ -101,6 +104,7 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             ("masks_per_face", masks_per_face, 1, 64),
             ("clean_probability", clean_probability, 0, 1),
             ("blend_probability", blend_probability, 0, 1),
+            ("misalignment", misalignment, 0, 1),
             ("cache_gigabytes", cache_gigabytes, 0, 1e6),
         ):
             if not low <= value <= high:
@@ -116,7 +120,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
         self.face_set = face_set if face_set is not None else OrlFaces()
         self.protocol: AllPairs = self.face_set.protocol
         self.size, self.batch_size, self.eval_batch_size = size, batch_size, eval_batch_size
-        self.mixed_kinds, self.masks_per_face, self.distractors = mixed_kinds, masks_per_face, distractors
+        self.mixed_kinds, self.masks_per_face = mixed_kinds, masks_per_face
+        self.distractors, self.misalignment = distractors, misalignment
         self.clean_probability, self.blend_probability = clean_probability, blend_probability
         self.seed, self.val_people = seed, val_people
         self.num_workers, self.cache_gigabytes = num_workers, cache_gigabytes
@@ -229,16 +234,15 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             if self.masks_per_face > 1:
                 batch = _repeat(batch, self.masks_per_face)
             batch["kind"] = draw_kinds(batch["seed"], self.kinds, self.clean_probability)
+            if self.misalignment > 0:
+                moved = displace(batch["face"], batch["landmarks"], batch["seed"], self.misalignment)
+                batch["face"], batch["landmarks"] = moved
             if not self.distractors:
                 return mask_batch(batch)
-            face, landmarks = displace(batch["face"], batch["landmarks"], batch["seed"])
-            batch["face"], batch["landmarks"] = (
-                add_worn(face, landmarks, batch["seed"]),
-                landmarks,
-            )  # below the occluder
+            batch["face"] = add_worn(batch["face"], batch["landmarks"], batch["seed"])  # below the occluder
             masked = mask_batch(batch)
             exposed = expose(masked["masked_face"], masked["mask"], batch["seed"])
-            lit = add_cast(exposed, landmarks, batch["seed"])  # above it
+            lit = add_cast(exposed, batch["landmarks"], batch["seed"])  # above it
             masked["masked_face"] = add_camera_defects(lit, batch["seed"])
             return masked
         if occluder is not None and (occluder[batch["index"].cpu().numpy()] >= 0).any():

@@ -22,13 +22,18 @@ _WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM, _PLACE_STREAM, _EXPOSURE_STREAM = (1
 """Streams of an image's random numbers; the occluders use lower ones."""
 
 
-def displace(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float = 0.5) -> tuple[Tensor, Tensor]:
+def displace(
+    faces: Tensor, landmarks: Tensor, seeds: Tensor, strength: float = 1.0, probability: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """Scale, stretch, turn and shift a share of the faces, as if aligned by inaccurate landmarks.
+
+    At strength 1 sides change by up to 38 %, faces turn by up to 14 degrees and move by up to 10 % of the crop.
 
     Args:
         faces: (B, 3, S, S) in [-1, 1].
         landmarks: (B, 5, 2) in pixels.
         seeds: (B,) int64.
+        strength: factor of the changes.
         probability: share of the faces that are moved.
 
     Returns:
@@ -37,9 +42,8 @@ def displace(faces: Tensor, landmarks: Tensor, seeds: Tensor, probability: float
     size = faces.shape[-1]
     draws = Draws(seeds, _PLACE_STREAM)
     moved = draws.chance(probability)
-    zoom, stretch, turn, right, down = (
-        draw * moved for draw in draws.between_each((-0.22, 0.22), (-0.1, 0.1), (-0.25, 0.25), (-0.1, 0.1), (-0.1, 0.1))
-    )
+    changes = draws.between_each((-0.22, 0.22), (-0.1, 0.1), (-0.25, 0.25), (-0.1, 0.1), (-0.1, 0.1))
+    zoom, stretch, turn, right, down = (change * moved * strength for change in changes)
     scale_x, scale_y = (zoom - stretch).exp(), (zoom + stretch).exp()
     upper = torch.cat([scale_x * turn.cos(), -scale_y * turn.sin()], 2)
     lower = torch.cat([scale_x * turn.sin(), scale_y * turn.cos()], 2)

@@ -116,16 +116,28 @@ def test_masks_per_face_leave_evaluation_alone(tiny_faces: FaceSet) -> None:
         _module(tiny_faces, masks_per_face=0)
 
 
-def test_distractors_change_images_and_no_kind(tiny_faces: FaceSet) -> None:
+def test_misalignment_moves_face_and_mask(tiny_faces: FaceSet) -> None:
+    settings: dict[str, Any] = {"clean_probability": 0.0, "size": 64, "kinds": ("box",)}
+    plain, moved = (
+        _training_epoch(_module(tiny_faces, **settings, misalignment=strength), 0) for strength in (0.0, 1.0)
+    )
+    for batch in moved:
+        again = masked_faces.mask_batch(cast(FaceBatch, dict(batch)))
+        assert torch.equal(again["mask"], batch["mask"])
+    distance = (_column(moved, "landmarks") - _column(plain, "landmarks")).abs().amax((1, 2))
+    assert distance.min() < 1e-3 and 3 < distance.max() < 32
+    assert _same(moved, _training_epoch(_module(tiny_faces, **settings, misalignment=1.0), 0))
+    with pytest.raises(ValueError, match=r"data\.misalignment is 1\.5"):
+        _module(tiny_faces, misalignment=1.5)
+
+
+def test_distractors_change_images_and_no_mask(tiny_faces: FaceSet) -> None:
     settings: dict[str, Any] = {"clean_probability": 0.3, "size": 64, "kinds": ("box", "hand")}
     plain, disturbed = (
         _training_epoch(_module(tiny_faces, **settings, distractors=wanted), 0) for wanted in (False, True)
     )
-    for key in ("kind", "seed", "index"):
+    for key in ("mask", "kind", "seed", "index", "landmarks"):
         assert torch.equal(_column(plain, key), _column(disturbed, key))
-    for batch in disturbed:
-        again = masked_faces.mask_batch(cast(FaceBatch, dict(batch)))  # the masks follow the displaced landmarks
-        assert torch.equal(again["mask"], batch["mask"])
     changed = (_column(plain, "masked_face") != _column(disturbed, "masked_face")).flatten(1).any(1)
     assert changed.all()  # a camera's defects are everywhere
     worn = (_column(plain, "face") != _column(disturbed, "face")).flatten(1).any(1)
