@@ -12,7 +12,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -22,7 +24,13 @@ from deocc import losses
 from deocc.batch import MaskedFaceBatch
 from deocc.losses.distances import check_positive
 from deocc.losses.relational import check_beta
-from deocc.modules.evaluation import FROM_CHECKPOINT, Comparison, RecognitionModule, identity_centers
+from deocc.modules.evaluation import (
+    FROM_CHECKPOINT,
+    Comparison,
+    RecognitionModule,
+    identity_centers,
+    mean_of_identities,
+)
 from deocc.modules.identity_head import (
     HeadType,
     IdentityHead,
@@ -105,8 +113,9 @@ class StudentAverage(AveragedModel):
 class DistillationModule(RecognitionModule):
     """Train the student; evaluate its running average beside the teacher, with given and with predicted masks.
 
-    An embedding is (raw - mean) / |raw - mean|, where the mean is that of the teacher's identity centres, because raw
-    dlib embeddings of different identities have cosines of 0.86. Centring needs training identities only.
+    Embeddings are compared as unit vectors raw / |raw|, or (raw - mean) / |raw - mean| with `centring`, where the mean
+    is that of the training identities. The identity loss always sees the latter, since its margins need directions
+    that differ: raw dlib embeddings of different identities have cosines of 0.86.
 
     If training shows only aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up
     in a cache (`deocc.modules.teacher_cache`).
@@ -151,6 +160,8 @@ class DistillationModule(RecognitionModule):
         ema_decay: decay of the student's running average per step.
         interpolation: position of that average between the student's start (0) and its trained weights (1); below 1 the
             start must consist of trained weights only.
+        centring: subtract the mean before embeddings are compared. On LFW it costs dlib's network true accepts at low
+            false-accept rates.
         compile_deoccluder: compile stage 1's generator; slower on a CPU, untried on a GPU.
 
     Raises:
@@ -158,6 +169,7 @@ class DistillationModule(RecognitionModule):
     """
 
     average: StudentAverage
+    mean: Tensor
     identity_centers: Tensor
     terms: Terms
     """Weighted losses of the current step, for callbacks that check them before the optimiser steps."""
@@ -199,6 +211,7 @@ class DistillationModule(RecognitionModule):
         weight_decay: float = 1e-2,
         ema_decay: float = 0.97,
         interpolation: float = 1.0,
+        centring: bool = True,
         compile_deoccluder: bool = False,
     ) -> None:
         super().__init__()
@@ -219,6 +232,7 @@ class DistillationModule(RecognitionModule):
         self.average = StudentAverage(self.student, ema_decay, interpolation)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
+        self.register_buffer("mean", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
@@ -232,25 +246,27 @@ class DistillationModule(RecognitionModule):
         # Dropout draws from torch's generator. Seeding it from the images makes the step reproducible after a resume.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(batch["seed"][0]))
-            student = centred(self.student(batch["masked_face"], completed_face, mask), self.center)
+            raw = self.student(batch["masked_face"], completed_face, mask)
         with torch.no_grad():
             known = batch.get("teacher_embedding")
             teacher = self._embed_teacher(batch["face"]) if known is None else centred(known, self.center)
-        terms = self._terms(student, teacher, batch)
+        terms = self._terms(raw, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: term.detach() for name, term in terms.items()}
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log_dict({f"train/{name}_term": term for name, term in self.terms.items()}, sync_dist=True)
-        self._graph = (terms, student)
+        self._graph = (terms, raw)
         return {"loss": loss, "completed_face": completed_face.detach()}
 
-    def _terms(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Terms:
-        """Return the weighted losses of weight above 0 for centred embeddings (B, D) of student and teacher."""
-        hp, step = self.hparams, self.global_step
+    def _terms(self, raw: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Terms:
+        """Return the weighted losses of weight above 0 of raw embeddings of the student and unit ones of the teacher."""
+        hp, step, student = self.hparams, self.global_step, centred(raw, self.center)
         terms: Terms = {}
         if hp["identity_weight"] > 0:
             classifier = cast(IdentityHead, self.classifier)
-            terms["identity"] = hp["identity_weight"] * blended_identity_loss(classifier, student, batch, step)
+            terms["identity"] = hp["identity_weight"] * blended_identity_loss(
+                classifier, centred(raw, self.mean), batch, step
+            )
         if hp["instance_weight"] > 0:
             centers = own_centers(self.identity_centers, batch)
             loss = losses.instance_relation_loss(student, teacher, centers, hp["beta"])
@@ -276,10 +292,10 @@ class DistillationModule(RecognitionModule):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Log the gradient norm of each term at the embedding, at the steps that are logged."""
-        terms, student = self._graph
+        terms, raw = self._graph
         del self._graph  # do not keep the graph beyond this step
         if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            norms = gradient_norms(terms, student, self.trainer.world_size)
+            norms = gradient_norms(terms, raw, self.trainer.world_size)
             self.log_dict({f"train/{name}_gradient": norm for name, norm in norms.items()}, sync_dist=True)
 
     def on_train_batch_end(self, outputs: Any, batch: MaskedFaceBatch, batch_idx: int) -> None:
@@ -337,11 +353,17 @@ class DistillationModule(RecognitionModule):
             cache = TeacherCache(self.teacher, self.trainer, views)
             self._teacher_cache = cache if cache.knows_training else None
             if new_run:
-                self.center, self.identity_centers = identity_centers(cache.faces, data.training_identity, self.device)
-        if new_run and self.classifier is not None:
-            self.classifier.initialise(self.identity_centers)
+                self._find_centers(cache.faces, data.training_identity)
         if self.hparams["compile_deoccluder"] and self.deoccluder is not None:
             self.deoccluder.generator.compile()
+
+    def _find_centers(self, embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> None:
+        """Compute mean and identity centres from the teacher's embeddings of clean faces; initialise the classifier."""
+        self.mean = mean_of_identities(embeddings, identity).to(self.device)
+        self.center = self.mean.clone() if self.hparams["centring"] else torch.zeros_like(self.mean)
+        self.identity_centers = identity_centers(embeddings, identity, self.center)
+        if self.classifier is not None:
+            self.classifier.initialise(identity_centers(embeddings, identity, self.mean))
 
     def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Add the teacher's cached embeddings to a training batch while it is on the CPU."""

@@ -3,6 +3,7 @@
 Scores do not depend on the precision of the trainer (see `deocc.modules.precision`).
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -33,36 +34,42 @@ FROM_CHECKPOINT = "from_checkpoint"
 _CHUNK = 16384  # rows of embeddings read at a time: 32 MiB of 512 numbers each
 
 
-def identity_centers(
-    embeddings: NDArray[np.float32], identity: NDArray[np.int64], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Compute the mean of all identities and the centre of each identity from the teacher's embeddings of clean faces.
+def mean_of_identities(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> Tensor:
+    """Return the mean (D,) over identities of their mean raw embedding; arguments as for `identity_centers`."""
+    counts = torch.zeros(int(identity.max()) + 1)
+    sums = torch.zeros(len(counts), embeddings.shape[1])
+    for label, raw in _chunks(embeddings, identity):
+        sums.index_add_(0, label, raw)
+        counts.index_add_(0, label, torch.ones(len(label)))
+    return (sums / counts[:, None])[counts > 0].mean(0)
+
+
+def identity_centers(embeddings: NDArray[np.float32], identity: NDArray[np.int64], center: Tensor) -> Tensor:
+    """Compute the centre of each identity from the teacher's embeddings of clean faces.
 
     Args:
         embeddings: raw embeddings (N, D), read in chunks, since they may be mapped from disk. Rows of zeros stand for
             unreadable images and are ignored.
         identity: (N,) class labels 0 to K - 1 without gaps; rows with -1 are ignored.
-        device: device of the results.
+        center: (D,), subtracted from every embedding.
 
     Returns:
-        Center (D,), the mean over identities of their mean raw embedding; unit vectors (K, D), the normalised mean of
-        each identity's centred embeddings, or 0 without a readable image.
+        Unit vectors (K, D), the normalised mean of each identity's embeddings, or 0 without a readable image, on the
+        device of `center`.
     """
+    directions = torch.zeros(int(identity.max()) + 1, embeddings.shape[1])
+    for label, raw in _chunks(embeddings, identity):
+        directions.index_add_(0, label, centred(raw, center.cpu()))
+    return F.normalize(directions, dim=1).to(center.device)
+
+
+def _chunks(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over labels (n,) and raw embeddings (n, D) of the readable images."""
     used = np.flatnonzero(identity >= 0)
-    chunks = [(rows, torch.from_numpy(identity[rows])) for rows in np.array_split(used, -(-len(used) // _CHUNK))]
-    counts = torch.zeros(int(identity.max()) + 1)
-    sums = torch.zeros(len(counts), embeddings.shape[1])
-    for rows, label in chunks:
-        raw = torch.from_numpy(embeddings[rows])
-        sums.index_add_(0, label, raw)
-        counts.index_add_(0, label, raw.any(1).float())
-    center = (sums / counts[:, None])[counts > 0].mean(0)
-    directions = torch.zeros_like(sums)
-    for rows, label in chunks:
+    for rows in np.array_split(used, -(-len(used) // _CHUNK)):
         raw = torch.from_numpy(embeddings[rows])
         readable = raw.any(1)
-        directions.index_add_(0, label[readable], centred(raw[readable], center))
-    return center.to(device), F.normalize(directions, dim=1).to(device)
+        yield torch.from_numpy(identity[rows])[readable], raw[readable]
 
 
 class Comparison(nn.Module):

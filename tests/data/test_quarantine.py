@@ -20,7 +20,7 @@ from deocc.data import dataset as dataset_file
 from deocc.data import loader as loading
 from deocc.data.loader import Quarantine, UnreadableImageError
 from deocc.modules import teacher_cache
-from deocc.modules.evaluation import identity_centers
+from deocc.modules.evaluation import identity_centers, mean_of_identities
 from deocc.networks import Embedder
 from tests.data.conftest import TinyFaces
 
@@ -242,7 +242,8 @@ def test_identity_centre_skips_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not cache.faces[list(Broken.bad)].any()
     read = {index: row for index, row in enumerate(cache.faces) if row.any()}
     assert sorted(read) == [index for index in module.face_set.bare("train").tolist() if index not in Broken.bad]
-    center, centers = identity_centers(cache.faces, module.training_identity, torch.device("cpu"))
+    center = mean_of_identities(cache.faces, module.training_identity)
+    centers = identity_centers(cache.faces, module.training_identity, center)
     means = [np.mean([row for index, row in read.items() if index % 8 == person], axis=0) for person in (0, 1, 2)]
     np.testing.assert_allclose(center, np.mean(means, axis=0), atol=1e-5)
     for person in (0, 1, 2):
