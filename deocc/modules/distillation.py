@@ -259,7 +259,7 @@ class DistillationModule(RecognitionModule):
         return {"loss": loss, "completed_face": completed_face.detach()}
 
     def _terms(self, raw: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Terms:
-        """Return the weighted losses of weight above 0 of raw embeddings of the student and unit ones of the teacher."""
+        """Return the weighted losses of weight above 0 of raw student and unit teacher embeddings (B, D)."""
         hp, step, student = self.hparams, self.global_step, centred(raw, self.center)
         terms: Terms = {}
         if hp["identity_weight"] > 0:
