@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import detectors, masked_photos
+from bench import detectors, found_faces, masked_photos
+from deocc.data import OrlFaces
 from deocc.geometry import TEMPLATES
 from deocc.inference.faces import PhotoFace
 from deocc.inference.pipeline import Pipeline
@@ -97,3 +98,16 @@ def test_turned_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [[cell.strip() for cell in line[1:]] for line in lines] == [
         [str(turn), "3", "2", "2"] for turn in (0, 90, 180, 270)
     ]
+
+
+def test_found_faces_are_cut_by_detector(pipeline: Pipeline) -> None:  # noqa: F811
+    faces, indices = OrlFaces(), np.array([0, 1, 10, 11])
+    given, found = (found_faces.crops(faces, indices, pipeline.size, chosen) for chosen in (False, True))
+    assert given.missed == 0 and given.bare.shape == found.masked.shape == (4, 3, pipeline.size, pipeline.size)
+    covered = (given.bare != given.masked).any(1).float().mean((1, 2))
+    assert covered.min() > 0.02 and covered.max() < 0.9
+    assert not torch.equal(given.bare, found.bare)
+    assert (given.bare - found.bare).abs().mean() < 0.3  # still the same faces
+    rows = found_faces.table_of(pipeline, faces, indices)
+    networks = 2 if pipeline.network.teacher is not None else 1
+    assert rows.row_count == 4 * networks
