@@ -2,9 +2,9 @@
 
 `deocc test` aligns a masked face by the landmarks of the bare photo. A user's photo has none: the detector guesses what
 the mask hides. Masks are drawn into photos of LFW, and every bare photo is compared with every masked photo, both
-aligned by the landmarks of the data set or by the detector of `deocc.load`. The people are those of `--split`: "val",
-on whom recipes are chosen, or "test". With several faces in a photo, the one nearest to the landmarks counts. The
-teacher is compared as it embeds the same crops.
+aligned by the landmarks of the data set, by those of the detector, or, as the commands do it, by those that the
+detector finds on the completed face. The people are those of `--split`: "val", for choices, or "test".
+With several faces in a photo, the one nearest to the landmarks counts. The teacher embeds the same crops.
 """
 
 import argparse
@@ -22,10 +22,9 @@ from torch import Tensor
 
 import deocc
 from deocc.data import FaceSet, LfwFaces
-from deocc.detection import create_detector
 from deocc.evaluation.verification import verification_scores
-from deocc.geometry import TEMPLATES, similarity_transform
-from deocc.inference.faces import cut
+from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, transform_points
+from deocc.inference.faces import FaceFinder, NoFaceError, cut
 from deocc.inference.pipeline import Pipeline
 from deocc.masking import draw_kinds, render
 from deocc.networks.embedders.embedder import centred
@@ -42,9 +41,9 @@ class Crops(NamedTuple):
     missed: int
 
 
-def crops(faces: FaceSet, indices: NDArray[np.int64], size: int, found: bool) -> Crops:
-    """Cut all faces by the landmarks of the data set, or `found` by the detector; missed ones by the data set's."""
-    detector, missed = create_detector("mtcnn"), 0
+def crops(faces: FaceSet, indices: NDArray[np.int64], size: int, finder: FaceFinder | None) -> Crops:
+    """Cut all faces as found by the finder, or by the landmarks of the data set if it is None or finds none."""
+    missed = 0
     bare, masked = list[Tensor](), list[Tensor]()
     for index in track(indices.tolist(), "cutting faces", console=Console(stderr=True), transient=True):
         photo, points = faces.image(index), np.asarray(faces.landmarks[index], np.float64)
@@ -54,14 +53,21 @@ def crops(faces: FaceSet, indices: NDArray[np.int64], size: int, found: bool) ->
         drawn = render(pixels, landmarks, draw_kinds(seed, KINDS, 0.0), seed + 1)[0][0]
         covered = drawn.add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
         for image, collected in ((photo, bare), (covered, masked)):
-            at = points
-            if found:
-                near = sorted(detector.detect(image), key=lambda face: float(np.abs(face.landmarks - points).sum()))
-                at = near[0].landmarks if near else points
-                missed += not near and image is covered
-            target = TEMPLATES["canonical"].tensor(size)
-            collected.append(cut(image, similarity_transform(torch.from_numpy(at).float(), target), size))
+            crop = cut(image, similarity_transform(landmarks[0], TEMPLATES["canonical"].tensor(size)), size)
+            try:
+                crop = crop if finder is None else nearest(finder, image, landmarks[0])
+            except NoFaceError:
+                missed += image is covered
+            collected.append(crop)
     return Crops(torch.stack(bare), torch.stack(masked), missed)
+
+
+def nearest(finder: FaceFinder, photo: NDArray[np.uint8], landmarks: Tensor) -> Tensor:
+    """Return the crop of the found face whose landmarks are nearest to the given ones (5, 2) in pixels of the photo."""
+    found = finder.find(photo)
+    in_photo = [transform_points(face.landmarks, invert_transform(face.matrix)) for face in found]
+    distances = torch.stack([(points - landmarks).norm() for points in in_photo])
+    return found[int(distances.argmin())].face
 
 
 def embeddings(pipeline: Pipeline, faces: Tensor) -> dict[str, Tensor]:
@@ -78,8 +84,10 @@ def table_of(pipeline: Pipeline, faces: FaceSet, indices: NDArray[np.int64]) -> 
     """Return EER and true accept rates by network and alignment, bare against masked and bare against bare."""
     identity = torch.from_numpy(faces.identity[indices])
     table = Table("pairs", "landmarks", "network", "EER %", *[f"{rate} %" for rate in _RATES], "masked faces missed")
-    for found in (False, True):
-        cut_faces = crops(faces, indices, pipeline.size, found)
+    pipeline.finder = FaceFinder(pipeline.size, every=True)
+    alignments = {"data set": None, "detector": FaceFinder(pipeline.size, every=True), "completed": pipeline.finder}
+    for alignment, finder in alignments.items():
+        cut_faces = crops(faces, indices, pipeline.size, finder)
         bare, masked = embeddings(pipeline, cut_faces.bare), embeddings(pipeline, cut_faces.masked)
         for pairs, second in (("bare and masked", masked), ("bare", bare)):
             for network in bare:
@@ -87,8 +95,7 @@ def table_of(pipeline: Pipeline, faces: FaceSet, indices: NDArray[np.int64]) -> 
                 similarity = (bare[network][first] * second[network][other]).sum(1)
                 scores = verification_scores(similarity, identity[first] == identity[other])
                 figures = [f"{100 * scores[name]:.2f}" for name in ("eer", *_RATES)]
-                by = "detector" if found else "data set"
-                table.add_row(pairs, by, network, *figures, str(cut_faces.missed) if second is masked else "")
+                table.add_row(pairs, alignment, network, *figures, str(cut_faces.missed) if second is masked else "")
     return table
 
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         raise ImportError('deocc demo needs the package gradio: pip install "deocc[web-demo]"')
     with private_folder() as uploads, listen(arguments.host, arguments.port) as listener:
         pipeline = load_model(arguments)
-        finder = FaceFinder(pipeline.size, arguments.detector, arguments.detector_weights)
+        finder = pipeline.finder = FaceFinder(pipeline.size, arguments.detector, arguments.detector_weights)
         gallery = None
         try:
             gallery = OrlGallery(pipeline)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
         )
-    finder = finder_of(chosen, pipeline.size)
+    finder = pipeline.finder = finder_of(chosen, pipeline.size)
     cache = None
     if chosen.save_index is not None:
         detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery

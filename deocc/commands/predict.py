@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     if chosen.parquet:
         outputs.import_arrow()
     pipeline = load_model(chosen)
-    finder = finder_of(chosen, pipeline.size)
+    finder = pipeline.finder = finder_of(chosen, pipeline.size)
     model = model_hash(pipeline)
     with outputs.lock_folder(out):
         table, embeddings = OutcomeFile(out / TABLE), outputs.EmbeddingFile(out / EMBEDDINGS, model)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen = PARSERS["verify"]().parse_args(argv)
     pipeline = load_model(chosen)
-    finder = finder_of(chosen, pipeline.size)
+    finder = pipeline.finder = finder_of(chosen, pipeline.size)
     faces_a, faces_b = (_find(finder, path) for path in (chosen.a, chosen.b))
     answers, texts, codes = [], [], []
     for a in faces_a:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench import detectors, found_faces, masked_photos
 from deocc.data import OrlFaces
 from deocc.geometry import TEMPLATES
-from deocc.inference.faces import PhotoFace
+from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.pipeline import Pipeline
 from tests.fake_sets.faces import save_face
 from tests.real_model import model, pipeline  # noqa: F401
@@ -66,6 +66,7 @@ def test_masked_photos_shares(
     def cover(self: Pipeline, face: Tensor, mask: Tensor | None = None) -> object:
         return process(self, face)._replace(mask=next(masks)[None, None])
 
+    monkeypatch.setattr(pipeline.finder, "complete", None)
     monkeypatch.setattr(Pipeline, "process_faces", cover)
     monkeypatch.setattr("deocc.load", lambda path: pipeline, raising=False)
     sheet = tmp_path / "sheet.png"
@@ -102,7 +103,8 @@ def test_turned_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_found_faces_are_cut_by_detector(pipeline: Pipeline) -> None:  # noqa: F811
     faces, indices = OrlFaces(), np.array([0, 1, 10, 11])
-    given, found = (found_faces.crops(faces, indices, pipeline.size, chosen) for chosen in (False, True))
+    finder = FaceFinder(pipeline.size, every=True)
+    given, found = (found_faces.crops(faces, indices, pipeline.size, chosen) for chosen in (None, finder))
     assert given.missed == 0 and given.bare.shape == found.masked.shape == (4, 3, pipeline.size, pipeline.size)
     covered = (given.bare != given.masked).any(1).float().mean((1, 2))
     assert covered.min() > 0.02 and covered.max() < 0.9
@@ -110,4 +112,4 @@ def test_found_faces_are_cut_by_detector(pipeline: Pipeline) -> None:  # noqa: F
     assert (given.bare - found.bare).abs().mean() < 0.3  # still the same faces
     rows = found_faces.table_of(pipeline, faces, indices)
     networks = 2 if pipeline.network.teacher is not None else 1
-    assert rows.row_count == 4 * networks
+    assert rows.row_count == 6 * networks
