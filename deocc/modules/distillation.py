@@ -113,9 +113,9 @@ class StudentAverage(AveragedModel):
 class DistillationModule(RecognitionModule):
     """Train the student; evaluate its running average beside the teacher, with given and with predicted masks.
 
-    Embeddings are compared as unit vectors raw / |raw|, or (raw - mean) / |raw - mean| with `centring`, where the mean
-    is that of the training identities. The identity loss always sees the latter, since its margins need directions
-    that differ: raw dlib embeddings of different identities have cosines of 0.86.
+    An embedding is (raw - mean) / |raw - mean|, where the mean is that of the training identities, because raw dlib
+    embeddings of different identities have cosines of 0.86. Without `centred_relations` the relations are those of
+    raw / |raw|, in which dlib's network tells bare faces apart better.
 
     If training shows only aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up
     in a cache (`deocc.modules.teacher_cache`).
@@ -160,8 +160,7 @@ class DistillationModule(RecognitionModule):
         ema_decay: decay of the student's running average per step.
         interpolation: position of that average between the student's start (0) and its trained weights (1); below 1 the
             start must consist of trained weights only.
-        centring: subtract the mean before embeddings are compared. On LFW it costs dlib's network true accepts at low
-            false-accept rates.
+        centred_relations: subtract the mean also for the relations and the prediction loss.
         compile_deoccluder: compile stage 1's generator; slower on a CPU, untried on a GPU.
 
     Raises:
@@ -169,8 +168,8 @@ class DistillationModule(RecognitionModule):
     """
 
     average: StudentAverage
-    mean: Tensor
     identity_centers: Tensor
+    relation_center: Tensor
     terms: Terms
     """Weighted losses of the current step, for callbacks that check them before the optimiser steps."""
     _graph: tuple[Terms, Tensor]
@@ -211,7 +210,7 @@ class DistillationModule(RecognitionModule):
         weight_decay: float = 1e-2,
         ema_decay: float = 0.97,
         interpolation: float = 1.0,
-        centring: bool = True,
+        centred_relations: bool = True,
         compile_deoccluder: bool = False,
     ) -> None:
         super().__init__()
@@ -232,8 +231,8 @@ class DistillationModule(RecognitionModule):
         self.average = StudentAverage(self.student, ema_decay, interpolation)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
-        self.register_buffer("mean", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
+        self.register_buffer("relation_center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
         self.comparison = Comparison()
@@ -249,7 +248,8 @@ class DistillationModule(RecognitionModule):
             raw = self.student(batch["masked_face"], completed_face, mask)
         with torch.no_grad():
             known = batch.get("teacher_embedding")
-            teacher = self._embed_teacher(batch["face"]) if known is None else centred(known, self.center)
+            center = self.relation_center
+            teacher = self._embed_teacher(batch["face"], center) if known is None else centred(known, center)
         terms = self._terms(raw, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: term.detach() for name, term in terms.items()}
@@ -260,12 +260,12 @@ class DistillationModule(RecognitionModule):
 
     def _terms(self, raw: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Terms:
         """Return the weighted losses of weight above 0 of raw student and unit teacher embeddings (B, D)."""
-        hp, step, student = self.hparams, self.global_step, centred(raw, self.center)
+        hp, step, student = self.hparams, self.global_step, centred(raw, self.relation_center)
         terms: Terms = {}
         if hp["identity_weight"] > 0:
             classifier = cast(IdentityHead, self.classifier)
             terms["identity"] = hp["identity_weight"] * blended_identity_loss(
-                classifier, centred(raw, self.mean), batch, step
+                classifier, centred(raw, self.center), batch, step
             )
         if hp["instance_weight"] > 0:
             centers = own_centers(self.identity_centers, batch)
@@ -359,11 +359,11 @@ class DistillationModule(RecognitionModule):
 
     def _find_centers(self, embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> None:
         """Compute mean and identity centres from the teacher's embeddings of clean faces; initialise the classifier."""
-        self.mean = mean_of_identities(embeddings, identity).to(self.device)
-        self.center = self.mean.clone() if self.hparams["centring"] else torch.zeros_like(self.mean)
-        self.identity_centers = identity_centers(embeddings, identity, self.center)
+        self.center = mean_of_identities(embeddings, identity).to(self.device)
+        self.relation_center = self.center.clone() * self.hparams["centred_relations"]
+        self.identity_centers = identity_centers(embeddings, identity, self.relation_center)
         if self.classifier is not None:
-            self.classifier.initialise(identity_centers(embeddings, identity, self.mean))
+            self.classifier.initialise(identity_centers(embeddings, identity, self.center))
 
     def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Add the teacher's cached embeddings to a training batch while it is on the CPU."""

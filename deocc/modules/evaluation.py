@@ -230,9 +230,9 @@ class RecognitionModule(pl.LightningModule):
         return frozen_precision(self.device, self.teacher.name, self.student.embedder.name)
 
     @outside_autocast
-    def _embed_teacher(self, face: Tensor) -> Tensor:
+    def _embed_teacher(self, face: Tensor, center: Tensor | None = None) -> Tensor:
         with self._frozen_precision():
-            return centred(self.teacher(face), self.center)
+            return centred(self.teacher(face), self.center if center is None else center)
 
     def _embed_student(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         if self.hparams["bare_faces"] == "teacher":
