@@ -169,7 +169,6 @@ class DistillationModule(RecognitionModule):
 
     average: StudentAverage
     identity_centers: Tensor
-    relation_center: Tensor
     terms: Terms
     """Weighted losses of the current step, for callbacks that check them before the optimiser steps."""
     _graph: tuple[Terms, Tensor]
@@ -232,10 +231,14 @@ class DistillationModule(RecognitionModule):
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
-        self.register_buffer("relation_center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
         self.comparison = Comparison()
+
+    @property
+    def relation_center(self) -> Tensor:
+        """Return the (D,) mean that the relations subtract."""
+        return self.center if self.hparams["centred_relations"] else torch.zeros_like(self.center)
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Compute and log the weighted sum of the losses."""
@@ -360,7 +363,6 @@ class DistillationModule(RecognitionModule):
     def _find_centers(self, embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> None:
         """Compute mean and identity centres from the teacher's embeddings of clean faces; initialise the classifier."""
         self.center = mean_of_identities(embeddings, identity).to(self.device)
-        self.relation_center = self.center.clone() * self.hparams["centred_relations"]
         self.identity_centers = identity_centers(embeddings, identity, self.relation_center)
         if self.classifier is not None:
             self.classifier.initialise(identity_centers(embeddings, identity, self.center))

@@ -2,13 +2,14 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from deocc import losses
 from deocc.inference.model_folder import PRETRAINED
 from deocc.modules import DistillationModule, InpaintingModule
 from deocc.modules.distillation import StudentAverage
@@ -51,6 +52,26 @@ def test_centers_from_clean_training_faces(tmp_path: Path, monkeypatch: pytest.M
     assert torch.allclose(module.center, center, atol=1e-5)
     expected = [normalize(normalize(raw[identity == label] - center, dim=1).mean(0), dim=0) for label in range(20)]
     assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
+
+
+def test_relations_without_centring(tmp_path: Path) -> None:
+    """Relations and soft targets are those of unit raw embeddings; the identity loss and comparisons stay centred."""
+    module = distil(tmp_path, centred_relations=False, identity_weight=1.0, instance_weight=1.0, beta=0.5)
+    batches = list(OrlSubset().reference_dataloader())
+    identity = torch.cat([batch["identity"] for batch in batches])
+    raw = torch.cat([module.teacher(batch["face"]) for batch in batches]).detach()
+    expected = [normalize(normalize(raw[identity == label], dim=1).mean(0), dim=0) for label in range(20)]
+    assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
+    assert module.center.norm() > 1 and not module.relation_center.any()
+    batch = {**batches[0], "mixup_weight": torch.zeros(len(batches[0]["identity"]), 2)}
+    student, teacher = raw[: len(batch["identity"])] * 2 + 0.1, normalize(raw[: len(batch["identity"])], dim=1)
+    terms = module._terms(student, teacher, cast(Any, batch))
+    unit = normalize(student, dim=1)
+    assert_close = torch.testing.assert_close
+    assert_close(terms["pair"], 10 * losses.pair_relation_loss(unit, teacher))
+    assert_close(terms["triplet"], 20 * losses.triplet_relation_loss(unit, teacher))
+    classifier = cast(nn.Module, module.classifier)
+    assert_close(terms["identity"], classifier(normalize(student - module.center, dim=1), batch["identity"]))
 
 
 @pytest.mark.parametrize("name", LOSSES)
