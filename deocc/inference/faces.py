@@ -35,7 +35,7 @@ _TURNED_DOUBT: Final = 0.25  # highest 1 - score there, as a share of that in th
 _MAX_DEVIATION: Final = 0.15  # of a landmark from the canonical template, in sides of the crop
 _MARGIN: Final = 3.0  # crop pixels around the crop, so that antialiasing sees the neighbours
 _MAX_REFINEMENT: Final = 1.5  # crops that are finer than the photo by more are averaged first, as in `geometry.warp`
-_ALIGNMENTS_AGAIN: Final = 2  # a third adds little
+_ALIGNMENTS_AGAIN: Final = 2  # the better a face is aligned, the better it is completed
 _BAND: Final = 256  # rows pasted at once: a face may fill a photo of 100 million pixels
 
 
@@ -207,9 +207,8 @@ class FaceFinder:
     ) -> Detection:
         """Replace the landmarks of a masked face by those that the detector finds on its completion.
 
-        What a mask hides the detector guesses, by 8 % of the eye distance at the median on LFW under rendered masks; on
-        the completed face it is 5 %. The face is completed in its surroundings, upright, in a square of twice the size
-        of the crop. `python -m bench.found_faces` measures the effect on recognition.
+        What a mask hides the detector guesses. The face is completed in its surroundings, upright, in a square of twice
+        the size of the crop. `python -m bench.found_faces` measures the effect on recognition.
         """
         margin = self.size // 2
         inside = slice(margin, margin + self.size)

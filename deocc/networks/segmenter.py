@@ -86,10 +86,8 @@ class MaskSegmenter(nn.Module):
         """
         logits = self(face)
         masked = mask_evidence(logits) >= self.gate
-        mask = (
-            F.max_pool2d(logits.float().sigmoid(), 2 * _DILATION + 1, stride=1, padding=_DILATION)
-            * masked[:, None, None, None]
-        )
+        mask = F.max_pool2d(logits.float().sigmoid(), 2 * _DILATION + 1, stride=1, padding=_DILATION)
+        mask = mask * masked[:, None, None, None]
         return torch.where(mask >= _MIN_CONFIDENCE, mask, 0.0).to(face.dtype)
 
     def calibrate_gate(self, bare_evidence: Tensor) -> None:
