@@ -66,6 +66,10 @@ class OrlSubset(MaskedFaceDataModule):
     def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return super()._chosen(split, indices)[::5]
 
+    def training_fingerprint(self) -> str:
+        """The teacher's embeddings of these images are not kept under the name of those of all images."""
+        return f"{super().training_fingerprint()}-fifth"
+
 
 class Batches(IterableDataset[MaskedFaceBatch]):
     """The same batch several times."""
