@@ -7,7 +7,6 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
@@ -25,6 +24,7 @@ from deocc.losses import (
 from deocc.modules import DistillationModule, InpaintingModule
 from deocc.modules.identity_head import blended_identity_loss, own_centers
 from deocc.modules.optimization import WarmupCosine
+from deocc.networks.embedders.embedder import centred, unit_embedding
 from deocc.networks.generator import compose
 
 _BETAS = (0.5, 0.99)
@@ -116,9 +116,8 @@ class BareDistillation:
         masked_face, mask = batch["masked_face"], batch["mask"]
         with torch.no_grad():
             completed_face = self.deoccluder(masked_face, mask)
-            teacher = F.normalize(self.teacher(batch["face"]) - self.center, dim=1)
-        student = F.normalize(self.student(masked_face, completed_face, mask) - self.center, dim=1)
-        loss = self._loss(student, teacher, batch)
+            teacher = unit_embedding(self.teacher(batch["face"]), self.center)
+        loss = self._loss(self.student(masked_face, completed_face, mask), teacher, batch)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_CLIP)
@@ -126,10 +125,11 @@ class BareDistillation:
         self.scheduler.step()
         self.average.update_parameters(self.student)
 
-    def _loss(self, student: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Tensor:
+    def _loss(self, raw: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Tensor:
         weight, centers = self.settings, own_centers(self.identity_centers, batch)
+        student = unit_embedding(raw, self.center)
         loss: Tensor = (
-            weight["identity_weight"] * blended_identity_loss(self.classifier, student, batch)
+            weight["identity_weight"] * blended_identity_loss(self.classifier, centred(raw, self.center), batch)
             + weight["instance_weight"] * instance_relation_loss(student, teacher, centers, weight["beta"])
             + weight["pair_weight"] * pair_relation_loss(student, teacher)
             + weight["triplet_weight"] * triplet_relation_loss(student, teacher)

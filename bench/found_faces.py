@@ -27,7 +27,7 @@ from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, tr
 from deocc.inference.faces import FaceFinder, NoFaceError, cut
 from deocc.inference.pipeline import Pipeline
 from deocc.masking import draw_kinds, render
-from deocc.networks.embedders.embedder import centred
+from deocc.networks.embedders.embedder import unit_embedding
 
 KINDS = ("surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes")
 _RATES = ("tar@1e-2", "tar@1e-3")
@@ -76,7 +76,7 @@ def embeddings(pipeline: Pipeline, faces: Tensor) -> dict[str, Tensor]:
     if pipeline.network.teacher is not None:
         with torch.no_grad():
             raw = torch.cat([pipeline.network.teacher(batch) for batch in faces.split(32)])
-        found["teacher"] = centred(raw, pipeline.network.center)
+        found["teacher"] = unit_embedding(raw, pipeline.network.center)
     return found
 
 

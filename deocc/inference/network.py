@@ -14,7 +14,7 @@ from deocc.geometry import Template, canonical_to, invert_transform, transform_p
 from deocc.messages import describe_error
 from deocc.networks import Deoccluder, Student, create_embedder
 from deocc.networks.deoccluder import check_fit, whole_mask
-from deocc.networks.embedders.embedder import Embedder, centred
+from deocc.networks.embedders.embedder import Embedder, unit_embedding
 from deocc.networks.embedders.registry import read_options
 from deocc.networks.generator import compose
 from deocc.networks.student import embed_by_mask
@@ -89,7 +89,7 @@ class FaceNetwork(nn.Module):
             embedding = self.student(face, completed_face, mask)
         else:
             embedding = embed_by_mask(self.student, self.teacher, face, completed_face, mask)
-        return FaceOutput(completed_face, mask, centred(embedding, self.center), covered_share(mask))
+        return FaceOutput(completed_face, mask, unit_embedding(embedding, self.center), covered_share(mask))
 
 
 def network_of_checkpoint(path: Path) -> tuple[dict[str, Any], FaceNetwork]:
@@ -225,7 +225,7 @@ class ExportNetwork(nn.Module):
         if self.teacher is not None and self.teacher_crop is not None:  # both networks embed every face
             masked = mask.flatten(1).amax(1, keepdim=True) > 0
             embedding = torch.where(masked, embedding, _embed(self.teacher, self.teacher_crop, face))
-        return completed_face, mask, centred(embedding, self.center), covered_share(mask)
+        return completed_face, mask, unit_embedding(embedding, self.center), covered_share(mask)
 
 
 def _embed(embedder: Embedder, crop: FixedCrop, image: Tensor) -> Tensor:

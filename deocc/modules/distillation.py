@@ -54,7 +54,7 @@ from deocc.modules.optimization import (
 )
 from deocc.modules.teacher_cache import TeacherCache
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.embedders.embedder import Embedder, centred
+from deocc.networks.embedders.embedder import Embedder, centred, unit_embedding
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
 from deocc.networks.student import BareFaces, Student, StudentInput, check_bare_faces, check_start, load_student
 
@@ -113,9 +113,9 @@ class StudentAverage(AveragedModel):
 class DistillationModule(RecognitionModule):
     """Train the student; evaluate its running average beside the teacher, with given and with predicted masks.
 
-    An embedding is (raw - mean) / |raw - mean|, where the mean is that of the training identities, because raw dlib
-    embeddings of different identities have cosines of 0.86. Without `centred_relations` the relations are those of
-    raw / |raw|, in which dlib's network tells bare faces apart better.
+    Embeddings are unit vectors whose component along the mean of the training identities is scaled down (see
+    `deocc.networks.embedders.embedder.unit_embedding`). Only the identity loss subtracts the mean: a part of it would
+    drive the student's component along the mean to 0, away from the teacher's.
 
     If training shows only aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up
     in a cache (`deocc.modules.teacher_cache`).
@@ -160,8 +160,6 @@ class DistillationModule(RecognitionModule):
         ema_decay: decay of the student's running average per step.
         interpolation: position of that average between the student's start (0) and its trained weights (1); below 1 the
             start must consist of trained weights only.
-        centred_relations: subtract the mean also for the relations and the prediction loss.
-        compile_deoccluder: compile stage 1's generator; slower on a CPU, untried on a GPU.
 
     Raises:
         ValueError: settings are unknown or contradict each other.
@@ -209,8 +207,6 @@ class DistillationModule(RecognitionModule):
         weight_decay: float = 1e-2,
         ema_decay: float = 0.97,
         interpolation: float = 1.0,
-        centred_relations: bool = True,
-        compile_deoccluder: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["inpainting_checkpoint", "segmenter_checkpoint", "initial_weights"])
@@ -235,11 +231,6 @@ class DistillationModule(RecognitionModule):
         self.classifier: IdentityHead | None = None
         self.comparison = Comparison()
 
-    @property
-    def relation_center(self) -> Tensor:
-        """Return the (D,) mean that the relations subtract."""
-        return self.center if self.hparams["centred_relations"] else torch.zeros_like(self.center)
-
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Compute and log the weighted sum of the losses."""
         with self._frozen_precision():
@@ -251,8 +242,7 @@ class DistillationModule(RecognitionModule):
             raw = self.student(batch["masked_face"], completed_face, mask)
         with torch.no_grad():
             known = batch.get("teacher_embedding")
-            center = self.relation_center
-            teacher = self._embed_teacher(batch["face"], center) if known is None else centred(known, center)
+            teacher = self._embed_teacher(batch["face"]) if known is None else unit_embedding(known, self.center)
         terms = self._terms(raw, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: term.detach() for name, term in terms.items()}
@@ -263,13 +253,12 @@ class DistillationModule(RecognitionModule):
 
     def _terms(self, raw: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Terms:
         """Return the weighted losses of weight above 0 of raw student and unit teacher embeddings (B, D)."""
-        hp, step, student = self.hparams, self.global_step, centred(raw, self.relation_center)
+        hp, step, student = self.hparams, self.global_step, unit_embedding(raw, self.center)
         terms: Terms = {}
         if hp["identity_weight"] > 0:
             classifier = cast(IdentityHead, self.classifier)
-            terms["identity"] = hp["identity_weight"] * blended_identity_loss(
-                classifier, centred(raw, self.center), batch, step
-            )
+            loss = blended_identity_loss(classifier, centred(raw, self.center), batch, step)
+            terms["identity"] = hp["identity_weight"] * loss
         if hp["instance_weight"] > 0:
             centers = own_centers(self.identity_centers, batch)
             loss = losses.instance_relation_loss(student, teacher, centers, hp["beta"])
@@ -357,15 +346,13 @@ class DistillationModule(RecognitionModule):
             self._teacher_cache = cache if cache.knows_training else None
             if new_run:
                 self._find_centers(cache.faces, data.training_identity)
-        if self.hparams["compile_deoccluder"] and self.deoccluder is not None:
-            self.deoccluder.generator.compile()
 
     def _find_centers(self, embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> None:
         """Compute mean and identity centres from the teacher's embeddings of clean faces; initialise the classifier."""
         self.center = mean_of_identities(embeddings, identity).to(self.device)
-        self.identity_centers = identity_centers(embeddings, identity, self.relation_center)
+        self.identity_centers = identity_centers(embeddings, identity, self.center)
         if self.classifier is not None:
-            self.classifier.initialise(identity_centers(embeddings, identity, self.center))
+            self.classifier.initialise(identity_centers(embeddings, identity, self.center, centred))
 
     def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Add the teacher's cached embeddings to a training batch while it is on the CPU."""

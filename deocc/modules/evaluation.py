@@ -3,7 +3,7 @@
 Scores do not depend on the precision of the trainer (see `deocc.modules.precision`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from deocc.evaluation.results import CLEAN_ROWS, ROWS, Results, build_results, f
 from deocc.masking import list_kinds
 from deocc.modules.precision import frozen_precision, outside_autocast, uses_bfloat16
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.embedders.embedder import Embedder, centred
+from deocc.networks.embedders.embedder import Embedder, unit_embedding
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import MaskSegmenter, mask_evidence
 from deocc.networks.student import Student, embed_by_mask
@@ -44,14 +44,20 @@ def mean_of_identities(embeddings: NDArray[np.float32], identity: NDArray[np.int
     return (sums / counts[:, None])[counts > 0].mean(0)
 
 
-def identity_centers(embeddings: NDArray[np.float32], identity: NDArray[np.int64], center: Tensor) -> Tensor:
+def identity_centers(
+    embeddings: NDArray[np.float32],
+    identity: NDArray[np.int64],
+    center: Tensor,
+    normalise: Callable[[Tensor, Tensor], Tensor] = unit_embedding,
+) -> Tensor:
     """Compute the centre of each identity from the teacher's embeddings of clean faces.
 
     Args:
         embeddings: raw embeddings (N, D), read in chunks, since they may be mapped from disk. Rows of zeros stand for
             unreadable images and are ignored.
         identity: (N,) class labels 0 to K - 1 without gaps; rows with -1 are ignored.
-        center: (D,), subtracted from every embedding.
+        center: (D,), mean embedding.
+        normalise: `unit_embedding` or `centred`.
 
     Returns:
         Unit vectors (K, D), the normalised mean of each identity's embeddings, or 0 without a readable image, on the
@@ -59,7 +65,7 @@ def identity_centers(embeddings: NDArray[np.float32], identity: NDArray[np.int64
     """
     directions = torch.zeros(int(identity.max()) + 1, embeddings.shape[1])
     for label, raw in _chunks(embeddings, identity):
-        directions.index_add_(0, label, centred(raw, center.cpu()))
+        directions.index_add_(0, label, normalise(raw, center.cpu()))
     return F.normalize(directions, dim=1).to(center.device)
 
 
@@ -112,7 +118,7 @@ class RecognitionModule(pl.LightningModule):
     average: AveragedModel  # running average of the student
     deoccluder: Deoccluder | None
     awaits_deoccluder: bool  # it will be restored from a stage-2 checkpoint that has not been loaded yet
-    center: Tensor  # (D,), subtracted from every raw embedding
+    center: Tensor  # (D,), mean raw embedding of the training identities
     comparison: Comparison
     results: Results
 
@@ -230,16 +236,16 @@ class RecognitionModule(pl.LightningModule):
         return frozen_precision(self.device, self.teacher.name, self.student.embedder.name)
 
     @outside_autocast
-    def _embed_teacher(self, face: Tensor, center: Tensor | None = None) -> Tensor:
+    def _embed_teacher(self, face: Tensor) -> Tensor:
         with self._frozen_precision():
-            return centred(self.teacher(face), self.center if center is None else center)
+            return unit_embedding(self.teacher(face), self.center)
 
     def _embed_student(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         if self.hparams["bare_faces"] == "teacher":
             embedding = embed_by_mask(self.average, self.teacher, masked_face, completed_face, mask)
         else:
             embedding = self.average(masked_face, completed_face, mask)
-        return centred(embedding, self.center)
+        return unit_embedding(embedding, self.center)
 
     def _student_input(self, masked_face: Tensor, mask: Tensor) -> Tensor:
         """Return the completed face, or the masked face if the student does not use the completion."""

@@ -22,7 +22,6 @@ class Deoccluder(nn.Module):
     """Completes masked faces and predicts their masks; frozen, in evaluation mode and channels-last format.
 
     It runs in inference mode but returns ordinary tensors, which a student's backward pass may save.
-    `deoccluder.generator.compile()` compiles the most expensive part in place without renaming its weights.
 
     Args:
         generator: `config` of the generator.

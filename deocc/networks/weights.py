@@ -16,7 +16,7 @@ from deocc.runs import damage
 
 MODEL_CONFIG, MODEL_WEIGHTS = "config.json", "model.safetensors"
 """Files of a model folder, which `deocc.inference.model_folder` writes."""
-MODEL_FORMAT: Final = {"format": "deocc model", "format_version": 2}
+MODEL_FORMAT: Final = {"format": "deocc model", "format_version": 3}
 """First entries of `config.json`. The version increases when earlier versions of deocc would misread the folder."""
 
 _MOST_CONFIG: Final = 2**24  # bytes; an ordinary config.json has some kilobytes

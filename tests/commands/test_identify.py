@@ -68,11 +68,11 @@ def test_identify_known_and_unknown(model: Path, capsys: pytest.CaptureFixture[s
     assert "person_3" not in rows[0]
     assert rows[1]["gallery_photo"] == "gallery/bob.png"
     columns = ("condition", "same_from", "false_accept_rate", "gallery_false_accept_rate")
-    assert [rows[0][name] for name in columns] == ["clean-clean", "0.5", "0.03", "0.09"]
+    assert [rows[0][name] for name in columns] == ["clean-clean", "0.7", "0.03", "0.09"]
     told = capsys.readouterr()
     printed = told.out + told.err
     limit = (
-        "known from 0.500, calibrated for one false accept in 100 comparisons (0.03 on test people); against 3 faces"
+        "known from 0.700, calibrated for one false accept in 100 comparisons (0.03 on test people); against 3 faces"
     )
     bound = "at most 0.09 of unknown people may pass, more than the 0.01 wanted"
     summary = ("gallery: 2 people, 3 faces", "deocc identify: 3 of 3 done", "│ anna ", "│ (unknown) ")

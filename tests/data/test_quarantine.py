@@ -22,6 +22,7 @@ from deocc.data.loader import Quarantine, UnreadableImageError
 from deocc.modules import teacher_cache
 from deocc.modules.evaluation import identity_centers, mean_of_identities
 from deocc.networks import Embedder
+from deocc.networks.embedders.embedder import centred
 from tests.data.conftest import TinyFaces
 
 Batch = dict[str, Tensor]
@@ -243,7 +244,7 @@ def test_identity_centre_skips_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_p
     read = {index: row for index, row in enumerate(cache.faces) if row.any()}
     assert sorted(read) == [index for index in module.face_set.bare("train").tolist() if index not in Broken.bad]
     center = mean_of_identities(cache.faces, module.training_identity)
-    centers = identity_centers(cache.faces, module.training_identity, center)
+    centers = identity_centers(cache.faces, module.training_identity, center, centred)
     means = [np.mean([row for index, row in read.items() if index % 8 == person], axis=0) for person in (0, 1, 2)]
     np.testing.assert_allclose(center, np.mean(means, axis=0), atol=1e-5)
     for person in (0, 1, 2):

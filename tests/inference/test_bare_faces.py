@@ -15,7 +15,7 @@ from deocc.inference.pipeline import Pipeline
 from deocc.modules import DistillationModule
 from deocc.networks import create_embedder
 from deocc.networks.embedders import dlib
-from deocc.networks.embedders.embedder import centred
+from deocc.networks.embedders.embedder import unit_embedding
 from tests.conftest import SMALL, run_deocc
 from tests.random_model import SMALL_STUDENT
 
@@ -54,9 +54,9 @@ def network() -> FaceNetwork:
 def test_network_chooses_by_the_mask(network: FaceNetwork, faces: Tensor) -> None:
     mask = half_masks(faces)
     embedding = network(faces, mask).embedding
-    teacher = centred(create_embedder("dlib_resnet", mirror=True).eval()(faces), network.center)
+    teacher = unit_embedding(create_embedder("dlib_resnet", mirror=True).eval()(faces), network.center)
     completed_face = network(faces, mask).completed_face
-    student = centred(network.student(faces, completed_face, mask), network.center)
+    student = unit_embedding(network.student(faces, completed_face, mask), network.center)
     assert torch.allclose(embedding[1::2], teacher[1::2], atol=1e-5)
     assert torch.allclose(embedding[::2], student[::2], atol=1e-5)
     assert not torch.allclose(student[1::2], teacher[1::2], atol=0.1)
@@ -126,7 +126,7 @@ def test_run_keeps_the_teachers_gallery(stage1: Path, tmp_path: Path) -> None:
     embedding = pipeline.process_faces(face, face[:, :1] * 0).embedding
     teacher = create_embedder("dlib_resnet").eval()
     with torch.no_grad():
-        assert torch.allclose(embedding, centred(teacher(face), pipeline.network.center), atol=1e-5)
+        assert torch.allclose(embedding, unit_embedding(teacher(face), pipeline.network.center), atol=1e-5)
 
 
 def test_checkpoint_keeps_only_weights_from_a_file(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_load_executes_no_pickle(folder: Path, tmp_path: Path) -> None:
     [
         (b"\x80\x04", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
-        ({"format_version": 1}, "has format version 1, this deocc reads 2"),
+        ({"format_version": 1}, "has format version 1, this deocc reads 3"),
         ({"format": "other"}, "describes no deocc model"),
         ({"weights_sha256": "0"}, "does not belong to its config.json"),
         ({"student": {"name": "dlib_resnet"}}, "cannot be rebuilt"),

@@ -69,7 +69,7 @@ def test_half_precision_keeps_similarities(tmp_path: Path) -> None:
 
 def test_config_describes_input_and_origin(tested: Path) -> None:
     config, results = (json.loads((tested / name).read_text()) for name in ("model/config.json", "results.json"))
-    assert config["format_version"] == 2
+    assert config["format_version"] == 3
     assert config["teacher"] == config["student"]["name"] == "dlib_resnet"
     assert (config["face"]["size"], config["face"]["color_order"], len(config["face"]["template"])) == (64, "RGB", 5)
     assert config["thresholds"] == results["thresholds"] == read_thresholds(tested)

@@ -14,6 +14,7 @@ from deocc.inference.model_folder import PRETRAINED
 from deocc.modules import DistillationModule, InpaintingModule
 from deocc.modules.distillation import StudentAverage
 from deocc.networks import Student, create_embedder
+from deocc.networks.embedders.embedder import centred, unit_embedding
 from deocc.networks.weights import read_model_folder, sub_state
 from tests.modules.training import GENERATOR_ONLY, SMALL, OrlSubset, faces, fit, fit_orl, moved, snapshot
 
@@ -49,28 +50,26 @@ def test_centers_from_clean_training_faces(tmp_path: Path) -> None:
     raw = torch.cat([module.teacher(batch["face"]) for batch in batches]).detach()
     center = torch.stack([raw[identity == label].mean(0) for label in range(20)]).mean(0)
     assert torch.allclose(module.center, center, atol=1e-5)
-    expected = [normalize(normalize(raw[identity == label] - center, dim=1).mean(0), dim=0) for label in range(20)]
+    unit = unit_embedding(raw, center)
+    expected = [normalize(unit[identity == label].mean(0), dim=0) for label in range(20)]
     assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
 
 
-def test_relations_without_centring(tmp_path: Path) -> None:
-    """Relations and soft targets are those of unit raw embeddings; the identity loss and comparisons stay centred."""
-    module = distil(tmp_path, centred_relations=False, identity_weight=1.0, instance_weight=1.0, beta=0.5)
-    batches = list(OrlSubset().reference_dataloader())
-    identity = torch.cat([batch["identity"] for batch in batches])
-    raw = torch.cat([module.teacher(batch["face"]) for batch in batches]).detach()
-    expected = [normalize(normalize(raw[identity == label], dim=1).mean(0), dim=0) for label in range(20)]
-    assert torch.allclose(module.identity_centers, torch.stack(expected), atol=1e-5)
-    assert module.center.norm() > 1 and not module.relation_center.any()
-    batch = {**batches[0], "mixup_weight": torch.zeros(len(batches[0]["identity"]), 2)}
-    student, teacher = raw[: len(batch["identity"])] * 2 + 0.1, normalize(raw[: len(batch["identity"])], dim=1)
-    terms = module._terms(student, teacher, cast(Any, batch))
-    unit = normalize(student, dim=1)
+def test_losses_of_unit_embeddings(tmp_path: Path) -> None:
+    """Relations and soft targets see the embeddings that a test compares, the identity loss centred ones."""
+    module = distil(tmp_path, identity_weight=1.0, instance_weight=1.0, beta=0.5)
+    batch = next(iter(OrlSubset().reference_dataloader()))
+    batch = {**batch, "mixup_weight": torch.zeros(len(batch["identity"]), 2)}
+    raw = module.teacher(batch["face"]).detach() * 2 + 0.1
+    teacher = module._embed_teacher(batch["face"])
+    terms, unit = module._terms(raw, teacher, cast(Any, batch)), unit_embedding(raw, module.center)
     assert_close = torch.testing.assert_close
     assert_close(terms["pair"], 10 * losses.pair_relation_loss(unit, teacher))
     assert_close(terms["triplet"], 20 * losses.triplet_relation_loss(unit, teacher))
+    centers = module.identity_centers[batch["identity"]]
+    assert_close(terms["instance"], losses.instance_relation_loss(unit, teacher, centers, 0.5))
     classifier = cast(nn.Module, module.classifier)
-    assert_close(terms["identity"], classifier(normalize(student - module.center, dim=1), batch["identity"]))
+    assert_close(terms["identity"], classifier(centred(raw, module.center), batch["identity"]))
 
 
 @pytest.mark.parametrize("name", LOSSES)

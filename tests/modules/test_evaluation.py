@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from deocc.modules import DistillationModule, InpaintingModule, evaluation
+from deocc.networks.embedders.embedder import centred, unit_embedding
 from tests.modules.training import GENERATOR_ONLY, SMALL, faces, fit
 
 
@@ -36,8 +37,11 @@ def test_centers_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append((mean, evaluation.identity_centers(embeddings, identity, mean)))
     by_label = [torch.from_numpy(embeddings[identity == label]) for label in range(4)]
     center = torch.stack([rows.mean(0) for rows in by_label]).mean(0)
-    directions = [normalize(normalize(rows - center, dim=1).mean(0), dim=0) for rows in by_label]
+    directions = [normalize(unit_embedding(rows, center).mean(0), dim=0) for rows in by_label]
     torch.testing.assert_close(found, [(center, torch.stack(directions))] * 2)
+    subtracted = evaluation.identity_centers(embeddings, identity, center, centred)
+    directions = [normalize(normalize(rows - center, dim=1).mean(0), dim=0) for rows in by_label]
+    torch.testing.assert_close(subtracted, torch.stack(directions))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores
 from deocc.modules import DistillationModule
 from deocc.networks import create_teacher
-from deocc.networks.embedders.embedder import centred
+from deocc.networks.embedders.embedder import unit_embedding
 from tests.conftest import ROOT, SMALL, run_deocc
 
 ALIKE: Final = 0.999
@@ -63,7 +63,7 @@ def test_validation_embeddings_equal(stage2: Path) -> None:
 
 @torch.no_grad()
 def test_networks_keep_embeddings(stage2: Path) -> None:
-    """Raw and centred embeddings of clean and masked faces, by the teacher and the averaged student."""
+    """Raw and unit embeddings of clean and masked faces, by the teacher and the averaged student."""
     module, data = read(stage2), faces(val_people=1)
     clean, probes = data.val_dataloader()
     images = [batch["face"] for batch in clean]
@@ -74,7 +74,7 @@ def test_networks_keep_embeddings(stage2: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             low = torch.cat([network(face) for face in images])
         assert not torch.allclose(low, full, atol=1e-5)  # bfloat16 was used
-        for one, other in ((low, full), (centred(low, module.center), centred(full, module.center))):
+        for one, other in ((low, full), (unit_embedding(low, module.center), unit_embedding(full, module.center))):
             assert float(torch.cosine_similarity(one, other).min()) > ALIKE
 
 

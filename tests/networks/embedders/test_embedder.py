@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deocc.geometry import canonical_to, get_template, transform_points
 from deocc.networks import Embedder, EmbedderSpec, create_embedder, widen_stem
-from deocc.networks.embedders.embedder import Backbone
+from deocc.networks.embedders.embedder import MEAN_SHARE, Backbone, unit_embedding
 
 TIMM = "timm/resnet18"
 # Input from the publications: template, side, dimension, and normalised values of black and white.
@@ -185,3 +185,26 @@ def test_head_runs_outside_autocast(name: str, head: str) -> None:
             loss = layer(full_features).square().sum()
         gradients.append(torch.autograd.grad(loss, layer.weight)[0])
     torch.testing.assert_close(*gradients)
+
+
+def test_component_along_the_mean_is_scaled() -> None:
+    raw, center = (
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(0)),
+        torch.eye(8)[1] * 3 + torch.eye(8)[4] * 4,
+    )
+    direction = center / 5
+    unit = unit_embedding(raw, center)
+    common = raw @ direction
+    rest = raw - common[:, None] * direction
+    length = ((MEAN_SHARE * common).square() + rest.square().sum(1)).sqrt()
+    assert torch.allclose(unit @ direction, MEAN_SHARE * common / length, atol=1e-6)
+    assert torch.allclose(unit - (unit @ direction)[:, None] * direction, rest / length[:, None], atol=1e-6)
+    assert torch.allclose(unit_embedding(raw, torch.zeros(8)), F.normalize(raw, dim=1), atol=1e-6)
+
+
+def test_unit_embedding_is_float32() -> None:
+    raw, center = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), torch.ones(8)
+    assert unit_embedding(raw.bfloat16(), center).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = unit_embedding(raw, center)
+    assert torch.equal(rounded, unit_embedding(raw, center))
