@@ -105,6 +105,16 @@ def _all(identity: Tensor) -> tuple[Tensor, Tensor]:
     return first[first != second], second[first != second]
 
 
+def read_lfw(folder: str, parser: argparse.ArgumentParser) -> LfwFaces:
+    """Return LFW with the people split as for the packaged model; end the program if the folder is unusable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LfwFaces(folder, test_folds=[0, 1, 2, 3, 4], val_identities=300)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Recognition when faces are found under their masks.")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="the folder of LFW")
@@ -113,12 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=700, metavar="N", help="at most this many (default: 700)")
     chosen = parser.parse_args(argv)
     pipeline = deocc.load() if chosen.model is None else deocc.load(chosen.model)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            faces = LfwFaces(chosen.data, test_folds=[0, 1, 2, 3, 4], val_identities=300)  # as the packaged model
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+    faces = read_lfw(chosen.data, parser)
     indices = faces.bare(chosen.split)
     kept = np.random.default_rng(0).choice(indices, min(chosen.photos, len(indices)), replace=False)
     Console().print(table_of(pipeline, faces, np.sort(kept)))

@@ -7,7 +7,6 @@ bare photos.
 """
 
 import argparse
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,29 +16,29 @@ from rich.table import Table
 from torch import Tensor
 
 import deocc
-from bench.found_faces import crops
-from deocc.data import LfwFaces
+from bench.found_faces import crops, read_lfw
 from deocc.evaluation.verification import verification_scores
 from deocc.inference.network import FaceNetwork
-from deocc.networks.embedders.embedder import centred, unit_embedding
+from deocc.networks.embedders.embedder import Embedder, centred, unit_embedding
 from deocc.networks.student import embed_by_mask
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 _SCORES = ("eer", "tar@1e-2", "tar@1e-3")
 
 
-def raw_embeddings(network: FaceNetwork, bare: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def raw_embeddings(
+    network: FaceNetwork, teacher: Embedder, bare: Tensor, masked: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the teacher's raw embeddings (N, D) of bare and of masked faces, and the student's of masked faces."""
     found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    assert network.teacher is not None
     batches = list(zip(bare.split(32), masked.split(32), strict=True))
     with torch.no_grad():
         for face, masked_face in track(batches, "embedding", console=Console(stderr=True), transient=True):
             mask = network.predict_mask(masked_face)
             completed_face = network.deoccluder(masked_face, mask) if network.deoccluder is not None else masked_face
-            found[0].append(network.teacher(face))
-            found[1].append(network.teacher(masked_face))
-            found[2].append(embed_by_mask(network.student, network.teacher, masked_face, completed_face, mask))
+            found[0].append(teacher(face))
+            found[1].append(teacher(masked_face))
+            found[2].append(embed_by_mask(network.student, teacher, masked_face, completed_face, mask))
     return torch.cat(found[0]), torch.cat(found[1]), torch.cat(found[2])
 
 
@@ -51,9 +50,9 @@ def compare(first: Tensor, second: Tensor, identity: Tensor) -> list[str]:
     return [f"{100 * scores[name]:.2f}" for name in _SCORES]
 
 
-def table_of(network: FaceNetwork, bare: Tensor, masked: Tensor, identity: Tensor) -> Table:
+def table_of(network: FaceNetwork, teacher: Embedder, bare: Tensor, masked: Tensor, identity: Tensor) -> Table:
     """Return EER / TAR at 1e-2 / TAR at 1e-3 by share."""
-    teacher_bare, teacher_masked, student = raw_embeddings(network, bare, masked)
+    teacher_bare, teacher_masked, student = raw_embeddings(network, teacher, bare, masked)
     table = Table("share", "teacher, bare", "teacher, masked", "student, masked", title="EER, TAR@1e-2, TAR@1e-3, %")
     ways: dict[str, Callable[[Tensor], Tensor]] = {"mean subtracted": lambda raw: centred(raw, network.center)}
     for share in SHARES:
@@ -71,18 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", metavar="PATH", help="what deocc.load accepts (default: the packaged model)")
     chosen = parser.parse_args(argv)
     pipeline = deocc.load() if chosen.model is None else deocc.load(chosen.model)
-    if pipeline.network.teacher is None:
+    teacher = pipeline.network.teacher
+    if teacher is None:
         parser.error("the model does not contain its teacher: give one trained with bare_faces teacher")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            faces = LfwFaces(chosen.data, test_folds=[0, 1, 2, 3, 4], val_identities=300)  # as the packaged model
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+    faces = read_lfw(chosen.data, parser)
     indices = faces.bare("val")
     cut_faces = crops(faces, indices, pipeline.size, None)
     identity = torch.from_numpy(faces.identity[indices])
-    Console().print(table_of(pipeline.network, cut_faces.bare, cut_faces.masked, identity))
+    Console().print(table_of(pipeline.network, teacher, cut_faces.bare, cut_faces.masked, identity))
 
 
 if __name__ == "__main__":

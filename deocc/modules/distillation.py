@@ -2,7 +2,7 @@
 
 Frozen generator and teacher, instance-, pair- and triplet-wise relations beside an identity loss, and the softened
 instance relation are from [0]. Not known from the paper; our choice: weights of the losses, optimiser, networks,
-temperature, centring of the embeddings and the running average of the student.
+temperature, the share of the mean in embeddings and the running average of the student.
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385.
 [1] Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022: interpolation of initial and trained weights.

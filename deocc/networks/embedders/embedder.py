@@ -233,8 +233,8 @@ def _embedding_dim(name: str, network: nn.Module, size: int) -> int:
 def unit_embedding(raw: Tensor, center: Tensor, share: float = MEAN_SHARE) -> Tensor:
     """Normalise raw embeddings after scaling down what faces have in common: their component along the mean embedding.
 
-    Raw dlib embeddings of different people have cosines of 0.86. To remove the component, as in [1], or to subtract the
-    mean costs accuracy on bare faces; to keep it whole costs accuracy on masked faces (docs/pages/choices.md).
+    Raw dlib embeddings of different people have cosines of 0.86. Removing the component, as in [1], or subtracting the
+    mean costs accuracy on bare faces; keeping it whole costs accuracy on masked faces (docs/pages/choices.md).
 
     [1] Mu and Viswanath, "All-but-the-Top", ICLR 2018.
 
