@@ -68,12 +68,12 @@ soak: install ## train for half an hour and watch memory and speed
 bench: install ## measure speed and memory against reference forms, in one run
 	$(BIN)/python -m bench.bench
 
-ablation: install bench/lfw_half_b.ckpt ## the paper's claims on both halves of LFW in data/lfw: runs/lfw/ablation (hours; resumes)
+ablation: install bench/lfw_half_a.ckpt bench/lfw_half_b.ckpt ## the paper's claims on both halves of LFW in data/lfw: runs/lfw/ablation (hours; resumes)
 	$(BIN)/deocc ablate --config configs/lfw/ablation.yaml
 
-bench/lfw_half_b.ckpt:  # the de-occluder of half b; that of half a is part of the released model
-	$(BIN)/python -m bench.lfw --data $(LFW) --halves b --stages segment inpaint --jobs $(JOBS)
-	$(BIN)/python -m bench.lfw_deoccluder runs/lfw/b $@
+bench/lfw_half_%.ckpt:  # the de-occluder of a half
+	$(BIN)/python -m bench.lfw --data $(LFW) --halves $* --stages segment inpaint --jobs $(JOBS)
+	$(BIN)/python -m bench.lfw_deoccluder runs/lfw/$* $@
 
 choices: install ## train the variants of configs/ablation/choices.yaml and compare them on the validation people (about half an hour; resumes)
 	$(BIN)/deocc ablate --config configs/ablation/choices.yaml

@@ -2,8 +2,7 @@
 
 `configs/lfw/ablation.yaml` uses such files as `inpainting_checkpoint`, so that the ablation trains students only. They
 hold the averaged generator and the mask predictor of the runs `inpaint` and `segment`, kernels in float16, without what
-only a training needs. That of half a is from the released model:
-`python -m bench.lfw_deoccluder deocc/pretrained bench/lfw_half_a.ckpt`.
+only a training needs. The source may also be a model folder, such as `deocc/pretrained`.
 """
 
 import argparse
