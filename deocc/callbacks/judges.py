@@ -74,9 +74,9 @@ class JudgeCallback(pl.Callback):
     """Add the rows `judge_clean`, `judge_masked` and `judge_completed` to the results of stage 2's test.
 
     The teacher's own figures favour completions that were trained with its features. Another recogniser shows whether
-    completion restores the identity for others too. Its embeddings are only normalised;
-    those of `dlib_resnet` would have to lose part of their mean. The arguments are those of `PerceptualCallback`; the
-    network is not that of the teacher.
+    completion restores the identity for others too. Its embeddings are only normalised; those of `dlib_resnet` would
+    have to lose part of their mean. The arguments are those of `PerceptualCallback`; the network is not that of the
+    teacher.
     """
 
     def __init__(
