@@ -18,7 +18,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 import deocc
 from deocc import runs
 from deocc.callbacks.dashboards import without_secrets
-from deocc.data import FolderFaces, MaskedFaceDataModule
+from deocc.data import MaskedFaceDataModule
 from deocc.data.datamodule import manifest_hash
 from deocc.data.face_set import FaceSet
 from deocc.files import checksum
@@ -110,20 +110,8 @@ def template_hash(template: Template) -> str:
 
 
 def training_data_hash(face_set: FaceSet) -> str | None:
-    """Return a hash of the training images, identities and landmarks; None for a set without training identities.
-
-    It is `FaceSet.fingerprint`, except for a folder: decoding a million images would take an hour, so that only names
-    (which begin with the identity), file sizes and landmarks are hashed. An image that is replaced by one of equal size
-    in bytes is not detected.
-    """
-    if len(face_set.bare("train")) == 0:
-        return None
-    if not isinstance(face_set, FolderFaces):
-        return face_set.fingerprint("train")
-    indices = face_set.indices("train")
-    names = [face_set.names[index] for index in indices.tolist()]
-    files = (f"{name}\0{(face_set.root / name).stat().st_size}\0" for name in names)
-    return checksum(face_set.landmarks[indices].round(2).tobytes(), *files)[:_DIGITS]
+    """Return `FaceSet.fingerprint` of the training images; None for a set without training identities."""
+    return face_set.fingerprint("train") if len(face_set.bare("train")) else None
 
 
 class Difference(NamedTuple):

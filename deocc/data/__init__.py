@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from deocc.data.celeba import CelebaFaces as CelebaFaces
     from deocc.data.datamodule import MaskedFaceDataModule as MaskedFaceDataModule
     from deocc.data.face_set import FaceSet as FaceSet
-    from deocc.data.face_set import shared_people as shared_people
     from deocc.data.folder import FolderFaces as FolderFaces
     from deocc.data.insightface import BinFaces as BinFaces
     from deocc.data.insightface import RecordFaces as RecordFaces
@@ -32,7 +31,6 @@ _MODULES = {
     "OrlFaces": "orl",
     "PairListFaces": "pairs",
     "RecordFaces": "insightface",
-    "shared_people": "face_set",
 }
 __all__ = list(_MODULES)
 

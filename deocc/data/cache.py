@@ -36,7 +36,7 @@ AlignedFace = tuple[NDArray[np.uint8], NDArray[np.float32]]
 Align = Callable[[int], AlignedFace]
 """Returns the aligned face of the image at an index of a face set, or raises UnreadableImageError."""
 
-_VERSION: Final = 2  # increase when `read_image` or `geometry.align` returns other pixels, so old files are not used
+_VERSION: Final = 3  # increase when `read_image` or `geometry.align` returns other pixels, so old files are not used
 _LANDMARK_BYTES: Final = 5 * 2 * 4
 _MISSING: Final = b"?"  # replaces a missing value; no value has this length
 _BLOCK_BYTES: Final = 2**23  # written at a time; an interruption loses at most this

@@ -40,6 +40,10 @@ class _Rows(NamedTuple):
     landmarks: NDArray[np.float64]  # (N, 5, 2)
     partition: NDArray[np.int64]  # positions in `SPLITS`
 
+    def of_images(self) -> dict[str, int]:
+        """Return the set's number of the person by image name without its ending."""
+        return dict(zip(map(_stem, self.names.tolist()), self.identity.tolist(), strict=True))
+
 
 class CelebaFaces(FaceSet):
     """Images and landmarks of CelebA, split by its official partition into training, validation and test.
@@ -88,11 +92,11 @@ class CelebaFaces(FaceSet):
                 "exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME"
             )
         folder = expand_user(root)
-        self._store, rows = _find(folder, images, identities)
+        self._store, rows, all_rows = _find(folder, images, identities)
         self.has_identities = identities
         numbers, person = np.unique(rows.identity, return_inverse=True)
         split_of_identity, kept = _split_people(person, rows.partition)
-        known = {} if names is None else _read_names(expand_user(names), rows.names, person, numbers)
+        known = {} if names is None else _read_names(expand_user(names), all_rows.of_images(), numbers)
         out = [] if exclude is None else _find_excluded(expand_user(exclude), known, split_of_identity)
         kept &= ~np.isin(person, out)
         self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
@@ -118,8 +122,8 @@ class CelebaFaces(FaceSet):
         return f"{self._store.size(self.names[index])} {self.names[index]}".encode()
 
 
-def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Rows]:
-    """Find the images and read the lists, or raise an error that names all missing parts."""
+def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Rows, _Rows]:
+    """Return the images, the rows of those that are there, and all rows, or raise an error that names missing parts."""
     wanted = [*([_IDENTITIES] if identities else []), _LANDMARKS[images], _PARTITION]
     paths = []
     for name in wanted:
@@ -131,15 +135,20 @@ def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Ro
     if missing or store is None:
         raise missing_set("parts of CelebA", root, missing, len(wanted) + 1, _ADVICE)
     rows = _join([(path, _read_list(path)) for path in paths if path is not None])
-    stored = {name.rpartition(".")[0]: name for name in store.names()}
-    names = np.array([stored.get(name.rpartition(".")[0], "") for name in rows.names.tolist()], dtype=_NAME)
+    stored = {_stem(name): name for name in store.names()}
+    names = np.array([stored.get(_stem(name), "") for name in rows.names.tolist()], dtype=_NAME)
     there = names != ""
     if not there.all():
         missing_images = missing_set("CelebA images", store.path, rows.names[~there].tolist(), len(names), _ADVICE)
         if not there.any():
             raise missing_images
         warnings.warn(f"{missing_images}; for a subset, nothing needs to be done", stacklevel=3)
-    return store, _Rows(*(column[there] for column in rows._replace(names=names)))
+    return store, _Rows(*(column[there] for column in rows._replace(names=names))), rows
+
+
+def _stem(name: str) -> str:
+    """Return an image name without its ending, since copies have PNG images and lists name JPEG ones."""
+    return name.rpartition(".")[0]
 
 
 def _read_list(path: Path) -> NDArray[np.void]:
@@ -194,17 +203,15 @@ def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tup
     return split_of_identity, kept
 
 
-def _read_names(
-    path: Path, images: NDArray[np.str_], person: NDArray[np.intp], numbers: NDArray[np.int64]
-) -> dict[int, str]:
-    """Return the known names of people, by position in `numbers`."""
-    place = dict(zip(images.tolist(), person.tolist(), strict=True))
-    place |= {str(number): at for at, number in enumerate(numbers)}
+def _read_names(path: Path, of_images: dict[str, int], numbers: NDArray[np.int64]) -> dict[int, str]:
+    """Return the known names of people by position in `numbers`, given the number of each image's person."""
+    place = {str(number): at for at, number in enumerate(numbers)}
     known: dict[int, str] = {}
     for _, line in read_lines(path, "lines IMAGE NAME or IDENTITY NAME"):
         key, *name = re.split(r"[\s,]+", line, maxsplit=1)
-        if key in place and name and name_key(name[0]):
-            known.setdefault(place[key], name[0].strip())
+        at = place.get(str(of_images.get(_stem(key), key)))
+        if at is not None and name and name_key(name[0]):
+            known.setdefault(at, name[0].strip())
     if not known:
         raise ValueError(
             f"{path} names no one in CelebA: "
@@ -223,4 +230,6 @@ def _find_excluded(path: Path, known: dict[int, str], split_of_identity: NDArray
             stacklevel=3,
         )
     listed = {name_key(name) for name in read_people(path)}
+    if not any(name_key(name) in listed for name in known.values()):
+        warnings.warn(f"{path} names no one of this copy of CelebA: no one is excluded", stacklevel=3)
     return [at for at, name in sorted(known.items()) if split_of_identity[at] != tested and name_key(name) in listed]

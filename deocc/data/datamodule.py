@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,7 +22,7 @@ from deocc.data.face_set import FaceSet, Split
 from deocc.data.loader import EpochSampler, FaceLoader, Quarantine, share_of_process
 from deocc.data.orl import OrlFaces
 from deocc.evaluation.protocol import AllPairs
-from deocc.files import checksum
+from deocc.files import checksum, write_file
 from deocc.geometry import TEMPLATES
 from deocc.masking import draw_kinds, list_kinds, render
 from deocc.masking.distractors import add_camera_defects, add_cast, add_worn, displace, expose
@@ -106,9 +107,13 @@ class MaskedFaceDataModule(pl.LightningDataModule):
             ("blend_probability", blend_probability, 0, 1),
             ("misalignment", misalignment, 0, 1),
             ("cache_gigabytes", cache_gigabytes, 0, 1e6),
+            ("val_people", 1 if val_people is None else val_people, 1, 1e9),
         ):
             if not low <= value <= high:
                 raise ValueError(f"data.{name} is {value}: choose a value from {low} to {high}")
+        for name, seeds in (("val_seeds", val_seeds), ("test_seeds", test_seeds)):
+            if not seeds or len({*seeds}) < len(seeds):
+                raise ValueError(f"data.{name} is {list(seeds)}: choose one or more different numbers")
         self.kinds = tuple(list_kinds() if kinds is None else kinds)
         self.eval_kinds = self.kinds if eval_kinds is None else tuple(eval_kinds)
         for name, chosen in (("kinds", self.kinds), ("eval_kinds", self.eval_kinds)):
@@ -191,7 +196,8 @@ class MaskedFaceDataModule(pl.LightningDataModule):
     def plain_views(self) -> tuple[bool, ...]:
         """Values of `flipped` in training if clean faces are aligned faces or their mirror images; otherwise empty."""
         views: dict[Strength, tuple[bool, ...]] = {"none": (False,), "flip": (False, True)}
-        return views.get(self.augmentation, ()) if self.blend_probability == 0 else ()
+        changed = self.blends or self.misalignment > 0 or self.distractors
+        return () if changed else views.get(self.augmentation, ())
 
     @property
     def blends(self) -> bool:
@@ -267,8 +273,9 @@ class MaskedFaceDataModule(pl.LightningDataModule):
 
     def write_manifest(self, path: Path) -> None:
         """Write image, kind and seed of the occluder of each test image as CSV with a header."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("image", "kind", "seed"), *manifest_rows(self._probes("test"))])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([("image", "kind", "seed"), *manifest_rows(self._probes("test"))])
+        write_file(path, text.getvalue())
 
     def _probes(self, split: Split) -> FixedFaces:
         if split == "test" and self.face_set.occluder is not None:

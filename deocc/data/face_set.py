@@ -1,6 +1,7 @@
 """Base class of data sets, and what they share: names, lists, the split of people, cached metadata."""
 
 import hashlib
+import re
 import unicodedata
 import warnings
 from abc import ABC, abstractmethod
@@ -210,13 +211,12 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
 def read_people(path: Path) -> list[str]:
     """Read a list of people with one name per line, such as LFW's `people.txt` and `lfw-names.txt`.
 
-    The number of images after a name is dropped, as are lines that contain only numbers. Raises the errors of
-    `read_lines`, and ValueError for a list without a name.
+    Words are separated by spaces or commas. Numbers after a name are dropped, as are lines that contain only numbers.
+    Raises the errors of `read_lines`, and ValueError for a list without a name.
     """
     content = "one name a line, such as LFW's people.txt"
-    lines = [line.split() for _, line in read_lines(path, content)]
-    names = [" ".join(words[:-1] if words[-1].isdigit() else words) for words in lines]
-    people = [name for name in names if name_key(name) and not name.isdigit()]
+    lines = [re.sub(r"[\s,]+", " ", line).strip() for _, line in read_lines(path, content)]
+    people = [name for name in (re.sub(r"( ?\b\d+)+$", "", line) for line in lines) if name_key(name)]
     if not people:
         raise ValueError(f"{path} holds no name: give a text file with {content}")
     return people
@@ -237,17 +237,3 @@ def name_key(name: str) -> str:
     """
     letters = unicodedata.normalize("NFKD", name.casefold()).translate(_PLAIN)
     return "".join(letter for letter in letters if letter.isalnum())
-
-
-def shared_people(first_names: Iterable[str], second_names: Iterable[str]) -> list[str]:
-    """Return the names of the first set that are in the second set too, each once, in the spelling of the first.
-
-    >>> shared_people(["Penelope Cruz", "Ann Veneman", "penelope cruz"], ["Penélope_Cruz"])
-    ['Penelope Cruz']
-    """
-    wanted = {name_key(name) for name in second_names} - {""}
-    found: dict[str, str] = {}
-    for name in first_names:
-        if name_key(name) in wanted:
-            found.setdefault(name_key(name), name)
-    return list(found.values())

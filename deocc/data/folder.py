@@ -19,7 +19,7 @@ from deocc.geometry import get_template
 from deocc.masking.registry import kind_numbers
 from deocc.messages import name_some, show_progress
 
-_VERSION: Final = 2  # increase when `_sides` returns other numbers, so that old files are not used
+_VERSION: Final = 3  # increase when `_sides` returns other numbers, so that old files are not used
 _PROGRESS_FROM: Final = 10_000  # images from which progress is shown
 _SPLIT_FOLDERS: Final = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
@@ -125,13 +125,14 @@ class FolderFaces(FaceSet):
             as a person of its own.
         occluded: pattern of the names of images that show real occluders, such as "*/masked/*" for
             PERSON/masked/IMAGE, with the wildcards of `fnmatch`. They are left out of training and validation, and
-            a test compares the bare images with them without drawing masks. None: all images are bare.
+            a test compares the bare images with them without drawing masks; those of people without a bare image are
+            left out with a warning. None: all images are bare.
         occluder: kind of the real occluders, under which results are listed.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in its subfolders.
         ValueError: an unknown template, detector or kind, shares that leave nothing for a split, an empty split, a
-            crop that is not square, or test people without bare or without occluded images.
+            crop that is not square, or no bare or no occluded image of a test person.
     """
 
     names: NameTable
@@ -164,8 +165,11 @@ class FolderFaces(FaceSet):
         splits = split_people(listing.people, train, val, seed)
         if detector is None:
             key = checksum(f"{_VERSION} {self._digest(np.arange(len(self)))}")[:32]
-            sides, of_image = np.unique(cached_array("sides", key, self._sides), return_inverse=True)
-            self.landmarks = np.stack([template.tensor(side).double().numpy() for side in sides.tolist()])[of_image]
+            sides, of_image = np.unique(self._read_again(cached_array("sides", key, self._sides)), return_inverse=True)
+            points = [
+                template.tensor(side).double().numpy() if side else np.full((5, 2), np.nan) for side in sides.tolist()
+            ]
+            self.landmarks = np.stack(points)[of_image]
         else:
             found = find_landmarks(self.root, self.names, detector, detector_weights, skip_unreadable=True)
             tested = np.array([split == "test" for split in splits])[self.identity]
@@ -180,6 +184,7 @@ class FolderFaces(FaceSet):
         if occluded is not None:
             matches = [fnmatchcase(name, occluded) for name in self.names]
             self.occluder = np.where(matches, kind_numbers([occluder])[0], -1)
+            self._leave_out_without_bare()
             tested = self.occluder[self.indices("test")] >= 0
             if tested.all() or not tested.any():
                 raise ValueError(
@@ -188,15 +193,38 @@ class FolderFaces(FaceSet):
                 )
 
     def _sides(self) -> NDArray[np.int64]:
-        """Return (N,) the sides of the square crops in pixels; 1 for files that cannot be read, which a test names."""
-        sides = []
-        for name in show_progress(self.names, "sizes of the images", hidden=len(self) < _PROGRESS_FROM):
-            try:
-                size = read_size(self.root / name)
-            except (ValueError, OSError):
-                size = (1, 1)
-            sides.append(square_side(self.root / name, size))
-        return np.array(sides, dtype=np.int64)
+        """Return (N,) the sides of the square crops in pixels; 0 for files that cannot be read."""
+        names = show_progress(self.names, "sizes of the images", hidden=len(self) < _PROGRESS_FROM)
+        return np.array([self._side(name) for name in names], dtype=np.int64)
+
+    def _side(self, name: str) -> int:
+        try:
+            size = read_size(self.root / name)
+        except (ValueError, OSError):
+            return 0
+        return square_side(self.root / name, size)
+
+    def _read_again(self, sides: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Read the sizes that could not be read before; without one, an image has no landmarks, and a run names it."""
+        for index in np.flatnonzero(sides == 0).tolist():
+            sides[index] = self._side(self.names[index])
+        return sides
+
+    def _leave_out_without_bare(self) -> None:
+        """Leave out the occluded images of test people who have no bare image to compare them with."""
+        assert self.occluder is not None
+        with_bare = np.unique(self.identity[self.occluder < 0])
+        kept = np.ones(len(self), np.bool_)
+        kept[self.indices("test")] = np.isin(self.identity[self.indices("test")], with_bare)
+        lost = [self.names[index] for index in np.flatnonzero(~kept).tolist()]
+        if lost and kept[self.indices("test")].any():
+            warnings.warn(
+                f"{len(lost):,} occluded images of test people without a bare image are left out ({name_some(lost)})",
+                stacklevel=3,
+            )
+            self.names = NameTable(self.names[index] for index in np.flatnonzero(kept).tolist())
+            self.landmarks, self.identity = self.landmarks[kept], self.identity[kept]
+            self._stamp, self.occluder = self._stamp[kept], self.occluder[kept]
 
     def _digest(self, indices: NDArray[np.int64]) -> str:
         """Return a hash of the location, names, sizes and times of these files; no file is read."""
@@ -210,9 +238,16 @@ class FolderFaces(FaceSet):
         return read_image(self.root / self.names[index])
 
     def fingerprint(self, split: Split) -> str:
-        """See `FaceSet.fingerprint`; cached under `quick_fingerprint`, so that only the first run reads all images."""
-        compute = super().fingerprint
-        return str(cached_array("fingerprints", self.quick_fingerprint(split), lambda: np.array(compute(split))))
+        """Return a hash of the split's names, which contain the people, file sizes and landmarks; see `FaceSet`.
+
+        Decoding a million images would take minutes. An image that is replaced by one of equal size in bytes is not
+        noticed.
+        """
+        indices = self.indices(split)
+        files = (
+            f"{self.names[at]}\0{size}\0" for at, size in zip(indices.tolist(), self._stamp[indices, 0], strict=True)
+        )
+        return checksum(self.landmarks[indices].round(2).tobytes(), *files)[:16]
 
     def quick_fingerprint(self, split: Split) -> str:
         """Return a hash of location, names, sizes, times and landmarks of the split's files; no file is read."""

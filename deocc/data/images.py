@@ -42,6 +42,7 @@ _GREY: Final = ("1", "L", "LA")
 _CONVERTIBLE: Final = {"RGB": (*_GREY, "P", "PA", "RGB", "RGBA", "RGBX"), "L": _GREY, "CMYK": ("CMYK",)}
 """Modes of images to which a profile of these colours applies."""
 
+_MAX_16_BIT, _MAX_12_BIT = 65535, 4095
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
 _ORIENTATION = 0x0112  # tag number in EXIF 2.32, which lists its values from 1, upright, to 8
 _TRANSPOSITIONS = {
@@ -59,12 +60,16 @@ class ImageTooLargeError(ValueError):
     """An image has more than `MOST_PIXELS`."""
 
 
+class PixelTypeError(ValueError):
+    """An image holds numbers that cannot be scaled to 8 bits; the message continues the name of the image."""
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) in sRGB, rotated upright by its EXIF orientation.
+    """Read an image file as (H, W, 3) in sRGB, rotated upright by its EXIF orientation; see `pixels_of`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, is truncated, or exceeds the limits.
+        ValueError: the file is not an image, is truncated, exceeds the limits, or has other numbers than 8 or 16 bits.
     """
     _check_file(path)
     try:
@@ -78,7 +83,7 @@ def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decode the content of an image file as `read_image` does; `name` is used in errors."""
     try:
         with open_image(data) as image:
-            return np.asarray(to_srgb(upright(image)).convert("RGB"))
+            return pixels_of(image)[0]
     except Exception as error:  # Pillow's decoders raise almost any error for damaged files
         raise _unreadable(name, reason_of(error)) from error
 
@@ -191,6 +196,54 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
         return None
     is_srgb = mode != "CMYK" and np.abs(converted - np.asarray(probe.convert("RGB"))).max() <= 1
     return None if is_srgb else transform
+
+
+def pixels_of(image: Image.Image) -> tuple[NDArray[np.uint8], str | None]:
+    """Convert a Pillow image of any mode, as a copy, to upright (H, W, 3) in sRGB.
+
+    16 bits are scaled to 8 (without a colour profile), and transparent pixels are composed on white (our choice).
+
+    Returns:
+        The pixels, and the note of `scale_to_bytes` or None.
+
+    Raises:
+        PixelTypeError: the image holds other numbers than 8 or 16 bits.
+    """
+    image = to_srgb(upright(image))
+    if image.mode == "F":
+        raise PixelTypeError("holds floating-point numbers of unknown range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        grey, note = scale_to_bytes(np.asarray(image))
+        return np.repeat(grey[..., None], 3, -1), note
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB")), None
+
+
+def scale_to_bytes(pixels: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str | None]:
+    """Scale pixels of 16 bits (in Pillow's mode I of 32 bits) to 8, where Pillow's own conversion clips at 255.
+
+    Numbers that are all below 4,096 but not below 256 are taken for 12 bits, which the note then says.
+
+    Raises:
+        PixelTypeError: the numbers are of another type or range.
+    """
+    if pixels.dtype == np.uint8:
+        return np.asarray(pixels, np.uint8), None
+    if pixels.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
+        raise PixelTypeError(f"holds {pixels.dtype} numbers: expected 8 or 16 bits without sign")
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > _MAX_16_BIT:
+        raise PixelTypeError(f"holds numbers from {low} to {high}: expected 8 or 16 bits without sign")
+    is_12_bit = 255 < high <= _MAX_12_BIT
+    highest = _MAX_12_BIT if is_12_bit else _MAX_16_BIT
+    numbers = pixels.astype(np.uint32)  # in place from here on: a photo of 100 million pixels takes 400 MB
+    numbers *= 255
+    numbers += highest // 2
+    numbers //= highest
+    note = f"holds numbers up to {high} in 16 bits: taken for 12 bits" if is_12_bit else None
+    return numbers.astype(np.uint8), note
 
 
 class ImageStore:

@@ -57,9 +57,9 @@ class _Names(Sequence[str]):
 class RecordFaces(FaceSet):
     """Square aligned crops in a record file; the identity is the label of a record.
 
-    Collecting the labels is a pass over the whole file, so they are cached by name and size of the record file and the
-    hash of the index file. The split of an identity follows from a hash of its number, as in `FolderFaces`; identities
-    in neither share are tested. The shares (our choice) are met on average.
+    Collecting the labels is a pass over the whole file, so they are cached by name, size and time of the record file
+    and the hash of the index file. The split of an identity follows from a hash of its number, as in `FolderFaces`;
+    identities in neither share are tested. The shares (our choice) are met on average.
 
     Args:
         rec: the .rec file.
@@ -96,7 +96,8 @@ class RecordFaces(FaceSet):
         missing = [file.name for file in (path, index_path) if not file.is_file()]
         if missing:
             raise missing_set("record files", path.parent, missing, 2, _ADVICE)
-        key = checksum(f"{path.name} {path.stat().st_size}\n", index_path)[:32]
+        status = path.stat()
+        key = checksum(f"{path.name} {status.st_size} {status.st_mtime_ns}\n", index_path)[:32]
         keys, self._offset, self.identity = cached_array("records", key, lambda: _scan(path, index_path))
         self.names = _Names(self.identity, keys)
         people = np.unique(self.identity).tolist()

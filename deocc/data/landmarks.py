@@ -5,7 +5,7 @@ The file is `CACHE/landmarks/HASH.npz`, where CACHE is the environment variable 
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from deocc.data.face_set import try_to_store
 from deocc.data.images import read_image
+from deocc.data.loader import MOST
 from deocc.detection import Detection, Detector, create_detector
 from deocc.detection.detector import given_file
 from deocc.files import cache_folder, checksum, hold_lock, read_npz
 from deocc.geometry import TEMPLATES
-from deocc.messages import describe_error, name_some, show_progress
+from deocc.messages import describe_error, name_some, one_line, show_progress
 
 ReadImage = Callable[[Path], NDArray[np.uint8]]
 
-_VERSION: Final = 2  # increase when a detector's landmarks change, so that old files are not used
+_VERSION: Final = 3  # increase when a detector's landmarks change, so that old files are not used
 _SAVE_EVERY: Final = 500  # images; an interruption loses seconds of work
 SUBSTITUTED: Final = "a mean face's landmarks stand in"
 LEFT_OUT: Final = "they are left out of training and validation"
@@ -36,11 +37,13 @@ class FoundLandmarks:
         names: a name for each image.
         landmarks: (N, 5, 2) x, y in pixels; NaN without a face.
         size: (N, 2) width and height in pixels; 0 for an image that was not read.
+        unreadable: reason by name of each image that could not be read.
     """
 
     names: Sequence[str]
     landmarks: NDArray[np.float64]
     size: NDArray[np.int64]
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def found(self) -> NDArray[np.bool_]:
@@ -48,8 +51,9 @@ class FoundLandmarks:
         return np.asarray(np.isfinite(self.landmarks).all((1, 2)))
 
     def warn(self, chosen: NDArray[np.bool_] | None = None, consequence: str = SUBSTITUTED) -> None:
-        """Warn of images without a face among the `chosen` (N,), by default all, and of the consequence."""
-        chosen = np.ones(len(self.names), np.bool_) if chosen is None else chosen
+        """Warn of images without a face among the readable `chosen` (N,), by default all, and of the consequence."""
+        readable = np.asarray(self.size.all(1))
+        chosen = readable if chosen is None else chosen & readable
         lost = [self.names[index] for index in np.flatnonzero(chosen & ~self.found).tolist()]
         if lost:
             warnings.warn(
@@ -81,8 +85,8 @@ def find_landmarks(
 ) -> FoundLandmarks:
     """Detect the five landmarks of every image, or read them from the cache; interrupted work is resumed.
 
-    The cache is valid as long as names and sizes of the files, detector and weights are equal. If it cannot be read or
-    written, a warning says so, and the work continues.
+    The cache is valid as long as names, sizes and times of the files, detector and weights are equal. If it cannot be
+    read or written, a warning says so, and the work continues.
 
     Of several faces the one with the largest `side * (1 - d)` is used, where d is the distance of the centres of box
     and image in half diagonals (our choice: data sets centre the person they name).
@@ -93,14 +97,16 @@ def find_landmarks(
         detector: name in `deocc.detection.list_detectors()`.
         weights: weights file of the detector; None for the packaged one.
         read: reads a file as (H, W, 3) RGB.
-        skip_unreadable: treat a file that cannot be read as an image without a face instead of raising an error.
+        skip_unreadable: warn of files that cannot be read, and treat them as images without a face, instead of raising
+            an error. The next call tries them again.
 
     Raises:
         ImportError: a package that the detector needs is not installed.
         FileNotFoundError: there is no such weights file.
-        ValueError: unknown detector, unusable weights, or an image that cannot be read.
+        ValueError: unknown detector, unusable weights, an image that cannot be read, or too many of them to skip.
     """
-    listed = "".join(f"{name} {(root / name).stat().st_size}\n" for name in names)
+    status = ((name, (root / name).stat()) for name in names)
+    listed = "".join(f"{name} {file.st_size} {file.st_mtime_ns}\n" for name, file in status)
     described = repr((_VERSION, checksum(listed), detector, list(names)))
     key = checksum(described, *([] if weights is None else [given_file(weights)]))[:32]
     path = cache_folder() / "landmarks" / f"{key}.npz"
@@ -110,6 +116,12 @@ def find_landmarks(
             state = _read(path, names)  # another process may have detected them meanwhile
             if not state.size.all():
                 _complete(state, root, create_detector(detector, weights), read, skip_unreadable, path)
+    if state.unreadable:
+        lost, first = [*state.unreadable], next(iter(state.unreadable.values()))
+        found = f"{len(lost):,} of {len(names):,} images cannot be read ({name_some(lost)}; the first: {first})"
+        if len(lost) > MOST * len(names):
+            raise ValueError(f"{found}, more than {MOST:.0%}: replace or remove them, then start again")
+        warnings.warn(f"{found}: they are treated as images without a face", stacklevel=3)
     return state
 
 
@@ -144,10 +156,11 @@ def _complete(
         for number, index in enumerate(show_progress(pending, "finding faces"), 1):
             try:
                 photo = read(root / state.names[index])
-            except (ValueError, OSError):
+            except (ValueError, OSError) as error:
                 if not skip_unreadable:
                     raise
-                photo = np.zeros((1, 1, 3), np.uint8)
+                state.unreadable[state.names[index]] = one_line(error)
+                continue
             faces = detector.detect(photo)
             size = np.array(photo.shape[1::-1])
             if faces:

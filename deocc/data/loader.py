@@ -28,8 +28,8 @@ _logger = logging.getLogger(__name__)
 
 def item_seed(*parts: int | str) -> int:
     """Return a 63-bit seed from integers and words, equal on every machine and Python version."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    text = "/".join(str(part) for part in parts).encode("utf-8", "surrogateescape")  # names may have other encodings
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 class EpochSampler(Sampler[ItemKey]):

@@ -4,7 +4,7 @@ import stat
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ _SUFFIXES: Final = images.IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
 _BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())
 """Brands of HEIC and AVIF photos, in the first box of the file; videos such as MP4 begin alike with other brands."""
 
-_MAX_16_BIT, _MAX_12_BIT = 65535, 4095
 _MOST_FRAMES: Final = 10  # frames of an animation that are looked at
 
 Source = Path | bytes | Image.Image | NDArray[np.generic]
@@ -61,6 +60,8 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
                 photo = _convert_image(image, name, notes)
     except _PhotoError:
         raise
+    except images.PixelTypeError as error:
+        raise ValueError(f"{name} {error}") from None
     except UnidentifiedImageError:
         if isinstance(source, bytes) and _is_iso_photo(source) and "HEIF" not in Image.OPEN:
             raise ImportError(
@@ -124,7 +125,7 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
 
 
 def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[np.uint8]:
-    """Convert a Pillow image of any mode to (H, W, 3)."""
+    """Convert a Pillow image of any mode, or the first of its frames that is not of one colour, to (H, W, 3)."""
     frames = getattr(image, "n_frames", 1)
     for number in range(min(frames, _MOST_FRAMES)):
         image.seek(number)
@@ -135,40 +136,20 @@ def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[n
             break
     else:
         image.seek(0)
-    image = images.to_srgb(images.upright(image))
-    if image.mode == "F":
-        raise _PhotoError(f"{name} holds floating-point numbers of unknown range: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _convert_array(np.asarray(image), name, notes)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    pixels, note = images.pixels_of(image)
+    notes += [note] if note else []
+    return pixels
 
 
 def _convert_array(array: NDArray[np.generic], name: str, notes: list[str]) -> NDArray[np.uint8]:
-    """Convert an array of pixels to (H, W, 3); of 16 bits by scaling, where Pillow's own conversion clips at 255."""
-    pixels: NDArray[Any] = array[..., None] if array.ndim == 2 else array
+    """Convert an array of pixels to (H, W, 3)."""
+    pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
         raise _PhotoError(f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     images.check_size((pixels.shape[1], pixels.shape[0]))
-    if pixels.dtype != np.uint8:
-        # Pillow's mode I holds 16-bit PGM and PNG in 32 bits.
-        if pixels.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
-            raise _PhotoError(f"{name} holds {pixels.dtype} numbers: expected 8 or 16 bits without sign")
-        low, high = pixels.min(), pixels.max()
-        if low < 0 or high > _MAX_16_BIT:
-            raise _PhotoError(f"{name} holds numbers from {low} to {high}: expected 8 or 16 bits without sign")
-        highest = _MAX_16_BIT
-        if 255 < high <= _MAX_12_BIT:
-            highest = _MAX_12_BIT
-            notes.append(f"holds numbers up to {high} in 16 bits: taken for 12 bits")
-        numbers = pixels.astype(np.uint32)  # in place from here on: a photo of 100 million pixels takes 400 MB
-        numbers *= 255
-        numbers += highest // 2
-        numbers //= highest
-        pixels = numbers.astype(np.uint8)
-    if pixels.shape[2] == 4:
-        alpha = pixels[..., 3:].astype(np.float32) / 255
-        pixels = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    scaled, note = images.scale_to_bytes(pixels)
+    notes += [note] if note else []
+    if scaled.shape[2] == 4:
+        alpha = scaled[..., 3:].astype(np.float32) / 255
+        scaled = (scaled[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(scaled, (*scaled.shape[:2], 3)))

@@ -236,6 +236,9 @@ def test_small_share_still_trains(tiny_faces: FaceSet, monkeypatch: pytest.Monke
         ({"batch_size": 0}, "data.batch_size is 0"),
         ({"eval_batch_size": 0}, "data.eval_batch_size is 0"),
         ({"clean_probability": 1.1}, "data.clean_probability is 1.1: choose a value from 0 to 1"),
+        ({"val_people": 0}, "data.val_people is 0: choose a value from 1 to"),
+        ({"val_seeds": ()}, r"data.val_seeds is \[\]: choose one or more"),
+        ({"test_seeds": (1, 2, 1)}, r"data.test_seeds is \[1, 2, 1\]: choose one or more different numbers"),
     ],
 )
 def test_bad_values_are_refused(tiny_faces: FaceSet, changes: dict[str, Any], message: str) -> None:
@@ -319,6 +322,16 @@ def test_manifest_has_a_line_per_probe(
         assert before != _module(tiny_faces, **{**settings, **changes}).provenance()["manifest_hash"]
     monkeypatch.setattr(masked_faces, "render", lambda faces, *_: (faces, torch.ones_like(faces[:, :1])))
     assert data.provenance()["manifest_hash"] != before
+
+
+def test_manifest_names_files_of_any_encoding(tiny_faces: TinyFaces, tmp_path: Path) -> None:
+    index = int(tiny_faces.indices("test")[0])
+    cast(Any, tiny_faces).names = [
+        f"caf\udce9/{name}" if at == index else name for at, name in enumerate(tiny_faces.names)
+    ]
+    data = _module(tiny_faces, kinds=("box",), test_seeds=(1,))
+    data.write_manifest(tmp_path / "masks.csv")
+    assert b"caf\xe9/" in (tmp_path / "masks.csv").read_bytes()
 
 
 def test_mixed_kinds_give_one_kind_per_seed(tiny_faces: TinyFaces) -> None:

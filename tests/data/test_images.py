@@ -65,6 +65,27 @@ def test_every_form_gives_the_same_images(tmp_path: Path, form: str) -> None:
         assert store.size(name) == (tmp_path / "expected" / name).stat().st_size
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_16_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
+    grey = np.linspace(0, 65535, 63).round().astype(np.uint16).reshape(9, 7)
+    Image.fromarray(grey).save(tmp_path / f"a{suffix}")
+    expected = np.repeat((grey / 257).round()[..., None], 3, -1)
+    np.testing.assert_allclose(images.read_image(tmp_path / f"a{suffix}"), expected, atol=1)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    rgba = np.dstack([_picture(0), np.where(np.arange(7) < 3, 0, 255) * np.ones((9, 1), np.int64)]).astype(np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    expected = np.where(np.arange(7)[:, None] < 3, 255, rgba[..., :3])
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png"), expected)
+
+
+def test_floating_point_image_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((9, 7), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif as an image \(holds floating-point numbers of unknown range"):
+        images.read_image(tmp_path / "a.tif")
+
+
 def test_order_of_places(tmp_path: Path) -> None:
     (tmp_path / "Img").mkdir()
     assert open_images(tmp_path, "faces", ("", "Img")) is None

@@ -1,5 +1,6 @@
 """Detected landmarks: looked for once, kept through interruptions, and never a reason to lose an image."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deocc.data import landmarks as landmark_cache
+from deocc.data.images import read_image
 from deocc.data.landmarks import find_landmarks
 from deocc.detection import Detection
 from deocc.geometry import TEMPLATES
@@ -82,7 +84,9 @@ def detect(tmp_path: Path) -> Detect:
 
     def run(pictures: list[NDArray[np.uint8]] = _PICTURES, **options: Any) -> NDArray[np.float64]:
         for name, picture in zip(_NAMES, pictures, strict=False):
-            Image.fromarray(picture).save(tmp_path / name)
+            path = tmp_path / name
+            if not path.is_file() or not np.array_equal(np.asarray(Image.open(path)), picture):
+                Image.fromarray(picture).save(path)
         found = find_landmarks(tmp_path, _NAMES[: len(pictures)], **options)
         found.warn()
         return found.filled()
@@ -124,7 +128,7 @@ def test_killed_work_loses_little(use: Use, detect: Detect, folder: Path, monkey
     assert done == [0, 0, 2, 2, 4, 4, 6]
 
 
-def test_key_is_names_sizes_detector_and_weights(use: Use, detect: Detect, folder: Path, tmp_path: Path) -> None:
+def test_key_is_files_detector_and_weights(use: Use, detect: Detect, folder: Path, tmp_path: Path) -> None:
     weights = {name: tmp_path / f"{name}.onnx" for name in ("a", "b", "copy of a")}
     for name, path in weights.items():
         path.write_text(name[-1])
@@ -143,6 +147,9 @@ def test_key_is_names_sizes_detector_and_weights(use: Use, detect: Detect, folde
     assert stub.seen == len(_NAMES)
     find_landmarks(tmp_path, ["other.png", *_NAMES[1:]])
     assert stub.seen == 2 * len(_NAMES)
+    os.utime(tmp_path / _NAMES[3], (1, 1))  # perhaps another picture of as many bytes, as bitmaps are
+    find_landmarks(tmp_path, _NAMES)
+    assert stub.seen == 3 * len(_NAMES)
 
 
 def test_missing_weights_are_named(detect: Detect, folder: Path, tmp_path: Path) -> None:
@@ -250,14 +257,27 @@ def test_failed_write_leaves_the_old_file(
     assert [path.read_bytes() for path in folder.iterdir()] == [before]
 
 
-def test_unreadable_image_is_an_error_or_skipped(use: Use, tmp_path: Path) -> None:
-    use()
+def test_unreadable_image_is_an_error_or_skipped(use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = use()
     Image.fromarray(_PICTURES[0]).save(tmp_path / "a.png")
     (tmp_path / "b.raw").write_bytes(b"planes")
     with pytest.raises(ValueError, match=r"cannot read .*b\.raw"):
         find_landmarks(tmp_path, ["a.png", "b.raw"])
-    found = find_landmarks(tmp_path, ["a.png", "b.raw"], skip_unreadable=True)
-    assert found.found.tolist() == [True, False] and found.size.tolist() == [[100, 80], [1, 1]]
+    with pytest.raises(
+        ValueError, match=r"1 of 2 images cannot be read \(b\.raw; the first: .*, more than 1%: replace"
+    ):
+        find_landmarks(tmp_path, ["a.png", "b.raw"], skip_unreadable=True)
+    monkeypatch.setattr(landmark_cache, "MOST", 0.5)
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 images cannot be read \(b\.raw; .*: they are treated as images"
+    ) as told:
+        found = find_landmarks(tmp_path, ["a.png", "b.raw"], skip_unreadable=True)
+        found.warn()  # not of a missing face too
+    assert len(told) == 1 and np.isfinite(found.filled()).all()
+    assert found.found.tolist() == [True, False] and found.size.tolist() == [[100, 80], [0, 0]]
+    Image.fromarray(_PICTURES[1]).save(tmp_path / "b.png")
+    found = find_landmarks(tmp_path, ["a.png", "b.raw"], read=lambda _: read_image(tmp_path / "b.png"))
+    assert found.found.all() and stub.seen == 2, "what could not be read is tried again"
 
 
 def test_real_detector_finds_real_faces(folder: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_sampler_epoch_is_fixed_once_begun() -> None:
 def test_item_seed_is_blake2b() -> None:
     digest = hashlib.blake2b(b"1/order/2", digest_size=8).hexdigest()
     assert item_seed(1, "order", 2) == int(digest, 16) // 2 == 5971170691884857887
+    assert item_seed("caf\udce9") == int(hashlib.blake2b(b"caf\xe9", digest_size=8).hexdigest(), 16) // 2
 
 
 @pytest.mark.parametrize(("length", "processes"), [(7, 2), (10, 4), (6, 1), (2, 5)])

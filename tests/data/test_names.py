@@ -1,14 +1,16 @@
 """Names of people: compact tables, and people in two sets, found whatever the spelling of their names."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deocc.data.celeba import CelebaFaces
 from deocc.data.datamodule import MaskedFaceDataModule
-from deocc.data.face_set import NameTable, Split, name_key, read_people, shared_people
+from deocc.data.face_set import NameTable, Split, name_key, read_people
 from tests.fake_sets.celeba import write_celeba
 
 _NUMBERS = [1000 - 7 * person for person in range(8)]  # the CelebA twin's identity number of each ORL person
@@ -65,16 +67,12 @@ def test_different_names_have_other_keys(one: str, other: str) -> None:
     assert name_key(one) != name_key(other)
 
 
-def test_shared_people_in_order_of_the_first() -> None:
-    first = ["Zoe B", "George W. Bush", "Ann Lee", "zoe_b", "Someone Else"]
-    assert shared_people(first, ["ann_lee", "Zoë B.", "Unknown"]) == ["Zoe B", "Ann Lee"]
-    assert shared_people(["...", "Ann"], ["_", "Bob"]) == []
-
-
 def test_numbers_in_lists_are_no_names(tmp_path: Path) -> None:
     path = tmp_path / "people.txt"
     path.write_text("2\n2\nAaron_Eckhart\t1\n50_Cent\t3\n\n1\nZoë Ball 2\nNoCount\n", encoding="utf-8")
     assert read_people(path) == ["Aaron_Eckhart", "50_Cent", "Zoë Ball", "NoCount"]
+    path.write_text("name,images\nAJ_Cook,1\nAJ Lamas, 2\nAbel_Pacheco,1,4,\n", encoding="utf-8")
+    assert read_people(path)[1:] == ["AJ_Cook", "AJ Lamas", "Abel_Pacheco"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +142,27 @@ def test_people_without_a_name_are_told(root: Path, tmp_path: Path) -> None:
     assert chosen.excluded == ["Ann"]
     assert chosen.identity_names is not None
     assert chosen.identity_names[1:3] == ["Bob", "CelebA identity 965"]
+
+
+def test_names_of_a_subset_in_png(root: Path, faces: CelebaFaces, tmp_path: Path) -> None:
+    """Lists name all images, and JPEG files; people are named by images that this copy does not have."""
+    subset = shutil.copytree(root, tmp_path / "celeba")
+    absent = {faces.names[index] for index in np.unique(faces.identity, return_index=True)[1].tolist()}
+    for path in sorted(subset.rglob("*.jpg")):
+        if path.name not in absent:
+            Image.open(path).save(path.with_suffix(".png"))
+        path.unlink()
+    names = _names_file(tmp_path / "names.txt", "image", faces)
+    kept = [line for line in names.read_text().splitlines() if line.split()[0] in absent]
+    names.write_text("\n".join(kept) + "\n")
+    (tmp_path / "people.txt").write_text("Jane_D_BTH\t3\n")
+    with pytest.warns(UserWarning, match="for a subset, nothing needs to be done"):
+        chosen = CelebaFaces(str(subset), exclude=str(tmp_path / "people.txt"), names=str(names))
+    assert chosen.excluded == ["Jané D. Bth"] and all(name.endswith(".png") for name in chosen.names)
+    (tmp_path / "people.txt").write_text("Someone_Else\t3\n")
+    with pytest.warns(UserWarning) as told:
+        CelebaFaces(str(subset), exclude=str(tmp_path / "people.txt"), names=str(names))
+    assert str(told[-1].message).endswith("people.txt names no one of this copy of CelebA: no one is excluded")
 
 
 @pytest.mark.parametrize(

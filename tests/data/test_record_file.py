@@ -1,5 +1,6 @@
 """Record files: read as an independent writer wrote them, split by people, refused in one line if damaged."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,14 @@ def test_labels_are_collected_once(rec: Path, monkeypatch: pytest.MonkeyPatch, t
     cached = next((tmp_path / "cache").rglob("*.npy"))
     cached.write_bytes(cached.read_bytes()[:100])
     assert list(_faces(rec).names) == list(first.names)
+
+
+def test_relabelled_file_of_equal_size_is_read(tmp_path: Path) -> None:
+    for labels in ([0, 0, 1, 1], [0, 0, 0, 0]):
+        records = {key: labelled([label], jpeg(key, 0)) for key, label in enumerate(labels)}
+        rec = write_records(tmp_path / "faces", records)
+        os.utime(rec, (1, 1 + labels[-1]))
+        assert RecordFaces(str(rec), train=1.0, val=0.0).identity.tolist() == labels
 
 
 def test_unwritable_cache_is_a_warning(rec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

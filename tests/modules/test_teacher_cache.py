@@ -148,7 +148,8 @@ def test_plain_views_have_aligned_pixels(augmentation: str) -> None:
         for face, index, flipped in zip(batch["face"], batch["index"].tolist(), batch["flipped"], strict=True):
             same.append(torch.equal(face, plain[index].flip(-1) if flipped else plain[index]))
     assert len(same) == 12 and all(same) == bool(data.plain_views)
-    assert not Data("flip", blend_probability=0.1).plain_views
+    for change in ({"blend_probability": 0.1}, {"misalignment": 0.1}, {"distractors": True}):
+        assert not Data("flip", **change).plain_views
 
 
 def test_same_losses_without_teacher_in_training(tmp_path: Path) -> None:
