@@ -2,17 +2,16 @@
 
 import importlib
 import io
-import json
 import os
 import re
-import select
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from deocc import __version__
 from deocc.commands import arguments
-from deocc.messages import one_line, say, show_logs
+from deocc.messages import say, show_logs, telling_errors
 
 COMMANDS = {
     "fit": "train a stage: deocc fit --config inpaint",
@@ -36,16 +35,24 @@ usage: deocc COMMAND [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]
 `deocc COMMAND --help` lists every key. A configuration is a file, or the name of one that comes with deocc, such as
 inpaint, distill or trainer/gpu. --config may be given several times; later files and --KEY VALUE win.
 If an error occurs, DEOCC_TRACEBACK=1 shows where."""
+_PHOTO_OPTIONS = frozenset(
+    ["--out", "--parquet", "--json", "--all", "--face", "--aligned", "--detector", "--detector-weights", "--device"]
+)
+"""Options of `deocc predict` that only its form with photos has."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `deocc`; if the reader of its output has ended, such as `head`, end with code 141 and without a word.
 
     Raises:
-        SystemExit: code 2 after one line about bad input, with --json also an object on the output; 130 after Ctrl-C.
-            With DEOCC_TRACEBACK=1 the original error is raised instead.
+        SystemExit: code 2 after one line about bad input, with --json also an object on the output, or about an output
+            that cannot be written, such as a file on a full disk; 130 after Ctrl-C. With DEOCC_TRACEBACK=1 the original
+            error is raised instead.
     """
     home = os.path.expanduser("~")  # noqa: PTH111
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     try:
         try:  # shells expand `~` in `~/x` only, not in `--option=~/x`, and not if it is quoted
             given = sys.argv[1:] if argv is None else argv
@@ -53,8 +60,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
+        _discard(sys.stdout)
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:  # of writing to a stream: all others were reported
+        if os.environ.get("DEOCC_TRACEBACK"):
+            raise
+        _discard(sys.stdout)
+        reported = isinstance(error.__context__, SystemExit) and error.__context__.code == 2
+        try:
+            if not reported:
+                say(f"cannot write the output ({error.strerror or error}): make room or send it elsewhere")
+        except OSError:
+            _discard(sys.stderr)
+        sys.exit(2)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is in the buffer of a stream, and all that follows, nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _main(argv: list[str]) -> None:
@@ -72,39 +95,24 @@ def _main(argv: list[str]) -> None:
         sys.exit(2)
     show_logs()
     try:
-        code = _run(argv)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError) and _reader_has_ended():
-            raise
-        if os.environ.get("DEOCC_TRACEBACK"):
-            raise
-        say(str(error))
-        if "--json" in argv:
-            # For example "several_faces" for SeveralFacesError, "value" for ValueError.
-            name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
-            print(json.dumps({"error": {"code": name, "message": one_line(error)}}, indent=2))
-        sys.exit(2)
+        with telling_errors("--json" in argv):
+            code = _run(argv)
     except KeyboardInterrupt:
         sys.exit(130)
     if code:
         sys.exit(code)
 
 
-def _reader_has_ended() -> bool:
-    """Return whether the output is a pipe without a reader."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are reported in any case
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
 def _run(argv: list[str]) -> int:
     """Import a command and run it; return its exit code.
 
-    `predict` has two forms: with a photo or folder as its first argument it predicts photos, and its help is of this
-    form; otherwise it runs the prediction loop on the validation faces of a run.
+    `predict` has two forms: with a photo or folder as its first argument, or with an option that needs photos, it
+    predicts photos, and its help is of this form; otherwise it runs the prediction loop on the validation faces of a
+    run.
     """
     command = argv[0]
     photos = command == "predict" and len(argv) > 1 and (argv[1] in {"-h", "--help"} or not argv[1].startswith("-"))
+    photos |= command == "predict" and any(text.split("=")[0] in _PHOTO_OPTIONS for text in argv)
     if command in arguments.PARSERS and (command != "predict" or photos):
         arguments.PARSERS[command]().parse_args(argv[1:])  # help and wrong arguments need no imports
     elif {"-h", "--help"} & set(argv):

@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -180,7 +180,7 @@ def is_stray(name: str) -> bool:
 
 
 def walk_files(
-    folder: Path, on_error: Callable[[OSError], None] | None = None, outside: Path | None = None
+    folder: Path, on_error: Callable[[OSError], None] | None = None, outside: Collection[Path] = ()
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield each file below a folder, except those that `is_stray` names, as a POSIX path relative to it and its entry.
 
@@ -188,8 +188,9 @@ def walk_files(
 
     Args:
         folder: where to begin; its own name may be hidden.
-        on_error: called for each folder that cannot be read; without it such folders are skipped.
-        outside: a folder that is skipped, because results are written to it.
+        on_error: called for each folder that cannot be read, and each link that cannot be followed; without it they are
+            skipped.
+        outside: folders and files that are skipped, because results are written to them.
     """
 
     def walk(place: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -203,14 +204,21 @@ def walk_files(
         for entry in listed:
             if is_stray(entry.name):
                 continue
-            if not entry.is_dir():
-                yield prefix + entry.name, entry
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:  # a link to itself, or into a closed folder
+                if on_error is not None:
+                    on_error(error)
                 continue
-            real = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[0]}{os.sep}{entry.name}"
-            if real not in above:
-                yield from walk(entry.path, f"{prefix}{entry.name}/", (real, *above))
+            real = f"{above[0]}{os.sep}{entry.name}"
+            if is_folder:
+                real = os.path.realpath(entry.path) if entry.is_symlink() else real
+                if real not in above:
+                    yield from walk(entry.path, f"{prefix}{entry.name}/", (real, *above))
+            elif real not in skipped:
+                yield prefix + entry.name, entry
 
-    skipped = () if outside is None else (os.path.realpath(outside),)
+    skipped = [os.path.realpath(path) for path in outside]
     yield from walk(str(folder), "", (os.path.realpath(folder), *skipped))
 
 

@@ -1,7 +1,11 @@
 """One-line messages for the user: errors, notes on the error stream, and a command's argument parser."""
 
 import argparse
+import json
 import logging
+import os
+import re
+import select
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +37,42 @@ def name_some(names: Sequence[str]) -> str:
 def say(line: str) -> None:
     """Print one line on the error stream, marked as coming from deocc."""
     print(f"deocc: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def telling_errors(as_json: bool = False) -> Iterator[None]:
+    """Report an error of bad input in one line, with `as_json` also as an object on the output, and exit with code 2.
+
+    With DEOCC_TRACEBACK=1 the error is raised, and always if it is that the reader of the output has ended.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_ended():
+            raise
+        if os.environ.get("DEOCC_TRACEBACK"):
+            raise
+        say(str(error))
+        if as_json:
+            print(json.dumps({"error": {"code": error_code(error), "message": one_line(error)}}, indent=2))
+        sys.exit(2)
+
+
+def error_code(error: Exception) -> str:
+    """Return the name of an error's type in words.
+
+    >>> [error_code(error) for error in (ValueError(), FileNotFoundError(), OSError(), NotADirectoryError())]
+    ['value', 'file_not_found', 'os', 'not_a_directory']
+    """
+    name = type(error).__name__.removesuffix("Error")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<!^)(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _reader_has_ended() -> bool:
+    """Return whether the output is a pipe without a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported in any case
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def show_progress(items: Iterable[T], title: str, total: int | None = None, hidden: bool = False) -> Iterable[T]:

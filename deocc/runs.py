@@ -168,7 +168,8 @@ def newest_run(monitored: str, root: Path = ROOT) -> Path:
     files = [path for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
     if not files:
         raise FileNotFoundError(
-            f"no trained {monitored} below {root.absolute()}: train one first with `deocc fit`, or give a checkpoint"
+            f"no trained run of {monitored.rstrip('.')} below {root.absolute()}: "
+            "train one first with `deocc fit`, or give a checkpoint"
         )
     return max(files, key=lambda path: path.stat().st_mtime).parent
 

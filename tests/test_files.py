@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deocc.files import cache_folder, checksum, hold_lock, replace_file, write_file
+from deocc.files import cache_folder, checksum, hold_lock, replace_file, walk_files, write_file
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -102,6 +102,24 @@ def test_hold_lock_without_a_writable_folder(tmp_path: Path) -> None:
         pytest.fail("no lock can be there")
     with hold_lock(path, required=False):
         pass
+
+
+def test_walk_files_reports_bad_links(tmp_path: Path) -> None:
+    for name in ("a.png", "z.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    errors: list[OSError] = []
+    assert [name for name, _ in walk_files(tmp_path, errors.append)] == ["a.png", "z.png"]
+    assert [error.filename for error in errors] == [str(tmp_path / "loop")]
+    assert [name for name, _ in walk_files(tmp_path)] == ["a.png", "z.png"]
+
+
+def test_walk_files_skips_results(tmp_path: Path) -> None:
+    for name in ("a.png", "out/b.png", "deep/table.csv", "table.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = walk_files(tmp_path, outside=[tmp_path / "out", tmp_path / "deep/../deep/table.csv"])
+    assert [name for name, _ in found] == ["a.png", "table.csv"]
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

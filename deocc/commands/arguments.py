@@ -103,13 +103,17 @@ def _photos(parser: ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
 
 
-def _model(parser: ArgumentParser) -> None:
-    """Add --checkpoint and --device, for `deocc.commands.model.load_model`."""
+def _checkpoint(parser: ArgumentParser) -> None:
     model = (
         f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest "
         "stage-2 run below runs/ (default: the packaged model, else the newest run)"
     )
     parser.add_argument("--checkpoint", metavar="MODEL", help=model)
+
+
+def _model(parser: ArgumentParser) -> None:
+    """Add --checkpoint and --device, for `deocc.commands.model.load_model`."""
+    _checkpoint(parser)
     parser.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
 
 
@@ -187,7 +191,8 @@ def _export() -> ArgumentParser:
     photos = "compare with torch on the faces of these photos (default: embedded faces of validation people)"
     parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-    _model(parser)
+    _checkpoint(parser)
+    parser.set_defaults(device="cpu")
     return parser
 
 

@@ -1,7 +1,6 @@
 """`deocc export`: write the trained system into one file for other runtimes."""
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from deocc.commands.arguments import PARSERS
@@ -9,6 +8,7 @@ from deocc.commands.model import load_model
 from deocc.files import write_file
 from deocc.inference.export import Precision, export
 from deocc.inference.export_formats import OPSET, SUFFIXES, require_onnx
+from deocc.inference.outputs import check_writable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = PARSERS["export"]().parse_args(argv)
     precision: Precision = "int8" if chosen.int8 else "fp16" if chosen.fp16 else "fp32"
     _check_arguments(chosen, precision)
-    exported = export(load_model(chosen).to("cpu"), chosen.to, precision, chosen.photos)
+    exported = export(load_model(chosen), chosen.to, precision, chosen.photos)
     try:
         write_file(chosen.out, exported.content)
     except OSError as error:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_arguments(chosen: argparse.Namespace, precision: Precision) -> None:
-    """Raise early what would otherwise fail after the model is loaded, and create the folder of the file."""
+    """Raise early what would otherwise fail after the model is loaded."""
     out, to = chosen.out, chosen.to
     if precision != "fp32" and to != "onnx":
         raise ValueError(
@@ -53,10 +53,4 @@ def _check_arguments(chosen: argparse.Namespace, precision: Precision) -> None:
         raise ValueError(f"--out {out} is a folder: give the name of a file")
     if out.exists() and not chosen.force:
         raise ValueError(f"--out {out} exists: give --force to replace it, or another name")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(out.parent, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise ValueError(f"--out {out}: nothing can be written into {out.parent.absolute()}: choose another folder")
+    check_writable(out.parent, f"--out {out}")

@@ -1,5 +1,6 @@
 """`deocc identify GALLERY PHOTOS`: find the people of a gallery in photos."""
 
+import argparse
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +16,7 @@ from deocc.evaluation.thresholds import Calibration
 from deocc.inference import gallery
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.faces import FaceFinder
+from deocc.inference.outputs import check_writable, lock_out
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline, condition_of
 from deocc.messages import printable, say
@@ -40,7 +42,16 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--top {chosen.top}: list at least 1 person")
     if not 0 < chosen.false_accept_rate <= 1:
         raise ValueError(f"--false-accept-rate {chosen.false_accept_rate:g}: give a share above 0 and at most 1")
-    if any(row.done and "answer" not in row.details for row in OutcomeFile(chosen.out).all_rows()):
+    check_writable(chosen.out.parent, f"--out {chosen.out}")
+    if chosen.save_index is not None:
+        check_writable(chosen.save_index.parent, f"--save-index {chosen.save_index}")
+    with lock_out(chosen.out):
+        return _identify(chosen)
+
+
+def _identify(chosen: argparse.Namespace) -> int:
+    table = OutcomeFile(chosen.out)
+    if any(row.done and "answer" not in row.details for row in table.all_rows()):
         raise ValueError(f"{chosen.out} is the table of another command: choose another --out")
     pipeline = load_model(chosen)
     index = gallery.PersonIndex(len(pipeline.network.center), chosen.index)
@@ -49,23 +60,24 @@ def main(argv: Sequence[str]) -> int:
             "this model has no thresholds to tell unknown people by: write them with `deocc test --checkpoint RUN`"
         )
     finder = pipeline.finder = finder_of(chosen, pipeline.size)
-    cache = None
+    cache, results = None, [chosen.out]
     if chosen.save_index is not None:
-        detection = detection_of(chosen)[1:]  # without --all, which does not concern the gallery
+        detection = detection_of(chosen)[1:-1]  # without --all and --face, which do not concern the gallery
         cache = gallery.GalleryCache(chosen.save_index, repr((model_hash(pipeline), detection)))
-    known, problems = gallery.read_gallery(chosen.gallery, pipeline, finder, cache)
+        results.append(chosen.save_index)
+    known, problems = gallery.read_gallery(chosen.gallery, pipeline, finder, cache, results)
     people = [face.person for face in known]
     say(f"gallery: {len(set(people))} people, {len(people)} faces")
     index.add(np.stack([face.embedding for face in known]), people)
     problems += gallery.find_conflicts(known, index)
     identify = Identifier(pipeline, pipeline.thresholds, finder, known, index, chosen.top, chosen.false_accept_rate)
-    photos, more_problems = find_photos(chosen.photos)
-    chosen.out.unlink(missing_ok=True)  # earlier rows may be about another gallery
-    found = photos, problems + more_problems
-    code = process_photos("identify", found, OutcomeFile(chosen.out), identify, chosen.json)
-    if not chosen.json:
-        identify.print()
-    return code
+    photos, more_problems = find_photos(chosen.photos, results)
+    table.keep(())  # earlier rows may be about another gallery
+    try:
+        return process_photos("identify", (photos, problems + more_problems), table, identify, chosen.json)
+    finally:
+        if not chosen.json:
+            identify.print()
 
 
 class Identifier:

@@ -16,7 +16,7 @@ from deocc.files import checksum
 from deocc.geometry import TEMPLATES, invert_transform, similarity_transform, transform_points
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
 from deocc.inference.faces import FaceFinder, PhotoFace, cut, paste_back, weight_in_photo
-from deocc.inference.outputs import check_out, lock_folder, read_mark, save_marked
+from deocc.inference.outputs import check_out, lock_out, read_mark, save_marked
 from deocc.inference.photos import read_bytes, read_photo
 from deocc.masking import draw_kinds, list_kinds, render
 
@@ -45,10 +45,10 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"unknown kind of mask {name!r}: choose from {', '.join(allowed)}")
         kinds |= dict.fromkeys(list_kinds() if name == ALL_KINDS else [name])
     finder = finder_of(chosen, CROP_SIZE)
-    with lock_folder(chosen.out):
+    with lock_out(chosen.out):
         table = OutcomeFile(chosen.out / TABLE)
         masker = PhotoMasker(chosen, list(kinds), finder, table)
-        return process_photos("mask", find_photos(chosen.photos, outside=chosen.out), table, masker, chosen.json)
+        return process_photos("mask", find_photos(chosen.photos, [chosen.out]), table, masker, chosen.json)
 
 
 class MaskedPhoto(NamedTuple):

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deocc import runs
-from deocc.commands.arguments import AUTO, NEWEST
-from deocc.files import checksum
+from deocc.commands.arguments import AUTO, DEFAULT_DETECTOR, NEWEST
+from deocc.files import checksum, expand_user
 from deocc.inference.faces import FaceFinder
 from deocc.inference.model_folder import load, pretrained_folder, weight_bytes
 from deocc.inference.pipeline import Pipeline
@@ -24,8 +24,13 @@ def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
 
 
 def detection_of(chosen: argparse.Namespace) -> tuple[object, ...]:
-    """Return the arguments that determine which faces are found."""
-    return (chosen.every, chosen.aligned, chosen.detector, chosen.detector_weights, chosen.number)
+    """Return the arguments that determine which faces are found: --all, --aligned, the detector, its weights, --face.
+
+    The default detector is None, also if it is named, and weights are the checksum of the file.
+    """
+    detector = None if chosen.detector == DEFAULT_DETECTOR else chosen.detector
+    weights = None if chosen.detector_weights is None else checksum(expand_user(chosen.detector_weights))
+    return (chosen.every, chosen.aligned, detector, weights, chosen.number)
 
 
 def load_model(chosen: argparse.Namespace) -> Pipeline:

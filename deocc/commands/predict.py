@@ -53,14 +53,15 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load_model(chosen)
     finder = pipeline.finder = finder_of(chosen, pipeline.size)
     model = model_hash(pipeline)
-    with outputs.lock_folder(out):
+    with outputs.lock_out(out):
         table, embeddings = OutcomeFile(out / TABLE), outputs.EmbeddingFile(out / EMBEDDINGS, model)
         predictor = PhotoPredictor(out, (model, detection_of(chosen)), pipeline, finder, table, embeddings)
         try:
-            code = process_photos("predict", find_photos(chosen.photos, outside=out), table, predictor, chosen.json)
+            code = process_photos("predict", find_photos(chosen.photos, [out]), table, predictor, chosen.json)
         finally:
             embeddings.keep({str(row.details.get("embedding")) for row in table.all_rows() if row.done})
             embeddings.write()
+            (out / PARQUET).unlink(missing_ok=True)  # that of an earlier run would disagree
         faces = embeddings.faces
         pages = write_sheets(out, faces)
         if faces and chosen.parquet:

@@ -33,10 +33,10 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load_model(chosen)
     finder = pipeline.finder = finder_of(chosen, pipeline.size)
     faces_a, faces_b = (_find(finder, path) for path in (chosen.a, chosen.b))
+    verdicts = pipeline.verify_pairs([a.face for a in faces_a], [b.face for b in faces_b], chosen.false_accept_rate)
     answers, texts, codes = [], [], []
-    for a in faces_a:
-        for b in faces_b:
-            verdict = pipeline.verify_faces(a.face, b.face, chosen.false_accept_rate)
+    for a, row in zip(faces_a, verdicts, strict=True):
+        for b, verdict in zip(faces_b, row, strict=True):
             places = {"photo_a": str(chosen.a), "photo_b": str(chosen.b), "face_a": a.number, "face_b": b.number}
             answers.append({**places, **asdict(verdict), "found_a": a.details, "found_b": b.details})
             texts.append(_describe(verdict, _name(chosen.a, a), _name(chosen.b, b)))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.files import package_folder
+from deocc.files import expand_user, package_folder
 
 REMEDY = 'pip install "deocc[photos]"'
 
@@ -62,7 +62,7 @@ class Detector(ABC):
 
 def given_file(weights: str) -> Path:
     """Return the path of a weights file, or raise FileNotFoundError if there is none."""
-    path = Path(weights).expanduser()
+    path = expand_user(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no detector weights at {path.absolute()}: give the path of an existing file")
     return path

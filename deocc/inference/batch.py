@@ -3,15 +3,15 @@
 import csv
 import json
 import re
-import time
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from deocc.files import walk_files
-from deocc.inference.outputs import OutputError, replace_output
+from deocc.files import is_file, walk_files
+from deocc.inference.outputs import OutputError, WriteTimer, replace_output
 from deocc.inference.photos import PHOTO_FORMATS, is_photo
 from deocc.messages import one_line, say, show_progress, telling_warnings
 
@@ -19,6 +19,11 @@ RECOVERABLE: Final = (ValueError, OSError, ImportError, RuntimeError, MemoryErro
 """Errors that leave out one photo of a batch; the others are still processed."""
 
 _COLUMNS: Final = ("photo", "face", "status", "reason", "output")
+_NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
+    **dict.fromkeys(("faces", "turned", "seed", "covered_pixels"), int),
+    **dict.fromkeys(("score", "left", "top", "right", "bottom", "visible"), float),
+}
+"""Type of the numbers in the further columns of rows that a repeated command keeps."""
 _FORMULA: Final = re.compile(r"'*(?:[=@\t\r]|[+-](?![\d.]+(?:e[+-]?\d+)?$))")
 """Start of a spreadsheet formula, but not of a number. Leading apostrophes count, so that escaping is reversible."""
 _WRITE_INTERVAL: Final = 2.0  # seconds of outcomes that a killed process may lose
@@ -67,7 +72,7 @@ class OutcomeFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[str, list[Outcome]] = {}
-        self._written = time.monotonic()
+        self._timer = WriteTimer(_WRITE_INTERVAL)
         if not path.exists():
             return
         try:
@@ -78,7 +83,11 @@ class OutcomeFile:
                 for row in table:
                     for name, value in row.items():
                         row[name] = value[1:] if value.startswith("'") and _FORMULA.match(value) else value
-                    details = {name: value for name, value in row.items() if name not in _COLUMNS and value}
+                    details = {
+                        name: _NUMBERS.get(name, str)(value)
+                        for name, value in row.items()
+                        if name not in _COLUMNS and value
+                    }
                     face = int(row["face"]) if row["face"] else None
                     outcome = Outcome(row["photo"], row["reason"], face, row["output"], details)
                     self._rows.setdefault(outcome.photo, []).append(outcome)
@@ -107,8 +116,8 @@ class OutcomeFile:
         self._rows[photo] = [*earlier, *outcomes]
 
     def write_when_due(self) -> None:
-        """Write the file if the last time was more than two seconds ago."""
-        if time.monotonic() - self._written > _WRITE_INTERVAL:
+        """Write the file if the last time was more than two seconds ago, or longer for a large file."""
+        if self._timer.is_due:
             self.write()
 
     def write(self) -> None:
@@ -116,35 +125,45 @@ class OutcomeFile:
         rows = self.all_rows()
         columns = list(dict.fromkeys((*_COLUMNS, *(name for row in rows for name in row.details))))
         with (
+            self._timer.measure(),
             replace_output(self.path, durable=True) as draft,
             draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
         ):
-            table = csv.DictWriter(file, columns, lineterminator="\n")
+            # By default a carriage return in a file name is not quoted, and the table cannot be read.
+            table = csv.DictWriter(file, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             table.writeheader()
             for row in (each.row for each in rows):
                 texts = {name: cell for name, cell in row.items() if isinstance(cell, str)}
                 table.writerow(row | {name: f"'{text}" for name, text in texts.items() if _FORMULA.match(text)})
-        self._written = time.monotonic()
 
 
-def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[list[FoundPhoto], list[Outcome]]:
+def find_photos(
+    paths: Sequence[Path], outside: Collection[Path] = (), same: Callable[[Path], Hashable] = Path.resolve
+) -> tuple[list[FoundPhoto], list[Outcome]]:
     """Find photos: the given files, and the images below the given folders, sorted by path.
 
-    Hidden and system files are skipped (`deocc.files.is_stray`), and the folder `outside`, because results are written
-    to it. Symbolic links are followed. A file found twice counts once. Returns also an outcome for each path that is
-    missing or unreadable, each file that is no photo, and each empty folder.
+    Hidden and system files are skipped (`deocc.files.is_stray`). Symbolic links are followed.
+
+    Args:
+        paths: files and folders.
+        outside: folders and files that are skipped, because results are written to them.
+        same: photos for which it returns equal values count once; default: those that are the same file.
+
+    Returns:
+        The photos, and an outcome for each path that is missing or unreadable, each file that is no photo, and each
+        empty folder.
     """
     photos: list[FoundPhoto] = []
     problems: list[Outcome] = []
-    seen: set[Path] = set()
+    seen: set[Hashable] = set()
     names: set[str] = set()
     for given in paths:
         files, others = _list_files(given, outside)
         problems += others
         for file in files:
-            if (target := file.resolve()) in seen:
+            if (value := same(file)) in seen:
                 continue
-            seen.add(target)
+            seen.add(value)
             relative = file.relative_to(given) if file != given else Path(file.name)
             name = unique = relative.with_suffix("").as_posix()
             number = 1
@@ -157,7 +176,7 @@ def find_photos(paths: Sequence[Path], outside: Path | None = None) -> tuple[lis
     return photos, problems
 
 
-def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Outcome]]:
+def _list_files(given: Path, outside: Collection[Path]) -> tuple[list[Path], list[Outcome]]:
     """List the photos of one command line argument, and an outcome for everything else below it."""
     files: list[Path] = []
     problems: list[Outcome] = []
@@ -177,9 +196,9 @@ def _list_files(given: Path, outside: Path | None) -> tuple[list[Path], list[Out
         files.append(given)
     else:
         known = ", ".join((*PHOTO_FORMATS, "HEIC"))
-        for name, entry in walk_files(given, report, outside):
+        for name, _ in walk_files(given, report, outside):
             path = given / name
-            if entry.is_file() and is_photo(path):
+            if is_file(path) and is_photo(path):
                 files.append(path)
             else:
                 problems.append(Outcome(str(path), f"{path} is no photo ({known} are read): convert it or remove it"))
@@ -198,23 +217,21 @@ def process_photos(
     """Process the result of `find_photos` and record the outcomes in the table, also after Ctrl-C.
 
     Rows of other photos are removed. A photo that cannot be processed is reported, and the others are still processed.
-    If a result cannot be written, for example on a full disk, processing stops: finished results stay, and the others
-    are recorded as not reached.
+    If a result cannot be written, for example on a full disk, processing stops with an OutputError: finished results
+    stay, and the others are recorded as not reached.
 
     `work` returns at least one outcome of a photo, or raises one of `RECOVERABLE`. At the end a summary is printed, or
     the outcomes as a JSON list. Returns the exit code: 0 if all photos were processed, else 1.
     """
     photos, problems = found
     inputs = {problem.photo for problem in problems} | {str(photo.path) for photo in photos}
-    left_out: set[str] = set()
-    rows: list[dict[str, object]] = []
+    recorded: dict[str, list[Outcome]] = {}  # by photo; a photo of a gallery may also be one to identify
 
     def record(photo: str, outcomes: Sequence[Outcome]) -> None:
-        table.replace(photo, outcomes)
+        recorded.setdefault(photo, []).extend(outcomes)
+        table.replace(photo, recorded[photo])
         table.write_when_due()
-        rows.extend(outcome.row for outcome in outcomes)
         for reason in dict.fromkeys(outcome.reason for outcome in outcomes if not outcome.done):
-            left_out.add(photo)
             say(reason)
 
     table.keep(inputs)
@@ -232,27 +249,31 @@ def process_photos(
             record(str(photo.path), outcomes)
         table.write()
     except OutputError as error:
-        _record_unreached(error, photos, table)
-        return 1
+        done = _record_unreached(error, photos, table)
+        message = f"{one_line(error)}; stopped after {done} of {len(photos)} photos, the same command goes on"
+        raise OutputError(message) from error
     except KeyboardInterrupt:
-        table.write()
+        if recorded:
+            table.write()
         raise
+    left_out = [photo for photo, outcomes in recorded.items() if not all(outcome.done for outcome in outcomes)]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([outcome.row for outcomes in recorded.values() for outcome in outcomes], indent=2))
     else:
         skipped = f", {len(left_out)} left out" if left_out else ""
         print(f"deocc {command}: {len(inputs) - len(left_out)} of {len(inputs)} done{skipped}: see {table.path}")
     return int(bool(left_out))
 
 
-def _record_unreached(error: OutputError, photos: Sequence[FoundPhoto], table: OutcomeFile) -> None:
-    """Record the photos that were not processed because of an error, if the table can still be written."""
+def _record_unreached(error: OutputError, photos: Sequence[FoundPhoto], table: OutcomeFile) -> int:
+    """Record the photos that were not processed because of an error, and return how many are done.
+
+    The table may be what cannot be written.
+    """
     done = sum(any(row.done for row in table.rows(str(photo.path))) for photo in photos)
     for photo in photos:
         if not table.rows(str(photo.path)):
             table.replace(str(photo.path), [Outcome(str(photo.path), f"not reached: {one_line(error)}")])
-    say(f"{one_line(error)}; stopped after {done} of {len(photos)} photos, the same command goes on")
-    try:
+    with suppress(OutputError):
         table.write()
-    except OutputError as another:
-        say(str(another))
+    return done

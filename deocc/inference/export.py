@@ -26,6 +26,7 @@ from deocc.inference.model_folder import weight_bytes
 from deocc.inference.network import ExportNetwork, FaceOutput
 from deocc.inference.pipeline import Pipeline
 from deocc.masking import list_kinds, render
+from deocc.messages import telling_warnings
 
 LIMIT: Final = 1e-4
 """Largest allowed difference between a float32 file and torch, of completed faces, embeddings and covered shares."""
@@ -230,7 +231,8 @@ def export(pipeline: Pipeline, kind: str, precision: Precision = "fp32", photos:
         found, problems = find_photos(photos)
         if problems:
             raise FileNotFoundError(problems[0].reason)
-        crops = pipeline.faces([photo.path for photo in found])
+        with telling_warnings():
+            crops = pipeline.faces([photo.path for photo in found])
         faces = _add_masks(f"{len(crops)} photos", crops, None, torch.arange(len(crops)))
     else:
         faces = embedded_faces(pipeline, "val", _CHECK_EVERY)

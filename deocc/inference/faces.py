@@ -128,21 +128,20 @@ class FaceFinder:
         numbers = range(1, len(found) + 1) if self.every else [self._choose(found, name)]
         return [self._cut(photo, found, number, turned) for number in numbers]
 
-    def find_single(self, photo: NDArray[np.uint8], name: str = "the photo") -> PhotoFace:
-        """Find the face of a photo that shows one person, or the chosen face; errors as `find`.
+    def find_single(self, photo: NDArray[np.uint8], name: str = "the photo", may_choose: bool = True) -> PhotoFace:
+        """Find the face of a photo that shows one person, or, if `may_choose`, the chosen face; errors as `find`.
 
         Raises:
             SeveralFacesError: no face was chosen, and others are at least half as prominent as the first one.
         """
         found, turned = self._detect(photo, name)
-        if self.number is None and (rivals := find_rivals(found)):
+        chosen = may_choose and self.number is not None
+        if not chosen and (rivals := find_rivals(found)):
             boxes = {number: face.box.round().astype(int).tolist() for number, face in rivals.items()}
             listed = ", ".join(f"{n} at {x0}, {y0}, {x1 - x0} x {y1 - y0}" for n, (x0, y0, x1, y1) in boxes.items())
-            raise SeveralFacesError(
-                f"{name} shows {len(rivals)} faces (left, top, width x height: {listed}): "
-                "choose one with --face N, or crop the photo"
-            )
-        return self._cut(photo, found, self._choose(found, name), turned)
+            remedy = "choose one with --face N, or crop the photo" if may_choose else "crop the photo"
+            raise SeveralFacesError(f"{name} shows {len(rivals)} faces (left, top, width x height: {listed}): {remedy}")
+        return self._cut(photo, found, self._choose(found, name) if chosen else 1, turned)
 
     def _choose(self, found: Sequence[Detection], name: str) -> int:
         """Return the number of the chosen face; a single face needs no choice."""

@@ -1,7 +1,7 @@
 """Identification in a gallery: embed a folder of known people, find the most similar ones, apply a threshold."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,21 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deocc.data.face_set import identity_name
 from deocc.evaluation.thresholds import Calibration
 from deocc.inference.batch import RECOVERABLE, Outcome, find_photos
 from deocc.inference.faces import FaceFinder
-from deocc.inference.outputs import read_rows, write_rows
+from deocc.inference.outputs import WriteTimer, read_rows, write_rows
 from deocc.inference.photos import read_photo
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import describe_error, one_line, show_progress, telling_warnings
 
 _SLACK: Final = 1 + 1e-9  # for the rounding of products such as 10 * 0.001
 _BATCH: Final = 32
+_SEARCHED: Final = 256  # faces at once, which bounds memory if one person has many photos
+_SAVE_INTERVAL: Final = 30.0  # seconds of embedding that a killed process may lose
 _TIE: Final = 0.01  # of similarity: less than JPEG compression changes it; our choice
 _SAME_PHOTO: Final = 0.98  # similarity of two people from which they are the same photo or person; our choice
 _CACHE_COLUMNS: Final = {"photo": ("U", 1), "stamp": ("i", 2), "embedding": ("f", 2), "covered": ("f", 1)}
@@ -85,6 +88,7 @@ class GalleryCache:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self._key = path, key
+        self._timer = WriteTimer(_SAVE_INTERVAL)
         self.faces: dict[str, CachedFace] = {}
         if path.exists():
             try:
@@ -95,12 +99,19 @@ class GalleryCache:
                 ) from error
             self.faces = {row.photo: row for row in rows if found == key}
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the file should be written, so that a killed process loses little."""
+        return self._timer.is_due
+
     def update(self, faces: Sequence[CachedFace]) -> None:
-        """Replace all entries by these, at least one, and write the file if that changes anything."""
+        """Replace all entries by these and write the file if that changes anything; none leave it as it is."""
         before = {face.photo: face.stamp for face in self.faces.values()}
-        self.faces = {face.photo: face for face in faces}
-        if before != {face.photo: face.stamp for face in faces}:
-            write_rows(self.path, _CACHE_COLUMNS, faces, "key", self._key)
+        after = {face.photo: face for face in faces}
+        if after and before != {face.photo: face.stamp for face in faces}:
+            with self._timer.measure():
+                write_rows(self.path, _CACHE_COLUMNS, list(after.values()), "key", self._key)
+            self.faces = after
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +135,24 @@ def person_of(photo: Path, folder: Path) -> str:
 
 
 def read_gallery(
-    folder: Path, pipeline: Pipeline, finder: FaceFinder, cache: GalleryCache | None = None
+    folder: Path,
+    pipeline: Pipeline,
+    finder: FaceFinder,
+    cache: GalleryCache | None = None,
+    outside: Collection[Path] = (),
 ) -> tuple[list[GalleryFace], list[Outcome]]:
     """Embed the face of each photo of a gallery, and return an outcome for each photo without one.
 
-    Photos of several similarly prominent faces are left out. The cache provides the embeddings of unchanged photos, and
-    is updated. Raises FileNotFoundError or ValueError if there is no such folder, or no face in it.
+    Photos of several similarly prominent faces are left out, also if the finder chooses one by its number. The cache
+    provides the embeddings of unchanged photos, and is updated, also after Ctrl-C. `outside` are results to skip.
+    Raises FileNotFoundError or ValueError if there is no such folder, or no face in it.
     """
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
         raise kind(
             f"no gallery at {folder}: give a folder of photos, each in a folder or a file called like its person"
         )
-    found, problems = find_photos([folder])
+    found, problems = find_photos([folder], outside, lambda photo: (person_of(photo, folder), photo.resolve()))
     cached = {} if cache is None else cache.faces
     faces: dict[Path, CachedFace | None] = {}  # in the order of the photos; None until the face is embedded
     stamps = {}
@@ -148,29 +164,40 @@ def read_gallery(
         face = cached.get(str(photo.resolve()))
         faces[photo] = face if face is not None and face.stamp == stamps[photo] else None
     new = [photo for photo, face in faces.items() if face is None]
-    for start in show_progress(range(0, len(new), _BATCH), "gallery"):
-        crops = {}
-        for photo in new[start : start + _BATCH]:
-            try:
-                with telling_warnings():
-                    crops[photo] = finder.find_single(read_photo(photo), str(photo)).face
-            except RECOVERABLE as error:
-                problems.append(Outcome(str(photo), f"gallery: {one_line(error) or type(error).__name__}"))
-        if crops:
-            output = pipeline.process_faces(torch.stack(list(crops.values())))
-            rows = zip(crops, output.embedding.cpu().numpy(), output.covered.tolist(), strict=True)
-            for photo, embedding, covered in rows:
-                faces[photo] = CachedFace(str(photo.resolve()), stamps[photo], embedding, covered)
+    try:
+        for start in show_progress(range(0, len(new), _BATCH), "gallery"):
+            crops, more_problems = _find_faces(finder, new[start : start + _BATCH])
+            problems += more_problems
+            if crops:
+                output = pipeline.process_faces(torch.stack(list(crops.values())))
+                rows = zip(crops, output.embedding.cpu().numpy(), output.covered.tolist(), strict=True)
+                for photo, embedding, covered in rows:
+                    faces[photo] = CachedFace(str(photo.resolve()), stamps[photo], embedding, covered)
+            if cache is not None and cache.is_due:
+                cache.update([face for face in faces.values() if face is not None])
+    finally:
+        if cache is not None:
+            cache.update([face for face in faces.values() if face is not None])
     known = [(photo, face) for photo, face in faces.items() if face is not None]
     if not known:
         reason = problems[0].reason if problems else "it is empty"
         raise ValueError(f"no face in the gallery {folder} ({reason}): give photos of the people to be known")
-    if cache is not None:
-        cache.update([face for _, face in known])
     gallery = []
     for photo, face in known:
         gallery.append(GalleryFace(person_of(photo, folder), photo, face.embedding, face.covered))
     return gallery, problems
+
+
+def _find_faces(finder: FaceFinder, photos: Sequence[Path]) -> tuple[dict[Path, Tensor], list[Outcome]]:
+    """Return the crops of gallery photos, and an outcome for each photo without a single face."""
+    crops, problems = {}, []
+    for photo in photos:
+        try:
+            with telling_warnings():
+                crops[photo] = finder.find_single(read_photo(photo), str(photo), may_choose=False).face
+        except RECOVERABLE as error:
+            problems.append(Outcome(str(photo), f"gallery: {one_line(error) or type(error).__name__}"))
+    return crops, problems
 
 
 class Match(NamedTuple):
@@ -187,7 +214,7 @@ class PersonIndex:
     Args:
         dimension: length of the embeddings.
         description: string for `faiss.index_factory`; "Flat" compares with every face, others such as "HNSW32" are
-            approximate.
+            approximate: they find candidates, of which the exact similarities are computed.
     """
 
     def __init__(self, dimension: int, description: str = "Flat") -> None:
@@ -201,12 +228,13 @@ class PersonIndex:
             raise ValueError(
                 f"unknown index {description!r}: give a string for faiss.index_factory, such as Flat or HNSW32"
             ) from error
+        self._embeddings = np.zeros((0, dimension), np.float32)
         self._people: list[str] = []
         self._most_faces = 0
 
     def add(self, embeddings: NDArray[np.float32], people: Sequence[str]) -> None:
         """Train the index on the faces of a gallery, (N, D) unit vectors, N at least 1, of N people, and add them."""
-        self._people = list(people)
+        self._embeddings, self._people = embeddings, list(people)
         self._most_faces = Counter(people).most_common(1)[0][1]
         try:
             self._index.train(embeddings)
@@ -219,16 +247,22 @@ class PersonIndex:
         """Return the `top` most similar people for each of (Q, D) unit vectors, or all if there are fewer."""
         # So many faces belong to at least `top` people, even if each has as many as the one with the most.
         faces = min(top * self._most_faces, len(self._people))
-        similarities, places = self._index.search(embeddings, faces)
         found = []
-        for row in zip(similarities.tolist(), places.tolist(), strict=True):
-            best: dict[str, Match] = {}
-            for similarity, place in zip(*row, strict=True):
-                if place >= 0:  # an approximate index fills missing results with -1
-                    best.setdefault(self._people[place], Match(self._people[place], similarity, place))
-            if not best:
-                raise ValueError("the approximate index finds no face of the gallery: choose --index Flat")
-            found.append(list(best.values())[:top])
+        for start in range(0, len(embeddings), _SEARCHED):
+            block = embeddings[start : start + _SEARCHED]
+            for embedding, row in zip(block, self._index.search(block, faces)[1], strict=True):
+                places = row[row >= 0]  # an approximate index fills missing results with -1
+                if len(places) == 0:
+                    raise ValueError("the approximate index finds no face of the gallery: choose --index Flat")
+                similarities = self._embeddings[places] @ embedding
+                best: dict[str, Match] = {}
+                for rank in np.argsort(-similarities, kind="stable"):
+                    place = int(places[rank])
+                    person = self._people[place]
+                    best.setdefault(person, Match(person, float(similarities[rank]), place))
+                    if len(best) == top:
+                        break
+                found.append(list(best.values()))
         return found
 
 

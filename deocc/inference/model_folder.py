@@ -20,11 +20,11 @@ import yaml
 import deocc
 from deocc import runs
 from deocc.evaluation.thresholds import THRESHOLDS, Calibration, read_thresholds
-from deocc.files import checksum, write_file
+from deocc.files import checksum, expand_user, write_file
 from deocc.geometry import TEMPLATES
 from deocc.inference.network import MOST_SIDE, FaceNetwork, network_of, network_of_checkpoint
 from deocc.inference.pipeline import Pipeline
-from deocc.messages import describe_error
+from deocc.messages import describe_error, telling_errors
 from deocc.networks.weights import MODEL_CONFIG, MODEL_FORMAT, MODEL_WEIGHTS, read_model_folder
 
 FOLDER: Final = "model"  # name of the model folder in a run folder
@@ -102,7 +102,7 @@ def load(source: str | Path | None = None, device: str | torch.device = "cpu") -
         ImportError: huggingface_hub, or a package that the student needs, is not installed.
     """
     source = pretrained_folder() if source is None else source
-    path = Path(source).expanduser()
+    path = expand_user(source)
     model, checkpoints = path / FOLDER / CONFIG, (path / runs.CHECKPOINTS).glob("*.ckpt")
     mistyped = path.parent.is_dir() or path.suffix == ".ckpt"
     if path.is_file():
@@ -214,4 +214,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with telling_errors():
+        main()

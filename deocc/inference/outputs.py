@@ -4,6 +4,7 @@ All that is written replaces an earlier file completely, or raises OutputError a
 """
 
 import errno
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from deocc.messages import printable
 _MARK: Final = "deocc"  # key of the mark in a PNG file
 _COLUMNS: Final = {"name": ("U", 1), "photo": ("U", 1), "face": ("i", 1), "mark": ("U", 1), "embedding": ("f", 2)}
 _WRITE_INTERVAL: Final = 30.0  # seconds of work that a killed process may lose: the whole file is written each time
+_PAUSE: Final = 20  # a large file is next written after so many times the seconds that this took; our choice
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
 
@@ -43,7 +45,7 @@ def replace_output(path: Path, durable: bool = False) -> Iterator[Path]:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(f"the name {path.name} is too long for this disk: rename the photo") from error
         reason = error.strerror or error
-        raise OutputError(f"cannot write {path} ({reason}): make room or choose another --out") from error
+        raise OutputError(f"cannot write {path} ({reason}): make room or choose another place") from error
 
 
 def check_out(out: Path, photos: Collection[Path]) -> None:
@@ -52,11 +54,47 @@ def check_out(out: Path, photos: Collection[Path]) -> None:
         raise ValueError(f"--out {out} is the folder of the photos: choose a folder of its own, which may be inside it")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: choose a folder")
+    check_writable(out, f"--out {out}")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raise ValueError, beginning with `option`, if nothing can be written into a folder, which may still be missing.
+
+    The methods of paths would raise other errors for a folder in a closed one.
+    """
+    existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)  # noqa: PTH110
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):  # noqa: PTH112
+        raise ValueError(f"{option}: nothing can be written into {existing.absolute()}: choose another folder")
+
+
+class WriteTimer:
+    """Tells when a growing file, which is written as a whole each time, is written again.
+
+    Args:
+        interval: least number of seconds between two writes; after a slow write it is 20 times as long as that took.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._due = time.monotonic() + interval
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough time has passed since the last write."""
+        return time.monotonic() > self._due
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Measure the write that is made meanwhile."""
+        start = time.monotonic()
+        yield
+        end = time.monotonic()
+        self._due = end + max(self._interval, _PAUSE * (end - start))
 
 
 @contextmanager
-def lock_folder(out: Path) -> Iterator[None]:
-    """Keep other commands of this machine from writing to an output folder, or raise ValueError if one holds the lock.
+def lock_out(out: Path) -> Iterator[None]:
+    """Keep other commands of this machine from writing to an output folder or file; ValueError if one holds the lock.
 
     The lock file is in the cache folder, not among the results; if it cannot be created, there is no lock.
     """
@@ -65,7 +103,7 @@ def lock_folder(out: Path) -> Iterator[None]:
         try:
             stack.enter_context(hold_lock(path, wait=False, required=False))
         except TimeoutError:
-            raise ValueError(f"another deocc is at work in {out}: wait for it, or choose another --out") from None
+            raise ValueError(f"another deocc writes to {out}: wait for it, or choose another --out") from None
         yield
 
 
@@ -155,7 +193,7 @@ class EmbeddingFile:
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self._model = path, model
-        self._changed, self._written = False, time.monotonic()
+        self._changed, self._timer = False, WriteTimer(_WRITE_INTERVAL)
         self._faces: dict[str, EmbeddedFace] = {}
         if not path.exists():
             return
@@ -191,8 +229,8 @@ class EmbeddingFile:
         self._changed |= len(self._faces) < len(before)
 
     def write_when_due(self) -> None:
-        """Write the file if the last time was more than 30 seconds ago."""
-        if time.monotonic() - self._written > _WRITE_INTERVAL:
+        """Write the file if the last time was more than 30 seconds ago, or longer for a large file."""
+        if self._timer.is_due:
             self.write()
 
     def write(self) -> None:
@@ -200,8 +238,9 @@ class EmbeddingFile:
         if self._changed and not self._faces:
             self.path.unlink(missing_ok=True)
         elif self._changed:
-            write_rows(self.path, _COLUMNS, self.faces, "model", self._model)
-            self._changed, self._written = False, time.monotonic()
+            with self._timer.measure():
+                write_rows(self.path, _COLUMNS, self.faces, "model", self._model)
+            self._changed = False
 
     def write_parquet(self, path: Path) -> None:
         """Write all faces to a Parquet file with the columns name, photo, face and embedding (fixed-size list)."""

@@ -179,14 +179,25 @@ class Pipeline:
 
     def verify_faces(self, face_a: Tensor, face_b: Tensor, false_accept_rate: float | None = None) -> Verdict:
         """Decide whether two canonical crops, (3, S, S) each, show the same person; see `verify`."""
+        return self.verify_pairs([face_a], [face_b], false_accept_rate)[0][0]
+
+    def verify_pairs(
+        self, faces_a: Sequence[Tensor], faces_b: Sequence[Tensor], false_accept_rate: float | None = None
+    ) -> list[list[Verdict]]:
+        """Compare each canonical crop of the first sequence with each of the second; see `verify`."""
         if self.thresholds is None:
             raise ValueError(
                 "this model has no thresholds: write them with `deocc test --checkpoint RUN` and load RUN again"
             )
-        output = self.process_faces(torch.stack([face_a, face_b]))
-        similarity = float(output.embedding[0] @ output.embedding[1])
-        covered = output.covered.tolist()
-        return decide(self.thresholds, similarity, (covered[0], covered[1]), false_accept_rate)
+        output = self.process_faces(torch.stack([*faces_a, *faces_b]))
+        faces = list(zip(output.embedding, output.covered.tolist(), strict=True))
+        verdicts: list[list[Verdict]] = []
+        for embedding_a, covered_a in faces[: len(faces_a)]:
+            verdicts.append([])
+            for embedding_b, covered_b in faces[len(faces_a) :]:
+                similarity = float(embedding_a @ embedding_b)
+                verdicts[-1].append(decide(self.thresholds, similarity, (covered_a, covered_b), false_accept_rate))
+        return verdicts
 
     def complete(self, images: Photo | Sequence[Photo]) -> tuple[Tensor, Tensor]:
         """Complete the most prominent face of each photo; see `complete_faces`, and `faces` for the errors."""

@@ -50,6 +50,10 @@ def complain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ([*INPAINT, "--model.init_args.adversarial", "lsgan"], ["lsgan", "hinge", "wgan"]),
         ([*INPAINT, "--data.kinds", "[surgical, veil]"], ["veil", "surgical", "strokes"]),
         ([*INPAINT, "--trainer.gradient_clip_val", "1"], ["gradient_clip_val", "model.init_args.gradient_clip"]),
+        *(
+            ([*INPAINT, "--trainer.precision", precision], [f"trainer.precision {precision} ", "32-true", "bf16-mixed"])
+            for precision in ("16-true", "bf16-true", "64-true", "64")
+        ),
         ([*INPAINT, "--data.size", "8"], ["8", "32"]),
         ([*INPAINT, "--data.augmentation", "wild"], ["wild", "light"]),
         ([*DISTILL, STAGE1, "nowhere"], ["nowhere", "deocc fit"]),
@@ -70,8 +74,10 @@ def test_one_line(argv: list[str], parts: list[str], complain: Complain) -> None
 
 
 def test_predict_with_options_first(stage1: Path, complain: Complain) -> None:
+    line = complain("predict", "--checkpoint", str(stage1), "photos")
+    assert "deocc predict PHOTOS..." in line
     line = complain("predict", "--checkpoint", str(stage1), "--out", "a", "photos")
-    assert "--out" in line and "deocc predict PHOTOS..." in line
+    assert "give a stage-2 run" in line
 
 
 def test_checkpoint_of_another_stage(stage2: Path, complain: Complain) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from deocc import __version__, cli
+from deocc.commands.arguments import PARSERS
 
 
 @pytest.fixture
@@ -28,7 +29,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return calls
 
 
-@pytest.mark.parametrize("argv", ["photos --out a", "a.jpg --out b --all"])
+@pytest.mark.parametrize(
+    "argv",
+    ["photos --out a", "a.jpg --out b --all", "--out a photos", "--checkpoint x --out=a photos", "--json x --out a"],
+)
 def test_predict_with_photos_first(argv: str, called: list[tuple[str, list[str]]]) -> None:
     cli.main(["predict", *argv.split()])
     assert called == [("deocc.commands.predict", argv.split())]
@@ -38,6 +42,11 @@ def test_predict_with_photos_first(argv: str, called: list[tuple[str, list[str]]
 def test_predict_without_photos(argv: str, called: list[tuple[str, list[str]]]) -> None:
     cli.main(["predict", *argv.split()])
     assert called == [("deocc.training", ["predict", *argv.split()])]
+
+
+def test_photo_options_are_those_of_the_parser() -> None:
+    options = {option for action in PARSERS["predict"]()._actions for option in action.option_strings}
+    assert options - {"-h", "--help", "--checkpoint"} == cli._PHOTO_OPTIONS
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +69,32 @@ def test_reader_ends_early(words: str) -> None:
     expected = 0 if words == "mask --help" else 128 + signal.SIGPIPE  # argparse ignores it
     assert ended.returncode == expected
     assert "Traceback" not in ended.stderr and "pipe" not in ended.stderr
+
+
+def run_cli(body: str, redirections: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run `deocc verify` with another body in a shell with redirections."""
+    program = f"import sys; from deocc import cli, messages; cli._run = lambda argv: {body}; cli.main(sys.argv[1:])"
+    command = ["sh", "-c", f'"$@" {redirections}', "sh", sys.executable, "-c", program, "verify", *argv]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("body", ["print('different') or 1", "print('x' * 100_000)", "open('nowhere')"])
+def test_full_disk_is_reported(body: str) -> None:
+    ended = run_cli(body, "> /dev/full", "--json")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("deocc: ") and "No s" in line
+    assert run_cli(body, "> /dev/full 2>&1").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("redirections", "printed"), [(">&-", ("", "deocc: note\n")), ("2>&-", ("answer\n", "")), (">&- 2>&-", ("", ""))]
+)
+def test_streams_may_be_closed(redirections: str, printed: tuple[str, str]) -> None:
+    ended = run_cli("print('answer') or messages.say('note') or 1", redirections)
+    assert (ended.returncode, (ended.stdout, ended.stderr)) == (1, printed)
 
 
 def test_other_broken_pipes_are_reported(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,7 @@ def test_export_writes_nothing_without_parity(
         ("--to onnx --out there.onnx", "exists: give --force"),
         ("--to onnx --out file/a.onnx", "nothing can be written into .*file: choose another folder"),
         ("--out a.onnx", "required: --to"),
+        ("--to onnx --out a.onnx --device cpu", "unrecognized arguments: --device cpu"),
         ("--to torchscript --out a.pt --checkpoint stage1.ckpt", "give a stage-2 run"),
     ],
 )

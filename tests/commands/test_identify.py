@@ -10,9 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from deocc.commands.identify import Identifier, main
-from deocc.inference.batch import Outcome
+from deocc.inference import gallery, outputs
+from deocc.inference.batch import FoundPhoto, Outcome
 from deocc.inference.faces import FaceFinder
 from deocc.inference.gallery import GalleryFace, read_gallery
+from deocc.inference.outputs import lock_out
 from tests.fake_sets.faces import save_face
 from tests.real_model import cover
 from tests.scenes import TWO, draw_scene
@@ -107,8 +109,8 @@ def test_identify_covered_faces(model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_identify_by_covered_gallery_faces(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_covered(*arguments: object) -> tuple[list[GalleryFace], list[Outcome]]:
-        gallery, problems = read_gallery(*arguments)  # type: ignore[arg-type]
-        return [replace(face, covered=0.95) for face in gallery], problems
+        known, problems = read_gallery(*arguments)  # type: ignore[arg-type]
+        return [replace(face, covered=0.95) for face in known], problems
 
     monkeypatch.setattr("deocc.inference.gallery.read_gallery", read_covered)
     assert run(model) == 0
@@ -158,7 +160,7 @@ def test_identify_caches_embeddings(model: Path, searched: list[str], tmp_path: 
     with np.load("cache.npz") as cache:
         assert [Path(name).name for name in cache["photo"]] == ["1.png", "2.png", "dora.png"]
     assert search_gallery(model) == []
-    assert len(search_gallery(model, "--face", "2")) == 3  # chooses other faces of gallery photos, too
+    assert search_gallery(model, "--face", "2") == []
     other = Path(shutil.copytree(model, tmp_path / "other"))
     config = (other / "config.json").read_text()
     (other / "config.json").write_text(config.replace('"student_input": "completed"', '"student_input": "masked"'))
@@ -186,14 +188,124 @@ def test_identify_keeps_other_files(model: Path) -> None:
         (["gallery", "in", "--top", "0"], "--top 0"),
         (["gallery", "in", "--false-accept-rate", "0"], "--false-accept-rate 0"),
         (["gallery", "in", "--index", "tree"], "unknown index 'tree'"),
+        (
+            ["gallery", "in", "--out", "in/20.png/a.csv"],
+            r"--out in/20\.png/a\.csv: nothing can be written into .*20.png",
+        ),
+        (["gallery", "in", "--save-index", "in/20.png/a"], r"--save-index in/20\.png/a: nothing can be written into"),
     ],
 )
-def test_identify_refuses(model: Path, argv: list[str], needle: str) -> None:
+def test_identify_refuses(model: Path, argv: list[str], needle: str, searched: list[str]) -> None:
     Path("empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=needle) as error:
         main([*argv, "--checkpoint", str(model), "--detector", "dlib"])
     assert "\n" not in str(error.value)
     assert not Path("identified.csv").exists()
+    assert searched == []
+
+
+def test_identify_chooses_faces_of_photos_only(model: Path) -> None:
+    shutil.rmtree("in")
+    Path("in").mkdir()
+    draw_scene(TWO).save("in/two.png")
+    draw_scene(TWO).save("gallery/anna/two.png")
+    save("gallery/carl.png", 0, 1)
+    assert run(model, "--face", "2") == 1
+    left_out, done = read_rows()
+    assert (left_out["photo"], done["photo"], done["person"]) == ("gallery/anna/two.png", "in/two.png", "carl")
+    assert left_out["reason"].endswith(": crop the photo")
+
+
+def test_identify_keeps_the_table_until_a_result(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(model) == 0
+    before = Path("identified.csv").read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Identifier, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(model)
+    assert Path("identified.csv").read_bytes() == before
+
+
+def test_identify_mixes_no_galleries(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(model) == 0
+    call = Identifier.__call__
+
+    def interrupt(self: Identifier, found: FoundPhoto) -> list[Outcome]:
+        if found.name == "25":
+            raise KeyboardInterrupt
+        return call(self, found)
+
+    monkeypatch.setattr(Identifier, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(model)
+    assert [row["photo"] for row in read_rows()] == ["in/20.png"]
+
+
+def test_identify_is_alone_with_its_table(model: Path, searched: list[str]) -> None:
+    with lock_out(Path("identified.csv")), pytest.raises(ValueError, match=r"another deocc writes to identified\.csv"):
+        run(model)
+    assert searched == []
+
+
+def test_identify_ignores_its_results(model: Path) -> None:
+    for _ in range(2):
+        argv = ["gallery", "gallery", "--out", "gallery/found.csv", "--save-index", "gallery/anna/cache.npz"]
+        assert main([*argv, "--checkpoint", str(model), "--detector", "dlib"]) == 0
+        assert len(read_rows("gallery/found.csv")) == 3
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_identify_reports_a_photo_of_two_people(model: Path, by_link: bool) -> None:
+    """Also if the photos to identify are those of the gallery."""
+    if by_link:
+        Path("gallery/carl.png").symlink_to("bob.png")
+    else:
+        shutil.copy("gallery/bob.png", "gallery/carl.png")
+    assert main(["gallery", "gallery", "--checkpoint", str(model), "--detector", "dlib"]) == 1
+    left_out = [row for row in read_rows() if row["status"] == "left out"]
+    assert [row["photo"] for row in left_out] == ["gallery/bob.png", "gallery/carl.png"]
+    assert all(
+        "gallery/bob.png (bob)" in row["reason"] and "gallery/carl.png (carl)" in row["reason"] for row in left_out
+    )
+    assert sum(row["photo"] == "gallery/bob.png" for row in read_rows()) == 2
+
+
+def test_identify_saves_embeddings_on_interrupt(
+    model: Path, searched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = FaceFinder.find_single
+
+    def interrupt(self: FaceFinder, photo: NDArray[np.uint8], name: str = "", **choice: bool) -> object:
+        if name == "gallery/bob.png":
+            raise KeyboardInterrupt
+        return find(self, photo, name, **choice)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery, "_BATCH", 1)
+        patch.setattr(FaceFinder, "find_single", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, "--save-index", "cache.npz")
+    searched.clear()
+    assert run(model, "--save-index", "cache.npz") == 0
+    assert searched == ["gallery/bob.png", *PHOTOS]
+
+
+def test_identify_saves_embeddings_meanwhile(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "_BATCH", 1)
+    monkeypatch.setattr(gallery, "_SAVE_INTERVAL", 0.0)
+    monkeypatch.setattr(outputs, "_PAUSE", 0)
+    saved, find = [], FaceFinder.find_single
+
+    def record(self: FaceFinder, photo: NDArray[np.uint8], name: str = "", **choice: bool) -> object:
+        saved.append(len(np.load("cache.npz")["photo"]) if Path("cache.npz").exists() else 0)
+        return find(self, photo, name, **choice)
+
+    monkeypatch.setattr(FaceFinder, "find_single", record)
+    assert run(model, "--save-index", "cache.npz") == 0
+    assert saved == [0, 1, 2]
 
 
 def test_identify_without_thresholds_or_faiss(untested_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deocc.commands import predict
+from deocc.commands.arguments import PARSERS
+from deocc.commands.model import detection_of
 from deocc.commands.predict import main
 from deocc.inference import model_folder
 from deocc.inference.faces import FaceFinder
@@ -156,6 +158,31 @@ def test_predict_keeps_results_on_interrupt(model: Path, monkeypatch: pytest.Mon
     with np.load(OUT / "embeddings.npz") as content:
         assert content["name"].tolist() == ["one-1"]
     assert [row["embedding"] for row in read_rows()] == ["one-1"]
+
+
+def test_predict_by_the_default_detector_named(model: Path) -> None:
+    argv = ["in/one.png", "--out", "out", "--checkpoint", str(model)]
+    assert main(argv) == 0
+    before = read_files()
+    assert main([*argv, "--detector", "mtcnn"]) == 0
+    assert read_files() == before
+
+
+def test_detection_depends_on_the_content_of_weights() -> None:
+    found = []
+    for name, content in (("a", b"1"), ("b", b"1"), ("a", b"2")):
+        Path(name).write_bytes(content)
+        argv = ["in", "--out", "out", "--detector", "dlib", "--detector-weights", name]
+        found.append(detection_of(PARSERS["predict"]().parse_args(argv)))
+    assert found[0] == found[1] != found[2]
+
+
+def test_predict_removes_an_old_parquet_file(model: Path) -> None:
+    assert run(model, "in/one.png", "--parquet") == 0
+    assert run(model, "in/one.png", "--parquet") == 0
+    assert (OUT / "embeddings.parquet").is_file()
+    assert run(model, "in/two.png") == 0
+    assert not (OUT / "embeddings.parquet").exists()
 
 
 def test_predict_never_overwrites(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,10 +32,10 @@ deocc.cli.main()
 @pytest.mark.parametrize(
     ("command", "argv"),
     [
-        ("verify", ["a.jpg", "b.jpg"]),
-        ("identify", ["gallery", "photos"]),
-        ("predict", ["photos", "--out", "out"]),
-        ("demo", []),
+        ("verify", ["a.jpg", "b.jpg", "--device", "cpu"]),
+        ("identify", ["gallery", "photos", "--device", "cpu"]),
+        ("predict", ["photos", "--out", "out", "--device", "cpu"]),
+        ("demo", ["--device", "cpu"]),
         ("export", ["--to", "onnx", "--out", "a.onnx"]),
     ],
 )
@@ -43,7 +43,7 @@ def test_commands_use_the_pretrained_model(
     command: str, argv: list[str], model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(model_folder, "PRETRAINED", model)
-    pipeline = load_model(PARSERS[command]().parse_args([*argv, "--device", "cpu"]))
+    pipeline = load_model(PARSERS[command]().parse_args(argv))
     assert pipeline.config == deocc.load(model).config
     assert capsys.readouterr().err == f"deocc: using the pretrained model, {model}; --checkpoint takes another\n"
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from deocc import runs
 from deocc.commands.verify import main
 from deocc.inference import model_folder
 from deocc.inference.faces import SeveralFacesError
+from deocc.inference.network import FaceNetwork, FaceOutput
 from deocc.inference.pipeline import Pipeline
 from tests.fake_sets.faces import save_face
 from tests.real_model import SAME, TESTED, cover
@@ -99,6 +101,20 @@ def test_verify_all_faces(model: Path, capsys: pytest.CaptureFixture[str]) -> No
     for number, code in (("1", 1), ("2", 0)):
         assert run(model, "two.png", "again.png", "--face", number) == code
         assert f"two.png, face {number} of 2" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("photos")
+def test_verify_embeds_each_face_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    forward = FaceNetwork.forward
+
+    def record(self: FaceNetwork, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
+        batches.append(len(face))
+        return forward(self, face, mask)
+
+    monkeypatch.setattr(FaceNetwork, "forward", record)
+    assert run(model, "two.png", "two.png", "--all") == 0
+    assert batches == [4]
 
 
 @pytest.mark.usefixtures("photos")

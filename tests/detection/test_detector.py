@@ -77,6 +77,11 @@ def test_unusable_weights_are_named(tmp_path: Path, name: str) -> None:
         assert "\n" not in str(missing.value) + str(damaged.value)
 
 
+def test_weights_in_a_home_without_user() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no detector weights at .*~no-such-user/weights"):
+        create_detector("mtcnn", "~no-such-user/weights")
+
+
 def test_create_detector_lists_the_choices() -> None:
     with pytest.raises(ValueError, match="unknown face detector 'haar': choose one of dlib, dlib_cnn, mtcnn, yunet"):
         create_detector("haar")

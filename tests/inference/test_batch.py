@@ -1,5 +1,6 @@
 import csv
 import errno
+import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from deocc.inference import batch
+from deocc.inference import batch, outputs
 from deocc.inference.batch import FoundPhoto, Outcome, OutcomeFile, find_photos, process_photos
-from deocc.inference.outputs import save_png
+from deocc.inference.faces import PhotoFace
+from deocc.inference.outputs import OutputError, save_png
 
 PHOTOS = [FoundPhoto(Path(f"in/{name}.jpg"), name) for name in "abcd"]
 
@@ -65,7 +68,7 @@ def test_find_photos_counts_a_file_once(tmp_path: Path) -> None:
 
 def test_find_photos_skips_results(tmp_path: Path) -> None:
     touch(tmp_path, "x.jpg", "out/masked_photos/x.png")
-    assert [photo.name for photo in find_photos([tmp_path], outside=tmp_path / "out")[0]] == ["x"]
+    assert [photo.name for photo in find_photos([tmp_path], outside=[tmp_path / "out"])[0]] == ["x"]
 
 
 def test_find_photos_follows_links_once(tmp_path: Path) -> None:
@@ -75,6 +78,24 @@ def test_find_photos_follows_links_once(tmp_path: Path) -> None:
     photos, problems = find_photos([tmp_path / "given"])
     assert [photo.name for photo in photos] == ["anna/1"]
     assert not problems
+
+
+def test_find_photos_skips_given_results(tmp_path: Path) -> None:
+    touch(tmp_path, "x.jpg", "deep/table.csv", "other.csv")
+    photos, problems = find_photos([tmp_path], outside=[tmp_path / "deep/../deep/table.csv"])
+    assert [photo.name for photo in photos] == ["x"]
+    assert [Path(problem.photo).name for problem in problems] == ["other.csv"]
+
+
+def test_find_photos_reports_bad_links(tmp_path: Path) -> None:
+    touch(tmp_path, "in/x.jpg")
+    (tmp_path / "in/loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "in/dangling.jpg").symlink_to("nowhere.jpg")
+    photos, problems = find_photos([tmp_path / "in"])
+    assert [photo.name for photo in photos] == ["x"]
+    reasons = {Path(problem.photo).name: problem.reason for problem in problems}
+    assert sorted(reasons) == ["dangling.jpg", "loop.jpg"]
+    assert "cannot read" in reasons["loop.jpg"] and "symbolic links" in reasons["loop.jpg"]
 
 
 def test_find_photos_reports_bad_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,23 +165,32 @@ def test_process_photos_stops_on_full_disk(
         return succeed(photo)
 
     monkeypatch.setattr(Image.Image, "save", save)
-    assert process_photos("mask", (PHOTOS, []), OutcomeFile(tmp_path / "list.csv"), work) == 1
+    with pytest.raises(OutputError, match=r"^cannot write .*No space left.*; stopped after 2 of 4 photos"):
+        process_photos("mask", (PHOTOS, []), OutcomeFile(tmp_path / "list.csv"), work, as_json=True)
     rows = read_table(tmp_path / "list.csv")
     assert [row["status"] for row in rows] == ["done", "done", "left out", "left out"]
     assert "No space left on device" in rows[3]["reason"]
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("deocc: cannot write")
-    assert "No space left on device" in line
-    assert "stopped after 2 of 4 photos" in line
+    told = capsys.readouterr()
+    assert told.out == told.err == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "list.csv"]  # no half file
 
 
-def test_process_photos_reports_an_unwritable_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_process_photos_reports_an_unwritable_table(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert process_photos("mask", (PHOTOS, []), OutcomeFile(tmp_path / "file/list.csv"), succeed) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith(f"deocc: cannot write {tmp_path}/file/list.csv") for line in lines)
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file/list.csv .* stopped after 4 of 4 photos"):
+        process_photos("mask", (PHOTOS, []), OutcomeFile(tmp_path / "file/list.csv"), succeed)
+
+
+def test_process_photos_keeps_both_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A photo may be left out of the gallery and be identified."""
+    problem = Outcome("in/b.jpg", "gallery: shows nearly the same face")
+    for _ in range(2):
+        found = PHOTOS, [problem]
+        assert process_photos("identify", found, OutcomeFile(tmp_path / "list.csv"), succeed, as_json=True) == 1
+        for rows in (json.loads(capsys.readouterr().out), read_table(tmp_path / "list.csv")):
+            states = [(row["photo"], row["status"]) for row in rows if row["photo"] == problem.photo]
+            assert states == [(problem.photo, "left out"), (problem.photo, "done")]
+            assert len(rows) == 5
 
 
 def test_process_photos_keeps_rows_on_interrupt(tmp_path: Path) -> None:
@@ -172,6 +202,7 @@ def test_process_photos_keeps_rows_on_interrupt(tmp_path: Path) -> None:
 
 def test_process_photos_writes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "_WRITE_INTERVAL", 0.0)
+    monkeypatch.setattr(outputs, "_PAUSE", 0)
     path = tmp_path / "list.csv"
     seen = []
 
@@ -209,8 +240,29 @@ def test_outcome_file_merges_runs(tmp_path: Path) -> None:
     assert rows == [("a", "a-cloth.png", "1", "done"), ("a", "a-hand.png", "2", "done"), ("b", "b.png", "", "done")]
 
 
-def test_outcome_file_keeps_undecodable_names(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.jpg")
+def test_outcome_file_keeps_types(tmp_path: Path) -> None:
+    """A repeated command prints the same JSON; a person may be called "12"."""
+    face, points, matrix = torch.zeros(3, 8, 8), torch.zeros(5, 2), torch.zeros(2, 3)
+    found = PhotoFace(face, points, matrix, np.arange(4.0), 1.0, "mtcnn", 2, 3, 90)
+    details = {"kind": "12", "person": "0.5", "seed": 2**60, "covered_pixels": 7, "visible": 1.0, **found.details}
+    row = Outcome("a", output="a.png", face=1, details=details)
+    table = OutcomeFile(tmp_path / "list.csv")
+    for _ in range(2):
+        table.replace("a", [row])
+        table.write()
+        table = OutcomeFile(tmp_path / "list.csv")
+        assert json.dumps(table.rows("a")[0].row) == json.dumps(row.row)
+
+
+def test_outcome_file_reads_unquoted_tables(tmp_path: Path) -> None:
+    """As they were written before."""
+    (tmp_path / "list.csv").write_text('photo,face,status,reason,output,kind\na b,1,done,,a.png,"x,y"\n')
+    row = Outcome("a b", "", 1, "a.png", {"kind": "x,y"})
+    assert OutcomeFile(tmp_path / "list.csv").all_rows() == [row]
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.jpg"), "a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg", "a,b.jpg"])
+def test_outcome_file_keeps_unusual_names(name: str, tmp_path: Path) -> None:
     table = OutcomeFile(tmp_path / "list.csv")
     table.replace(name, [Outcome(name, "no face")])
     table.write()

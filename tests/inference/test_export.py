@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,24 @@ def test_export_looks_at_no_test_person(small: Pipeline, monkeypatch: pytest.Mon
     monkeypatch.setattr(OrlFaces, "image", watched)
     export(small, "onnx", "int8")
     assert {OrlFaces().split_of_identity[person] for person in seen} == {"train", "val"}
+
+
+def test_export_tells_warnings_in_one_line(
+    small: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(*_: object) -> torch.Tensor:
+        warnings.warn("a.jpg: found the face after turning", stacklevel=1)
+        return torch.zeros(1, 3, 64, 64)
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("stop")
+
+    draw_scene(ONE).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Pipeline, "faces", warn)
+    monkeypatch.setattr(export_module, "trace", stop)
+    with pytest.raises(RuntimeError, match="stop"):
+        export(small, "torchscript", photos=[tmp_path])
+    assert capsys.readouterr().err == "deocc: a.jpg: found the face after turning\n"
 
 
 def test_export_compares_on_photos(small: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

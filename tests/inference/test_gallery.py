@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,33 @@ def test_index_equals_exhaustive_search() -> None:
         np.testing.assert_allclose(
             [values[match.place] for match in row], [match.similarity for match in row], atol=1e-6
         )
+
+
+@pytest.mark.parametrize("description", ["HNSW32", "PCA16,Flat", "PCA16,Flat,RFlat", "SQ4", "PQ8x4"])
+def test_index_returns_exact_similarities(description: str) -> None:
+    """An approximate index only finds the candidates."""
+    people = [f"p{place % 37}" for place in range(300)]
+    embeddings, probes = random_embeddings(300, 0), random_embeddings(20, 1)
+    rows = make_index(embeddings, people, description).search(probes, 5)
+    for row, values in zip(rows, probes @ embeddings.T, strict=True):
+        found = [match.similarity for match in row]
+        np.testing.assert_allclose(found, [values[match.place] for match in row], atol=1e-6)
+        assert found == sorted(found, reverse=True)
+        assert len({match.person for match in row}) == 5
+
+
+def test_index_searches_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = random_embeddings(600, 0)
+    index = make_index(embeddings, [str(place) for place in range(600)])
+    blocks, search = [], index._index.search
+
+    def record(block: NDArray[np.float32], count: int) -> object:
+        blocks.append(len(block))
+        return search(block, count)
+
+    monkeypatch.setattr(index, "_index", SimpleNamespace(search=record))
+    assert [row[0].place for row in index.search(embeddings, 1)] == list(range(600))
+    assert sum(blocks) == 600 and max(blocks) <= 256
 
 
 def test_index_with_many_photos_of_one_person() -> None:

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,18 @@ def test_install_pretrained_refuses(
     with pytest.raises(ValueError, match=r"has 11\.\d MB, at most 11 MB are allowed"):
         model_folder.main([str(model)])
     assert not (tmp_path / "out").exists()
+
+
+def test_install_pretrained_reports_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deocc.inference.model_folder", str(tmp_path / "nowhere")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("deocc: no model.safetensors in ") and ended.stderr.count("\n") == 1
+
+
+def test_load_of_a_home_without_user() -> None:
+    with pytest.raises(FileNotFoundError, match="no model at ~no-such-user/model: give a model folder"):
+        deocc.load("~no-such-user/model")
 
 
 @pytest.mark.skipif(not (SHIPPED / "config.json").is_file(), reason="this checkout has no pretrained model")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deocc.inference.outputs import OutputError, lock_folder, read_mark, save_png
+from deocc.inference.outputs import OutputError, WriteTimer, check_writable, lock_out, read_mark, save_png
 
 PIXELS = np.zeros((2, 2), np.uint8)
 
@@ -30,12 +30,36 @@ def test_save_png_with_a_long_name(tmp_path: Path) -> None:
         save_png(tmp_path / f"{'a' * 300}.png", PIXELS)
 
 
-def test_lock_folder_excludes_a_second_command(tmp_path: Path) -> None:
+def test_lock_out_excludes_a_second_command(tmp_path: Path) -> None:
     with (
-        lock_folder(tmp_path / "out"),
-        pytest.raises(ValueError, match="another deocc is at work in"),
-        lock_folder(tmp_path / "out"),
+        lock_out(tmp_path / "out"),
+        pytest.raises(ValueError, match="another deocc writes to"),
+        lock_out(tmp_path / "out"),
     ):
         pass
-    with lock_folder(tmp_path / "out"), lock_folder(tmp_path / "other"):
+    with lock_out(tmp_path / "out"), lock_out(tmp_path / "other"):
         pass
+
+
+def test_check_writable_finds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "new/deep", "--out x")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^--out x: nothing can be written into .*/file: choose another folder$"):
+        check_writable(tmp_path / "file/deep", "--out x")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match=f"nothing can be written into {tmp_path}:"):
+        check_writable(tmp_path / "new/deep", "--out x")
+
+
+def test_write_timer_follows_slow_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    timer = WriteTimer(2.0)
+    for seconds, pause in ((0.05, 2), (3, 60), (0, 2)):
+        with timer.measure():
+            now += seconds
+        now += pause - 0.1
+        assert not timer.is_due
+        now += 0.2
+        assert timer.is_due

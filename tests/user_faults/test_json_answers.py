@@ -1,10 +1,12 @@
 """With `--json`, a photo command prints one JSON value whatever happens; exit codes tell answers from errors."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from deocc import cli
 from tests.fake_sets.faces import save_face
@@ -57,6 +59,27 @@ def test_decisions(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, found = answer(capsys, "verify", "a1.png", other, "--checkpoint", str(model))
         assert (code, found["decision"]) == (expected, decision)
         assert found["photo_b"] == other and found["reason"] and found["found_b"]["detector"] == "mtcnn"
+
+
+@pytest.mark.parametrize("command", ["identify people", "mask", "predict"])
+def test_repeated_commands(command: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of the earlier run are printed with the same types."""
+    words = [*command.split(), "a1.png", "missing.png"]
+    words += ["--out", "out"] if "identify" not in command else []
+    words += ["--checkpoint", str(model)] if command != "mask" else ["--kind", "surgical"]
+    first = answer(capsys, *words)
+    assert answer(capsys, *words) == first
+
+
+def test_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    code, found = answer(capsys, "mask", "a1.png", "a2.png", "--out", "out")
+    assert (code, found["error"]["code"]) == (2, "output")
+    assert "(No space left on device)" in found["error"]["message"]
+    assert "stopped after 0 of 2 photos" in found["error"]["message"]
 
 
 @pytest.mark.parametrize("command", ["identify people", "mask", "predict"])
