@@ -19,9 +19,9 @@ import yaml
 from bench import lfw_figures
 from bench.lfw import RUNS, TEST_FOLDS
 from deocc import runs
-from deocc.evaluation.bootstrap import paired_bootstrap, wilson
+from deocc.evaluation.bootstrap import bootstrap_figures, paired_interval, wilson
 from deocc.evaluation.report import MISSING, markdown_cells, number, percent, points
-from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, read_scores
+from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, check_same_pairs, read_scores
 from deocc.inference.model_folder import FOLDER
 
 PAGES = Path(__file__).parent.parent / "docs/pages"
@@ -195,8 +195,11 @@ def difference_table(halves: Sequence[Half], replicates: int) -> str:
     for first, second in DIFFERENCES:
         if any(not {first, second} <= half.pairs.keys() for half in halves):
             continue
-        ones, others = ([half.pairs[row] for half in halves] for row in (first, second))
-        intervals = [paired_bootstrap(name, ones, others, replicates) for name in ("accuracy", "eer")]
+        for half in halves:
+            check_same_pairs(half.pairs[first], half.pairs[second])
+        parts = ([[half.pairs[row]] for half in halves] for row in (first, second))
+        one, other = (bootstrap_figures(part, replicates, names=("accuracy", "eer")) for part in parts)
+        intervals = [paired_interval(one[name], other[name]) for name in one]
         cells = [f"{points(each.estimate)} ({points(each.low)} to {points(each.high)})" for each in intervals]
         body.append([f"{TITLES[first]} minus {TITLES[second]}", *cells])
     return markdown_cells((["", "accuracy, points", "EER, points"], body))

@@ -40,5 +40,7 @@ class MaskedFaceBatch(FaceBatch):
     mask: NotRequired[Tensor]
     """(B, 1, H, W), 1 = covered, 0 = visible. Absent for real occluders, whose masks are unknown; `face` is then the
     occluded face itself."""
+    true_mask: NotRequired[Tensor]
+    """The mask before noise was added to `mask`. Only in stage 1, and only with `mask_noise`."""
     teacher_embedding: NotRequired[Tensor]
     """(B, D) float32, the teacher's embedding of `face`, not normalised. Only in training, and only if precomputed."""

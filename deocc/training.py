@@ -52,6 +52,7 @@ _SAFEGUARDS = {
 _OUTPUTS = ["PanelCallback", "ResultsCallback", "PredictionCallback"]
 _RECOGNITION_OUTPUTS = ["CalibrationCallback", "ModelFolderCallback"]
 """Callbacks that write the results of every test, and those of a test of stage 2; their order does not matter."""
+_UNSUPPORTED_PRECISIONS = ("16-true", "bf16-true", "64-true", "64")  # metrics and frozen networks expect float32
 TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
@@ -133,13 +134,19 @@ class DeoccCLI(LightningCLI):
         """Do nothing: LightningCLI would override the command line by the checkpoint's hyperparameters."""
 
     def after_fit(self) -> None:
-        """Print the next command, and which part of the data was used, if not all."""
+        """Print the next command, which part of the data was used, if not all, and whether the gate is missing."""
         if not self.trainer.is_global_zero:
             return
         part = runs.part_of_data(self.trainer, "train")
         if "fast_dev_run" in part:
             print("deocc fit: it runs; nothing was saved, leave trainer.fast_dev_run out to train", flush=True)
             return
+        segmenter = getattr(self.model, "segmenter", None)
+        if segmenter is not None and segmenter.gate == 0:
+            say(
+                "nothing was validated, so the gate of the mask segmenter is not calibrated and bare faces may get "
+                "masks: set trainer.limit_val_batches above 0 and trainer.check_val_every_n_epoch to trainer.max_epochs"
+            )
         trained = f"trained on a part of the data ({runs.describe_part(part)})" if part else "done"
         run = self.config[self.subcommand].run
         print(f"deocc fit: {trained}; evaluate with `deocc test --checkpoint {run}`", flush=True)
@@ -288,6 +295,10 @@ def _check_trainer(trainer: Any, module: type) -> None:
         raise ValueError(
             "trainer.overfit_batches would replace the seeded order of the images: set trainer.limit_train_batches to "
             "train on fewer batches"
+        )
+    if str(trainer.precision) in _UNSUPPORTED_PRECISIONS:
+        raise ValueError(
+            f"trainer.precision {trainer.precision} cannot be evaluated: choose 32-true, 16-mixed or bf16-mixed"
         )
     strategy = trainer.strategy
     start = strategy if isinstance(strategy, str) else (strategy.get("init_args") or {}).get("start_method")

@@ -42,6 +42,14 @@ def test_find_config_lists_names(name: str, known: str) -> None:
     assert f"one of {known}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("monitored", "name"), [("deocc.modules.", "deocc.modules"), ("DistillationModule", "DistillationModule")]
+)
+def test_newest_run_names_what_is_missing(monitored: str, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"^no trained run of {name} below /"):
+        runs.newest_run(monitored)
+
+
 def test_series_ends_at_the_first_free_folder() -> None:
     wanted = Path("runs/a")
     assert runs.series(wanted) == ([], wanted)

@@ -27,7 +27,8 @@ class FiniteCallback(pl.Callback):
 
     If one is not finite on any rank, every rank writes `non_finite/step-N.json`: the loss terms, and the positions,
     identities, kinds and seeds of its batch, from which the batch can be recreated. With a GradScaler only the terms
-    are checked, because the scaler itself skips steps whose gradients overflow.
+    are checked, because the scaler itself skips steps whose gradients overflow. While gradients accumulate, a step has
+    several batches: their terms are averaged, and their images are listed one after the other.
 
     Args:
         action: "stop" ends the training with an error. "skip" leaves the step out, with neither gradients nor changes
@@ -41,21 +42,24 @@ class FiniteCallback(pl.Callback):
         if action not in ("stop", "skip"):
             raise ValueError(f"non_finite.action is {action!r}: choose stop or skip")
         self.action, self.skipped = action, 0
-        self._skipped_in_a_row, self._skipping = 0, False
-        self._batch: Any = None
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._skipped_in_a_row, self._stepping, self._skipping = 0, False, False
+        self._batches: list[dict[str, Tensor]] = []  # `_BATCH_IDS` of the batches of this step
+        self._terms: list[dict[str, Tensor]] = []  # loss terms of those before the last
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # buffers and their values before this step
 
     def on_train_batch_start(self, trainer: Any, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batch, and the running statistics that a skipped step must not change."""
-        self._batch, self._skipping, self._statistics = batch, False, []
-        if self.action == "skip":
+        """Keep the images of the batch, and the running statistics that a skipped step must not change."""
+        if not self._batches and self.action == "skip":
             for layer in pl_module.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
                     self._statistics += [(buffer, buffer.clone()) for buffer in layer.buffers()]
+        self._batches.append({name: batch[name] for name in _BATCH_IDS if name in batch})
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Raise ValueError, or remove the gradients, if something is not finite."""
-        terms: dict[str, Tensor] = getattr(pl_module, "terms", {})
+        self._stepping = True
+        every: list[dict[str, Tensor]] = [*self._terms, getattr(pl_module, "terms", {})]
+        terms = {name: torch.stack([part[name] for part in every]).mean() for name in every[-1]}
         finite = _all_finite(terms, optimizer, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
@@ -75,14 +79,18 @@ class FiniteCallback(pl.Callback):
                 parameter.grad = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count a skipped step and restore the running statistics."""
-        self._batch = None
+        """After the last batch of a step, count a skipped step and restore the running statistics."""
+        if not self._stepping:  # gradients accumulate
+            self._terms.append(getattr(pl_module, "terms", {}))
+            return
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._skipping else 0
         if self._skipping:
             self.skipped += 1
             for buffer, before in self._statistics:
                 buffer.copy_(before)
             pl_module.log("train/skipped", float(self.skipped))
+        self._stepping, self._skipping = False, False
+        self._batches, self._terms, self._statistics = [], [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of skipped steps."""
@@ -93,13 +101,13 @@ class FiniteCallback(pl.Callback):
         self.skipped, self._skipped_in_a_row = state_dict["skipped"], state_dict["row"]
 
     def _write(self, trainer: pl.Trainer, folder: Path, terms: dict[str, Tensor]) -> None:
-        """Describe the batch of this step in a file, if possible."""
+        """Describe the batches of this step in a file, if possible."""
         step = logged_step(trainer)
         content = {
             "step": step,
             "epoch": trainer.current_epoch,
             "terms": {name: str(value.item()) for name, value in terms.items()},
-            **{name: self._batch[name].tolist() for name in _BATCH_IDS if name in self._batch},
+            **{name: torch.cat([batch[name] for batch in self._batches]).tolist() for name in self._batches[0]},
         }
         rank = f"-process-{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = folder / f"step-{step:07d}{rank}.json"

@@ -84,8 +84,8 @@ class PanelCallback(pl.Callback):
 class PredictionCallback(pl.Callback):
     """Write `predictions/` in the run folder: `sheet-RANK-BATCH.png`, and `embeddings-RANK.npz` if the module embeds.
 
-    A sheet shows the masked face, the predicted mask and the completed face of the first 16 images of a batch. The
-    other file contains `embedding` (N, D), `identity`, `index`, `kind` and `seed`.
+    A sheet shows the first 16 images of a batch: the masked face, the predicted mask and, if the module completes
+    faces, the completed face. The other file contains `embedding` (N, D), `identity`, `index`, `kind` and `seed`.
     """
 
     def __init__(self) -> None:
@@ -95,9 +95,10 @@ class PredictionCallback(pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the sheet of a batch and keep its embeddings."""
-        titles = ("masked", "predicted mask", "completed")
-        images = (batch["masked_face"], outputs["mask"], outputs["completed_face"])
-        columns = {title: each[:_SHEET_ROWS].float().cpu() for title, each in zip(titles, images, strict=True)}
+        images = {"masked": batch["masked_face"], "predicted mask": outputs["mask"]}
+        if "completed_face" in outputs:
+            images["completed"] = outputs["completed_face"]
+        columns = {title: each[:_SHEET_ROWS].float().cpu() for title, each in images.items()}
         sheet = panel_image(columns, [list_kinds()[kind] for kind in batch["kind"][:_SHEET_ROWS].tolist()])
         folder = Path(trainer.default_root_dir) / PREDICTIONS
         folder.mkdir(parents=True, exist_ok=True)

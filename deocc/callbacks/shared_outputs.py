@@ -19,7 +19,7 @@ _VERSION: Final = 1  # to be raised when the same network gives other outputs fo
 
 
 class SharedOutputsCallback(pl.Callback):
-    """Keep what teacher, judge, generator and segmenter compute in a folder, where other runs find it.
+    """Keep what teacher, judge, generator and segmenter of stage 2 compute in a folder, where other runs find it.
 
     The variants of an ablation differ in the student only: with the same data seed, their frozen networks see the same
     batches. An output is found by a hash of the network and of its input, so that it is the right one whatever the
@@ -35,11 +35,11 @@ class SharedOutputsCallback(pl.Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Share the outputs of a training or a test, those of a judge included."""
-        if not self.folder.is_dir():
-            return
+        if not hasattr(pl_module, "deoccluder") or not self.folder.is_dir():
+            return  # stage 1 trains through its teacher, so it needs graph and features
         networks = [callback.network for callback in trainer.callbacks if isinstance(callback, JudgeCallback)]
         networks += [pl_module.teacher] if getattr(pl_module, "teacher", None) is not None else []
-        if getattr(pl_module, "deoccluder", None) is not None:
+        if pl_module.deoccluder is not None:
             networks += [pl_module.deoccluder.generator, pl_module.deoccluder.segmenter]
         for network in networks:
             network.forward = _remembering(network, self.folder)  # type: ignore[method-assign]

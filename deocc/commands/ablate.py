@@ -146,15 +146,19 @@ def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()
 
 
 def _start_job(job: Job, parallel: int, device: str | None, keep_open: Collection[int]) -> Process:
-    """Start a job, resuming a training from its checkpoint if it was started with the same fingerprint."""
+    """Start a job, resuming a training from its newest intact checkpoint if its fingerprint is the same."""
     command = list(job.command)
     if job.action == "fit" and job.folder.exists():
-        last = job.folder / runs.CHECKPOINTS / runs.LAST
-        was_started = _read_marker(job, "started") == [job.fingerprint]
-        if was_started and last.is_file():
-            command.append(f"--ckpt_path={last}")
-        else:
-            reason = "it was interrupted before its first checkpoint" if was_started else "its plan or files changed"
+        reason = "its plan or files changed"
+        if _read_marker(job, "started") == [job.fingerprint]:
+            try:
+                command.append(f"--ckpt_path={runs.find_checkpoint(job.folder, resume=True)}")
+                reason = ""
+            except FileNotFoundError:
+                reason = "it was interrupted before its first checkpoint"
+            except ValueError:
+                reason = "all of its checkpoints are damaged"
+        if reason:
             names = (job.folder.with_name(f"{job.folder.name}.replaced-{number}") for number in itertools.count(1))
             kept = next(path for path in names if not path.exists())
             job.folder.rename(kept)

@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveInt
 
 from deocc import runs
 from deocc.evaluation.results import ROWS
-from deocc.files import checksum, write_file
+from deocc.files import checksum, expand_user, write_file
 from deocc.inference.model_folder import WEIGHTS, pretrained_folder
 from deocc.messages import one_line
 
@@ -24,6 +24,8 @@ STAGE1 = "inpaint"
 """Name of the stage-1 runs; stage-2 runs are named after their variant."""
 _STAGES = ("stage1", "stage2", "test")
 """Keys of a plan whose value is a `Stage`."""
+_EARLIER_MODULES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
+"""Settings that may be "newest", and the module of that run."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def read_plan(argv: Sequence[str]) -> Plan:
     parser.add_argument("--jobs", type=PositiveInt, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--wandb", action="store_true")
-    argv = list(argv)
+    split = [argument.split("=", 1) if argument.startswith("--config=") else [argument] for argument in argv]
+    argv = [part for parts in split for part in parts]
     for place, argument in enumerate(argv[:-1]):
         if argument == "--config":
             file = runs.find_config(argv[place + 1])
@@ -279,28 +282,49 @@ def _fit(
         argv.append(f"--model.init_args.inpainting_checkpoint={stage1.folder}")
     # W&B and shared outputs change no result, so they are not part of the fingerprint.
     contents, changes = stage.contents(), [plan.overlays()[overlay] for overlay in overlays]
-    before = _checkpoint_contents([*contents, *changes]) + ([] if stage1 is None else [stage1.fingerprint])
+    earlier: dict[str, Any] = {}
+    for part in [*contents, *changes]:
+        earlier |= _checkpoint_settings(part)
+    if stage1 is not None:
+        earlier.pop("model.init_args.inpainting_checkpoint", None)
+    found = [_checkpoint_file(name.rpartition(".")[2], value) for name, value in earlier.items()]
+    before = [checksum(file) for file in found if file is not None] + ([] if stage1 is None else [stage1.fingerprint])
     return _job("fit", argv, folder, [contents, changes, settings, before], () if stage1 is None else (stage1,))
 
 
-def _checkpoint_contents(configuration: Any) -> list[str]:
-    """Return hashes of the checkpoints and weights files that a configuration names.
-
-    Raises ValueError for a missing .ckpt file, before each training of the plan fails for it.
-    """
+def _checkpoint_settings(configuration: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a configuration that name checkpoints and weights, by their keys joined by dots."""
+    found: dict[str, Any] = {}
     if isinstance(configuration, list):
-        return [content for part in configuration for content in _checkpoint_contents(part)]
-    found: list[str] = []
+        configuration = dict(enumerate(configuration))
     for key, value in configuration.items() if isinstance(configuration, dict) else ():
-        if key.endswith(("_checkpoint", "_weights")) and isinstance(value, str):
-            path = pretrained_folder() if value == "pretrained" else Path(value)
-            file = path / WEIGHTS if (path / WEIGHTS).is_file() else path
-            if path.suffix == ".ckpt" and not path.is_file():
-                raise ValueError(f"no file {value}, the {key} of the plan: train it, or give the path of another")
-            found += [checksum(file)] if file.is_file() else []
+        name = f"{prefix}{key}"
+        if name.endswith(("_checkpoint", "_weights")):
+            found[name] = value
         else:
-            found += _checkpoint_contents(value)
+            found |= _checkpoint_settings(value, f"{name}.")
     return found
+
+
+def _checkpoint_file(key: str, value: Any) -> Path | None:
+    """Return the file that a setting names: of a run folder its checkpoint, of a model folder its weights.
+
+    None without a value, and for a run that does not exist, which each training reports. Raises ValueError for a
+    missing .ckpt file, before each training of the plan fails for it.
+    """
+    if not isinstance(value, str):
+        return None
+    path = pretrained_folder() if value == "pretrained" else expand_user(value)
+    try:
+        if value == "newest" and key in _EARLIER_MODULES:
+            path = runs.newest_run(_EARLIER_MODULES[key])
+        if path.is_dir():
+            return path / WEIGHTS if (path / WEIGHTS).is_file() else runs.find_checkpoint(path)
+    except FileNotFoundError:
+        return None
+    if path.suffix == ".ckpt" and not path.is_file():
+        raise ValueError(f"no file {value}, the {key} of the plan: train it, or give the path of another")
+    return path if path.is_file() else None
 
 
 def _test(plan: Plan, fit: Job) -> Job:

@@ -183,8 +183,7 @@ class FolderFaces(FaceSet):
         self.split_of_identity = dict(enumerate(splits))
         if occluded is not None:
             matches = [fnmatchcase(name, occluded) for name in self.names]
-            self.occluder = np.where(matches, kind_numbers([occluder])[0], -1)
-            self._leave_out_without_bare()
+            self.occluder = self._leave_out_without_bare(np.where(matches, kind_numbers([occluder])[0], -1))
             tested = self.occluder[self.indices("test")] >= 0
             if tested.all() or not tested.any():
                 raise ValueError(
@@ -210,21 +209,23 @@ class FolderFaces(FaceSet):
             sides[index] = self._side(self.names[index])
         return sides
 
-    def _leave_out_without_bare(self) -> None:
-        """Leave out the occluded images of test people who have no bare image to compare them with."""
-        assert self.occluder is not None
-        with_bare = np.unique(self.identity[self.occluder < 0])
-        kept = np.ones(len(self), np.bool_)
-        kept[self.indices("test")] = np.isin(self.identity[self.indices("test")], with_bare)
+    def _leave_out_without_bare(self, occluder: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Leave out the occluded images of test people who have no bare image to compare them with.
+
+        Takes the occluder of each image, -1 for a bare face, and returns those of the images that are left.
+        """
+        kept, tested = np.ones(len(self), np.bool_), self.indices("test")
+        kept[tested] = np.isin(self.identity[tested], np.unique(self.identity[occluder < 0]))
         lost = [self.names[index] for index in np.flatnonzero(~kept).tolist()]
-        if lost and kept[self.indices("test")].any():
-            warnings.warn(
-                f"{len(lost):,} occluded images of test people without a bare image are left out ({name_some(lost)})",
-                stacklevel=3,
-            )
-            self.names = NameTable(self.names[index] for index in np.flatnonzero(kept).tolist())
-            self.landmarks, self.identity = self.landmarks[kept], self.identity[kept]
-            self._stamp, self.occluder = self._stamp[kept], self.occluder[kept]
+        if not lost or not kept[tested].any():
+            return occluder
+        warnings.warn(
+            f"{len(lost):,} occluded images of test people without a bare image are left out ({name_some(lost)})",
+            stacklevel=3,
+        )
+        self.names = NameTable(self.names[index] for index in np.flatnonzero(kept).tolist())
+        self.landmarks, self.identity, self._stamp = self.landmarks[kept], self.identity[kept], self._stamp[kept]
+        return occluder[kept]
 
     def _digest(self, indices: NDArray[np.int64]) -> str:
         """Return a hash of the location, names, sizes and times of these files; no file is read."""

@@ -219,36 +219,6 @@ def simultaneous_intervals(differences: Tensor) -> Tensor:
     return torch.cat([estimate - widest * error, estimate + widest * error], 1)
 
 
-def paired_bootstrap(
-    name: str, firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
-) -> Interval:
-    """Estimate a figure of one system minus that of another, averaged over parts; see `bootstrap_figures`.
-
-    Replicates in which a part drew only one identity are left out.
-
-    Args:
-        name: name of the figure.
-        firsts: pairs of each part, scored by one system.
-        seconds: the same pairs in the same order, scored by the other system.
-        replicates: number of draws.
-        seed: seed of the draws.
-
-    Raises:
-        ValueError: the pairs or the numbers of parts differ, or as for `bootstrap_figures`.
-    """
-    if not firsts or len(firsts) != len(seconds):
-        raise ValueError(
-            f"got {len(firsts)} folds of one system and {len(seconds)} of the other: "
-            "give the same folds of both, one at least"
-        )
-    for first, second in zip(firsts, seconds, strict=True):
-        check_same_pairs(first, second)
-    one, other = (
-        bootstrap_figures([[pairs] for pairs in parts], replicates, seed, [name])[name] for parts in (firsts, seconds)
-    )
-    return paired_interval(one, other)
-
-
 def paired_interval(first: Tensor, second: Tensor) -> Interval:
     """Estimate a figure of one system minus that of another, both (1 + R,) of `bootstrap_figures` with the same draws.
 

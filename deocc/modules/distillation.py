@@ -213,6 +213,8 @@ class DistillationModule(RecognitionModule):
         # Checkpoints contain the de-occluder; the paths would mean nothing on another machine.
         restored = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
         self.hparams.update(inpainting_checkpoint=restored, segmenter_checkpoint=None)
+        if initial_weights is not None:  # checkpoints contain the student's start, too
+            self.hparams.update(initial_weights=FROM_CHECKPOINT)
         check_loss_weights(self.hparams, _TERMS)
         check_head(identity_head, identity_sample_share)
         check_beta(beta)
@@ -220,10 +222,15 @@ class DistillationModule(RecognitionModule):
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
         self.student = Student(_student_embedder(self.hparams), self.teacher.embedding_dim, student_input, mask_channel)
         check_bare_faces(bare_faces, self.teacher)
-        check_start(self.student, self.teacher.embedding_dim, interpolation)
-        if initial_weights not in (None, FROM_CHECKPOINT):
+        if initial_weights is None:
+            check_start(self.student, self.teacher.embedding_dim, interpolation)
+        elif initial_weights != FROM_CHECKPOINT:
             load_student(self.student, initial_weights)
         self.average = StudentAverage(self.student, ema_decay, interpolation)
+        trainable = self.student.trainable(trainable_blocks)
+        self.student.requires_grad_(False)  # here, since DDP waits for the gradients of all that is trainable by now
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
@@ -231,7 +238,7 @@ class DistillationModule(RecognitionModule):
         self.classifier: IdentityHead | None = None
         self.comparison = Comparison()
 
-    def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> Tensor:
         """Compute and log the weighted sum of the losses."""
         with self._frozen_precision():
             mask = self._training_mask(batch)
@@ -249,7 +256,7 @@ class DistillationModule(RecognitionModule):
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log_dict({f"train/{name}_term": term for name, term in self.terms.items()}, sync_dist=True)
         self._graph = (terms, raw)
-        return {"loss": loss, "completed_face": completed_face.detach()}
+        return loss
 
     def _terms(self, raw: Tensor, teacher: Tensor, batch: MaskedFaceBatch) -> Terms:
         """Return the weighted losses of weight above 0 of raw student and unit teacher embeddings (B, D)."""
@@ -299,9 +306,6 @@ class DistillationModule(RecognitionModule):
         """AdamW or SGD for the trainable part of the student and the classifier, with warm-up and cosine decay."""
         hp = self.hparams
         trainable = self.student.trainable(hp["trainable_blocks"])
-        self.student.requires_grad_(False)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
         rate = hp["learning_rate"]
         groups: list[dict[str, Any]] = [{"params": trainable, "lr": rate, "weight_decay": hp["weight_decay"]}]
         if self.classifier is not None:  # the last parameter, as `gather_head` expects
@@ -365,12 +369,13 @@ class DistillationModule(RecognitionModule):
         self._teacher_cache = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the stage and the de-occluder's configuration; drop the teacher and the student's start."""
+        """Record the stage and the de-occluder's configuration; drop the teacher and a start that can be rebuilt."""
         checkpoint["stage"] = STAGE
         checkpoint["deoccluder"] = self.deoccluder.config if self.deoccluder is not None else None
         if self.hparams["bare_faces"] == "student" or self.hparams["teacher_weights"] is None:
             drop_frozen(checkpoint, "teacher")
-        drop_frozen(checkpoint, "average.start")
+        if "initial_weights" not in self.hparams:
+            drop_frozen(checkpoint, "average.start")
         if isinstance(self.classifier, losses.ShardedIdentityLoss):
             gather_head(checkpoint, "classifier", self.classifier)
 
@@ -378,8 +383,9 @@ class DistillationModule(RecognitionModule):
         """Restore the frozen networks and build the de-occluder and the classifier that the checkpoint contains."""
         check_stage(checkpoint, STAGE)
         restore_frozen(checkpoint, "teacher", self.teacher)
-        restore_frozen(checkpoint, "average.start", self.average.start)
         config, state = checkpoint["deoccluder"], checkpoint["state_dict"]
+        if not any(key.startswith("average.start.") for key in state):
+            restore_frozen(checkpoint, "average.start", self.average.start)
         self.deoccluder = Deoccluder(**config).to(self.device) if config is not None else None
         self.awaits_deoccluder = False
         self.identity_centers = torch.zeros_like(state["identity_centers"], device=self.device)

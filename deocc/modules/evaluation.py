@@ -3,7 +3,7 @@
 Scores do not depend on the precision of the trainer (see `deocc.modules.precision`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from deocc.batch import FaceBatch, MaskedFaceBatch
 from deocc.evaluation.embeddings import EmbeddingBank, EmbeddingSet
@@ -28,6 +29,7 @@ from deocc.networks.embedders.embedder import Embedder, unit_embedding
 from deocc.networks.generator import compose
 from deocc.networks.segmenter import MaskSegmenter, mask_evidence
 from deocc.networks.student import Student, embed_by_mask
+from deocc.processes import rank_and_world_size
 
 FROM_CHECKPOINT = "from_checkpoint"
 """Given instead of a stage-1 checkpoint if the de-occluder will be restored from a stage-2 checkpoint."""
@@ -76,6 +78,12 @@ def _chunks(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> Ite
         raw = torch.from_numpy(embeddings[rows])
         readable = raw.any(1)
         yield torch.from_numpy(identity[rows])[readable], raw[readable]
+
+
+def gather_evidence(bare_evidence: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Concatenate the evidence (N,) of all ranks, which may hold different numbers of readable bare faces, or none."""
+    evidence = torch.cat([torch.zeros(0, device=device), *bare_evidence])
+    return torch.cat(gather_all_tensors(evidence)) if rank_and_world_size()[1] > 1 else evidence
 
 
 class Comparison(nn.Module):
@@ -318,8 +326,8 @@ class RestorationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate the gate of the segmenter and log the restoration scores."""
-        if self.segmenter is not None and self.bare_evidence:
-            self.segmenter.calibrate_gate(cast(Tensor, self.all_gather(torch.cat(self.bare_evidence))).flatten())
+        if self.segmenter is not None and len(evidence := gather_evidence(self.bare_evidence, self.device)) > 0:
+            self.segmenter.calibrate_gate(evidence)
         self.bare_evidence = []
         _, restoration, _ = self.comparison.collect()
         for source, scores in restoration.items():

@@ -57,7 +57,8 @@ class InpaintingModule(RestorationModule):
         discriminator_width: channels of the discriminators' first layers.
         segmenter_width: channels of the first layer of a segmenter trained beside the generator; None trains none, and
             stage 2 then needs a run of `SegmentationModule`.
-        mask_noise: grow or shrink each training mask by a pixel or two, like the errors of predicted masks.
+        mask_noise: grow or shrink each training mask by a pixel or two, like the errors of predicted masks; the
+            segmenter learns the mask without this noise.
         adversarial: "hinge", or "wgan" with gradient penalty.
         reconstruction_weight: weight of the masked l1 term.
         adversarial_weight: weight of the generator's adversarial term; 0 builds no discriminators.
@@ -133,7 +134,7 @@ class InpaintingModule(RestorationModule):
         """Take one step of the discriminators, then one of generator and segmenter."""
         mean_over_ranks = partial(self.trainer.strategy.reduce, reduce_op="mean")
         if self.hparams["mask_noise"]:
-            batch = {**batch, "mask": noisy_mask(batch["mask"], batch["seed"])}
+            batch = {**batch, "mask": noisy_mask(batch["mask"], batch["seed"]), "true_mask": batch["mask"]}
         *others, last = split_micro_batches(batch, self.hparams["accumulate"], mean_over_ranks)
         last_generated = self._generate(last)  # with a graph for both steps; more graphs would fill the memory
 
@@ -222,7 +223,8 @@ class InpaintingModule(RestorationModule):
         if self.teacher is not None:
             terms |= {name: weight * term for name, term in self._teacher_terms(face, completed_face).items()}
         if self.segmenter is not None:
-            terms["segmentation"] = weight * losses.mask_segmentation_loss(self.segmenter(batch["masked_face"]), mask)
+            loss = losses.mask_segmentation_loss(self.segmenter(batch["masked_face"]), batch.get("true_mask", mask))
+            terms["segmentation"] = weight * loss
         return terms
 
     @outside_autocast

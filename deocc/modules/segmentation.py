@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
@@ -19,7 +18,7 @@ from deocc.evaluation.restoration import MaskPredictionMetric
 from deocc.evaluation.results import build_results, flat_scores
 from deocc.losses import mask_segmentation_loss
 from deocc.masking import list_kinds
-from deocc.modules.evaluation import FROM_CHECKPOINT
+from deocc.modules.evaluation import FROM_CHECKPOINT, gather_evidence
 from deocc.modules.optimization import Terms, WarmupCosine, check_stage, steps_left
 from deocc.modules.precision import outside_autocast
 from deocc.networks.segmenter import MaskSegmenter, load_segmenter, mask_evidence
@@ -78,8 +77,9 @@ class SegmentationModule(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: MaskedFaceBatch, batch_idx: int) -> None:
-        """Update the running average."""
-        self.average.update_parameters(self.segmenter)
+        """Update the running average if the optimiser stepped, which it does not while gradients accumulate."""
+        if self.trainer.global_step > int(self.average.n_averaged):
+            self.average.update_parameters(self.segmenter)
 
     @outside_autocast
     def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -106,8 +106,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate the gate on the bare faces of all ranks, and log the scores."""
-        if self._bare_evidence:
-            evidence = cast(Tensor, self.all_gather(torch.cat(self._bare_evidence))).flatten()
+        if len(evidence := gather_evidence(self._bare_evidence, self.device)) > 0:
             self.segmenter.calibrate_gate(evidence)  # too, since the average copies its buffers
             self.averaged_segmenter.calibrate_gate(evidence)
             self.log("val/gate", self.averaged_segmenter.gate.clone())

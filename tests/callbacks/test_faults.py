@@ -61,10 +61,34 @@ def test_skipped_step_changes_nothing(change: Any, tmp_path: Path) -> None:
     assert not torch.equal(after["norm.running_mean"], later["norm.running_mean"])
 
 
-def test_twenty_skipped_steps_stop_training(tmp_path: Path) -> None:
-    module = Small(lambda loss, step: loss * torch.nan if step != 3 else loss)
+@pytest.mark.parametrize("change", [infinite, steep])
+def test_accumulated_step_names_all_batches(change: Any, tmp_path: Path) -> None:
+    """The first of its two batches is the faulty one."""
+    module = Small(lambda loss, batch: change(loss, 1 if batch == 2 else 0))
+    with pytest.raises(ValueError, match="not finite at step 1"):
+        fit(module, tmp_path, FiniteCallback(), accumulate_grad_batches=2, **NO_CHECKPOINTS)
+    (file,) = (tmp_path / FOLDER).iterdir()
+    content = json.loads(file.read_text())
+    assert content["index"] == content["seed"] == list(range(8, 16))
+    assert (content["terms"]["square"] == "inf") == (change == infinite)
+
+
+def test_skipped_accumulated_step_changes_nothing(tmp_path: Path) -> None:
+    module, callback = Small(lambda loss, batch: infinite(loss, 1 if batch == 2 else 0)), FiniteCallback("skip")
+    fit(module, tmp_path, callback, steps=7, accumulate_grad_batches=2, **NO_CHECKPOINTS)
+    assert callback.skipped == 1 and len(module.seen) == 7
+    before, after, later = module.seen[2:7:2]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(after["layer.weight"], later["layer.weight"])
+    assert later["norm.num_batches_tracked"] == 4, "two steps of two batches each"
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_twenty_skipped_steps_stop_training(accumulated: int, tmp_path: Path) -> None:
+    module = Small(lambda loss, batch: loss * torch.nan if batch // accumulated != 3 else loss)
+    settings = {"accumulate_grad_batches": accumulated, **NO_CHECKPOINTS}
     with pytest.raises(ValueError, match="not finite at step 24"):
-        fit(module, tmp_path, FiniteCallback("skip"), steps=30, **NO_CHECKPOINTS)
+        fit(module, tmp_path, FiniteCallback("skip"), steps=30 * accumulated, **settings)
 
 
 def test_overflow_is_left_to_the_scaler(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """A panel holds the first face of every kind, in its file and on the dashboards."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from deocc.callbacks import PanelCallback
+from deocc.callbacks import PanelCallback, PredictionCallback
 from deocc.masking import list_kinds
 from tests.callbacks.test_dashboards import STEP, RecordingWandb, trainer_with
 
@@ -31,6 +32,18 @@ def test_panel_shows_every_kind_once(tmp_path: Path) -> None:
     sheet, strips = wandb.images["val/panel"][0], [wandb.images[f"val/face/{kind}"][0] for kind in labels]
     np.testing.assert_array_equal(sheet[24:, 110:], np.concatenate([strip[24:, 110:] for strip in strips]))
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "panels" / f"step-{STEP:07d}.png")), sheet)
+
+
+def test_prediction_sheet_has_columns_of_outputs(tmp_path: Path) -> None:
+    """A segmenter predicts masks and completes no faces."""
+    callback, trainer, batch = PredictionCallback(), SimpleNamespace(default_root_dir=tmp_path), batch_of([2, 5], 0.0)
+    widths = []
+    for rank, names in enumerate((["mask"], ["mask", "completed_face"])):
+        trainer.global_rank = rank
+        callback.on_predict_batch_end(trainer, None, dict.fromkeys(names, batch["face"]), batch, 0)
+        with Image.open(tmp_path / "predictions" / f"sheet-{rank}-0000.png") as sheet:
+            widths.append(sheet.width)
+    assert widths[0] < widths[1] and callback.rows == []
 
 
 def test_unwritable_panel_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

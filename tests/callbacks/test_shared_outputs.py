@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from deocc.callbacks import SharedOutputsCallback
+from deocc.modules import InpaintingModule
 from deocc.networks import Deoccluder, Generator, create_embedder
 from deocc.networks.segmenter import MaskSegmenter
+from tests.modules.training import SMALL, fit
 
 
 class Module(torch.nn.Module):
@@ -104,6 +106,18 @@ def test_sharing_twice_does_not_nest(tmp_path: Path) -> None:
     outputs(share(Module(), once))
     outputs(share(share(Module(), once), twice))
     assert {file.name for file in once.rglob("*.pt")} == {file.name for file in twice.rglob("*.pt")}
+
+
+def test_stage1_computes_its_teacher(tmp_path: Path) -> None:
+    """It needs feature maps, which hooks of the teacher collect, and gradients through the teacher."""
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        module = InpaintingModule(**SMALL)
+        fit(module, tmp_path, steps=1, callbacks=[SharedOutputsCallback(str(tmp_path))])
+        states.append(module.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_missing_folder_shares_nothing(tmp_path: Path) -> None:

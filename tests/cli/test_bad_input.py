@@ -13,6 +13,7 @@ from tests.conftest import SMALL, TINY_STAGE1, draw_folder
 
 INPAINT, DISTILL = ["fit", "--config", "inpaint"], ["fit", "--config", "distill"]
 ALONE = ["--model.init_args.inpainting_checkpoint", "null", "--model.init_args.student_input", "masked"]
+DEV_RUN = ["--trainer.fast_dev_run", "true"]
 STAGE1 = "--model.init_args.inpainting_checkpoint"
 READERS = [["test", "--checkpoint", "run"], [*INPAINT, "--ckpt_path", "run/checkpoints/last.ckpt"]]
 Complain = Callable[..., str]
@@ -51,7 +52,7 @@ def complain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ([*INPAINT, "--data.kinds", "[surgical, veil]"], ["veil", "surgical", "strokes"]),
         ([*INPAINT, "--trainer.gradient_clip_val", "1"], ["gradient_clip_val", "model.init_args.gradient_clip"]),
         *(
-            ([*INPAINT, "--trainer.precision", precision], [f"trainer.precision {precision} ", "32-true", "bf16-mixed"])
+            ([*INPAINT, *DEV_RUN, "--trainer.precision", precision], [precision, "32-true", "bf16-mixed"])
             for precision in ("16-true", "bf16-true", "64-true", "64")
         ),
         ([*INPAINT, "--data.size", "8"], ["8", "32"]),
@@ -118,7 +119,7 @@ def test_single_flipped_bit_in_a_weight(argv: list[str], stage1: Path, complain:
 def test_unreadable_image_in_a_loader_worker(complain: Complain) -> None:
     for path in draw_folder(Path("faces")).glob("*/*.png"):
         path.write_bytes(path.read_bytes()[:5000])
-    quick = ["--config", "data/folder", "--data.num_workers", "2", "--trainer.fast_dev_run", "true"]
+    quick = ["--config", "data/folder", "--data.num_workers", "2", *DEV_RUN]
     line = complain(*INPAINT, *quick, *SMALL, *TINY_STAGE1)
     assert ".png" in line and line.startswith(("deocc: person", "deocc: faces/person"))
 

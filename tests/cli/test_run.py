@@ -115,6 +115,14 @@ def test_evaluation_takes_the_newest_run(
     assert "val/student/eer" in printed.out and "val/student_predicted_mask/eer" in printed.out
 
 
+@pytest.mark.parametrize("batches", [0, 1])
+def test_missing_validation_is_reported(batches: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It calibrates the segmenter's gate."""
+    validated = ["--trainer.limit_val_batches", str(batches), "--trainer.check_val_every_n_epoch", "1"]
+    run_deocc("fit", "--config", "inpaint", *SMALL, *TINY_STAGE1, *ONE_STEP, *validated, "--run", str(tmp_path))
+    assert ("gate of the mask segmenter is not calibrated" in capsys.readouterr().err) == (batches == 0)
+
+
 def test_training_validates_with_given_masks(stage1: Path, tmp_path: Path) -> None:
     """Predicting the masks of all validation faces would slow a training down."""
     validated = ["--trainer.limit_val_batches", "2", "--trainer.check_val_every_n_epoch", "1"]

@@ -1,15 +1,27 @@
 """Small sets of embeddings whose people are told apart to a chosen degree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from deocc.evaluation.bootstrap import Interval, bootstrap_figures, paired_interval
 from deocc.evaluation.embeddings import EmbeddingSet
+from deocc.evaluation.verification import PairScores
 
 PEOPLE, IMAGES, KINDS, SEEDS = 6, 5, 2, 3
 MakeSets = Callable[..., tuple[EmbeddingSet, EmbeddingSet]]
+
+
+def paired_bootstrap(
+    name: str, firsts: Sequence[PairScores], seconds: Sequence[PairScores], replicates: int = 1000, seed: int = 0
+) -> Interval:
+    """Estimate a figure of one system minus that of another, each given by its pairs of every part."""
+    one, other = (
+        bootstrap_figures([[pairs] for pairs in parts], replicates, seed, [name])[name] for parts in (firsts, seconds)
+    )
+    return paired_interval(one, other)
 
 
 @pytest.fixture

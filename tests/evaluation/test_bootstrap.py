@@ -13,7 +13,6 @@ from deocc.evaluation import bootstrap
 from deocc.evaluation.bootstrap import (
     PairsOfPeople,
     bootstrap_figures,
-    paired_bootstrap,
     simultaneous_intervals,
     tar_intervals,
     wilson,
@@ -27,6 +26,7 @@ from deocc.evaluation.verification import (
     fold_accuracy,
     roc_curve,
 )
+from tests.evaluation.conftest import paired_bootstrap
 
 pair_scores = AllPairs().cross
 
@@ -157,14 +157,10 @@ def test_bootstrap_rejects_bad_input(make_sets) -> None:
     pairs = _in_folds(pair_scores(gallery, probe), 0)
     alone = _in_folds(pair_scores(*(members.take(members.identity == 0) for members in (gallery, probe))), 0)
     fewer = pairs._replace(**{name: getattr(pairs, name)[1:] for name in pairs._fields})
-    for name in ("eer", "accuracy"):
-        with pytest.raises(ValueError, match="different pairs"):
-            paired_bootstrap(name, [pairs], [fewer])
-        with pytest.raises(ValueError, match="1 people"):
-            paired_bootstrap(name, [alone], [alone])
-        for firsts in ([], [pairs, pairs]):
-            with pytest.raises(ValueError, match=f"got {len(firsts)} folds of one system and 1 of the other"):
-                paired_bootstrap(name, firsts, [pairs])
+    with pytest.raises(ValueError, match="different pairs"):
+        bootstrap_figures([[pairs, fewer]])
+    with pytest.raises(ValueError, match="1 people"):
+        bootstrap_figures([[alone]])
 
 
 def _in_folds(pairs: PairScores, seed: int) -> PairScores:

@@ -80,6 +80,7 @@ def resume(folder: Path, *argv: str, timeout: float = 240, **environment: str) -
 def run(command: list[str], timeout: float = 240, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run a command and return its exit code and output."""
     known = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    known["DEOCC_BFLOAT16"] = "0"  # which importing an accident would set, too
     passed = {name: value for name, value in os.environ.items() if name in ("HOME", "DEOCC_CACHE", "TMPDIR")}
     heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it, and its children would too
     try:

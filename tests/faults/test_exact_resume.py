@@ -11,6 +11,8 @@ import torch
 from tests.faults.accidents import TWO_PROCESSES, fit, resume, struck
 
 pytestmark = pytest.mark.slow
+INITIAL_WEIGHTS = [f"--model.init_args.{name}" for name in ("initial_weights=pretrained", "interpolation=0.75")]
+INITIAL_WEIGHTS += [f"--model.init_args.{name}" for name in ("student_input=both", "mask_channel=true")]
 _IGNORED = ("fingerprint",)  # contains the run folder, and that it was resumed
 
 
@@ -56,9 +58,20 @@ def test_differing_finds_differences() -> None:
         ("distill", ["--data.num_workers", "2"], {}),
         ("distill", ["--config", "configs/data/flip.yaml", "--trainer.accumulate_grad_batches", "2"], {"batch": 4}),
         ("distill", [*TWO_PROCESSES, "--data.num_workers", "1"], {"rank": 1}),
+        ("distill", INITIAL_WEIGHTS, {}),
         ("distill", ["--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null"], {}),
     ],
-    ids=["inpaint", "workers", "bf16", "processes", "distill", "accumulate", "distill-processes", "validation-between"],
+    ids=[
+        "inpaint",
+        "workers",
+        "bf16",
+        "processes",
+        "distill",
+        "accumulate",
+        "distill-processes",
+        "initial-weights",
+        "validation-between",
+    ],
 )
 def test_killed_and_resumed_run_is_exact(
     stage: str, argv: list[str], strike: dict[str, int], stage1: Path, tmp_path: Path

@@ -16,7 +16,7 @@ from deocc.modules.distillation import StudentAverage
 from deocc.networks import Student, create_embedder
 from deocc.networks.embedders.embedder import centred, unit_embedding
 from deocc.networks.weights import read_model_folder, sub_state
-from tests.modules.training import GENERATOR_ONLY, SMALL, OrlSubset, faces, fit, fit_orl, moved, snapshot
+from tests.modules.training import GENERATOR_ONLY, SMALL, OrlSubset, faces, fit, fit_orl, moved, snapshot, trainer_for
 
 LOSSES = ("identity", "instance", "pair", "triplet", "prediction")
 
@@ -163,7 +163,7 @@ def test_masked_student_never_completes(stage1: str) -> None:
     module, batch = DistillationModule(stage1, student_input="masked", instance_weight=0), faces()
     assert module.deoccluder is not None
     module.deoccluder.register_forward_pre_hook(lambda _module, _inputs: pytest.fail("completed"))
-    assert module.training_step(batch, 0)["loss"].isfinite()
+    assert module.training_step(batch, 0).isfinite()
     assert module(batch["masked_face"]).shape == (3, 128)
     outputs = [module.student(batch["masked_face"], face, batch["mask"]) for face in (batch["face"], -batch["face"])]
     assert torch.equal(*outputs)
@@ -261,9 +261,35 @@ def test_initial_weights() -> None:
     for student in (module.student, module.average.module):
         state = student.state_dict()
         assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
-    assert "initial_weights" not in module.hparams
+    assert module.hparams["initial_weights"] == "from_checkpoint"
     with pytest.raises(ValueError, match="do not fit Student"):
         DistillationModule(folder, initial_weights=folder)
+
+
+def test_start_of_initial_weights_is_resumed(tmp_path: Path) -> None:
+    """Without the file of the start, also by a run that has been resumed before."""
+    settings: dict[str, Any] = {"student": "timm/resnet18", "student_input": "masked"}
+    first, path = DistillationModule(**settings), tmp_path / "b.ckpt"
+    fit_orl(first, tmp_path).save_checkpoint(tmp_path / "a.ckpt")
+    module = DistillationModule(**settings, initial_weights=str(tmp_path / "a.ckpt"), interpolation=0.5)
+    trainer, start = fit_orl(module, tmp_path), first.average.module
+    for resumed in (False, True):
+        trainer.save_checkpoint(path)
+        again = DistillationModule.load_from_checkpoint(path, map_location="cpu")
+        assert again.average.start is not None and not moved(again.average.start, snapshot(start))
+        if not resumed:
+            module = DistillationModule(**settings, initial_weights="from_checkpoint", interpolation=0.5)
+            trainer = trainer_for(tmp_path, limit_train_batches=1, limit_val_batches=0, max_epochs=2)
+            trainer.fit(module, datamodule=OrlSubset(), ckpt_path=path)
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_frozen_blocks_before_ddp(blocks: int | None) -> None:
+    """DDP waits for the gradients of all parameters that are trainable when it wraps the module."""
+    module = DistillationModule(student_input="masked", trainable_blocks=blocks)
+    chosen = {id(parameter) for parameter in module.student.trainable(blocks)}
+    found = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    assert found == chosen and len(chosen) > 0
 
 
 def test_missing_deoccluder_checkpoint(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from deocc.losses import mask_segmentation_loss
 from deocc.modules import InpaintingModule
 from deocc.modules.optimization import split_micro_batches
 from deocc.networks import Deoccluder
@@ -66,6 +67,21 @@ def test_checkpoint_without_teacher(tmp_path: Path) -> None:
     torch.testing.assert_close(deoccluder(batch["masked_face"], batch["mask"]), expected)
     again = InpaintingModule.load_from_checkpoint(path, map_location="cpu")
     assert torch.equal(again(batch["masked_face"], batch["mask"]), expected)
+
+
+def test_mask_noise_spares_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batch = InpaintingModule(**SMALL, **GENERATOR_ONLY, mask_noise=True), faces()
+    targets: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
+
+    def record(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        targets.append(mask)
+        return mask_segmentation_loss(logits, mask)
+
+    monkeypatch.setattr("deocc.losses.mask_segmentation_loss", record)
+    module.generator.register_forward_pre_hook(lambda _module, given: inputs.append(given[1]))
+    fit(module, tmp_path, steps=1, batch=batch)
+    assert torch.equal(targets[0], batch["mask"]) and not torch.equal(inputs[0], batch["mask"])
 
 
 @pytest.mark.parametrize("name", ["identity", "perceptual"])

@@ -1,18 +1,27 @@
 """Mask prediction alone: what learns, what is evaluated, how the gate is calibrated, what a checkpoint contains."""
 
+import deocc._torchvision  # isort: skip  # noqa: F401  # before Lightning, also in spawned processes
+
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from deocc.data import MaskedFaceDataModule
+from deocc.data.face_set import Split
 from deocc.inference.model_folder import PRETRAINED
 from deocc.losses import mask_segmentation_loss
 from deocc.modules import InpaintingModule, SegmentationModule
+from deocc.modules.evaluation import gather_evidence
 from deocc.networks.segmenter import load_segmenter, mask_evidence
 from tests.data.conftest import TinyFaces
-from tests.modules.training import GENERATOR_ONLY, faces, fit, moved, snapshot, trainer_for
+from tests.losses.spawning import PROCESSES, run_processes
+from tests.modules.training import GENERATOR_ONLY, SMALL, faces, fit, moved, snapshot, trainer_for
 
 
 class Data(MaskedFaceDataModule):
@@ -20,6 +29,13 @@ class Data(MaskedFaceDataModule):
 
     def __init__(self) -> None:
         super().__init__(TinyFaces(), size=48, batch_size=6, eval_batch_size=6, kinds=("box",))
+
+
+class FiveFaces(Data):
+    """Five validation faces, of which one process gets three and the other two."""
+
+    def _chosen(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return super()._chosen(split, indices)[:5]
 
 
 def set_bias(segmenter: Any, bias: float) -> None:
@@ -39,6 +55,13 @@ def test_steps_lower_loss(tmp_path: Path) -> None:
     assert losses[1] < losses[0]
     assert int(module.average.n_averaged) == 3 and moved(module.average, average)
     assert set(module.terms) == {"segmentation"}
+
+
+def test_average_follows_optimiser_steps(tmp_path: Path) -> None:
+    """Three steps, of which the last has a single batch."""
+    module = SegmentationModule(width=8, ema_decay=0.5)
+    fit(module, tmp_path, steps=5, accumulate_grad_batches=2)
+    assert int(module.average.n_averaged) == 3
 
 
 def test_initial_weights(tmp_path: Path) -> None:
@@ -83,6 +106,33 @@ def test_gate_calibrated_and_saved(tmp_path: Path) -> None:
     again = SegmentationModule.load_from_checkpoint(path, map_location="cpu")
     assert again.averaged_segmenter.gate == segmenter.gate
     assert {"val/iou/box", "val/predicted_mask/iou"} <= set(trainer.callback_metrics)
+
+
+def validated_gates(folder: str, rank: int, **settings: Any) -> dict[str, Any]:
+    """Return the gates of both modules with a segmenter after a validation on five faces."""
+    os.environ["LOCAL_RANK"] = str(rank)  # tells Lightning that the processes exist
+    torch.manual_seed(0)
+    modules: list[Any] = [SegmentationModule(8), InpaintingModule(**SMALL, **GENERATOR_ONLY)]
+    for module in modules:
+        trainer = trainer_for(Path(folder), use_distributed_sampler=False, **settings)
+        trainer.validate(module, datamodule=FiveFaces(), verbose=False)
+    return {type(module).__name__: module.segmenter.gate for module in modules}
+
+
+def validated_share(folder: str, rank: int) -> dict[str, Any]:
+    """Validate the share of a process; also gather from a process that has no readable face."""
+    gates = validated_gates(folder, rank, strategy="ddp", devices=PROCESSES)
+    own = [torch.arange(3.0)] if rank == 1 else []
+    return {"gates": gates, "one rank": gather_evidence(own, torch.device("cpu"))}
+
+
+def test_gate_of_unequal_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    expected = validated_gates(str(tmp_path), 0)
+    for outcome in run_processes(partial(validated_share, str(tmp_path)), tmp_path):
+        torch.testing.assert_close(outcome["gates"], expected)
+        assert outcome["one rank"].tolist() == [0, 1, 2]
+    assert all(gate > 0 for gate in expected.values())
 
 
 def test_results_count_false_alarms(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from deocc.data import MaskedFaceDataModule, OrlFaces
-from deocc.evaluation.bootstrap import paired_bootstrap
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores
@@ -23,6 +22,7 @@ from deocc.modules import DistillationModule
 from deocc.networks import create_teacher
 from deocc.networks.embedders.embedder import unit_embedding
 from tests.conftest import ROOT, SMALL, run_deocc
+from tests.evaluation.conftest import paired_bootstrap
 
 ALIKE: Final = 0.999
 """The smallest cosine of two embeddings that count as the same."""

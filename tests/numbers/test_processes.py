@@ -29,6 +29,7 @@ STEPS = 3
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "0"]
 SHORT += ["--trainer.log_every_n_steps", "1", "--trainer.callbacks+", "tests.numbers.gradients.GradientFile"]
 ALL_TERMS = [f"--model.init_args.{term}" for term in ("identity_weight=0.5", "beta=0.5", "prediction_weight=1")]
+FLOAT64 = ["--trainer.plugins", "pytorch_lightning.plugins.DoublePrecision"]  # not a precision that `deocc fit` offers
 SHARDED = ["--model.init_args.identity_head", "sharded"]
 WGAN = ["--model.init_args.adversarial", "wgan"]
 
@@ -89,7 +90,7 @@ def test_two_processes_train_as_one(name: str, stage1: Path, tmp_path: Path) -> 
     """Three steps with every term; the logged gradient norms count as losses."""
     case, one, two = CASES[name], tmp_path / "1", tmp_path / "2"
     argv = ["fit", "--config", str(ROOT / f"configs/{case.stage}.yaml"), *SMALL, *case.argv, *SHORT]
-    argv += ["--trainer.precision", case.precision]
+    argv += FLOAT64 if case.precision == "64-true" else ["--trainer.precision", case.precision]
     argv += ["--model.init_args.inpainting_checkpoint", str(stage1)] if case.stage == "distill" else []
     run_deocc(*argv, "--run", str(one), "--data.batch_size", "8")
     ddp = ["--config", str(ROOT / "configs/trainer/ddp.yaml"), "--data.batch_size", "4"]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from deocc.evaluation.bootstrap import paired_bootstrap, tar_intervals, wilson
+from deocc.evaluation.bootstrap import tar_intervals, wilson
 from deocc.evaluation.embeddings import EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
 from deocc.evaluation.verification import PairScores, decisions, fold_accuracy, operating_point, roc_curve
+from tests.evaluation.conftest import paired_bootstrap
 from tests.properties.strategies import SEEDS, Scores, for_all, image_sets, noise, relabelled, scored_pairs
 
 Sets = tuple[EmbeddingSet, EmbeddingSet]

@@ -1,6 +1,7 @@
 """A fake `deocc fit` and `deocc test` that writes known results."""
 
 import json
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class FakeDeocc:
         self.kept = keep_open
         (folder / "checkpoints").mkdir(exist_ok=True)
         if action == "fit":
-            (folder / "checkpoints" / "last.ckpt").touch()
+            write_checkpoint(folder / "checkpoints" / "last.ckpt")
         log.write_text(f"begun\n{self.failing.get(name, 'ended')}\n\n")
         if name in self.failing:
             return EndedProcess(1)
@@ -87,6 +88,13 @@ class FakeDeocc:
         scores = {name: pair_scores(similarity, self.pair_folds) for name, similarity in rows.items()}
         write_scores(folder / "scores.npz", scores)
         write_scores(folder / "clean_scores.npz", {"teacher_clean": pair_scores(STUDENT, self.pair_folds)})
+
+
+def write_checkpoint(path: Path, content: str = "weights") -> None:
+    """Write an intact checkpoint file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", content)
 
 
 def pair_scores(similarity: list[float], folds: list[int] | None = None) -> PairScores:

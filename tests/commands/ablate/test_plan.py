@@ -61,9 +61,11 @@ ROW = {"a": {"title": "x", "row": "student"}}
 def test_read_plan_invalid(program: FakeDeocc, changes: dict[str, Any], message: str) -> None:
     Path("broken.yaml").write_text("model: [1\nnext: {")
     Path("list.yaml").write_text("- 1\n")
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        read_plan(write_plan(**changes))
-    assert "\n" not in str(error.value)
+    option, file, *others = write_plan(**changes)
+    for argv in ([option, file], [f"{option}={file}"]):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+            read_plan([*argv, *others])
+        assert "\n" not in str(error.value)
     assert program.started == []
 
 
@@ -75,6 +77,10 @@ def test_read_plan_empty_run(program: FakeDeocc) -> None:
 def test_read_plan_missing(program: FakeDeocc) -> None:
     with pytest.raises(FileNotFoundError, match=r"no configuration nowhere\.yaml"):
         read_plan(["--config", "nowhere.yaml"])
+
+
+def test_plan_by_name_with_equals_sign(program: FakeDeocc) -> None:
+    assert read_plan(["--config=ablation/paper"]) == read_plan(["--config", "ablation/paper"])
 
 
 def test_options_override_file(program: FakeDeocc) -> None:
@@ -143,6 +149,17 @@ def test_lfw_plan_commands_parse(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert folds in text and f"folder: {plan.shared_folder(name.split('-')[1])}" in text
         assert "deocc.callbacks.SharedOutputsCallback" in text and "size: 192" in text
         assert jobs[jobs.index(job) + 1].name == f"{name} test", "a session that ends early keeps complete rows"
+
+
+@pytest.mark.usefixtures("_in_root")
+@pytest.mark.parametrize("name", ["ablation/paper", "ablation/choices", "paper/ablation"])
+def test_stage1_validates_at_its_end(name: str) -> None:
+    """The validation calibrates the segmenter's gate."""
+    plan, settings = read_plan(["--config", name]), dict[str, int]()
+    for content in (*plan.stage1.contents(), plan.stage1.overlay):
+        settings |= content.get("trainer", {})
+    assert settings.get("limit_val_batches", 1) != 0
+    assert settings["max_epochs"] % settings.get("check_val_every_n_epoch", 1) == 0
 
 
 @pytest.mark.usefixtures("_in_root")

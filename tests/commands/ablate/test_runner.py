@@ -13,7 +13,7 @@ import pytest
 from deocc.commands.ablate import _start_process, hold_folder, main, run_jobs
 from deocc.commands.ablate_plan import Job, list_jobs, read_plan
 from tests.commands.ablate.conftest import write_plan
-from tests.commands.ablate.fake_deocc import FakeDeocc
+from tests.commands.ablate.fake_deocc import FakeDeocc, write_checkpoint
 
 STAGE2 = {
     f"{name}-fold{fold}-seed0 {action}" for name in ("task", "masked") for fold in (0, 1) for action in ("fit", "test")
@@ -84,6 +84,39 @@ def test_interrupted_training_resumes(program: FakeDeocc) -> None:
     assert again(program, write_plan()) == {"task-fold0-seed0 fit", "task-fold0-seed0 test"}
     assert not any(argument.startswith("--ckpt_path") for argument in program.commands["task-fold0-seed0 fit"])
     assert not Path("out/task-fold0-seed0/debris").exists()
+
+
+@pytest.mark.parametrize(
+    ("intact", "damaged", "resumed"),
+    [
+        ("next.ckpt", None, "next.ckpt"),
+        ("previous.ckpt", None, "previous.ckpt"),
+        ("previous.ckpt", "last.ckpt", "previous.ckpt"),
+        (None, "last.ckpt", None),
+    ],
+)
+def test_newest_intact_checkpoint_resumes(
+    program: FakeDeocc,
+    intact: str | None,
+    damaged: str | None,
+    resumed: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program.failing = {"task-fold0-seed0 fit": "broke"}
+    with pytest.raises(RuntimeError):
+        main(write_plan())
+    program.failing = {}
+    folder = Path("out/task-fold0-seed0/checkpoints")
+    (folder / "last.ckpt").unlink()
+    if intact is not None:
+        write_checkpoint(folder / intact)
+    if damaged is not None:
+        (folder / damaged).write_bytes(b"PK")
+    assert again(program, write_plan()) == {"task-fold0-seed0 fit", "task-fold0-seed0 test"}
+    given = [argument for argument in program.commands["task-fold0-seed0 fit"] if argument.startswith("--ckpt_path")]
+    assert given == ([f"--ckpt_path={folder / resumed}"] if resumed is not None else [])
+    replaced = "starts again, because all of its checkpoints are damaged; the earlier run is kept as"
+    assert (replaced in capsys.readouterr().out) == (resumed is None)
 
 
 def test_replaced_run_is_kept(program: FakeDeocc, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,6 +254,34 @@ def test_changed_checkpoint_retrains(program: FakeDeocc) -> None:
     assert again(program, plan) == set()
     Path("earlier.ckpt").write_text("two")
     assert again(program, plan) == STAGE2
+
+
+@pytest.mark.parametrize("named", ["runs/first", "newest"])
+def test_retrained_run_folder_retrains(program: FakeDeocc, named: str) -> None:
+    """A run that the plan names as an earlier stage; a setting that the plan overrides does not count."""
+    file = Path("runs/first/checkpoints/last.ckpt")
+    write_checkpoint(file, "one")
+    Path("runs/first/config.yaml").write_text("model: {class_path: deocc.modules.InpaintingModule}\n")
+    Path("two.yaml").write_text(f"model: {{init_args: {{inpainting_checkpoint: {named}}}}}\n")
+    plan = write_plan(stage1={})
+    main(plan)
+    assert again(program, plan) == set()
+    write_checkpoint(file, "two")
+    assert again(program, plan) == STAGE2
+    overridden = {"model": {"init_args": {"inpainting_checkpoint": None}}}
+    plan = write_plan(stage1={}, stage2={"configs": ["two.yaml"], "overlay": overridden})
+    main(plan)
+    write_checkpoint(file, "three")
+    assert again(program, plan) == set()
+
+
+def test_unused_earlier_run_changes_nothing(program: FakeDeocc) -> None:
+    """The configuration of stage 2 names the newest stage 1, but the plan trains its own."""
+    Path("two.yaml").write_text("model: {init_args: {inpainting_checkpoint: newest}}\n")
+    main(write_plan())
+    write_checkpoint(Path("runs/first/checkpoints/last.ckpt"))
+    Path("runs/first/config.yaml").write_text("model: {class_path: deocc.modules.InpaintingModule}\n")
+    assert again(program, write_plan()) == set()
 
 
 def test_changed_clean_scores_repeat_the_test(program: FakeDeocc) -> None:
