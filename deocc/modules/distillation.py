@@ -222,15 +222,7 @@ class DistillationModule(RecognitionModule):
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
         self.student = Student(_student_embedder(self.hparams), self.teacher.embedding_dim, student_input, mask_channel)
         check_bare_faces(bare_faces, self.teacher)
-        if initial_weights is None:
-            check_start(self.student, self.teacher.embedding_dim, interpolation)
-        elif initial_weights != FROM_CHECKPOINT:
-            load_student(self.student, initial_weights)
-        self.average = StudentAverage(self.student, ema_decay, interpolation)
-        trainable = self.student.trainable(trainable_blocks)
-        self.student.requires_grad_(False)  # here, since DDP waits for the gradients of all that is trainable by now
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        self._start_student(initial_weights)
         self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
         self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
@@ -393,6 +385,19 @@ class DistillationModule(RecognitionModule):
             self._build_classifier(len(state["classifier.weight"]))
         if isinstance(self.classifier, losses.ShardedIdentityLoss):
             split_head(checkpoint, "classifier", self.classifier)
+
+    def _start_student(self, initial_weights: str | None) -> None:
+        """Load the student's start, copy it into the running average, and freeze what is not trained."""
+        hp = self.hparams
+        if initial_weights is None:
+            check_start(self.student, self.teacher.embedding_dim, hp["interpolation"])
+        elif initial_weights != FROM_CHECKPOINT:
+            load_student(self.student, initial_weights)
+        self.average = StudentAverage(self.student, hp["ema_decay"], hp["interpolation"])
+        trainable = self.student.trainable(hp["trainable_blocks"])
+        self.student.requires_grad_(False)  # here, since DDP waits for the gradients of all that is trainable by now
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
     def _load_deoccluder(
         self, inpainting_checkpoint: str | None, segmenter_checkpoint: str | None
