@@ -3,7 +3,7 @@
 Losses are those in `metrics.csv`, gradients those of every step before clipping. In float64 they differ by what is
 computed in float32 anyway (crops, embeddings): 2e-7 of a loss, 6e-7 of a gradient's norm after three steps. In float32,
 Adam turns the rounding of a gradient near 0 into a whole learning rate: 1e-3 of the smallest loss, 3e-4 of a gradient's
-norm.
+norm, with AVX-512 7e-3.
 """
 
 import csv
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 CASES = {
     "inpaint-hinge": Case("inpaint", "64-true", TINY_STAGE1, [], 1e-6, 1e-5),
     "inpaint-wgan": Case("inpaint", "64-true", [*TINY_STAGE1, *WGAN], [], 1e-6, 1e-5),
-    "inpaint-hinge-float32": Case("inpaint", "32-true", TINY_STAGE1, [], 5e-3, 2e-3),
+    "inpaint-hinge-float32": Case("inpaint", "32-true", TINY_STAGE1, [], 5e-3, 2e-2),
     "distill-sharded": Case("distill", "64-true", ALL_TERMS, SHARDED, 1e-6, 1e-5),
     "distill-full-float32": Case("distill", "32-true", ALL_TERMS, [], 1e-4, 2e-3),
 }
