@@ -57,7 +57,7 @@ def table_of(scores: Mapping[str, Mapping[str, PairScores]], halves: Mapping[str
     for name, rows in scores.items():
         others = set().union(*(people for half, people in validation.items() if half != name))
         shown = shows_any(rows[_ROWS[0]], halves[name], others)
-        for title, kept in (("all", torch.ones_like(shown)), ("with such people", shown), ("without", ~shown)):
+        for title, kept in (("all", torch.ones_like(shown)), ("with validation people", shown), ("without", ~shown)):
             teacher, student = (equal_error_rate(rows[row].similarity[kept], rows[row].same[kept]) for row in _ROWS)
             ratio = student / teacher if teacher > 0 else math.nan
             figures = [f"{100 * teacher:.2f}", f"{100 * student:.2f}", f"{ratio:.2f}"]

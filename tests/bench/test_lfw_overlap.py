@@ -53,6 +53,6 @@ def test_table_leaves_out_the_other_halfs_people() -> None:
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capture.get().splitlines() if "│ a" in line]
     assert [line[1:4] for line in lines] == [
         ["all", "4", "50.00"],
-        ["with such people", "1", "nan"],
+        ["with validation people", "1", "nan"],
         ["without", "3", "0.00"],
     ]
