@@ -51,9 +51,28 @@ def is_file(path: Path) -> bool:
 
 
 def package_folder(name: str) -> Path | None:
-    """Return the folder of an installed package of which only files are used, without importing it; None if absent."""
+    """Return the folder of an installed package of which only files are used, or None.
+
+    It is not imported: face_recognition_models needs pkg_resources, which new versions of setuptools no longer have.
+    """
     spec = importlib.util.find_spec(name)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def package_file(package: str, name: str, remedy: str) -> Path:
+    """Return the file `name` of an installed package, which is not imported.
+
+    Raises:
+        ImportError: the package is not installed.
+        FileNotFoundError: it lacks the file.
+    """
+    folder, distribution = package_folder(package), package.replace("_", "-")
+    if folder is None:
+        raise ImportError(f"the package {distribution}, which ships {Path(name).name}, is not installed: {remedy}")
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: reinstall {distribution}")
+    return path
 
 
 @contextlib.contextmanager

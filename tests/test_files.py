@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deocc.files import cache_folder, checksum, hold_lock, replace_file, walk_files, write_file
+from deocc.files import cache_folder, checksum, hold_lock, package_file, replace_file, walk_files, write_file
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -127,3 +127,11 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert cache_folder() == tmp_path
     monkeypatch.setenv("DEOCC_CACHE", "")
     assert cache_folder() == Path.home() / ".cache" / "deocc"
+
+
+def test_package_file_without_package_or_file() -> None:
+    assert package_file("pytest", "py.typed", "pip install pytest").is_file()
+    with pytest.raises(ImportError, match=r"no-such-package, which ships a\.dat, is not installed: pip install it"):
+        package_file("no_such_package", "models/a.dat", "pip install it")
+    with pytest.raises(FileNotFoundError, match=r"no a\.dat in .*pytest.models: reinstall pytest"):
+        package_file("pytest", "models/a.dat", "pip install it")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deocc.files import expand_user, package_folder
+from deocc.files import expand_user, package_file
 
 REMEDY = 'pip install "deocc[photos]"'
 
@@ -70,14 +70,7 @@ def given_file(weights: str) -> Path:
 
 def packaged_file(name: str) -> Path:
     """Return `models/NAME` of the package face-recognition-models, or raise ImportError or FileNotFoundError."""
-    # Not imported: the package's __init__ needs pkg_resources, which recent versions of setuptools lack.
-    package = package_folder("face_recognition_models")
-    if package is None:
-        raise ImportError(f"the package face-recognition-models, which ships {name}, is not installed: {REMEDY}")
-    path = package / "models" / name
-    if not path.is_file():
-        raise FileNotFoundError(f"no {name} in {path.parent}: reinstall face-recognition-models")
-    return path
+    return package_file("face_recognition_models", f"models/{name}", REMEDY)
 
 
 def shrink(image: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

