@@ -26,7 +26,7 @@ demo: install ## train both stages on real faces, test on people never seen, wri
 	@if [ -e $(RUN) ]; then mv $(RUN) $(RUN)-$$(date +%Y%m%d-%H%M%S); fi
 	$(BIN)/deocc fit --config configs/inpaint.yaml --run $(RUN)/inpaint
 	$(BIN)/deocc fit --config configs/distill.yaml --run $(RUN)/distill --model.init_args.inpainting_checkpoint $(RUN)/inpaint
-	$(BIN)/deocc test --checkpoint $(RUN)/distill --run $(RUN)
+	$(BIN)/deocc test --checkpoint $(RUN)/distill --run $(RUN) --data.test_seeds "[1]"
 
 pretrained: install ## train the model that the package ships on LFW and install it in deocc/pretrained (LFW=folder, JOBS=2 trains side by side; resumes)
 	$(BIN)/python -m bench.lfw --data $(LFW) --halves a --jobs $(JOBS)

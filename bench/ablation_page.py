@@ -45,11 +45,12 @@ def scope_sentence(summary: Mapping[str, Any], folds: Sequence[str]) -> str:
 
 
 def length_sentence(run: Path) -> str:
-    """Return the length of the trainings by the configuration and the metrics of the first run."""
-    folder = min(path.parent for path in run.glob(f"*/{runs.RESULTS}"))
-    trainer = yaml.safe_load((folder / runs.CONFIG).read_text(encoding="utf-8"))["trainer"]
-    last = max(step for step, _, _ in read_metrics(folder))
-    return f"Each student was trained for {trainer['max_epochs']} epochs (last logged step {last}). "
+    """Return the length of the trainings by the configuration of the first run and the metrics of all."""
+    folders = sorted(path.parent for path in run.glob(f"*/{runs.RESULTS}"))
+    trainer = yaml.safe_load((folders[0] / runs.CONFIG).read_text(encoding="utf-8"))["trainer"]
+    steps = sorted({max(step for step, _, _ in read_metrics(folder)) for folder in folders})
+    lengths = " to ".join(map(str, dict.fromkeys((steps[0], steps[-1]))))
+    return f"Each student was trained for {trainer['max_epochs']} epochs (last logged step {lengths}). "
 
 
 def write_page(run: Path, pages: Path) -> Path:

@@ -24,14 +24,16 @@ SUMMARY: dict[str, Any] = {
 def run(tmp_path: Path) -> Path:
     """A folder as `deocc ablate` leaves it."""
     folder = tmp_path / "run"
-    (folder / "task-a-seed0").mkdir(parents=True)
+    for half, step in (("a", 379), ("b", 319)):
+        trained = folder / f"task-{half}-seed0"
+        trained.mkdir(parents=True)
+        (trained / "results.json").write_text("{}")
+        (trained / "config.yaml").write_text("trainer: {max_epochs: 7}")
+        (trained / "metrics.csv").write_text(f"epoch,step,train/x\n0,19,1.0\n6,{step},1.0\n")
     (folder / "ablation.json").write_text(json.dumps(SUMMARY))
     (folder / "table.md").write_text("| the table |\n")
     for name in ("bars.svg", "bars.png", "losses.svg", "losses.png"):
         (folder / name).write_text(name)
-    (folder / "task-a-seed0" / "results.json").write_text("{}")
-    (folder / "task-a-seed0" / "config.yaml").write_text("trainer: {max_epochs: 7}")
-    (folder / "task-a-seed0" / "metrics.csv").write_text("epoch,step,train/x\n0,19,1.0\n6,379,1.0\n")
     return folder
 
 
@@ -48,7 +50,7 @@ def test_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     text = (pages / "ablation.md").read_text()
     assert capsys.readouterr().out.strip() == str(pages / "ablation.md")
     assert "**Only half a has been tested" in text, "the plan has two"
-    assert "| the table |" in text and "7 epochs (last logged step 379)" in text and claim_lines(SUMMARY) in text
+    assert "| the table |" in text and "7 epochs (last logged step 319 to 379)" in text and claim_lines(SUMMARY) in text
     assert (pages / "lfw" / "ablation_losses.png").read_text() == "losses.png"
     kept = (pages / "lfw" / "ablation.json").read_text()
     assert json.loads(kept)["runs"] == {"task-a-seed0": {"seed": 0}} and "/somewhere" not in kept
