@@ -6,7 +6,6 @@ All have a white background, so that they are legible on a dark page too.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 import torch.nn.functional as F
 import yaml
@@ -17,7 +16,7 @@ from deocc import runs
 from deocc.batch import MaskedFaceBatch
 from deocc.data import LfwFaces, MaskedFaceDataModule
 from deocc.data.datamodule import mask_batch
-from deocc.evaluation.figures import COLOURS, panel_figure, roc_figure
+from deocc.evaluation.figures import COLOURS, panel_figure, roc_figure, write_svg
 from deocc.evaluation.verification import PairScores, roc_curve
 from deocc.inference.model_folder import load
 from deocc.masking import list_kinds
@@ -35,7 +34,7 @@ def mean_roc(parts: Sequence[PairScores]) -> tuple[Tensor, Tensor]:
 
 def write_roc(path: Path, scores: Mapping[str, Sequence[PairScores]]) -> None:
     """Draw one curve for each title; scores: by title, the pairs of each half."""
-    _write_svg(roc_figure({title: mean_roc(parts) for title, parts in scores.items()}), path)
+    write_svg(roc_figure({title: mean_roc(parts) for title, parts in scores.items()}), path)
 
 
 def write_kind_bars(path: Path, rates: Mapping[str, Mapping[str, float]], unseen: Sequence[str]) -> None:
@@ -59,7 +58,7 @@ def write_kind_bars(path: Path, rates: Mapping[str, Mapping[str, float]], unseen
     axes.set_ylabel("EER %")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="upper left", fontsize=8)
-    _write_svg(figure, path)
+    write_svg(figure, path)
 
 
 def write_panel(path: Path, run: Path, data: str | None = None) -> None:
@@ -118,9 +117,3 @@ def one_person_a_kind(batches: Iterable[MaskedFaceBatch], kinds: Sequence[str]) 
 
 def _labels(kinds: Sequence[str], unseen: Sequence[str]) -> list[str]:
     return [f"{kind}\n(never trained on)" if kind in unseen else kind for kind in kinds]
-
-
-def _write_svg(figure: Figure, path: Path) -> None:
-    """Write the same bytes for the same figure, so that a page made again does not differ."""
-    with mpl.rc_context({"svg.hashsalt": "deocc"}):
-        figure.savefig(path, metadata={"Date": None})

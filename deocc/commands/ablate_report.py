@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from deocc.commands.ablate_plan import Plan
 from deocc.commands.ablate_summary import read_metrics, with_predicted_mask
-from deocc.evaluation.figures import COLOURS
+from deocc.evaluation.figures import COLOURS, write_svg
 from deocc.evaluation.report import DATA_LIMITS, MISSING, markdown_cells, percent, points
 from deocc.evaluation.results import CLEAN_ROWS
 from deocc.files import write_file, write_json
@@ -147,8 +147,8 @@ def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    for suffix in ("svg", "png"):
-        figure.savefig(path.with_suffix(f".{suffix}"), facecolor="white")
+    write_svg(figure, path.with_suffix(".svg"))
+    figure.savefig(path.with_suffix(".png"), facecolor="white")
 
 
 def bar_figure(summary: Mapping[str, Any]) -> Figure:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch.nn.functional as F
 from matplotlib.axes import Axes
@@ -127,6 +128,12 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """Write the same bytes for the same figure, so that one made again does not differ. Only for the main thread."""
+    with mpl.rc_context({"svg.hashsalt": "deocc"}):
+        figure.savefig(path, facecolor="white", metadata={"Date": None})
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

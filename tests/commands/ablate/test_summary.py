@@ -163,6 +163,9 @@ def test_written_files(program: FakeDeocc) -> None:
     assert written["rows"]["d"]["figures"]["eer"]["values"] == pytest.approx([0.1, 0.12])
     assert "40 people, grey, frontal" in Path("out/table.md").read_text()
     assert {path.name for path in Path("out").glob("*.*g")} == {"bars.svg", "bars.png", "losses.svg", "losses.png"}
+    drawn = {path: path.read_bytes() for path in Path("out").glob("*.svg")}
+    main(write_plan())
+    assert {path: path.read_bytes() for path in drawn} == drawn, "a figure drawn again does not differ"
 
 
 def test_table_of_validation_people(program: FakeDeocc) -> None:
