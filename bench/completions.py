@@ -3,7 +3,8 @@
 Completes masked faces of validation people of LFW (half a) by the given masks, with the generators of stage-1
 checkpoints or model folders. PSNR counts covered pixels. FD is the Frechet distance between the embeddings of clean and
 of completed faces, similarity their mean cosine after the mean of the clean faces is subtracted; SFace takes no part in
-training. Detail is the size of what a 5-pixel average removes well inside the mask, relative to the clean face.
+training. Detail is the size of what a 5-pixel average removes well inside the mask, relative to the clean face;
+colour is the error of the mean chroma of cells of 8 x 8 pixels, in steps of 1/255.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from bench.found_faces import KINDS, read_lfw
 from deocc.batch import MaskedFaceBatch
 from deocc.data import MaskedFaceDataModule
 from deocc.evaluation.perceptual import FrechetDistance
+from deocc.losses import local_chroma_loss
 from deocc.networks import create_embedder
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, centred
@@ -34,7 +36,7 @@ def detail(face: Tensor, mask: Tensor) -> Tensor:
 
 
 def measure(deoccluder: Deoccluder, batches: Sequence[MaskedFaceBatch], recognisers: Sequence[Embedder]) -> list[str]:
-    """Return PSNR in dB, and Frechet distance and similarity of each recogniser, then detail."""
+    """Return PSNR in dB, and Frechet distance and similarity of each recogniser, then detail and colour."""
     face, mask = (torch.cat([batch[key] for batch in batches]) for key in ("face", "mask"))
     completed = torch.cat([deoccluder(batch["masked_face"], batch["mask"]) for batch in batches])
     error = ((completed - face).square() / 4 * mask).sum() / (3 * mask.sum())
@@ -46,7 +48,8 @@ def measure(deoccluder: Deoccluder, batches: Sequence[MaskedFaceBatch], recognis
         distance.update(*embeddings)
         ones, others = (centred(each, embeddings[1].mean(0)) for each in embeddings)
         cells += [f"{distance.compute():.4g}", f"{(ones * others).sum(1).mean():.3f}"]
-    return [*cells, f"{(detail(completed, mask) / detail(face, mask)).sqrt():.2f}"]
+    cells.append(f"{(detail(completed, mask) / detail(face, mask)).sqrt():.2f}")
+    return [*cells, f"{255 / 2 * local_chroma_loss(completed, face, mask):.1f}"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = data.val_dataloader()[1]
     batches = [data.on_after_batch_transfer(batch, 1) for batch, _ in zip(loader, range(chosen.batches), strict=False)]
     recognisers = [create_embedder(name) for name in ("dlib_resnet", "sface")]
-    table = Table("generator", "PSNR dB", "FD, dlib", "similarity", "FD, SFace", "similarity", "detail")
+    table = Table("generator", "PSNR dB", "FD, dlib", "similarity", "FD, SFace", "similarity", "detail", "colour")
     for checkpoint in track(chosen.checkpoints, "completing", console=Console(stderr=True), transient=True):
         table.add_row(checkpoint, *measure(Deoccluder.from_checkpoint(checkpoint), batches, recognisers))
     Console().print(table)

@@ -87,6 +87,24 @@ def masked_l1(
     return result
 
 
+def local_chroma(generated_face: Tensor, face: Tensor, mask: Tensor) -> float:
+    """Distance of mean chroma over the covered pixels of each 8 x 8 cell, weighted by their number."""
+    means, channels = [], range(face.shape[1])
+    for b in range(len(face)):
+        error = covered = 0.0
+        for y in range(0, face.shape[2] - 7, 4):
+            for x in range(0, face.shape[3] - 7, 4):
+                pixels = [(i, j) for i in range(y, y + 8) for j in range(x, x + 8) if float(mask[b, 0, i, j]) == 1]
+                sums = [
+                    sum(float(generated_face[b, c, i, j]) - float(face[b, c, i, j]) for i, j in pixels)
+                    for c in channels
+                ]
+                error += sum(abs(each - sum(sums) / len(sums)) for each in sums) / len(sums)
+                covered += len(pixels)
+        means += [error / covered] if covered else []
+    return sum(means) / len(means) if means else 0.0
+
+
 def _length(vector: Tensor) -> Tensor:
     return vector.square().sum().sqrt()
 

@@ -3,7 +3,7 @@
 from deocc.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty
 from deocc.losses.distributed import gather_embeddings, gathered_pair_relation_loss, gathered_triplet_relation_loss
 from deocc.losses.identity import IdentityLoss, identity_loss, margin_cosine, margin_logits
-from deocc.losses.reconstruction import feature_distance, masked_l1_loss
+from deocc.losses.reconstruction import feature_distance, local_chroma_loss, masked_l1_loss
 from deocc.losses.relational import (
     instance_relation_loss,
     pair_relation_loss,
@@ -25,6 +25,7 @@ __all__ = [
     "gradient_penalty",
     "identity_loss",
     "instance_relation_loss",
+    "local_chroma_loss",
     "margin_cosine",
     "margin_logits",
     "mask_segmentation_loss",

@@ -1,13 +1,15 @@
-"""Reconstruction losses between completed and clean faces: masked l1 and perceptual.
+"""Reconstruction losses between completed and clean faces: masked l1, local chroma and perceptual.
 
 With error e = mean over channels of |c - y|, mask M (1 = covered) and feature maps f_l normalised over channels at
 every position:
 
     masked l1   w_c mean_images (sum e M / sum M) + w_v mean_images (sum e (1 - M) / sum (1 - M))
+    chroma      mean_images (sum_cells mean_channels |sum_cell d M| / sum_cells sum_cell M)
+                with d = c - y - mean_channels (c - y)
     perceptual  mean_l mean_positions |f_l(c) - f_l(y)|^2
 
 [0] Li et al., "Look Through Masks", ACM MM 2020, arXiv 2409.12385. An l1 term is inferred from it; the form of the
-    masked l1 loss and the optional perceptual term are our choice.
+    masked l1 loss and the optional chroma and perceptual terms are our choice.
 [1] Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
 [2] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018: features of unit
     length over channels, squared distances summed over channels and averaged over positions; [2] learns channel
@@ -21,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deocc.losses.distances import widen
+
+_CELL = 8  # pixels; cells overlap by half
 
 
 def masked_l1_loss(
@@ -43,12 +47,35 @@ def masked_l1_loss(
     Raises:
         ValueError: the shapes do not match.
     """
-    if generated_face.shape != face.shape or mask.shape != (len(face), 1, *face.shape[2:]):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (generated_face, face, mask))
-        raise ValueError(f"expected faces (B, C, H, W) of one shape and a mask (B, 1, H, W), got {shapes}")
+    _check_shapes(generated_face, face, mask)
     error = (widen(generated_face) - widen(face)).abs().mean(1, keepdim=True)
     mask = mask.to(error.dtype)
     return covered_weight * _mean_where(error, mask) + visible_weight * _mean_where(error, 1 - mask)
+
+
+def local_chroma_loss(generated_face: Tensor, face: Tensor, mask: Tensor) -> Tensor:
+    """L1 distance of the mean chroma of the covered pixels in each cell of 8 x 8 pixels.
+
+    Chroma is the difference of each channel to their mean, so brightness, which carries the details, is not
+    constrained. Grey images have none.
+
+    Args:
+        generated_face: (B, C, H, W), the generator's output or the completed face.
+        face: clean face (B, C, H, W).
+        mask: (B, 1, H, W) in [0, 1], 1 = covered.
+
+    Returns:
+        Scalar loss, the mean over images with a non-empty mask; 0 if there are none.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    _check_shapes(generated_face, face, mask)
+    difference = widen(generated_face) - widen(face)
+    difference = difference - difference.mean(1, keepdim=True)
+    mask = mask.to(difference.dtype)
+    error, covered = (F.avg_pool2d(image, _CELL, stride=_CELL // 2) for image in (difference * mask, mask))
+    return _mean_where(error.abs().mean(1, keepdim=True) / covered.where(covered > 0, covered.new_ones(())), covered)
 
 
 def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
@@ -75,6 +102,12 @@ def feature_distance(completed: Sequence[Tensor], clean: Sequence[Tensor]) -> Te
         difference = F.normalize(widen(ours), dim=1) - F.normalize(widen(theirs.detach()), dim=1)
         terms.append(difference.square().sum(1).mean())
     return torch.stack(terms).mean()
+
+
+def _check_shapes(generated_face: Tensor, face: Tensor, mask: Tensor) -> None:
+    if generated_face.shape != face.shape or mask.shape != (len(face), 1, *face.shape[2:]):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (generated_face, face, mask))
+        raise ValueError(f"expected faces (B, C, H, W) of one shape and a mask (B, 1, H, W), got {shapes}")
 
 
 def _mean_where(error: Tensor, weight: Tensor) -> Tensor:

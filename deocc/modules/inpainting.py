@@ -61,6 +61,7 @@ class InpaintingModule(RestorationModule):
             segmenter learns the mask without this noise.
         adversarial: "hinge", or "wgan" with gradient penalty.
         reconstruction_weight: weight of the masked l1 term.
+        chroma_weight: weight of the distance of local mean chroma, against coloured spots.
         adversarial_weight: weight of the generator's adversarial term; 0 builds no discriminators.
         identity_weight: weight of |T(completed) - T(face)|^2 over raw embeddings of the teacher T.
         perceptual_weight: weight of the distance between the teacher's feature maps of completed and clean face.
@@ -92,6 +93,7 @@ class InpaintingModule(RestorationModule):
         mask_noise: bool = False,
         adversarial: Literal["hinge", "wgan"] = "hinge",
         reconstruction_weight: float = 1.0,
+        chroma_weight: float = 0.0,
         adversarial_weight: float = 0.01,
         identity_weight: float = 4.0,
         perceptual_weight: float = 12.0,
@@ -108,7 +110,7 @@ class InpaintingModule(RestorationModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        check_loss_weights(self.hparams, ("reconstruction", "adversarial", "identity", "perceptual"))
+        check_loss_weights(self.hparams, ("reconstruction", "chroma", "adversarial", "identity", "perceptual"))
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, the number of parts of a batch, got {accumulate}")
         self.automatic_optimization = False
@@ -216,6 +218,9 @@ class InpaintingModule(RestorationModule):
             visible = losses.masked_l1_loss(generated, face, mask, covered_weight=0)
             loss = micro_batch.covered_weight * covered + micro_batch.visible_weight * visible
             terms["reconstruction"] = hp["reconstruction_weight"] * loss
+        if hp["chroma_weight"] > 0:
+            loss = micro_batch.covered_weight * losses.local_chroma_loss(generated, face, mask)
+            terms["chroma"] = hp["chroma_weight"] * loss
         if self.discriminator is not None:
             logits = self.discriminator(completed_face, mask)
             loss = torch.stack([losses.generator_loss(scale, hp["adversarial"]) for scale in logits]).sum()

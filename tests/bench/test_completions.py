@@ -21,7 +21,7 @@ class Recogniser(nn.Module):
 
 
 def figures(complete: Callable[[Tensor], Tensor]) -> list[float]:
-    """PSNR, Frechet distance, similarity and detail of faces that are completed from the clean ones."""
+    """PSNR, Frechet distance, similarity, detail and colour of faces that are completed from the clean ones."""
     batch = faces(24)
     truth = {**batch, "masked_face": batch["face"]}
     found = measure(cast(Any, lambda face, mask: complete(face)), [cast(Any, truth)], [cast(Any, Recogniser())])
@@ -32,9 +32,10 @@ def test_true_blurred_and_wrong_completions() -> None:
     exact = figures(lambda face: face)
     blurred = figures(lambda face: F.avg_pool2d(face, 5, stride=1, padding=2))
     wrong = figures(lambda face: -face.flip(0))
-    assert exact[0] == float("inf") and abs(exact[1]) < 1e-6 and exact[2:] == [1, 1]
+    assert exact[0] == float("inf") and abs(exact[1]) < 1e-6 and exact[2:] == [1, 1, 0]
     assert exact[0] > blurred[0] > wrong[0] and wrong[2] < blurred[2] <= 1
     assert exact[1] < blurred[1] < wrong[1]
+    assert exact[4] < blurred[4] < wrong[4] and figures(lambda face: face + 20 / 255)[4] == 0
     assert blurred[3] < 1 and figures(torch.zeros_like)[3] == 0, "a uniform completion has no detail"
 
 

@@ -1,10 +1,10 @@
-"""Masked l1 loss and feature distance."""
+"""Masked l1 loss, local chroma loss and feature distance."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from deocc.losses import feature_distance, masked_l1_loss
+from deocc.losses import feature_distance, local_chroma_loss, masked_l1_loss
 from tests import oracles
 
 
@@ -14,6 +14,9 @@ def images(seed: int, *shape: int) -> Tensor:
 
 def masks(seed: int, *shape: int) -> Tensor:
     return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.3).float()
+
+
+_DRAWS = ((images, 3), (images, 3), (masks, 1))  # generated face, face and mask, with their channels
 
 
 @pytest.mark.parametrize(("weights", "count"), [((1.0, 0.1), 4), ((0.0, 2.0), 4), ((1.0, 0.1), 1)])
@@ -56,6 +59,36 @@ def test_masked_l1_bad_shapes() -> None:
         masked_l1_loss(face, face, face[:, 0])
     with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\), \(2, 3, 4, 4\)"):
         masked_l1_loss(face[:1], face, face[:, :1])
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(4, 16, 20), (1, 8, 8)])
+def test_local_chroma_equals_oracle(count: int, height: int, width: int) -> None:
+    generated, face, mask = (draw(i, count, c, height, width) for i, (draw, c) in enumerate(_DRAWS))
+    mask[1:2], mask[2:3] = 0, 1
+    expected = oracles.local_chroma(generated, face, mask)
+    assert float(local_chroma_loss(generated, face, mask)) == pytest.approx(expected, rel=1e-5)
+    assert float(local_chroma_loss(generated, face, mask.bool())) == pytest.approx(expected, rel=1e-5)
+
+
+def test_local_chroma_ignores_brightness_and_details() -> None:
+    face, mask = images(3, 2, 3, 16, 16), torch.ones(2, 1, 16, 16)
+    assert float(local_chroma_loss(face + images(4, 2, 1, 16, 16), face, mask)) == pytest.approx(0, abs=1e-6)
+    red = torch.tensor([0.3, 0.0, 0.0])[:, None, None]  # chroma 0.2, -0.1 and -0.1
+    stripes = torch.tensor([1.0, -1.0]).repeat(8)  # the mean of each cell is 0
+    assert float(local_chroma_loss(face + red * stripes, face, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(local_chroma_loss(face + red, face, mask)) == pytest.approx(0.4 / 3)
+    mask[:, :, :, :3] = 0
+    assert float(local_chroma_loss(face + red, face, mask)) == pytest.approx(0.4 / 3)  # means of covered pixels
+
+
+@pytest.mark.parametrize("covered", [0.0, 1.0])
+def test_local_chroma_gradient(covered: float) -> None:
+    generated, face = images(4, 2, 3, 16, 16).double().requires_grad_(), images(5, 2, 3, 16, 16).double()
+    mask = masks(6, 2, 1, 16, 16).double()
+    mask[0] = covered
+    assert torch.autograd.gradcheck(lambda image: local_chroma_loss(image, face, mask), generated)
+    (gradient,) = torch.autograd.grad(local_chroma_loss(generated, face, mask), generated)
+    assert not gradient[(mask == 0).expand_as(gradient)].any()
 
 
 def test_feature_distance_value_and_gradient() -> None:

@@ -101,7 +101,7 @@ def test_gradient_penalty_seeded_by_images() -> None:
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[1], losses[2])
 
 
-ALL_WEIGHTS = ("reconstruction_weight", "adversarial_weight", "identity_weight", "perceptual_weight")
+ALL_WEIGHTS = ("reconstruction_weight", "chroma_weight", "adversarial_weight", "identity_weight", "perceptual_weight")
 
 
 @pytest.mark.parametrize(
