@@ -80,12 +80,15 @@ def embeddings(pipeline: Pipeline, faces: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def table_of(pipeline: Pipeline, faces: FaceSet, indices: NDArray[np.int64]) -> Table:
-    """Return EER and true accept rates by network and alignment, bare against masked and bare against bare."""
+def table_of(pipeline: Pipeline, faces: FaceSet, indices: NDArray[np.int64], weights: str | None = None) -> Table:
+    """Return EER and true accept rates by network and alignment, bare against masked and bare against bare.
+
+    The detector is MTCNN with the given weights file, default the packaged one.
+    """
     identity = torch.from_numpy(faces.identity[indices])
     table = Table("pairs", "landmarks", "network", "EER %", "TAR@1e-2 %", "TAR@1e-3 %", "masked faces missed")
-    pipeline.finder = FaceFinder(pipeline.size, every=True)
-    alignments = {"data set": None, "detector": FaceFinder(pipeline.size, every=True), "completed": pipeline.finder}
+    plain, pipeline.finder = (FaceFinder(pipeline.size, "mtcnn", weights, every=True) for _ in range(2))
+    alignments = {"data set": None, "detector": plain, "completed": pipeline.finder}
     for alignment, finder in alignments.items():
         cut_faces = crops(faces, indices, pipeline.size, finder)
         bare, masked = embeddings(pipeline, cut_faces.bare), embeddings(pipeline, cut_faces.masked)
@@ -119,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Recognition when faces are found under their masks.")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="the folder of LFW")
     parser.add_argument("--model", metavar="PATH", help="what deocc.load accepts (default: the packaged model)")
+    parser.add_argument("--mtcnn", metavar="FILE", help="weights of the detector (default: the packaged ones)")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="whose photos (default: val)")
     parser.add_argument("--photos", type=int, default=700, metavar="N", help="at most this many (default: 700)")
     chosen = parser.parse_args(argv)
@@ -126,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     faces = read_lfw(chosen.data, parser)
     indices = faces.bare(chosen.split)
     kept = np.random.default_rng(0).choice(indices, min(chosen.photos, len(indices)), replace=False)
-    Console().print(table_of(pipeline, faces, np.sort(kept)))
+    Console().print(table_of(pipeline, faces, np.sort(kept), chosen.mtcnn))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Convert facenet-pytorch's MTCNN weights to `deocc/detection/mtcnn.safetensors`.
+"""Convert facenet-pytorch's MTCNN weights to one safetensors file, from which `bench.mtcnn_training` starts.
 
     pip download --no-deps facenet-pytorch==2.6.0
     unzip facenet_pytorch-2.6.0-py3-none-any.whl -d facenet
@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-from deocc.detection.mtcnn import WEIGHTS_FILE
 
 # network: (source file, layers before the heads, heads for logit, box and landmarks, side of the first dense layer)
 _SOURCES = {
@@ -54,7 +52,9 @@ def convert(folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Tenso
 def main() -> None:
     parser = argparse.ArgumentParser(description="Convert facenet-pytorch's MTCNN weights to one safetensors file.")
     parser.add_argument("folder", type=Path, help="facenet_pytorch/data of the unpacked wheel facenet-pytorch==2.6.0")
-    parser.add_argument("--output", type=Path, default=WEIGHTS_FILE, help="default: the file in the package")
+    parser.add_argument(
+        "--output", type=Path, default=Path("published.safetensors"), help="default: published.safetensors"
+    )
     parser.add_argument("--float32", action="store_true", help="keep full precision (default: float16)")
     chosen = parser.parse_args()
     weights = convert(chosen.folder, torch.float32 if chosen.float32 else torch.float16)

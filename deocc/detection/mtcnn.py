@@ -4,8 +4,9 @@
     IEEE Signal Processing Letters 23(10), 2016.
 
 The packaged weights come from facenet-pytorch 2.6.0 (MIT, see `mtcnn_licence.txt`), converted by
-`bench/mtcnn_weights.py`. They were trained on WIDER FACE and CelebA [0]. Torch is imported when a detector is created,
-not with this module. Thresholds and margins that differ from the authors' code are our choice.
+`bench/mtcnn_weights.py`. They were trained on WIDER FACE and CelebA [0]; `bench/mtcnn_training.py` trained the third
+network further, for masked faces. Torch is imported when a detector is created, not with this module. Thresholds and
+margins that differ from the authors' code are our choice.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ _SMALLEST_SHARE: Final = 0.01  # ... or as a share of the photo's longest side, 
 _MARGIN: Final = 4  # black pixels around each pyramid level, so that faces cut by the border are proposed
 _PROPOSAL_SCORE, _REFINEMENT_SCORE, _OUTPUT_SCORE = 0.5, 0.3, 0.5  # the authors' 0.6, 0.7 reject many masked faces
 _BATCH: Final = 512  # crops per batch, which bounds memory on photos with many candidates
-_SIDES: Final = {"refinement": 24, "output": 48}  # input sides of the second and third network in pixels
+SIDES: Final = {"refinement": 24, "output": 48}  # input sides of the second and third network in pixels
 
 _POOLS: Final[dict[str, tuple[int | None, ...]]] = {
     "proposal": (2, None, None),
@@ -65,18 +66,20 @@ class MtcnnDetector(Detector):
         return max(_SMALLEST_FACE, round(_SMALLEST_SHARE * max(height, width)))
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
-        boxes = self._propose(image)
-        boxes, scores = self._classify(image, boxes, "refinement", _REFINEMENT_SCORE)
-        boxes = boxes[_suppress(boxes, scores, 0.7)]
-        boxes, scores = self._classify(image, boxes, "output", _OUTPUT_SCORE)
+        boxes, scores = self._classify(image, self.find_candidates(image), "output", _OUTPUT_SCORE)
         for index in _suppress(boxes, scores, 0.7, of_smaller=True):
-            square = _squares(boxes[index : index + 1])[0]
-            crop = _crop(image, square, _SIDES["output"])
+            square = squares_of(boxes[index : index + 1])[0]
+            crop = cut_square(image, square, SIDES["output"])
             output = _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))
             points, mirrored = output[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
             mirrored = np.array([1, 0]) + mirrored[[1, 0, 2, 4, 3]] * np.array([-1, 1])
             landmarks = square[:2] + (points + mirrored) / 2 * (square[2:] - square[:2])
             yield Detection(boxes[index] - 0.5, landmarks - 0.5, float(scores[index]))
+
+    def find_candidates(self, image: NDArray[np.uint8]) -> Floats:
+        """Stages 1 and 2: return boxes (N, 4) that may hold a face, for the output network."""
+        boxes, scores = self._classify(image, self._propose(image), "refinement", _REFINEMENT_SCORE)
+        return boxes[_suppress(boxes, scores, 0.7)]
 
     def _propose(self, image: NDArray[np.uint8]) -> Floats:
         """Stage 1: return candidates of all sizes by the proposal network on an image pyramid."""
@@ -102,8 +105,8 @@ class MtcnnDetector(Detector):
         """Stages 2 and 3: return corrected boxes (N, 4) and scores (N,) of the candidates that reach `least`."""
         if len(boxes) == 0:
             return np.zeros((0, 4)), np.zeros(0)
-        squares = _squares(boxes)
-        crops = np.stack([_crop(image, square, _SIDES[network]) for square in squares])
+        squares = squares_of(boxes)
+        crops = np.stack([cut_square(image, square, SIDES[network]) for square in squares])
         starts = range(0, len(crops), _BATCH)
         output = np.concatenate([_run(self._weights, network, crops[i : i + _BATCH]) for i in starts])
         passed = output[:, 0] >= least
@@ -117,7 +120,7 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
 
     try:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-        for network, side in {"proposal": _CELL, **_SIDES}.items():
+        for network, side in {"proposal": _CELL, **SIDES}.items():
             _run(weights, network, np.zeros((1, side, side, 3), np.uint8))
     except SafetensorError as error:
         raise ValueError(
@@ -166,14 +169,14 @@ def _adjust(boxes: Floats, offsets: Floats) -> Floats:
     return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
 
-def _squares(boxes: Floats) -> NDArray[np.int64]:
+def squares_of(boxes: Floats) -> NDArray[np.int64]:
     """Return squares (N, 4) in whole pixels with the centres and the longer sides of boxes."""
     sides = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True).round().clip(1)
     corners = ((boxes[:, :2] + boxes[:, 2:] - sides) / 2).round()
     return np.concatenate([corners, corners + sides], 1).astype(np.int64)
 
 
-def _crop(image: NDArray[np.uint8], square: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
+def cut_square(image: NDArray[np.uint8], square: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
     """Cut out a square (4,), resized to (side, side, 3); black beyond the border of the image."""
     x0, y0, x1, y1 = (int(edge) for edge in square)
     left, top = max(x0, 0), max(y0, 0)

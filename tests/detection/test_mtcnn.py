@@ -45,8 +45,8 @@ def test_mtcnn_finds_rendered_masks(mtcnn: Detector) -> None:
         landmarks, kind = torch.tensor(truth, dtype=torch.float32)[None], torch.tensor([number % len(list_kinds())])
         masked, _ = render(face, landmarks, kind, torch.tensor([number]))
         faces = mtcnn.detect(masked[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy())
-        found.append(bool(faces) and float(np.median(landmark_errors(faces[0].landmarks, truth))) < 0.3)
-    assert sum(found) >= 22
+        found.append(bool(faces) and float(np.mean(landmark_errors(faces[0].landmarks, truth))) < 0.15)
+    assert sum(found) >= 25  # 24 with the published weights, which were not trained on masked faces
 
 
 def test_mtcnn_finds_faces_cut_by_the_border(mtcnn: Detector) -> None:
