@@ -238,6 +238,7 @@ def test_masked_face_aligned_by_completion(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(guessed, found(masked, lambda face: (face, torch.zeros_like(face[:, :1]))))  # an empty mask
     completed = found(masked, complete)
     assert (completed - bare).norm() < 0.5 * (guessed - bare).norm()
+    assert (completed - truth).norm(dim=1).mean() < 0.08 * (truth[1] - truth[0]).norm()
 
 
 def test_completion_without_a_face_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
