@@ -185,13 +185,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--output", type=Path, default=WEIGHTS_FILE, help="default: the file in the package")
     chosen = parser.parse_args(argv)
-    torch.manual_seed(0)
-    rng, detector = np.random.default_rng(0), MtcnnDetector(str(chosen.published))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        faces = LfwFaces(chosen.data, test_folds=range(10), val_identities=1)
+    rng = np.random.default_rng(0)
+    try:
+        detector, weights = MtcnnDetector(str(chosen.published)), read_weights(chosen.published)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            faces = LfwFaces(chosen.data, test_folds=range(10), val_identities=1)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     photos = read_photos(faces, detector)
-    weights = read_weights(chosen.published)
     trained = [tensor.requires_grad_() for name, tensor in weights.items() if name.startswith(f"{_NETWORK}.")]
     optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, chosen.steps, pct_start=0.05)

@@ -112,3 +112,10 @@ def test_training_changes_the_output_network_only(tmp_path: Path) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.startswith("output.")} and before.keys() == after.keys()
     assert MtcnnDetector(str(output)).name == "mtcnn"
+
+
+@pytest.mark.parametrize(("file", "message"), [("missing", "no detector weights"), (WEIGHTS_FILE, "no LFW images")])
+def test_bad_arguments(file: Path | str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        training.main([str(file), "--data", str(tmp_path)])
+    assert end.value.code == 2 and message in capsys.readouterr().err
