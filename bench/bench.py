@@ -5,6 +5,7 @@ the median over the pairs. "Loaded" is measured with two single-threaded busy pr
 separate processes; peak memory is the increase during the call.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -108,7 +109,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description="Compare speed and memory with reference implementations.").parse_args(argv)
     start, console = time.perf_counter(), Console(width=160)
     with console.status("measuring"):
         rows = list(measure())

@@ -4,7 +4,9 @@ The detector is MTCNN of the package facenet-pytorch, with its weights (MIT). It
 install it with `pip install --no-deps facenet-pytorch==2.6.0`. Nothing else needs it.
 """
 
+import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ def measure(path: Path, detector: Any) -> NDArray[np.float64]:
     return (found + 0.5) / _SCALE - 0.5 - _PADDING
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description="Measure and write the landmarks of the ORL faces.").parse_args(argv)
     try:
         from facenet_pytorch import MTCNN
         from facenet_pytorch.models.utils import detect_face

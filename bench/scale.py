@@ -5,8 +5,9 @@ arithmetic. In a ring of W processes, an all-reduce of n bytes sends 2 (W - 1) /
 (W - 1) / W n.
 """
 
+import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -121,7 +122,8 @@ def amount(size: float) -> str:
     return f"{size / unit:.3g} {name}" if size / unit < 1000 else f"{size / unit:,.0f} {name}"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description="Compute memory and traffic of a stage-2 step on many GPUs.").parse_args(argv)
     pair, triplet = bytes_a_pair(pair_relation_loss), bytes_a_pair(partial(triplet_relation_loss, max_anchors=1))
     gpus = [f"{W} GPUs" for W in PROCESSES]
     print(

@@ -1,13 +1,14 @@
-"""What a test of stage 2 costs beside the forward passes of its networks: `python -m bench.testing`.
+"""Cost of a test of stage 2 beside the forward passes of its networks: `python -m bench.testing`.
 
 The packaged de-occluder, teacher and an untrained student test 320 JPEG photographs as `configs/lfw/distill.yaml` does:
 one occluder per image, batches of 32, both sources of masks. Loading, alignment, rendering and scores are the rest.
 """
 
+import argparse
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,8 +73,13 @@ def timed(network: nn.Module, spent: list[float]) -> Callable[..., Any]:
     return forward
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description="Compare a test of stage 2 with its networks' forward passes.").parse_args(argv)
     row = measure_test_cost()
     print(
         f"{row['ours']:.1f} s, of which networks {row['reference']:.1f} s: {row['ours'] / row['reference']:.2f} times"
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,8 +15,10 @@ __version__ = "0.1.0"
 _LAZY = {"create_embedder": "deocc.networks", "load": "deocc.inference.model_folder", "render": "deocc.masking"}
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations otherwise asks a server when it is imported
-# OpenMP, which torch loads, otherwise spins at barriers: beside other busy processes two threads are slower than one.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# OpenMP, which torch loads, otherwise spins at barriers for long: beside other busy processes two threads are slower
+# than one. Without any spinning, waking a thread takes longer than many of torch's operations (`make bench`).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT=os.environ.get("GOMP_SPINCOUNT", "1000"))
 
 
 def __getattr__(name: str) -> Any:

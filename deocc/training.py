@@ -67,7 +67,8 @@ class DeoccCLI(LightningCLI):
         self._command, self._locks = command, locks  # the latter receive the lock of the run folder
         super().__init__(pl.LightningModule, MaskedFaceDataModule, **settings)
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, called on the instance
+    # Static in Lightning, but called on the instance.
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the requested command only: building the parsers of all four takes a third of a second."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 

@@ -39,13 +39,22 @@ def test_import_installs_no_import_hook() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+NAMES = ("NO_ALBUMENTATIONS_UPDATE", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
 @pytest.mark.parametrize(
-    ("name", "default", "other"), [("NO_ALBUMENTATIONS_UPDATE", "1", "0"), ("OMP_WAIT_POLICY", "passive", "active")]
+    ("given", "expected"),
+    [
+        ({}, "1 passive 1000"),
+        ({"NO_ALBUMENTATIONS_UPDATE": "0"}, "0 passive 1000"),
+        ({"OMP_WAIT_POLICY": "active"}, "1 active None"),
+        ({"OMP_WAIT_POLICY": "passive"}, "1 passive None"),
+        ({"GOMP_SPINCOUNT": "7"}, "1 passive 7"),
+    ],
 )
-def test_import_sets_environment(name: str, default: str, other: str) -> None:
+def test_import_sets_environment(given: dict[str, str], expected: str) -> None:
     """Before torch is loaded, and unless the user has set another value."""
-    program = f"import deocc, os, sys; print(os.environ['{name}'], 'torch' in sys.modules)"
-    unset = {key: value for key, value in os.environ.items() if key != name}
-    for environment, expected in ((unset, default), ({**unset, name: other}, other)):
-        shown = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
-        assert shown == f"{expected} False\n"
+    program = f"import deocc, os, sys; print(*map(os.environ.get, {NAMES}), 'torch' in sys.modules)"
+    unset = {key: value for key, value in os.environ.items() if key not in NAMES}
+    shown = subprocess.check_output([sys.executable, "-c", program], env={**unset, **given}, text=True)
+    assert shown == f"{expected} False\n"

@@ -79,7 +79,8 @@ def sharded_identity_loss(
         # gradients where nothing else is left.
         logits = (scale * unit) @ directions.T
         lowest = logits.new_tensor(torch.finfo(logits.dtype).min)
-        own_rest: Tensor = _RowLogSumExp.apply(logits.index_put_((sample, row), lowest))  # type: ignore[no-untyped-call]
+        rest_logits = logits.index_put_((sample, row), lowest)
+        own_rest: Tensor = _RowLogSumExp.apply(rest_logits)  # type: ignore[no-untyped-call]
         largest = all_reduce(own_rest, dist.ReduceOp.MAX)
         rest = largest + sum_over_processes((own_rest - largest).exp()).log()
         target, plain = scale * margin_cosine(cosine, margin_type, margin), scale * cosine

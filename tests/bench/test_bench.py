@@ -104,7 +104,7 @@ def test_table_and_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
     ]
     monkeypatch.setattr(bench, "measure", lambda: iter(rows))
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.json")
-    bench.main()
+    bench.main([])
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line
     ]

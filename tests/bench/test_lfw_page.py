@@ -1,6 +1,7 @@
 """The page "Results on LFW" from small results of two halves and of one; and its figures."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,8 +211,11 @@ def test_one_person_a_kind() -> None:
 def test_write_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_lfw(tmp_path / "faces", folds=3, pairs=3, size=64)
     points = TEMPLATES["canonical"].tensor(64).double().numpy()
-    found = lambda root, names, *_: FoundLandmarks(names, np.stack([points] * len(names)), np.full((len(names), 2), 64))  # noqa: E731
-    monkeypatch.setattr(lfw, "find_landmarks", found)
+
+    def find(root: Path, names: Sequence[str], *_: object) -> FoundLandmarks:
+        return FoundLandmarks(tuple(names), np.stack([points] * len(names)), np.full((len(names), 2), 64))
+
+    monkeypatch.setattr(lfw, "find_landmarks", find)
     completed: list[torch.Tensor] = []
 
     def process_faces(face: torch.Tensor) -> Any:

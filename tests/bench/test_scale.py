@@ -57,7 +57,7 @@ def test_amount(size: float, text: str) -> None:
 
 def test_tables_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(scale, "bytes_a_pair", lambda loss: 80.0)
-    scale.main()
+    scale.main([])
     printed = capsys.readouterr().out
     tables = [table.splitlines() for table in printed.split("\n\n") if table.startswith("|")]
     assert [len(table) for table in tables] == [2 + 3, 2 + 9, 2 + 7]

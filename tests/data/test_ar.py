@@ -79,8 +79,10 @@ def test_other_files_are_no_shots(tmp_path: Path, root: Path) -> None:
 
 
 def test_raw_files_equal_converted_images(tmp_path: Path) -> None:
-    shots = {"people": ("m-001",), "shots": (1, 8), "size": ORIGINAL}
-    raw, bmp = (ArFaces(str(write_ar(tmp_path / suffix, suffix=f".{suffix}", **shots))) for suffix in ("raw", "bmp"))  # type: ignore[arg-type]
+    raw, bmp = (
+        ArFaces(str(write_ar(tmp_path / suffix, people=("m-001",), shots=(1, 8), size=ORIGINAL, suffix=f".{suffix}")))
+        for suffix in ("raw", "bmp")
+    )
     assert raw.image(1).shape == (576, 768, 3)
     assert all(np.array_equal(raw.image(index), bmp.image(index)) for index in range(2))
 

@@ -99,7 +99,8 @@ def test_masks_per_face_repeat_the_face(tiny_faces: FaceSet) -> None:
     for single, several in zip(once, thrice, strict=True):
         assert len(several["face"]) == 3 * len(single["face"])
         for key in ("face", "index", "identity", "landmarks", "flipped"):
-            assert torch.equal(several[key][0::3], single[key]) and torch.equal(several[key][2::3], single[key])  # type: ignore[literal-required]
+            for copy in (0, 2):
+                assert torch.equal(several[key][copy::3], single[key])  # type: ignore[literal-required]
         assert torch.equal(several["masked_face"][0::3], single["masked_face"])  # the first copy is the one of before
         assert not torch.equal(several["mask"][1::3], single["mask"])
     seeds = _column(thrice, "seed").tolist()

@@ -170,7 +170,8 @@ def test_squared_distances_of_any_batch(count: int) -> None:
 
 def test_zero_distance_has_zero_gradient() -> None:
     squared = squared_distances(embeddings(4, 3, 52)[[0, 0, 1, 2]]).requires_grad_()
-    DistanceDifference.apply(squared, squared_distances(embeddings(4, 3, 53))).backward()  # type: ignore[no-untyped-call]
+    teacher = squared_distances(embeddings(4, 3, 53))
+    DistanceDifference.apply(squared, teacher).backward()  # type: ignore[no-untyped-call]
     assert squared.grad is not None
     assert not squared.grad[:2, :2].any() and squared.grad[2:, :2].all()
 
@@ -299,8 +300,9 @@ def test_instance_soft_definition() -> None:
     ],
 )
 def test_instance_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    given = {"student": torch.zeros(4, 3), "teacher": torch.zeros(4, 3), **arguments}
     with pytest.raises(ValueError, match=message):
-        instance_relation_loss(**{"student": torch.zeros(4, 3), "teacher": torch.zeros(4, 3), **arguments})  # type: ignore[arg-type]
+        instance_relation_loss(**given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("scale", "temperature"), [(1.0, 1.0), (16.0, 4.0)])

@@ -25,9 +25,10 @@ def data(workers: int) -> MaskedFaceDataModule:
 
 
 def same(first: Iterable[FaceBatch], second: Iterable[FaceBatch]) -> bool:
+    batches: list[tuple[Any, Any]] = [*zip(first, second, strict=True)]
     return all(
-        one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())  # type: ignore[literal-required, arg-type]
-        for one, other in zip(first, second, strict=True)
+        one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+        for one, other in batches
     )
 
 

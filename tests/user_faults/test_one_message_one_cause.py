@@ -68,7 +68,8 @@ def test_onnx_input_types(dtype: torch.dtype, fine: bool, tmp_path: Path) -> Non
 def test_missing_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
-    logger: Any = Namespace(class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
+    class_path, init_args = "pytorch_lightning.loggers.TensorBoardLogger", Namespace()  # type: ignore[no-untyped-call]
+    logger: Any = Namespace(class_path=class_path, init_args=init_args)  # type: ignore[no-untyped-call]
     trainer: Any = Namespace(logger=[logger])  # type: ignore[no-untyped-call]
     with pytest.raises(
         ImportError, match=r'^the logger TensorBoardLogger needs .*: pip install "deocc\[tensorboard\]"$'
