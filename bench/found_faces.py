@@ -2,8 +2,8 @@
 
 `deocc test` aligns a masked face by the landmarks of the bare photo. A user's photo has none: the detector guesses what
 the mask hides. Masks are drawn into photos of LFW, and every bare photo is compared with every masked photo, both
-aligned by the landmarks of the data set, by those of the detector, or, as the commands do it, by those that the
-detector finds on the completed face. The people are those of `--split`: "val", for choices, or "test".
+aligned by the landmarks of the data set or, as the commands do it, by those of the detector. The people are those of
+`--split`: "val", for choices, or "test".
 With several faces in a photo, the one nearest to the landmarks counts. The teacher embeds the same crops.
 """
 
@@ -87,8 +87,7 @@ def table_of(pipeline: Pipeline, faces: FaceSet, indices: NDArray[np.int64], wei
     """
     identity = torch.from_numpy(faces.identity[indices])
     table = Table("pairs", "landmarks", "network", "EER %", "TAR@1e-2 %", "TAR@1e-3 %", "masked faces missed")
-    plain, pipeline.finder = (FaceFinder(pipeline.size, "mtcnn", weights, every=True) for _ in range(2))
-    alignments = {"data set": None, "detector": plain, "completed": pipeline.finder}
+    alignments = {"data set": None, "detector": FaceFinder(pipeline.size, "mtcnn", weights, every=True)}
     for alignment, finder in alignments.items():
         cut_faces = crops(faces, indices, pipeline.size, finder)
         bare, masked = embeddings(pipeline, cut_faces.bare), embeddings(pipeline, cut_faces.masked)

@@ -1,8 +1,8 @@
 """Find the faces of a photo, cut them out as canonical crops, and paste crops back."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import cv2
@@ -35,12 +35,7 @@ _TURNED_DOUBT: Final = 0.25  # highest 1 - score there, as a share of that in th
 _MAX_DEVIATION: Final = 0.15  # of a landmark from the canonical template, in sides of the crop
 _MARGIN: Final = 3.0  # crop pixels around the crop, so that antialiasing sees the neighbours
 _MAX_REFINEMENT: Final = 1.5  # crops that are finer than the photo by more are averaged first, as in `geometry.warp`
-_ALIGNMENTS_AGAIN: Final = 2  # the better a face is aligned, the better it is completed
 _BAND: Final = 256  # rows pasted at once: a face may fill a photo of 100 million pixels
-
-
-Complete = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Completes crops (B, 3, S, S) in [-1, 1]: returns completed faces and predicted masks (B, 1, S, S)."""
 
 
 class NoFaceError(ValueError):
@@ -84,10 +79,6 @@ class FaceFinder:
         every: return all faces of a photo instead of the most prominent one.
         number: return this face of photos that show several, counted from 1, most prominent first.
 
-    Attributes:
-        complete: completes faces, so that masked ones are aligned by the landmarks of the completed face; None leaves
-            them as the detector guesses them. `Pipeline.finder` sets it.
-
     Raises:
         ValueError: unknown alignment, or contradicting arguments. Others as `create_detector`.
     """
@@ -110,7 +101,6 @@ class FaceFinder:
         if number is not None and (number < 1 or every):
             raise ValueError(f"--face {number}: give a number from 1, and not together with --all")
         self.size, self.every, self.number = size, every, number
-        self.complete: Complete | None = None
         self._aligned = aligned
         self._name = detector or DEFAULT_DETECTOR
         self._detector: Detector | None = create_detector(self._name, weights) if aligned is None else None
@@ -193,40 +183,11 @@ class FaceFinder:
 
     def _cut(self, photo: NDArray[np.uint8], found: Sequence[Detection], number: int, turned: int) -> PhotoFace:
         face = found[number - 1]
-        if self._detector is not None and self.complete is not None:
-            face = self._align_again(photo, face, self._detector, self.complete)
         points = torch.from_numpy(face.landmarks).float()
         matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(self.size))
         crop, landmarks = cut(photo, matrix, self.size), transform_points(points, matrix)
         detector = "aligned" if self._detector is None else self._name
         return PhotoFace(crop, landmarks, matrix, face.box, face.score, detector, number, len(found), turned)
-
-    def _align_again(
-        self, photo: NDArray[np.uint8], face: Detection, detector: Detector, complete: Complete
-    ) -> Detection:
-        """Replace the landmarks of a masked face by those that the detector finds on its completion.
-
-        What a mask hides the detector guesses. The face is completed in its surroundings, upright, in a square of twice
-        the size of the crop. `python -m bench.found_faces` measures the effect on recognition.
-        """
-        margin = self.size // 2
-        inside = slice(margin, margin + self.size)
-        template = TEMPLATES["canonical"].tensor(self.size) + margin
-        for _ in range(_ALIGNMENTS_AGAIN):
-            matrix = similarity_transform(torch.from_numpy(face.landmarks).float(), template)
-            scene = cut(photo, matrix, self.size + 2 * margin)
-            completed_face, mask = complete(scene[None, :, inside, inside])
-            if not mask.any():
-                break
-            scene[:, inside, inside] = completed_face[0].to(scene)
-            pixels = scene.add(1).mul(127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
-            again = [each.landmarks for each in detector.detect(pixels)]
-            nearest = min(again, key=lambda points: np.abs(points - template.numpy()).max(), default=None)
-            if nearest is None or np.abs(nearest - template.numpy()).max() > (template[1] - template[0]).norm():
-                break  # the completion is no face
-            points = transform_points(torch.from_numpy(nearest).float(), invert_transform(matrix))
-            face = replace(face, landmarks=points.double().numpy())
-        return face
 
 
 def find_rivals(found: Sequence[Detection]) -> dict[int, Detection]:

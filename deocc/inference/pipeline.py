@@ -115,10 +115,7 @@ class Pipeline:
 
     @property
     def finder(self) -> FaceFinder:
-        """Finder of the faces of photos, created at first use. Set it to choose a detector.
-
-        It aligns masked faces by the landmarks of their completion.
-        """
+        """Finder of the faces of photos, created at first use. Set it to choose a detector."""
         if self._finder is None:
             self.finder = FaceFinder(self.size)
         return cast(FaceFinder, self._finder)
@@ -129,7 +126,6 @@ class Pipeline:
             raise ValueError(
                 f"the finder cuts crops of {finder.size} pixels, this model takes {self.size}: make one of that size"
             )
-        finder.complete = self._complete_masked
         self._finder = finder
 
     @torch.no_grad()
@@ -165,13 +161,6 @@ class Pipeline:
         """Return completed faces (B, 3, S, S) in [-1, 1] and masks (B, 1, S, S); arguments as for `process_faces`."""
         output = self.process_faces(face, mask)
         return output.completed_face, output.mask
-
-    @torch.no_grad()
-    def _complete_masked(self, face: Tensor) -> tuple[Tensor, Tensor]:
-        """Return completed faces and masks, without running the generator if no face is masked."""
-        face = face.to(self.device)
-        mask, deoccluder = self.network.predict_mask(face), self.network.deoccluder
-        return (deoccluder(face, mask) if deoccluder is not None and mask.any() else face), mask
 
     def embed_faces(self, face: Tensor) -> Tensor:
         """Return unit embeddings (B, D) of canonical crops (B, 3, S, S) in [-1, 1], with the predicted masks."""

@@ -112,4 +112,4 @@ def test_found_faces_are_cut_by_detector(pipeline: Pipeline) -> None:  # noqa: F
     assert (given.bare - found.bare).abs().mean() < 0.3  # still the same faces
     rows = found_faces.table_of(pipeline, faces, indices)
     networks = 2 if pipeline.network.teacher is not None else 1
-    assert rows.row_count == 6 * networks
+    assert rows.row_count == 4 * networks

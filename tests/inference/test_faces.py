@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deocc.detection import Detection, Detector
 from deocc.geometry import TEMPLATES, align, invert_transform, similarity_transform, transform_points
 from deocc.inference import faces
 from deocc.inference.faces import ALIGNMENTS, FaceFinder, NoFaceError, cut, paste_back, weight_in_photo
-from deocc.masking import draw_kinds, render
 from tests.scenes import ONE, ROTATED, TWO, Pasted, draw_scene
 
 PHOTO = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
@@ -206,45 +204,3 @@ def test_cut_of_a_fine_photo_keeps_positions() -> None:
     positions = torch.arange(40) * 20.0
     assert float((crop[0, 20] - (positions + 30) / 4).abs().max()) < 1
     assert float((crop[1, :, 20] - (positions + 50) / 4).abs().max()) < 1
-
-
-def test_masked_face_aligned_by_completion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A completion that shows the bare face gives the landmarks of the bare photo."""
-    photo = np.asarray(draw_scene(ONE))
-    truth = torch.from_numpy(ONE[0].landmarks()).float()
-    pixels, seed = torch.tensor(photo).permute(2, 0, 1)[None].float() / 127.5 - 1, torch.tensor([3])
-    covered = render(pixels, truth[None], draw_kinds(seed, ("n95",), 0.0), seed)[0][0]
-    masked = covered.add(1).mul(127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
-    matrices: list[Tensor] = []
-
-    def record(image: NDArray[np.uint8], matrix: Tensor, size: int) -> Tensor:
-        matrices.append(matrix)
-        return cut(image, matrix, size)
-
-    def complete(face: Tensor) -> tuple[Tensor, Tensor]:
-        scene = cut(photo, matrices[-1], 2 * face.shape[-1])
-        inside = slice(face.shape[-1] // 2, face.shape[-1] // 2 + face.shape[-1])
-        return scene[None, :, inside, inside], torch.ones_like(face[:, :1])
-
-    monkeypatch.setattr(faces, "cut", record)
-
-    def found(image: NDArray[np.uint8], completion: Any = None) -> Tensor:
-        finder = FaceFinder(128)
-        finder.complete = completion
-        (face,) = finder.find(image)
-        return transform_points(face.landmarks, invert_transform(face.matrix))
-
-    bare, guessed = found(photo), found(masked)
-    assert torch.equal(guessed, found(masked, lambda face: (face, torch.zeros_like(face[:, :1]))))  # an empty mask
-    completed = found(masked, complete)
-    assert (completed - bare).norm() < 0.5 * (guessed - bare).norm()
-    assert (completed - truth).norm(dim=1).mean() < 0.08 * (truth[1] - truth[0]).norm()
-
-
-def test_completion_without_a_face_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    face = detection(20, 10, 40)
-    use(monkeypatch, mtcnn=FakeDetector([face], first_pixel=int(PHOTO[0, 0, 0])))
-    finder = FaceFinder(64)
-    expected = finder.find(PHOTO)[0].matrix
-    finder.complete = lambda face: (torch.zeros_like(face), torch.ones_like(face[:, :1]))
-    assert torch.equal(finder.find(PHOTO)[0].matrix, expected)
