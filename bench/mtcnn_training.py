@@ -1,15 +1,14 @@
-"""Train MTCNN's output network for masked faces: `python -m bench.mtcnn_training FILE --data data/lfw`.
+"""Train MTCNN for masked faces: `python -m bench.mtcnn_training FILE --data data/lfw`.
 
-The published network guesses the landmarks that a mask hides, and takes parts of a mask for faces. Training goes on
-from its weights, the FILE of `bench/mtcnn_weights.py`, with photos of LFW that show one face, of people in no pair, so
-that no tested person takes part. Occluders are drawn into turned and coarsened photos. Of each, squares around the face
-are cut out, whose targets are the box that the published networks find in the bare photo and the landmarks of the data
-set, and squares without a face: candidates of the first two networks and random ones.
-`python -m bench.found_faces` measures the result on other people.
+The published networks guess the landmarks that a mask hides, overlook masked faces and take parts of a mask for faces.
+Training goes on from their weights, the FILE of `bench/mtcnn_weights.py`, with photos of LFW that show one face, of the
+people who trained the packaged model. Occluders are drawn into turned and coarsened photos. Of each, squares around the
+face are cut out, whose targets are the box that the published networks find in the bare photo and the landmarks of the
+data set, and squares without a face: those that the trained networks still take for faces, and random ones.
+`python -m bench.mtcnn_scores` and `python -m bench.found_faces` measure the result on validation people.
 """
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,14 +23,15 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deocc.data import LfwFaces
+from bench.found_faces import read_lfw
+from deocc.data import FaceSet
+from deocc.data.face_set import Split
 from deocc.detection.mtcnn import (
     SIDES,
     WEIGHTS_FILE,
     MtcnnDetector,
     apply_network,
     cut_square,
-    read_weights,
     squares_of,
 )
 from deocc.geometry import transform_points, warp
@@ -44,9 +44,10 @@ KINDS = (*2 * ("surgical", "cloth", "n95"), "sunglasses", "hand", "box", "stroke
 SIDE = 168
 """Side in pixels to which photos are reduced; LFW's faces are then about 70 pixels wide."""
 
-_NETWORK = "output"
+_SPREAD = {"proposal": 1.0, "refinement": 1.5, "output": 1.0}  # how well the squares of each network are placed
 _BARE = 0.3  # share of photos without an occluder
-_PHOTOS, _POSITIVES, _NEGATIVES = 24, 4, 3  # photos per step; squares with a face, and without one of each kind
+_PHOTOS, _POSITIVES = 24, 4  # photos per step, squares with a face of each
+_NEGATIVES, _HARD_NEGATIVES = 3, 8  # squares without a face of each photo: of each random kind, and candidates
 _COARSEST = 0.2  # share of `SIDE` to which photos are reduced at most
 _TURNED, _LARGEST_TURN = 0.7, 0.7  # share of photos that are turned, by at most this angle in radians
 _LEARNING_RATE = 1e-3
@@ -67,9 +68,9 @@ class Photos(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """Crops (N, 3, 48, 48) in [0, 255], whether they show a face (N,), and its box and landmarks (N, 14) if so.
+    """Crops (N, 3, S, S) in [0, 255], whether they show a face (N,), and its box and landmarks (N, 14) if so.
 
-    The targets have the form of `apply_network`.
+    The targets have the form of `apply_network("output")`.
     """
 
     images: Tensor
@@ -77,10 +78,10 @@ class Crops(NamedTuple):
     targets: Tensor
 
 
-def read_photos(faces: LfwFaces, detector: MtcnnDetector) -> Photos:
-    """Read the training photos in which the detector finds one face, that of the landmarks."""
+def read_photos(faces: FaceSet, detector: MtcnnDetector, split: Split = "train") -> Photos:
+    """Read the photos of a split in which the detector finds one face, that of the landmarks."""
     images, boxes, landmarks = list[NDArray[np.uint8]](), list[Floats](), list[Floats]()
-    for index in track(faces.bare("train").tolist(), "finding faces", console=Console(stderr=True), transient=True):
+    for index in track(faces.bare(split).tolist(), "finding faces", console=Console(stderr=True), transient=True):
         photo, points = faces.image(index), np.asarray(faces.landmarks[index], np.float64)
         found = detector.detect(photo)
         if len(found) == 1 and np.abs(found[0].landmarks - points).max() < np.ptp(points, 0).max() / 4:
@@ -100,11 +101,11 @@ def turn(images: Tensor, points: Tensor, angles: Tensor) -> tuple[Tensor, Tensor
     return warp(images, matrix, images.shape[-1]), transform_points(points, matrix)
 
 
-def draw(photos: Photos, rng: np.random.Generator) -> Photos:
-    """Turn the photos, draw occluders on most faces and add the defects of cameras."""
+def draw(photos: Photos, rng: np.random.Generator, turned: float = _TURNED, bare: float = _BARE) -> Photos:
+    """Turn a share of the photos, draw occluders on faces but a share of them, and add the defects of cameras."""
     count = len(photos.images)
     seeds = torch.from_numpy(rng.integers(0, 2**62, count))
-    angles = rng.uniform(-_LARGEST_TURN, _LARGEST_TURN, count) * (rng.random(count) < _TURNED)
+    angles = rng.uniform(-_LARGEST_TURN, _LARGEST_TURN, count) * (rng.random(count) < turned)
     images = torch.from_numpy(photos.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     x0, y0, x1, y1 = photos.boxes.T
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -113,7 +114,7 @@ def draw(photos: Photos, rng: np.random.Generator) -> Photos:
     images, points = turn(images, points, torch.from_numpy(angles).float())
     landmarks = points[:, :5].contiguous()
     images = add_worn(images, landmarks, seeds)
-    masked, mask = render(images, landmarks, draw_kinds(seeds, KINDS, _BARE), seeds)
+    masked, mask = render(images, landmarks, draw_kinds(seeds, KINDS, bare), seeds)
     masked = add_camera_defects(add_cast(expose(masked, mask, seeds), landmarks, seeds), seeds)
     pixels = masked.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
     moved = points.double().numpy() + 0.5
@@ -122,26 +123,33 @@ def draw(photos: Photos, rng: np.random.Generator) -> Photos:
     return Photos(pixels, np.concatenate([centres - sizes / 2, centres + sizes / 2], 1), moved[:, :5])
 
 
-def cut_crops(photos: Photos, detector: MtcnnDetector, rng: np.random.Generator) -> Crops:
-    """Cut squares with and without a face out of the photos, each reduced by a random factor."""
-    images, targets = list[NDArray[np.uint8]](), list[Floats]()
+def cut_crops(photos: Photos, detector: MtcnnDetector, rng: np.random.Generator) -> dict[str, Crops]:
+    """Cut squares with and without a face out of the photos, each reduced by a random factor, for each network."""
+    cut = {network: (list[NDArray[np.uint8]](), list[Floats]()) for network in SIDES}
     for image, box, landmarks in zip(*photos, strict=True):
         side = round(SIDE * min(1.0, _COARSEST ** rng.uniform(-0.6, 1.0)))
         image = np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
         face, points = box * side / SIDE, landmarks * side / SIDE
-        for square in [*near(face, rng), *distant(face, detector.find_candidates(image), side, rng)]:
-            images.append(cut_square(image, square, SIDES[_NETWORK]))
-            own = np.concatenate([face - square, (points - square[:2]).T.ravel()]) / (square[2] - square[0])
-            targets.append(own if overlap(face, square[None])[0] > 0.4 else np.full(14, np.nan))
+        proposals = detector.propose(image)
+        candidates = {"proposal": proposals, "refinement": proposals, "output": detector.refine(image, proposals)}
+        for network, (images, targets) in cut.items():
+            for square in [*near(face, rng, _SPREAD[network]), *distant(face, candidates[network], side, rng)]:
+                images.append(cut_square(image, square, SIDES[network]))
+                own = np.concatenate([face - square, (points - square[:2]).T.ravel()]) / (square[2] - square[0])
+                targets.append(own if overlap(face, square[None])[0] > 0.4 else np.full(14, np.nan))
+    return {network: _stack(images, targets) for network, (images, targets) in cut.items()}
+
+
+def _stack(images: Sequence[NDArray[np.uint8]], targets: Sequence[Floats]) -> Crops:
     found = torch.from_numpy(np.stack(targets)).float()
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return Crops(stacked, ~found.isnan().any(1), found.nan_to_num())
 
 
-def near(face: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
+def near(face: Floats, rng: np.random.Generator, spread: float = 1.0) -> NDArray[np.int64]:
     """Return squares in whole pixels that are about where and as large as the face."""
-    side = (face[2:] - face[:2]).max() * np.exp(rng.uniform(-0.25, 0.3, (_POSITIVES, 1)))
-    centres = (face[:2] + face[2:]) / 2 + rng.uniform(-0.15, 0.15, (_POSITIVES, 2)) * side
+    side = (face[2:] - face[:2]).max() * np.exp(spread * rng.uniform(-0.25, 0.3, (_POSITIVES, 1)))
+    centres = (face[:2] + face[2:]) / 2 + spread * rng.uniform(-0.15, 0.15, (_POSITIVES, 2)) * side
     squares = squares_of(np.concatenate([centres - side / 2, centres + side / 2], 1))
     return squares[overlap(face, squares) > 0.45]
 
@@ -158,7 +166,7 @@ def distant(face: Floats, candidates: Floats, side: int, rng: np.random.Generato
     centres = np.concatenate([rng.uniform(0, side, (_NEGATIVES, 2)), around])
     drawn = squares_of(np.concatenate([centres - sides / 2, centres + sides / 2], 1))
     wrong = squares_of(candidates[overlap(face, candidates) < 0.3])
-    squares = np.concatenate([rng.permutation(wrong)[:_NEGATIVES], drawn])
+    squares = np.concatenate([rng.permutation(wrong)[:_HARD_NEGATIVES], drawn])
     return squares[overlap(face, squares) < 0.3]
 
 
@@ -174,43 +182,44 @@ def loss_of(output: Tensor, crops: Crops) -> Tensor:
     entropy = F.binary_cross_entropy(output[:, 0].clamp(1e-6, 1 - 1e-6), crops.is_face.float(), reduction="none")
     missed, false = entropy[crops.is_face], entropy[~crops.is_face]
     classified = missed.mean() + false.topk(max(1, int(0.7 * len(false)))).values.mean()
-    error = (output[:, 1:] - crops.targets)[crops.is_face].abs().mean(0)
-    return classified + 2 * error[:4].mean() + 20 * error[4:].mean()
+    places = output[:, 1:]
+    error = (places - crops.targets[:, : places.shape[1]])[crops.is_face].abs().mean(0)
+    landmarks = error[4:].mean() if len(error) > 4 else 0.0  # only the third network finds any
+    return classified + 2 * error[:4].mean() + 20 * landmarks
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train MTCNN's output network for masked faces.")
+    parser = argparse.ArgumentParser(description="Train MTCNN for masked faces.")
     parser.add_argument("published", type=Path, help="the weights to start from, as bench.mtcnn_weights writes them")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="the folder of LFW")
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--output", type=Path, default=WEIGHTS_FILE, help="default: the file in the package")
     chosen = parser.parse_args(argv)
     rng = np.random.default_rng(0)
     try:
-        detector, weights = MtcnnDetector(str(chosen.published)), read_weights(chosen.published)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            faces = LfwFaces(chosen.data, test_folds=range(10), val_identities=1)
+        detector = MtcnnDetector(str(chosen.published))
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
-    photos = read_photos(faces, detector)
-    trained = [tensor.requires_grad_() for name, tensor in weights.items() if name.startswith(f"{_NETWORK}.")]
+    photos = read_photos(read_lfw(chosen.data, parser), detector)
+    weights = detector.weights
+    trained = [tensor.requires_grad_() for tensor in weights.values()]
     optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, chosen.steps, pct_start=0.05)
     print(f"training on {len(photos.images)} photos", flush=True)
-    losses = list[float]()
+    losses = list[list[float]]()
     for step in track(range(1, chosen.steps + 1), "training", console=Console(stderr=True), transient=True):
         index = rng.choice(len(photos.images), min(_PHOTOS, len(photos.images)), replace=False)
         crops = cut_crops(draw(photos.take(index), rng), detector, rng)
-        loss = loss_of(apply_network(weights, _NETWORK, crops.images), crops)
+        terms = [loss_of(apply_network(weights, network, own.images).flatten(1), own) for network, own in crops.items()]
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(terms).sum().backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
+        losses.append([float(term.detach()) for term in terms])
         if step % 100 == 0 or step == chosen.steps:
-            print(f"step {step}: loss {np.mean(losses[-100:]):.4f}", flush=True)
+            means = zip(crops, np.mean(losses[-100:], 0), strict=True)
+            print(f"step {step}: " + ", ".join(f"loss of {network} {mean:.4f}" for network, mean in means), flush=True)
             half = {name: tensor.detach().half().contiguous() for name, tensor in weights.items()}
             save_file(half, chosen.output, metadata={"source": "facenet-pytorch 2.6.0, trained on masked faces of LFW"})
 

@@ -4,9 +4,9 @@
     IEEE Signal Processing Letters 23(10), 2016.
 
 The packaged weights come from facenet-pytorch 2.6.0 (MIT, see `mtcnn_licence.txt`), converted by
-`bench/mtcnn_weights.py`. They were trained on WIDER FACE and CelebA [0]; `bench/mtcnn_training.py` trained the third
-network further, for masked faces. Torch is imported when a detector is created, not with this module. Thresholds and
-margins that differ from the authors' code are our choice.
+`bench/mtcnn_weights.py`. They were trained on WIDER FACE and CelebA [0]; `bench/mtcnn_training.py` trained them
+further, for masked faces. Torch is imported when a detector is created, not with this module.
+Thresholds and margins that differ from the authors' code are our choice.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,15 @@ Floats = NDArray[np.float64]
 
 WEIGHTS_FILE: Final = Path(__file__).with_name("mtcnn.safetensors")
 
-_CELL, _STRIDE = 12, 2  # receptive field and stride of the proposal network in pixels [0]
+_STRIDE: Final = 2  # of the proposal network in pixels [0]
 _SHRINK: Final = 0.709  # ratio of neighbouring pyramid levels, half the area; value of the authors' code
 _SMALLEST_FACE: Final = 20  # smallest side of a face in pixels ...
 _SMALLEST_SHARE: Final = 0.01  # ... or as a share of the photo's longest side, if that is more
 _MARGIN: Final = 4  # black pixels around each pyramid level, so that faces cut by the border are proposed
-_PROPOSAL_SCORE, _REFINEMENT_SCORE, _OUTPUT_SCORE = 0.5, 0.3, 0.5  # the authors' 0.6, 0.7 reject many masked faces
+_PROPOSAL_SCORE, _REFINEMENT_SCORE = 0.5, 0.3  # the authors' 0.6 and 0.7 reject many masked faces
+_OUTPUT_SCORE, _SURE_SCORE = 0.7, 0.95  # lose about 0.1 and 1 % of masked faces (`python -m bench.mtcnn_scores`)
 _BATCH: Final = 512  # crops per batch, which bounds memory on photos with many candidates
-SIDES: Final = {"refinement": 24, "output": 48}  # input sides of the second and third network in pixels
+SIDES: Final = {"proposal": 12, "refinement": 24, "output": 48}  # input sides of the networks in pixels [0]
 
 _POOLS: Final[dict[str, tuple[int | None, ...]]] = {
     "proposal": (2, None, None),
@@ -51,48 +52,51 @@ class MtcnnDetector(Detector):
     The score is the third network's probability of a face. Landmarks come from a second pass of that network over the
     box it found and over the mirror image, averaged; this is not in the paper, and halves their variation.
 
-    The weights are a safetensors file in the layout of `bench/mtcnn_weights.py`, default the packaged one.
+    Args:
+        weights: a safetensors file in the layout of `bench/mtcnn_weights.py`; None for the packaged one.
+
+    Attributes:
+        weights: of the three networks in float32, named `NETWORK.LAYER.PART`.
     """
 
     name = "mtcnn"
     upright_score = 0.99
-    _sure_score = 0.7
+    _sure_score = _SURE_SCORE
 
     def __init__(self, weights: str | None = None) -> None:
-        self._weights = read_weights(WEIGHTS_FILE if weights is None else given_file(weights))
+        self.weights = read_weights(WEIGHTS_FILE if weights is None else given_file(weights))
 
     def smallest_face(self, height: int, width: int) -> int:
         """Return 20 pixels or 1 % of the photo's longest side."""
         return max(_SMALLEST_FACE, round(_SMALLEST_SHARE * max(height, width)))
 
     def _find(self, image: NDArray[np.uint8]) -> Iterator[Detection]:
-        boxes, scores = self._classify(image, self.find_candidates(image), "output", _OUTPUT_SCORE)
+        return self.find_all(image, _OUTPUT_SCORE)
+
+    def find_all(self, image: NDArray[np.uint8], least: float) -> Iterator[Detection]:
+        """Find the faces of an image (H, W, 3) with scores of at least `least`, in any order."""
+        boxes, scores = self._classify(image, self.refine(image, self.propose(image)), "output", least)
         for index in _suppress(boxes, scores, 0.7, of_smaller=True):
             square = squares_of(boxes[index : index + 1])[0]
             crop = cut_square(image, square, SIDES["output"])
-            output = _run(self._weights, "output", np.stack([crop, crop[:, ::-1]]))
+            output = _run(self.weights, "output", np.stack([crop, crop[:, ::-1]]))
             points, mirrored = output[:, 5:].reshape(2, 2, 5).transpose(0, 2, 1)
             mirrored = np.array([1, 0]) + mirrored[[1, 0, 2, 4, 3]] * np.array([-1, 1])
             landmarks = square[:2] + (points + mirrored) / 2 * (square[2:] - square[:2])
             yield Detection(boxes[index] - 0.5, landmarks - 0.5, float(scores[index]))
 
-    def find_candidates(self, image: NDArray[np.uint8]) -> Floats:
-        """Stages 1 and 2: return boxes (N, 4) that may hold a face, for the output network."""
-        boxes, scores = self._classify(image, self._propose(image), "refinement", _REFINEMENT_SCORE)
-        return boxes[_suppress(boxes, scores, 0.7)]
-
-    def _propose(self, image: NDArray[np.uint8]) -> Floats:
-        """Stage 1: return candidates of all sizes by the proposal network on an image pyramid."""
-        height, width = image.shape[:2]
-        scale = _CELL / self.smallest_face(height, width)
+    def propose(self, image: NDArray[np.uint8]) -> Floats:
+        """Stage 1: return boxes (N, 4) of all sizes by the proposal network on an image pyramid."""
+        (height, width), cell = image.shape[:2], SIDES["proposal"]
+        scale = cell / self.smallest_face(height, width)
         candidates, scores = [np.zeros((0, 4))], [np.zeros(0)]
-        while min(height, width) * scale + 2 * _MARGIN >= _CELL:
+        while min(height, width) * scale + 2 * _MARGIN >= cell:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             level = cv2.copyMakeBorder(level, _MARGIN, _MARGIN, _MARGIN, _MARGIN, cv2.BORDER_CONSTANT)
-            output = _run(self._weights, "proposal", np.asarray(level[None], np.uint8))[0]
+            output = _run(self.weights, "proposal", np.asarray(level[None], np.uint8))[0]
             y, x = np.nonzero(output[0] >= _PROPOSAL_SCORE)
-            corners = np.stack([x, y, x, y], 1) * _STRIDE + np.array([0, 0, _CELL, _CELL]) - _MARGIN
+            corners = np.stack([x, y, x, y], 1) * _STRIDE + np.array([0, 0, cell, cell]) - _MARGIN
             boxes, score = corners * np.tile([width / size[0], height / size[1]], 2), output[0, y, x]
             kept = _suppress(boxes, score, 0.5)
             candidates.append(_adjust(boxes[kept], output[1:5, y, x].T[kept]))
@@ -101,6 +105,11 @@ class MtcnnDetector(Detector):
         boxes = np.concatenate(candidates)
         return boxes[_suppress(boxes, np.concatenate(scores), 0.7)]
 
+    def refine(self, image: NDArray[np.uint8], candidates: Floats) -> Floats:
+        """Stage 2: return the candidates (N, 4) that may hold a face, corrected."""
+        boxes, scores = self._classify(image, candidates, "refinement", _REFINEMENT_SCORE)
+        return boxes[_suppress(boxes, scores, 0.7)]
+
     def _classify(self, image: NDArray[np.uint8], boxes: Floats, network: str, least: float) -> tuple[Floats, Floats]:
         """Stages 2 and 3: return corrected boxes (N, 4) and scores (N,) of the candidates that reach `least`."""
         if len(boxes) == 0:
@@ -108,7 +117,7 @@ class MtcnnDetector(Detector):
         squares = squares_of(boxes)
         crops = np.stack([cut_square(image, square, SIDES[network]) for square in squares])
         starts = range(0, len(crops), _BATCH)
-        output = np.concatenate([_run(self._weights, network, crops[i : i + _BATCH]) for i in starts])
+        output = np.concatenate([_run(self.weights, network, crops[i : i + _BATCH]) for i in starts])
         passed = output[:, 0] >= least
         return _adjust(squares[passed].astype(np.float64), output[passed, 1:5]), output[passed, 0]
 
@@ -120,7 +129,7 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
 
     try:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-        for network, side in {"proposal": _CELL, **SIDES}.items():
+        for network, side in SIDES.items():
             _run(weights, network, np.zeros((1, side, side, 3), np.uint8))
     except SafetensorError as error:
         raise ValueError(

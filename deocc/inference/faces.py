@@ -159,7 +159,7 @@ class FaceFinder:
         detector, upright_score = self._detector, self._detector.upright_score
 
         def search(quarters: int) -> tuple[list[Detection], float]:
-            found = [face for face in detector.detect(np.rot90(photo, quarters)) if _is_plausible(face)]
+            found = [face for face in detector.detect(np.rot90(photo, quarters)) if is_plausible(face)]
             return found, max((face.score for face in found), default=0.0)
 
         faces, best = search(0)
@@ -207,7 +207,7 @@ def find_rivals(found: Sequence[Detection]) -> dict[int, Detection]:
     return rivals if len(rivals) > 1 else {}
 
 
-def _is_plausible(face: Detection) -> bool:
+def is_plausible(face: Detection) -> bool:
     """Return whether the five points have the shape of a face, up to rotation and scale."""
     if not np.isfinite(face.landmarks).all() or face.landmarks.std(0).max() < 1:  # all in one pixel
         return False

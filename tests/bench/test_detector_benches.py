@@ -1,19 +1,25 @@
 """Benchmarks of the detectors and of predicted masks on a few ORL faces."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bench import detectors, found_faces, masked_photos
-from deocc.data import OrlFaces
+from bench import detectors, found_faces, masked_photos, mtcnn_scores
+from bench.mtcnn_training import SIDE, Photos
+from deocc.data import LfwFaces, OrlFaces
+from deocc.detection.detector import Detection
+from deocc.detection.mtcnn import WEIGHTS_FILE, MtcnnDetector
 from deocc.geometry import TEMPLATES
 from deocc.inference.faces import FaceFinder, PhotoFace
 from deocc.inference.pipeline import Pipeline
 from tests.fake_sets.faces import save_face
+from tests.fake_sets.lfw import write_lfw
 from tests.real_model import model, pipeline  # noqa: F401
 
 
@@ -66,7 +72,6 @@ def test_masked_photos_shares(
     def cover(self: Pipeline, face: Tensor, mask: Tensor | None = None) -> object:
         return process(self, face)._replace(mask=next(masks)[None, None])
 
-    monkeypatch.setattr(pipeline.finder, "complete", None)
     monkeypatch.setattr(Pipeline, "process_faces", cover)
     monkeypatch.setattr("deocc.load", lambda path: pipeline, raising=False)
     sheet = tmp_path / "sheet.png"
@@ -113,3 +118,37 @@ def test_found_faces_are_cut_by_detector(pipeline: Pipeline) -> None:  # noqa: F
     rows = found_faces.table_of(pipeline, faces, indices)
     networks = 2 if pipeline.network.teacher is not None else 1
     assert rows.row_count == 4 * networks
+
+
+def test_scores_of_faces_and_of_false_faces() -> None:
+    """A detector that finds the face, the face and a corner, or nothing."""
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    box, landmarks = np.array([40.0, 40, 120, 120]), TEMPLATES["canonical"].tensor(80).double().numpy() + 40.5
+    eyes = np.linalg.norm(landmarks[1] - landmarks[0])
+    right = Detection(box - 0.5, landmarks - 0.5 + np.array([0.1 * eyes, 0]), 0.9)
+    corner = Detection(np.array([0.0, 0, 30, 30]), landmarks / 4, 0.6)
+    answers = iter([[right], [corner, right], []])
+
+    class Answers(MtcnnDetector):
+        def find_all(self, image: NDArray[np.uint8], least: float) -> Iterator[Detection]:
+            return iter(next(answers))
+
+    photos = Photos(*(np.stack([part] * 3) for part in (image, box, landmarks)))
+    found = mtcnn_scores.scores_of(Answers(), photos, [SIDE])
+    assert found.lost(0.5) == pytest.approx(1 / 3) and found.lost(0.95) == 1
+    assert found.false_per_photo(0.5) == pytest.approx(1 / 3) and found.false_per_photo(0.7) == 0
+    np.testing.assert_allclose(found.errors, np.full((2, 5), 0.1), atol=1e-9)
+
+
+def test_table_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = LfwFaces(str(write_lfw(tmp_path / "lfw")), test_folds=[0, 1], val_identities=4)
+    monkeypatch.setattr(mtcnn_scores, "read_lfw", lambda *_: faces)
+    mtcnn_scores.main([str(WEIGHTS_FILE), "--data", str(tmp_path)])
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == [str(threshold) for threshold in mtcnn_scores.THRESHOLDS]
+    assert all(row[1:3] == row[3:5] for row in rows) and float(rows[0][1]) < 20
+    assert f"{len(faces.bare('val'))} photos of 3 sizes" in shown
+    with pytest.raises(SystemExit) as end:
+        mtcnn_scores.main(["missing", "--data", str(tmp_path)])
+    assert end.value.code == 2 and "no detector weights" in capsys.readouterr().err
