@@ -1,4 +1,4 @@
-"""How sharp and how true completions are: `python -m bench.completions --data data/lfw bench/lfw_half_a.ckpt`.
+"""Sharpness and truth of completions: `python -m bench.completions --data data/lfw bench/lfw_half_a.ckpt`.
 
 Completes masked faces of validation people of LFW (half a) by the given masks, with the generators of stage-1
 checkpoints or model folders. PSNR counts covered pixels. FD is the Frechet distance between the embeddings of clean and

@@ -30,7 +30,7 @@ class Row(TypedDict):
     """As `ours`, with `BUSY` processes beside it."""
     reference: NotRequired[float]
     ratio: NotRequired[float]
-    """How many times ours is better, median over pairs: reference / ours for times, ours / reference for rates."""
+    """Factor by which ours is better, median over pairs: reference / ours for times, ours / reference for rates."""
     loaded_ratio: NotRequired[float]
     """As `ratio`, both measured under load."""
     ours_mib: NotRequired[float]

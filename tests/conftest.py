@@ -1,4 +1,4 @@
-"""What several rooms' tests share: the command line, run in this process, and small trained runs of either stage."""
+"""Shared by tests of several packages: the command line, run in this process, and small trained runs of each stage."""
 
 import os
 import warnings

@@ -61,7 +61,7 @@ def test_every_import_is_declared() -> None:
 
 
 def test_optional_packages_are_imported_when_used() -> None:
-    """What `fit` imports: without W&B, the optional packages, or what only other commands need."""
+    """Imports of `fit`: without W&B, the optional packages, or what only other commands need."""
     unused = {"wandb", "tensorboard", "onnx", "onnxruntime", "faiss", "gradio", "pyarrow", "dlib"}
     program = f"import sys, deocc.training; print(sorted({unused} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

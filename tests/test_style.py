@@ -22,6 +22,8 @@ _WORDS = (
 )
 _AVOIDED = re.compile(rf"\b({'|'.join(_WORDS)})\b", re.IGNORECASE)
 _AVOIDED_EXACTLY = re.compile(r"\bOURS\b")
+_RIDDLE = re.compile(r'^\s*r?"""(?:What|Whether|How|Where) ', re.MULTILINE)
+"""Docstrings name a thing: they do not begin with a question word."""
 _SUFFIXES = {".py", ".md", ".yaml", ".j2", ".css"}
 _FILES = [
     ROOT / "README.md",
@@ -65,3 +67,9 @@ def test_legends_have_a_place() -> None:
         path.name: path.read_text("utf-8") for folder in ("deocc", "bench") for path in (ROOT / folder).rglob("*.py")
     }
     assert [name for name, text in texts.items() if searching.search(text)] == []
+
+
+def test_docstrings_begin_with_no_question_word() -> None:
+    assert _RIDDLE.search('def f():\n    """Whether it is so."""') and not _RIDDLE.search('"""Return how many."""')
+    files = [path for path in _FILES if path.suffix == ".py"]
+    assert [str(path.relative_to(ROOT)) for path in files if _RIDDLE.search(path.read_text(encoding="utf-8"))] == []

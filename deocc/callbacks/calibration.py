@@ -1,4 +1,4 @@
-"""What a test of a run on its own data adds to the run: verification thresholds, and a model folder for others."""
+"""Verification thresholds and the model folder, which a test of a run on its own data adds to the run."""
 
 import json
 import logging

@@ -19,7 +19,7 @@ from deocc.files import write_file, write_json
 
 _TITLES = {"accuracy": "accuracy %", "eer": "EER %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
 _SOURCES = {"": "given", "_predicted_mask": "predicted", "_bare": "bare pairs"}
-"""What a line of the table shows, by the suffix of its figures."""
+"""Content of a line of the table, by the suffix of its figures."""
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 

@@ -1,4 +1,4 @@
-"""What the photo commands share: the model and the face finder that the arguments choose, and the pixels of crops."""
+"""The model and the face finder that the arguments of a photo command choose, and the pixels of crops."""
 
 import argparse
 import json

@@ -77,7 +77,7 @@ class Separation(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a decision on two faces needs besides their embeddings."""
+    """Inputs of a decision on two faces, besides their embeddings."""
 
     thresholds: dict[str, tuple[Threshold, ...]]  # by condition, in order of falling target; empty if none is supported
     masked: Separation  # covered share at or above which a face counts as masked

@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def done(self) -> bool:
-        """Whether the input was processed."""
+        """True if the input was processed."""
         return not self.reason
 
     @property

@@ -95,7 +95,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether a float32 file is accepted: all differences within `LIMIT` (NaN is not), and masks that agree."""
+        """True if a float32 file is accepted: all differences within `LIMIT` (NaN is not), and masks that agree."""
         close = all(difference <= LIMIT for difference in (self.completed_face, self.embedding, self.covered))
         return close and self.mask_agreement >= _MIN_MASK_AGREEMENT
 

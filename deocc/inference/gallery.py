@@ -101,7 +101,7 @@ class GalleryCache:
 
     @property
     def is_due(self) -> bool:
-        """Whether the file should be written, so that a killed process loses little."""
+        """True if it is time to write the file again, so that a killed process loses little."""
         return self._timer.is_due
 
     def update(self, faces: Sequence[CachedFace]) -> None:

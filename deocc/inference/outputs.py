@@ -80,7 +80,7 @@ class WriteTimer:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough time has passed since the last write."""
+        """True if enough time has passed since the last write."""
         return time.monotonic() > self._due
 
     @contextmanager

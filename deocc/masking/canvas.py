@@ -1,4 +1,4 @@
-"""What a kind of occluder is, the canvas that it is painted on, the lighting of the faces, and surfaces to paint."""
+"""Definition of a kind of occluder, the canvas that it is painted on, the lighting of faces, and surfaces to paint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What Weights & Biases without an account, TensorBoard and metrics.csv contain after a run."""
+"""Content of Weights & Biases without an account, TensorBoard and metrics.csv after a run."""
 
 import io
 import json
@@ -25,7 +25,7 @@ STEP = "trainer/global_step"
 
 
 class Recorded:
-    """What a command logged to its W&B run, which ends afterwards, as with the command's process."""
+    """Content of the W&B run of a command, which ends afterwards, as with the command's process."""
 
     def __init__(self, *words: str) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -30,7 +30,7 @@ def _module(faces: FaceSet, **changes: Any) -> MaskedFaceDataModule:
 def _batches(
     module: MaskedFaceDataModule, loader: DataLoader[FaceItem], training: bool = False
 ) -> list[MaskedFaceBatch]:
-    """What a module receives of one epoch."""
+    """Batches of one epoch, as a module receives them."""
     module.trainer = cast(pl.Trainer, SimpleNamespace(training=training))
     return [module.on_after_batch_transfer(batch, 0) for batch in loader]
 

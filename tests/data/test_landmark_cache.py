@@ -61,7 +61,7 @@ Detect = Callable[..., NDArray[np.float64]]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where landmarks are kept during a test; does not exist yet."""
+    """Folder of the landmarks during a test; does not exist yet."""
     monkeypatch.setenv("DEOCC_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "landmarks"
 

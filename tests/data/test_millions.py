@@ -38,7 +38,7 @@ def faces() -> FaceSet:
 
 
 def _objects(state: bytes) -> int:
-    """How many objects a pickle makes at most."""
+    """Largest number of objects that a pickle makes."""
     return sum(1 for _ in pickletools.genops(state))
 
 

@@ -1,4 +1,4 @@
-"""What all detectors have in common: the order of detections, checks, weights files, and real faces."""
+"""Common properties of all detectors: the order of detections, checks, weights files, and real faces."""
 
 import subprocess
 import sys

@@ -158,7 +158,7 @@ def test_faces_of_photos_are_found(page: Browser, address: str, pipeline: Pipeli
 @chromium_only
 @pytest.mark.slow
 def test_points_are_set_by_hand(page: Browser, tmp_path: Path) -> None:
-    """Where no face is found, the points can be moved by the keyboard."""
+    """If no face is found, the points can be moved by the keyboard."""
     Image.new("RGB", (300, 200), "grey").save(tmp_path / "wall.png")
     choose(page, 1, tmp_path / "wall.png")
     assert text(page, ".status.error").startswith("No face was found: drag the five points")

@@ -217,7 +217,7 @@ METRICS: dict[str, Callable[..., Metric]] = {
 
 
 def _batch(metric: Metric) -> tuple[torch.Tensor, ...]:
-    """What the metric's `update` takes."""
+    """Arguments of the metric's `update`."""
     generator = torch.Generator().manual_seed(0)
     face, restored = (torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
     ids = torch.arange(4)

@@ -1,4 +1,4 @@
-"""What the renderer promises of every kind."""
+"""Promises of the renderer for every kind."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""How many examples a property is tried on.
+"""Number of examples that a property is tried on.
 
 Both profiles draw the same examples in every run, so that a red test stays red.
 """

@@ -1,4 +1,4 @@
-"""What the properties are tried on:
+"""Inputs of the properties:
 
 faces and their landmarks, embeddings, scored pairs, and sets of embedded images.
 """

@@ -1,4 +1,4 @@
-"""What every kind of occluder keeps to, on any face that a detector may find."""
+"""Properties of every kind of occluder, on any face that a detector may find."""
 
 import math
 import random
@@ -21,7 +21,7 @@ NUMBERS = st.integers(-1, len(KINDS) - 1)
 
 
 class Sitters(NamedTuple):
-    """What `render` takes."""
+    """Arguments of `render`."""
 
     faces: Tensor
     landmarks: Tensor

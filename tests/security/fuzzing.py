@@ -13,7 +13,7 @@ MOST_GROWTH = 2**30
 """Bytes by which this process may grow while it reads one damaged file; enough for a photo of 100 million pixels."""
 
 MANY = pytest.mark.parametrize("examples", [12, pytest.param(400, marks=pytest.mark.slow)], ids=["some", "many"])
-"""How many damaged files a test reads; always the same ones."""
+"""Number of damaged files that a test reads; always the same ones."""
 
 _HEADER = 96
 _EXTREMES = (b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\x40\0", b"\x01\0\0\0", b"\n\n\0=")

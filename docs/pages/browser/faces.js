@@ -132,7 +132,7 @@ export async function detect(run, photo, face) {
   for (const share of [LARGE_FACE, 0]) {
     const found = await cascade(run, photo, share);
     found.sort((one, other) => other.prominence - one.prominence);
-    const sure = found.filter((each) => each.score >= 0.7);
+    const sure = found.filter((each) => each.score >= 0.95);
     const plausible = (sure.length ? sure : found).filter((each) => isPlausible(each.points, face));
     if (plausible.length) return plausible;
   }
@@ -150,7 +150,7 @@ function isPlausible(points, { size, template }) {
 async function cascade(run, photo, share) {
   let boxes = await propose(run, photo, share);
   boxes = suppress(await classify(run, photo, boxes, "refinement", 24, 0.3), 0.7, false);
-  boxes = suppress(await classify(run, photo, boxes, "output", 48, 0.5), 0.7, true);
+  boxes = suppress(await classify(run, photo, boxes, "output", 48, 0.7), 0.7, true);
   for (const box of boxes) {
     box.points = await locate(run, photo, box);
     const sides = Math.max(box.x1 - box.x0, 0) * Math.max(box.y1 - box.y0, 0);
