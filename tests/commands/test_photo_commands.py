@@ -47,18 +47,3 @@ def test_readme_command(
         assert [path.stat().st_size > 0 for path in Path().glob(_OUTPUTS[name])] == [True]
 
 
-@pytest.mark.usefixtures("shared_detector")
-@pytest.mark.parametrize("argv", ["verify a.jpg b.jpg", "predict a.jpg --out out", "identify gallery a.jpg"])
-def test_command_aligns_by_completion(argv: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for path, image in (("a.jpg", 0), ("b.jpg", 1), ("gallery/person/1.jpg", 2)):
-        save(path, 0, image)
-    aligned: list[Detection] = []
-
-    def record(self: FaceFinder, photo: object, face: Detection, *others: object) -> Detection:
-        aligned.append(face)
-        return face
-
-    monkeypatch.setattr(FaceFinder, "_align_again", record)
-    run_deocc(*shlex.split(argv), "--checkpoint", str(model))
-    assert len(aligned) == (1 if argv.startswith("predict") else 2)
