@@ -107,7 +107,7 @@ def test_turned_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_found_faces_are_cut_by_detector(pipeline: Pipeline) -> None:  # noqa: F811
-    faces, indices = OrlFaces(), np.array([0, 1, 10, 11])
+    faces, indices = OrlFaces(), np.array([0, 4, 12, 16])
     finder = FaceFinder(pipeline.size, every=True)
     given, found = (found_faces.crops(faces, indices, pipeline.size, chosen) for chosen in (None, finder))
     assert given.missed == 0 and given.bare.shape == found.masked.shape == (4, 3, pipeline.size, pipeline.size)

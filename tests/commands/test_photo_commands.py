@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from deocc.detection import Detection
-from deocc.inference.faces import FaceFinder
 from tests.conftest import run_deocc
 from tests.fake_sets.faces import save_face
 from tests.test_readme import COMMANDS
@@ -45,5 +43,3 @@ def test_readme_command(
         assert all(f"person{number}" in row for number, row in enumerate(rows[1:4]))
     else:
         assert [path.stat().st_size > 0 for path in Path().glob(_OUTPUTS[name])] == [True]
-
-
