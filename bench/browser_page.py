@@ -32,8 +32,8 @@ from torch import Tensor, nn
 import deocc
 from bench import chromium
 from deocc.data import OrlFaces
-from deocc.detection.mtcnn import WEIGHTS_FILE, apply_network, read_weights
-from deocc.files import write_file
+from deocc.detection.mtcnn import SIDES, WEIGHTS_FILE, apply_network, read_weights
+from deocc.files import checksum, write_file
 from deocc.inference.export import export
 from deocc.inference.export_formats import METADATA, OPSET
 from deocc.inference.model_folder import PRETRAINED
@@ -45,7 +45,7 @@ SITE: Final = ROOT / "build/site/browser"
 RUNTIME: Final = "onnxruntime-web@1.30.0"
 RUNTIME_FILES: Final = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 _RUNTIME_SHA512: Final = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-_DETECTOR: Final = {"proposal": 12, "refinement": 24, "output": 48}  # sides of the inputs in pixels
+_DETECTOR_KEY: Final = "detector_sha256"  # in model.json: of the detector's weights
 _LICENCE: Final = WEIGHTS_FILE.with_name("mtcnn_licence.txt")
 _NPM_SECONDS: Final = 300
 PATIENCE: Final = 300.0
@@ -99,14 +99,15 @@ def _fetch_runtime() -> None:
 
 
 def _is_current() -> bool:
-    """Return whether the kept export is of the pretrained model."""
+    """Return whether the kept export is of the pretrained model and the packaged detector."""
     try:
         kept = json.loads((KEPT / "model.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
     current = json.loads((PRETRAINED / "config.json").read_text(encoding="utf-8"))
     names = ("weights_sha256", "thresholds", "face")
-    return all(kept[name] == current[name] for name in names) and kept["deocc_version"] == deocc.__version__
+    same_model = all(kept[name] == current[name] for name in names) and kept["deocc_version"] == deocc.__version__
+    return same_model and kept.get(_DETECTOR_KEY) == checksum(WEIGHTS_FILE)
 
 
 def _export() -> None:
@@ -115,7 +116,7 @@ def _export() -> None:
 
     KEPT.mkdir(parents=True, exist_ok=True)
     weights = read_weights(WEIGHTS_FILE)
-    for name, side in _DETECTOR.items():
+    for name, side in SIDES.items():
         axes = {0: "batch"} if name != "proposal" else {2: "height", 3: "width"}
         network, images = _DetectorNetwork(weights, name), torch.zeros(1, 3, side, side)
         with warnings.catch_warnings(), torch.no_grad():
@@ -133,7 +134,8 @@ def _export() -> None:
     content = export(deocc.load().to("cpu"), "onnx", "fp16").content
     write_file(KEPT / "model.onnx", content)
     metadata = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
-    write_file(KEPT / "model.json", metadata[METADATA])
+    model = {**json.loads(metadata[METADATA]), _DETECTOR_KEY: checksum(WEIGHTS_FILE)}
+    write_file(KEPT / "model.json", json.dumps(model))
 
 
 class _DetectorNetwork(nn.Module):

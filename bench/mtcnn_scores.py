@@ -23,7 +23,7 @@ from bench.mtcnn_training import SIDE, Photos, draw, overlap, read_photos
 from deocc.detection.mtcnn import WEIGHTS_FILE, MtcnnDetector
 from deocc.inference.faces import is_plausible
 
-SIDES = (168, 84, 50)
+PHOTO_SIDES = (168, 84, 50)
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -43,7 +43,7 @@ class Scores(NamedTuple):
         return float((self.false >= threshold).sum() / len(self.faces))
 
 
-def scores_of(detector: MtcnnDetector, photos: Photos, sides: Iterable[int] = SIDES) -> Scores:
+def scores_of(detector: MtcnnDetector, photos: Photos, sides: Iterable[int] = PHOTO_SIDES) -> Scores:
     """Return the scores that a detector gives in the photos, reduced to each of the sides in pixels."""
     faces, false, errors = list[float](), list[float](), list[NDArray[np.float64]]()
     for side in sides:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Console().print(table)
     errors = " and ".join(f"{own.errors.mean():.3f}" for own in both)
     print(
-        f"{len(photos.images)} photos of {len(SIDES)} sizes; error of the landmarks, published and measured: {errors}"
+        f"{len(photos.images)} photos of {len(PHOTO_SIDES)} sizes; error of the landmarks, published and measured: {errors}"
     )
 
 

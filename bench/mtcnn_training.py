@@ -44,7 +44,7 @@ KINDS = (*2 * ("surgical", "cloth", "n95"), "sunglasses", "hand", "box", "stroke
 SIDE = 168
 """Side in pixels to which photos are reduced; LFW's faces are then about 70 pixels wide."""
 
-_SPREAD = {"proposal": 1.0, "refinement": 1.5, "output": 1.0}  # how well the squares of each network are placed
+_SPREAD = {"proposal": 1.0, "refinement": 1.5, "output": 1.0}  # of the squares around the face
 _BARE = 0.3  # share of photos without an occluder
 _PHOTOS, _POSITIVES = 24, 4  # photos per step, squares with a face of each
 _NEGATIVES, _HARD_NEGATIVES = 3, 8  # squares without a face of each photo: of each random kind, and candidates

@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from bench import browser_page
 from bench.browser_page import PATIENCE, LeftOutError, build, serving
 from bench.chromium import PROGRAM, Browser, browsing
 from deocc.data import OrlFaces
+from deocc.detection import mtcnn
+from deocc.files import checksum
 from deocc.geometry import align
 from deocc.inference.pipeline import Pipeline, decide
 from deocc.masking import list_kinds, render
@@ -195,6 +198,30 @@ def test_decisions_equal_verify(page: Browser, address: str, pipeline: Pipeline)
         page.run(f"import('{address}faces.js').then(({{usualRate}}) => usualRate({json.dumps(calibration.plain())}))")
         == 0.01
     )
+
+
+def test_scores_of_the_detector_equal_python() -> None:
+    script = (browser_page.PAGE / "faces.js").read_text(encoding="utf-8")
+    found = (
+        re.search(r"each\.score >= ([\d.]+)\)", script),
+        *re.finditer(r'"(?:refinement|output)", \d+, ([\d.]+)', script),
+    )
+    assert [float(match[1]) for match in found if match] == [
+        mtcnn._SURE_SCORE,
+        mtcnn._REFINEMENT_SCORE,
+        mtcnn._OUTPUT_SCORE,
+    ]
+
+
+@pytest.mark.parametrize("changed", [None, "weights_sha256", "detector_sha256", "deocc_version"])
+def test_export_is_made_again_for_other_weights(
+    changed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browser_page, "KEPT", tmp_path)
+    config = json.loads((browser_page.PRETRAINED / "config.json").read_text(encoding="utf-8"))
+    kept = {**config, "deocc_version": deocc.__version__, "detector_sha256": checksum(mtcnn.WEIGHTS_FILE)}
+    (tmp_path / "model.json").write_text(json.dumps({**kept, **({} if changed is None else {changed: "other"})}))
+    assert browser_page._is_current() == (changed is None)
 
 
 def test_left_out_without_npm(
