@@ -83,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.add_row(str(threshold), *cells[0], *cells[1])
     Console().print(table)
     errors = " and ".join(f"{own.errors.mean():.3f}" for own in both)
-    print(
-        f"{len(photos.images)} photos of {len(PHOTO_SIDES)} sizes; error of the landmarks, published and measured: {errors}"
-    )
+    print(f"{len(photos.images)} photos of {len(PHOTO_SIDES)} sizes; error of the landmarks, both: {errors}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from deocc.data import OrlFaces
 from deocc.detection import mtcnn
 from deocc.files import checksum
 from deocc.geometry import align
+from deocc.inference.model_folder import PRETRAINED
 from deocc.inference.pipeline import Pipeline, decide
 from deocc.masking import list_kinds, render
 
@@ -218,7 +219,7 @@ def test_export_is_made_again_for_other_weights(
     changed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(browser_page, "KEPT", tmp_path)
-    config = json.loads((browser_page.PRETRAINED / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((PRETRAINED / "config.json").read_text(encoding="utf-8"))
     kept = {**config, "deocc_version": deocc.__version__, "detector_sha256": checksum(mtcnn.WEIGHTS_FILE)}
     (tmp_path / "model.json").write_text(json.dumps({**kept, **({} if changed is None else {changed: "other"})}))
     assert browser_page._is_current() == (changed is None)
