@@ -74,13 +74,16 @@ class FaceNetwork(nn.Module):
         state = self.state_dict().items()
         return {key: value for key, value in state if not (self._packaged and key.startswith(_TEACHER))}
 
+    def predict_mask(self, face: Tensor) -> Tensor:
+        """Predict masks (B, 1, S, S) of faces (B, 3, S, S) in [-1, 1]; they are empty without a de-occluder."""
+        return self.deoccluder.predict_mask(face) if self.deoccluder is not None else torch.zeros_like(face[:, :1])
+
     def forward(self, face: Tensor, mask: Tensor | None = None) -> FaceOutput:
         """Compute the results for faces (B, 3, S, S) in [-1, 1] with the given masks, or with predicted ones.
 
         Without a de-occluder a mask that is not given is empty, and the completed face is the face.
         """
-        if mask is None:
-            mask = self.deoccluder.predict_mask(face) if self.deoccluder is not None else torch.zeros_like(face[:, :1])
+        mask = self.predict_mask(face) if mask is None else mask
         completed_face: Tensor = self.deoccluder(face, mask) if self.deoccluder is not None else face
         if self.teacher is None:
             embedding = self.student(face, completed_face, mask)
