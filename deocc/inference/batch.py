@@ -12,7 +12,7 @@ from typing import Final
 
 from deocc.files import is_file, walk_files
 from deocc.inference.outputs import OutputError, WriteTimer, replace_output
-from deocc.inference.photos import PHOTO_FORMATS, is_photo
+from deocc.inference.photos import KNOWN_FORMATS, is_photo
 from deocc.messages import one_line, say, show_progress, telling_warnings
 
 RECOVERABLE: Final = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
@@ -72,7 +72,6 @@ class OutcomeFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[str, list[Outcome]] = {}
-        self._timer = WriteTimer(_WRITE_INTERVAL)
         if not path.exists():
             return
         try:
@@ -115,17 +114,11 @@ class OutcomeFile:
         earlier = [row for row in self.rows(photo) if row.done and row.output not in outputs]
         self._rows[photo] = [*earlier, *outcomes]
 
-    def write_when_due(self) -> None:
-        """Write the file if the last time was more than two seconds ago, or longer for a large file."""
-        if self._timer.is_due:
-            self.write()
-
     def write(self) -> None:
         """Write the file, or raise OutputError."""
         rows = self.all_rows()
         columns = list(dict.fromkeys((*_COLUMNS, *(name for row in rows for name in row.details))))
         with (
-            self._timer.measure(),
             replace_output(self.path, durable=True) as draft,
             draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
         ):
@@ -195,13 +188,13 @@ def _list_files(given: Path, outside: Collection[Path]) -> tuple[list[Path], lis
     elif not is_folder:
         files.append(given)
     else:
-        known = ", ".join((*PHOTO_FORMATS, "HEIC"))
         for name, _ in walk_files(given, report, outside):
             path = given / name
             if is_file(path) and is_photo(path):
                 files.append(path)
             else:
-                problems.append(Outcome(str(path), f"{path} is no photo ({known} are read): convert it or remove it"))
+                reason = f"{path} is no photo ({KNOWN_FORMATS} are read): convert it or remove it"
+                problems.append(Outcome(str(path), reason))
         if not files and not problems:
             problems.append(Outcome(str(given), f"no photo in {given}: it holds no files, or only hidden ones"))
     return sorted(files), problems
@@ -226,11 +219,12 @@ def process_photos(
     photos, problems = found
     inputs = {problem.photo for problem in problems} | {str(photo.path) for photo in photos}
     recorded: dict[str, list[Outcome]] = {}  # by photo; a photo of a gallery may also be one to identify
+    timer = WriteTimer(_WRITE_INTERVAL)
 
     def record(photo: str, outcomes: Sequence[Outcome]) -> None:
         recorded.setdefault(photo, []).extend(outcomes)
         table.replace(photo, recorded[photo])
-        table.write_when_due()
+        timer.call_when_due(table.write)
         for reason in dict.fromkeys(outcome.reason for outcome in outcomes if not outcome.done):
             say(reason)
 

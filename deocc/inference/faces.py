@@ -102,7 +102,7 @@ class FaceFinder:
             raise ValueError(f"--face {number}: give a number from 1, and not together with --all")
         self.size, self.every, self.number = size, every, number
         self._aligned = aligned
-        self._name = detector or DEFAULT_DETECTOR
+        self._name = "aligned" if aligned is not None else detector or DEFAULT_DETECTOR
         self._detector: Detector | None = create_detector(self._name, weights) if aligned is None else None
 
     def find(self, photo: NDArray[np.uint8], name: str = "the photo") -> list[PhotoFace]:
@@ -186,8 +186,7 @@ class FaceFinder:
         points = torch.from_numpy(face.landmarks).float()
         matrix = similarity_transform(points, TEMPLATES["canonical"].tensor(self.size))
         crop, landmarks = cut(photo, matrix, self.size), transform_points(points, matrix)
-        detector = "aligned" if self._detector is None else self._name
-        return PhotoFace(crop, landmarks, matrix, face.box, face.score, detector, number, len(found), turned)
+        return PhotoFace(crop, landmarks, matrix, face.box, face.score, self._name, number, len(found), turned)
 
 
 def find_rivals(found: Sequence[Detection]) -> dict[int, Detection]:

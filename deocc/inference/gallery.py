@@ -88,7 +88,6 @@ class GalleryCache:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self._key = path, key
-        self._timer = WriteTimer(_SAVE_INTERVAL)
         self.faces: dict[str, CachedFace] = {}
         if path.exists():
             try:
@@ -99,18 +98,12 @@ class GalleryCache:
                 ) from error
             self.faces = {row.photo: row for row in rows if found == key}
 
-    @property
-    def is_due(self) -> bool:
-        """True if it is time to write the file again, so that a killed process loses little."""
-        return self._timer.is_due
-
     def update(self, faces: Sequence[CachedFace]) -> None:
         """Replace all entries by these and write the file if that changes anything; none leave it as it is."""
         before = {face.photo: face.stamp for face in self.faces.values()}
         after = {face.photo: face for face in faces}
         if after and before != {face.photo: face.stamp for face in faces}:
-            with self._timer.measure():
-                write_rows(self.path, _CACHE_COLUMNS, list(after.values()), "key", self._key)
+            write_rows(self.path, _CACHE_COLUMNS, list(after.values()), "key", self._key)
             self.faces = after
 
 
@@ -164,6 +157,12 @@ def read_gallery(
         face = cached.get(str(photo.resolve()))
         faces[photo] = face if face is not None and face.stamp == stamps[photo] else None
     new = [photo for photo, face in faces.items() if face is None]
+
+    def save() -> None:
+        if cache is not None:
+            cache.update([face for face in faces.values() if face is not None])
+
+    timer = WriteTimer(_SAVE_INTERVAL)
     try:
         for start in show_progress(range(0, len(new), _BATCH), "gallery"):
             crops, more_problems = _find_faces(finder, new[start : start + _BATCH])
@@ -173,11 +172,9 @@ def read_gallery(
                 rows = zip(crops, output.embedding.cpu().numpy(), output.covered.tolist(), strict=True)
                 for photo, embedding, covered in rows:
                     faces[photo] = CachedFace(str(photo.resolve()), stamps[photo], embedding, covered)
-            if cache is not None and cache.is_due:
-                cache.update([face for face in faces.values() if face is not None])
+            timer.call_when_due(save)
     finally:
-        if cache is not None:
-            cache.update([face for face in faces.values() if face is not None])
+        save()
     known = [(photo, face) for photo, face in faces.items() if face is not None]
     if not known:
         reason = problems[0].reason if problems else "it is empty"

@@ -183,10 +183,7 @@ def _fetch(repository: str) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Install the model folder of a tested run as the pretrained model; `argv` defaults to the command line.
 
-    Raises:
-        FileNotFoundError: there is no model folder, or a file is missing.
-        ValueError: the model is damaged, lacks thresholds for a condition, or is larger than `MOST_BYTES`.
-        OSError: the package cannot be written to.
+    Refuses a model that is incomplete, lacks thresholds for a condition, or is larger than `MOST_BYTES`.
     """
     description = "Install the model folder of a tested run as the pretrained model of the package."
     parser = argparse.ArgumentParser(prog="python -m deocc.inference.model_folder", description=description)

@@ -68,28 +68,22 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 class WriteTimer:
-    """Tells when a growing file, which is written as a whole each time, is written again.
+    """Decides when a growing file, which is written as a whole each time, is written again.
 
-    Args:
-        interval: least number of seconds between two writes; after a slow write it is 20 times as long as that took.
+    At least `interval` seconds are between two writes; after a slow write 20 times as many as that took.
     """
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._due = time.monotonic() + interval
 
-    @property
-    def is_due(self) -> bool:
-        """True if enough time has passed since the last write."""
-        return time.monotonic() > self._due
-
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Measure the write that is made meanwhile."""
+    def call_when_due(self, write: Callable[[], None]) -> None:
+        """Call `write` if enough time has passed since it was last called."""
         start = time.monotonic()
-        yield
-        end = time.monotonic()
-        self._due = end + max(self._interval, _PAUSE * (end - start))
+        if start > self._due:
+            write()
+            end = time.monotonic()
+            self._due = end + max(self._interval, _PAUSE * (end - start))
 
 
 @contextmanager
@@ -230,16 +224,14 @@ class EmbeddingFile:
 
     def write_when_due(self) -> None:
         """Write the file if the last time was more than 30 seconds ago, or longer for a large file."""
-        if self._timer.is_due:
-            self.write()
+        self._timer.call_when_due(self.write)
 
     def write(self) -> None:
         """Write the file if anything changed; without a face there is no file."""
         if self._changed and not self._faces:
             self.path.unlink(missing_ok=True)
         elif self._changed:
-            with self._timer.measure():
-                write_rows(self.path, _COLUMNS, self.faces, "model", self._model)
+            write_rows(self.path, _COLUMNS, self.faces, "model", self._model)
             self._changed = False
 
     def write_parquet(self, path: Path) -> None:

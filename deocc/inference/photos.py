@@ -12,7 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from deocc.data import images
 
-PHOTO_FORMATS: Final = (*images.FORMATS, "GIF", "AVIF")  # Pillow's names; HEIC needs the package pillow-heif
+PHOTO_FORMATS: Final = (*images.FORMATS, "GIF", "AVIF")  # Pillow's names
+KNOWN_FORMATS: Final = ", ".join((*PHOTO_FORMATS, "HEIC"))  # for messages; HEIC needs the package pillow-heif
 _SUFFIXES: Final = images.IMAGE_SUFFIXES | {".avif", ".gif", ".heic", ".heif"}
 _BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())
 """Brands of HEIC and AVIF photos, in the first box of the file; videos such as MP4 begin alike with other brands."""
@@ -20,10 +21,6 @@ _BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 a
 _MOST_FRAMES: Final = 10  # frames of an animation that are looked at
 
 Source = Path | bytes | Image.Image | NDArray[np.generic]
-
-
-class _PhotoError(ValueError):
-    """An error whose message is complete."""
 
 
 def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
@@ -51,15 +48,13 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
         source = read_bytes(source)
     try:
         if isinstance(source, np.ndarray):
-            photo = _convert_array(source, name, notes)
+            photo = _convert_array(source, notes)
         elif isinstance(source, Image.Image):
             images.check_size(source.size)
-            photo = _convert_image(source, name, notes)
+            photo = _convert_image(source, notes)
         else:
             with images.open_image(source, _formats_of(source)) as image:
-                photo = _convert_image(image, name, notes)
-    except _PhotoError:
-        raise
+                photo = _convert_image(image, notes)
     except images.PixelTypeError as error:
         raise ValueError(f"{name} {error}") from None
     except UnidentifiedImageError:
@@ -67,8 +62,7 @@ def read_photo(source: Source, name: str | None = None) -> NDArray[np.uint8]:
             raise ImportError(
                 f'{name} is HEIC, which needs the package pillow-heif: pip install "deocc[photos]"'
             ) from None
-        known = ", ".join((*PHOTO_FORMATS, "HEIC"))
-        raise ValueError(f"{name} is not an image, or a damaged one ({known} are read): {remedy}") from None
+        raise ValueError(f"{name} is not an image, or a damaged one ({KNOWN_FORMATS} are read): {remedy}") from None
     except images.ImageTooLargeError as error:
         raise ValueError(f"{name}: {error}, make it smaller") from None
     except Exception as error:  # Pillow raises almost anything for a damaged file
@@ -124,7 +118,7 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
     return tuple(name for name in names if name in Image.OPEN)
 
 
-def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[np.uint8]:
+def _convert_image(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode, or the first of its frames that is not of one colour, to (H, W, 3)."""
     frames = getattr(image, "n_frames", 1)
     for number in range(min(frames, _MOST_FRAMES)):
@@ -141,11 +135,11 @@ def _convert_image(image: Image.Image, name: str, notes: list[str]) -> NDArray[n
     return pixels
 
 
-def _convert_array(array: NDArray[np.generic], name: str, notes: list[str]) -> NDArray[np.uint8]:
+def _convert_array(array: NDArray[np.generic], notes: list[str]) -> NDArray[np.uint8]:
     """Convert an array of pixels to (H, W, 3)."""
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
-        raise _PhotoError(f"{name} has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+        raise images.PixelTypeError(f"has shape {array.shape}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     images.check_size((pixels.shape[1], pixels.shape[0]))
     scaled, note = images.scale_to_bytes(pixels)
     notes += [note] if note else []

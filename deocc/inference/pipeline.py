@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
@@ -117,8 +117,8 @@ class Pipeline:
     def finder(self) -> FaceFinder:
         """Finder of the faces of photos, created at first use. Set it to choose a detector."""
         if self._finder is None:
-            self.finder = FaceFinder(self.size)
-        return cast(FaceFinder, self._finder)
+            self._finder = FaceFinder(self.size)
+        return self._finder
 
     @finder.setter
     def finder(self, finder: FaceFinder) -> None:

@@ -57,10 +57,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class GlobalLocalDiscriminator(nn.Module):
-    """One patch discriminator for the whole crop and one for the magnified area around the mask [1].
-
-    Arguments and errors as for `PatchDiscriminator`.
-    """
+    """One `PatchDiscriminator` for the whole crop and one for the magnified area around the mask [1]."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -68,14 +65,10 @@ class GlobalLocalDiscriminator(nn.Module):
         self.local = PatchDiscriminator(width)
 
     def forward(self, face: Tensor, mask: Tensor) -> list[Tensor]:
-        """Compute global and local logits; arguments and errors as for `PatchDiscriminator.forward`.
-
-        Returns:
-            Two tensors (B, 1, h, w), positive = real.
-        """
-        check_face_and_mask(face, mask)
+        """Return global and local logits, (B, 1, h, w) each; arguments and errors as for `PatchDiscriminator`."""
+        whole = self.whole(face, mask)
         crop = crop_to_mask(torch.cat([face, mask.to(face.dtype)], 1), mask, max(MIN_SIDE, min(face.shape[2:]) // 2))
-        return [self.whole(face, mask), self.local(crop[:, :3], crop[:, 3:])]
+        return [whole, self.local(crop[:, :3], crop[:, 3:])]
 
 
 def crop_to_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:

@@ -21,7 +21,7 @@ _GATED_GAIN = 2.7
 
 
 def check_face(face: Tensor) -> None:
-    """Raise ValueError unless `face` is (B, 3, H, W) with H, W >= `MIN_SIDE`."""
+    """Raise ValueError unless `face` is (B, 3, H, W), H and W >= `MIN_SIDE`."""
     if face.ndim != 4 or face.shape[1] != 3 or min(face.shape[2:]) < MIN_SIDE:
         raise ValueError(
             f"expected faces of shape (B, 3, H, W) with H and W of at least {MIN_SIDE} pixels, got {tuple(face.shape)}"
@@ -110,8 +110,8 @@ class VisibleAttention(nn.Module):
     def weights(self, features: Tensor, mask: Tensor) -> Tensor:
         """Compute the weights (B, N, N) between N = hw / 4 patches, given features (B, C, h, w) with even h and w.
 
-        Sides of the mask (B, 1, H, W), 1 = covered, are multiples of h / 2 and w / 2. Rows (queries) sum to 1; columns
-        (keys) that contain a covered pixel are 0. All weights of an image without a completely visible patch are 0.
+        Sides of the mask (B, 1, H, W), 1 = covered, are multiples of h / 2 and w / 2. Rows (queries) sum to 1, or to 0
+        without a completely visible patch; columns (keys) that contain a covered pixel are 0.
         """
         embedding = F.normalize(self.embed(features).flatten(2), dim=1)
         scores = torch.einsum("beq,bek->bqk", embedding, embedding).float() * self.log_scale.exp()

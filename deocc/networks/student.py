@@ -35,8 +35,9 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
             f"{embedder.name} can be widened once, by at least 1 channel: "
             f"it has {embedder.extra_channels}, got {extra_channels}"
         )
-    convolutions = [(name, m) for name, m in embedder.network.named_modules() if isinstance(m, nn.Conv2d)]
-    name, stem = next(((name, conv) for name, conv in convolutions if conv.in_channels == 3), ("", None))
+    modules = embedder.network.named_modules()
+    takes_colours = {name: m for name, m in modules if isinstance(m, nn.Conv2d) and m.in_channels == 3}
+    name, stem = next(iter(takes_colours.items()), ("", None))
     if stem is None or stem.groups != 1:
         raise ValueError(f"{embedder.name} has no convolution of three channels to widen: choose another student")
     zeros = stem.weight.new_zeros(stem.out_channels, extra_channels, *stem.kernel_size)
@@ -88,19 +89,11 @@ class Student(nn.Module):
         if not embedder.differentiable:
             raise ValueError(f"{embedder.name} cannot be trained: it can be a teacher, not a student")
         self.student_input, self.mask_channel = student_input, mask_channel
+        self.needs_completion = student_input != "masked"  # the embedding depends on the completed face
+        self.needs_mask = self.needs_completion or mask_channel  # it depends on the mask
         extra_channels = 3 * (student_input == "both") + int(mask_channel)
         self.embedder = widen_stem(embedder, extra_channels) if extra_channels else embedder
         self.projection = Projection(embedder.embedding_dim, out_dim)
-
-    @property
-    def needs_completion(self) -> bool:
-        """The embedding depends on the completed face."""
-        return self.student_input != "masked"
-
-    @property
-    def needs_mask(self) -> bool:
-        """The embedding depends on the mask, through the completion or as a channel."""
-        return self.needs_completion or self.mask_channel
 
     def forward(self, masked_face: Tensor, completed_face: Tensor, mask: Tensor) -> Tensor:
         """Embed faces.
@@ -113,9 +106,7 @@ class Student(nn.Module):
         Returns:
             Embeddings (B, out_dim), not normalised.
         """
-        extra = []
-        if self.student_input == "both":
-            extra.append(masked_face)
+        extra = [masked_face] if self.student_input == "both" else []
         if self.mask_channel:
             extra.append(mask)
         face = completed_face if self.needs_completion else masked_face
@@ -128,8 +119,7 @@ class Student(nn.Module):
             return list(self.parameters())
         chosen = self.embedder.trainable_tail(blocks)
         if self.embedder.widened_layer is not None:
-            stem = self.embedder.network.get_submodule(self.embedder.widened_layer)
-            chosen.append(stem.get_parameter("weight"))
+            chosen.append(self.embedder.network.get_parameter(f"{self.embedder.widened_layer}.weight"))
         chosen += self.projection.parameters()
         return list(dict.fromkeys(chosen))  # with all blocks, the stem is already included
 

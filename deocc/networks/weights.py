@@ -114,7 +114,10 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_averaged(path: str | Path, stage: str, part: str) -> dict[str, Tensor]:
-    """Read the averaged network of a checkpoint of a stage, or the weights with the prefix `part` of a model folder."""
+    """Read the averaged network of a checkpoint of a stage, or the weights with the prefix `part` of a model folder.
+
+    Errors as `read_checkpoint` and `read_model_folder`.
+    """
     if Path(path).is_dir():
         return sub_state(read_model_folder(Path(path))[1], part)
     return sub_state(read_checkpoint(path, stage)["state_dict"], "average.module.")

@@ -24,6 +24,11 @@ def make_outputs() -> FaceOutput:
     return FaceOutput(torch.zeros(3, 3, 4, 4), torch.zeros(3, 1, 4, 4), torch.eye(3, 8), torch.zeros(3))
 
 
+def first_pixels(face: Tensor) -> FaceOutput:
+    """Outputs whose embeddings are the first pixels of each face."""
+    return FaceOutput(face, face[:, :1], face[:, 0, 0], face[:, 0, 0, 0])
+
+
 def splits_of(faces: Faces, face_set: OrlFaces) -> set[str]:
     return {face_set.split_of_identity[int(person)] for person in faces.identity}
 
@@ -65,7 +70,7 @@ def test_run_all_tries_several_batch_sizes() -> None:
 
     def run(face: Tensor) -> FaceOutput:
         seen.append(len(face))
-        return FaceOutput(face, face[:, :1], face.flatten(1), face[:, 0, 0, 0])
+        return first_pixels(face)
 
     face = torch.rand(40, 3, 2, 2)
     assert torch.equal(run_all(run, face).completed_face, face)
@@ -74,35 +79,27 @@ def test_run_all_tries_several_batch_sizes() -> None:
 
 
 def test_measure_of_known_similarities() -> None:
-    """Two people with two images each, whose first pixels are the embeddings."""
+    """Two people with two images each."""
     face = torch.zeros(4, 3, 1, 2)
     face[:, 0, 0] = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     faces = Faces("drawn faces", face, face.clone(), torch.tensor([0, 0, 1, 1]))
-
-    def exact(face: Tensor) -> FaceOutput:
-        return FaceOutput(face, face[:, :1], face[:, 0, 0], face[:, 0, 0, 0])
 
     def wrong(face: Tensor) -> FaceOutput:
         constant = torch.tensor([[1.0, 0.0]]).expand(len(face), -1)
         return FaceOutput(face, torch.ones_like(face[:, :1]), constant, face[:, 0, 0, 0])
 
-    same = measure(faces, exact, exact)
+    same = measure(faces, first_pixels, first_pixels)
     assert (same.pairs, same.eer, same.eer_fp32, same.similarity_max, same.mask_agreement) == (12, 0, 0, 0, 1)
-    other = measure(faces, exact, wrong)  # all 12 similarities are 1; the 8 of two people should be 0
+    other = measure(faces, first_pixels, wrong)  # all 12 similarities are 1; the 8 of two people should be 0
     assert (other.eer, other.eer_fp32, other.similarity_max, other.mask_agreement) == (0.5, 0, 1, 0.5)
     assert other.similarity_mean == pytest.approx(8 / 12)
 
 
 def test_measure_refuses_embeddings_that_are_not_finite() -> None:
     face = torch.zeros(2, 3, 1, 2)
-
-    def run(face: Tensor) -> FaceOutput:
-        return FaceOutput(face, face[:, :1], face[:, 0, 0] * math.nan, face[:, 0, 0, 0])
-
+    faces = Faces("drawn faces", face, face.clone(), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="the file's embeddings of drawn faces are not finite"):
-        measure(
-            Faces("drawn faces", face, face.clone(), torch.tensor([0, 1])), lambda face: run(face.nan_to_num()), run
-        )
+        measure(faces, first_pixels, lambda face: first_pixels(face * math.nan))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

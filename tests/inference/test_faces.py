@@ -100,11 +100,6 @@ def test_finder_of_aligned_crops(name: str, factor: int, monkeypatch: pytest.Mon
         torch.testing.assert_close(face.face, expected, atol=2e-3, rtol=0)
 
 
-def test_finder_of_another_shape() -> None:
-    with pytest.raises(ValueError, match=r"x\.jpg is 112 x 112 pixels, celeba178 crops have the shape 178 x 218"):
-        FaceFinder(64, aligned="celeba178").find(np.zeros((112, 112, 3), np.uint8), "x.jpg")
-
-
 @pytest.mark.parametrize(
     ("options", "needle"),
     [

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,27 +92,18 @@ def test_index_with_fewer_people_than_top(description: str) -> None:
     assert all(sorted(match.person for match in row) == ["a", "b", "c"] for row in rows)
 
 
-@pytest.mark.parametrize(("description", "recall"), [("Flat", 1.0), ("HNSW32", 0.8)])
-def test_index_recall(description: str, recall: float) -> None:
+def test_approximate_index_recall() -> None:
     embeddings = random_embeddings(2000, 0)
     probes = perturb(embeddings[:200], 1)
-    found = make_index(embeddings, [str(place) for place in range(2000)], description).search(probes, 5)
-    best = np.argsort(-(probes @ embeddings.T), axis=1)[:, :5]
-    shares = [
-        len({int(match.person) for match in row} & set(truth.tolist())) / 5
-        for row, truth in zip(found, best, strict=True)
-    ]
-    assert np.mean(shares) >= recall
+    found = make_index(embeddings, [str(place) for place in range(2000)], "HNSW32").search(probes, 5)
+    best = np.argsort(-(probes @ embeddings.T), axis=1)[:, :5].tolist()
+    hits = [len({int(match.person) for match in row} & set(truth)) for row, truth in zip(found, best, strict=True)]
+    assert np.mean(hits) >= 0.8 * 5
 
 
-def test_index_of_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"unknown index 'tree': give a string for faiss.index_factory, such as Flat"):
-        PersonIndex(128, "tree")
+def test_index_of_too_few_faces() -> None:
     with pytest.raises(ValueError, match=r"cannot index 2 faces .*choose --index Flat"):
         make_index(random_embeddings(2, 0), ["a", "b"], "IVF16,Flat")
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r'faiss-cpu: pip install "deocc\[identify\]"'):
-        PersonIndex(128)
 
 
 def make_calibration(tested: float | None = None) -> Calibration:

@@ -102,8 +102,9 @@ def test_load_of_a_path_is_offline(tested: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_named: pytest.fail("asked the hub"))
     monkeypatch.chdir(tested.parent)
     deocc.load(f"{tested.name}/model")
-    with pytest.raises(FileNotFoundError, match="no model at distill/modle: give a model folder"):
-        deocc.load(f"{tested.name}/modle")
+    for name in ("distill/modle", "~no-such-user/model"):
+        with pytest.raises(FileNotFoundError, match=f"no model at {name}: give a model folder"):
+            deocc.load(name)
 
 
 def test_load_fetches_three_files_from_the_hub(tested: Path, monkeypatch: pytest.MonkeyPatch) -> None:

