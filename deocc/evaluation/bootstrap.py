@@ -33,6 +33,7 @@ from deocc.evaluation.verification import (
     negatives_needed,
     operating_point,
     roc_curve,
+    verification_scores,
 )
 
 _BINS = 4096  # for genuine and for impostor pairs
@@ -95,11 +96,7 @@ class PairsOfPeople:
         self._group = torch.minimum(first, second) * self.people + torch.maximum(first, second)
         self._count = torch.bincount(self._group, minlength=self.people**2)
         self._known = self._count.nonzero().squeeze(1)
-
-    @property
-    def weight(self) -> Tensor:
-        """(N,) float64, one over the number of pairs with the same identities."""
-        return 1 / self._count[self._group].double()
+        self.weight = 1 / self._count[self._group].double()  # (N,), one over the number of pairs of the same identities
 
     def rate(self, chosen: Tensor) -> PeopleRate:
         """Compute the share of chosen pairs, (N,) bool, averaged over pairs of identities; NaN for no pairs.
@@ -234,32 +231,21 @@ def paired_interval(first: Tensor, second: Tensor) -> Interval:
 
 def _figures_of_draws(pairs: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> Tensor:
     """Return (names, 1 + R), on the original identities and on those of each replicate."""
-    figures: dict[str, Tensor] = {}
-    if "accuracy" in names:
-        figures["accuracy"] = _accuracies(pairs, positions, counts)
+    figures = {"accuracy": torch.full((1 + len(counts),), math.nan, dtype=torch.float64)}
+    if "accuracy" in names and pairs.fold is not None and len(torch.unique(pairs.fold)) > 1:
+        right, halves = decisions(pairs).double(), []
+        for chosen in (pairs.same, ~pairs.same):
+            one, other = positions[:, chosen]
+            weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
+            accuracy = (weight * right[chosen]).sum(1) / weight.sum(1)
+            halves.append(F.pad(accuracy, (1, 0), value=float(right[chosen].mean())))
+        figures["accuracy"] = torch.stack(halves).mean(0)
     if rates := [name for name in names if name != "accuracy"]:
-        curve, impostors = roc_curve(pairs.similarity, pairs.same), int((~pairs.same).sum())
-        drawn = _rates_of_draws(pairs, positions, counts, rates)
-        for name in rates:
-            if name == "eer":
-                exact = float(curve_equal_error_rate(curve.far, curve.tar))
-            else:
-                exact = operating_point(curve, impostors, FALSE_ACCEPT_RATES[name.removeprefix("tar@")])[0]
-            figures[name] = F.pad(drawn[name] + 0 * exact, (1, 0), value=exact)  # NaN if the pairs do not support it
+        exact = verification_scores(pairs.similarity, pairs.same)
+        for name, drawn in _rates_of_draws(pairs, positions, counts, rates).items():
+            # NaN everywhere if the pairs do not support it.
+            figures[name] = F.pad(drawn + 0 * exact[name], (1, 0), value=exact[name])
     return torch.stack([figures[name] for name in names])
-
-
-def _accuracies(pairs: PairScores, positions: Tensor, counts: Tensor) -> Tensor:
-    """Return (1 + R,) accuracies at the thresholds of the original pairs; NaN for fewer than two folds."""
-    if pairs.fold is None or len(torch.unique(pairs.fold)) < 2:
-        return torch.full((1 + len(counts),), math.nan, dtype=torch.float64)
-    right, halves = decisions(pairs).double(), []
-    for chosen in (pairs.same, ~pairs.same):
-        one, other = positions[:, chosen]
-        weight = counts[:, one] if bool((one == other).all()) else counts[:, one] * counts[:, other]
-        drawn = (weight * right[chosen]).sum(1) / weight.sum(1)
-        halves.append(F.pad(drawn, (1, 0), value=float(right[chosen].mean())))
-    return torch.stack(halves).mean(0)
 
 
 def _rates_of_draws(scores: PairScores, positions: Tensor, counts: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

@@ -91,11 +91,7 @@ class EmbeddingBank(Metric):
             getattr(self, name).append(value.detach())
 
     def compute(self) -> EmbeddingSet:
-        """Return all embeddings on the CPU, sorted by index, kind and seed.
-
-        Raises:
-            ValueError: there are fewer than two faces.
-        """
+        """Return all embeddings on the CPU, sorted by index, kind and seed; ValueError for fewer than two faces."""
         states = {name: dim_zero_cat(cast(list[Tensor], getattr(self, name))).cpu() for name in _FIELDS}
         members = EmbeddingSet(**states)
         key = torch.stack([members.index, members.kind, members.seed], 1)

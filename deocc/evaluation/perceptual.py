@@ -1,7 +1,8 @@
 """Distances in the feature space of a given network: perceptual, Frechet and kernel distance.
 
-LPIPS [0], FID [1] and KID [2] use particular networks; the metrics here use any network that the caller provides and
-freezes, so their values are comparable only for the same network. Frechet and kernel distance use whole images.
+LPIPS [0], FID [1] and KID [2] use particular networks; the metrics here use any network that the caller provides,
+frozen and in evaluation mode, so their values are comparable only for the same network. A module is moved with its
+metric. Frechet and kernel distance use whole images.
 
 [0] Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018:
     d = sum over layers l of mean over positions of |f_l(x) - f_l(y)|^2, features normalised over channels; the
@@ -33,7 +34,7 @@ class PerceptualDistance(KindMeans):
     """Mean of the perceptual distance d [0] over images: of the whole image, and of covered positions.
 
     A position of a feature map is weighted by the covered share of its area. Distances are from 0 to 4 per map, and are
-    computed in float32 from the feature maps on. The network is in evaluation mode; a module is moved with the metric.
+    computed in float32 from the feature maps on.
     """
 
     names = ("perceptual", "perceptual_covered")
@@ -58,8 +59,8 @@ class PerceptualDistance(KindMeans):
 class FrechetDistance(FrechetInceptionDistance):
     """Frechet distance of Gaussians with the means and covariances of the features of both sets [1], at least 0.
 
-    It is biased upwards for few images: many times D are needed, and only values of equal numbers of images compare.
-    The network has D = `dimension` features and is in evaluation mode; a module is moved with the metric.
+    It is biased upwards for few images: many times D = `dimension`, the number of features, are needed, and only values
+    of equal numbers of images compare.
     """
 
     def __init__(self, network: Embed, dimension: int, **kwargs: Any) -> None:
@@ -98,8 +99,7 @@ class KernelDistance(Metric):
     """Squared maximum mean discrepancy of the features of both sets with a cubic kernel, unbiased estimate [2].
 
     All images are used at once (our choice). The published value is a mean over random subsets, which estimates the
-    same number with more noise. It is 0 on average for equal distributions, hence sometimes below 0. The network is in
-    evaluation mode; a module is moved with the metric.
+    same number with more noise. It is 0 on average for equal distributions, hence sometimes below 0.
     """
 
     full_state_update = False

@@ -19,17 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Largest squared distance of coincident images, as a fraction of the batch mean; no angle is defined between them.
+# Their direction is dominated by rounding, and its gradient grows as 1 / distance. The value is our choice.
 COINCIDENT = 1e-6
-"""Largest squared distance of coincident images, as a fraction of the batch mean; no angle is defined between them.
-
-Their direction is dominated by rounding, and its gradient grows as 1 / distance. The value is our choice.
-"""
-
-CHUNK_ELEMENTS = {"cpu": 2**19}
-"""Triples per piece on a device type; 2 MiB per float32 buffer on the CPU, the measured optimum."""
-
-DEVICE_CHUNK_ELEMENTS = 2**24
-"""Triples per piece on all other devices; 64 MiB per float32 buffer."""
+CHUNK_ELEMENTS = {"cpu": 2**19}  # triples per piece on a device type; 2 MiB per float32 buffer, the measured optimum
+DEVICE_CHUNK_ELEMENTS = 2**24  # triples per piece on all other devices; 64 MiB per float32 buffer
 
 
 def loss_dtype(tensor: Tensor) -> torch.dtype:

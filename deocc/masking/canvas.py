@@ -12,8 +12,7 @@ from torch import Tensor
 from deocc.masking.random import Draws, uniform
 from deocc.masking.shapes import FaceFrame
 
-NOISE_TILE = 128
-"""Side of the repeated tile of noise, in pixels."""
+NOISE_TILE = 128  # side of the repeated tile of noise, in pixels
 
 
 def luma(colour: Tensor) -> Tensor:
@@ -40,10 +39,6 @@ class Light(NamedTuple):
     level: Tensor  # (N, 1, 1) mean brightness of the visible skin in [0, 1]
     slope: Tensor  # (N, 1, 1) relative change of brightness per eye distance to the right
     skin: Tensor  # (N, 3) colour of the skin in [0, 1]
-
-    def take(self, index: Tensor | slice) -> "Light":
-        """Return the lighting of some of the faces."""
-        return Light(*(column[index] for column in self))
 
 
 @dataclass(frozen=True)
@@ -153,17 +148,13 @@ def read_light(faces: Tensor, frame: FaceFrame) -> Light:
     height, width = faces.shape[-2:]
     index = y.round().clamp(0, height - 1).long() * width + x.round().clamp(0, width - 1).long()
     samples = faces.flatten(2).gather(2, index[:, None].expand(-1, faces.shape[1], -1)).float() * 0.5 + 0.5
-    left, right = _middle_mean(samples[..., :8]), _middle_mean(samples[..., 8:])
+    # On each half the mean of the middle four of eight samples, robust against hair and glasses.
+    a, b, c, d = samples.unflatten(2, (2, 8)).sort(-1).values[..., 2:6].unbind(-1)
+    left, right = (((a + b) + (c + d)) / 4).unbind(2)
     skin = (left + right) / 2
     one, other = luma(left)[:, None, None], luma(right)[:, None, None]
     slope = ((other - one) / (other + one).clamp_min(0.1)).clamp(-0.3, 0.3)
     return Light((one + other) / 2, slope, skin)
-
-
-def _middle_mean(samples: Tensor) -> Tensor:
-    """Return (N, 3), the mean of the middle four of eight samples (N, 3, 8), robust against hair and glasses."""
-    a, b, c, d = samples.sort(-1).values[..., 2:6].unbind(-1)
-    return ((a + b) + (c + d)) / 4
 
 
 @dataclass(frozen=True)
@@ -171,10 +162,10 @@ class Kind:
     """One kind of occluder."""
 
     name: str
+    # Left, top, right, bottom of the painted area in face coordinates; None for the whole image.
     extent: tuple[float, float, float, float] | None
-    """Left, top, right, bottom of the painted area in face coordinates; None for the whole image."""
+    # Paints all images of a canvas at once, with +, -, *, / and sqrt only, which round alike in every batch.
     paint: Callable[[Canvas], Layer]
-    """Paints all images of a canvas at once, with +, -, *, / and sqrt only, which round alike in every batch."""
 
 
 def wave(phase: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from deocc.masking.random import Draws, uniform
 from deocc.masking.renderer import paint_kinds
 from deocc.masking.shapes import norm, superellipse
 
+# Streams of an image's random numbers; the occluders use lower ones.
 _WORN_STREAM, _CAST_STREAM, _CAMERA_STREAM, _PLACE_STREAM, _EXPOSURE_STREAM = (1 << bit for bit in range(41, 46))
-"""Streams of an image's random numbers; the occluders use lower ones."""
 
 
 def displace(
@@ -107,8 +107,12 @@ def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
     tint = torch.where(grey, 0.0, (draws[:, 0:3, 0] - 0.5) * 0.3 * (draws[:, 3] < 0.5))
     gain = 0.75 + 0.65 * draws[:, 4]
     changed = (faces * gain + tint + (draws[:, 5] - 0.5) * 0.4).clamp(-1, 1)
-    share = torch.where(draws[:, 12] < 0.25, 0.15 + 0.6 * draws[:, 13], 1.0).flatten()
-    changed = _coarsen(changed, share)
+    # Coarser pixels: the sides are reduced to a share, and the images enlarged again.
+    share, size = torch.where(draws[:, 12] < 0.25, 0.15 + 0.6 * draws[:, 13], 1.0).flatten(), faces.shape[2:]
+    for number in (share < 1).nonzero()[:, 0].tolist():
+        coarse = [max(2, round(side * float(share[number]))) for side in size]
+        small = F.interpolate(changed[number][None], coarse, mode="area")
+        changed[number] = F.interpolate(small, size, mode="bilinear", align_corners=False)[0]
     # Gaussian blur of at most 1.2 pixels; 0 leaves an image unchanged.
     sigma = (1.2 * draws[:, 6] * (draws[:, 7] < 0.4)).flatten()[:, None]
     offsets = torch.arange(-3, 4, device=faces.device, dtype=faces.dtype)
@@ -122,7 +126,12 @@ def add_camera_defects(faces: Tensor, seeds: Tensor) -> Tensor:
     noise = noise_windows(place // NOISE_TILE, place % NOISE_TILE, *faces.shape[2:])[:, None]
     changed = (changed + 1.7 * strength * noise).clamp(-1, 1)
     quality = torch.where(draws[:, 9] < 0.5, 30 + 65 * draws[:, 10], 100.0).flatten()
-    return _compress(changed, quality)
+    for number in (quality < 100).nonzero()[:, 0].tolist():
+        pixels = (changed[number].add(1).mul(127.5).round().byte().permute(1, 2, 0)).cpu().numpy()
+        code = cv2.imencode(".jpg", np.ascontiguousarray(pixels), [cv2.IMWRITE_JPEG_QUALITY, int(quality[number])])[1]
+        decoded = torch.from_numpy(cv2.imdecode(code, cv2.IMREAD_COLOR)).permute(2, 0, 1)
+        changed[number] = decoded.to(faces.device, faces.dtype) / 127.5 - 1
+    return changed
 
 
 def _paint_some(
@@ -189,24 +198,3 @@ def _glare(canvas: Canvas) -> Layer:
 
 _WORN = (Kind("glasses", None, _glasses), Kind("beard", None, _beard))
 _CAST = (Kind("shadow", None, _shadow), Kind("glare", None, _glare))
-
-
-def _coarsen(faces: Tensor, share: Tensor) -> Tensor:
-    """Reduce the resolution to (B,) shares in (0, 1] of the sides and enlarge the images again."""
-    coarse = faces.clone()
-    for number in (share < 1).nonzero()[:, 0].tolist():
-        image, size = faces[number : number + 1], faces.shape[2:]
-        small = F.interpolate(image, [max(2, round(side * float(share[number]))) for side in size], mode="area")
-        coarse[number : number + 1] = F.interpolate(small, size, mode="bilinear", align_corners=False)
-    return coarse
-
-
-def _compress(faces: Tensor, quality: Tensor) -> Tensor:
-    """Compress as JPEG at (B,) `quality` in 1..100; 100 leaves an image unchanged."""
-    changed = faces.clone()
-    for number in (quality < 100).nonzero()[:, 0].tolist():
-        pixels = (faces[number].add(1).mul(127.5).round().byte().permute(1, 2, 0)).cpu().numpy()
-        code = cv2.imencode(".jpg", np.ascontiguousarray(pixels), [cv2.IMWRITE_JPEG_QUALITY, int(quality[number])])[1]
-        decoded = torch.from_numpy(cv2.imdecode(code, cv2.IMREAD_COLOR)).permute(2, 0, 1)
-        changed[number] = decoded.to(faces.device, faces.dtype) / 127.5 - 1
-    return changed

@@ -49,7 +49,7 @@ class Draws:
         self._seeds, self._stream, self._used = seeds, stream, 0
         self._block = self._numbers() if block is None else block
 
-    def take(self, index: slice) -> "Draws":
+    def take(self, index: Tensor | slice) -> "Draws":
         """Return the stream of some of the images, from its beginning."""
         return Draws(self._seeds[index], self._stream, self._block[:, index])
 

@@ -9,9 +9,7 @@ from deocc.masking.canvas import Kind
 from deocc.masking.kinds import BUILT_IN
 from deocc.masking.random import uniform
 
-NO_OCCLUDER = -1
-"""Number of a face without occluder."""
-
+NO_OCCLUDER = -1  # number of a face without occluder
 _KINDS: dict[str, Kind] = {kind.name: kind for kind in BUILT_IN}
 
 

@@ -17,9 +17,8 @@ from deocc.masking.random import Draws
 from deocc.masking.registry import NO_OCCLUDER, get_kind, kind_numbers, list_kinds
 from deocc.masking.shapes import FaceFrame
 
+# Pixels painted together (measured): with more, the CPU's cache misses; with fewer, operations' overhead dominates.
 _PIXELS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Pixels painted together: with more, the CPU's cache misses; with fewer, the overhead of operations dominates.
-Measured."""
 
 
 class RenderInputs(NamedTuple):
@@ -29,9 +28,10 @@ class RenderInputs(NamedTuple):
     draws: Draws
     light: Light
 
-    def take(self, index: slice) -> "RenderInputs":
+    def take(self, index: Tensor | slice) -> "RenderInputs":
         """Return the inputs of some of the images."""
-        return RenderInputs(self.frame.take(index), self.draws.take(index), self.light.take(index))
+        frame = FaceFrame(*(column[index] for column in self.frame))
+        return RenderInputs(frame, self.draws.take(index), Light(*(column[index] for column in self.light)))
 
 
 @torch.no_grad()
@@ -87,8 +87,19 @@ def paint_kinds(
     table: Sequence[Kind], faces: Tensor, landmarks: Tensor | None, numbers: Tensor, seeds: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paint kinds that need not be registered, given by positions (B,) int64 in `table`; otherwise as `render`."""
-    points, seeds = _to_points(landmarks, faces), seeds.to(faces.device)
-    middle = faces[:, :, faces.shape[2] // 2]
+    height, width = faces.shape[-2:]
+    if landmarks is None:
+        if height != width:
+            got = f"got {height} x {width}"
+            raise ValueError(f"without landmarks the faces must be square canonical crops, {got}: pass landmarks")
+        landmarks = TEMPLATES["canonical"].tensor(width)
+    if landmarks.shape not in ((5, 2), (len(faces), 5, 2)):
+        raise ValueError(f"expected landmarks (5, 2) or ({len(faces)}, 5, 2), got {tuple(landmarks.shape)}")
+    if not bool((landmarks.abs() <= LARGEST_COORDINATE).all()):
+        got = f"got {float(landmarks.abs().max()):g}: check the detector, or pass None"
+        raise ValueError(f"landmarks must be finite pixels up to {LARGEST_COORDINATE:g}, {got}")
+    points = landmarks.to(device=faces.device, dtype=torch.float32).expand(len(faces), 5, 2)
+    middle = faces[:, :, height // 2]
     grey = (middle[:, :2] == middle[:, 1:]).flatten(1).all(1)  # the middle row alone settles most colour batches
     if bool(grey.any()):
         grey = (faces[:, :2] == faces[:, 1:]).flatten(1).all(1)
@@ -96,7 +107,7 @@ def paint_kinds(
     order = code.argsort(stable=True)
     masked, masks = faces.clone(), torch.zeros_like(faces[:, :1])
     frame = FaceFrame.from_landmarks(points)
-    inputs = RenderInputs(frame.take(order), Draws(seeds[order]), read_light(faces, frame).take(order))
+    inputs = RenderInputs(frame, Draws(seeds.to(faces.device)), read_light(faces, frame)).take(order)
     stop, *counts = torch.bincount(code + 1, minlength=1).tolist()  # the first count is of images without occluder
     for value, count in enumerate(counts):
         group, stop = slice(stop, stop + count), stop + count
@@ -133,19 +144,3 @@ def _paint_group(kind: Kind, channels: int, inputs: RenderInputs, faces: Tensor,
         blended = (faces[:, :channels].index_select(0, index[piece]) * (1 - alpha)).sub_(subtracted)
         faces.index_copy_(0, index[piece], blended.to(faces.dtype).expand(-1, 3, -1, -1))
         masks.index_copy_(0, index[piece], torch.gt(alpha, 0, out=torch.empty_like(alpha, dtype=masks.dtype)))
-
-
-def _to_points(landmarks: Tensor | None, faces: Tensor) -> Tensor:
-    """Return (B, 5, 2) float32 landmarks."""
-    if landmarks is None:
-        height, width = faces.shape[-2:]
-        if height != width:
-            got = f"got {height} x {width}"
-            raise ValueError(f"without landmarks the faces must be square canonical crops, {got}: pass landmarks")
-        landmarks = TEMPLATES["canonical"].tensor(width)
-    if landmarks.shape not in ((5, 2), (len(faces), 5, 2)):
-        raise ValueError(f"expected landmarks (5, 2) or ({len(faces)}, 5, 2), got {tuple(landmarks.shape)}")
-    if not bool((landmarks.abs() <= LARGEST_COORDINATE).all()):
-        got = f"got {float(landmarks.abs().max()):g}: check the detector, or pass None"
-        raise ValueError(f"landmarks must be finite pixels up to {LARGEST_COORDINATE:g}, {got}")
-    return landmarks.to(device=faces.device, dtype=torch.float32).expand(len(faces), 5, 2)

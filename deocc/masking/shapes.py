@@ -72,10 +72,8 @@ class FaceFrame(NamedTuple):
     yu: Tensor
     xv: Tensor
     yv: Tensor
-    unit: Tensor
-    """Pixels per eye distance, the mean of both axes."""
-    yaw: Tensor
-    """u of the nose: 0 for a frontal face, positive where the nose points right."""
+    unit: Tensor  # pixels per eye distance, the mean of both axes
+    yaw: Tensor  # u of the nose: 0 for a frontal face, positive where the nose points right
 
     @classmethod
     def from_landmarks(cls, landmarks: Tensor) -> "FaceFrame":
@@ -106,10 +104,6 @@ class FaceFrame(NamedTuple):
         u0, v0 = -(ux * x0 + uy * y0), -(vx * x0 + vy * y0)
         columns = (ux, uy, u0, vx, vy, v0, x0, y0, ex * du, ey * du, xv, yv, (du * dv).sqrt(), yaw)
         return cls(*(column[:, None, None] for column in columns))
-
-    def take(self, index: Tensor | slice) -> "FaceFrame":
-        """Return the frames of some of the images."""
-        return FaceFrame(*(column[index] for column in self))
 
     def pixels(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return x and y, each (N, P), of points (P, 2) in face coordinates."""

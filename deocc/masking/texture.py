@@ -12,8 +12,7 @@ from deocc.masking.canvas import Canvas, Kind, Layer, luma, shading
 from deocc.masking.registry import register_kind
 from deocc.masking.shapes import FaceFrame
 
-_LEVELS = 5
-"""Copies of the picture, each half the size of the previous one, so that a small face has no aliasing."""
+_LEVELS = 5  # copies of the picture, each half the size of the previous one, so that a small face has no aliasing
 
 
 def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
@@ -30,10 +29,21 @@ def register_texture(name: str, path: str | Path, anchors: Tensor) -> None:
         ValueError: no pixel of the picture is transparent, or all are; the anchors are not five finite points; or the
             name is taken.
     """
-    picture = _read(Path(path))
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no texture at {path.resolve()}: give the path of an RGBA PNG")
+    with Image.open(path, formats=("PNG",)) as image:
+        if not image.has_transparency_data:  # an alpha channel, or a transparent colour of a palette
+            raise ValueError(
+                f"{path} has no transparent pixels (mode {image.mode}): "
+                "save it as an RGBA PNG, transparent where the face shows"
+            )
+        pixels = np.array(image.convert("RGBA"))
+    if not pixels[..., 3].any():
+        raise ValueError(f"{path} is transparent everywhere: an occluder must cover something")
     if anchors.shape != (5, 2) or not bool(anchors.isfinite().all()):
         raise ValueError(f"expected five finite anchors (5, 2) in pixels of the picture, got {anchors.tolist()}")
-    texture = Texture(picture, anchors.float())
+    texture = Texture(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, anchors.float())
     register_kind(Kind(name, texture.extent, texture))
 
 
@@ -61,44 +71,25 @@ class Texture:
 
     def __call__(self, canvas: Canvas) -> Layer:
         """Sample the picture bilinearly at the face coordinates of every pixel."""
-        f = FaceFrame(*(column.to(canvas.x.device) for column in self._frame))
+        device = canvas.x.device
+        f = FaceFrame(*(column.to(device) for column in self._frame))
         # How often to halve the picture, whose pixels may be finer than those of the face, (N, 1, 1).
-        bounds = torch.tensor([1.5 * 2**level for level in range(_LEVELS - 1)], device=canvas.x.device)
+        bounds = torch.tensor([1.5 * 2**level for level in range(_LEVELS - 1)], device=device)
         level = (f.unit / canvas.frame.unit > bounds).sum(-1, keepdim=True)
         shrink = 1 / (1 << level).float()
         x = canvas.affine(f.xu * shrink, f.xv * shrink, (f.x0 + self._border + 0.5) * shrink - 0.5)
         y = canvas.affine(f.yu * shrink, f.yv * shrink, (f.y0 + self._border + 0.5) * shrink - 0.5)
-        colour, alpha = self._sample(x, y, level)
+        start, height, width = self._layout.to(device)[level].unbind(-1)
+        x, y = torch.minimum(x.clamp_min(0), width - 1.001), torch.minimum(y.clamp_min(0), height - 1.001)
+        left, top = x.floor(), y.floor()
+        index, right, down = start + top.long() * width + left.long(), x - left, y - top
+        texels = self._texels.to(device)
+        upper = texels[:, index] * (1 - right) + texels[:, index + 1] * right
+        lower = texels[:, index + width] * (1 - right) + texels[:, index + width + 1] * right
+        sampled = upper * (1 - down) + lower * down
+        colour, alpha = sampled[:3].transpose(0, 1), sampled[3]  # (N, 3, h, w), premultiplied, and (N, h, w)
         lit = shading(canvas, canvas.u, 0.0).unsqueeze(1)
         if canvas.channels == 1:
             colour = luma(colour)[:, None]
         alpha = torch.where(alpha < 1 / 255, 0.0, alpha)
         return Layer(alpha, (colour / alpha.clamp_min(1 / 255).unsqueeze(1) * lit).clamp(0, 1))
-
-    def _sample(self, x: Tensor, y: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Return premultiplied colour (N, 3, h, w) and alpha (N, h, w) at texel coordinates of a level."""
-        start, height, width = self._layout.to(x.device)[level].unbind(-1)
-        x, y = torch.minimum(x.clamp_min(0), width - 1.001), torch.minimum(y.clamp_min(0), height - 1.001)
-        left, top = x.floor(), y.floor()
-        index, right, down = start + top.long() * width + left.long(), x - left, y - top
-        texels = self._texels.to(x.device)
-        upper = texels[:, index] * (1 - right) + texels[:, index + 1] * right
-        lower = texels[:, index + width] * (1 - right) + texels[:, index + width + 1] * right
-        sampled = upper * (1 - down) + lower * down
-        return sampled[:3].transpose(0, 1), sampled[3]
-
-
-def _read(path: Path) -> Tensor:
-    """Return RGBA (4, h, w) in [0, 1]."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no texture at {path.resolve()}: give the path of an RGBA PNG")
-    with Image.open(path, formats=("PNG",)) as image:
-        if not image.has_transparency_data:  # an alpha channel, or a transparent colour of a palette
-            raise ValueError(
-                f"{path} has no transparent pixels (mode {image.mode}): "
-                "save it as an RGBA PNG, transparent where the face shows"
-            )
-        pixels = np.array(image.convert("RGBA"))
-    if not pixels[..., 3].any():
-        raise ValueError(f"{path} is transparent everywhere: an occluder must cover something")
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
