@@ -35,24 +35,26 @@ usage: deocc COMMAND [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]
 `deocc COMMAND --help` lists every key. A configuration is a file, or the name of one that comes with deocc, such as
 inpaint, distill or trainer/gpu. --config may be given several times; later files and --KEY VALUE win.
 If an error occurs, DEOCC_TRACEBACK=1 shows where."""
-_PHOTO_OPTIONS = frozenset(
+_PHOTO_OPTIONS = frozenset(  # of `deocc predict` that only its form with photos has
     ["--out", "--parquet", "--json", "--all", "--face", "--aligned", "--detector", "--detector-weights", "--device"]
 )
-"""Options of `deocc predict` that only its form with photos has."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `deocc`; if the reader of its output has ended, such as `head`, end with code 141 and without a word.
+    """Run `deocc`.
 
     Raises:
         SystemExit: code 2 after one line about bad input, with --json also an object on the output, or about an output
-            that cannot be written, such as a file on a full disk; 130 after Ctrl-C. With DEOCC_TRACEBACK=1 the original
-            error is raised instead.
+            that cannot be written, such as a file on a full disk, unless DEOCC_TRACEBACK=1 raises the error itself; 130
+            after Ctrl-C; 141 without a word if the reader of the output, such as `head`, has ended.
     """
     home = os.path.expanduser("~")  # noqa: PTH111
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it cannot encode
     try:
         try:  # shells expand `~` in `~/x` only, not in `--option=~/x`, and not if it is quoted
             given = sys.argv[1:] if argv is None else argv
@@ -81,9 +83,6 @@ def _discard(stream: TextIO) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it cannot encode
     if not argv or argv[0] in {"-h", "--help"}:
         print(_HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
         return
@@ -104,13 +103,10 @@ def _main(argv: list[str]) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    """Import a command and run it; return its exit code.
-
-    `predict` has two forms: with a photo or folder as its first argument, or with an option that needs photos, it
-    predicts photos, and its help is of this form; otherwise it runs the prediction loop on the validation faces of a
-    run.
-    """
+    """Import a command and run it; return its exit code."""
     command = argv[0]
+    # With a photo or folder as its first argument, or with an option that needs photos, `predict` predicts photos, and
+    # its help is of this form; otherwise it runs the prediction loop on the validation faces of a run.
     photos = command == "predict" and len(argv) > 1 and (argv[1] in {"-h", "--help"} or not argv[1].startswith("-"))
     photos |= command == "predict" and any(text.split("=")[0] in _PHOTO_OPTIONS for text in argv)
     if command in arguments.PARSERS and (command != "predict" or photos):

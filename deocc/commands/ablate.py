@@ -1,8 +1,8 @@
 """`deocc ablate`: run the trainings and tests of a plan in parallel, and write tables of what is known.
 
 Finished jobs are not repeated, and interrupted trainings are resumed. A run folder contains `ACTION.log`, the output of
-the job, and `ACTION.started` and `ACTION.done`, which hold its fingerprint. A run that cannot be resumed is never
-deleted: its folder is renamed to `NAME.replaced-N`.
+the job, and `ACTION.started` and `ACTION.done`, which hold its fingerprint; the latter also the checksums of its
+results. A run that cannot be resumed is never deleted: its folder is renamed to `NAME.replaced-N`.
 """
 
 import contextlib
@@ -14,9 +14,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -36,8 +35,7 @@ _LAUNCHER_VARIABLES = re.compile(
 )
 
 Process = subprocess.Popen[bytes]
-_Child = tuple[Process, float, str | None]
-"""A process, its start in seconds of `time.monotonic`, and its GPU."""
+_Child = tuple[Process, float, str | None]  # with its start in seconds of `time.monotonic` and its GPU
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,8 +53,9 @@ def main(argv: Sequence[str]) -> int:
             folder.mkdir(exist_ok=True)
         jobs = list_jobs(plan)
         failed = run_jobs(jobs, plan.jobs, keep_open=[lock])
-        for folder in shared if not failed else ():
-            shutil.rmtree(folder)
+        if not failed:
+            for folder in shared:
+                shutil.rmtree(folder)
         write_outcome(plan, summarise(plan, read_tests(plan, [job for job in jobs if _is_done(job)])))
     if failed:
         name, reason = next(iter(failed.items()))
@@ -115,9 +114,10 @@ def run_jobs(jobs: Sequence[Job], parallel: int, keep_open: Collection[int] = ()
     begun = time.monotonic()
     failed: dict[str, str] = {}
     running: dict[Job, _Child] = {}
-    with _terminating(running) as check_interrupt:
+    with _terminating(running) as signals:
         while waiting or running:
-            check_interrupt()
+            if signals:
+                raise KeyboardInterrupt
             unfinished = {*waiting, *running}
             for job in list(waiting):
                 # Another job may have failed, or its folder may have disappeared.
@@ -150,7 +150,8 @@ def _start_job(job: Job, parallel: int, device: str | None, keep_open: Collectio
     command = list(job.command)
     if job.action == "fit" and job.folder.exists():
         reason = "its plan or files changed"
-        if _read_marker(job, "started") == [job.fingerprint]:
+        started = job.file("started")
+        if started.is_file() and started.read_text() == job.fingerprint:
             try:
                 command.append(f"--ckpt_path={runs.find_checkpoint(job.folder, resume=True)}")
                 reason = ""
@@ -207,24 +208,16 @@ def _finish(job: Job, exit_code: int) -> str:
 
 
 @contextlib.contextmanager
-def _terminating(running: Mapping[Job, _Child]) -> Iterator[Callable[[], None]]:
-    """Terminate the children at the end; yield a function that raises KeyboardInterrupt after Ctrl-C or SIGTERM.
+def _terminating(running: Mapping[Job, _Child]) -> Iterator[list[int]]:
+    """Collect the signals of Ctrl-C and SIGTERM in the yielded list, and terminate the children at the end.
 
-    Signals are only recorded when they arrive: an exception between the start of a child and its entry in `running`
-    would leave the child running.
+    If they raised an exception between the start of a child and its entry in `running`, the child would go on.
     """
     received: list[int] = []
-
-    def record(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    def check() -> None:
-        if received:
-            raise KeyboardInterrupt
-
-    handlers = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:
-        yield check
+        yield received
     finally:
         for process, _, _ in running.values():
             process.terminate()
@@ -240,23 +233,21 @@ def _terminating(running: Mapping[Job, _Child]) -> Iterator[Callable[[], None]]:
 
 def _is_done(job: Job) -> bool:
     """Return whether the job has succeeded with its current fingerprint and its result files are unchanged."""
-    return _read_marker(job, "done")[:1] == [job.fingerprint] and not _changed_files(job)
+    return _changed_files(job) == []
 
 
-def _changed_files(job: Job) -> list[str]:
-    """Return the result files of a successful test that are missing or changed."""
-    fingerprint, *recorded = _read_marker(job, "done") or [""]
+def _changed_files(job: Job) -> list[str] | None:
+    """Return the result files that are missing or changed since the job wrote them; None if it did not succeed."""
+    done = job.file("done")
+    lines = done.read_text().splitlines() if done.is_file() else []
+    if lines[:1] != [job.fingerprint]:
+        return None
     changed = []
-    for line in recorded if fingerprint == job.fingerprint else ():
+    for line in lines[1:]:
         digest, name = line.split(" ", 1)
         if not (job.folder / name).is_file() or checksum(job.folder / name) != digest:
             changed.append(name)
     return changed
-
-
-def _read_marker(job: Job, state: str) -> list[str]:
-    file = job.file(state)
-    return file.read_text().splitlines() if file.is_file() else []
 
 
 def _format_time(seconds: float) -> str:

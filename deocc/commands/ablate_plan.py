@@ -20,12 +20,10 @@ from deocc.files import checksum, expand_user, write_file
 from deocc.inference.model_folder import WEIGHTS, pretrained_folder
 from deocc.messages import one_line
 
-STAGE1 = "inpaint"
-"""Name of the stage-1 runs; stage-2 runs are named after their variant."""
-_STAGES = ("stage1", "stage2", "test")
-"""Keys of a plan whose value is a `Stage`."""
+STAGE1 = "inpaint"  # name of the stage-1 runs; stage-2 runs are named after their variant
+_STAGES = ("stage1", "stage2", "test")  # keys of a plan whose value is a `Stage`
+# Settings that may be "newest", and the module of that run.
 _EARLIER_MODULES = {"segmenter_checkpoint": "SegmentationModule", "inpainting_checkpoint": "InpaintingModule"}
-"""Settings that may be "newest", and the module of that run."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,17 @@ class Stage:
     overlay: dict[str, Any] = field(default_factory=dict)  # changes to the files
 
     def contents(self) -> list[Any]:
-        """Return the content of each file."""
+        """Return the contents of the files."""
         return [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in self.configs]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: its text, a row of a test's results, and the tested variant.
-
-    A row that does not depend on the student has no variant, and shows the first one.
-    """
+    """A row of the table."""
 
     title: str
-    row: str
-    variant: str | None = None
+    row: str  # of a test's results
+    variant: str | None = None  # the tested one; None shows the first, for a row that does not depend on the student
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,7 @@ class Plan:
     jobs: int = 1  # simultaneous trainings or tests
     seeds: list[int] = field(default_factory=lambda: [0])  # each repeats everything
     folds: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name, changes to the configuration of both stages that test other people, such as a fold or a half of the face
-    set; empty for its own split."""
+    """Changes to both stages that test other people, such as a fold of the face set; empty for its own split."""
     people: Literal["test", "validation"] = "test"  # the latter: last validation figures, without a test
     stage1: Stage = Stage()  # without files, `stage2` or `folds` name an inpainting_checkpoint
     stage2: Stage = Stage()
@@ -80,14 +74,8 @@ class Plan:
     """Overlay of stage 1 by variant, for variants that do not share the common stage 1."""
     rows: dict[str, Row] = field(default_factory=dict)  # by letter
     compare: list[Comparison] = field(default_factory=list)
-    share_outputs: bool = False
-    """Let runs of a fold share the outputs of their frozen networks (`deocc.callbacks.SharedOutputsCallback`), in a
-    folder that is deleted when all are done."""
+    share_outputs: bool = False  # of frozen networks among the runs of a fold: `deocc.callbacks.SharedOutputsCallback`
     wandb: bool = False  # log the runs to Weights & Biases, in a group named after the output folder
-
-    def variant_of(self, letter: str) -> str:
-        """Return the variant whose tests a row shows."""
-        return self.rows[letter].variant or next(iter(self.variants))
 
     def fold_seeds(self) -> list[tuple[str | None, int]]:
         """Return every fold (None = the split of the face set) with every seed, seed by seed."""
@@ -103,14 +91,12 @@ class Plan:
 
     def overlays(self) -> dict[str, dict[str, Any]]:
         """Return the overlays by the name of their file."""
-        return {
-            "stage1": self.stage1.overlay,
-            "stage2": self.stage2.overlay,
-            **({"test": self.test.overlay} if self.test.overlay else {}),
-            **{f"variant-{name}": overlay for name, overlay in self.variants.items()},
-            **{f"stage1-{name}": overlay for name, overlay in self.own_stage1.items()},
-            **{f"fold-{name}": overlay for name, overlay in self.folds.items()},
-        }
+        found = {"stage1": self.stage1.overlay, "stage2": self.stage2.overlay}
+        if self.test.overlay:
+            found["test"] = self.test.overlay
+        for kind, overlays in (("variant", self.variants), ("stage1", self.own_stage1), ("fold", self.folds)):
+            found |= {f"{kind}-{name}": overlay for name, overlay in overlays.items()}
+        return found
 
     def overlay_file(self, name: str) -> Path:
         """Return where an overlay is written."""
@@ -149,12 +135,7 @@ def read_plan(argv: Sequence[str]) -> Plan:
     empty = [key for key, value in values.items() if value is None]
     if empty:
         raise ValueError(f"the plan has no value for {', '.join(empty)}: give one, or remove the key")
-    for name in _STAGES:
-        value = values[name]
-        if not isinstance(value, dict) or value.keys() != {"configs", "overlay"} or None in value.values():
-            raise ValueError(f"{name} is {value}: write {name}: {{configs: [FILE, ...], overlay: {{...}}}}")
-        files = [str(_find_stage_config(config, name)) for config in value["configs"]]
-        values[name] = Stage(files, value["overlay"])
+    values |= {name: _read_stage(name, values[name]) for name in _STAGES}
     values["run"] = Path(values["run"])
     values["rows"] = {letter: Row(**dict(row)) for letter, row in values["rows"].items()}
     values["compare"] = [Comparison(**dict(pair)) for pair in values["compare"]]
@@ -174,19 +155,26 @@ def _check_stages(file: Path) -> None:
             raise ValueError(f"{name} is a file name: write {name}: {{configs: [{content[name]}]}}")
 
 
-def _find_stage_config(name: str, stage: str) -> Path:
-    """Find a configuration file and check that it is a mapping."""
-    try:
-        file = runs.find_config(name)
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{stage}.configs: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{stage}.configs: {file} is not valid YAML ({one_line(error)}): correct the file") from error
-    if not isinstance(content, dict):
-        found = type(content).__name__
-        raise ValueError(f"{stage}.configs: {file} holds {found}, not keys with values: give a file for `deocc fit`")
-    return file
+def _read_stage(name: str, value: Any) -> Stage:
+    """Return a stage of a plan with the paths of its configuration files, each of which must be a mapping."""
+    if not isinstance(value, dict) or value.keys() != {"configs", "overlay"} or None in value.values():
+        raise ValueError(f"{name} is {value}: write {name}: {{configs: [FILE, ...], overlay: {{...}}}}")
+    files = []
+    for config in value["configs"]:
+        try:
+            file = runs.find_config(config)
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name}.configs: {error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{name}.configs: {file} is not valid YAML ({one_line(error)}): correct the file"
+            ) from error
+        if not isinstance(content, dict):
+            found = type(content).__name__
+            raise ValueError(f"{name}.configs: {file} holds {found}, not keys with values: give a file for `deocc fit`")
+        files.append(str(file))
+    return Stage(files, value["overlay"])
 
 
 def _check(plan: Plan) -> None:
@@ -248,6 +236,8 @@ def write_overlays(plan: Plan) -> None:
 def list_jobs(plan: Plan) -> list[Job]:
     """Return all jobs in an order in which each follows those it needs; stage 1 of all folds and seeds comes first."""
     first, jobs = list[Job](), list[Job]()
+    test_files = [*plan.test.configs, *([str(plan.overlay_file("test"))] if plan.test.overlay else [])]
+    test_changes = [plan.test.contents(), plan.test.overlay] if test_files else []
     for fold, seed in plan.fold_seeds():
         stage1: dict[str, Job] = {}
         for variant in plan.variants:
@@ -257,8 +247,12 @@ def list_jobs(plan: Plan) -> list[Job]:
             if name not in stage1 and plan.stage1.configs:
                 stage1[name] = _fit(plan, plan.stage1, name, overlays, fold, seed)
             overlays = ["stage2", f"variant-{variant}"]
-            stage2 = _fit(plan, plan.stage2, variant, overlays, fold, seed, stage1.get(name))
-            jobs += [stage2, _test(plan, stage2)] if plan.people == "test" else [stage2]
+            fit = _fit(plan, plan.stage2, variant, overlays, fold, seed, stage1.get(name))
+            jobs.append(fit)
+            if plan.people == "test":
+                argv = ["--checkpoint", str(fit.folder), *(f"--config={file}" for file in test_files)]
+                argv.append(f"--run={fit.folder}")  # a test on another face set would write to another folder
+                jobs.append(_job("test", argv, fit.folder, [fit.fingerprint, *test_changes], (fit,)))
         first += stage1.values()
     return first + jobs
 
@@ -271,25 +265,26 @@ def _fit(
         overlays = [*overlays, f"fold-{fold}"]
         seed += list(plan.folds).index(fold)  # otherwise all folds would share a lucky or unlucky initialisation
     files = [*stage.configs, *(str(plan.overlay_file(overlay)) for overlay in overlays)]
-    files += [str(runs.find_config("logger/wandb"))] if plan.wandb else []
+    if plan.wandb:
+        files.append(str(runs.find_config("logger/wandb")))
     settings = [f"--seed_everything={seed}", f"--data.seed={seed}"]
     argv = [*(f"--config={file}" for file in files), f"--run={folder}", *settings]
     if plan.share_outputs and stage is plan.stage2:
         init_args = {"folder": str(plan.shared_folder(fold))}
         callback = {"class_path": "deocc.callbacks.SharedOutputsCallback", "init_args": init_args}
         argv.append(f"--trainer.callbacks+={json.dumps(callback)}")
-    if stage1 is not None:
-        argv.append(f"--model.init_args.inpainting_checkpoint={stage1.folder}")
-    # W&B and shared outputs change no result, so they are not part of the fingerprint.
     contents, changes = stage.contents(), [plan.overlays()[overlay] for overlay in overlays]
     earlier: dict[str, Any] = {}
     for part in [*contents, *changes]:
         earlier |= _checkpoint_settings(part)
     if stage1 is not None:
+        argv.append(f"--model.init_args.inpainting_checkpoint={stage1.folder}")
         earlier.pop("model.init_args.inpainting_checkpoint", None)
     found = [_checkpoint_file(name.rpartition(".")[2], value) for name, value in earlier.items()]
-    before = [checksum(file) for file in found if file is not None] + ([] if stage1 is None else [stage1.fingerprint])
-    return _job("fit", argv, folder, [contents, changes, settings, before], () if stage1 is None else (stage1,))
+    after = () if stage1 is None else (stage1,)
+    before = [*(checksum(file) for file in found if file is not None), *(job.fingerprint for job in after)]
+    # W&B and shared outputs change no result, so they are not part of the fingerprint.
+    return _job("fit", argv, folder, [contents, changes, settings, before], after)
 
 
 def _checkpoint_settings(configuration: Any, prefix: str = "") -> dict[str, Any]:
@@ -309,8 +304,7 @@ def _checkpoint_settings(configuration: Any, prefix: str = "") -> dict[str, Any]
 def _checkpoint_file(key: str, value: Any) -> Path | None:
     """Return the file that a setting names: of a run folder its checkpoint, of a model folder its weights.
 
-    None without a value, and for a run that does not exist, which each training reports. Raises ValueError for a
-    missing .ckpt file, before each training of the plan fails for it.
+    None without a value and for a missing run, which each training reports; a missing .ckpt file is a ValueError.
     """
     if not isinstance(value, str):
         return None
@@ -325,15 +319,6 @@ def _checkpoint_file(key: str, value: Any) -> Path | None:
     if path.suffix == ".ckpt" and not path.is_file():
         raise ValueError(f"no file {value}, the {key} of the plan: train it, or give the path of another")
     return path if path.is_file() else None
-
-
-def _test(plan: Plan, fit: Job) -> Job:
-    stage = plan.test
-    files = [*stage.configs, *([str(plan.overlay_file("test"))] if stage.overlay else [])]
-    argv = ["--checkpoint", str(fit.folder), *(f"--config={file}" for file in files)]
-    argv.append(f"--run={fit.folder}")  # a test on another face set would write to another folder
-    changes = [stage.contents(), stage.overlay] if files else []
-    return _job("test", argv, fit.folder, [fit.fingerprint, *changes], (fit,))
 
 
 def _job(action: str, argv: list[str], folder: Path, content: list[Any], after: tuple[Job, ...]) -> Job:

@@ -18,15 +18,24 @@ from deocc.evaluation.results import CLEAN_ROWS
 from deocc.files import write_file, write_json
 
 _TITLES = {"accuracy": "accuracy %", "eer": "EER %", "tar@1e-2": "TAR@1e-2 %", "tar@1e-3": "TAR@1e-3 %"}
-_SOURCES = {"": "given", "_predicted_mask": "predicted", "_bare": "bare pairs"}
-"""Content of a line of the table, by the suffix of its figures."""
+_SOURCES = {"": "given", "_predicted_mask": "predicted", "_bare": "bare pairs"}  # of a line, by suffix of its figures
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
     """Write all files, the numbers first, so that an error in a figure does not lose them, and print the table."""
     write_json(plan.run / "ablation.json", {"plan": asdict(plan), **summary})
-    table = f"{_introduction(summary)}\n\n{_row_table(summary)}\n"
+    data, seeds, folds = summary["data"] or "no data", summary["seeds"], summary["folds"]
+    if summary["tested_on"] == "validation":
+        people = f"Validation people of {data}, last validation of each training"
+    elif folds:
+        count = "fold" if len(folds) == 1 else "folds"
+        people = f"{summary['people']} people of {data}, {count} {', '.join(folds)}, each with models of its own"
+    else:
+        people = f"{summary['people']} people of {data}, the split of the face set"
+    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    table = f"{people}, {count} ({', '.join(map(str, seeds))}); mean ± standard deviation over runs.\n\n"
+    table += f"{_row_table(summary)}\n"
     if summary["comparisons"]:
         table += f"\n{_comparison_table(summary)}\n"
     if summary["per_kind"]:
@@ -37,32 +46,19 @@ def write_outcome(plan: Plan, summary: Mapping[str, Any]) -> None:
     print(f"table: {plan.run / 'table.md'}", flush=True)
 
 
-def _introduction(summary: Mapping[str, Any]) -> str:
-    """Return how often which people were tested."""
-    data, seeds, folds = summary["data"] or "no data", summary["seeds"], summary["folds"]
-    if summary["tested_on"] == "validation":
-        people = f"Validation people of {data}, last validation of each training"
-    elif folds:
-        count = "fold" if len(folds) == 1 else "folds"
-        people = f"{summary['people']} people of {data}, {count} {', '.join(folds)}, each with models of its own"
-    else:
-        people = f"{summary['people']} people of {data}, the split of the face set"
-    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    return f"{people}, {count} ({', '.join(map(str, seeds))}); mean ± standard deviation over runs."
-
-
 def _row_table(summary: Mapping[str, Any]) -> str:
-    """Return the table of rows and its explanation; each figure is mean ± standard deviation over folds and seeds."""
+    """Return the table of rows and its explanation."""
     rows = summary["rows"]
     known = {name for row in rows.values() for name in row.get("figures", {})}
     columns = {name: title for name, title in {**_TITLES, "rank1": "rank-1 %"}.items() if name in known}
     body = []
     for letter, row in rows.items():
         title = f"({letter}) {row['title']}"
-        figures = row.get("figures")
-        if figures is None:
+        if "figures" not in row:
             body.append([title, *_unfinished_cells(row, 1 + len(columns))])
-        for suffix, source in _SOURCES.items() if figures is not None else ():
+            continue
+        figures = row["figures"]
+        for suffix, source in _SOURCES.items():
             values = [figures.get(name + suffix) for name in columns]
             if any(values):
                 needs_mask = row["row"] not in CLEAN_ROWS and with_predicted_mask(row["row"]) != row["row"]
@@ -137,25 +133,21 @@ def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
 
 def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> None:
     """Write the figures for which there are data as SVG and PNG, on white, so that they can be read on a dark page."""
+    figures = {}
     if any("figures" in row for row in summary["rows"].values()):
-        _save(bar_figure(summary), plan.run / "bars")
+        figures["bars"] = bar_figure(summary)
     curves = {}
     for name in plan.variants:
         curves[name] = read_curves([plan.run_folder(name, fold, seed) for fold, seed in plan.fold_seeds()])
     if any(curves.values()):
-        _save(loss_figure(curves), plan.run / "losses")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_svg(figure, path.with_suffix(".svg"))
-    figure.savefig(path.with_suffix(".png"), facecolor="white")
+        figures["losses"] = loss_figure(curves)
+    for name, figure in figures.items():
+        write_svg(figure, plan.run / f"{name}.svg")
+        figure.savefig(plan.run / f"{name}.png", facecolor="white")
 
 
 def bar_figure(summary: Mapping[str, Any]) -> Figure:
-    """Draw accuracy and EER of each row, with the given and the predicted mask, and each run as a dot.
-
-    Lines show the standard deviation over runs.
-    """
+    """Draw accuracy and EER of each row, by source of masks, with their deviation and each run as a dot."""
     rows = {letter: row["figures"] for letter, row in summary["rows"].items() if "figures" in row}
     labels = [f"({letter}) {summary['rows'][letter]['title']}" for letter in rows]
     names = [name for name in ("accuracy", "eer") if any(name in figures for figures in rows.values())]
@@ -173,12 +165,13 @@ def bar_figure(summary: Mapping[str, Any]) -> Figure:
                     continue
                 if all(figures.get(name + other) is not None for other in sources):
                     place += shift  # a single bar is centred on its label
-                values, deviation = [100 * value for value in known["values"]], known["deviation"]
                 lowest = min(lowest, *known["values"])
-                error = None if deviation is None else 100 * deviation
-                style: dict[str, Any] = {"color": colour, "alpha": 0.7, "label": label}
+                error = None if known["deviation"] is None else 100 * known["deviation"]
                 lines = {"ecolor": "black", "capsize": 2}
-                axes.barh(place, 100 * known["mean"], 0.36, xerr=error, error_kw=lines, **style)
+                axes.barh(
+                    place, 100 * known["mean"], 0.36, xerr=error, error_kw=lines, color=colour, alpha=0.7, label=label
+                )
+                values = [100 * value for value in known["values"]]
                 axes.plot(values, [place] * len(values), ".", color="black", markersize=3)
                 label = None  # one entry of the legend for each source
         if name == "accuracy":  # from below the lowest value, as in the paper's figure

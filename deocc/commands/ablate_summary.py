@@ -19,9 +19,7 @@ from deocc.evaluation.report import MISSING
 from deocc.evaluation.results import CLEAN_ROWS, ROWS
 from deocc.evaluation.verification import CLEAN_SCORES, SCORES, PairScores, check_same_pairs, read_scores
 
-FIGURES = ("accuracy", "eer", "tar@1e-2", "tar@1e-3")
-"""Figures of a comparison."""
-
+FIGURES = ("accuracy", "eer", "tar@1e-2", "tar@1e-3")  # of a comparison
 _ORIGIN = ("command", "seed", "data_seed", "mask_seeds", "data_hash", "training_data_hash", "manifest_hash", "versions")
 
 
@@ -30,10 +28,8 @@ class Outcome(NamedTuple):
 
     fold: str | None
     seed: int
-    results: Mapping[str, Any]
-    """Content of `results.json`, or the last validation figures in the same form."""
-    read_pairs: Callable[[str], PairScores | None]
-    """Reads the pair scores of a row, if there are any. They are large and not kept in memory."""
+    results: Mapping[str, Any]  # content of `results.json`, or the last validation figures in the same form
+    read_pairs: Callable[[str], PairScores | None]  # of a row; they are large and not kept in memory
 
 
 def read_tests(plan: Plan, done: Sequence[Job]) -> dict[str, list[Outcome]]:
@@ -83,7 +79,7 @@ def summarise(plan: Plan, tests: Mapping[str, Sequence[Outcome]], replicates: in
     rows: dict[str, dict[str, Any]] = {}
     of = len(plan.fold_seeds())
     for letter, row in plan.rows.items():
-        variant = plan.variant_of(letter)
+        variant = row.variant or next(iter(plan.variants))
         known[letter] = [test for test in tests[variant] if row.row in test.results["rows"]]
         count = len(known[letter])
         rows[letter] = {"title": row.title, "row": row.row, "variant": variant, "runs": count, "of": of}
@@ -146,14 +142,12 @@ def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, fl
 
 
 def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates: int) -> list[dict[str, Any]]:
-    """Compare the rows of each claim whose tests exist, with the given and with the predicted mask.
-
-    The intervals of a figure hold for all comparisons together (`deocc.evaluation.bootstrap.simultaneous_intervals`).
+    """Compare the rows of each claim whose tests exist.
 
     Returns:
         For each of `plan.compare` its letters, claim and numbers of runs, and, if its pairs are known, `masks`: by
         "given" and "predicted", or "none" if both rows have one source of masks only, the estimate of first minus
-        second with the interval of each figure, and the verdict.
+        second for each figure, with an interval that holds for all comparisons together, and the verdict.
     """
 
     @cache
@@ -176,7 +170,9 @@ def compare_rows(plan: Plan, known: Mapping[str, Sequence[Outcome]], replicates:
         given = [plan.rows[letter].row for letter in letters]
         predicted = [row if row in CLEAN_ROWS else with_predicted_mask(row) for row in given]
         sources = {"none": given} if predicted == given else {"given": given, "predicted": predicted}
-        for mask, rows in sources.items() if count == of else ():
+        if count < of:
+            continue
+        for mask, rows in sources.items():
             one, other = (bootstrap(letter, row) for letter, row in zip(letters, rows, strict=True))
             if one is not None and other is not None:
                 _check_pairs(pair, [known[letter] for letter in letters], rows)
@@ -225,18 +221,17 @@ def _summarise_parts(plan: Plan, known: Mapping[str, Sequence[Outcome]]) -> dict
             means[letter] = mean_and_deviation([part.get("rows", {}).get(row, {}).get("eer") for part in listed])[0]
         return means
 
-    tests = [test.results for listed in known.values() for test in listed]
+    by_letter = {letter: [test.results for test in listed] for letter, listed in known.items()}
+    tests = [results for listed in by_letter.values() for results in listed]
     per_kind = {}
     for kind in dict.fromkeys(kind for results in tests for kind in results.get("per_kind", {})):
-        parts = {
-            letter: [test.results["per_kind"].get(kind, {}) for test in listed] for letter, listed in known.items()
-        }
+        parts = {letter: [each["per_kind"].get(kind, {}) for each in listed] for letter, listed in by_letter.items()}
         per_kind[kind] = mean_eer(parts)
     tenths = []
     for number in range(min((len(results.get("per_coverage", [])) for results in tests), default=0)):
-        parts = {letter: [test.results["per_coverage"][number] for test in listed] for letter, listed in known.items()}
-        edges = {}
-        for name in ("low", "high"):
-            edges[name] = statistics.fmean(results["per_coverage"][number][name] for results in tests)
+        parts = {letter: [each["per_coverage"][number] for each in listed] for letter, listed in by_letter.items()}
+        edges = {
+            name: statistics.fmean(each["per_coverage"][number][name] for each in tests) for name in ("low", "high")
+        }
         tenths.append({**edges, "rows": mean_eer(parts)})
     return {"per_kind": per_kind, "per_coverage": tenths}

@@ -6,15 +6,11 @@ from typing import Final
 
 from deocc.messages import ArgumentParser
 
-NEWEST: Final = "newest"
-"""Value of --checkpoint for the newest stage-2 run."""
-AUTO: Final = "auto"
-"""Value of --device for a GPU where there is one."""
-ALL_KINDS, RANDOM_KIND = "all", "random"
-"""Values of `deocc mask --kind` besides the names of kinds."""
-CROP_SIZE: Final = 256
-"""Side in pixels of the crops that `deocc mask --crops` writes."""
-DEMO_HOST, DEMO_PORT = "127.0.0.1", 7860
+NEWEST: Final = "newest"  # value of --checkpoint for the newest stage-2 run
+AUTO: Final = "auto"  # value of --device for a GPU where there is one
+ALL_KINDS, RANDOM_KIND = "all", "random"  # values of `deocc mask --kind` besides the names of kinds
+CROP_SIZE: Final = 256  # side in pixels of the crops that `deocc mask --crops` writes
+_PHOTOS: Final = "image files, and folders of them with their subfolders"
 
 # Copies of what the registries contain, since these import torch; a test compares them.
 KINDS: Final = ("surgical", "cloth", "n95", "scarf", "sunglasses", "hand", "box", "strokes", "blob")
@@ -74,15 +70,9 @@ Keys:
 """
 
 
-def _parser(command: str, description: str, *parts: Callable[[ArgumentParser], None]) -> ArgumentParser:
+def _photo_parser(command: str, description: str) -> ArgumentParser:
+    """Return a parser with the options that all commands for photos have."""
     parser = ArgumentParser(prog=f"deocc {command}", description=description)
-    for add_part in parts:
-        add_part(parser)
-    return parser
-
-
-def _faces(parser: ArgumentParser) -> None:
-    """Add the options that all commands for photos have."""
     add = parser.add_argument
     add("--json", action="store_true", help="print the result, or the error, as JSON")
     add("--all", action="store_true", dest="every", help="all faces of a photo, not only the most prominent")
@@ -90,43 +80,41 @@ def _faces(parser: ArgumentParser) -> None:
     add("--face", type=int, dest="number", metavar="N", help=number)
     aligned = "the photos are crops aligned in this way, one face each, and no detector is used"
     add("--aligned", choices=ALIGNMENTS, help=aligned)
-    _detector(parser)
+    _add_detector(parser)
+    return parser
 
 
-def _detector(parser: ArgumentParser) -> None:
+def _add_detector(parser: ArgumentParser) -> None:
     parser.add_argument("--detector", choices=DETECTORS, help=f"default: {DEFAULT_DETECTOR}")
     parser.add_argument("--detector-weights", metavar="FILE", help="the weights of the detector named by --detector")
 
 
-def _photos(parser: ArgumentParser) -> None:
-    accepted = "image files, and folders of them with their subfolders"
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=accepted)
-
-
-def _checkpoint(parser: ArgumentParser) -> None:
+def _add_model(parser: ArgumentParser, choose_device: bool = True) -> None:
+    """Add --checkpoint and --device, without a choice always the processor, for `deocc.commands.model.load_model`."""
     model = (
         f"a run, a checkpoint, a model folder, owner/name on the Hugging Face hub, or {NEWEST!r} for the newest "
         "stage-2 run below runs/ (default: the packaged model, else the newest run)"
     )
     parser.add_argument("--checkpoint", metavar="MODEL", help=model)
-
-
-def _model(parser: ArgumentParser) -> None:
-    """Add --checkpoint and --device, for `deocc.commands.model.load_model`."""
-    _checkpoint(parser)
-    parser.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one")
+    if choose_device:
+        where = "cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one"
+        parser.add_argument("--device", default=AUTO, help=where)
+    else:
+        parser.set_defaults(device="cpu")
 
 
 def _mask() -> ArgumentParser:
     description = "Put masks on the faces of photos: masked copies, binary masks, and a list of what was done."
-    parser = _parser("mask", description, _faces, _photos)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser = _photo_parser("mask", description)
+    add = parser.add_argument
+    add("photos", nargs="+", type=Path, metavar="PHOTOS", help=_PHOTOS)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     kinds = f"{', '.join(KINDS)}; {ALL_KINDS} = a copy with each; {RANDOM_KIND} = one at random for each face"
     kinds = f"default: surgical. {kinds}; may be given several times"
-    parser.add_argument("--kind", action="append", metavar="KIND", help=kinds)
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default: 0)")
+    add("--kind", action="append", metavar="KIND", help=kinds)
+    add("--seed", type=int, default=0, help="another seed gives other masks (default: 0)")
     crops = f"write aligned crops of the masked faces too, {CROP_SIZE} pixels a side"
-    parser.add_argument("--crops", action="store_true", help=crops)
+    add("--crops", action="store_true", help=crops)
     return parser
 
 
@@ -135,15 +123,16 @@ def _predict() -> ArgumentParser:
         "Predict masks, complete the faces behind them and embed the faces of photos. Without PHOTOS, the validation "
         "faces of a run are predicted: `deocc predict --checkpoint RUN`; `--print_config` lists the keys of that form."
     )
-    parser = _parser("predict PHOTOS", description, _faces, _photos)
+    parser = _photo_parser("predict PHOTOS", description)
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS", help=_PHOTOS)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--parquet", action="store_true", help="write embeddings.parquet beside embeddings.npz")
-    _model(parser)
+    _add_model(parser)
     return parser
 
 
 def _verify() -> ArgumentParser:
-    parser = _parser("verify", "Say whether two photos show the same person: same, different, or not sure.", _faces)
+    parser = _photo_parser("verify", "Say whether two photos show the same person: same, different, or not sure.")
     for name in ("a", "b"):
         parser.add_argument(name, type=Path, metavar=name.upper(), help="a photo")
     rate = (
@@ -151,17 +140,17 @@ def _verify() -> ArgumentParser:
         "(default: 0.01, or the strictest above it)"
     )
     parser.add_argument("--false-accept-rate", type=float, metavar="RATE", help=rate)
-    _model(parser)
+    _add_model(parser)
     return parser
 
 
 def _identify() -> ArgumentParser:
     description = "Find people of a gallery in photos: the most similar ones, and who is unknown."
-    parser = _parser("identify", description, _faces)
+    parser = _photo_parser("identify", description)
     add = parser.add_argument
     layout = "folder of the known people's photos: GALLERY/PERSON/PHOTO, or GALLERY/PERSON.jpg"
     add("gallery", type=Path, metavar="GALLERY", help=layout)
-    _photos(parser)
+    add("photos", nargs="+", type=Path, metavar="PHOTOS", help=_PHOTOS)
     add("--top", type=int, default=5, metavar="N", help="how many people to list for each face (default: 5)")
     rate = "share of unknown faces that may be taken for anyone of the gallery (default: 0.01)"
     add("--false-accept-rate", type=float, default=0.01, metavar="RATE", help=rate)
@@ -174,13 +163,13 @@ def _identify() -> ArgumentParser:
     add("--save-index", type=Path, metavar="FILE", help=kept)
     table = "the table (default: identified.csv)"
     add("--out", type=Path, default=Path("identified.csv"), metavar="FILE", help=table)
-    _model(parser)
+    _add_model(parser)
     return parser
 
 
 def _export() -> ArgumentParser:
     what = "from canonical crops to completed faces, masks and embeddings"
-    parser = _parser("export", f"Write the trained system into one file: {what}.")
+    parser = ArgumentParser("deocc export", description=f"Write the trained system into one file: {what}.")
     parser.add_argument("--to", required=True, choices=list(EXPORT_SUFFIXES), help="the format")
     suffixes = ", ".join(f"{suffix} for {name}" for name, suffix in EXPORT_SUFFIXES.items())
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=f"where to write it: {suffixes}")
@@ -191,24 +180,26 @@ def _export() -> ArgumentParser:
     photos = "compare with torch on the faces of these photos (default: embedded faces of validation people)"
     parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-    _checkpoint(parser)
-    parser.set_defaults(device="cpu")
+    _add_model(parser, choose_device=False)
     return parser
 
 
 def _demo() -> ArgumentParser:
     description = "Show on a local web page how a photo is masked, completed, compared and identified."
-    parser = _parser("demo", description, _model)
-    parser.add_argument("--host", default=DEMO_HOST, help=f"address to listen at; {DEMO_HOST} admits this machine only")
+    parser = ArgumentParser("deocc demo", description=description)
+    _add_model(parser)
+    host, port = "127.0.0.1", 7860
+    parser.add_argument("--host", default=host, help=f"address to listen at; {host} admits this machine only")
     proxy = "host name under which a reverse proxy serves the page; may be repeated"
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=proxy)
-    parser.add_argument("--port", type=int, default=DEMO_PORT, help=f"default: {DEMO_PORT}; 0 = any free one")
-    _detector(parser)
+    parser.add_argument("--port", type=int, default=port, help=f"default: {port}; 0 = any free one")
+    _add_detector(parser)
     return parser
 
 
 def _doctor() -> ArgumentParser:
-    parser = _parser("doctor", "Report what is installed and works, what is wrong, and how to fix it.")
+    description = "Report what is installed and works, what is wrong, and how to fix it."
+    parser = ArgumentParser("deocc doctor", description=description)
     checkpoint = "a run folder, a checkpoint file or a model folder (default: the newest run)"
     parser.add_argument("--checkpoint", type=Path, metavar="RUN", help=checkpoint)
     data = "a folder of faces: CelebA, or aligned crops as PERSON/IMAGE, also compared with the checkpoint"

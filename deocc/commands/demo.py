@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,12 +35,8 @@ if TYPE_CHECKING:
 MAX_SEED: Final = 2**31 - 1
 _MAX_UPLOAD: Final = "10mb"
 _MAX_WAITING: Final = 20  # requests for the model; more are refused
-_LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1", "[::1]")
-_SHUTDOWN_SECONDS: Final = 2  # a page keeps a connection open as long as it is shown
-_SWEEP_SECONDS: Final = 30
-_KEEP_SECONDS: Final = 600
-"""Uploaded photos are deleted after ten minutes; Gradio looks for them every 30 s."""
-
+_KEEP_SECONDS: Final = 600  # after which an uploaded photo is deleted
+_SWEEP_SECONDS: Final = 30  # between Gradio's searches for such photos
 _GRADIO_ENVIRONMENT: Final = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",  # would keep photos in the browser
@@ -75,11 +72,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
 class Answers:
-    """Turns the page's inputs into HTML; only files below the folder of uploads are read."""
+    """Turns the page's inputs into HTML."""
 
-    def __init__(self, analyst: Analyst, finder: FaceFinder, uploads: Path) -> None:
-        self._analyst, self._finder, self._uploads = analyst, finder, uploads.resolve()
+    analyst: Analyst
+    finder: FaceFinder
+    uploads: Path  # only files below this folder are read
 
     def answer(
         self, photo: Mapping[str, Any] | None, second: Mapping[str, Any] | None, kind: str, seed: float | None
@@ -97,7 +96,7 @@ class Answers:
                 second_face = None if second is None else self._find_face(second, "the second photo")
                 if not isinstance(seed, int | float) or not 0 <= seed <= MAX_SEED or seed != int(seed):
                     raise ValueError(f"the seed is {seed}: give a whole number from 0 to {MAX_SEED}")
-                analysis = self._analyst.analyse(face, kind, int(seed), second_face)
+                analysis = self.analyst.analyse(face, kind, int(seed), second_face)
             except RECOVERABLE as error:
                 line = html.escape(one_line(error) or type(error).__name__)
                 return f'<p class="deocc-error" role="alert">{line}</p>'  # screen readers announce it at once
@@ -107,13 +106,13 @@ class Answers:
     def _find_face(self, photo: Mapping[str, Any], default_name: str) -> PhotoFace:
         name = str(photo.get("orig_name") or default_name)
         try:
-            path = (self._uploads / str(photo.get("path") or "")).resolve()
-            if not path.is_relative_to(self._uploads):  # the path comes from the browser
+            path = (self.uploads / str(photo.get("path") or "")).resolve()
+            if not path.is_relative_to(self.uploads.resolve()):  # the path comes from the browser
                 raise FileNotFoundError(path)
             content = path.read_bytes()
         except (OSError, ValueError):
             raise ValueError(f"{name} is no longer here, since photos are not kept: choose it again") from None
-        return self._finder.find(read_photo(content, name), name)[0]
+        return self.finder.find(read_photo(content, name), name)[0]
 
 
 def build_page(answers: Answers, gallery: OrlGallery | None) -> "gr.Blocks":
@@ -214,16 +213,16 @@ def listen(host: str, port: int) -> socket.socket:
 def make_app(page: "gr.Blocks", local_only: bool = True, hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
     """Mount the page in an application that limits uploads and loads nothing from other machines.
 
-    With `local_only` it accepts only requests to a loopback address, `localhost` or one of `hosts`, such as that of a
-    reverse proxy. This stops DNS rebinding, where another site's host name resolves to this machine so that its page
-    can read this one.
+    With `local_only` it accepts only requests to this machine or one of `hosts`, such as that of a reverse proxy. This
+    stops DNS rebinding: another site's host name resolves to this machine, so that its page can read this one.
     """
     import fastapi
     import gradio as gr
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    local = ["localhost", "127.0.0.1", "::1", "[::1]", *hosts]
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL_HOSTS, *hosts] if local_only else ["*"])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=local if local_only else ["*"])
     theme = gr.themes.Default(  # Gradio's default fonts would be loaded from the network
         primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     )
@@ -242,7 +241,7 @@ def serve(app: "fastapi.FastAPI", listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         log_level="critical",  # or pages that are still open at the end are reported with a traceback
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=2,  # seconds: a page keeps a connection open as long as it is shown
         proxy_headers=False,
         server_header=False,
     )

@@ -2,6 +2,7 @@
 
 import base64
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
 from typing import Final, NamedTuple
@@ -25,9 +26,7 @@ from deocc.masking import render
 from deocc.networks import Deoccluder
 from deocc.networks.generator import STRIDE
 
-NO_MASK: Final = "none"
-"""Mask kind for a photo that is shown unchanged, for example because its face is masked already."""
-
+NO_MASK: Final = "none"  # kind for a photo that is shown unchanged, for example because its face is masked already
 EXAMPLES: Final = {
     "One person, surgical mask": ((21, 4), (21, 7), "surgical", 0),
     "Two people, scarf": ((22, 2), (24, 5), "scarf", 1),
@@ -43,11 +42,11 @@ _DECISIONS: Final = {"same": "Same person", "different": "Different people", "no
 
 
 class Panel(NamedTuple):
-    """A picture of one processing step, (S, S, 3) RGB, or None if the caption explains its absence."""
+    """A picture of one processing step."""
 
     title: str
     caption: str
-    picture: NDArray[np.uint8] | None
+    picture: NDArray[np.uint8] | None  # (S, S, 3) RGB; None if the caption explains its absence
 
 
 class Comparison(NamedTuple):
@@ -57,15 +56,6 @@ class Comparison(NamedTuple):
     similarity: float  # cosine, in [-1, 1]
     verdict: Verdict | None  # None if no calibrated threshold applies
     picture: NDArray[np.uint8] | None = None  # (112, 92, 3) RGB, face of the person; None for the second photo
-
-
-class Match(NamedTuple):
-    """A person of the gallery."""
-
-    name: str
-    picture: NDArray[np.uint8]  # (112, 92, 3) RGB
-    similarity: float  # cosine to the query, in [-1, 1]
-    covered: float  # covered share of the face by its predicted mask, in [0, 1]
 
 
 class Analysis(NamedTuple):
@@ -87,27 +77,19 @@ class OrlGallery:
     def __init__(self, pipeline: Pipeline) -> None:
         self._faces = OrlFaces()
         self.credit = self._faces.credit
-        self._indices = np.unique(self._faces.identity, return_index=True)[1].tolist()
+        indices = np.unique(self._faces.identity, return_index=True)[1].tolist()
+        self.names = [f"ORL person {int(self._faces.identity[index]) + 1}" for index in indices]
+        self.pictures = [self._faces.image(index) for index in indices]  # (112, 92, 3) RGB
         template = TEMPLATES["canonical"].tensor(pipeline.size)
         crops = []
-        for index in self._indices:
+        for index, picture in zip(indices, self.pictures, strict=True):
             landmarks = torch.from_numpy(self._faces.landmarks[index]).float()
-            crops.append(cut(self._faces.image(index), similarity_transform(landmarks, template), pipeline.size))
+            crops.append(cut(picture, similarity_transform(landmarks, template), pipeline.size))
         output = pipeline.process_faces(torch.stack(crops))
-        self._embeddings, self._covered = output.embedding.cpu(), output.covered.tolist()
+        self.embeddings, self.covered = output.embedding.cpu(), output.covered.tolist()
 
     def __len__(self) -> int:
-        return len(self._indices)
-
-    def nearest(self, embedding: Tensor) -> list[Match]:
-        """Return the people most similar to a unit embedding (D,), in descending order of similarity."""
-        similarities, order = (self._embeddings @ embedding.cpu()).topk(_MATCHES)
-        matches = []
-        for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
-            index = self._indices[place]
-            name = f"ORL person {int(self._faces.identity[index]) + 1}"
-            matches.append(Match(name, self._faces.image(index), similarity, self._covered[place]))
-        return matches
+        return len(self.names)
 
     def example_inputs(self, title: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str, int]:
         """Return the page's inputs for one of `EXAMPLES`: two photos (448, 368, 3) RGB, kind and seed."""
@@ -120,29 +102,41 @@ class OrlGallery:
         return photos[0], photos[1], kind, seed
 
 
+@dataclass(frozen=True)
 class Analyst:
     """Computes the content of the page; without a gallery, no people are searched."""
 
-    def __init__(self, pipeline: Pipeline, gallery: OrlGallery | None) -> None:
-        self._pipeline, self._gallery = pipeline, gallery
+    pipeline: Pipeline
+    gallery: OrlGallery | None
 
     def analyse(self, face: PhotoFace, kind: str, seed: int, second: PhotoFace | None = None) -> Analysis:
         """Mask a face, complete it, compare it with a second one and search it in the gallery.
 
         Both faces are cropped at the pipeline's size. The kind is `NO_MASK` or a name from `deocc.masking.list_kinds`.
         """
-        masked = face.face
-        if kind != NO_MASK:
+        rendered, masked = kind != NO_MASK, face.face
+        if rendered:
             masked = render(face.face[None], face.landmarks[None], kind, torch.tensor([seed]))[0][0]
         crops = [face.face, masked] if second is None else [face.face, masked, second.face]
-        output = self._pipeline.process_faces(torch.stack(crops))
-        found = [] if self._gallery is None else self._gallery.nearest(output.embedding[1])
-        matches = []
-        for match in found:
-            compared = self._compare(match.name, match.similarity, float(output.covered[1]), match.covered)
-            matches.append(compared._replace(picture=match.picture))
-        pair = [] if second is None else self._compare_pair(masked, output, kind != NO_MASK)
-        return Analysis(self._panels(face.face, masked, output, kind), pair, matches, self._gallery)
+        output = self.pipeline.process_faces(torch.stack(crops))
+        covered = output.covered.tolist()
+        matches, gallery = [], self.gallery
+        if gallery is not None:
+            similarities, order = (gallery.embeddings @ output.embedding[1].cpu()).topk(_MATCHES)
+            for place, similarity in zip(order.tolist(), similarities.tolist(), strict=True):
+                match = self._compare(gallery.names[place], similarity, covered[1], gallery.covered[place])
+                matches.append(match._replace(picture=gallery.pictures[place]))
+        pair = []
+        if second is not None:
+            clean, completed, other = output.embedding
+            bare = self.pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
+            if rendered:
+                pair.append(self._compare("Clean", float(clean @ other), covered[0], covered[2]))
+            title = "Masked, not completed" if rendered else "As it is, not completed"
+            pair.append(Comparison(title, float(bare @ other), None))
+            title = "Masked, completed" if rendered else "Completed"
+            pair.append(self._compare(title, float(completed @ other), covered[1], covered[2]))
+        return Analysis(self._panels(face.face, masked, output, kind), pair, matches, gallery)
 
     def _panels(self, clean: Tensor, masked: Tensor, output: FaceOutput, kind: str) -> list[Panel]:
         mask, completed_face = output.mask[1].cpu(), output.completed_face[1].cpu()
@@ -153,7 +147,7 @@ class Analyst:
         panels.append(Panel("Predicted mask", f"white = covered: {output.covered[1]:.0%} of the face", mask_picture))
         panels.append(Panel("Completed", "what the model puts under the mask", to_pixels(completed_face)))
         picture, caption = None, "this model has no attention branch"
-        deoccluder, device = self._pipeline.network.deoccluder, self._pipeline.device
+        deoccluder, device = self.pipeline.network.deoccluder, self.pipeline.device
         if deoccluder is not None and deoccluder.generator.attention_branch is not None:
             heat = attention_map(deoccluder, masked.to(device), mask.to(device))
             if heat is None:
@@ -162,23 +156,11 @@ class Analyst:
                 picture, caption = _draw_heat(heat.cpu(), masked), "bright = the generator looks here most"
         return [*panels, Panel("Attention", caption, picture)]
 
-    def _compare_pair(self, masked: Tensor, output: FaceOutput, rendered: bool) -> list[Comparison]:
-        """Compare the clean, the masked but not completed, and the completed first face with the second face."""
-        clean, completed, second = output.embedding
-        covered = output.covered.tolist()
-        bare = self._pipeline.process_faces(masked[None], torch.zeros_like(masked[None, :1])).embedding[0]
-        pair = [self._compare("Clean", float(clean @ second), covered[0], covered[2])] if rendered else []
-        title = "Masked, not completed" if rendered else "As it is, not completed"
-        pair.append(Comparison(title, float(bare @ second), None))
-        title = "Masked, completed" if rendered else "Completed"
-        pair.append(self._compare(title, float(completed @ second), covered[1], covered[2]))
-        return pair
-
     def _compare(self, title: str, similarity: float, first_covered: float, second_covered: float) -> Comparison:
         verdict = None
-        if self._pipeline.thresholds is not None:
+        if self.pipeline.thresholds is not None:
             with suppress(ValueError):  # this combination of masked and unmasked faces could not be calibrated
-                verdict = decide(self._pipeline.thresholds, similarity, (first_covered, second_covered))
+                verdict = decide(self.pipeline.thresholds, similarity, (first_covered, second_covered))
         return Comparison(title, similarity, verdict)
 
 
@@ -188,15 +170,13 @@ def attention_map(deoccluder: Deoccluder, masked_face: Tensor, mask: Tensor) -> 
     `Generator.attend` is summed over all patches that the mask touches. Not known from the paper; our choice.
 
     Args:
-        deoccluder: the de-occluder.
+        deoccluder: one whose generator has an attention branch.
         masked_face: (3, S, S) in [-1, 1].
         mask: (1, S, S), 1 = covered.
 
     Returns:
-        (S, S) in [0, 1], or None without an attention branch, without a covered or without a visible patch.
+        (S, S) in [0, 1], or None without a covered or without a visible patch.
     """
-    if deoccluder.generator.attention_branch is None:
-        return None
     face, mask, size = masked_face[None], mask[None], mask.shape[-1]
     working_size = min(size, deoccluder.size or size)
     if working_size < size:
@@ -232,7 +212,7 @@ def render_html(template: str, **values: object) -> str:
         Image.fromarray(picture).save(content, format="PNG")
         return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
-    def position(similarity: float) -> str:  # on a bar from 0 to 1; negative similarities are at 0
+    def position(similarity: float) -> str:  # on a bar from 0 to 1
         return f"{min(max(similarity, 0.0), 1.0):.1%}"
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

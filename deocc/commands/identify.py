@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -27,15 +28,10 @@ _WIDTH: Final = 200  # of the printed table if the output is no terminal
 def main(argv: Sequence[str]) -> int:
     """Run `deocc identify GALLERY PHOTOS...`; return 0 if all photos were processed, 1 if one was left out.
 
-    The gallery is a folder of photos, each in a folder or in a file named after its person. Gallery photos of several
-    faces are left out, and of several photos of a person the most similar one counts. The answer for a face is "known",
-    "unknown", or "not sure" if too little of it is visible or two people are equally similar. Thresholds are calibrated
-    for one comparison; one is chosen so that its false-accept rate times the number of gallery faces is at most
-    --false-accept-rate, or else the strictest, and a line below the table says which share of unknown faces may pass.
-
-    Prints a table, or with --json a list, and writes it to --out with more columns: a row for each face, and one for
-    each photo that was left out, including gallery photos. With --save-index the embeddings of the gallery are cached
-    and reused for photos of the same size and modification time, model and detector settings.
+    `docs/pages/photos.md` describes the answers. Prints a table, or with --json a list, and writes it to --out with
+    more columns: a row for each face, and one for each photo that was left out, including gallery photos. With
+    --save-index the embeddings of gallery photos of the same size and modification time, model and detector settings
+    are reused.
     """
     chosen = PARSERS["identify"]().parse_args(argv)
     if chosen.top < 1:
@@ -80,33 +76,19 @@ def _identify(chosen: argparse.Namespace) -> int:
             identify.print()
 
 
+@dataclass
 class Identifier:
-    """Identifies the faces of one photo per call by the gallery, and keeps a table of the answers.
+    """Identifies the faces of one photo per call, and collects the answers and the limits that were applied."""
 
-    Args:
-        pipeline: the model.
-        calibration: its thresholds.
-        finder: finds the faces.
-        known: the faces of the gallery.
-        index: index of these faces.
-        top: number of people listed for each face.
-        wanted: share of unknown faces that may be accepted as anyone of the gallery.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        calibration: Calibration,
-        finder: FaceFinder,
-        known: Sequence[gallery.GalleryFace],
-        index: gallery.PersonIndex,
-        top: int,
-        wanted: float,
-    ) -> None:
-        self.pipeline, self.calibration, self.finder = pipeline, calibration, finder
-        self.known, self.index, self.top, self.wanted = known, index, top, wanted
-        self._limits: dict[str, gallery.Limit] = {}
-        self._table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
+    pipeline: Pipeline
+    calibration: Calibration
+    finder: FaceFinder
+    known: Sequence[gallery.GalleryFace]
+    index: gallery.PersonIndex  # of the faces in `known`
+    top: int  # number of people to list for each face
+    wanted: float  # share of unknown faces that may be accepted as anyone of the gallery
+    limits: dict[str, gallery.Limit] = field(default_factory=dict)  # by condition
+    rows: list[tuple[str, ...]] = field(default_factory=list)  # of the printed table
 
     def __call__(self, found: FoundPhoto) -> list[Outcome]:
         """Return an outcome for each face of a photo."""
@@ -114,48 +96,47 @@ class Identifier:
         faces = self.finder.find(read_photo(found.path), photo)
         output = self.pipeline.process_faces(torch.stack([face.face for face in faces]))
         matches = self.index.search(output.embedding.cpu().numpy(), self.top)
-        outcomes, shown = [], []
+        outcomes, rows = [], []
         for face, covered, candidates in zip(faces, output.covered.tolist(), matches, strict=True):
-            details = self._decide(covered, candidates) | face.details
+            best = candidates[0]
+            known = self.known[best.place]
+            condition = condition_of(self.calibration, (covered, known.covered))
+            limit = gallery.limit_for(self.calibration, condition, len(self.known), self.wanted)
+            self.limits[condition] = limit
+            answer = gallery.answer(self.calibration, limit, candidates, max(covered, known.covered))
+            person = best.person if answer == "known" else ""
+            details: dict[str, object] = {
+                "answer": answer,
+                "person": person,
+                "similarity": round(best.similarity, 4),
+                "same_from": round(limit.same_from, 4),
+                "false_accept_rate": f"{limit.rate:.3g}",
+                "gallery_false_accept_rate": f"{limit.gallery_rate:.3g}",
+                "condition": condition,
+                "visible": round(1 - covered, 3),
+                "gallery_photo": str(known.photo),
+                **face.details,
+            }
             for rank, match in enumerate(candidates, 1):
                 details |= {f"person_{rank}": match.person, f"similarity_{rank}": round(match.similarity, 4)}
             outcomes.append(Outcome(photo, "", face.number, "", details))
             number = f"{face.number} of {face.count}" if face.count > 1 else "1"
-            person = str(details["person"] or f"({details['answer']})")
             similarities = f"{details['similarity']:.3f}", f"{details['same_from']:.3f}"
             people = ", ".join(f"{match.person} {match.similarity:.3f}" for match in candidates)
-            shown.append((photo, number, person, *similarities, people))
-        for cells in shown:
-            self._table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
+            rows.append((photo, number, person or f"({answer})", *similarities, people))
+        self.rows += rows
         return outcomes
-
-    def _decide(self, covered: float, matches: list[gallery.Match]) -> dict[str, object]:
-        """Decide about one face and return the columns of its row."""
-        best = matches[0]
-        known = self.known[best.place]
-        condition = condition_of(self.calibration, (covered, known.covered))
-        limit = gallery.limit_for(self.calibration, condition, len(self.known), self.wanted)
-        self._limits[condition] = limit
-        decided = gallery.answer(self.calibration, limit, matches, max(covered, known.covered))
-        return {
-            "answer": decided,
-            "person": best.person if decided == "known" else "",
-            "similarity": round(best.similarity, 4),
-            "same_from": round(limit.same_from, 4),
-            "false_accept_rate": f"{limit.rate:.3g}",
-            "gallery_false_accept_rate": f"{limit.gallery_rate:.3g}",
-            "condition": condition,
-            "visible": round(1 - covered, 3),
-            "gallery_photo": str(known.photo),
-        }
 
     def print(self) -> None:
         """Print a table of all faces so far, and an explanation of the limits that were applied."""
-        if self._table.row_count == 0:
+        if not self.rows:
             return
+        table = Table("photo", "face", "person", "similarity", "same from", "most similar people")
+        for cells in self.rows:
+            table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
         console = Console()
-        (console if console.is_terminal else Console(width=_WIDTH)).print(self._table)
-        for condition, limit in self._limits.items():
+        (console if console.is_terminal else Console(width=_WIDTH)).print(table)
+        for condition, limit in self.limits.items():
             tested = f" ({limit.rate:.2g} on test people)" if limit.rate > limit.target else ""
             bound = f"at most {limit.gallery_rate:.2g}" if limit.gallery_rate < 1 else "any share"
             missed = limit.gallery_rate > self.wanted * (1 + 1e-9)

@@ -20,8 +20,6 @@ from deocc.inference.outputs import check_out, lock_out, read_mark, save_marked
 from deocc.inference.photos import read_bytes, read_photo
 from deocc.masking import draw_kinds, list_kinds, render
 
-TABLE: Final = "masks.csv"
-
 # Not known from the paper; our choice.
 _MIN_CROP, _MAX_CROP = 32, 1024  # side of the crop to render in; larger faces get an enlarged mask, which saves memory
 _EXTENT: Final = 1.6  # side of that crop in canonical crops: ear loops, arms and scarves reach beyond one
@@ -30,11 +28,9 @@ _EXTENT: Final = 1.6  # side of that crop in canonical crops: ear loops, arms an
 def main(argv: Sequence[str]) -> int:
     """Run `deocc mask PHOTOS`; return 0 if all photos were processed, 1 if one was left out.
 
-    Writes to --out: `masked_photos/NAME-KIND.png`, `masks/NAME-KIND.png` (255 = covered), with --crops
-    `crops/NAME-KIND-FACE.png` and its mask, and `masks.csv` with a row for each face and kind, or one for each photo
-    that was left out. NAME is the photo's path within the given folder. JPEG would change uncovered pixels, so all
-    images are PNG. Existing files are never overwritten: results of the same photo and settings are not made again, and
-    photos whose names are taken by others are left out.
+    `docs/pages/photos.md` describes the results in --out. JPEG would change uncovered pixels, so all images are PNG.
+    Existing files are never overwritten: results of the same photo and settings are not made again, and photos whose
+    names are taken by others are left out.
     """
     chosen = PARSERS["mask"]().parse_args(argv)
     check_out(chosen.out, chosen.photos)
@@ -46,21 +42,18 @@ def main(argv: Sequence[str]) -> int:
         kinds |= dict.fromkeys(list_kinds() if name == ALL_KINDS else [name])
     finder = finder_of(chosen, CROP_SIZE)
     with lock_out(chosen.out):
-        table = OutcomeFile(chosen.out / TABLE)
+        table = OutcomeFile(chosen.out / "masks.csv")
         masker = PhotoMasker(chosen, list(kinds), finder, table)
         return process_photos("mask", find_photos(chosen.photos, [chosen.out]), table, masker, chosen.json)
 
 
 class MaskedPhoto(NamedTuple):
-    """A photo with covered faces: (H, W, 3) RGB, unchanged wherever the mask is 0, and the mask (H, W), 1 = covered.
+    """A photo with covered faces, unchanged wherever the mask is 0."""
 
-    For each face, the occluder and the number of pixels that it covers.
-    """
-
-    photo: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
-    kinds: list[str]
-    covered: list[int]
+    photo: NDArray[np.uint8]  # (H, W, 3) RGB
+    mask: NDArray[np.uint8]  # (H, W), 1 = covered
+    kinds: list[str]  # occluder of each face
+    covered: list[int]  # number of pixels that it covers
 
 
 def mask_photo(photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, seeds: Sequence[int]) -> MaskedPhoto:
@@ -115,9 +108,15 @@ class PhotoMasker:
         missing = {}
         for kind in self.kinds:
             mark = checksum(repr((digest, kind, self.seed, self.detection)))[:32]
-            earlier = self._earlier(found, kind, mark)
-            outcomes += earlier
-            if not earlier:
+            name = f"{found.name}-{kind}"
+            output = f"masked_photos/{name}.png"
+            rows = [row for row in self.table.rows(str(found.path)) if row.done and row.output == output]
+            files = [output, f"masks/{name}.png"]
+            if self.crops:
+                files += [f"crops/{name}-{row.face}{end}.png" for row in rows for end in ("", "-mask")]
+            if rows and all(read_mark(self.out / file) == mark for file in files):
+                outcomes += rows
+            else:
                 missing[kind] = mark
         if missing:
             photo = read_photo(data, str(found.path))
@@ -128,16 +127,6 @@ class PhotoMasker:
                 except ValueError as error:  # other kinds may still be possible
                     outcomes.append(Outcome(str(found.path), str(error), details={"kind": kind}))
         return outcomes
-
-    def _earlier(self, found: FoundPhoto, kind: str, mark: str) -> list[Outcome]:
-        """Return the rows of an earlier run if all its files still exist."""
-        name = f"{found.name}-{kind}"
-        output = f"masked_photos/{name}.png"
-        rows = [row for row in self.table.rows(str(found.path)) if row.done and row.output == output]
-        files = [output, f"masks/{name}.png"]
-        if self.crops:
-            files += [f"crops/{name}-{row.face}{end}.png" for row in rows for end in ("", "-mask")]
-        return rows if all(read_mark(self.out / file) == mark for file in files) else []
 
     def _mask(
         self, found: FoundPhoto, photo: NDArray[np.uint8], faces: Sequence[PhotoFace], kind: str, digest: str, mark: str

@@ -24,9 +24,9 @@ def finder_of(chosen: argparse.Namespace, size: int) -> FaceFinder:
 
 
 def detection_of(chosen: argparse.Namespace) -> tuple[object, ...]:
-    """Return the arguments that determine which faces are found: --all, --aligned, the detector, its weights, --face.
+    """Return what determines which faces are found: --all, --aligned, detector, checksum of its weights, --face.
 
-    The default detector is None, also if it is named, and weights are the checksum of the file.
+    The default detector is None, also if it is named.
     """
     detector = None if chosen.detector == DEFAULT_DETECTOR else chosen.detector
     weights = None if chosen.detector_weights is None else checksum(expand_user(chosen.detector_weights))
@@ -34,7 +34,9 @@ def detection_of(chosen: argparse.Namespace) -> tuple[object, ...]:
 
 
 def load_model(chosen: argparse.Namespace) -> Pipeline:
-    """Load the model that the arguments choose; a message on stderr names it if no path was given.
+    """Load the model that the arguments choose: by default the packaged one, else that of the newest run.
+
+    A message on stderr names it if no path was given.
 
     Raises:
         FileNotFoundError: there is no such model, no stage-2 run, or no pretrained model.
@@ -50,8 +52,22 @@ def load_model(chosen: argparse.Namespace) -> Pipeline:
             raise ValueError(
                 f"--device {chosen.device} cannot be used ({describe_error(error)}): choose cpu, or leave it out"
             ) from error
+    source: str | Path = NEWEST if chosen.checkpoint is None else chosen.checkpoint
+    missing = None
+    if chosen.checkpoint is None:
+        try:
+            source = pretrained_folder()
+            say(f"using the pretrained model, {source}; --checkpoint takes another")
+        except FileNotFoundError as error:  # a checkout in which `make pretrained` was not run
+            missing = error
+    if source == NEWEST:
+        try:
+            source = runs.newest_run("DistillationModule")
+        except FileNotFoundError as error:
+            raise missing or error from None
+        say(f"using the newest stage-2 run, {source}")
     with telling_warnings():
-        return load(_source(chosen.checkpoint), device)
+        return load(source, device)
 
 
 def model_hash(pipeline: Pipeline) -> str:
@@ -63,22 +79,3 @@ def model_hash(pipeline: Pipeline) -> str:
 def to_pixels(crop: Tensor) -> NDArray[np.uint8]:
     """Convert a crop (3, S, S) in [-1, 1] to (S, S, 3) in 0 to 255."""
     return np.asarray(((crop.cpu().permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy())
-
-
-def _source(checkpoint: str | None) -> str | Path:
-    """Resolve --checkpoint: the packaged model by default, else the newest run."""
-    if checkpoint is None:
-        try:
-            folder = pretrained_folder()
-        except FileNotFoundError as missing:  # a checkout in which `make pretrained` was not run
-            try:
-                return _source(NEWEST)
-            except FileNotFoundError:
-                raise missing from None
-        say(f"using the pretrained model, {folder}; --checkpoint takes another")
-        return folder
-    if checkpoint == NEWEST:
-        run = runs.newest_run("DistillationModule")
-        say(f"using the newest stage-2 run, {run}")
-        return run
-    return checkpoint

@@ -23,7 +23,7 @@ from deocc.inference.photos import read_bytes, read_photo
 from deocc.inference.pipeline import Pipeline
 from deocc.messages import printable
 
-TABLE, EMBEDDINGS, PARQUET = "predictions.csv", "embeddings.npz", "embeddings.parquet"
+PARQUET = "embeddings.parquet"
 FACES, MASKS, COMPLETED, PHOTOS, SHEETS = "faces", "masks", "completed", "completed_photos", "contact_sheets"
 
 _PANELS: Final = {"photo": FACES, "predicted mask": MASKS, "completed": COMPLETED}  # columns of a contact sheet
@@ -35,15 +35,10 @@ _MAX_LABEL: Final = 16  # characters
 def main(argv: Sequence[str]) -> int:
     """Run `deocc predict PHOTOS`; return 0 if all photos were processed, 1 if one was left out.
 
-    Writes to --out, for each face: `faces/NAME-FACE.png`, the canonical crop that the model sees,
-    `masks/NAME-FACE.png`, the predicted mask (0 = visible, 255 = covered), and `completed/NAME-FACE.png`; for each
-    photo `completed_photos/NAME.png`, the photo with the completed faces pasted where their masks are and unchanged
-    elsewhere; and for all `embeddings.npz`, the pages of `contact_sheets/`, and `predictions.csv` with a row for each
-    face, or one for each photo that was left out. NAME is the photo's path within the given folder. The arrays of
-    `embeddings.npz` are name, photo, face, mark, embedding (N, D), unit vectors whose inner product is the similarity,
-    and model, a hash of the model. Existing files are never overwritten: results of the same photo, model and settings
-    are not made again, and photos whose names are taken by others are left out. Table, embeddings and contact sheets
-    are about the photos of this call only.
+    `docs/pages/photos.md` describes the results in --out; masks are 255 where a face is covered, and images are named
+    after the photo's path within the given folder and the number of the face. Existing files are never overwritten:
+    results of the same photo, model and settings are not made again, and photos whose names are taken by others are
+    left out. Table, embeddings and contact sheets are about the photos of this call only.
     """
     chosen = PARSERS["predict"]().parse_args(argv)
     out: Path = chosen.out
@@ -54,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     finder = pipeline.finder = finder_of(chosen, pipeline.size)
     model = model_hash(pipeline)
     with outputs.lock_out(out):
-        table, embeddings = OutcomeFile(out / TABLE), outputs.EmbeddingFile(out / EMBEDDINGS, model)
+        table, embeddings = OutcomeFile(out / "predictions.csv"), outputs.EmbeddingFile(out / "embeddings.npz", model)
         predictor = PhotoPredictor(out, (model, detection_of(chosen)), pipeline, finder, table, embeddings)
         try:
             code = process_photos("predict", find_photos(chosen.photos, [out]), table, predictor, chosen.json)
@@ -88,8 +83,13 @@ class PhotoPredictor:
         """Write the missing results of a photo and return an outcome for each face."""
         data = read_bytes(found.path)
         mark = checksum(repr((checksum(data), *self.settings)))[:32]
-        if earlier := self._earlier(found, mark):
-            return earlier
+        result = f"{PHOTOS}/{found.name}.png"
+        rows = [row for row in self.table.rows(str(found.path)) if row.done and row.output == result]
+        names = [f"{found.name}-{row.face}" for row in rows if row.face]
+        files = [result, *(f"{folder}/{name}.png" for name in names for folder in _PANELS.values())]
+        complete = rows and all(outputs.read_mark(self.out / file) == mark for file in files)
+        if complete and all(self.embeddings.mark(name) == mark for name in names):
+            return rows  # of an earlier run, all of whose files and embeddings still exist
         photo = completed_photo = read_photo(data, str(found.path))
         faces = self.finder.find(photo, str(found.path))
         parts = self.pipeline.process_faces(torch.stack([face.face for face in faces]))
@@ -101,7 +101,7 @@ class PhotoPredictor:
             images[f"{MASKS}/{name}.png"] = (mask[0] * 255).round().byte().numpy()
             images[f"{COMPLETED}/{name}.png"] = to_pixels(completed_face)
             completed_photo = paste_back(completed_photo, completed_face, face.matrix, mask)
-        images[f"{PHOTOS}/{found.name}.png"] = completed_photo
+        images[result] = completed_photo
         try:
             outputs.save_marked(self.out, images, mark, "from another photo, model or setting")
         except ValueError as error:
@@ -114,19 +114,9 @@ class PhotoPredictor:
             details |= {"embedding": name, "visible": round(1 - covered, 3)}
             if (thresholds := self.pipeline.thresholds) is not None:
                 details["masked"] = "yes" if covered >= thresholds.masked.limit else "no"
-            result = f"{PHOTOS}/{found.name}.png"
             outcomes.append(Outcome(str(found.path), "", face.number, result, details | face.details))
         self.embeddings.write_when_due()
         return outcomes
-
-    def _earlier(self, found: FoundPhoto, mark: str) -> list[Outcome]:
-        """Return the rows of an earlier run if all its files and embeddings still exist."""
-        output = f"{PHOTOS}/{found.name}.png"
-        rows = [row for row in self.table.rows(str(found.path)) if row.done and row.output == output]
-        names = [f"{found.name}-{row.face}" for row in rows if row.face]
-        files = [output, *(f"{folder}/{name}.png" for name in names for folder in _PANELS.values())]
-        complete = all(outputs.read_mark(self.out / file) == mark for file in files)
-        return rows if complete and all(self.embeddings.mark(name) == mark for name in names) else []
 
 
 def write_sheets(out: Path, faces: Sequence[outputs.EmbeddedFace]) -> list[Path]:

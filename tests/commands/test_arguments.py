@@ -19,8 +19,7 @@ VERIFY_NEEDS_NOT = (*HEAVY[1:], "rich", "timm", "jinja2", "sympy")
 
 def imported_by(code: str, names: tuple[str, ...]) -> set[str]:
     """Return which of the modules a fresh interpreter has imported after running `code`."""
-    script = f"import sys\n{code}\nprint('IMPORTED', *({names!r} & sys.modules.keys()))"
-    script = script.replace(f"{names!r} &", f"set({names!r}) &")
+    script = f"import sys\n{code}\nprint('IMPORTED', *({set(names)!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split()[1:])
 

@@ -216,32 +216,23 @@ def test_identify_chooses_faces_of_photos_only(model: Path) -> None:
     assert left_out["reason"].endswith(": crop the photo")
 
 
-def test_identify_keeps_the_table_until_a_result(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(model) == 0
-    before = Path("identified.csv").read_bytes()
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Identifier, "__call__", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(model)
-    assert Path("identified.csv").read_bytes() == before
-
-
-def test_identify_mixes_no_galleries(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("photo", "kept"), [("20", PHOTOS), ("25", ["in/20.png"])])
+def test_identify_keeps_the_table_until_a_result(
+    photo: str, kept: list[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on it holds no rows about another gallery."""
     assert run(model) == 0
     call = Identifier.__call__
 
     def interrupt(self: Identifier, found: FoundPhoto) -> list[Outcome]:
-        if found.name == "25":
+        if found.name == photo:
             raise KeyboardInterrupt
         return call(self, found)
 
     monkeypatch.setattr(Identifier, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(model)
-    assert [row["photo"] for row in read_rows()] == ["in/20.png"]
+    assert [row["photo"] for row in read_rows()] == kept
 
 
 def test_identify_is_alone_with_its_table(model: Path, searched: list[str]) -> None:

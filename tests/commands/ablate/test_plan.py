@@ -195,7 +195,10 @@ def test_large_plan_has_same_rows() -> None:
     )
     assert large["compare"] == small["compare"] and list(large["rows"]) == list(small["rows"])
     assert all(large["rows"][letter] == small["rows"][letter] for letter in "abcdefghi")
-    beta = {name: _beta(f"configs/{path}.yaml") for name, path in (("small", "distill"), ("large", "paper/distill"))}
+    beta = {}
+    for size, file in (("small", "distill"), ("large", "paper/distill")):
+        module = yaml.safe_load((ROOT / f"configs/{file}.yaml").read_text())["model"]
+        beta[size] = module["init_args"].get("beta", 0.0)
     settings = [
         {"beta": beta[size], **plan["variants"][plan["rows"]["j"]["variant"]].get("model", {}).get("init_args", {})}
         for size, plan in (("small", small), ("large", large))
@@ -228,7 +231,3 @@ def test_paper_plan_rows(tmp_path: Path) -> None:
     assert off["task"] == ["instance_weight", "pair_weight", "triplet_weight"]
     assert off["hard"] == off["soft"] == ["pair_weight", "triplet_weight"]
     assert off["soft_pair"] == ["triplet_weight"] and off["soft_pair_triplet"] == off["masked"] == []
-
-
-def _beta(file: str) -> float:
-    return float(yaml.safe_load((ROOT / file).read_text())["model"]["init_args"].get("beta", 0.0))

@@ -1,5 +1,7 @@
 """The page shows what the pipeline, the renderer and the generator compute."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -83,10 +85,11 @@ def test_search_is_exhaustive(pipeline: Pipeline, gallery: OrlGallery, faces: Fa
         assert np.array_equal(np.asarray(match.picture), OrlFaces().image((person - 1) * 10))
 
 
-def test_gallery_face_finds_itself(pipeline: Pipeline, gallery: OrlGallery) -> None:
+def test_gallery_face_finds_itself(pipeline: Pipeline, gallery: OrlGallery, faces: Faces) -> None:
     for person in (1, 18, 40):
-        match = gallery.nearest(pipeline.embed_faces(first_image(person)[None])[0])[0]
-        assert match.name == f"ORL person {person}" and match.similarity == pytest.approx(1, abs=1e-4)
+        given = replace(faces[0], face=first_image(person))
+        match = Analyst(pipeline, gallery).analyse(given, NO_MASK, 0).matches[0]
+        assert match.title == f"ORL person {person}" and match.similarity == pytest.approx(1, abs=1e-4)
 
 
 def test_examples_are_validation_people() -> None:
@@ -138,7 +141,12 @@ def test_attention_map_none() -> None:
     face, covered = torch.zeros(3, 64, 64), torch.ones(1, 64, 64)
     assert attention_map(make_deoccluder(), face, covered * 0) is None
     assert attention_map(make_deoccluder(), face, covered) is None
-    assert attention_map(make_deoccluder(attention=False), face, covered) is None
+
+
+def test_no_panel_without_attention(pipeline: Pipeline, faces: Faces) -> None:
+    pipeline.network.deoccluder = make_deoccluder(attention=False)
+    panel = Analyst(pipeline, None).analyse(faces[0], NO_MASK, 0).panels[-1]
+    assert panel.picture is None and panel.caption == "this model has no attention branch"
 
 
 def result_html(analysis: Analysis, *notes: str) -> str:
