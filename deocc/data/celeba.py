@@ -6,7 +6,6 @@ this repository.
 
 import re
 import warnings
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -32,17 +31,11 @@ _ADVICE: Final = (
 _NAME: Final = "U32"  # names of the set have ten characters
 
 
-class _Rows(NamedTuple):
-    """Content of the lists, sorted by image name."""
-
+class _Rows(NamedTuple):  # content of the lists, sorted by image name
     names: NDArray[np.str_]
     identity: NDArray[np.int64]  # the set's number of each person
     landmarks: NDArray[np.float64]  # (N, 5, 2)
     partition: NDArray[np.int64]  # positions in `SPLITS`
-
-    def of_images(self) -> dict[str, int]:
-        """Return the set's number of the person by image name without its ending."""
-        return dict(zip(map(_stem, self.names.tolist()), self.identity.tolist(), strict=True))
 
 
 class CelebaFaces(FaceSet):
@@ -92,11 +85,19 @@ class CelebaFaces(FaceSet):
                 "exclude needs names: CelebA numbers its people, so give a file of lines IMAGE NAME or IDENTITY NAME"
             )
         folder = expand_user(root)
-        self._store, rows, all_rows = _find(folder, images, identities)
+        self._store, rows, all_rows = _read_lists(folder, images, identities)
         self.has_identities = identities
         numbers, person = np.unique(rows.identity, return_inverse=True)
-        split_of_identity, kept = _split_people(person, rows.partition)
-        known = {} if names is None else _read_names(expand_user(names), all_rows.of_images(), numbers)
+        counts = np.bincount(person * len(SPLITS) + rows.partition, minlength=len(numbers) * len(SPLITS))
+        split_of_identity = counts.reshape(-1, len(SPLITS)).argmax(1)  # positions in `SPLITS`
+        kept = rows.partition == split_of_identity[person]
+        if not kept.all():
+            warnings.warn(
+                f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits: "
+                f"{np.sum(~kept):,} images outside the split with most of their person's are left out",
+                stacklevel=2,
+            )
+        known = {} if names is None else _read_names(expand_user(names), all_rows, numbers)
         out = [] if exclude is None else _find_excluded(expand_user(exclude), known, split_of_identity)
         kept &= ~np.isin(person, out)
         self.names, self.landmarks = NameTable(rows.names[kept].tolist()), rows.landmarks[kept]
@@ -122,28 +123,43 @@ class CelebaFaces(FaceSet):
         return f"{self._store.size(self.names[index])} {self.names[index]}".encode()
 
 
-def _find(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Rows, _Rows]:
-    """Return the images, the rows of those that are there, and all rows, or raise an error that names missing parts."""
+def _read_lists(root: Path, images: Images, identities: bool) -> tuple[ImageStore, _Rows, _Rows]:
+    """Find the images and join the lists, which all name the same images; errors name what is missing.
+
+    Returns:
+        The images, the rows of those that are there, and the rows of all.
+    """
     wanted = [*([_IDENTITIES] if identities else []), _LANDMARKS[images], _PARTITION]
-    paths = []
+    paths, missing = [], []
     for name in wanted:
         places = [root / place / f"{name}{suffix}" for suffix in (".txt", ".csv") for place in _PLACES]
-        paths.append(next((path for path in places if path.is_file()), None))
+        found = [path for path in places if path.is_file()]
+        paths += found[:1]
+        missing += [] if found else [f"{name}.txt"]
     store = open_images(root, _FOLDERS[images], _PLACES) or open_images(root, f"{_FOLDERS[images]}_png", _PLACES)
-    missing = [f"{name}.txt" for name, path in zip(wanted, paths, strict=True) if path is None]
     missing += [] if store else [f"{_FOLDERS[images]}/ or {_FOLDERS[images]}.zip"]
     if missing or store is None:
         raise missing_set("parts of CelebA", root, missing, len(wanted) + 1, _ADVICE)
-    rows = _join([(path, _read_list(path)) for path in paths if path is not None])
+    lists = [_read_list(path) for path in paths]
+    names = np.unique(np.concatenate([rows["name"] for rows in lists]))
+    for path, rows in zip(paths, lists, strict=True):
+        absent = np.setdiff1d(names, rows["name"], assume_unique=True)
+        if len(absent):
+            raise missing_set(f"rows of {path.name}", path.parent, absent.tolist(), len(names), _ADVICE)
+    landmarks, partition = (rows["values"] for rows in lists[-2:])
+    if not np.isin(partition, range(len(SPLITS))).all():
+        raise ValueError(f"{paths[-1]} holds other numbers than 0 (train), 1 (validation) and 2 (test): get it again")
+    identity = lists[0]["values"][:, 0].astype(np.int64) if identities else np.arange(len(names))
+    listed = _Rows(names, identity, landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64))
     stored = {_stem(name): name for name in store.names()}
-    names = np.array([stored.get(_stem(name), "") for name in rows.names.tolist()], dtype=_NAME)
-    there = names != ""
+    file_names = np.array([stored.get(_stem(name), "") for name in names.tolist()], dtype=_NAME)
+    there = file_names != ""
     if not there.all():
-        missing_images = missing_set("CelebA images", store.path, rows.names[~there].tolist(), len(names), _ADVICE)
+        missing_images = missing_set("CelebA images", store.path, names[~there].tolist(), len(names), _ADVICE)
         if not there.any():
             raise missing_images
         warnings.warn(f"{missing_images}; for a subset, nothing needs to be done", stacklevel=3)
-    return store, _Rows(*(column[there] for column in rows._replace(names=names))), rows
+    return store, _Rows(*(column[there] for column in listed._replace(names=file_names))), listed
 
 
 def _stem(name: str) -> str:
@@ -173,38 +189,9 @@ def _read_list(path: Path) -> NDArray[np.void]:
     return rows[order]
 
 
-def _join(lists: Sequence[tuple[Path, NDArray[np.void]]]) -> _Rows:
-    """Join the lists of identities (may be absent), landmarks and splits; each image has to be in all of them."""
-    names = np.unique(np.concatenate([rows["name"] for _, rows in lists]))
-    for path, rows in lists:
-        absent = np.setdiff1d(names, rows["name"], assume_unique=True)
-        if len(absent):
-            raise missing_set(f"rows of {path.name}", path.parent, absent.tolist(), len(names), _ADVICE)
-    *given, landmarks, partition = (rows["values"] for _, rows in lists)
-    if not np.isin(partition, range(len(SPLITS))).all():
-        raise ValueError(
-            f"{lists[-1][0]} holds other numbers than 0 (train), 1 (validation) and 2 (test): get it again"
-        )
-    identity = given[0][:, 0].astype(np.int64) if given else np.arange(len(names))
-    return _Rows(names, identity, landmarks.reshape(-1, 5, 2), partition[:, 0].astype(np.int64))
-
-
-def _split_people(person: NDArray[np.intp], partition: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Return the split of each person, as a position in `SPLITS`, and True for images in the split of their person."""
-    counts = np.bincount(person * len(SPLITS) + partition, minlength=(person.max() + 1) * len(SPLITS))
-    split_of_identity = counts.reshape(-1, len(SPLITS)).argmax(1)
-    kept = partition == split_of_identity[person]
-    if not kept.all():
-        warnings.warn(
-            f"CelebA's partition spreads {len(np.unique(person[~kept])):,} people over several splits: "
-            f"{np.sum(~kept):,} images outside the split with most of their person's are left out",
-            stacklevel=3,
-        )
-    return split_of_identity, kept
-
-
-def _read_names(path: Path, of_images: dict[str, int], numbers: NDArray[np.int64]) -> dict[int, str]:
-    """Return the known names of people by position in `numbers`, given the number of each image's person."""
+def _read_names(path: Path, rows: _Rows, numbers: NDArray[np.int64]) -> dict[int, str]:
+    """Return the known names of people by position in `numbers`."""
+    of_images = dict(zip(map(_stem, rows.names.tolist()), rows.identity.tolist(), strict=True))
     place = {str(number): at for at, number in enumerate(numbers)}
     known: dict[int, str] = {}
     for _, line in read_lines(path, "lines IMAGE NAME or IDENTITY NAME"):

@@ -39,8 +39,7 @@ class FaceSet(ABC):
         identity_names: the name of each identity, if the set has names.
         protocol: comparisons of a test.
         occluder: None if all faces are bare and masks are rendered; otherwise (N,) the position in
-            `deocc.masking.list_kinds()` of the real occluder in an image, -1 for a bare face. No mask is rendered on
-            the faces of such a set in a test.
+            `deocc.masking.list_kinds()` of the real occluder in an image, -1 for a bare face. A test then renders none.
         has_identities: False if each image is an identity of its own, since the set has none; stage 1 needs none.
         credit: the owner of the images, in one line for reports.
     """
@@ -193,8 +192,7 @@ class NameTable(Sequence[str]):
 def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     """Read the lines of a list that are not blank, stripped, with their numbers from 1.
 
-    Raises FileNotFoundError without the file and ValueError if it is blank or not UTF-8 text; both name the expected
-    `content`.
+    Raises FileNotFoundError without the file and ValueError if it is blank or not UTF-8 text; both name `content`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no list at {path.absolute()}: give a text file with {content}")

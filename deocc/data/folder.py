@@ -19,7 +19,7 @@ from deocc.geometry import get_template
 from deocc.masking.registry import kind_numbers
 from deocc.messages import name_some, show_progress
 
-_VERSION: Final = 3  # increase when `_sides` returns other numbers, so that old files are not used
+_VERSION: Final = 3  # increase when `_square_sides` returns other numbers, so that old files are not used
 _PROGRESS_FROM: Final = 10_000  # images from which progress is shown
 _SPLIT_FOLDERS: Final = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
@@ -37,11 +37,11 @@ class FolderListing(NamedTuple):
     """
 
     root: Path
-    names: NameTable
-    people: list[str]
-    identity: NDArray[np.int64]
-    stamp: NDArray[np.int64]
-    unused: Sequence[str]
+    names: NameTable  # PERSON/FILE or PERSON/.../FILE
+    people: list[str]  # folders with images, sorted
+    identity: NDArray[np.int64]  # (N,) positions in `people`
+    stamp: NDArray[np.int64]  # (N, 2) size in bytes and modification time in nanoseconds of each file
+    unused: Sequence[str]  # files that are no images or in no person's folder, and folders that cannot be read
 
     def describe_unused(self) -> str:
         """Return a line that counts and names the files that are not used."""
@@ -164,8 +164,7 @@ class FolderFaces(FaceSet):
         self.names, self.identity, self._stamp = listing.names, listing.identity, listing.stamp
         splits = split_people(listing.people, train, val, seed)
         if detector is None:
-            key = checksum(f"{_VERSION} {self._digest(np.arange(len(self)))}")[:32]
-            sides, of_image = np.unique(self._read_again(cached_array("sides", key, self._sides)), return_inverse=True)
+            sides, of_image = np.unique(self._square_sides(), return_inverse=True)
             points = [
                 template.tensor(side).double().numpy() if side else np.full((5, 2), np.nan) for side in sides.tolist()
             ]
@@ -191,22 +190,24 @@ class FolderFaces(FaceSet):
                     f"but bare and occluded ones are compared: give a pattern for names such as {self.names[0]!r}"
                 )
 
-    def _sides(self) -> NDArray[np.int64]:
-        """Return (N,) the sides of the square crops in pixels; 0 for files that cannot be read."""
+    def _square_sides(self) -> NDArray[np.int64]:
+        """Return (N,) the sides of the square crops in pixels, from the cache; 0 for files that cannot be read.
+
+        Those are tried again each time. Without a side an image has no landmarks, and a run names it.
+        """
+
+        def read_side(name: str) -> int:
+            try:
+                size = read_size(self.root / name)
+            except (ValueError, OSError):
+                return 0
+            return square_side(self.root / name, size)
+
         names = show_progress(self.names, "sizes of the images", hidden=len(self) < _PROGRESS_FROM)
-        return np.array([self._side(name) for name in names], dtype=np.int64)
-
-    def _side(self, name: str) -> int:
-        try:
-            size = read_size(self.root / name)
-        except (ValueError, OSError):
-            return 0
-        return square_side(self.root / name, size)
-
-    def _read_again(self, sides: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Read the sizes that could not be read before; without one, an image has no landmarks, and a run names it."""
+        key = checksum(f"{_VERSION} {self._digest(np.arange(len(self)))}")[:32]
+        sides = cached_array("sides", key, lambda: np.array([read_side(name) for name in names], dtype=np.int64))
         for index in np.flatnonzero(sides == 0).tolist():
-            sides[index] = self._side(self.names[index])
+            sides[index] = read_side(self.names[index])
         return sides
 
     def _leave_out_without_bare(self, occluder: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -241,13 +242,10 @@ class FolderFaces(FaceSet):
     def fingerprint(self, split: Split) -> str:
         """Return a hash of the split's names, which contain the people, file sizes and landmarks; see `FaceSet`.
 
-        Decoding a million images would take minutes. An image that is replaced by one of equal size in bytes is not
-        noticed.
+        Decoding a million images would take minutes; one that is replaced by one of equal size is not noticed.
         """
-        indices = self.indices(split)
-        files = (
-            f"{self.names[at]}\0{size}\0" for at, size in zip(indices.tolist(), self._stamp[indices, 0], strict=True)
-        )
+        indices = self.indices(split).tolist()
+        files = (f"{self.names[index]}\0{self._stamp[index, 0]}\0" for index in indices)
         return checksum(self.landmarks[indices].round(2).tobytes(), *files)[:16]
 
     def quick_fingerprint(self, split: Split) -> str:
