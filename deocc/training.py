@@ -167,22 +167,23 @@ def run(argv: list[str]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|jsonargparse|torch\.utils)")
     processes.end_with_parent()
-    command, code, locks = argv[0], 0, contextlib.ExitStack()
+    command, code = argv[0], 0
     if (here := str(Path.cwd())) not in sys.path:  # a configuration may name the user's own classes
         sys.path.append(here)
     try:
-        DeoccCLI(
-            command,
-            locks,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,  # modules have their own, and a key `optimizer` would hide the module's
-            save_config_callback=DashboardConfigCallback if command == "fit" else None,
-            save_config_kwargs={"overwrite": True, "config_filename": UNFINISHED_CONFIG},
-            seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={command: {"exit_on_error": False}, "exit_on_error": False},
-            args=expand_arguments(argv),
-        )
+        with contextlib.ExitStack() as locks:
+            DeoccCLI(
+                command,
+                locks,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,  # a key `optimizer` would hide that of the modules
+                save_config_callback=DashboardConfigCallback if command == "fit" else None,
+                save_config_kwargs={"overwrite": True, "config_filename": UNFINISHED_CONFIG},
+                seed_everything_default=0,
+                trainer_defaults=TRAINER_DEFAULTS,
+                parser_kwargs={command: {"exit_on_error": False}, "exit_on_error": False},
+                args=expand_arguments(argv),
+            )
     except TrainingStopped as stop:
         code = _stop(stop)
     except (jsonargparse.ArgumentError, MisconfigurationException) as error:
@@ -194,8 +195,6 @@ def run(argv: list[str]) -> int:
         if message == one_line(error):
             raise
         raise RuntimeError(message) from error
-    finally:
-        locks.close()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()  # cycles of DDP modules hold the group
         torch.distributed.destroy_process_group()  # at interpreter exit gloo's threads would abort the process
@@ -211,20 +210,32 @@ def expand_arguments(argv: list[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         return argv
     if command == "fit":
-        rest = _expand_fit(rest)
+        where, others = _take_option(rest, "--resume")
+        if where is not None:
+            config = Path(where) / runs.CONFIG
+            if not config.is_file():
+                raise FileNotFoundError(
+                    f"no run to resume at {where}: it has no {runs.CONFIG}; give the folder that `deocc fit` wrote to"
+                )
+            # The run's own configuration comes first, so that arguments override it; folder and checkpoint come last.
+            rest = ["--config", str(config), *others, "--run", str(config.parent), *_resume_option(config.parent)]
+        else:
+            checkpoint = _take_option(rest, "--ckpt_path")[0]
+            if checkpoint is not None and _take_option(rest, "--run")[0] is None:
+                folder = runs.run_folder_of(Path(checkpoint))  # continue there, not in the run that the YAML names
+                rest += ["--run", str(folder)] if (folder / runs.CONFIG).is_file() else []
     elif not any(argument.startswith("--ckpt_path") for argument in rest):
         where, rest = _take_option(rest, "--checkpoint")
         if where is None:
             where = str(runs.newest_run("deocc.modules."))
             say(f"no --checkpoint given, taking the newest run, {where}")
-        checkpoint = runs.find_checkpoint(where)
-        config = runs.run_folder_of(checkpoint) / runs.CONFIG
+        file = runs.find_checkpoint(where)
+        config = runs.run_folder_of(file) / runs.CONFIG
         if not config.is_file():
             raise FileNotFoundError(
-                f"{checkpoint} has no {runs.CONFIG} in its run folder {config.parent}: give a run that `deocc fit` "
-                "wrote"
+                f"{file} has no {runs.CONFIG} in its run folder {config.parent}: give a run that `deocc fit` wrote"
             )
-        rest = ["--config", str(config), "--run", FROM_CHECKPOINT, "--ckpt_path", str(checkpoint), *rest]
+        rest = ["--config", str(config), "--run", FROM_CHECKPOINT, "--ckpt_path", str(file), *rest]
     expanded = [command]
     for argument in rest:
         if expanded[-1] == "--config":
@@ -233,23 +244,6 @@ def expand_arguments(argv: list[str]) -> list[str]:
             argument = f"--config={runs.find_config(argument.partition('=')[2])}"
         expanded.append(argument)
     return expanded
-
-
-def _expand_fit(argv: list[str]) -> list[str]:
-    where, rest = _take_option(argv, "--resume")
-    if where is not None:
-        config = Path(where) / runs.CONFIG
-        if not config.is_file():
-            raise FileNotFoundError(
-                f"no run to resume at {where}: it has no {runs.CONFIG}; give the folder that `deocc fit` wrote to"
-            )
-        # The run's own configuration comes first, so that arguments override it; folder and checkpoint come last.
-        return ["--config", str(config), *rest, "--run", str(config.parent), *_resume_option(config.parent)]
-    checkpoint = _take_option(argv, "--ckpt_path")[0]
-    if checkpoint is not None and _take_option(argv, "--run")[0] is None:
-        folder = runs.run_folder_of(Path(checkpoint))  # continue there, not in the run that the YAML names
-        return [*argv, "--run", str(folder)] if (folder / runs.CONFIG).is_file() else argv
-    return argv
 
 
 def _resume_option(run: Path) -> tuple[str, str]:
@@ -274,7 +268,7 @@ def _take_option(argv: list[str], option: str) -> tuple[str | None, list[str]]:
 
 
 def _fit_folder(config: Any, checkpoint: Path | None) -> Path:
-    """Return the folder of a resumed run, or a folder without a run."""
+    """Return the writable folder of a resumed run, or one without a run."""
     wanted = Path(config.run)
     same_run = checkpoint is not None and wanted.resolve() == runs.run_folder_of(checkpoint).resolve()
     folder = wanted if same_run or config.resume is not None else runs.series(wanted)[1]
@@ -308,12 +302,12 @@ def _check_trainer(trainer: Any, module: type) -> None:
             f"trainer.strategy {start} starts its processes inside this one, which loses their results: choose ddp or "
             "ddp_find_unused_parameters_true"
         )
-    if issubclass(module, InpaintingModule) and trainer.accumulate_grad_batches != 1:
-        raise ValueError(
-            "stage 1 has two optimisers: set model.init_args.accumulate, not trainer.accumulate_grad_batches"
-        )
-    if issubclass(module, InpaintingModule) and trainer.gradient_clip_val is not None:
-        raise ValueError("stage 1 has two optimisers: set model.init_args.gradient_clip, not trainer.gradient_clip_val")
+    if issubclass(module, InpaintingModule):
+        advice = "stage 1 has two optimisers: set model.init_args"
+        if trainer.accumulate_grad_batches != 1:
+            raise ValueError(f"{advice}.accumulate, not trainer.accumulate_grad_batches")
+        if trainer.gradient_clip_val is not None:
+            raise ValueError(f"{advice}.gradient_clip, not trainer.gradient_clip_val")
 
 
 def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Path:
@@ -324,9 +318,8 @@ def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Pa
     if checkpoint is None or config.run != FROM_CHECKPOINT:
         return Path(config.run)
     run = runs.run_folder_of(checkpoint)
-    face_set = config.data.get("face_set")
-    name = "OrlFaces" if face_set is None else face_set.class_path.rsplit(".", 1)[-1]
-    settings = {} if face_set is None else dict(face_set.get("init_args") or {})
+    face_set = config.data.get("face_set") or {"class_path": "OrlFaces"}
+    name, settings = face_set["class_path"].rsplit(".", 1)[-1], face_set.get("init_args") or {}
     own_name, own_settings = runs.face_set_of(run)
     same = all(settings[key] == value for key, value in own_settings.items() if key in settings)
     words = [] if own_name is None or (own_name == name and same) else [name.removesuffix("Faces").lower()]
@@ -341,11 +334,10 @@ def _add_callbacks(trainer: Any, module: type) -> None:
     configured = configured if isinstance(configured, list) else [configured]
     present = {callback.class_path.rsplit(".", 1)[-1] for callback in configured}
     namespace: Any = jsonargparse.Namespace  # untyped
-    trainer.callbacks = [
-        namespace(class_path=f"deocc.callbacks.{name}", init_args=namespace())
-        for name in _OUTPUTS + (_RECOGNITION_OUTPUTS if issubclass(module, DistillationModule) else [])
-        if name not in present
-    ]
+    trainer.callbacks = []
+    for name in _OUTPUTS + (_RECOGNITION_OUTPUTS if issubclass(module, DistillationModule) else []):
+        if name not in present:
+            trainer.callbacks.append(namespace(class_path=f"deocc.callbacks.{name}", init_args=namespace()))
     trainer.callbacks += configured
 
 
@@ -355,16 +347,15 @@ def _choose_earlier_run(model: Any, key: str, module: str) -> None:
     "pretrained" is the model folder of this package, which contains both networks of the earlier stages.
     """
     wanted = model.init_args.get(key)
-    if wanted == "pretrained":
-        wanted = str(pretrained_folder())
-    if wanted is not None and (Path(wanted) / MODEL_CONFIG).is_file():
-        model.init_args[key] = wanted
+    if wanted is None:
         return
-    if wanted == "newest":
+    if wanted == "pretrained":
+        wanted = pretrained_folder()
+    elif wanted == "newest":
         wanted = runs.newest_run(module)
         print(f"deocc fit: {key}: the newest run of {module}, {wanted}", flush=True)
-    if wanted is not None:
-        model.init_args[key] = str(runs.find_checkpoint(wanted))
+    is_model = (Path(wanted) / MODEL_CONFIG).is_file()
+    model.init_args[key] = str(wanted if is_model else runs.find_checkpoint(wanted))
 
 
 def _stop(stop: TrainingStopped) -> int:

@@ -54,15 +54,12 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def install(self, run: str) -> None:
-        """Install the handlers, if this is the main thread; a second call takes them back from Lightning.
-
-        A signal that is ignored stays ignored: a shell starts background jobs that way.
-        """
+        """Install the handlers, if this is the main thread; a second call takes them back from Lightning."""
         self._run = run
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell starts background jobs
                 self._previous.setdefault(number, signal.signal(number, self._handle))
         self._installed = True
 
@@ -89,10 +86,7 @@ class StopSignals:
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically and read only tensors and plain values.
-
-    A failed write is logged and kept in `failure`.
-    """
+    """Write checkpoints atomically and read only tensors and plain values; a failed write is logged."""
 
     failure: str | None = None  # why the last checkpoint could not be written; None if it was
 
@@ -129,8 +123,7 @@ class CheckpointCallback(Checkpoint):
         self.every_minutes, self.every_batches = every_minutes, every_batches
         self._signals, self._io = StopSignals(), DurableCheckpointIO()
         self._last_save, self._saved = time.monotonic(), True
-        self._logs_truncated = False
-        self._stop_signal = 0
+        self._logs_truncated, self._stop_signal = False, 0
         self._loops: dict[str, Any] | None = None  # state at the end of the step to be saved
         self._loader_states: list[dict[str, Any]] = []
 
@@ -140,13 +133,11 @@ class CheckpointCallback(Checkpoint):
         if stage == "fit":
             self._signals.install(trainer.default_root_dir)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Remove the signal handlers."""
         self._signals.remove()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Remove the signal handlers."""
-        self._signals.remove()
+    on_exception = teardown
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, take the signals back from Lightning, which acts within a step, and resume the loader."""
@@ -211,22 +202,24 @@ class CheckpointCallback(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         """Write a checkpoint, if possible; all ranks take part."""
         self._last_save = time.monotonic()
-        if not getattr(trainer, "fast_dev_run", False):
-            for logger in trainer.loggers:
-                logger.save()
-            folder = Path(trainer.default_root_dir) / runs.CHECKPOINTS
-            self._io.failure = None
-            trainer.save_checkpoint(folder / runs.NEXT, weights_only=False)
-            self._saved = trainer.strategy.broadcast(self._io.failure is None)
-            if self._saved and trainer.is_global_zero:
-                new, last = folder / runs.NEXT, folder / runs.LAST
-                try:
-                    if last.exists():
-                        last.replace(folder / runs.PREVIOUS)
-                    new.replace(last)
-                except OSError as error:
-                    _logger.warning("cannot rename %s (%s): it is the newest checkpoint", new, error.strerror)
+        if getattr(trainer, "fast_dev_run", False):
+            self._loops = None
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        folder = Path(trainer.default_root_dir) / runs.CHECKPOINTS
+        new, last = folder / runs.NEXT, folder / runs.LAST
+        self._io.failure = None
+        trainer.save_checkpoint(new, weights_only=False)
         self._loops = None
+        self._saved = trainer.strategy.broadcast(self._io.failure is None)
+        if self._saved and trainer.is_global_zero:
+            try:
+                if last.exists():
+                    last.replace(folder / runs.PREVIOUS)
+                new.replace(last)
+            except OSError as error:
+                _logger.warning("cannot rename %s (%s): it is the newest checkpoint", new, error.strerror)
 
 
 def _max_over_ranks(trainer: pl.Trainer, value: int) -> int:

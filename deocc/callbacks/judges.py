@@ -13,19 +13,22 @@ from deocc.networks.embedders.registry import read_options
 # Source of the mask by the key of a step's output
 _SOURCES: Final = {"completed_face": "given_mask", "completed_face_predicted_mask": "predicted_mask"}
 
-# By row, the key of its faces in the batch or in the output of a test step
-_FACES: Final = {
-    "judge_masked": "masked_face",
-    "judge_completed": "completed_face",
-    "judge_completed_predicted_mask": "completed_face_predicted_mask",
-}
+# By loader and row of the judge, the key of its faces in the batch or in the output of a test step
+_FACES: Final = (
+    {"judge_clean": "face"},
+    {
+        "judge_masked": "masked_face",
+        "judge_completed": "completed_face",
+        "judge_completed_predicted_mask": "completed_face_predicted_mask",
+    },
+)
 
 
 class PerceptualCallback(pl.Callback):
     """Add `perceptual`, `perceptual_covered`, `frechet` and `kernel` to the restoration results of a test.
 
-    Values by different networks cannot be compared. A network that stage 1 was trained with favours that stage 1: to
-    compare generators, use another network than the teacher.
+    Values by different networks cannot be compared. To compare generators, use another network than the teacher, which
+    favours a stage 1 that was trained with it.
 
     Args:
         network: a name of `deocc.networks.list_embedders`.
@@ -73,10 +76,9 @@ class PerceptualCallback(pl.Callback):
 class JudgeCallback(pl.Callback):
     """Add the rows `judge_clean`, `judge_masked` and `judge_completed` to the results of stage 2's test.
 
-    The teacher's own figures favour completions that were trained with its features. Another recogniser shows whether
+    The teacher's own figures favour completions that were trained with its features; another recogniser shows whether
     completion restores the identity for others too. Its embeddings are only normalised; those of `dlib_resnet` would
-    have to lose part of their mean. The arguments are those of `PerceptualCallback`; the network is not that of the
-    teacher.
+    have to lose part of their mean. The arguments are those of `PerceptualCallback`.
     """
 
     def __init__(
@@ -95,9 +97,7 @@ class JudgeCallback(pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Embed the clean faces (loader 0), or the masked and the completed ones (loader 1)."""
-        faces = {row: {**batch, **(outputs or {})}.get(key) for row, key in _FACES.items()}
-        if dataloader_idx == 0:
-            faces = {"judge_clean": batch["face"]}
-        for row, face in faces.items():
-            if face is not None:
-                pl_module.comparison.add(row, F.normalize(self.network(face), dim=1), batch)
+        images: dict[str, Any] = {**batch, **(outputs or {})}
+        for row, key in _FACES[dataloader_idx].items():
+            if key in images:
+                pl_module.comparison.add(row, F.normalize(self.network(images[key]), dim=1), batch)

@@ -127,9 +127,9 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
 class WandbRunLogger(WandbLogger):
     """A WandbLogger that logs offline if W&B does not answer at the start, and keeps the best scores (`BEST`).
 
-    wandb itself handles a connection that is lost later: it writes to the run folder first, tries again, and at the end
-    waits for WANDB_FINISH_TIMEOUT seconds (default here: 60). `entity` (the W&B user or team; None: that of the key),
-    `group` and `job_type` are explicit because the command line does not find arguments that WandbLogger passes on.
+    wandb itself handles a connection that is lost later; at the end it waits for WANDB_FINISH_TIMEOUT seconds (default
+    here: 60). `entity` (the W&B user or team; None: that of the key), `group` and `job_type` are explicit because the
+    command line does not find arguments that WandbLogger passes on.
     """
 
     def __init__(

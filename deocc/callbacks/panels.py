@@ -84,8 +84,8 @@ class PanelCallback(pl.Callback):
 class PredictionCallback(pl.Callback):
     """Write `predictions/` in the run folder: `sheet-RANK-BATCH.png`, and `embeddings-RANK.npz` if the module embeds.
 
-    A sheet shows the first 16 images of a batch: the masked face, the predicted mask and, if the module completes
-    faces, the completed face. The other file contains `embedding` (N, D), `identity`, `index`, `kind` and `seed`.
+    A sheet shows the first 16 images of a batch: masked face, predicted mask and, if there is one, completed face. The
+    other file contains `embedding` (N, D), `identity`, `index`, `kind` and `seed`.
     """
 
     def __init__(self) -> None:

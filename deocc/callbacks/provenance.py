@@ -20,9 +20,8 @@ from deocc import runs
 from deocc.callbacks.dashboards import without_secrets
 from deocc.data import MaskedFaceDataModule
 from deocc.data.datamodule import manifest_hash
-from deocc.data.face_set import FaceSet
 from deocc.files import checksum
-from deocc.geometry import TEMPLATES, Template
+from deocc.geometry import TEMPLATES
 from deocc.networks import Embedder
 from deocc.networks.embedders.registry import teacher_fingerprint
 
@@ -56,7 +55,7 @@ _logger = logging.getLogger(__name__)
 def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any]:
     """Return the fingerprint of the present state, as plain values.
 
-    Apart from `config` (None, filled in by the callback), it is equal on another machine with the same code, data and
+    Apart from `config`, which the callback fills in, it is equal on another machine with the same code, data and
     packages. `face_set`, a credit line, distinguishes another set from a set that has changed. Hashes of what does not
     exist, such as the teacher of a stage without one, are None. `resumed` contains the differences that earlier resumed
     trainings have accepted, oldest first.
@@ -71,8 +70,11 @@ def build(data: MaskedFaceDataModule, teacher: Embedder | None) -> dict[str, Any
         "packages": package_versions(),
         "seeds": {"seed_everything": global_seed(), "data": data.seed},
         "face_set": data.face_set.credit,
-        "training_data": training_data_hash(data.face_set),
-        "template": {name: template_hash(template) if template else None for name, template in templates.items()},
+        "training_data": data.face_set.fingerprint("train") if len(data.face_set.bare("train")) else None,
+        "template": {
+            name: checksum(repr((each.size, each.points)))[:_DIGITS] if each else None
+            for name, each in templates.items()
+        },
         "size": data.size,
         "masks": manifest_hash(probes) if len(probes) else None,
         "teacher": teacher_fingerprint(teacher)[:_DIGITS] if teacher else None,
@@ -104,16 +106,6 @@ def _git_commit() -> str | None:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def template_hash(template: Template) -> str:
-    """Return a hash of the template's size and points."""
-    return checksum(repr((template.size, template.points)))[:_DIGITS]
-
-
-def training_data_hash(face_set: FaceSet) -> str | None:
-    """Return `FaceSet.fingerprint` of the training images; None for a set without training identities."""
-    return face_set.fingerprint("train") if len(face_set.bare("train")) else None
-
-
 class Difference(NamedTuple):
     """A value that differs from the checkpoint's."""
 
@@ -126,8 +118,8 @@ class Difference(NamedTuple):
 def compare(saved: Mapping[str, Any] | None, present: Mapping[str, Any], resuming: bool) -> list[Difference]:
     """Return the differences that matter, in the order of the fields; command, configuration and commit may differ.
 
-    An evaluation compares training data and masks only if the face set is the one trained on: a test on another set is
-    no mistake. `saved` is None if the checkpoint has no fingerprint.
+    An evaluation compares training data and masks only if the face set is the one trained on. `saved` is None if the
+    checkpoint has no fingerprint.
     """
     saved = saved or {}
     if saved.get("version") != VERSION:
@@ -136,16 +128,15 @@ def compare(saved: Mapping[str, Any] | None, present: Mapping[str, Any], resumin
     differences = []
     for field, (if_resuming, if_evaluating, _) in _RULES.items():
         severity = if_resuming if resuming else if_evaluating
-        values = saved.get(field), present.get(field)
-        if severity is None or (field in ("training_data", "masks") and (None in values or not same_data)):
+        before, after = saved.get(field), present.get(field)
+        if severity is None or (field in ("training_data", "masks") and (None in (before, after) or not same_data)):
             continue
-        before, after = (
-            {f"{field}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {field: value}
-            for value in values
-        )
-        for name in {**after, **before}:
-            if before.get(name) != after.get(name):
-                differences.append(Difference(name, before.get(name), after.get(name), severity))
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            for key in {**after, **before}:
+                if before.get(key) != after.get(key):
+                    differences.append(Difference(f"{field}.{key}", before.get(key), after.get(key), severity))
+        elif before != after:
+            differences.append(Difference(field, before, after, severity))
     return differences
 
 

@@ -9,12 +9,9 @@ temperature, the share of the mean in embeddings and the running average of the 
 """
 
 import copy
-from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -54,7 +51,7 @@ from deocc.modules.optimization import (
 )
 from deocc.modules.teacher_cache import TeacherCache
 from deocc.networks.deoccluder import Deoccluder
-from deocc.networks.embedders.embedder import Embedder, centred, unit_embedding
+from deocc.networks.embedders.embedder import centred, unit_embedding
 from deocc.networks.embedders.registry import create_embedder, create_teacher, read_options
 from deocc.networks.student import BareFaces, Student, StudentInput, check_bare_faces, check_start, load_student
 
@@ -69,8 +66,8 @@ class StudentAverage(AveragedModel):
     """Exponential moving average of start + interpolation (student - start).
 
     With interpolation below 1, it keeps more of what the pretrained start knew about identities that the training set
-    lacks [1]. The decay of step t is min(decay, t / (t + 9)), so that the start does not linger. Buffers, such as
-    running statistics, are interpolated but not averaged. The average stays in evaluation mode.
+    lacks [1]. The decay of step t is min(decay, t / (t + 9)), so that the start does not linger. Buffers are
+    interpolated but not averaged. The average stays in evaluation mode.
 
     Args:
         student: network to average; its present weights are the start.
@@ -117,9 +114,6 @@ class DistillationModule(RecognitionModule):
     `deocc.networks.embedders.embedder.unit_embedding`). Only the identity loss subtracts the mean: a part of it would
     drive the student's component along the mean to 0, away from the teacher's.
 
-    If training shows only aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up
-    in a cache (`deocc.modules.teacher_cache`).
-
     Args:
         inpainting_checkpoint: a stage-1 checkpoint file or a model folder; "from_checkpoint" if a stage-2 checkpoint,
             which contains the de-occluder, will be loaded; None only if the student sees masked faces and no completion
@@ -133,12 +127,12 @@ class DistillationModule(RecognitionModule):
         student: a name of `deocc.networks.list_embedders`; None starts from a copy of the teacher.
         student_weights: the student's initial weights file.
         student_options: as `teacher_options`.
-        initial_weights: a stage-2 checkpoint, or a model folder, whose student the training starts from; the settings
-            of the student must be the same. None starts from `student_weights`.
+        initial_weights: a stage-2 checkpoint, or a model folder, whose student, of the same settings, the training
+            starts from. None starts from `student_weights`.
         student_input: "completed", "masked" or "both".
         mask_channel: give the mask to the student as a further channel.
-        bare_faces: network that embeds faces with an empty mask, "student" or "teacher". With "teacher" they keep the
-            teacher's embeddings, so that nothing is lost on them, and the student needs no bare faces in training.
+        bare_faces: network that embeds faces with an empty mask, "student" or "teacher". With "teacher" nothing is lost
+            on them, and the student needs no bare faces in training.
         trainable_blocks: train only the head and this many last blocks; None trains everything.
         predicted_mask_share: fraction of training images completed with the predicted mask instead of the given one.
         identity_weight: weight of the identity loss. Losses of weight 0 are not computed.
@@ -210,30 +204,60 @@ class DistillationModule(RecognitionModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["inpainting_checkpoint", "segmenter_checkpoint", "initial_weights"])
-        # Checkpoints contain the de-occluder; the paths would mean nothing on another machine.
+        # Checkpoints contain the de-occluder and the student's start; paths would mean nothing on another machine.
         restored = FROM_CHECKPOINT if inpainting_checkpoint is not None else None
         self.hparams.update(inpainting_checkpoint=restored, segmenter_checkpoint=None)
-        if initial_weights is not None:  # checkpoints contain the student's start, too
+        if initial_weights is not None:
             self.hparams.update(initial_weights=FROM_CHECKPOINT)
         check_loss_weights(self.hparams, _TERMS)
         check_head(identity_head, identity_sample_share)
         check_beta(beta)
         check_positive(scale=scale, temperature=temperature)
         self.teacher = create_teacher(teacher, teacher_weights, **read_options(teacher_options))
-        self.student = Student(_student_embedder(self.hparams), self.teacher.embedding_dim, student_input, mask_channel)
         check_bare_faces(bare_faces, self.teacher)
-        self._start_student(initial_weights)
-        self.awaits_deoccluder = inpainting_checkpoint == FROM_CHECKPOINT
-        self.deoccluder = self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
+        self._build_student(initial_weights)
+        self._load_deoccluder(inpainting_checkpoint, segmenter_checkpoint)
         self.register_buffer("center", torch.zeros(self.teacher.embedding_dim))
         self.register_buffer("identity_centers", torch.zeros(0, self.teacher.embedding_dim))
         self.classifier: IdentityHead | None = None
         self.comparison = Comparison()
 
+    def _build_student(self, initial_weights: str | None) -> None:
+        """Build student and running average, load the student's start, and freeze what is not trained."""
+        hp = self.hparams
+        name, weights, options = hp["student"], hp["student_weights"], hp["student_options"]
+        if name is None:  # a copy of the teacher
+            name, weights = hp["teacher"], weights or hp["teacher_weights"]
+            options = options or hp["teacher_options"]
+        embedder, dim = create_embedder(name, weights, **read_options(options)), self.teacher.embedding_dim
+        self.student = Student(embedder, dim, hp["student_input"], hp["mask_channel"])
+        if initial_weights is None:
+            check_start(self.student, dim, hp["interpolation"])
+        elif initial_weights != FROM_CHECKPOINT:
+            load_student(self.student, initial_weights)
+        self.average = StudentAverage(self.student, hp["ema_decay"], hp["interpolation"])
+        trainable = self.student.trainable(hp["trainable_blocks"])
+        self.student.requires_grad_(False)  # here, since DDP waits for the gradients of all that is trainable by now
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+    def _load_deoccluder(self, inpainting_checkpoint: str | None, segmenter_checkpoint: str | None) -> None:
+        if inpainting_checkpoint is None and self.student.needs_completion:
+            raise ValueError(
+                f"student_input {self.student.student_input!r} needs a de-occluder: give a stage-1 run as "
+                "inpainting_checkpoint, or student_input masked"
+            )
+        self.awaits_deoccluder, self.deoccluder = inpainting_checkpoint == FROM_CHECKPOINT, None
+        if inpainting_checkpoint is not None and not self.awaits_deoccluder:
+            self.deoccluder = Deoccluder.from_checkpoint(inpainting_checkpoint, segmenter_checkpoint)
+
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> Tensor:
         """Compute and log the weighted sum of the losses."""
+        mask, share = batch["mask"], self.hparams["predicted_mask_share"]
         with self._frozen_precision():
-            mask = self._training_mask(batch)
+            if share > 0:  # the images are chosen by their seeds
+                chosen = (batch["seed"] % 1000).float() < share * 1000
+                mask = torch.where(chosen[:, None, None, None], self._predict_mask(batch["masked_face"]), mask)
             completed_face = self._student_input(batch["masked_face"], mask)
         # Dropout draws from torch's generator. Seeding it from the images makes the step reproducible after a resume.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -273,14 +297,6 @@ class DistillationModule(RecognitionModule):
             terms["prediction"] = hp["prediction_weight"] * loss
         return terms
 
-    def _training_mask(self, batch: MaskedFaceBatch) -> Tensor:
-        """Return the given mask, replaced by the predicted one for a share of the images chosen by their seeds."""
-        share = self.hparams["predicted_mask_share"]
-        if share == 0:
-            return batch["mask"]
-        chosen = (batch["seed"] % 1000).float() < share * 1000
-        return torch.where(chosen[:, None, None, None], self._predict_mask(batch["masked_face"]), batch["mask"])
-
     def on_before_backward(self, loss: Tensor) -> None:
         """Log the gradient norm of each term at the embedding, at the steps that are logged."""
         terms, raw = self._graph
@@ -296,9 +312,8 @@ class DistillationModule(RecognitionModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW or SGD for the trainable part of the student and the classifier, with warm-up and cosine decay."""
-        hp = self.hparams
+        hp, rate = self.hparams, self.hparams["learning_rate"]
         trainable = self.student.trainable(hp["trainable_blocks"])
-        rate = hp["learning_rate"]
         groups: list[dict[str, Any]] = [{"params": trainable, "lr": rate, "weight_decay": hp["weight_decay"]}]
         if self.classifier is not None:  # the last parameter, as `gather_head` expects
             parameters = list(self.classifier.parameters())
@@ -326,7 +341,7 @@ class DistillationModule(RecognitionModule):
         exclude_from_ddp(self, "identity_centers", *(["classifier"] if sharded else []))
 
     def on_fit_start(self) -> None:
-        """Open or compute the teacher's embeddings of clean faces, and compute the identity centres of a new run."""
+        """Open or compute the teacher's embeddings of clean faces; of a new run, compute mean and identity centres."""
         self._check_deoccluder()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         aligned = self.hparams["teacher_view"] == "aligned"
@@ -337,18 +352,16 @@ class DistillationModule(RecognitionModule):
             )
         new_run = len(self.identity_centers) == 0
         views = (False,) if aligned else data.plain_views
-        if new_run or views:
-            cache = TeacherCache(self.teacher, self.trainer, views)
-            self._teacher_cache = cache if cache.knows_training else None
-            if new_run:
-                self._find_centers(cache.faces, data.training_identity)
-
-    def _find_centers(self, embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> None:
-        """Compute mean and identity centres from the teacher's embeddings of clean faces; initialise the classifier."""
-        self.center = mean_of_identities(embeddings, identity).to(self.device)
-        self.identity_centers = identity_centers(embeddings, identity, self.center)
-        if self.classifier is not None:
-            self.classifier.initialise(identity_centers(embeddings, identity, self.center, centred))
+        if not new_run and not views:
+            return
+        cache = TeacherCache(self.teacher, self.trainer, views)
+        self._teacher_cache = cache if cache.knows_training else None
+        if new_run:
+            known = (cache.faces, data.training_identity)
+            self.center = mean_of_identities(*known).to(self.device)
+            self.identity_centers = identity_centers(*known, self.center)
+            if self.classifier is not None:
+                self.classifier.initialise(identity_centers(*known, self.center, centred))
 
     def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Add the teacher's cached embeddings to a training batch while it is on the CPU."""
@@ -386,31 +399,6 @@ class DistillationModule(RecognitionModule):
         if isinstance(self.classifier, losses.ShardedIdentityLoss):
             split_head(checkpoint, "classifier", self.classifier)
 
-    def _start_student(self, initial_weights: str | None) -> None:
-        """Load the student's start, copy it into the running average, and freeze what is not trained."""
-        hp = self.hparams
-        if initial_weights is None:
-            check_start(self.student, self.teacher.embedding_dim, hp["interpolation"])
-        elif initial_weights != FROM_CHECKPOINT:
-            load_student(self.student, initial_weights)
-        self.average = StudentAverage(self.student, hp["ema_decay"], hp["interpolation"])
-        trainable = self.student.trainable(hp["trainable_blocks"])
-        self.student.requires_grad_(False)  # here, since DDP waits for the gradients of all that is trainable by now
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-    def _load_deoccluder(
-        self, inpainting_checkpoint: str | None, segmenter_checkpoint: str | None
-    ) -> Deoccluder | None:
-        if inpainting_checkpoint is None and self.student.needs_completion:
-            raise ValueError(
-                f"student_input {self.student.student_input!r} needs a de-occluder: give a stage-1 run as "
-                "inpainting_checkpoint, or student_input masked"
-            )
-        if inpainting_checkpoint is None or self.awaits_deoccluder:
-            return None
-        return Deoccluder.from_checkpoint(inpainting_checkpoint, segmenter_checkpoint)
-
     def _build_classifier(self, num_identities: int) -> None:
         hp = self.hparams
         settings = (num_identities, self.teacher.embedding_dim, hp["margin_type"], hp["margin"], hp["scale"])
@@ -419,11 +407,3 @@ class DistillationModule(RecognitionModule):
         else:
             head = losses.IdentityLoss(*settings)
         self.classifier = head.to(self.device)
-
-
-def _student_embedder(hp: Mapping[str, Any]) -> Embedder:
-    """Build the student's embedder; without a name of its own, it is a copy of the teacher."""
-    if hp["student"] is not None:
-        return create_embedder(hp["student"], hp["student_weights"], **read_options(hp["student_options"]))
-    options = read_options(hp["student_options"] or hp["teacher_options"])
-    return create_embedder(hp["teacher"], hp["student_weights"] or hp["teacher_weights"], **options)

@@ -1,4 +1,4 @@
-"""Evaluation: `RestorationModule` completes faces (stage 1), `RecognitionModule` embeds them (stage 2).
+"""Evaluation: metrics of an epoch, identity centres, and inference and evaluation of stage 2.
 
 Scores do not depend on the precision of the trainer (see `deocc.modules.precision`).
 """
@@ -26,8 +26,6 @@ from deocc.masking import list_kinds
 from deocc.modules.precision import frozen_precision, outside_autocast, uses_bfloat16
 from deocc.networks.deoccluder import Deoccluder
 from deocc.networks.embedders.embedder import Embedder, unit_embedding
-from deocc.networks.generator import compose
-from deocc.networks.segmenter import MaskSegmenter, mask_evidence
 from deocc.networks.student import Student, embed_by_mask
 from deocc.processes import rank_and_world_size
 
@@ -118,7 +116,7 @@ class Comparison(nn.Module):
 class RecognitionModule(pl.LightningModule):
     """Inference and evaluation of stage 2; `DistillationModule` builds the networks and trains the student.
 
-    Embeddings come from the averaged student. They are compared with the teacher's of masked and of completed faces.
+    The averaged student's embeddings are compared with the teacher's of masked and of completed faces.
     """
 
     teacher: Embedder
@@ -185,25 +183,33 @@ class RecognitionModule(pl.LightningModule):
     def _evaluation_step(self, batch: MaskedFaceBatch, dataloader_idx: int, predict_masks: bool) -> dict[str, Tensor]:
         """Update the comparison; return the completed faces and predicted masks for the panels."""
         with self._frozen_precision():
-            if dataloader_idx == 0:
-                self._embed_gallery(batch, predict_masks)
-                return {}
-            return self._embed_probes(batch, predict_masks)
+            if dataloader_idx == 1:
+                return self._embed_probes(batch, predict_masks)
+            self._embed_gallery(batch, predict_masks)
+            return {}
 
     def _embed_probes(self, batch: MaskedFaceBatch, predict_masks: bool) -> dict[str, Tensor]:
         """Embed masked faces, completed by the given mask and, if wanted or there is none, by the predicted one."""
         masked_face, known = batch["masked_face"], "mask" in batch
         self.comparison.add("teacher_masked", self._embed_teacher(masked_face), batch)
-        images: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
         if known or self.deoccluder is None:
-            mask = batch["mask"] if known else self._predict_mask(masked_face)
-            images |= self._embed_completed(batch, mask, "given_mask", suffix="")
+            masks["given_mask"] = batch["mask"] if known else self._predict_mask(masked_face)
+        images: dict[str, Tensor] = {}
         if self.deoccluder is not None and (predict_masks or not known):
-            mask = self._predict_mask(masked_face)
+            masks["predicted_mask"] = images["predicted_mask"] = self._predict_mask(masked_face)
             if known:
-                self.comparison.mask_prediction.update(mask, batch["mask"], batch["kind"])
-            images["predicted_mask"] = mask
-            images |= self._embed_completed(batch, mask, "predicted_mask", suffix="_predicted_mask")
+                self.comparison.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
+        for source, mask in masks.items():
+            suffix = "" if source == "given_mask" else "_predicted_mask"
+            completed_face = self._complete(masked_face, mask)
+            self.comparison.add(f"student{suffix}", self._embed_student(masked_face, completed_face, mask), batch)
+            if self.deoccluder is not None:
+                self.comparison.add(f"teacher_completed{suffix}", self._embed_teacher(completed_face), batch)
+                images[f"completed_face{suffix}"] = completed_face
+                if known:
+                    metric = self.comparison.restoration[source]
+                    metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
         return images
 
     def _embed_gallery(self, batch: MaskedFaceBatch, predict_masks: bool) -> None:
@@ -227,18 +233,6 @@ class RecognitionModule(pl.LightningModule):
             student[alarmed] = self._embed_student(face[alarmed], completed_face, mask[alarmed])
         self.comparison.add("teacher_clean_predicted_mask", teacher, batch)
         self.comparison.add("student_clean_predicted_mask", student, batch)
-
-    def _embed_completed(self, batch: MaskedFaceBatch, mask: Tensor, source: str, suffix: str) -> dict[str, Tensor]:
-        """Complete the masked faces and embed them by student and teacher; return the completed faces."""
-        completed_face = self._complete(batch["masked_face"], mask)
-        self.comparison.add(f"student{suffix}", self._embed_student(batch["masked_face"], completed_face, mask), batch)
-        if self.deoccluder is None:
-            return {}
-        self.comparison.add(f"teacher_completed{suffix}", self._embed_teacher(completed_face), batch)
-        if "mask" in batch:
-            metric = self.comparison.restoration[source]
-            metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
-        return {f"completed_face{suffix}": completed_face}
 
     def _frozen_precision(self) -> AbstractContextManager[Any]:
         return frozen_precision(self.device, self.teacher.name, self.student.embedder.name)
@@ -282,77 +276,3 @@ class RecognitionModule(pl.LightningModule):
                 f"inpainting_checkpoint {FROM_CHECKPOINT!r} needs a checkpoint of stage 2, and none was loaded: "
                 "give a stage-1 run"
             )
-
-
-class RestorationModule(pl.LightningModule):
-    """Inference and evaluation of stage 1; `InpaintingModule` builds the networks and trains them."""
-
-    average: AveragedModel  # running average of the generator
-    segmenter: MaskSegmenter | None
-    comparison: Comparison
-    results: Results
-    bare_evidence: list[Tensor]  # of masks on bare validation faces, to calibrate the segmenter's gate
-
-    @outside_autocast
-    def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
-        """Return completed faces (B, 3, H, W) in [-1, 1], made by the averaged generator."""
-        return compose(masked_face, self.average(masked_face, mask), mask)
-
-    @outside_autocast
-    def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Collect the evidence of masks on bare faces (loader 0); restore masked faces (loader 1)."""
-        if dataloader_idx == 1:
-            return self._restore(batch)
-        if self.segmenter is not None:
-            self.bare_evidence.append(mask_evidence(self.segmenter(batch["face"])))
-        return {}
-
-    @outside_autocast
-    def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Score masks predicted on bare faces (loader 0); restore masked faces (loader 1)."""
-        if dataloader_idx == 1:
-            return self._restore(batch)
-        if self.segmenter is not None:
-            predicted_mask = self.segmenter.predict_mask(batch["face"])
-            self.comparison.mask_prediction.update(predicted_mask, batch["mask"], batch["kind"])
-        return {}
-
-    @outside_autocast
-    def predict_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Complete faces by the predicted mask, or by the given mask without a segmenter."""
-        masked_face = batch["masked_face"]
-        mask = batch["mask"] if self.segmenter is None else self.segmenter.predict_mask(masked_face)
-        return {"mask": mask, "completed_face": self(masked_face, mask)}
-
-    def on_validation_epoch_end(self) -> None:
-        """Calibrate the gate of the segmenter and log the restoration scores."""
-        if self.segmenter is not None and len(evidence := gather_evidence(self.bare_evidence, self.device)) > 0:
-            self.segmenter.calibrate_gate(evidence)
-        self.bare_evidence = []
-        _, restoration, _ = self.comparison.collect()
-        for source, scores in restoration.items():
-            self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
-
-    def on_test_epoch_end(self) -> None:
-        """Build `results`, which `deocc.callbacks` writes."""
-        _, restoration, mask_prediction = self.comparison.collect()
-        provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
-        self.results = build_results({}, restoration, list_kinds(), provenance, mask_prediction=mask_prediction)
-
-    def _restore(self, batch: MaskedFaceBatch) -> dict[str, Tensor]:
-        """Complete masked faces by each available mask and update the metrics; return the images for the panels."""
-        if "mask" not in batch:
-            raise ValueError(
-                "these faces carry real occluders, without masks and clean faces: stage 1 cannot be measured on them; "
-                "test a stage-2 run"
-            )
-        masks, images = {"given_mask": batch["mask"]}, {}
-        if self.segmenter is not None:
-            masks["predicted_mask"] = images["predicted_mask"] = self.segmenter.predict_mask(batch["masked_face"])
-            self.comparison.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
-        for source, mask in masks.items():
-            completed_face = self(batch["masked_face"], mask)
-            images["completed_face" if source == "given_mask" else "completed_face_predicted_mask"] = completed_face
-            metric = self.comparison.restoration[source]
-            metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
-        return images

@@ -65,10 +65,7 @@ def blended_identity_loss(classifier: IdentityHead, embedding: Tensor, batch: Ma
 
 
 def exclude_from_ddp(module: nn.Module, *names: str) -> None:
-    """Exclude the submodules, parameters and buffers of these names from the broadcast and averaging of DDP.
-
-    Replaces an earlier exclusion. DDP sends other buffers from rank 0 to all others in every step.
-    """
+    """Exclude submodules, parameters and buffers from the broadcast and averaging of DDP; replaces an earlier call."""
     tensors = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     chosen = [tensor for tensor in tensors if any(f"{tensor}.".startswith(f"{name}.") for name in names)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, chosen)
@@ -109,8 +106,7 @@ def gather_head(checkpoint: dict[str, Any], name: str, head: ShardedIdentityLoss
 
 def split_head(checkpoint: dict[str, Any], name: str, head: ShardedIdentityLoss) -> None:
     """Reduce a checkpoint's classifier and its optimiser state to the rows of this rank, in `on_load_checkpoint`."""
-    whole = (head.num_identities, head.weight.shape[1])
-    rows = slice(head.rows.start, head.rows.stop)
+    whole, rows = (head.num_identities, head.weight.shape[1]), slice(head.rows.start, head.rows.stop)
     _replace(checkpoint, name, lambda tensor: tensor[rows].clone() if tensor.shape == whole else tensor)
 
 

@@ -7,10 +7,11 @@ our choice: weights of the losses, optimiser, sizes, the two terms through a tea
 [1] Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import do_nothing_closure
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deocc import losses
 from deocc.batch import MaskedFaceBatch
+from deocc.evaluation.results import Results, build_results, flat_scores
+from deocc.masking import list_kinds
 from deocc.masking.random import uniform
-from deocc.modules.evaluation import Comparison, RestorationModule
+from deocc.modules.evaluation import Comparison, gather_evidence
 from deocc.modules.optimization import (
     MicroBatch,
     Terms,
@@ -38,7 +41,7 @@ from deocc.networks.discriminator import GlobalLocalDiscriminator
 from deocc.networks.embedders.registry import create_teacher, read_options
 from deocc.networks.generator import Generator, compose
 from deocc.networks.layers import gaussian_blur, noisy_mask
-from deocc.networks.segmenter import MaskSegmenter
+from deocc.networks.segmenter import MaskSegmenter, mask_evidence
 
 STAGE = "inpainting"
 _GENERATOR, _DISCRIMINATOR = 0, 1  # indices of the optimisers
@@ -48,7 +51,7 @@ _PENALTY_STREAM = 1 << 40  # random stream of an image for the gradient penalty;
 _PENALTY_WEIGHT = 10.0  # of WGAN-GP [1]
 
 
-class InpaintingModule(RestorationModule):
+class InpaintingModule(pl.LightningModule):
     """Train generator, discriminators and segmenter; evaluate the generator's running average.
 
     Args:
@@ -57,8 +60,8 @@ class InpaintingModule(RestorationModule):
         discriminator_width: channels of the discriminators' first layers.
         segmenter_width: channels of the first layer of a segmenter trained beside the generator; None trains none, and
             stage 2 then needs a run of `SegmentationModule`.
-        mask_noise: grow or shrink each training mask by a pixel or two, like the errors of predicted masks; the
-            segmenter learns the mask without this noise.
+        mask_noise: grow or shrink each training mask by a pixel or two, like the errors of predicted masks, but not the
+            mask that the segmenter learns.
         adversarial: "hinge", or "wgan" with gradient penalty.
         reconstruction_weight: weight of the masked l1 term.
         chroma_weight: weight of the distance of local mean chroma, against coloured spots.
@@ -83,6 +86,7 @@ class InpaintingModule(RestorationModule):
 
     terms: Terms
     """Weighted losses of the current optimiser step, for callbacks that check them before it is taken."""
+    results: Results
 
     def __init__(
         self,
@@ -130,7 +134,12 @@ class InpaintingModule(RestorationModule):
                     "or identity_weight and perceptual_weight 0"
                 )
         self.comparison = Comparison()
-        self.bare_evidence = []
+        self._bare_evidence: list[Tensor] = []  # of masks on bare validation faces, to calibrate the segmenter's gate
+
+    @outside_autocast
+    def forward(self, masked_face: Tensor, mask: Tensor) -> Tensor:
+        """Return completed faces (B, 3, H, W) in [-1, 1], made by the averaged generator."""
+        return compose(masked_face, self.average(masked_face, mask), mask)
 
     def training_step(self, batch: MaskedFaceBatch, batch_idx: int) -> None:
         """Take one step of the discriminators, then one of generator and segmenter."""
@@ -138,43 +147,38 @@ class InpaintingModule(RestorationModule):
         if self.hparams["mask_noise"]:
             batch = {**batch, "mask": noisy_mask(batch["mask"], batch["seed"]), "true_mask": batch["mask"]}
         *others, last = split_micro_batches(batch, self.hparams["accumulate"], mean_over_ranks)
-        last_generated = self._generate(last)  # with a graph for both steps; more graphs would fill the memory
-
-        def generate(micro_batch: MicroBatch) -> Tensor:
-            return last_generated if micro_batch is last else self._generate(micro_batch)
-
-        def discriminator_terms(micro_batch: MicroBatch) -> Terms:
-            with torch.no_grad():
-                batch, generated = micro_batch.batch, generate(micro_batch)
-                completed_face = compose(batch["masked_face"], generated, batch["mask"])
-            return {"discriminator": micro_batch.weight * self._discriminator_loss(batch, completed_face)}
-
-        def generator_terms(micro_batch: MicroBatch) -> Terms:
-            return self._generator_terms(micro_batch, generate(micro_batch))
-
+        # The last micro-batch keeps its graph for both steps; more graphs would fill the memory.
+        kept = (last, self.generator(last.batch["masked_face"], last.batch["mask"]))
+        again = [(micro_batch, None) for micro_batch in others]
         if self.discriminator is not None:
-            terms = self._optimizer_step(_DISCRIMINATOR, [*others, last], discriminator_terms)
+            terms = self._optimizer_step(_DISCRIMINATOR, [*again, kept])
             self.log_dict({f"train/{name}_loss": term for name, term in terms.items()}, sync_dist=True)
-        terms = self._optimizer_step(_GENERATOR, [last, *others], generator_terms)
+        terms = self._optimizer_step(_GENERATOR, [kept, *again])
         self.log("train/loss", torch.stack(list(terms.values())).sum(), prog_bar=True, sync_dist=True)
         self.log_dict({f"train/{name}_term": term for name, term in terms.items()}, sync_dist=True)
 
-    def _optimizer_step(
-        self, index: int, micro_batches: Sequence[MicroBatch], compute_terms: Callable[[MicroBatch], Terms]
-    ) -> Terms:
+    def _optimizer_step(self, index: int, parts: Sequence[tuple[MicroBatch, Tensor | None]]) -> Terms:
         """Step an optimiser on the terms of all micro-batches, and its learning rate; return the sums of the terms.
 
-        Only the parameters of this optimiser collect gradients, and ranks exchange them in the last backward pass only.
-        The running average follows the generator unless a GradScaler skips the step.
+        A part is a micro-batch and its generated faces, or None to generate them here. Only the parameters of this
+        optimiser collect gradients, and ranks exchange them in the last backward pass only. The running average follows
+        the generator unless a GradScaler skips the step.
         """
         optimizer = _as_list(self.optimizers())[index]
         if index == _DISCRIMINATOR:  # Lightning would count it as a step of the training, see trainer.max_steps
             optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
         optimizer.zero_grad()
         totals: Terms = {}
-        for number, micro_batch in enumerate(micro_batches, start=1):
-            with optimizer.toggle_model(sync_grad=number == len(micro_batches)):
-                terms = compute_terms(micro_batch)
+        for number, (micro_batch, generated) in enumerate(parts, start=1):
+            batch = micro_batch.batch
+            with optimizer.toggle_model(sync_grad=number == len(parts)):
+                if generated is None:
+                    generated = self.generator(batch["masked_face"], batch["mask"])
+                if index == _GENERATOR:
+                    terms = self._generator_terms(micro_batch, generated)
+                else:
+                    completed_face = compose(batch["masked_face"], generated.detach(), batch["mask"])
+                    terms = {"discriminator": micro_batch.weight * self._discriminator_loss(batch, completed_face)}
                 self.manual_backward(torch.stack(list(terms.values())).sum())
             for name, term in terms.items():
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach()
@@ -187,10 +191,6 @@ class InpaintingModule(RestorationModule):
         if stepped and index == _GENERATOR:
             self.average.update_parameters(self.generator)
         return totals
-
-    def _generate(self, micro_batch: MicroBatch) -> Tensor:
-        generated: Tensor = self.generator(micro_batch.batch["masked_face"], micro_batch.batch["mask"])
-        return generated
 
     def _discriminator_loss(self, batch: MaskedFaceBatch, completed_face: Tensor) -> Tensor:
         discriminator, face, mask = cast(nn.Module, self.discriminator), batch["face"], batch["mask"]
@@ -276,6 +276,65 @@ class InpaintingModule(RestorationModule):
         """Check the stage and restore the teacher."""
         check_stage(checkpoint, STAGE)
         restore_frozen(checkpoint, "teacher", self.teacher)
+
+    @outside_autocast
+    def validation_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Collect the evidence of masks on bare faces (loader 0); restore masked faces (loader 1)."""
+        if dataloader_idx == 1:
+            return self._restore(batch)
+        if self.segmenter is not None:
+            self._bare_evidence.append(mask_evidence(self.segmenter(batch["face"])))
+        return {}
+
+    @outside_autocast
+    def test_step(self, batch: MaskedFaceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Score masks predicted on bare faces (loader 0); restore masked faces (loader 1)."""
+        if dataloader_idx == 1:
+            return self._restore(batch)
+        if self.segmenter is not None:
+            predicted_mask = self.segmenter.predict_mask(batch["face"])
+            self.comparison.mask_prediction.update(predicted_mask, batch["mask"], batch["kind"])
+        return {}
+
+    @outside_autocast
+    def predict_step(self, batch: MaskedFaceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Complete faces by the predicted mask, or by the given mask without a segmenter."""
+        masked_face = batch["masked_face"]
+        mask = batch["mask"] if self.segmenter is None else self.segmenter.predict_mask(masked_face)
+        return {"mask": mask, "completed_face": self(masked_face, mask)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Calibrate the gate of the segmenter and log the restoration scores."""
+        if self.segmenter is not None and len(evidence := gather_evidence(self._bare_evidence, self.device)) > 0:
+            self.segmenter.calibrate_gate(evidence)
+        self._bare_evidence = []
+        _, restoration, _ = self.comparison.collect()
+        for source, scores in restoration.items():
+            self.log_dict(flat_scores(scores["mean"], f"val/{source}"))
+
+    def on_test_epoch_end(self) -> None:
+        """Build `results`, which `deocc.callbacks` writes."""
+        _, restoration, mask_prediction = self.comparison.collect()
+        provenance = self.trainer.datamodule.provenance()  # type: ignore[attr-defined]
+        self.results = build_results({}, restoration, list_kinds(), provenance, mask_prediction=mask_prediction)
+
+    def _restore(self, batch: MaskedFaceBatch) -> dict[str, Tensor]:
+        """Complete masked faces by each available mask and update the metrics; return the images for the panels."""
+        if "mask" not in batch:
+            raise ValueError(
+                "these faces carry real occluders, without masks and clean faces: stage 1 cannot be measured on them; "
+                "test a stage-2 run"
+            )
+        masks, images = {"given_mask": batch["mask"]}, {}
+        if self.segmenter is not None:
+            masks["predicted_mask"] = images["predicted_mask"] = self.segmenter.predict_mask(batch["masked_face"])
+            self.comparison.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
+        for source, mask in masks.items():
+            completed_face = self(batch["masked_face"], mask)
+            images["completed_face" if source == "given_mask" else "completed_face_predicted_mask"] = completed_face
+            metric = self.comparison.restoration[source]
+            metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
+        return images
 
 
 def _as_list(one_or_many: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from deocc.batch import MaskedFaceBatch
 
+_WARMUP = 0.05  # fraction of the steps
 Terms = dict[str, Tensor]
 """Weighted losses, scalars by name."""
 
@@ -20,14 +21,12 @@ class WarmupCosine(LRScheduler):
     """Linear warm-up and cosine decay to 0, to be stepped after every training step.
 
     The learning rates of the optimiser are the peak values; `steps_left` returns the number of steps that the training
-    will still take, of which `warmup` is the fraction for the warm-up.
-
-    A resumed training may be longer or shorter than the interrupted one, or have another number of steps per epoch or
-    other settings of the optimiser. All of these are then as configured now: only the number of steps taken is loaded.
+    will still take, of which a twentieth is the warm-up. A resumed training takes its length and the settings of the
+    optimiser from the present configuration: only the number of steps taken is loaded.
     """
 
-    def __init__(self, optimizer: Optimizer, steps_left: Callable[[], int], warmup: float = 0.05) -> None:
-        self._steps_left, self._steps, self._warmup = steps_left, steps_left(), warmup
+    def __init__(self, optimizer: Optimizer, steps_left: Callable[[], int]) -> None:
+        self._steps_left, self._steps = steps_left, steps_left()
         super().__init__(optimizer)
         self._step_count += 1  # torch would warn when a GradScaler skips the first step of the optimiser
         unsaved = {"params", "lr"}
@@ -35,7 +34,7 @@ class WarmupCosine(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each parameter group."""
-        rising = max(1, round(self._steps * self._warmup))
+        rising = max(1, round(self._steps * _WARMUP))
         if self.last_epoch < rising:
             factor = (self.last_epoch + 1) / rising
         else:

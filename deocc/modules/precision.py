@@ -11,29 +11,25 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 
 _EXACT_EMBEDDERS: Final = ("dlib_resnet", "sface")  # cosines between the embeddings of both precisions exceed 0.9995
 
-_Module = TypeVar("_Module", bound=pl.LightningModule)
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def outside_autocast(
-    method: Callable[Concatenate[_Module, _Arguments], _Result],
-) -> Callable[Concatenate[_Module, _Arguments], _Result]:
+def outside_autocast(method: _Method) -> _Method:
     """Disable autocast while the decorated method of a LightningModule runs."""
 
     @wraps(method)
-    def in_float32(self: _Module, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+    def in_float32(self: pl.LightningModule, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(self.device.type, enabled=False):
             return method(self, *args, **kwargs)
 
-    return in_float32
+    return cast(_Method, in_float32)
 
 
 @lru_cache

@@ -4,9 +4,9 @@ A view is the aligned training faces or their mirror images. Each view is one Nu
 (N, D), by position in the face set, named by a hash of the teacher and the training faces. It is mapped into memory and
 never read as a whole.
 
-All ranks of a training compute it together: each embeds its share, every batch of embeddings is gathered on all ranks,
-and one rank per file system writes it, the one that could create the draft. A draft is renamed when it is complete.
-Simultaneous trainings write one draft each, and the last one replaces the others' file by an equal one.
+Each rank embeds its share of the faces, every batch of embeddings is gathered on all ranks, and one rank per file
+system writes it, the one that could create the draft. A draft is renamed when it is complete. Simultaneous trainings
+write one draft each, and the last one replaces the others' file by an equal one.
 """
 
 import errno
@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,7 +27,6 @@ import torch
 from numpy.lib.format import open_memmap, write_array_header_1_0
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from deocc.batch import FaceBatch
 from deocc.files import cache_folder, checksum
@@ -40,20 +39,6 @@ _VERSION: Final = 1  # to be raised when the same teacher and faces give other e
 _ABANDONED = 24 * 3600  # seconds without a write after which a draft is deleted
 
 
-class TrainingData(Protocol):
-    """Data module that provides the training faces."""
-
-    @property
-    def training_identity(self) -> NDArray[np.int64]:
-        """(N,) class label of each image of the face set, -1 for images not used in training."""
-
-    def training_fingerprint(self) -> str:
-        """Return a hash of everything that the aligned training faces depend on."""
-
-    def reference_dataloader(self) -> DataLoader[Any]:
-        """Return a loader of the aligned training faces of this rank's share."""
-
-
 class TeacherCache:
     """Raw embeddings of all training faces, read from the file of an earlier training or computed.
 
@@ -63,18 +48,21 @@ class TeacherCache:
 
     faces: Rows
     """(N, D) embeddings of the aligned faces by position in the face set; 0 for unused or unreadable images."""
+    knows_training: bool
+    """Every clean face that training shows can be looked up."""
 
     def __init__(self, teacher: Embedder, trainer: pl.Trainer, wanted: tuple[bool, ...] = ()) -> None:
         """Read or compute the embeddings; call it on every rank.
 
         Args:
             teacher: frozen, on the trainer's device.
-            trainer: has a data module that provides the training faces (`TrainingData`).
+            trainer: its data module has `training_identity` (N,), -1 for images not used in training, a
+                `training_fingerprint` of the aligned faces, and a `reference_dataloader` of this rank's share of them.
             wanted: views for `look_up`, False for the aligned faces and True for their mirror images. If only False is
                 wanted, it also stands for mirrored faces.
         """
         self._teacher, self._trainer, self._wanted = teacher, trainer, wanted
-        self._data: TrainingData = trainer.datamodule  # type: ignore[attr-defined]
+        self._data: Any = trainer.datamodule  # type: ignore[attr-defined]
         used = self._data.training_identity >= 0
         self._shape, self._number = (len(used), teacher.embedding_dim), int(used.sum())
         key = f"{teacher_fingerprint(teacher)}/{self._data.training_fingerprint()}" if trainer.is_global_zero else ""
@@ -93,11 +81,7 @@ class TeacherCache:
                 self.faces[position[position >= 0]] = embedding[position >= 0]
             if wanted == (False,):
                 self._views[False] = self.faces
-
-    @property
-    def knows_training(self) -> bool:
-        """Return whether every clean face that training shows can be looked up."""
-        return len(self._wanted) > 0 and set(self._wanted) <= self._views.keys()
+        self.knows_training = len(wanted) > 0 and set(wanted) <= self._views.keys()
 
     def look_up(self, batch: FaceBatch) -> Tensor | None:
         """Return raw embeddings (B, D) of a training batch on the CPU, or None if an image was once unreadable."""
@@ -172,9 +156,8 @@ def open_rows(path: Path, shape: tuple[int, int]) -> Rows | None:
 class Draft:
     """An incomplete file of rows that becomes visible under its final name when it is complete.
 
-    Every rank opens it by the same name; on each file system the first one writes it. An OSError is kept in `error` and
-    not raised, so that no rank leaves the others waiting. Writing through a memory map would end the process on a full
-    disk.
+    Every rank opens it by the same name; on each file system the first one writes it. An OSError is kept in `error`, so
+    that no rank leaves the others waiting. Writing through a memory map would end the process on a full disk.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int]) -> None:

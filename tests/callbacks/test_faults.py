@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,58 +30,45 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 NO_CHECKPOINTS: dict[str, Any] = {"enable_checkpointing": False}
 
 
-def infinite(loss: Tensor, step: int) -> Tensor:
-    return loss * torch.inf if step == 1 else loss
+def infinite(loss: Tensor) -> Tensor:
+    return loss * torch.inf
 
 
-def steep(loss: Tensor, step: int) -> Tensor:
+def steep(loss: Tensor) -> Tensor:
     """A finite loss with an infinite gradient: the slope of the root at 0."""
-    return (0 * loss).sqrt() + 1 if step == 1 else loss
+    return (0 * loss).sqrt() + 1
 
 
+def faulty(change: Callable[[Tensor], Tensor] = infinite, accumulated: int = 1) -> Small:
+    """Change the loss of the first batch of the second step."""
+    return Small(lambda loss, batch: change(loss) if batch == accumulated else loss)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("change", [infinite, steep])
-def test_training_stops_and_describes_batch(change: Any, tmp_path: Path) -> None:
-    module = Small(change)
+def test_training_stops_and_describes_batches(change: Any, accumulated: int, tmp_path: Path) -> None:
+    module, settings = faulty(change, accumulated), {"accumulate_grad_batches": accumulated, **NO_CHECKPOINTS}
     with pytest.raises(ValueError, match=r"not finite at step 1 \(square .*\).*--non_finite.action skip"):
-        fit(module, tmp_path, FiniteCallback(), **NO_CHECKPOINTS)
+        fit(module, tmp_path, FiniteCallback(), **settings)
     (file,) = (tmp_path / FOLDER).iterdir()
     content = json.loads(file.read_text())
-    assert content["index"] == content["seed"] == [4, 5, 6, 7]
-    assert content["step"] == 1 and "square" in content["terms"]
+    assert content["index"] == content["seed"] == list(range(4 * accumulated, 8 * accumulated))
+    assert content["step"] == 1 and (content["terms"]["square"] == "inf") == (change == infinite)
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("change", [infinite, steep])
-def test_skipped_step_changes_nothing(change: Any, tmp_path: Path) -> None:
-    module, callback = Small(change), FiniteCallback("skip")
-    fit(module, tmp_path, callback, **NO_CHECKPOINTS)
-    assert callback.skipped == 1 and len(module.seen) == 4
-    before, after, later = module.seen[1:4]
+def test_skipped_step_changes_nothing(change: Any, accumulated: int, tmp_path: Path) -> None:
+    module, callback = faulty(change, accumulated), FiniteCallback("skip")
+    steps, settings = 4 * accumulated, {"accumulate_grad_batches": accumulated, **NO_CHECKPOINTS}
+    fit(module, tmp_path, callback, steps=steps, **settings)
+    assert callback.skipped == 1 and len(module.seen) == steps
+    before, after, later = module.seen[accumulated::accumulated]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(after["layer.weight"], later["layer.weight"])
     assert not torch.equal(after["norm.running_mean"], later["norm.running_mean"])
-
-
-@pytest.mark.parametrize("change", [infinite, steep])
-def test_accumulated_step_names_all_batches(change: Any, tmp_path: Path) -> None:
-    """The first of its two batches is the faulty one."""
-    module = Small(lambda loss, batch: change(loss, 1 if batch == 2 else 0))
-    with pytest.raises(ValueError, match="not finite at step 1"):
-        fit(module, tmp_path, FiniteCallback(), accumulate_grad_batches=2, **NO_CHECKPOINTS)
-    (file,) = (tmp_path / FOLDER).iterdir()
-    content = json.loads(file.read_text())
-    assert content["index"] == content["seed"] == list(range(8, 16))
-    assert (content["terms"]["square"] == "inf") == (change == infinite)
-
-
-def test_skipped_accumulated_step_changes_nothing(tmp_path: Path) -> None:
-    module, callback = Small(lambda loss, batch: infinite(loss, 1 if batch == 2 else 0)), FiniteCallback("skip")
-    fit(module, tmp_path, callback, steps=7, accumulate_grad_batches=2, **NO_CHECKPOINTS)
-    assert callback.skipped == 1 and len(module.seen) == 7
-    before, after, later = module.seen[2:7:2]
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not torch.equal(after["layer.weight"], later["layer.weight"])
-    assert later["norm.num_batches_tracked"] == 4, "two steps of two batches each"
+    assert later["norm.num_batches_tracked"] == 2 * accumulated
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -101,7 +89,7 @@ def test_overflow_is_left_to_the_scaler(tmp_path: Path) -> None:
 def test_unwritable_folder_does_not_hide_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / FOLDER).write_text("in the way")
     with pytest.raises(ValueError, match="not finite at step 1"):
-        fit(Small(infinite), tmp_path, FiniteCallback(), **NO_CHECKPOINTS)
+        fit(faulty(), tmp_path, FiniteCallback(), **NO_CHECKPOINTS)
     assert f"cannot write {tmp_path / FOLDER}" in caplog.text
 
 

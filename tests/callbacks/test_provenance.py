@@ -18,15 +18,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from deocc import runs
 from deocc.callbacks import provenance
-from deocc.callbacks.provenance import (
-    FINGERPRINT,
-    FingerprintCallback,
-    build,
-    compare,
-    package_versions,
-    template_hash,
-    training_data_hash,
-)
+from deocc.callbacks.provenance import FINGERPRINT, FingerprintCallback, build, compare, package_versions
 from deocc.data import FolderFaces, MaskedFaceDataModule, OrlFaces
 from deocc.geometry import TEMPLATES
 from deocc.networks import create_teacher
@@ -35,32 +27,36 @@ from tests.conftest import SMALL, draw_folder, run_deocc
 FEW = ["--data.kinds", "[surgical]", "--data.test_seeds", "[1]", "--trainer.limit_test_batches", "4"]
 
 
-def test_template_hash_is_of_size_and_points() -> None:
-    canonical = TEMPLATES["canonical"]
-    assert template_hash(canonical) == "4e4f3d394cc035c8"  # of checkpoints that exist
+def test_template_hash_is_of_size_and_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    canonical, data, found = TEMPLATES["canonical"], MaskedFaceDataModule(size=64), []
     moved = replace(canonical, points=((124.5, 149.6), *canonical.points[1:]))
-    assert len({template_hash(each) for each in (canonical, moved, replace(canonical, size=351))}) == 3
+    for template in (canonical, moved, replace(canonical, size=351)):
+        monkeypatch.setitem(TEMPLATES, "canonical", template)
+        found.append(build(data, None)["template"]["canonical"])
+    assert found[0] == "4e4f3d394cc035c8"  # of checkpoints that exist
+    assert len(set(found)) == 3
 
 
 def test_folder_hash_does_not_depend_on_place_or_time(tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "here")
     faces = FolderFaces(str(folder))
-    known = training_data_hash(faces)
+    known = faces.fingerprint("train")
     there = tmp_path / "there"
     shutil.copytree(folder, there)
     for path in there.rglob("*.png"):
         os.utime(path, (1, 1))
-    assert training_data_hash(FolderFaces(str(there))) == known
+    assert FolderFaces(str(there)).fingerprint("train") == known
     trained, tested = (faces.names[int(faces.indices(split)[0])] for split in ("train", "test"))
     with (there / tested).open("ab") as file:
         file.write(b"more")
-    assert training_data_hash(FolderFaces(str(there))) == known, "test identities do not matter to a training"
+    assert FolderFaces(str(there)).fingerprint("train") == known, "test identities do not matter to a training"
     with (there / trained).open("ab") as file:
         file.write(b"more")
-    longer = training_data_hash(FolderFaces(str(there)))
+    longer = FolderFaces(str(there)).fingerprint("train")
     (there / trained).rename(there / f"{trained}.renamed.png")
-    renamed = training_data_hash(FolderFaces(str(there)))
-    assert len({known, longer, renamed, training_data_hash(FolderFaces(str(folder), aligned="facenet"))}) == 4
+    renamed = FolderFaces(str(there)).fingerprint("train")
+    aligned = FolderFaces(str(folder), aligned="facenet").fingerprint("train")
+    assert len({known, longer, renamed, aligned}) == 4
 
 
 def test_build_agrees_with_reported_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +69,7 @@ def test_build_agrees_with_reported_provenance(monkeypatch: pytest.MonkeyPatch) 
     assert (found["size"], found["face_set"]) == (64, reported["credit"])
     assert found["seeds"] == {"seed_everything": 3, "data": 5}
     assert found["packages"]["torch"] == version("torch")
-    assert found["template"]["teacher"] == template_hash(teacher.template)
+    assert found["template"] == {"canonical": "4e4f3d394cc035c8", "teacher": "6462d391da8f00ee"}
     next(teacher.parameters())[0] += 1e-6
     other = build(data, teacher)
     assert {field for field, value in found.items() if value != other[field]} == {"teacher"}

@@ -11,12 +11,12 @@ from torch.nn.functional import normalize
 
 from deocc import losses
 from deocc.inference.model_folder import PRETRAINED
-from deocc.modules import DistillationModule, InpaintingModule
+from deocc.modules import DistillationModule
 from deocc.modules.distillation import StudentAverage
-from deocc.networks import Student, create_embedder
+from deocc.networks import create_embedder
 from deocc.networks.embedders.embedder import centred, unit_embedding
 from deocc.networks.weights import read_model_folder, sub_state
-from tests.modules.training import GENERATOR_ONLY, SMALL, OrlSubset, faces, fit, fit_orl, moved, snapshot, trainer_for
+from tests.modules.training import OrlSubset, faces, fit_orl, moved, snapshot, stage1_checkpoint, trainer_for
 
 LOSSES = ("identity", "instance", "pair", "triplet", "prediction")
 
@@ -29,9 +29,7 @@ def distil(folder: Path, steps: int = 1, **settings: Any) -> DistillationModule:
 
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("stage1")
-    fit(InpaintingModule(**SMALL, **GENERATOR_ONLY), folder, steps=1).save_checkpoint(folder / "a.ckpt")
-    return str(folder / "a.ckpt")
+    return stage1_checkpoint(tmp_path_factory.mktemp("stage1"))
 
 
 def test_only_student_learns(stage1: str, tmp_path: Path) -> None:
@@ -138,19 +136,6 @@ def test_average_refuses_bad_decay(decay: float, interpolation: float) -> None:
         StudentAverage(nn.Linear(2, 2), decay, interpolation)
 
 
-@pytest.mark.parametrize(
-    ("student_input", "mask_channel", "channels"), [("completed", False, 3), ("completed", True, 4), ("both", True, 7)]
-)
-def test_widened_student_starts_as_embedder(student_input: Any, mask_channel: bool, channels: int) -> None:
-    batch = faces()
-    completed = torch.flip(batch["face"], (-1,))
-    student = Student(create_embedder("dlib_resnet"), 128, student_input, mask_channel)
-    network: Any = student.embedder.network
-    assert network.stem[0].in_channels == channels
-    embedding = student(batch["masked_face"], completed, batch["mask"])
-    assert torch.allclose(embedding, create_embedder("dlib_resnet")(completed), atol=1e-6)
-
-
 def test_projected_student(tmp_path: Path) -> None:
     module = distil(tmp_path, student="timm/resnet18", identity_weight=1.0)
     assert module.student.projection.map.weight.shape == (128, 512)
@@ -226,6 +211,9 @@ NO_LOSS = {f"{name}_weight": 0.0 for name in LOSSES}
         ("temperature must be positive, got 0", {"temperature": 0}),
         ("unknown recogniser option 'colour': choose among", {"teacher_options": {"colour": "bgr"}}),
         ("option mean is three numbers, got 127.5", {"student_options": {"mean": 127.5}}),
+        ("unknown identity_head 'split': choose one of full, sharded", {"identity_head": "split"}),
+        ("identity_sample_share 0.5 needs identity_head sharded", {"identity_sample_share": 0.5}),
+        (r"must be in \(0, 1\], got 0.0", {"identity_head": "sharded", "identity_sample_share": 0.0}),
     ],
 )
 def test_settings_refused(message: str, settings: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Evaluation: identity centres, float32 under any trainer precision, inference with and without a de-occluder."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,13 @@ from torch.nn.functional import normalize
 
 from deocc.modules import DistillationModule, InpaintingModule, evaluation
 from deocc.networks.embedders.embedder import centred, unit_embedding
-from tests.modules.training import GENERATOR_ONLY, SMALL, faces, fit
+from tests.modules.training import GENERATOR_ONLY, SMALL, faces, stage1_checkpoint
 
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> DistillationModule:
-    folder = tmp_path_factory.mktemp("stage1")
-    fit(InpaintingModule(**SMALL, **GENERATOR_ONLY), folder, steps=1).save_checkpoint(folder / "a.ckpt")
-    module = DistillationModule(str(folder / "a.ckpt"), student_input="both", instance_weight=0)
+    stage1 = stage1_checkpoint(tmp_path_factory.mktemp("stage1"))
+    module = DistillationModule(stage1, student_input="both", instance_weight=0)
     module.center = module.teacher(faces(8)["face"]).mean(0)
     return module
 
@@ -98,17 +96,12 @@ def test_without_deoccluder() -> None:
     assert predicted["mask"].shape == batch["mask"].shape and not predicted["mask"].any()
 
 
-@pytest.fixture
-def completions(module: DistillationModule) -> Iterator[list[torch.Tensor]]:
-    found: list[torch.Tensor] = []
+def test_prediction_completes_once(module: DistillationModule) -> None:
+    completions: list[torch.Tensor] = []
     assert module.deoccluder is not None
-    hook = module.deoccluder.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-    yield found
-    hook.remove()
-
-
-def test_prediction_completes_once(module: DistillationModule, completions: list[torch.Tensor]) -> None:
+    hook = module.deoccluder.register_forward_hook(lambda _module, _inputs, output: completions.append(output))
     predicted = module.predict_step(faces(), 0)
+    hook.remove()
     assert len(completions) == 1 and torch.equal(predicted["completed_face"], completions[0])
     assert torch.equal(predicted["embedding"], module(faces()["masked_face"], predicted["mask"]))
 

@@ -1,7 +1,6 @@
 """Stage 1: which networks learn, which losses are computed, what a checkpoint contains, which settings are refused."""
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from deocc.losses import mask_segmentation_loss
 from deocc.modules import InpaintingModule
 from deocc.modules.optimization import split_micro_batches
 from deocc.networks import Deoccluder
-from tests.modules.training import GENERATOR_ONLY, NO_TEACHER, SMALL, faces, fit, moved, snapshot
+from tests.modules.training import GENERATOR_ONLY, NO_TEACHER, SMALL, export_onnx, faces, fit, moved, snapshot
 
 
 @pytest.mark.parametrize("adversarial", ["hinge", "wgan"])
@@ -26,14 +25,10 @@ def test_step_trains_all_but_teacher(adversarial: Literal["hinge", "wgan"], tmp_
     }
 
 
-def test_unused_networks_not_built(tmp_path: Path) -> None:
-    module = InpaintingModule(**SMALL, **GENERATOR_ONLY)
-    assert module.discriminator is None and module.teacher is None
-    fit(module, tmp_path)
-
-
-def test_average_lags_generator(tmp_path: Path) -> None:
+def test_generator_alone(tmp_path: Path) -> None:
+    """Unused networks are not built, and the average lags behind the generator."""
     module = InpaintingModule(**SMALL, **GENERATOR_ONLY, ema_decay=0.9)
+    assert module.discriminator is None and module.teacher is None
     fit(module, tmp_path, steps=3)
     assert moved(module.average.module, snapshot(module.generator))
 
@@ -120,13 +115,8 @@ def test_settings_refused(message: str, settings: dict[str, Any]) -> None:
 
 
 def test_teacher_without_gradient_refused(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    network = torch.nn.Sequential(torch.nn.AvgPool2d(10), torch.nn.Flatten()).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        torch.onnx.export(network, (torch.zeros(1, 3, 40, 40),), tmp_path / "net.onnx", dynamo=False)
-    settings = {**SMALL, "teacher": "onnx", "teacher_weights": str(tmp_path / "net.onnx")}
+    weights = export_onnx(tmp_path / "net.onnx", torch.nn.Sequential(torch.nn.AvgPool2d(10), torch.nn.Flatten()))
+    settings = {**SMALL, "teacher": "onnx", "teacher_weights": weights}
     with pytest.raises(ValueError, match="no gradient passes through the teacher 'onnx'"):
         InpaintingModule(**settings)
     assert InpaintingModule(**settings, **NO_TEACHER).teacher is None

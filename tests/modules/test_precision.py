@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from deocc.modules import DistillationModule, InpaintingModule, precision
+from deocc.modules import DistillationModule, precision
 from deocc.networks import create_embedder
-from tests.modules.training import GENERATOR_ONLY, SMALL, OrlSubset, faces, fit, fit_orl, trainer_for
+from tests.modules.training import OrlSubset, faces, fit_orl, stage1_checkpoint, trainer_for
 
 CPU = torch.device("cpu")
 
@@ -23,8 +23,7 @@ def _instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> DistillationModule:
     folder = tmp_path_factory.mktemp("stage1")
-    fit(InpaintingModule(**SMALL, **GENERATOR_ONLY), folder, steps=1).save_checkpoint(folder / "a.ckpt")
-    module = DistillationModule(str(folder / "a.ckpt"), student_input="both", predicted_mask_share=0.5)
+    module = DistillationModule(stage1_checkpoint(folder), student_input="both", predicted_mask_share=0.5)
     fit_orl(module, folder)
     return module
 
@@ -41,18 +40,11 @@ def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision.uses_bfloat16(CPU, "dlib_resnet", "sface")
     assert not precision.uses_bfloat16(CPU, "dlib_resnet", "iresnet50")
     assert not precision.uses_bfloat16(torch.device("cuda"), "dlib_resnet")
-    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: False)
-    assert not precision.uses_bfloat16(CPU, "dlib_resnet")
-
-
-def test_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEOCC_BFLOAT16", "0")
     assert not precision.uses_bfloat16(CPU, "dlib_resnet")
-
-
-def results(module: DistillationModule, folder: Path) -> dict[str, Any]:
-    trainer_for(folder, limit_test_batches=3).test(module, OrlSubset(), verbose=False)
-    return dict(module.results.content)
+    monkeypatch.setenv("DEOCC_BFLOAT16", "1")
+    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: False)
+    assert not precision.uses_bfloat16(CPU, "dlib_resnet")
 
 
 @torch.no_grad()
@@ -78,19 +70,19 @@ def test_embeddings_close(module: DistillationModule, tmp_path: Path, monkeypatc
 
 
 def test_results_name_it(module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert results(module, tmp_path)["frozen_precision"] == "bfloat16"
-    monkeypatch.setenv("DEOCC_BFLOAT16", "0")
-    assert results(module, tmp_path)["frozen_precision"] == "float32"
+    for setting, name in (("1", "bfloat16"), ("0", "float32")):
+        monkeypatch.setenv("DEOCC_BFLOAT16", setting)
+        trainer_for(tmp_path, limit_test_batches=3).test(module, OrlSubset(), verbose=False)
+        assert module.results.content["frozen_precision"] == name
 
 
 @torch.no_grad()
 def test_predictions_stay_float32(module: DistillationModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = [module.predict_step(faces(), 0), {"called": module(faces()["masked_face"])}]
-    monkeypatch.setenv("DEOCC_BFLOAT16", "0")
-    for low, full in zip(
-        outputs, [module.predict_step(faces(), 0), {"called": module(faces()["masked_face"])}], strict=True
-    ):
-        assert all(torch.equal(low[name], full[name]) for name in full)
+    outputs = []
+    for setting in ("1", "0"):
+        monkeypatch.setenv("DEOCC_BFLOAT16", setting)
+        outputs.append({**module.predict_step(faces(), 0), "called": module(faces()["masked_face"])})
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
 
 
 def test_training_step(module: DistillationModule, monkeypatch: pytest.MonkeyPatch) -> None:

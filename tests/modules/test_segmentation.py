@@ -21,7 +21,7 @@ from deocc.modules.evaluation import gather_evidence
 from deocc.networks.segmenter import load_segmenter, mask_evidence
 from tests.data.conftest import TinyFaces
 from tests.losses.spawning import PROCESSES, run_processes
-from tests.modules.training import GENERATOR_ONLY, SMALL, faces, fit, moved, snapshot, trainer_for
+from tests.modules.training import GENERATOR_ONLY, SMALL, faces, fit, moved, snapshot, stage1_checkpoint, trainer_for
 
 
 class Data(MaskedFaceDataModule):
@@ -147,12 +147,11 @@ def test_results_count_false_alarms(tmp_path: Path) -> None:
 
 
 def test_other_stage_refused(tmp_path: Path) -> None:
-    other = InpaintingModule(width=8, segmenter_width=None, **GENERATOR_ONLY)
-    fit(other, tmp_path, steps=1).save_checkpoint(tmp_path / "a.ckpt")
+    other = stage1_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="inpainting"):
-        SegmentationModule(width=8).on_load_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=True))
+        SegmentationModule(width=8).on_load_checkpoint(torch.load(other, weights_only=True))
     with pytest.raises(ValueError, match="not of 'segmentation'"):
-        load_segmenter(tmp_path / "a.ckpt")
+        load_segmenter(other)
 
 
 def test_real_occluders_refused() -> None:

@@ -26,7 +26,7 @@ from deocc.networks import Embedder, create_teacher
 from deocc.networks.embedders.registry import teacher_fingerprint
 from tests.data.conftest import TinyFaces
 from tests.losses.spawning import PROCESSES, run_processes
-from tests.modules.training import trainer_for
+from tests.modules.training import export_onnx, trainer_for
 
 SIZE, IMAGES = 48, 24
 
@@ -232,16 +232,11 @@ def test_fingerprint_depends_on_options(options: dict[str, Any], teacher: Embedd
 
 
 def test_fingerprint_of_onnx_file(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
     found: list[str] = []
     for pool in (10, 20, 10):
-        path = tmp_path / f"{len(found)}.onnx"
-        network = nn.Sequential(nn.AvgPool2d(pool), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations
-            torch.onnx.export(network, (torch.zeros(1, 3, 40, 40),), path, dynamo=False)
-        found.append(teacher_fingerprint(create_teacher("onnx", str(path))))
+        network = nn.Sequential(nn.AvgPool2d(pool), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        weights = export_onnx(tmp_path / f"{len(found)}.onnx", network)
+        found.append(teacher_fingerprint(create_teacher("onnx", weights)))
     assert found[0] == found[2] != found[1]
 
 

@@ -1,10 +1,12 @@
 """Small batches and short CPU trainings for the tests of the modules."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from deocc.batch import MaskedFaceBatch
 from deocc.data import MaskedFaceDataModule
 from deocc.data.face_set import Split
 from deocc.masking import render
+from deocc.modules import InpaintingModule
 
 SMALL: dict[str, Any] = {"width": 8, "discriminator_width": 8, "segmenter_width": 8}
 """Settings of a small `InpaintingModule`."""
@@ -97,6 +100,12 @@ def fit(
     return trainer
 
 
+def stage1_checkpoint(folder: Path) -> str:
+    """Train a small stage 1 for one step and return the path of its checkpoint."""
+    fit(InpaintingModule(**SMALL, **GENERATOR_ONLY), folder, steps=1).save_checkpoint(folder / "a.ckpt")
+    return str(folder / "a.ckpt")
+
+
 def fit_orl(module: pl.LightningModule, folder: Path, steps: int = 1, **settings: Any) -> pl.Trainer:
     """Train stage 2 on `OrlSubset`, without validation."""
     trainer = trainer_for(folder, limit_train_batches=steps, limit_val_batches=0, **settings)
@@ -110,3 +119,13 @@ def snapshot(module: nn.Module) -> list[Tensor]:
 
 def moved(module: nn.Module, before: list[Tensor]) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+
+
+def export_onnx(path: Path, network: nn.Module) -> str:
+    """Write a network of 40-pixel faces as an embedder "onnx" reads it; without the packages, skip the test."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        torch.onnx.export(network.eval(), (torch.zeros(1, 3, 40, 40),), path, dynamo=False)
+    return str(path)

@@ -125,8 +125,8 @@ def test_terms_of_two_ranks_average(adversarial: Literal["hinge", "wgan"]) -> No
 
 
 def terms(module: InpaintingModule, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
-    generated = module._generate(micro_batch)
     batch: MaskedFaceBatch = micro_batch.batch
+    generated = module.generator(batch["masked_face"], batch["mask"])
     discriminator = micro_batch.weight * module._discriminator_loss(batch, generated.detach())
     return {**module._generator_terms(micro_batch, generated), "discriminator": discriminator}
 

@@ -72,13 +72,14 @@ def test_ar_has_no_stray_shots(tmp_path: Path) -> None:
         ArFaces(str(tmp_path))
 
 
-def test_newest_run_is_not_in_the_trash(tmp_path: Path) -> None:
+def test_newest_run_is_not_in_the_trash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("inpaint", ".Trash-1000/files/inpaint"):
         (tmp_path / name / runs.CHECKPOINTS).mkdir(parents=True)
         (tmp_path / name / runs.CHECKPOINTS / "last.ckpt").touch()
         (tmp_path / name / runs.CHECKPOINTS / "._last.ckpt").touch()
         (tmp_path / name / runs.CONFIG).write_text("InpaintingModule")
-    assert runs.newest_run("InpaintingModule", tmp_path) == tmp_path / "inpaint"
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.newest_run("InpaintingModule") == tmp_path / "inpaint"
 
 
 @pytest.mark.parametrize("name", ["anna", "@anna", "J. Doe", "#1", "thumbs", "~"])
