@@ -41,12 +41,12 @@ def read(run: Path) -> DistillationModule:
 
 @torch.no_grad()
 def embedded(run: Path, low: bool, data: MaskedFaceDataModule) -> Rows:
-    """Return the embeddings of a validation; loading and masking are outside autocast, as in a trainer."""
+    """Return the embeddings of validation people; loading and masking are outside autocast, as in a trainer."""
     module = read(run)
     for loader, batches in enumerate(data.val_dataloader()):
         for number, batch in enumerate(data.on_after_batch_transfer(batch, loader) for batch in batches):
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                module.validation_step(batch, number, loader)
+                module.test_step(batch, number, loader)
     return module.comparison.collect()[0]
 
 
