@@ -68,11 +68,12 @@ class _SquaredDistances(torch.autograd.Function):
             torch.mm(centred[:half], centred.T, out=gram[:half])
             torch.mm(centred[half:], centred[half:].T, out=gram[half:, half:])
         gram[half:, :half] = gram[:half, half:].T
+        largest_norm = gram.diagonal().amax().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         norms = gram.diagonal()[:, None] + gram.diagonal()
         squared = torch.sub(norms, gram, alpha=2, out=gram)
         rounding = norms.mul_(64 * torch.finfo(gram.dtype).eps)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(centred.to(loss_dtype(embedding)))
+            ctx.save_for_backward(centred.to(loss_dtype(embedding)), largest_norm)
             ctx.dtype = embedding.dtype
         return squared.masked_fill_(squared <= rounding, 0)
 
@@ -80,12 +81,13 @@ class _SquaredDistances(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         """Return dL/de_i = 2 sum_j w_ij (e_i - e_j) with w_ij = dL/dS_ij + dL/dS_ji."""
-        (centred,) = ctx.saved_tensors
-        weight = (upstream + upstream.T).to(centred.dtype)
+        centred, size = ctx.saved_tensors
+        # The weights of tiny embeddings, which grow as 1 / size^2, would exceed the range of float32.
+        weight = (upstream + upstream.T).mul_(size * size).to(centred.dtype)
         weight.diagonal().sub_(weight.sum(1))
         with torch.autocast(centred.device.type, enabled=False):
-            gradient: Tensor = (weight @ centred).mul_(-2).to(ctx.dtype)
-        return gradient
+            gradient: Tensor = (weight @ centred).mul_(-2)
+        return gradient.div_(size).div_(size).to(ctx.dtype)
 
 
 class DistanceDifference(torch.autograd.Function):

@@ -28,7 +28,9 @@ from tests.numbers.gradients import Gradients
 STEPS = 3
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "0"]
 SHORT += ["--trainer.log_every_n_steps", "1", "--trainer.callbacks+", "tests.numbers.gradients.GradientFile"]
-ALL_TERMS = [f"--model.init_args.{term}" for term in ("identity_weight=0.5", "beta=0.5", "prediction_weight=1")]
+# SGD: AdamW's first steps are as large for gradients that are rounding errors, which differ between the processes.
+_DISTILL = ("identity_weight=0.5", "beta=0.5", "prediction_weight=1", "optimizer=sgd")
+ALL_TERMS = [f"--model.init_args.{setting}" for setting in _DISTILL]
 FLOAT64 = ["--trainer.plugins", "pytorch_lightning.plugins.DoublePrecision"]  # not a precision that `deocc fit` offers
 SHARDED = ["--model.init_args.identity_head", "sharded"]
 WGAN = ["--model.init_args.adversarial", "wgan"]
