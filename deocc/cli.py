@@ -35,7 +35,7 @@ usage: deocc COMMAND [--config FILE ...] [--run FOLDER] [--KEY VALUE ...]
 `deocc COMMAND --help` lists every key. A configuration is a file, or the name of one that comes with deocc, such as
 inpaint, distill or trainer/gpu. --config may be given several times; later files and --KEY VALUE win.
 If an error occurs, DEOCC_TRACEBACK=1 shows where."""
-_PHOTO_OPTIONS = frozenset(  # of `deocc predict` that only its form with photos has
+_PHOTO_OPTIONS = frozenset(  # options of `deocc predict` that only its form with photos has
     ["--out", "--parquet", "--json", "--all", "--face", "--aligned", "--detector", "--detector-weights", "--device"]
 )
 
@@ -45,17 +45,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: code 2 after one line about bad input, with --json also an object on the output, or about an output
-            that cannot be written, such as a file on a full disk, unless DEOCC_TRACEBACK=1 raises the error itself; 130
-            after Ctrl-C; 141 without a word if the reader of the output, such as `head`, has ended.
+            that cannot be written, such as a file on a full disk; 130 after Ctrl-C; 141 without a word if the reader of
+            the output, such as `head`, has ended. With DEOCC_TRACEBACK=1 the original error is raised instead of 2.
     """
     home = os.path.expanduser("~")  # noqa: PTH111
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it cannot encode
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")  # names of files may have characters it cannot encode
         try:  # shells expand `~` in `~/x` only, not in `--option=~/x`, and not if it is quoted
             given = sys.argv[1:] if argv is None else argv
             _main([re.sub(r"^(--[\w.-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, text) for text in given])

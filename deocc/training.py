@@ -303,11 +303,14 @@ def _check_trainer(trainer: Any, module: type) -> None:
             "ddp_find_unused_parameters_true"
         )
     if issubclass(module, InpaintingModule):
-        advice = "stage 1 has two optimisers: set model.init_args"
         if trainer.accumulate_grad_batches != 1:
-            raise ValueError(f"{advice}.accumulate, not trainer.accumulate_grad_batches")
+            raise ValueError(
+                "stage 1 has two optimisers: set model.init_args.accumulate, not trainer.accumulate_grad_batches"
+            )
         if trainer.gradient_clip_val is not None:
-            raise ValueError(f"{advice}.gradient_clip, not trainer.gradient_clip_val")
+            raise ValueError(
+                "stage 1 has two optimisers: set model.init_args.gradient_clip, not trainer.gradient_clip_val"
+            )
 
 
 def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Path:
@@ -319,7 +322,7 @@ def _evaluation_folder(config: Any, checkpoint: Path | None, command: str) -> Pa
         return Path(config.run)
     run = runs.run_folder_of(checkpoint)
     face_set = config.data.get("face_set") or {"class_path": "OrlFaces"}
-    name, settings = face_set["class_path"].rsplit(".", 1)[-1], face_set.get("init_args") or {}
+    name, settings = face_set["class_path"].rsplit(".", 1)[-1], dict(face_set.get("init_args") or {})
     own_name, own_settings = runs.face_set_of(run)
     same = all(settings[key] == value for key, value in own_settings.items() if key in settings)
     words = [] if own_name is None or (own_name == name and same) else [name.removesuffix("Faces").lower()]

@@ -28,8 +28,9 @@ class CalibrationCallback(pl.Callback):
     """Calibrate the thresholds of a run that is tested on its own data, and write them beside the checkpoint.
 
     Clean and masked faces are embedded like photos, with the predicted mask. Thresholds are chosen on all pairs of
-    validation identities and measured on all pairs of test identities, since the pairs that a protocol lists are too
-    few to resolve a false-accept rate of 1e-3. All ranks embed; the first one calibrates and writes.
+    validation identities and measured on all pairs of test identities, whatever pairs the protocol of the test lists: a
+    list of 1,500 pairs of different people cannot resolve a false-accept rate of 1e-3. All ranks embed; the first one
+    calibrates and writes.
     """
 
     def __init__(self) -> None:
@@ -45,8 +46,8 @@ class CalibrationCallback(pl.Callback):
         if min(len(loader.dataset) for loader in loaders) < 2:
             name = type(data.face_set).__name__
             _logger.warning("no thresholds: %s has no validation faces to calibrate them on", name)
-        else:
-            self.embeddings = [_embed(pl_module, data, loader) for loader in loaders]
+            return
+        self.embeddings = [_embed(pl_module, data, loader) for loader in loaders]
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the thresholds."""
@@ -135,7 +136,8 @@ def _conditions(
 class ModelFolderCallback(pl.Callback):
     """Write the model folder (networks, thresholds, model card) after a stage-2 run is tested on its own data.
 
-    `teardown` runs after `on_test_end` of all callbacks, in which the files that it reads are written.
+    It reads files that `ResultsCallback` and `CalibrationCallback` write in `on_test_end`. `teardown` runs after that
+    hook of all callbacks, so their order in a configuration does not matter.
     """
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -146,13 +148,18 @@ class ModelFolderCallback(pl.Callback):
         folder = Path(trainer.default_root_dir) / FOLDER
         results = json.loads((folder.parent / runs.RESULTS).read_text(encoding="utf-8"))
         pipeline = load(checkpoint)
-        state = sorted(cast(nn.Module, pl_module.teacher).state_dict().items())  # empty if it is in an ONNX file
-        parts = [part for name, value in state for part in (name, value.cpu().contiguous().numpy().tobytes())]
         config = {
             **pipeline.config,
-            "training": {**training_facts(results), "teacher_hash": checksum(*parts)[:16] if parts else None},
+            "training": {**training_facts(results), "teacher_hash": _hash_weights(cast(nn.Module, pl_module.teacher))},
             "licences": licences(pipeline.config["teacher"], results.get("data")),
         }
         with continue_without(folder):
             size = write_model(folder, config, pipeline.network, model_card(config, results, pipeline.thresholds))
             print(f"model:   {folder} ({size / 1e6:.1f} MB)", flush=True)
+
+
+def _hash_weights(network: nn.Module) -> str | None:
+    """Return a hash of all weights; None for a network without any, such as one in an ONNX file."""
+    state = sorted(network.state_dict().items())
+    parts = [part for name, tensor in state for part in (name, tensor.detach().cpu().contiguous().numpy().tobytes())]
+    return checksum(*parts)[:16] if parts else None

@@ -54,12 +54,15 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def install(self, run: str) -> None:
-        """Install the handlers, if this is the main thread; a second call takes them back from Lightning."""
+        """Install the handlers, if this is the main thread; a second call takes them back from Lightning.
+
+        A signal that is ignored stays ignored: a shell starts background jobs that way.
+        """
         self._run = run
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell starts background jobs
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous.setdefault(number, signal.signal(number, self._handle))
         self._installed = True
 
@@ -123,7 +126,8 @@ class CheckpointCallback(Checkpoint):
         self.every_minutes, self.every_batches = every_minutes, every_batches
         self._signals, self._io = StopSignals(), DurableCheckpointIO()
         self._last_save, self._saved = time.monotonic(), True
-        self._logs_truncated, self._stop_signal = False, 0
+        self._logs_truncated = False
+        self._stop_signal = 0
         self._loops: dict[str, Any] | None = None  # state at the end of the step to be saved
         self._loader_states: list[dict[str, Any]] = []
 
@@ -133,11 +137,13 @@ class CheckpointCallback(Checkpoint):
         if stage == "fit":
             self._signals.install(trainer.default_root_dir)
 
-    def teardown(self, *args: Any, **kwargs: Any) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the signal handlers."""
         self._signals.remove()
 
-    on_exception = teardown
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove the signal handlers."""
+        self._signals.remove()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, take the signals back from Lightning, which acts within a step, and resume the loader."""

@@ -25,9 +25,10 @@ _MOST_IN_A_ROW = 20  # our choice: more than that is not an accident
 class FiniteCallback(pl.Callback):
     """Check the loss terms and the gradients before every optimiser step.
 
-    If one is not finite on any rank, every rank writes `non_finite/step-N.json` with the loss terms and what its batch
-    can be recreated from. With a GradScaler only the terms are checked, because the scaler itself skips steps whose
-    gradients overflow. While gradients accumulate, the terms of a step's batches are averaged, and all are listed.
+    If one is not finite on any rank, every rank writes `non_finite/step-N.json`: the loss terms, and the positions,
+    identities, kinds and seeds of its batch, from which the batch can be recreated. With a GradScaler only the terms
+    are checked, because the scaler itself skips steps whose gradients overflow. While gradients accumulate, a step has
+    several batches: their terms are averaged, and their images are listed one after the other.
 
     Args:
         action: "stop" ends the training with an error. "skip" leaves the step out, with neither gradients nor changes
@@ -59,11 +60,7 @@ class FiniteCallback(pl.Callback):
         self._stepping = True
         every: list[dict[str, Tensor]] = [*self._terms, getattr(pl_module, "terms", {})]
         terms = {name: torch.stack([part[name] for part in every]).mean() for name in every[-1]}
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        values = [term.float() for term in terms.values()]
-        if getattr(trainer.precision_plugin, "scaler", None) is None:
-            values.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
-        finite = not values or bool(torch.stack([value.to(values[0].device) for value in values]).isfinite().all())
+        finite = _all_finite(terms, optimizer, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
@@ -77,8 +74,9 @@ class FiniteCallback(pl.Callback):
                 f"a loss or its gradient is not finite at step {step} ({shown}): {folder} describes the batch; "
                 "lower the learning rate or the weight of a term, or resume with --non_finite.action skip"
             )
-        for parameter in parameters:
-            parameter.grad = None
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After the last batch of a step, count a skipped step and restore the running statistics."""
@@ -117,6 +115,15 @@ class FiniteCallback(pl.Callback):
             write_file(path, json.dumps(content, indent=1))
 
 
+def _all_finite(terms: dict[str, Tensor], optimizer: Optimizer, scaled: bool) -> bool:
+    """Check the loss terms and, unless a GradScaler has scaled them, the gradients."""
+    values = [term.float() for term in terms.values()]
+    if not scaled:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        values.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+    return not values or bool(torch.stack([value.to(values[0].device) for value in values]).isfinite().all())
+
+
 class QuarantineCallback(pl.Callback):
     """Report the images that the training leaves out because they cannot be read.
 
@@ -127,19 +134,9 @@ class QuarantineCallback(pl.Callback):
     def __init__(self) -> None:
         self._reported = 0
 
-    def _report(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        quarantine: Quarantine = trainer.datamodule.quarantine
-        if len(quarantine.reasons) == self._reported or not trainer.is_global_zero:
-            return
-        self._reported = len(quarantine.reasons)
-        if not trainer.fast_dev_run:
-            path = Path(trainer.default_root_dir) / QUARANTINE
-            with continue_without(path):
-                quarantine.write(path)
-        for logger in trainer.loggers:
-            logger.log_metrics({"train/quarantined": self._reported}, step=logged_step(trainer))
-
-    on_train_batch_end = on_exception = _report  # also the images of a training that stops because there are too many
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Report new images."""
+        self._report(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Collect the images of all ranks, which may together be too many (ValueError)."""
@@ -150,6 +147,10 @@ class QuarantineCallback(pl.Callback):
             quarantine.merge({name: reason for reasons in found for name, reason in reasons.items()})
         self._report(trainer)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write the images of a training that stops because there are too many."""
+        self._report(trainer)
+
     def on_fit_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Print their number and the file."""
         quarantine: Quarantine = trainer.datamodule.quarantine
@@ -157,3 +158,15 @@ class QuarantineCallback(pl.Callback):
             count = f"{len(quarantine.reasons):,} of {quarantine.number:,} images could not be read and were left out"
             file = "" if trainer.fast_dev_run else f": {Path(trainer.default_root_dir) / QUARANTINE}"
             print(f"deocc fit: {count}{file}", flush=True)
+
+    def _report(self, trainer: Any) -> None:
+        quarantine: Quarantine = trainer.datamodule.quarantine
+        if len(quarantine.reasons) == self._reported or not trainer.is_global_zero:
+            return
+        self._reported = len(quarantine.reasons)
+        if not trainer.fast_dev_run:
+            path = Path(trainer.default_root_dir) / QUARANTINE
+            with continue_without(path):
+                quarantine.write(path)
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/quarantined": self._reported}, step=logged_step(trainer))

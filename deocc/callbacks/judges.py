@@ -78,7 +78,8 @@ class JudgeCallback(pl.Callback):
 
     The teacher's own figures favour completions that were trained with its features; another recogniser shows whether
     completion restores the identity for others too. Its embeddings are only normalised; those of `dlib_resnet` would
-    have to lose part of their mean. The arguments are those of `PerceptualCallback`.
+    have to lose part of their mean. The arguments are those of `PerceptualCallback`; choose another network than the
+    teacher.
     """
 
     def __init__(

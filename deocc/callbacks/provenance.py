@@ -131,7 +131,8 @@ def compare(saved: Mapping[str, Any] | None, present: Mapping[str, Any], resumin
         before, after = saved.get(field), present.get(field)
         if severity is None or (field in ("training_data", "masks") and (None in (before, after) or not same_data)):
             continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
+        if isinstance(before, Mapping) or isinstance(after, Mapping):
+            before, after = before or {}, after or {}
             for key in {**after, **before}:
                 if before.get(key) != after.get(key):
                     differences.append(Difference(f"{field}.{key}", before.get(key), after.get(key), severity))

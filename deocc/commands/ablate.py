@@ -233,7 +233,7 @@ def _terminating(running: Mapping[Job, _Child]) -> Iterator[list[int]]:
 
 def _is_done(job: Job) -> bool:
     """Return whether the job has succeeded with its current fingerprint and its result files are unchanged."""
-    return _changed_files(job) == []
+    return _changed_files(job) == []  # None if it did not succeed
 
 
 def _changed_files(job: Job) -> list[str] | None:

@@ -74,7 +74,9 @@ class Plan:
     """Overlay of stage 1 by variant, for variants that do not share the common stage 1."""
     rows: dict[str, Row] = field(default_factory=dict)  # by letter
     compare: list[Comparison] = field(default_factory=list)
-    share_outputs: bool = False  # of frozen networks among the runs of a fold: `deocc.callbacks.SharedOutputsCallback`
+    share_outputs: bool = False
+    """Let runs of a fold share the outputs of their frozen networks (`deocc.callbacks.SharedOutputsCallback`), in a
+    folder that is deleted when all are done."""
     wandb: bool = False  # log the runs to Weights & Biases, in a group named after the output folder
 
     def fold_seeds(self) -> list[tuple[str | None, int]]:

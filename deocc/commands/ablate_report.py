@@ -133,17 +133,18 @@ def _unfinished_cells(entry: Mapping[str, Any], count: int) -> list[str]:
 
 def _draw_figures(plan: Plan, summary: Mapping[str, Any]) -> None:
     """Write the figures for which there are data as SVG and PNG, on white, so that they can be read on a dark page."""
-    figures = {}
+
+    def save(figure: Figure, name: str) -> None:
+        write_svg(figure, plan.run / f"{name}.svg")
+        figure.savefig(plan.run / f"{name}.png", facecolor="white")
+
     if any("figures" in row for row in summary["rows"].values()):
-        figures["bars"] = bar_figure(summary)
+        save(bar_figure(summary), "bars")
     curves = {}
     for name in plan.variants:
         curves[name] = read_curves([plan.run_folder(name, fold, seed) for fold, seed in plan.fold_seeds()])
     if any(curves.values()):
-        figures["losses"] = loss_figure(curves)
-    for name, figure in figures.items():
-        write_svg(figure, plan.run / f"{name}.svg")
-        figure.savefig(plan.run / f"{name}.png", facecolor="white")
+        save(loss_figure(curves), "losses")
 
 
 def bar_figure(summary: Mapping[str, Any]) -> Figure:

@@ -213,8 +213,9 @@ def listen(host: str, port: int) -> socket.socket:
 def make_app(page: "gr.Blocks", local_only: bool = True, hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
     """Mount the page in an application that limits uploads and loads nothing from other machines.
 
-    With `local_only` it accepts only requests to this machine or one of `hosts`, such as that of a reverse proxy. This
-    stops DNS rebinding: another site's host name resolves to this machine, so that its page can read this one.
+    With `local_only` it accepts only requests to a loopback address, `localhost` or one of `hosts`, such as that of a
+    reverse proxy. This stops DNS rebinding, where another site's host name resolves to this machine so that its page
+    can read this one.
     """
     import fastapi
     import gradio as gr

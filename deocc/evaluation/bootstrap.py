@@ -96,7 +96,11 @@ class PairsOfPeople:
         self._group = torch.minimum(first, second) * self.people + torch.maximum(first, second)
         self._count = torch.bincount(self._group, minlength=self.people**2)
         self._known = self._count.nonzero().squeeze(1)
-        self.weight = 1 / self._count[self._group].double()  # (N,), one over the number of pairs of the same identities
+
+    @property
+    def weight(self) -> Tensor:
+        """(N,) float64, one over the number of pairs with the same identities."""
+        return 1 / self._count[self._group].double()
 
     def rate(self, chosen: Tensor) -> PeopleRate:
         """Compute the share of chosen pairs, (N,) bool, averaged over pairs of identities; NaN for no pairs.

@@ -103,31 +103,13 @@ class ListedPairs(AllPairs):
         """Return all sets unchanged: the length of the list is fixed."""
         return dict(embeddings)
 
-    def cross(self, gallery: EmbeddingSet | None, probe: EmbeddingSet) -> PairScores:
-        """Compare the listed pairs with every mask of the second face; pairs with a missing face are left out.
-
-        Without a gallery, the first face has the same draw and kind of mask as the second one.
-        """
-        empty = torch.zeros(0, dtype=torch.int64)
-        scores = [PairScores(torch.zeros(0), empty.bool(), empty, empty, empty)]
-        keys = torch.stack([probe.groups()[:, 1], probe.draw()], 1)
-        for key in torch.unique(keys, dim=0):
-            second = probe.take((keys == key).all(1))  # contains each image at most once
-            first = second if gallery is None else gallery
-            size = int(torch.cat([first.index, second.index, self.first, self.second]).max()) + 1
-            rows = torch.full((2, size), -1)  # of each image, -1 for images that are not there
-            rows[0, first.index], rows[1, second.index] = torch.arange(len(first)), torch.arange(len(second))
-            row, column = rows[0, self.first], rows[1, self.second]
-            present = (row >= 0) & (column >= 0)
-            row, column = row[present], column[present]
-            similarity = (first.embedding[row].float() * second.embedding[column].float()).sum(1)
-            identities = first.identity[row], second.identity[column]
-            scores.append(PairScores(similarity, self.same[present], *identities, self.fold[present]))
-        return PairScores(*(torch.cat(column) for column in zip(*scores, strict=True)))
+    def cross(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> PairScores:
+        """Compare the listed pairs with every mask of the second face; pairs with a missing face are left out."""
+        return self._listed(gallery, probe)
 
     def within(self, members: EmbeddingSet) -> PairScores:
         """Compare the listed pairs, both faces masked with equal draw and, unless kinds are mixed, equal kind."""
-        return self.cross(None, members)
+        return self._listed(None, members)
 
     def repeats(self, members: EmbeddingSet) -> tuple[float, float]:
         """See `AllPairs.repeats`; `within` compares a pair once for each mask of an image."""
@@ -137,6 +119,23 @@ class ListedPairs(AllPairs):
     def identify(self, gallery: EmbeddingSet, probe: EmbeddingSet) -> dict[str, Any]:
         """Return nothing: a list of pairs has no gallery."""
         return {}
+
+    def _listed(self, gallery: EmbeddingSet | None, members: EmbeddingSet) -> PairScores:
+        """Compare the listed pairs of a gallery, or else of the members, with the members of each kind and draw."""
+        empty = torch.zeros(0, dtype=torch.int64)
+        scores = [PairScores(torch.zeros(0), empty.bool(), empty, empty, empty)]
+        keys = torch.stack([members.groups()[:, 1], members.draw()], 1)
+        for key in torch.unique(keys, dim=0):
+            second = members.take((keys == key).all(1))  # contains each image at most once
+            first = second if gallery is None else gallery
+            size = int(torch.cat([first.index, second.index, self.first, self.second]).max()) + 1
+            row, column = _rows_by_image(first, size)[self.first], _rows_by_image(second, size)[self.second]
+            present = (row >= 0) & (column >= 0)
+            row, column = row[present], column[present]
+            similarity = (first.embedding[row].float() * second.embedding[column].float()).sum(1)
+            identities = first.identity[row], second.identity[column]
+            scores.append(PairScores(similarity, self.same[present], *identities, self.fold[present]))
+        return PairScores(*(torch.cat(column) for column in zip(*scores, strict=True)))
 
 
 class OccludedPairs(ListedPairs):
@@ -204,6 +203,13 @@ def cmc(gallery: EmbeddingSet, probe: EmbeddingSet, k: int, images: Literal["fir
         ranks.append((best >= best.gather(1, place[:, None])).sum(1))
     rank = torch.cat(ranks)
     return torch.stack([(rank <= place).double().mean() for place in range(1, k + 1)])
+
+
+def _rows_by_image(members: EmbeddingSet, size: int) -> Tensor:
+    """Return (size,) the row of each image in `members`, -1 for images that are not there."""
+    rows = torch.full((size,), -1)
+    rows[members.index] = torch.arange(len(members))
+    return rows
 
 
 def _compare(first: EmbeddingSet, second: EmbeddingSet, allowed: Tensor) -> PairScores:

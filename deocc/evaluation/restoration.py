@@ -44,10 +44,13 @@ class KindMeans(Metric):
     def compute(self) -> dict[str, Any]:
         """Return `mean`, scores by name, and `per_kind`, the same for each kind seen. Scores without images are NaN."""
         seen = self.count.any(1).nonzero().flatten().tolist()
-        overall = self.total.sum(0, keepdim=True) / self.count.sum(0)
-        means = torch.cat([overall, self.total[seen] / self.count[seen]]).tolist()
-        mean, *per_kind = (dict(zip(self.names, row, strict=True)) for row in means)
-        return {"mean": mean, "per_kind": dict(zip([row + BARE for row in seen], per_kind, strict=True))}
+        return {
+            "mean": self._named(self.total.sum(0), self.count.sum(0)),
+            "per_kind": {row + BARE: self._named(self.total[row], self.count[row]) for row in seen},
+        }
+
+    def _named(self, total: Tensor, count: Tensor) -> dict[str, float]:
+        return dict(zip(self.names, (total / count).tolist(), strict=True))
 
 
 class RestorationMetric(KindMeans):
@@ -118,13 +121,7 @@ def _ssim_map(restored: Tensor, face: Tensor) -> Tensor:
     """
     similarity = torch.ones_like(restored, dtype=torch.float32)
     with torch.autocast(restored.device.type, enabled=False):  # variances as differences of squares need float32
-        offsets = torch.arange(-_RADIUS, _RADIUS + 1.0, device=restored.device)
-        weight = torch.exp(-offsets.square() / (2 * 1.5**2))
-        matrices = []  # (side, side), each averages neighbours along an axis by a Gaussian window
-        for side in restored.shape[2:]:
-            unit = F.pad(torch.eye(side, device=restored.device)[:, None], (_RADIUS, _RADIUS), mode="reflect")
-            matrices.append(F.conv1d(unit, (weight / weight.sum()).view(1, 1, -1)).squeeze(1).T)
-        all_rows, all_columns = matrices
+        all_rows, all_columns = (_window_matrix(side, restored.device) for side in restored.shape[2:])
         for image, differs in enumerate((restored != face).any(1)):
             if not bool(differs.any()):
                 continue
@@ -145,6 +142,13 @@ def _span(chosen: Tensor, margin: int = 0) -> slice:
     """Return the range from the first to the last true element of (N,) bool, wider by a margin within its borders."""
     places = chosen.nonzero()
     return slice(max(0, int(places[0]) - margin), int(places[-1]) + margin + 1)
+
+
+def _window_matrix(side: int, device: torch.device) -> Tensor:
+    """Return (side, side), which averages neighbours by a Gaussian of 11 pixels, mirrored at the border."""
+    weight = torch.exp(-torch.arange(-_RADIUS, _RADIUS + 1.0, device=device).square() / (2 * 1.5**2))
+    unit = F.pad(torch.eye(side, device=device)[:, None], (_RADIUS, _RADIUS), mode="reflect")
+    return F.conv1d(unit, (weight / weight.sum()).view(1, 1, -1)).squeeze(1).T
 
 
 def _image_mean(values: Tensor, mask: Tensor | None) -> Tensor:

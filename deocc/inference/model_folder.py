@@ -183,7 +183,10 @@ def _fetch(repository: str) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Install the model folder of a tested run as the pretrained model; `argv` defaults to the command line.
 
-    Refuses a model that is incomplete, lacks thresholds for a condition, or is larger than `MOST_BYTES`.
+    Raises:
+        FileNotFoundError: there is no model folder, or a file is missing.
+        ValueError: the model is damaged, lacks thresholds for a condition, or is larger than `MOST_BYTES`.
+        OSError: the package cannot be written to.
     """
     description = "Install the model folder of a tested run as the pretrained model of the package."
     parser = argparse.ArgumentParser(prog="python -m deocc.inference.model_folder", description=description)

@@ -112,7 +112,9 @@ class IdentityLoss(nn.Module):
     Args:
         num_identities: K, the number of training identities.
         dim: D, the embedding dimension.
-        margin_type: see `identity_loss`, also for `margin` and `scale`.
+        margin_type: see `margin_logits`, also for `margin`.
+        margin: size of the margin.
+        scale: gamma > 0.
 
     Raises:
         ValueError: as `identity_loss`, or `num_identities` or `dim` is not positive.

@@ -126,6 +126,8 @@ class ShardedIdentityLoss(nn.Module):
         num_identities: K, the number of training identities over all processes.
         dim: D, the embedding dimension.
         margin_type: see `IdentityLoss`, also for `margin` and `scale`.
+        margin: size of the margin.
+        scale: gamma > 0.
         sample_share: fraction of the identities outside the batch that a step compares with; 1 takes all and is exact.
 
     Raises:

@@ -148,13 +148,17 @@ def read_light(faces: Tensor, frame: FaceFrame) -> Light:
     height, width = faces.shape[-2:]
     index = y.round().clamp(0, height - 1).long() * width + x.round().clamp(0, width - 1).long()
     samples = faces.flatten(2).gather(2, index[:, None].expand(-1, faces.shape[1], -1)).float() * 0.5 + 0.5
-    # On each half the mean of the middle four of eight samples, robust against hair and glasses.
-    a, b, c, d = samples.unflatten(2, (2, 8)).sort(-1).values[..., 2:6].unbind(-1)
-    left, right = (((a + b) + (c + d)) / 4).unbind(2)
+    left, right = _middle_mean(samples[..., :8]), _middle_mean(samples[..., 8:])
     skin = (left + right) / 2
     one, other = luma(left)[:, None, None], luma(right)[:, None, None]
     slope = ((other - one) / (other + one).clamp_min(0.1)).clamp(-0.3, 0.3)
     return Light((one + other) / 2, slope, skin)
+
+
+def _middle_mean(samples: Tensor) -> Tensor:
+    """Return (N, 3), the mean of the middle four of eight samples (N, 3, 8), robust against hair and glasses."""
+    a, b, c, d = samples.sort(-1).values[..., 2:6].unbind(-1)
+    return ((a + b) + (c + d)) / 4
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,9 @@ class DistillationModule(RecognitionModule):
     `deocc.networks.embedders.embedder.unit_embedding`). Only the identity loss subtracts the mean: a part of it would
     drive the student's component along the mean to 0, away from the teacher's.
 
+    If training shows only aligned faces and their mirror images, the teacher's embeddings of clean faces are looked up
+    in a cache (`deocc.modules.teacher_cache`).
+
     Args:
         inpainting_checkpoint: a stage-1 checkpoint file or a model folder; "from_checkpoint" if a stage-2 checkpoint,
             which contains the de-occluder, will be loaded; None only if the student sees masked faces and no completion
@@ -127,8 +130,8 @@ class DistillationModule(RecognitionModule):
         student: a name of `deocc.networks.list_embedders`; None starts from a copy of the teacher.
         student_weights: the student's initial weights file.
         student_options: as `teacher_options`.
-        initial_weights: a stage-2 checkpoint, or a model folder, whose student, of the same settings, the training
-            starts from. None starts from `student_weights`.
+        initial_weights: a stage-2 checkpoint, or a model folder, whose student the training starts from; the settings
+            of the student must be the same. None starts from `student_weights`.
         student_input: "completed", "masked" or "both".
         mask_channel: give the mask to the student as a further channel.
         bare_faces: network that embeds faces with an empty mask, "student" or "teacher". With "teacher" nothing is lost
@@ -341,7 +344,7 @@ class DistillationModule(RecognitionModule):
         exclude_from_ddp(self, "identity_centers", *(["classifier"] if sharded else []))
 
     def on_fit_start(self) -> None:
-        """Open or compute the teacher's embeddings of clean faces; of a new run, compute mean and identity centres."""
+        """Open or compute the teacher's embeddings of clean faces; for a new run, also mean and identity centres."""
         self._check_deoccluder()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         aligned = self.hparams["teacher_view"] == "aligned"
@@ -357,11 +360,11 @@ class DistillationModule(RecognitionModule):
         cache = TeacherCache(self.teacher, self.trainer, views)
         self._teacher_cache = cache if cache.knows_training else None
         if new_run:
-            known = (cache.faces, data.training_identity)
-            self.center = mean_of_identities(*known).to(self.device)
-            self.identity_centers = identity_centers(*known, self.center)
+            embeddings, identity = cache.faces, data.training_identity
+            self.center = mean_of_identities(embeddings, identity).to(self.device)
+            self.identity_centers = identity_centers(embeddings, identity, self.center)
             if self.classifier is not None:
-                self.classifier.initialise(identity_centers(*known, self.center, centred))
+                self.classifier.initialise(identity_centers(embeddings, identity, self.center, centred))
 
     def on_before_batch_transfer(self, batch: MaskedFaceBatch, dataloader_idx: int) -> MaskedFaceBatch:
         """Add the teacher's cached embeddings to a training batch while it is on the CPU."""

@@ -84,6 +84,10 @@ def gather_evidence(bare_evidence: Sequence[Tensor], device: torch.device) -> Te
     return torch.cat(gather_all_tensors(evidence)) if rank_and_world_size()[1] > 1 else evidence
 
 
+SUFFIXES = {"given_mask": "", "predicted_mask": "_predicted_mask"}
+"""Ends of the names of rows and images, by the source of the mask."""
+
+
 class Comparison(nn.Module):
     """Metrics of an evaluation epoch, reduced over ranks; those without an update are left out of the results."""
 
@@ -193,7 +197,7 @@ class RecognitionModule(pl.LightningModule):
         masked_face, known = batch["masked_face"], "mask" in batch
         self.comparison.add("teacher_masked", self._embed_teacher(masked_face), batch)
         masks: dict[str, Tensor] = {}
-        if known or self.deoccluder is None:
+        if known or self.deoccluder is None:  # without a de-occluder, an empty mask stands for a missing one
             masks["given_mask"] = batch["mask"] if known else self._predict_mask(masked_face)
         images: dict[str, Tensor] = {}
         if self.deoccluder is not None and (predict_masks or not known):
@@ -201,7 +205,7 @@ class RecognitionModule(pl.LightningModule):
             if known:
                 self.comparison.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
         for source, mask in masks.items():
-            suffix = "" if source == "given_mask" else "_predicted_mask"
+            suffix = SUFFIXES[source]
             completed_face = self._complete(masked_face, mask)
             self.comparison.add(f"student{suffix}", self._embed_student(masked_face, completed_face, mask), batch)
             if self.deoccluder is not None:

@@ -24,7 +24,7 @@ from deocc.batch import MaskedFaceBatch
 from deocc.evaluation.results import Results, build_results, flat_scores
 from deocc.masking import list_kinds
 from deocc.masking.random import uniform
-from deocc.modules.evaluation import Comparison, gather_evidence
+from deocc.modules.evaluation import SUFFIXES, Comparison, gather_evidence
 from deocc.modules.optimization import (
     MicroBatch,
     Terms,
@@ -331,7 +331,7 @@ class InpaintingModule(pl.LightningModule):
             self.comparison.mask_prediction.update(masks["predicted_mask"], batch["mask"], batch["kind"])
         for source, mask in masks.items():
             completed_face = self(batch["masked_face"], mask)
-            images["completed_face" if source == "given_mask" else "completed_face_predicted_mask"] = completed_face
+            images[f"completed_face{SUFFIXES[source]}"] = completed_face
             metric = self.comparison.restoration[source]
             metric.update(completed_face, batch["face"], batch["mask"], batch["kind"])
         return images

@@ -35,9 +35,8 @@ def widen_stem(embedder: Embedder, extra_channels: int) -> Embedder:
             f"{embedder.name} can be widened once, by at least 1 channel: "
             f"it has {embedder.extra_channels}, got {extra_channels}"
         )
-    modules = embedder.network.named_modules()
-    takes_colours = {name: m for name, m in modules if isinstance(m, nn.Conv2d) and m.in_channels == 3}
-    name, stem = next(iter(takes_colours.items()), ("", None))
+    convolutions = [(name, m) for name, m in embedder.network.named_modules() if isinstance(m, nn.Conv2d)]
+    name, stem = next(((name, conv) for name, conv in convolutions if conv.in_channels == 3), ("", None))
     if stem is None or stem.groups != 1:
         raise ValueError(f"{embedder.name} has no convolution of three channels to widen: choose another student")
     zeros = stem.weight.new_zeros(stem.out_channels, extra_channels, *stem.kernel_size)

@@ -89,6 +89,20 @@ def test_full_disk_is_reported(body: str) -> None:
     assert run_cli(body, "> /dev/full 2>&1").returncode == 2
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
+def test_earlier_output_on_a_full_disk_is_reported() -> None:
+    """The buffer of a stream that `main` changes may contain earlier output of the program."""
+    program = "print('earlier'); from deocc import cli; cli.main(['--help'])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment["PYTHONIOENCODING"] = "utf-8:strict"
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        argv = [sys.executable, "-c", program]
+        ended = subprocess.run(argv, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("deocc: cannot write the output")
+
+
 @pytest.mark.parametrize(
     ("redirections", "printed"), [(">&-", ("", "deocc: note\n")), ("2>&-", ("answer\n", "")), (">&- 2>&-", ("", ""))]
 )

@@ -190,6 +190,17 @@ def test_results_on_other_faces_stay_apart(
     assert _evaluation_folder(config, checkpoint, "test") == tmp_path / "elsewhere"
 
 
+def test_face_set_with_a_class_as_setting_is_its_own(tmp_path: Path) -> None:
+    namespace: Any = Namespace  # untyped
+    crop = {"class_path": "my_faces.Crop", "init_args": {"side": 64}}
+    own = {"class_path": "my_faces.MyFaces", "init_args": {"root": "faces", "crop": crop}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"face_set": own}}))
+    nested = namespace(class_path="my_faces.Crop", init_args=namespace(side=64))
+    face_set = namespace(class_path="my_faces.MyFaces", init_args=namespace(root="faces", crop=nested))
+    config = namespace(run="from_checkpoint", data=namespace(face_set=face_set), trainer=namespace())
+    assert _evaluation_folder(config, tmp_path / "checkpoints" / "last.ckpt", "test") == tmp_path
+
+
 def test_stage1_of_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: Any = Namespace  # untyped
     (tmp_path / "config.json").touch()

