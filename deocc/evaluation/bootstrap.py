@@ -27,6 +27,7 @@ from torch import Tensor
 from deocc.evaluation.verification import (
     FALSE_ACCEPT_RATES,
     PairScores,
+    RocCurve,
     check_same_pairs,
     curve_equal_error_rate,
     decisions,
@@ -125,18 +126,20 @@ class PairsOfPeople:
         return PeopleRate(rate, *wilson(rate * effective, effective), effective)
 
 
-def tar_intervals(similarity: Tensor, same: Tensor, repeats: float = 1) -> dict[str, dict[str, float | str]]:
+def tar_intervals(
+    similarity: Tensor, same: Tensor, repeats: float = 1, curve: RocCurve | None = None
+) -> dict[str, dict[str, float | str]]:
     """Compute TAR at each of `FALSE_ACCEPT_RATES` with a 95 % Wilson interval over the genuine pairs.
 
     The interval takes the threshold as given and the pairs as independent. Since each identity occurs in many pairs it
     is too narrow; a bootstrap over identities is better where identities can be resampled. `repeats` is the number of
     pairs that show the same two images with different masks. Each such group counts as one pair, both for the rates
-    that the pairs support and for the interval.
+    that the pairs support and for the interval. `curve` is as for `verification_scores`.
 
     Returns:
         By rate `tar`, `low` and `high`; or `tar` NaN and the `reason`, if the pairs do not support the rate.
     """
-    curve, positives = roc_curve(similarity, same), round(int(same.sum()) / repeats)
+    curve, positives = curve or roc_curve(similarity, same), round(int(same.sum()) / repeats)
     impostors = int((~same).sum())
     negatives = round(impostors / repeats)
     answers: dict[str, dict[str, float | str]] = {}

@@ -10,7 +10,7 @@ import torch
 from deocc.evaluation.bootstrap import bootstrap_figures, paired_interval, tar_intervals
 from deocc.evaluation.embeddings import BARE, EmbeddingSet
 from deocc.evaluation.protocol import AllPairs
-from deocc.evaluation.verification import PairScores, check_same_pairs, fold_accuracy, verification_scores
+from deocc.evaluation.verification import PairScores, check_same_pairs, fold_accuracy, roc_curve, verification_scores
 
 # All rows that a test may have, in order, with their titles. The mask is the given one unless the title says otherwise.
 # The input of the student is a setting of the run. The judge is a recogniser that took no part in training
@@ -196,9 +196,9 @@ def _score_rows(
 
 def _pair_figures(pairs: PairScores, repeats: float) -> dict[str, Any]:
     """Score pairs of which `repeats` show the same two images; rates that the images do not support are NaN."""
-    genuine = int(pairs.same.sum())
-    intervals = tar_intervals(pairs.similarity, pairs.same, repeats=repeats)
-    figures: dict[str, Any] = verification_scores(pairs.similarity, pairs.same)
+    genuine, curve = int(pairs.same.sum()), roc_curve(pairs.similarity, pairs.same)
+    intervals = tar_intervals(pairs.similarity, pairs.same, repeats, curve)
+    figures: dict[str, Any] = verification_scores(pairs.similarity, pairs.same, curve)
     figures |= {f"tar@{name}": interval["tar"] for name, interval in intervals.items()}
     if pairs.fold is not None:
         figures["accuracy"] = fold_accuracy(pairs)._asdict()
