@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train MTCNN for masked faces.")
     parser.add_argument("published", type=Path, help="the weights to start from, as bench.mtcnn_weights writes them")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="the folder of LFW")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--output", type=Path, default=WEIGHTS_FILE, help="default: the file in the package")
     chosen = parser.parse_args(argv)
     rng = np.random.default_rng(0)

@@ -154,7 +154,9 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_run(monitored: str) -> Path:
-    """Return the newest run below `ROOT` whose configuration contains a text, such as a module's name.
+    """Return the newest run whose configuration contains a text, such as a module's name.
+
+    Runs are up to four levels below `ROOT`.
 
     Raises:
         FileNotFoundError: there is none.

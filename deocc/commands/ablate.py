@@ -211,7 +211,8 @@ def _finish(job: Job, exit_code: int) -> str:
 def _terminating(running: Mapping[Job, _Child]) -> Iterator[list[int]]:
     """Collect the signals of Ctrl-C and SIGTERM in the yielded list, and terminate the children at the end.
 
-    If they raised an exception between the start of a child and its entry in `running`, the child would go on.
+    They are only recorded: an exception between the start of a child and its entry in `running` would leave the child
+    running.
     """
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)

@@ -64,7 +64,8 @@ class Plan:
     jobs: int = 1  # simultaneous trainings or tests
     seeds: list[int] = field(default_factory=lambda: [0])  # each repeats everything
     folds: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Changes to both stages that test other people, such as a fold of the face set; empty for its own split."""
+    """By name, changes to the configuration of both stages that test other people, such as a fold or a half of the face
+    set; empty for its own split."""
     people: Literal["test", "validation"] = "test"  # the latter: last validation figures, without a test
     stage1: Stage = Stage()  # without files, `stage2` or `folds` name an inpainting_checkpoint
     stage2: Stage = Stage()

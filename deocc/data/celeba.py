@@ -31,7 +31,9 @@ _ADVICE: Final = (
 _NAME: Final = "U32"  # names of the set have ten characters
 
 
-class _Rows(NamedTuple):  # content of the lists, sorted by image name
+class _Rows(NamedTuple):
+    """Content of the lists, sorted by image name."""
+
     names: NDArray[np.str_]
     identity: NDArray[np.int64]  # the set's number of each person
     landmarks: NDArray[np.float64]  # (N, 5, 2)

@@ -42,9 +42,10 @@ _GREY: Final = ("1", "L", "LA")
 _CONVERTIBLE: Final = {"RGB": (*_GREY, "P", "PA", "RGB", "RGBA", "RGBX"), "L": _GREY, "CMYK": ("CMYK",)}
 """Modes of images to which a profile of these colours applies."""
 
+_MAX_16_BIT, _MAX_12_BIT = 65535, 4095
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack beyond the size that an entry claims
-_ORIENTATION: Final = 0x0112  # tag number in EXIF 2.32, which lists its values from 1, upright, to 8
-_TRANSPOSITIONS: Final = {
+_ORIENTATION = 0x0112  # tag number in EXIF 2.32, which lists its values from 1, upright, to 8
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -150,8 +151,17 @@ def check_size(size: tuple[int, int]) -> None:
 
 def reason_of(error: Exception) -> str:
     """Return in one line why Pillow could not read a file."""
-    unknown = isinstance(error, UnidentifiedImageError)
-    return f"it is none of {', '.join(FORMATS)}, or damaged" if unknown else describe_error(error)
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}, or damaged"
+    return describe_error(error)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Rotate the image by its EXIF orientation."""
+    # Pillow's `exif_transpose` also rewrites the EXIF data and fails on unusual ones
+    image.load()  # rotates a TIFF already, and removes the orientation from its EXIF data
+    transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
+    return image if transposition is None else image.transpose(transposition)
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
@@ -199,10 +209,7 @@ def pixels_of(image: Image.Image) -> tuple[NDArray[np.uint8], str | None]:
     Raises:
         PixelTypeError: the image holds other numbers than 8 or 16 bits.
     """
-    # Pillow's `exif_transpose` also rewrites the EXIF data and fails on unusual ones
-    image.load()  # rotates a TIFF already, and removes the orientation from its EXIF data
-    transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
-    image = to_srgb(image if transposition is None else image.transpose(transposition))
+    image = to_srgb(upright(image))
     if image.mode == "F":
         raise PixelTypeError("holds floating-point numbers of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -227,10 +234,10 @@ def scale_to_bytes(pixels: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str 
     if pixels.dtype not in (np.dtype(np.uint16), np.dtype(">u2"), np.dtype(np.int32)):
         raise PixelTypeError(f"holds {pixels.dtype} numbers: expected 8 or 16 bits without sign")
     low, high = int(pixels.min()), int(pixels.max())
-    if low < 0 or high > 65535:
+    if low < 0 or high > _MAX_16_BIT:
         raise PixelTypeError(f"holds numbers from {low} to {high}: expected 8 or 16 bits without sign")
-    is_12_bit = 255 < high <= 4095
-    highest = 4095 if is_12_bit else 65535
+    is_12_bit = 255 < high <= _MAX_12_BIT
+    highest = _MAX_12_BIT if is_12_bit else _MAX_16_BIT
     numbers = pixels.astype(np.uint32)  # in place from here on: a photo of 100 million pixels takes 400 MB
     numbers *= 255
     numbers += highest // 2
@@ -259,6 +266,7 @@ class ImageStore:
                     self.inside = folder
 
     def __getstate__(self) -> dict[str, object]:
+        """Return the state without the open zip."""
         return {**self.__dict__, "_opened": None}
 
     def names(self) -> list[str]:

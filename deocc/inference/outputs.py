@@ -70,7 +70,8 @@ def check_writable(folder: Path, option: str) -> None:
 class WriteTimer:
     """Decides when a growing file, which is written as a whole each time, is written again.
 
-    At least `interval` seconds are between two writes; after a slow write 20 times as many as that took.
+    Args:
+        interval: least number of seconds between two writes; after a slow write it is 20 times as long as that took.
     """
 
     def __init__(self, interval: float) -> None:

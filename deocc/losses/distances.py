@@ -68,12 +68,12 @@ class _SquaredDistances(torch.autograd.Function):
             torch.mm(centred[:half], centred.T, out=gram[:half])
             torch.mm(centred[half:], centred[half:].T, out=gram[half:, half:])
         gram[half:, :half] = gram[:half, half:].T
-        largest_norm = gram.diagonal().amax().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        size = gram.trace().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         norms = gram.diagonal()[:, None] + gram.diagonal()
         squared = torch.sub(norms, gram, alpha=2, out=gram)
         rounding = norms.mul_(64 * torch.finfo(gram.dtype).eps)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(centred.to(loss_dtype(embedding)), largest_norm)
+            ctx.save_for_backward(centred.to(loss_dtype(embedding)), size)
             ctx.dtype = embedding.dtype
         return squared.masked_fill_(squared <= rounding, 0)
 

@@ -31,6 +31,8 @@ from deocc.processes import rank_and_world_size
 
 FROM_CHECKPOINT = "from_checkpoint"
 """Given instead of a stage-1 checkpoint if the de-occluder will be restored from a stage-2 checkpoint."""
+SUFFIXES = {"given_mask": "", "predicted_mask": "_predicted_mask"}
+"""Ends of the names of rows and images, by the source of the mask."""
 _CHUNK = 16384  # rows of embeddings read at a time: 32 MiB of 512 numbers each
 
 
@@ -82,10 +84,6 @@ def gather_evidence(bare_evidence: Sequence[Tensor], device: torch.device) -> Te
     """Concatenate the evidence (N,) of all ranks, which may hold different numbers of readable bare faces, or none."""
     evidence = torch.cat([torch.zeros(0, device=device), *bare_evidence])
     return torch.cat(gather_all_tensors(evidence)) if rank_and_world_size()[1] > 1 else evidence
-
-
-SUFFIXES = {"given_mask": "", "predicted_mask": "_predicted_mask"}
-"""Ends of the names of rows and images, by the source of the mask."""
 
 
 class Comparison(nn.Module):

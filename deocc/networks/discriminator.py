@@ -66,7 +66,7 @@ class GlobalLocalDiscriminator(nn.Module):
 
     def forward(self, face: Tensor, mask: Tensor) -> list[Tensor]:
         """Return global and local logits, (B, 1, h, w) each; arguments and errors as for `PatchDiscriminator`."""
-        whole = self.whole(face, mask)
+        whole = self.whole(face, mask)  # first, since it checks the shapes
         crop = crop_to_mask(torch.cat([face, mask.to(face.dtype)], 1), mask, max(MIN_SIDE, min(face.shape[2:]) // 2))
         return [whole, self.local(crop[:, :3], crop[:, 3:])]
 

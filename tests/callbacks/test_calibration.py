@@ -92,6 +92,20 @@ def test_damaged_thresholds_are_refused(checkpoint: Path, content: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_interrupted_write_keeps_thresholds(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_thresholds(checkpoint, small_calibration())
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_thresholds(checkpoint, small_calibration(0.6))
+    assert read_thresholds(checkpoint) == small_calibration()
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["last.ckpt", "last.thresholds.json"]
+
+
 class _Data:
     """A data module whose batches contain their embeddings and predicted masks."""
 

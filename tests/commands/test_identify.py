@@ -222,7 +222,7 @@ def test_identify_keeps_the_table_until_a_result(
 ) -> None:
     """From then on it holds no rows about another gallery."""
     assert run(model) == 0
-    call = Identifier.__call__
+    before, call = Path("identified.csv").read_bytes(), Identifier.__call__
 
     def interrupt(self: Identifier, found: FoundPhoto) -> list[Outcome]:
         if found.name == photo:
@@ -233,6 +233,7 @@ def test_identify_keeps_the_table_until_a_result(
     with pytest.raises(KeyboardInterrupt):
         run(model)
     assert [row["photo"] for row in read_rows()] == kept
+    assert (Path("identified.csv").read_bytes() == before) == (kept == PHOTOS)
 
 
 def test_identify_is_alone_with_its_table(model: Path, searched: list[str]) -> None:

@@ -117,7 +117,7 @@ def test_near_duplicates_bounded_gradient(loss: Loss, gap: float) -> None:
 
 
 @LOSSES
-@pytest.mark.parametrize(("count", "repeats"), [(1, 1), (2, 1), (1, 5)])
+@pytest.mark.parametrize(("count", "repeats"), [(0, 1), (1, 1), (2, 1), (1, 5)])
 def test_degenerate_batch_gives_zero(loss: Loss, count: int, repeats: int) -> None:
     student, teacher = (embeddings(count, 4, seed).repeat(repeats, 1) for seed in (14, 15))
     assert float(loss(student, teacher)) == pytest.approx(0, abs=1e-12)  # of two images every relative distance is 1

@@ -13,7 +13,7 @@ from deocc import losses
 from deocc.inference.model_folder import PRETRAINED
 from deocc.modules import DistillationModule
 from deocc.modules.distillation import StudentAverage
-from deocc.networks import create_embedder
+from deocc.networks import Student, create_embedder
 from deocc.networks.embedders.embedder import centred, unit_embedding
 from deocc.networks.weights import read_model_folder, sub_state
 from tests.modules.training import OrlSubset, faces, fit_orl, moved, snapshot, stage1_checkpoint, trainer_for
@@ -134,6 +134,19 @@ def test_average_interpolates_running_statistics(interpolation: float) -> None:
 def test_average_refuses_bad_decay(decay: float, interpolation: float) -> None:
     with pytest.raises(ValueError, match="expected decay in"):
         StudentAverage(nn.Linear(2, 2), decay, interpolation)
+
+
+@pytest.mark.parametrize(
+    ("student_input", "mask_channel", "channels"), [("completed", False, 3), ("completed", True, 4), ("both", True, 7)]
+)
+def test_widened_student_starts_as_embedder(student_input: Any, mask_channel: bool, channels: int) -> None:
+    batch = faces()
+    completed = torch.flip(batch["face"], (-1,))
+    student = Student(create_embedder("dlib_resnet"), 128, student_input, mask_channel)
+    network: Any = student.embedder.network
+    assert network.stem[0].in_channels == channels
+    embedding = student(batch["masked_face"], completed, batch["mask"])
+    assert torch.allclose(embedding, create_embedder("dlib_resnet")(completed), atol=1e-6)
 
 
 def test_projected_student(tmp_path: Path) -> None:

