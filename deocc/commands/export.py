@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if to == "onnx":
         require_onnx()
     if out.suffix != SUFFIXES[to]:
-        raise ValueError(f"--out {out}: the name of a {to} file ends with {SUFFIXES[to]}")
+        raise ValueError(f"--out {out}: with --to {to}, give a name that ends with {SUFFIXES[to]}")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: give the name of a file")
     if out.exists() and not chosen.force:

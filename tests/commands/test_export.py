@@ -134,7 +134,7 @@ def test_export_writes_nothing_without_parity(
         ("--to torchscript --int8 --out a.pt", "--int8 is for --to onnx alone, files of torchscript are float32"),
         ("--to torch-export --fp16 --out a.pt2", "--fp16 is for --to onnx alone"),
         ("--to onnx --int8 --photos a.jpg --out a.onnx", "leave --photos out"),
-        ("--to torch-export --out a.pt", "the name of a torch-export file ends with .pt2"),
+        ("--to torch-export --out a.pt", "with --to torch-export, give a name that ends with .pt2"),
         ("--to onnx --out folder.onnx", "is a folder"),
         ("--to onnx --out there.onnx", "exists: give --force"),
         ("--to onnx --out file/a.onnx", "nothing can be written into .*file: choose another folder"),
